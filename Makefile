@@ -1,0 +1,69 @@
+# Each target sets up what it needs in .venv; a second call re-installs nothing.
+#
+#   make demo       the bundled digits study, in process: influences on disk and a look at them
+#   make ui         Dagster UI on http://127.0.0.1:$(PORT), history kept in .dagster
+#   make test       all tests
+#   make check      lint, format, types, tests, doctests, the README's example
+#   make bench      speed, as ratios within one run
+#   make campaign   the long numerical validation
+#   make clean      remove results, history, caches and .venv
+#
+# PYTHON=…       the interpreter to build .venv with (3.11 or newer)
+# PIP_OPTIONS=…  passed to pip install, for example an index with CPU builds of torch
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PORT ?= 3000
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
+
+export DAGSTER_HOME := $(CURDIR)/.dagster
+export DAGSTER_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo ui test check bench campaign clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+# torch first: its version decides the size of the download, and it brings setuptools, with
+# which the project then builds without a second, isolated environment.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); try make PYTHON=…" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), once, with the versions of constraints.txt …"
+	@$(PIP) --constraint constraints.txt torch setuptools
+	@$(PIP) --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+	@mkdir -p $(@D) && cp $< $@
+
+demo: $(READY) $(DAGSTER_HOME)/dagster.yaml
+	$(BIN)/influence-dag materialize assets/digits --show
+
+ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
+	$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --doctest-modules influence_dag
+
+bench: $(READY)
+	$(BIN)/python -m pytest benchmarks
+
+campaign: $(READY)
+	$(BIN)/python -m pytest -m campaign
+
+clean:
+	rm -rf $(VENV) .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
