@@ -1,0 +1,4 @@
+from influence_dag.curvature.hessian import Hessian
+from influence_dag.curvature.operators import Curvature, DenseCurvature
+
+__all__ = ["Curvature", "DenseCurvature", "Hessian"]

@@ -1,0 +1,305 @@
+"""Per-sample gradients by one batched backward pass that captures each layer's pair."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import grad, vmap
+
+from influence_dag.gradient_blocks import (
+    DenseGradients,
+    DenseLayout,
+    GradientLayout,
+    Gradients,
+    LinearGradients,
+    LinearLayout,
+)
+from influence_dag.objective import Objective, Rows, without_denormals
+from influence_dag.rows import map_inputs
+
+__all__ = [
+    "DenseGradients",
+    "GradientLayout",
+    "Gradients",
+    "LinearGradients",
+    "gradient_layout",
+    "per_sample_gradients",
+]
+
+_SAMPLE = 3  # rows on which captured gradients are compared with autograd's
+_DENSE_NUMBERS = 2**25  # dense gradients differentiated at once
+
+Of = Literal["loss", "measurement"]
+
+
+@without_denormals
+def per_sample_gradients(
+    objective: Objective,
+    rows: Rows,
+    *,
+    layout: GradientLayout | None = None,
+    of: Of = "loss",
+    batch_size: int = 512,
+) -> Gradients:
+    r"""$\nabla_\theta L(z_i)$ of every row at `objective.params`, or of the measurement.
+
+    Costs about one batched gradient: the backward pass stops at each layer's output, the weight
+    products are never formed. Parameters that cannot be captured (embeddings, norms, recurrent
+    and tied weights) go through `vmap(grad)`.
+    """
+    layout = layout or gradient_layout(objective, rows)
+    parts = [_batch(objective, batch, layout, of) for batch in rows.batches(batch_size)]
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return layout.assemble(tensors)
+
+
+def _batch(objective: Objective, rows: Rows, layout: GradientLayout, of: Of) -> dict[str, Tensor]:
+    layers = [b.name if isinstance(b, LinearLayout) else b.layer for b in layout.blocks]
+    pairs = _capture(objective, rows, {name for name in layers if name is not None}, of)
+    dense = [b for b in layout.blocks if isinstance(b, DenseLayout) and b.layer is None]
+    values = _dense_gradients(objective, rows, dense, of) if dense else {}
+    tensors: dict[str, Tensor] = {}
+    for block in layout.blocks:
+        (first, *_) = names = list(block.row_shapes)
+        if isinstance(block, LinearLayout):
+            tensors |= dict(zip(names, pairs[block.name][0], strict=True))
+        elif block.layer is None:
+            tensors[first] = values[block.name]
+        else:
+            tensors[first] = _formed(objective, block, *pairs[block.layer][0])
+    return tensors
+
+
+def _formed(objective: Objective, block: DenseLayout, a: Tensor, g: Tensor) -> Tensor:
+    pair = LinearGradients("", a, g, None, None)
+    is_bias = len(objective.parameter_shapes[objective.parameter_names.index(block.name)]) == 1
+    return pair.bias_gradients() if is_bias else pair.weight_gradients()
+
+
+# Capturing ------------------------------------------------------------------------------------
+
+_Pair = tuple[Tensor, Tensor]
+
+
+def _capture(objective: Objective, rows: Rows, names: set[str], of: Of) -> dict[str, list[_Pair]]:
+    """For each call of each named layer, its inputs and its output's gradients, one a row."""
+    calls: list[tuple[str, Tensor, Tensor]] = []
+    theta = objective.params.clone().requires_grad_()
+    with torch.enable_grad(), _recording(objective.module, names, calls):
+        total = _values(objective, of)(theta, rows).sum()
+    pairs: dict[str, list[_Pair]] = {name: [] for name in names}
+    if not calls:
+        return pairs
+    outputs = [output for _, _, output in calls]
+    gradients = torch.autograd.grad(total, outputs, materialize_grads=True)
+    for (name, x, _), g in zip(calls, gradients, strict=True):
+        pairs[name].append(_pair(objective.module.get_submodule(name), x.detach(), g))
+    return pairs
+
+
+def _values(objective: Objective, of: Of) -> Callable[[Tensor, Rows], Tensor]:
+    return objective.losses if of == "loss" else objective.measurements
+
+
+@contextmanager
+def _recording(
+    module: nn.Module, names: set[str], calls: list[tuple[str, Tensor, Tensor]]
+) -> Iterator[None]:
+    def record(name: str) -> Callable[..., Tensor]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            calls.append((name, inputs[0], output))
+            return output.clone()  # an in-place activation may follow
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in names:
+            handle = module.get_submodule(name).register_forward_hook(record(name))
+            hooks.callback(handle.remove)
+        yield
+
+
+def _pair(layer: nn.Module, x: Tensor, g: Tensor) -> _Pair:
+    """Input and output gradient of a layer as `(n, [positions,] width)`."""
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        return _patches(layer, x), g.flatten(2).transpose(1, 2)
+    if x.ndim > 3:
+        return x.flatten(1, -2), g.flatten(1, -2)
+    return x, g
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, "n t d_in"]:
+    """What the kernel sees at each output position, in the order of its weights."""
+    sizes = zip(layer.kernel_size, layer.dilation, strict=True)
+    if layer.padding == "same":
+        total = [dilation * (size - 1) for size, dilation in sizes]
+        sides = [(n // 2, n - n // 2) for n in total]
+    else:
+        padding = (0,) * len(layer.kernel_size) if layer.padding == "valid" else layer.padding
+        sides = [(int(n), int(n)) for n in padding]
+    x = nn.functional.pad(x, [n for side in reversed(sides) for n in side])
+    if isinstance(layer, nn.Conv2d):
+        return nn.functional.unfold(
+            x, layer.kernel_size, layer.dilation, 0, layer.stride
+        ).transpose(1, 2)
+    wide = nn.functional.unfold(
+        x.unsqueeze(2), (1, *layer.kernel_size), (1, *layer.dilation), 0, (1, *layer.stride)
+    )
+    return wide.transpose(1, 2)
+
+
+# The general way ------------------------------------------------------------------------------
+
+
+def _dense_gradients(
+    objective: Objective, rows: Rows, blocks: list[DenseLayout], of: Of
+) -> dict[str, Tensor]:
+    """Gradients of some parameters, one row at a time under vmap."""
+    constant = objective.params
+    cuts = [(block.start, block.stop) for block in blocks]
+
+    def value(subset: tuple[Tensor, ...], x: Any, y: Any) -> Tensor:
+        row = Rows(map_inputs(_unsqueeze, x), map_inputs(_unsqueeze, y))
+        return _values(objective, of)(_with(constant, cuts, subset), row).reshape(())
+
+    subset = tuple(constant[start:stop] for start, stop in cuts)
+    size = max(1, _DENSE_NUMBERS // sum(stop - start for start, stop in cuts))
+    parts = [_each_row(grad(value), subset, batch) for batch in rows.batches(size)]
+    return {
+        block.name: torch.cat(values)
+        for block, values in zip(blocks, zip(*parts, strict=True), strict=True)
+    }
+
+
+def _each_row(
+    gradient: Callable[..., tuple[Tensor, ...]], subset: tuple[Tensor, ...], rows: Rows
+) -> tuple[Tensor, ...]:
+    try:
+        return vmap(gradient, in_dims=(None, 0, 0))(subset, rows.x, rows.y)
+    except RuntimeError:
+        # Operators without a batching rule (some recurrent kernels, in-place code): slow but
+        # right. An error that has another cause comes again from here.
+        each = [
+            gradient(subset, map_inputs(_squeeze, row.x), map_inputs(_squeeze, row.y))
+            for row in rows.batches(1)
+        ]
+        return tuple(torch.stack(values) for values in zip(*each, strict=True))
+
+
+def _unsqueeze(leaf: Tensor) -> Tensor:
+    return leaf.unsqueeze(0)
+
+
+def _squeeze(leaf: Tensor) -> Tensor:
+    return leaf.squeeze(0)
+
+
+def _with(theta: Tensor, cuts: list[tuple[int, int]], subset: tuple[Tensor, ...]) -> Tensor:
+    pieces, position = [], 0
+    for (start, stop), values in zip(cuts, subset, strict=True):
+        pieces += [theta[position:start], values]
+        position = stop
+    return torch.cat([*pieces, theta[position:]])
+
+
+# Layout ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A layer that may be captured, with the trainable parameters it would account for."""
+
+    name: str
+    weight: tuple[int, int] | None
+    bias: tuple[int, int] | None
+
+
+@without_denormals
+def gradient_layout(objective: Objective, sample: Rows) -> GradientLayout:
+    """Which layers are captured as pairs and which parameters are kept dense.
+
+    A layer is captured if it is a Linear or ungrouped Conv, called once, its weights used nowhere
+    else, and if the captured gradients of a few rows are autograd's; it is kept as a pair
+    where that is smaller than its dense gradient.
+    """
+    few = sample[:_SAMPLE]
+    candidates = _candidates(objective)
+    pairs = _capture(objective, few, {candidate.name for candidate in candidates}, "loss")
+    truth = _truth(objective, few)
+    blocks: list[LinearLayout | DenseLayout] = []
+    for candidate in candidates:
+        if _agrees(candidate, pairs[candidate.name], truth):
+            blocks += _kept(objective, candidate, *pairs[candidate.name][0])
+    covered = {place[0] for block in blocks for place in _places(block)}
+    blocks += [
+        DenseLayout(name, place.start, place.stop)
+        for name, place in objective.slices.items()
+        if place.start not in covered
+    ]
+    return GradientLayout(tuple(sorted(blocks, key=lambda b: _places(b)[0])), objective.size)
+
+
+def _truth(objective: Objective, rows: Rows) -> Float[Tensor, "n p"]:
+    whole = DenseLayout("theta", 0, objective.size)
+    return _dense_gradients(objective, rows, [whole], "loss")["theta"]
+
+
+def _candidates(objective: Objective) -> list[_Candidate]:
+    every = objective.module.named_parameters(remove_duplicate=False)
+    uses = [id(parameter) for _, parameter in every]
+    found = []
+    for name, layer in objective.module.named_modules():
+        if not _is_capturable(layer) or any(uses.count(id(p)) > 1 for p in layer.parameters()):
+            continue
+        weight, bias = (_place(objective, name, role) for role in ("weight", "bias"))
+        if weight or bias:
+            found.append(_Candidate(name, weight, bias))
+    return found
+
+
+def _is_capturable(layer: nn.Module) -> bool:
+    if type(layer).forward is nn.Linear.forward:
+        return True
+    if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        return False
+    return layer.groups == 1 and layer.padding_mode == "zeros"
+
+
+def _place(objective: Objective, layer: str, role: str) -> tuple[int, int] | None:
+    place = objective.slices.get(f"{layer}.{role}" if layer else role)
+    return (place.start, place.stop) if place else None
+
+
+def _agrees(candidate: _Candidate, pairs: list[_Pair], truth: Float[Tensor, "n p"]) -> bool:
+    if len(pairs) != 1 or pairs[0][0].ndim == 1 or len(pairs[0][0]) != len(truth):
+        return False
+    weight, bias = (slice(*cut) if cut else None for cut in (candidate.weight, candidate.bias))
+    layer = LinearGradients(candidate.name, *pairs[0], weight, bias)
+    tolerance = 1e-4 * float(truth.abs().max())
+    return all(
+        torch.allclose(values, truth[:, place], rtol=1e-3, atol=tolerance)
+        for place, values in layer.parts()
+    )
+
+
+def _kept(
+    objective: Objective, candidate: _Candidate, a: Tensor, g: Tensor
+) -> list[LinearLayout | DenseLayout]:
+    positions = a.shape[1] if a.ndim == 3 else 0
+    places = [place for place in (candidate.weight, candidate.bias) if place]
+    pair, dense = a[0].numel() + g[0].numel(), sum(stop - start for start, stop in places)
+    if pair < dense:
+        widths = a.shape[-1], g.shape[-1]
+        return [LinearLayout(candidate.name, candidate.weight, candidate.bias, *widths, positions)]
+    names = {place.start: name for name, place in objective.slices.items()}
+    return [DenseLayout(names[start], start, stop, candidate.name) for start, stop in places]
+
+
+def _places(block: LinearLayout | DenseLayout) -> list[tuple[int, int]]:
+    if isinstance(block, DenseLayout):
+        return [(block.start, block.stop)]
+    return [place for place in (block.weight, block.bias) if place]

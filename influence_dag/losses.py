@@ -1,0 +1,82 @@
+"""Losses of one value per sample, `(output, target) → (batch,)`."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor, nn
+from torch.func import vmap
+
+from influence_dag.errors import ModelError
+
+LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each sample; further output positions `(batch, classes, …)` are averaged."""
+    values = nn.functional.cross_entropy(output, target, reduction="none")
+    return values if values.ndim == 1 else values.flatten(1).mean(1)
+
+
+def mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over the outputs of the squared error of each sample (torch's convention)."""
+    _same_size("mse", output, target)
+    return (output - target.reshape(output.shape)).square().flatten(1).mean(1)
+
+
+def bce_with_logits(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over the outputs of the binary cross-entropy of each sample, from logits."""
+    _same_size("bce_with_logits", output, target)
+    target = target.reshape(output.shape).to(output.dtype)
+    values = nn.functional.binary_cross_entropy_with_logits(output, target, reduction="none")
+    return values.flatten(1).mean(1)
+
+
+def _same_size(name: str, output: Tensor, target: Tensor) -> None:
+    # (batch, 1) against (batch,) is what a regression usually has: torch would broadcast it to
+    # (batch, batch) and go on.
+    if output[0].numel() != target[0].numel():
+        raise ModelError(
+            f"{name}: the model returns {output[0].numel()} numbers a sample "
+            f"{tuple(output.shape)}, the target has {target[0].numel()} {tuple(target.shape)}"
+        )
+
+
+LOSSES: dict[str, LossFunction] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse,
+    "bce_with_logits": bce_with_logits,
+}
+
+
+def per_sample_loss(loss: str | LossFunction) -> LossFunction:
+    """The loss of that name, or the callable itself: `(output, target) → (batch,)`."""
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ModelError(
+            f"unknown loss {loss!r}; known are {', '.join(LOSSES)}, or pass a callable "
+            "(output, target) -> one value per sample"
+        )
+    return LOSSES[loss]
+
+
+def reduced_loss(loss: LossFunction) -> LossFunction:
+    """A torch-style loss that returns one number for a batch, made one value per sample.
+
+    Each sample is a batch of one, so `mean` and `sum` reductions agree. A loss that already
+    returns one value per sample comes out unchanged.
+
+    >>> reduced_loss(nn.functional.mse_loss)(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
+    tensor([1., 9.])
+    """
+
+    def of_one(output: Tensor, target: Tensor) -> Tensor:
+        value = loss(output.unsqueeze(0), target.unsqueeze(0))
+        if value.numel() != 1:
+            raise ModelError(
+                f"the loss returns {tuple(value.shape)} for a batch of one; "
+                "it has to reduce each sample to one number"
+            )
+        return value.reshape(())
+
+    return vmap(of_one)

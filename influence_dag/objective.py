@@ -1,0 +1,166 @@
+"""The loss of one sample and of the mean over samples, as pure functions of the parameters θ."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from influence_dag.errors import ModelError
+from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
+from influence_dag.objective_checks import check_objective
+from influence_dag.rows import Inputs, Rows
+
+__all__ = [
+    "Inputs",
+    "LossFunction",
+    "Objective",
+    "Rows",
+    "flushed_denormals",
+    "per_sample_loss",
+    "reduced_loss",
+]
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Treat numbers below the smallest normal one as zero in this thread, then as before.
+
+    Weights that L2 decay drives towards zero become denormal, on which x86 products take a
+    hundred times as long; what is lost is below 1e-38. Set around a computation rather than
+    at import: it is a processor flag that the whole process would feel.
+    """
+    smallest = torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64)
+    before = bool(smallest / 2 == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def without_denormals(
+    function: Callable[_Arguments, _Result],
+) -> Callable[_Arguments, _Result]:
+    """The function, run under `flushed_denormals`."""
+
+    @wraps(function)
+    def flushed(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with flushed_denormals():
+            return function(*args, **kwargs)
+
+    return flushed
+
+
+class Objective:
+    r"""A module with a loss, as functions of a flat parameter vector $\theta$.
+
+    $\theta$ (`params`, shape `(p,)`) holds the parameters with `requires_grad`, each row-major,
+    in the order of `module.named_parameters()`; a tied weight is one entry. Frozen parameters
+    and buffers are constants. `params` is a copy taken here: later training does not move it.
+
+    Functions swap parameters inside the module while they run: one thread per module.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: str | LossFunction,
+        *,
+        measurement: LossFunction | None = None,
+    ):
+        self.module = module
+        self.loss = per_sample_loss(loss)
+        self.measurement = measurement
+        trainable = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        if not trainable:
+            raise ModelError(
+                f"{type(module).__name__} has no trainable parameter (requires_grad=True); "
+                "influence functions need at least one"
+            )
+        self.parameter_names: tuple[str, ...] = tuple(trainable)
+        self.parameter_shapes = tuple(parameter.shape for parameter in trainable.values())
+        self.params: Float[Tensor, " p"] = torch.cat(
+            [parameter.detach().reshape(-1) for parameter in trainable.values()]
+        ).clone()
+        self.slices = _slices(self.parameter_names, self.parameter_shapes)
+        self._recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+
+    @property
+    def size(self) -> int:
+        """The number p of trainable parameters."""
+        return len(self.params)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.params.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.params.device
+
+    def unflatten(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
+        """θ as named tensors, views of it."""
+        return {
+            name: theta[self.slices[name]].view(shape)
+            for name, shape in zip(self.parameter_names, self.parameter_shapes, strict=True)
+        }
+
+    def outputs(self, theta: Float[Tensor, " p"], x: Any) -> Tensor:
+        """The module's outputs for a batch of inputs, leading axis = sample."""
+        args = () if isinstance(x, dict) else x if isinstance(x, tuple) else (x,)
+        kwargs = x if isinstance(x, dict) else {}
+        with self._twice_differentiable():
+            return functional_call(self.module, self.unflatten(theta), args, kwargs)
+
+    def losses(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, " b"]:
+        """The loss of each row."""
+        return self.loss(self.outputs(theta, rows.x), rows.y)
+
+    def mean_loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, ""]:
+        r"""$(1/n) \sum_i L(z_i, \theta)$ over the rows."""
+        return self.losses(theta, rows).mean()
+
+    def measurements(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, " b"]:
+        """What influences are on, for each row: the measurement, or the loss without one."""
+        measure = self.measurement or self.loss
+        return measure(self.outputs(theta, rows.x), rows.y)
+
+    def check(self, rows: Rows) -> None:
+        """Raise `ModelError` naming the cause if influence functions cannot use this model.
+
+        Looks for active dropout and batch statistics, a loss of the wrong shape, labels out of
+        the outputs' range, values that do not repeat or depend on the batch, and non-finite
+        losses. One forward pass over all rows, two backward passes over a few.
+        """
+        check_objective(self, rows)
+
+    @contextmanager
+    def _twice_differentiable(self) -> Iterator[None]:
+        # Fused attention and cuDNN's and oneDNN's recurrent kernels have no second derivative.
+        with ExitStack() as kernels:
+            kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self._recurrent:
+                kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
+                kernels.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            yield
+
+
+def _slices(names: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> dict[str, slice]:
+    slices, start = {}, 0
+    for name, shape in zip(names, shapes, strict=True):
+        slices[name] = slice(start, start + shape.numel())
+        start += shape.numel()
+    return slices

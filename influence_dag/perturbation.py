@@ -1,0 +1,139 @@
+"""Perturbation influences: derivatives of up-weighting influences in the training inputs."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, jacfwd, vjp, vmap
+
+from influence_dag.errors import ModelError
+from influence_dag.objective import Objective, Rows, without_denormals
+from influence_dag.rows import input_leaves, map_inputs
+
+Route = Literal["auto", "layered", "autograd", "jacobian"]
+
+_NUMBERS = 2**24  # held at once by one differentiation
+_FEW_FEATURES = 4
+
+
+@without_denormals
+def perturbation_influences(
+    objective: Objective,
+    factors: Float[Tensor, "k p"],
+    rows: Rows,
+    *,
+    route: Route = "auto",
+    chunk: int = 32,
+) -> Any:
+    r"""Influence of each feature of each training row on each test loss, `(k, n, *features)`.
+
+    $$ P_{jif} = \frac{\partial}{\partial x_{if}} \, s_j^\top \nabla_\theta L((x_i, y_i), \theta) $$
+
+    Moving $x_i$ by $\varepsilon$ along feature f and fitting again changes test loss j by about
+    $-\varepsilon P / n$: a positive entry means that more of the feature lowers the test loss.
+    Per unit of the model's input; not divided by n. (Koh & Liang 2017, eq. 5.)
+
+    A tuple or dict of inputs gives a tuple or dict of results; integer inputs (tokens) have no
+    derivative and are left out of a dict, None in a tuple. `chunk` factors are differentiated
+    at a time: it bounds memory and changes no answer.
+    """
+    leaves = input_leaves(rows.x)
+    if not any(leaf.is_floating_point() for leaf in leaves):
+        raise ModelError(
+            f"inputs of dtype {', '.join(str(leaf.dtype) for leaf in leaves)} have no derivative; "
+            "perturbation influences need a floating-point input"
+        )
+    if route == "jacobian" or (route == "auto" and _has_few_features(rows)):
+        results = [_by_jacobian(objective, factors, rows)]
+    else:
+        results = _by_autograd(objective, factors, rows, chunk)
+    return _like_inputs(rows.x, results)
+
+
+def _has_few_features(rows: Rows) -> bool:
+    return isinstance(rows.x, Tensor) and rows.x[0].numel() <= _FEW_FEATURES
+
+
+def _like_inputs(x: Any, results: list[Tensor]) -> Any:
+    """Results, one a floating leaf, in the structure of the inputs."""
+    remaining = iter(results)
+    filled = map_inputs(lambda leaf: next(remaining) if leaf.is_floating_point() else None, x)
+    if isinstance(filled, dict):
+        return {name: value for name, value in filled.items() if value is not None}
+    return filled
+
+
+# Any model: reverse over reverse --------------------------------------------------------------
+
+
+def _by_autograd(
+    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, chunk: int
+) -> list[Tensor]:
+    """One backward pass through the batch's gradient for each factor, `chunk` at a time."""
+    leaves = [leaf for leaf in input_leaves(rows.x) if leaf.is_floating_point()]
+    results = [factors.new_empty(len(factors), *leaf.shape) for leaf in leaves]
+    size = max(1, _NUMBERS // (chunk * _saved_numbers(objective, rows)))
+    for start in range(0, len(rows), size):
+        block = slice(start, start + size)
+        pull_back = _mixed_products(objective, rows[block])
+        for first in range(0, len(factors), chunk):
+            some = slice(first, first + chunk)
+            for result, values in zip(results, pull_back(factors[some]), strict=True):
+                result[some, block] = values
+    return results
+
+
+def _mixed_products(
+    objective: Objective, rows: Rows
+) -> Callable[[Float[Tensor, "k p"]], tuple[Tensor, ...]]:
+    """The function s ↦ ∂/∂x (s · ∇θ Σ L) for the floating inputs, recorded once."""
+
+    def gradient(*leaves: Tensor) -> Tensor:
+        remaining = iter(leaves)
+        x = map_inputs(lambda leaf: next(remaining) if leaf.is_floating_point() else leaf, rows.x)
+        batch = Rows(x, rows.y)
+        return grad(lambda theta: objective.losses(theta, batch).sum())(objective.params)
+
+    leaves = [leaf for leaf in input_leaves(rows.x) if leaf.is_floating_point()]
+    _, pull_back, *_ = vjp(gradient, *leaves)
+    return vmap(pull_back)
+
+
+def _saved_numbers(objective: Objective, rows: Rows) -> int:
+    """About how many numbers one more row adds to what two passes keep of the model."""
+
+    def saved(few: Rows) -> int:
+        sizes: list[int] = []
+        theta = objective.params.clone().requires_grad_()
+        pack = lambda tensor: sizes.append(tensor.numel()) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            objective.losses(theta, few)
+        return sum(sizes)
+
+    features = sum(leaf[0].numel() for leaf in input_leaves(rows.x))
+    return max(features, 3 * (saved(rows[:2]) - saved(rows[:1])), 1)
+
+
+# Few features: the mixed Jacobian -------------------------------------------------------------
+
+
+def _by_jacobian(objective: Objective, factors: Float[Tensor, "k p"], rows: Rows) -> Tensor:
+    """∂/∂x ∇θ L of each row, (p, features), then a product with the factors."""
+
+    def gradient(x: Tensor, y: Any) -> Tensor:
+        row = Rows(x.unsqueeze(0), map_inputs(lambda leaf: leaf.unsqueeze(0), y))
+        return grad(lambda theta: objective.losses(theta, row).sum())(objective.params)
+
+    if not isinstance(rows.x, Tensor):
+        raise ModelError("route='jacobian' is for a single input tensor; use route='autograd'")
+    result = factors.new_empty(len(factors), *rows.x.shape)
+    mixed = vmap(jacfwd(gradient))
+    size = max(1, _NUMBERS // (objective.size * max(1, rows.x[0].numel())))
+    for start in range(0, len(rows), size):
+        block = slice(start, start + size)
+        jacobian = mixed(rows.x[block], rows[block].y).flatten(2)
+        products = torch.einsum("kp,npf->knf", factors, jacobian)
+        result[:, block] = products.reshape(len(factors), *rows.x[block].shape)
+    return result
