@@ -1,0 +1,134 @@
+"""A solver: settings, then a factorisation that is plain tensors, then many cheap solves."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.curvature.operators import Curvature
+from influence_dag.errors import IndefiniteError
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    r"""Rows `x` with $(H + \lambda I)\, x = b$, and what is known about them.
+
+    Entries of `info` that belong to single rows are tensors with leading axis `k`.
+    """
+
+    x: Float[Tensor, "k p"]
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Factorization(Protocol):
+    """The expensive part of a solve; the damping arrives afterwards."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named plain tensors: all that has to be stored."""
+        ...
+
+    def solve(
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+    ) -> Solution:
+        r"""Rows $(H + \lambda I)^{-1} b$ in the dtype of `rhs`; iterative methods start at `x0`."""
+        ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A frozen dataclass of settings that knows how to factorise a curvature."""
+
+    def factorize(self, curvature: Curvature) -> Factorization: ...
+
+    def restore(self, tensors: Mapping[str, Tensor], curvature: Curvature | None) -> Factorization:
+        """The inverse of `Factorization.tensors`; iterative methods need the curvature again."""
+        ...
+
+
+METHODS: dict[str, type[Any]] = {}
+_Class = TypeVar("_Class", bound=type)
+
+
+def register(name: str) -> Callable[[_Class], _Class]:
+    """Class decorator: makes a method available under its name in studies and in the façade."""
+
+    def add(method: _Class) -> _Class:
+        METHODS[name] = method
+        return method
+
+    return add
+
+
+def build(name: str, settings: Mapping[str, Any] | None = None) -> Method:
+    """The method called `name` with these settings.
+
+    Raises `ValueError` for a name that is not in `METHODS`, `TypeError` for an unknown setting;
+    both say what is accepted.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; the methods are {', '.join(sorted(METHODS))}")
+    accepted = [setting.name for setting in fields(METHODS[name])]
+    unknown = sorted(set(settings or {}) - set(accepted))
+    if unknown:
+        raise TypeError(
+            f"method {name!r} has no setting {', '.join(map(repr, unknown))}; "
+            f"it accepts {', '.join(accepted) or 'none'}"
+        )
+    return METHODS[name](**(settings or {}))
+
+
+def needed(curvature: Curvature | None, method: str) -> Curvature:
+    """The curvature, or `ValueError` when an iterative method is restored without one."""
+    if curvature is None:
+        raise ValueError(
+            f"{method} multiplies with the curvature at every step: give it to restore()"
+        )
+    return curvature
+
+
+def residuals(
+    curvature: Curvature,
+    x: Float[Tensor, "k p"],
+    rhs: Float[Tensor, "k p"],
+    *,
+    damping: float,
+) -> Float[Tensor, " k"]:
+    r"""$\lVert (H + \lambda I) x - b \rVert / \lVert b \rVert$ of each row (0 where $b = 0$)."""
+    defect = curvature.apply(x).add_(x, alpha=damping).sub_(rhs).norm(dim=1)
+    return torch.where(defect == 0, defect, defect / rhs.norm(dim=1))
+
+
+def random_rows(
+    rows: int, size: int, *, seed: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "rows size"]:
+    """Orthonormal rows, uniformly distributed; the same for a seed on every device and dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(size, rows, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q.T.to(device, dtype).contiguous()
+
+
+def indefinite_error(
+    smallest: float, largest: float, *, damping: float, dtype: torch.dtype
+) -> IndefiniteError:
+    """The error for `H + λI` that is not positive definite, with a damping that would do."""
+    suggestion = round_up(max(-1.1 * smallest, 0.0) + 100 * torch.finfo(dtype).eps * abs(largest))
+    return IndefiniteError(
+        f"H + λI is not positive definite at damping={damping:g}: the smallest eigenvalue of H is "
+        f"{smallest:.3g} (the largest {largest:.3g}); use damping >= {suggestion:g}, train closer "
+        "to a minimum, or take the Gauss-Newton curvature",
+        smallest_eigenvalue=smallest,
+        suggested_damping=suggestion,
+    )
+
+
+def round_up(value: float) -> float:
+    """The next number with two significant digits: 0.001434 → 0.0015."""
+    if value <= 0:
+        return torch.finfo(torch.float64).tiny
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit) * unit

@@ -1,0 +1,80 @@
+"""Randomised Nyström approximation: a rank-r curvature from r products."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.curvature.operators import Curvature
+from influence_dag.solvers.base import random_rows, register
+from influence_dag.solvers.eigenbasis import Eigenbasis
+
+
+@register("nystroem")
+@dataclass(frozen=True, kw_only=True)
+class Nystroem:
+    r"""$\hat H = (H \Omega)\,(\Omega^\top H \Omega)^{-1} (H \Omega)^\top$ as eigenpairs.
+
+    Frangella, Tropp & Udell (2021), algorithm 2.1: Ω orthonormal and random (`seed`), a shift of
+    the size of rounding against cancellation, the small problems in float64. What the pairs leave
+    out is solved with the damping alone. Each of the `power_iterations` costs `rank` more products
+    and multiplies Ω by H first; on a spectrum that decays slowly one of them is worth it (digits
+    MLP, rank 100, λ = 0.01: Spearman 0.84 per test row instead of 0.75).
+
+    For a positive semi-definite H, $\hat H \preceq H$. An indefinite H has no such approximation:
+    directions of the core in which it is not positive are discarded, counted in `discarded` and
+    warned about; the Gauss-Newton curvature has none.
+    """
+
+    rank: int = 100
+    seed: int = 0
+    power_iterations: int = 1
+
+    def factorize(self, curvature: Curvature) -> Eigenbasis:
+        omega = self._test_matrix(curvature)
+        sketch = curvature.apply(omega).double()
+        pairs, discarded = _eigenpairs(omega.double(), sketch, torch.finfo(curvature.dtype).eps)
+        if discarded:
+            warnings.warn(
+                f"the curvature is not positive along {discarded} of {len(omega)} sketched "
+                "directions, which are left out; prefer the Gauss-Newton curvature",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        vectors, values = (pair.to(curvature.dtype) for pair in pairs)
+        return Eigenbasis(vectors, values, diagnostics={"discarded": torch.tensor(discarded)})
+
+    def restore(self, tensors: Mapping[str, Tensor], curvature: Curvature | None) -> Eigenbasis:
+        diagnostics = {"discarded": tensors["discarded"]}
+        return Eigenbasis(tensors["eigenvectors"], tensors["eigenvalues"], diagnostics=diagnostics)
+
+    def _test_matrix(self, curvature: Curvature) -> Float[Tensor, "rank p"]:
+        rank = min(self.rank, curvature.size)
+        omega = random_rows(
+            rank, curvature.size, seed=self.seed, dtype=curvature.dtype, device=curvature.device
+        )
+        for _ in range(self.power_iterations):
+            omega = torch.linalg.qr(curvature.apply(omega).double().T).Q.T
+            omega = omega.to(curvature.dtype).contiguous()
+        return omega
+
+
+def _eigenpairs(
+    omega: Float[Tensor, "r p"], sketch: Float[Tensor, "r p"], eps: float
+) -> tuple[tuple[Tensor, Tensor], int]:
+    """Eigenvectors (p × rank), eigenvalues in descending order; discarded directions."""
+    shift = sketch.shape[1] ** 0.5 * eps * torch.linalg.norm(sketch)
+    shifted = sketch + shift * omega
+    core = omega @ shifted.T
+    # eigh where the paper has Cholesky: it shows which directions are not positive.
+    values, rotation = torch.linalg.eigh((core + core.T) / 2)
+    positive = values > eps * values.abs().max()
+    factor = (rotation.T @ shifted)[positive] / values[positive].sqrt()[:, None]
+    _, singular, vectors = torch.linalg.svd(factor, full_matrices=False)
+    eigenvalues = singular.square() - shift
+    held = eigenvalues > 0
+    discarded = int((values < -2 * shift).sum())
+    return (vectors[held].T, eigenvalues[held]), discarded

@@ -1,0 +1,146 @@
+import warnings
+
+import pytest
+import reference
+import torch
+from solver_systems import Counted, random_rhs, relative_error, spd_matrix
+
+from influence_dag.curvature import DenseCurvature
+from influence_dag.errors import IndefiniteError, NotConvergedError
+from influence_dag.solvers import ConjugateGradient, Direct
+
+P = 60
+
+
+def test_one_product_an_iteration_serves_all_unfinished_rows():
+    curvature = Counted(spd_matrix(P))
+    rhs = random_rhs(9, P)
+    factorization = ConjugateGradient(rtol=1e-8, preconditioner="none").factorize(curvature)
+    solution = factorization.solve(rhs, damping=0.1)
+    iterations = int(solution.info["niter"].max())
+    assert curvature.calls == iterations + 1  # the last one is for the true residual
+    assert curvature.rows_seen[:-1] == sorted(curvature.rows_seen[:-1], reverse=True)
+    assert sum(curvature.rows_seen[:-1]) == int(solution.info["niter"].sum())
+
+
+def test_an_early_stop_does_not_depend_on_the_rows_beside_it():
+    # Far from convergence: a search space shared by the rows would give other iterates.
+    factorization = ConjugateGradient(rtol=1e-1, preconditioner="none").factorize(
+        DenseCurvature(spd_matrix(P))
+    )
+    rhs = random_rhs(6, P)
+    together = factorization.solve(rhs, damping=0.1)
+    for i in range(6):
+        alone = factorization.solve(rhs[i : i + 1], damping=0.1)
+        torch.testing.assert_close(together.x[i : i + 1], alone.x, rtol=1e-10, atol=1e-10)
+        assert together.info["niter"][i] == alone.info["niter"][0]
+
+
+@pytest.mark.parametrize(("rtol", "atol"), [(1e-3, 0.0), (1e-12, 1e-2)])
+def test_rows_stop_at_their_own_tolerance(rtol, atol):
+    H, rhs = spd_matrix(P), random_rhs(5, P) * torch.tensor([[1e-3], [1.0], [1e3], [1.0], [10.0]])
+    system = ConjugateGradient(rtol=rtol, atol=atol).factorize(DenseCurvature(H))
+    solution = system.solve(rhs, damping=1e-2)
+    defect = (solution.x @ H + 1e-2 * solution.x - rhs).norm(dim=1)
+    assert (defect <= (rtol * rhs.norm(dim=1)).clamp(min=atol)).all()
+    assert solution.info["converged"].all()
+    torch.testing.assert_close(solution.info["residual"], defect, rtol=1e-6, atol=1e-12)
+
+
+def test_the_true_residual_counts_where_the_recurrence_drifts():
+    # Condition 1e5 in float32: the recurrence reaches any tolerance, the residual does not.
+    H, rhs = spd_matrix(P, decay=0.2).float(), random_rhs(3, P).float()
+    system = ConjugateGradient(rtol=1e-7).factorize(DenseCurvature(H))
+    with pytest.raises(
+        NotConvergedError, match=r"float32 holds no more digits: .* rtol to [\d.e-]+"
+    ):
+        system.solve(rhs, damping=1e-5)
+
+
+def test_nystroem_saves_iterations():
+    H, rhs = spd_matrix(P), random_rhs(4, P)
+
+    def iterations(**settings):
+        system = ConjugateGradient(rtol=1e-8, **settings).factorize(DenseCurvature(H))
+        return int(system.solve(rhs, damping=1e-4).info["niter"].max())
+
+    assert iterations(rank=20) <= iterations(preconditioner="none") / 2
+
+
+def test_jacobi_saves_iterations_on_a_badly_scaled_diagonal():
+    scale = torch.logspace(0, 4, P, dtype=torch.float64)
+    H = torch.diag(scale) + 0.1 * spd_matrix(P)
+
+    def iterations(name):
+        system = ConjugateGradient(rtol=1e-6, preconditioner=name).factorize(DenseCurvature(H))
+        return int(system.solve(random_rhs(3, P), damping=1e-3).info["niter"].max())
+
+    assert iterations("jacobi") <= iterations("none") / 5
+
+
+@pytest.mark.parametrize("one_for_all", [True, False])
+def test_x0_is_where_the_iteration_starts(one_for_all):
+    H, rhs = spd_matrix(P), random_rhs(1, P).expand(3, P)
+    answer = reference.damped_solve(H, rhs[:1], 0.1).expand(3, P)
+    system = ConjugateGradient().factorize(DenseCurvature(H))
+    x0 = answer[0] if one_for_all else answer
+    warm = system.solve(rhs, damping=0.1, x0=x0)
+    assert warm.info["niter"].tolist() == [0, 0, 0]
+    assert torch.equal(warm.x, answer)
+    far = system.solve(rhs, damping=0.1, x0=100 * answer)
+    assert relative_error(far.x, answer) <= 1e-5
+
+
+def test_rows_that_miss_the_tolerance_are_named():
+    rhs = random_rhs(4, P)
+    rhs[2] = 0
+    system = ConjugateGradient(maxiter=2, preconditioner="none").factorize(
+        DenseCurvature(spd_matrix(P))
+    )
+    with pytest.raises(
+        NotConvergedError,
+        match=r"3 of 4 systems missed rtol=1e-06.* after 2 iterations \(rows 0, 1, 3; worst",
+    ):
+        system.solve(rhs, damping=1e-3)
+
+
+def test_rows_that_miss_the_tolerance_are_kept_and_marked_when_asked_for():
+    rhs = random_rhs(3, P)
+    rhs[1] = 0
+    settings = ConjugateGradient(maxiter=2, preconditioner="none", on_failure="warn")
+    with pytest.warns(RuntimeWarning, match="2 of 3 systems missed"):
+        solution = settings.factorize(DenseCurvature(spd_matrix(P))).solve(rhs, damping=1e-3)
+    assert solution.info["converged"].tolist() == [False, True, False]
+    assert solution.info["niter"].tolist() == [2, 0, 2]
+    assert solution.x[0].norm() > 0
+
+
+def test_negative_curvature_is_an_error_that_names_a_damping():
+    H = spd_matrix(P) - 0.3 * torch.eye(P, dtype=torch.float64)
+    rhs = random_rhs(3, P)
+    system = ConjugateGradient(preconditioner="none").factorize(DenseCurvature(H))
+    with pytest.raises(IndefiniteError, match=r"not positive definite at damping=0\.01") as caught:
+        system.solve(rhs, damping=0.01)
+    damping = caught.value.suggested_damping
+    expected = reference.damped_solve(H, rhs, damping)
+    assert relative_error(system.solve(rhs, damping=damping).x, expected) <= 1e-4
+
+
+def test_an_indefinite_curvature_with_enough_damping_is_solved_without_a_word():
+    H = spd_matrix(P) - 0.01 * torch.eye(P, dtype=torch.float64)
+    rhs = random_rhs(3, P)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = ConjugateGradient().factorize(DenseCurvature(H)).solve(rhs, damping=0.05).x
+    exact = Direct(damping=0.05).factorize(DenseCurvature(H)).solve(rhs, damping=0.05).x
+    assert relative_error(x, exact) <= 1e-4
+
+
+def test_restoring_without_a_curvature_is_refused():
+    with pytest.raises(ValueError, match="cg multiplies with the curvature"):
+        ConjugateGradient(preconditioner="none").restore({}, None)
+
+
+def test_an_unknown_preconditioner_is_refused():
+    with pytest.raises(ValueError, match="unknown preconditioner 'ilu'; choose none, jacobi"):
+        ConjugateGradient(preconditioner="ilu").factorize(DenseCurvature(spd_matrix(4)))

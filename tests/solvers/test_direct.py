@@ -1,0 +1,105 @@
+import pytest
+import reference
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from solver_systems import Counted, random_rhs, relative_error, spd_matrix
+
+from influence_dag.curvature import DenseCurvature
+from influence_dag.errors import IndefiniteError, ModelError
+from influence_dag.solvers import Direct
+from influence_dag.solvers.direct import CholeskyFactor, LUFactor
+from influence_dag.solvers.eigenbasis import Eigenbasis
+
+
+def indefinite(size=12, smallest=-0.2):
+    H = spd_matrix(size)
+    eigenvalues, Q = torch.linalg.eigh(H)
+    eigenvalues[0] = smallest
+    return (Q * eigenvalues) @ Q.T
+
+
+@pytest.mark.parametrize("condition", [1e3, 1e5])
+@pytest.mark.parametrize("late", [False, True], ids=["cholesky", "eigenbasis"])
+def test_float32_answers_stay_exact_up_to_condition_1e5(condition, late):
+    H, damping = spd_matrix(200, decay=0.1).float(), 1 / condition
+    rhs = random_rhs(20, 200).float()
+    method = Direct() if late else Direct(damping=damping)
+    x = method.factorize(DenseCurvature(H)).solve(rhs, damping=damping).x
+    assert relative_error(x, reference.damped_solve(H, rhs, damping)) <= 5e-6
+
+
+def test_one_damping_is_factorised_once_by_cholesky():
+    assert isinstance(Direct(damping=0.1).factorize(DenseCurvature(spd_matrix(5))), CholeskyFactor)
+
+
+def test_a_late_damping_forms_the_curvature_once():
+    class FormedOnce(Counted):
+        formed = 0
+
+        def dense(self):
+            self.formed += 1
+            return self.inner.dense()
+
+    curvature = FormedOnce(spd_matrix(8))
+    factorization = Direct().factorize(curvature)
+    for damping in (1e-1, 1e-2, 1e-3):
+        x = factorization.solve(random_rhs(3, 8), damping=damping).x
+        expected = reference.damped_solve(spd_matrix(8), random_rhs(3, 8), damping)
+        assert relative_error(x, expected) <= 1e-10
+    assert isinstance(factorization, Eigenbasis)
+    assert (curvature.formed, curvature.calls) == (1, 0)
+
+
+def test_another_damping_than_the_factorised_one_is_refused():
+    factorization = Direct(damping=0.1).factorize(DenseCurvature(spd_matrix(5)))
+    with pytest.raises(ValueError, match=r"damping=0.1, asked to solve with damping=0.2"):
+        factorization.solve(random_rhs(1, 5), damping=0.2)
+
+
+@given(smallest=st.floats(-10, -1e-6))
+@pytest.mark.parametrize("late", [False, True], ids=["cholesky", "eigenbasis"])
+def test_the_suggested_damping_does(late, smallest):
+    H, rhs = indefinite(smallest=smallest), random_rhs(2, 12)
+
+    def solve(damping):
+        method = Direct() if late else Direct(damping=damping)
+        return method.factorize(DenseCurvature(H)).solve(rhs, damping=damping).x
+
+    with pytest.raises(IndefiniteError, match="smallest eigenvalue") as caught:
+        solve(0.5 * abs(smallest))
+    assert caught.value.smallest_eigenvalue == pytest.approx(smallest, rel=1e-6, abs=1e-12)
+    suggested = caught.value.suggested_damping
+    assert suggested <= 1.3 * abs(smallest) + 1e-10
+    assert relative_error(solve(suggested), reference.damped_solve(H, rhs, suggested)) <= 1e-8
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["lu", "eigenbasis"])
+def test_indefinite_systems_are_solved_when_asked_for(late):
+    H, rhs = indefinite(), random_rhs(4, 12)
+    method = Direct(damping=None if late else 0.1, on_indefinite="lu")
+    factorization = method.factorize(DenseCurvature(H))
+    x = factorization.solve(rhs, damping=0.1).x
+    assert isinstance(factorization, Eigenbasis if late else LUFactor)
+    assert relative_error(x, reference.damped_solve(H, rhs, 0.1)) <= 1e-9
+    restored = method.restore(factorization.tensors(), None)
+    assert torch.equal(restored.solve(rhs, damping=0.1).x, x)
+
+
+@pytest.mark.parametrize("on_indefinite", ["raise", "lu"])
+@pytest.mark.parametrize("late", [False, True], ids=["factor", "eigenbasis"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_singular_system_is_never_solved(on_indefinite, late, dtype):
+    rows = random_rhs(5, 12)
+    H = (rows.T @ rows).to(dtype)  # rank 5 of 12: rounding alone makes it invertible
+    method = Direct(damping=None if late else 0.0, on_indefinite=on_indefinite)
+    with pytest.raises(IndefiniteError) as caught:
+        method.factorize(DenseCurvature(H)).solve(random_rhs(1, 12).to(dtype), damping=0.0)
+    assert 0 < caught.value.suggested_damping < 1e-2
+
+
+def test_a_curvature_that_is_not_finite_is_refused():
+    H = spd_matrix(4)
+    H[1, 2] = torch.nan
+    with pytest.raises(ModelError, match="1 of 16 entries of the curvature are not finite"):
+        Direct(damping=0.1).factorize(DenseCurvature(H))
