@@ -1,0 +1,1 @@
+"""Studies: one folder each, with its `defs.yaml` and the code that it names."""

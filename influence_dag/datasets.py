@@ -1,0 +1,246 @@
+"""A study's rows: read from files or a callable, checked, hashed row by row.
+
+Input problems end here, as a `DataError` that names the file, the row, the column, what was
+seen and what would be right.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from influence_dag.errors import DataError
+from influence_dag.sources import Source, existing_path, is_callable_name, read_source
+from influence_dag.store.fingerprints import KEY_BYTES, fingerprint, row_fingerprints
+from influence_dag.study import DataSettings, FeatureSettings
+
+SHOWN = 5  # how many offending rows an error lists
+RESERVED_DIMS = ("test", "train", "param", "damping")  # names of other axes in the results
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The rows of one file, in its order.
+
+    `x` maps input names to arrays `(n, *shape)`: `{"x": …}` for one input, the names of the
+    module's arguments for several. `scale` is applied. Floating inputs stay floating, tables
+    are float64, unscaled integer arrays are integers. `y` is int64 for whole-number columns.
+    `feature_names` are a table's feature columns, row-major where the input has a shape.
+    """
+
+    ids: np.ndarray
+    x: dict[str, np.ndarray]
+    y: np.ndarray
+    feature_names: tuple[str, ...] | None
+    dims: tuple[str, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def row_keys(self) -> np.ndarray:
+        """Hash of each row's inputs and target, uint8 `(n, 16)`; ids and order do not matter."""
+        return row_fingerprints({**{f"x.{name}": x for name, x in self.x.items()}, "y": self.y})
+
+
+def load_split(data: DataSettings, which: Literal["train", "test"], root: Path) -> Split:
+    """Read and check one split; relative paths start at `root`.
+
+    Raises `DataError` naming file, row, column, what was seen and what would be right.
+    """
+    source = read_source(data, which, root)
+    if not len(source.target):
+        raise DataError(f"{source.name}: the {which} split has no rows; at least one is needed")
+    ids = _checked_ids(source)
+    _check_finite(source)
+    x = {name: _scaled(source, name, data.features) for name in source.inputs}
+    dims = _dims(source, data.features, x)
+    return Split(ids, x, _target(source), source.columns, dims, source.name)
+
+
+def load_splits(data: DataSettings, root: Path) -> tuple[Split, Split]:
+    """The training and the test rows, checked against each other."""
+    train, test = load_split(data, "train", root), load_split(data, "test", root)
+    check_alike(train, test)
+    return train, test
+
+
+def check_alike(train: Split, test: Split) -> None:
+    """Raise `DataError` unless both splits have the same columns, inputs, shapes and target."""
+    pair = f"{test.source} and {train.source}"
+    _check_columns(train, test, pair)
+    if list(train.x) != list(test.x):
+        raise DataError(f"{pair} disagree on the inputs: {list(test.x)} and {list(train.x)}")
+    for name in train.x:
+        seen, wanted = test.x[name].shape[1:], train.x[name].shape[1:]
+        if seen != wanted:
+            raise DataError(f"{pair} disagree on the shape of {name}: {seen} and {wanted} a row")
+    if train.y.shape[1:] != test.y.shape[1:] or train.y.dtype.kind != test.y.dtype.kind:
+        raise DataError(
+            f"{pair} disagree on the target: {test.y.dtype} of shape {test.y.shape[1:]} and "
+            f"{train.y.dtype} of shape {train.y.shape[1:]} a row"
+        )
+
+
+def _check_columns(train: Split, test: Split, pair: str) -> None:
+    seen, wanted = test.feature_names or (), train.feature_names or ()
+    if seen == wanted:
+        return
+    missing = [name for name in wanted if name not in seen]
+    extra = [name for name in seen if name not in wanted]
+    if not missing and not extra:
+        raise DataError(
+            f"{pair} have the same feature columns in different orders; "
+            "fix the order with data.features.columns"
+        )
+    raise DataError(
+        f"{pair} disagree on the feature columns: {test.source} lacks {missing[:SHOWN]}, "
+        f"only it has {extra[:SHOWN]}; data.features.columns can name those to use"
+    )
+
+
+def source_fingerprint(data: DataSettings, root: Path) -> str:
+    """Content hash of both files, byte for byte; of the rows where a callable makes them."""
+    return fingerprint(*(_content(data, which, root) for which in ("train", "test")))
+
+
+def _content(data: DataSettings, which: Literal["train", "test"], root: Path) -> str:
+    name = getattr(data, which)
+    if is_callable_name(name):
+        split = load_split(data, which, root)
+        return fingerprint(list(map(str, split.ids)), split.row_keys())
+    path = existing_path(name, which, root)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    digest = blake2b(digest_size=KEY_BYTES)
+    for file in filter(Path.is_file, files):
+        digest.update(file.relative_to(path.parent).as_posix().encode() + b"\0")
+        with file.open("rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _checked_ids(source: Source) -> np.ndarray:
+    if source.ids is None:
+        return np.arange(len(source.target)).astype(np.dtypes.StringDType())
+    ids = _as_text(source)
+    empty = [position for position, identity in enumerate(ids) if not identity]
+    if empty:
+        raise DataError(
+            f"{source.name}: no id at {_some(source.line_of, empty)}; every row needs its own"
+        )
+    positions: dict[str, list[int]] = {}
+    for position, identity in enumerate(ids):
+        positions.setdefault(identity, []).append(position)
+    repeated = [(identity, at) for identity, at in positions.items() if len(at) > 1]
+    if repeated:
+        shown = "; ".join(
+            f"{name!r} at {_some(source.line_of, at)}" for name, at in repeated[:SHOWN]
+        )
+        raise DataError(
+            f"{source.name}: {len(repeated)} ids appear more than once: {shown}; ids must be unique"
+        )
+    return np.array(ids, dtype=np.dtypes.StringDType())
+
+
+def _as_text(source: Source) -> list[str]:
+    assert source.ids is not None
+    if source.ids.ndim != 1 or source.ids.dtype.kind in "fcb":
+        raise DataError(
+            f"{source.name}: ids are {source.ids.dtype} of shape {source.ids.shape}; expected one "
+            "text or whole number a row"
+        )
+    return [
+        "" if identity is None or identity != identity else str(identity)
+        for identity in source.ids.tolist()
+    ]
+
+
+def _check_finite(source: Source) -> None:
+    for name, values in {**source.inputs, "target": source.target}.items():
+        if values.dtype.kind not in "fiub":
+            raise DataError(f"{source.name}: {name} holds {values.dtype}; expected numbers")
+        wrong = ~np.isfinite(values.reshape(len(values), -1))
+        if wrong.any():
+            row, column = map(int, np.unravel_index(np.argmax(wrong), wrong.shape))
+            seen = _seen(source, values.reshape(len(values), -1)[row, column])
+            raise DataError(
+                f"{source.name}: {source.row_name(row)}, {_place(source, name, column)}: seen "
+                f"{seen}, expected a finite number ({wrong.any(axis=1).sum()} such rows); "
+                "repair or drop them"
+            )
+
+
+def _place(source: Source, name: str, column: int) -> str:
+    if name == "target":
+        return "target"
+    if source.columns is not None:
+        return f"column {source.columns[column]!r}"
+    index = np.unravel_index(column, source.inputs[name].shape[1:])
+    return f"{name}[{', '.join(map(str, index))}]"
+
+
+def _seen(source: Source, value: float) -> str:
+    return "an empty cell or NaN" if source.columns is not None and np.isnan(value) else str(value)
+
+
+def _scaled(source: Source, name: str, features: FeatureSettings) -> np.ndarray:
+    """The input in the study's shape, times its scale."""
+    values = source.inputs[name]
+    if features.shape is not None:
+        values = _shaped(source, name, values, features.shape)
+    elif source.columns is not None and not source.columns:
+        raise DataError(f"{source.name}: no feature columns beside the id and the target")
+    return values if features.scale == 1 else values * features.scale
+
+
+def _shaped(source: Source, name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if len(source.inputs) > 1:
+        raise DataError(
+            f"{source.name}: data.features.shape is for one input; this has {list(source.inputs)}"
+        )
+    found, wanted = int(np.prod(values.shape[1:])), int(np.prod(shape))
+    if found != wanted:
+        columns = source.columns or ()
+        span = f" ({columns[0]} … {columns[-1]})" if columns else ""
+        raise DataError(
+            f"{source.name}: {found} features a row{span}, but data.features.shape {list(shape)} "
+            f"has {wanted} places; correct the shape or name data.features.columns"
+        )
+    return values.reshape(len(values), *shape)
+
+
+def _dims(source: Source, features: FeatureSettings, x: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """Names of the feature axes of a single input; several inputs have none."""
+    if len(x) > 1:
+        if features.dims is not None:
+            raise DataError(
+                f"{source.name}: data.features.dims is for one input, not for {list(x)}"
+            )
+        return ()
+    axes = next(iter(x.values())).ndim - 1
+    numbered = tuple(f"feature_{axis}" for axis in range(axes))
+    dims = features.dims or (("feature",) if axes == 1 else numbered)
+    if len(dims) != axes:
+        raise DataError(
+            f"{source.name}: data.features.dims {list(dims)} names {len(dims)} axes, "
+            f"a row has {axes}; give data.features.shape or as many names"
+        )
+    taken = [dim for dim in dims if dim in RESERVED_DIMS]
+    if taken:
+        raise DataError(
+            f"data.features.dims: {taken[0]!r} is the name of another axis; choose another"
+        )
+    return dims
+
+
+def _target(source: Source) -> np.ndarray:
+    return source.target.astype(np.int64) if source.target.dtype.kind in "iub" else source.target
+
+
+def _some(line_of: Callable[[int], str], positions: list[int]) -> str:
+    rest = f" and {len(positions) - SHOWN} more" if len(positions) > SHOWN else ""
+    return ", ".join(map(line_of, positions[:SHOWN])) + rest

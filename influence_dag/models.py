@@ -1,0 +1,155 @@
+"""Modules: built from a study's callable, fitted, written to and read from safetensors."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from influence_dag.errors import ModelError, StudyError
+from influence_dag.fitting import FitReport, fit
+from influence_dag.store.fingerprints import fingerprint
+from influence_dag.study import FitSettings, ModelSettings
+
+__all__ = [
+    "FitReport",
+    "build_module",
+    "fit",
+    "import_callable",
+    "load_checkpoint",
+    "save_checkpoint",
+    "seeded",
+    "state_fingerprint",
+]
+
+
+def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
+    """The callable that a setting names as `module:callable`, modules found from `root`.
+
+    Raises `StudyError` naming the setting `field` and what is missing.
+    """
+    module_name, _, attribute = name.partition(":")
+    module = _import_from(module_name, Path(root), f"{field}: {name}")
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            close = get_close_matches(part, vars(found), n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise StudyError(f"{field}: {name}: {module.__file__} has no {part!r}{hint}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise StudyError(f"{field}: {name} is a {type(found).__name__}, expected a callable")
+    return found
+
+
+def _import_from(module_name: str, root: Path, context: str) -> Any:
+    _forget_namesake(module_name.partition(".")[0], root)
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(root))
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise StudyError(
+                f"{context}: importing {module_name} needs {error.name!r}, which is not installed"
+            ) from error
+        raise StudyError(
+            f"{context}: no module {error.name!r}; looked in {root} and in the installed packages"
+        ) from error
+    finally:
+        sys.path.remove(str(root))
+
+
+def _forget_namesake(package: str, root: Path) -> None:
+    # Projects call their folder of studies alike (`assets`): what another project's left in
+    # sys.modules would otherwise be taken for this one's.
+    own = [root / package / "__init__.py", root / f"{package}.py"]
+    loaded = getattr(sys.modules.get(package), "__file__", None)
+    if loaded is None or not any(path.is_file() for path in own):
+        return
+    if Path(loaded).resolve() not in [path.resolve() for path in own]:
+        for name in [key for key in sys.modules if f"{key}.".startswith(f"{package}.")]:
+            del sys.modules[name]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's random numbers start from `seed` inside, and are as before afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.Module:
+    """The module of `model.build` in `dtype`, its first weights drawn from the fit's seed."""
+    build = import_callable(settings.build, root, "model.build")
+    with seeded(settings.fit.seed if isinstance(settings.fit, FitSettings) else 0):
+        module = build()
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"model.build: {settings.build} returned a {type(module).__name__}, "
+            "expected a torch.nn.Module"
+        )
+    return module.to(dtype=dtype)
+
+
+def save_checkpoint(module: nn.Module) -> bytes:
+    """Parameters and buffers as the bytes of a safetensors file."""
+    return save({name: value.clone() for name, value in _state(module).items()})
+
+
+def load_checkpoint(module: nn.Module, path: Path) -> None:
+    """Copy a safetensors file into the module, in the module's precision.
+
+    Raises `ModelError` naming what is missing, unexpected, of another shape or not finite.
+    """
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+    wanted = _state(module)
+    complaints = [
+        *(
+            f"{name} is missing (wanted {_shape(wanted[name])})"
+            for name in wanted
+            if name not in stored
+        ),
+        *(f"{name} is unexpected {_shape(stored[name])}" for name in stored if name not in wanted),
+        *(
+            f"{name} has shape {_shape(stored[name])}, the module's is {_shape(wanted[name])}"
+            for name in wanted
+            if name in stored and stored[name].shape != wanted[name].shape
+        ),
+        *(f"{name} is not finite" for name in stored if not stored[name].isfinite().all()),
+    ]
+    if complaints:
+        raise ModelError(
+            f"{path} does not fit {type(module).__name__}: {'; '.join(complaints)}; "
+            "load the checkpoint of the module that model.build returns"
+        )
+    module.load_state_dict(stored)
+
+
+def state_fingerprint(module: nn.Module) -> str:
+    """Content hash of parameters and buffers: names, dtypes, shapes, values."""
+    return fingerprint(
+        {
+            name: [str(value.dtype), list(value.shape), value.reshape(-1).view(torch.uint8).numpy()]
+            for name, value in _state(module).items()
+        }
+    )
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+
+
+def _shape(value: Tensor) -> tuple[int, ...]:
+    return tuple(value.shape)
