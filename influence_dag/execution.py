@@ -1,0 +1,139 @@
+"""Blocks of work, and the bounded pipeline that computes and writes them.
+
+One thread computes (linear algebra uses the cores by itself), one or two write, and few blocks are
+in flight, so that memory depends neither on the length of the job nor on which side is slower.
+"""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+ChunkIndex = tuple[int, ...]
+Progress = Callable[[int, int], None]
+Values = TypeVar("Values")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A rectangle of whole chunks, clipped at the array's edge: one block of computation."""
+
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    chunk_indices: tuple[ChunkIndex, ...]
+
+    @property
+    def region(self) -> tuple[slice, ...]:
+        """Where the tile lies, to index an array with."""
+        return tuple(map(slice, self.start, self.stop))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(last - first for first, last in zip(self.start, self.stop, strict=True))
+
+
+def tiles(
+    outdated: Iterable[ChunkIndex],
+    chunks: tuple[int, ...],
+    shape: tuple[int, ...],
+    *,
+    max_values: int,
+) -> list[Tile]:
+    """Cover the outdated chunks with rectangles of at most `max_values` numbers each.
+
+    Every outdated chunk lies in exactly one tile, no other chunk lies in any, and a chunk above
+    the limit is a tile by itself. Tiles grow along the first axis (test) before the next (train):
+    what is computed about a training row then serves as many test rows as possible.
+
+    >>> [tile.region for tile in tiles([(0, 0), (1, 0)], (2, 4), (3, 4), max_values=100)]
+    [(slice(0, 3, None), slice(0, 4, None))]
+    """
+    ordered = sorted(outdated)
+    remaining, found = set(ordered), []
+    for first in ordered:
+        if first in remaining:
+            last = _grow(first, remaining, chunks, shape, max_values)
+            tile = _tile(first, last, chunks, shape)
+            remaining.difference_update(tile.chunk_indices)
+            found.append(tile)
+    return found
+
+
+def stream(
+    tiles: Sequence[Tile],
+    compute: Callable[[Tile], Values],
+    write: Callable[[Tile, Values], None],
+    *,
+    writers: int = 1,
+    in_flight: int = 4,
+    progress: Progress | None = None,
+) -> None:
+    """Compute each tile on the calling thread, in order, while others are being written.
+
+    At most `in_flight` tiles exist at a time, counting the one that is computed. An error on
+    either side stops both and is raised here, after the writes under way have ended; what was
+    computed before `compute` failed is still written. `progress(written, total)` is called on the
+    calling thread.
+    """
+    if in_flight < 1:
+        raise ValueError(f"in_flight is {in_flight}; at least one tile has to exist at a time")
+    pending: deque[Future[None]] = deque()
+    written = itertools.count(1)
+
+    def settle(limit: int) -> None:
+        while pending and (len(pending) > limit or pending[0].done()):
+            _result(pending)
+            if progress:
+                progress(next(written), len(tiles))
+
+    with ThreadPoolExecutor(writers, thread_name_prefix="writer") as pool:
+        for tile in tiles:
+            settle(in_flight - 1)
+            pending.append(pool.submit(write, tile, compute(tile)))
+        settle(0)
+
+
+def _result(pending: deque[Future[None]]) -> None:
+    """Wait for the oldest write; its error cancels those that have not begun."""
+    try:
+        pending.popleft().result()
+    except BaseException:
+        for future in pending:
+            future.cancel()
+        raise
+
+
+def _grow(
+    first: ChunkIndex,
+    free: set[ChunkIndex],
+    chunks: tuple[int, ...],
+    shape: tuple[int, ...],
+    max_values: int,
+) -> ChunkIndex:
+    """The far corner of the largest rectangle of free chunks from `first`, axis after axis."""
+    last = first
+    for axis in range(len(first)):
+        while True:
+            farther = (*last[:axis], last[axis] + 1, *last[axis + 1 :])
+            slab = _rectangle((*first[:axis], farther[axis], *first[axis + 1 :]), farther)
+            values = math.prod(_tile(first, farther, chunks, shape).shape)
+            if values > max_values or not free.issuperset(slab):
+                break
+            last = farther
+    return last
+
+
+def _tile(
+    first: ChunkIndex, last: ChunkIndex, chunks: tuple[int, ...], shape: tuple[int, ...]
+) -> Tile:
+    """The tile from one chunk to another, both included."""
+    start = tuple(i * c for i, c in zip(first, chunks, strict=True))
+    stop = tuple(min((i + 1) * c, n) for i, c, n in zip(last, chunks, shape, strict=True))
+    return Tile(start, stop, tuple(_rectangle(first, last)))
+
+
+def _rectangle(first: ChunkIndex, last: ChunkIndex) -> Iterator[ChunkIndex]:
+    return itertools.product(*(range(i, j + 1) for i, j in zip(first, last, strict=True)))

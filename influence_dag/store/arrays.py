@@ -1,0 +1,191 @@
+"""Zarr's part: how an array is encoded on disk, and a store that reads only what is sound."""
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import google_crc32c
+import numpy as np
+import zarr
+from numcodecs.bitround import BitRound
+from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore
+
+from influence_dag.errors import StoreError
+from influence_dag.store.layout import ChunkIndex, Variable
+
+_CHECKSUM_BYTES = 4
+Content = bytes | NDArray[np.uint8]
+
+_CHUNK = re.compile(r".+/c(/\d+)*")  # Zarr's default key encoding
+
+
+def create_array(
+    group: zarr.Group,
+    name: str,
+    dims: Sequence[str] | None,
+    values: NDArray,
+    attrs: Mapping[str, Any],
+) -> None:
+    """Write a small array whole: one chunk, with a checksum."""
+    shape = values.shape
+    array = group.create_array(
+        name,
+        shape=shape,
+        dtype=values.dtype,
+        chunks=tuple(max(length, 1) for length in shape),
+        **_encoding(values.dtype),
+        dimension_names=dims,
+        attributes=plain(attrs),
+        overwrite=True,
+    )
+    array[...] = values
+
+
+def create_variable(group: zarr.Group, variable: Variable) -> None:
+    """Write a variable's metadata; its chunks come later."""
+    attrs = dict(variable.attrs)
+    if variable.max_relative_error:
+        attrs["max_relative_error"] = variable.max_relative_error
+    group.create_array(
+        variable.name,
+        shape=variable.shape,
+        dtype=variable.dtype,
+        chunks=variable.chunks,
+        **_encoding(np.dtype(variable.dtype)),
+        dimension_names=variable.dims,
+        attributes=plain(attrs),
+    )
+
+
+def _encoding(dtype: np.dtype) -> dict[str, Any]:
+    """Compressed by Blosc lz4 (mantissas are noise: more effort gains nothing), then a checksum.
+
+    Chunks that hold nothing but the fill value are written too: only so is a missing file a
+    damage rather than a value.
+    """
+    fill: Any = np.dtype(dtype).type(np.nan) if dtype.kind in "fc" else None
+    return {
+        "compressors": (
+            BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
+            Crc32cCodec(),
+        ),
+        "fill_value": fill,
+        "config": {"write_empty_chunks": True},
+    }
+
+
+def open_for_writing(folder: Path, name: str) -> zarr.Array:
+    """A variable whose chunks are written whatever they hold."""
+    return zarr.open_array(folder, path=name, mode="r+", config={"write_empty_chunks": True})
+
+
+def consolidate(folder: Path) -> None:
+    """Gather all metadata in the group's own, so that opening reads one file.
+
+    Zarr warns that this is an extension of the format; it reads it back without a word, and other
+    implementations ignore it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        zarr.consolidate_metadata(folder, zarr_format=3)
+
+
+def chunk_file(variable: str, index: ChunkIndex) -> str:
+    """Where Zarr's default key encoding puts a chunk, below the group's folder."""
+    return "/".join((variable, "c", *map(str, index)))
+
+
+def checksum_matches(content: Content) -> bool:
+    """Whether a chunk file's last four bytes are the CRC-32C of the others."""
+    content = np.frombuffer(content, np.uint8)
+    body, stored = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
+    return len(body) > 0 and int.from_bytes(stored.tobytes(), "little") == crc32c(body)
+
+
+def crc32c(content: Content) -> int:
+    """CRC-32C of some bytes, without copying them."""
+    return google_crc32c.value(cast(bytes, np.frombuffer(content, np.uint8)))
+
+
+def round_mantissas(values: NDArray, max_relative_error: float) -> NDArray:
+    """Keep the fewest mantissa bits for which no value moves by more than the relative error.
+
+    The zeros left behind are what compresses. NaN and infinity stay as they are.
+    """
+    bits = max(int(np.ceil(-np.log2(max_relative_error))) - 1, 0)
+    if bits >= np.finfo(values.dtype).nmant:
+        return values
+    rounded = np.asarray(BitRound(bits).encode(values)).view(values.dtype).reshape(values.shape)
+    return np.where(np.isfinite(values) & np.isfinite(rounded), rounded, values)
+
+
+def plain(value: Any) -> Any:
+    """Attributes as JSON has them: numpy scalars and arrays become numbers and lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise StoreError(f"an attribute cannot be a {type(value).__name__}: {value!r}")
+
+
+class CheckedStore(LocalStore):
+    """A version's folder, read-only, whose chunks are checked as they are read.
+
+    A chunk that is missing (zarr would return the fill value) or whose checksum is wrong raises a
+    `StoreError` that names the artifact, the file and the cure.
+    """
+
+    def __init__(self, root: Path, *, artifact: str = "", read_only: bool = True) -> None:
+        super().__init__(root, read_only=read_only)
+        self.artifact = artifact
+
+    def with_read_only(self, read_only: bool = False) -> "CheckedStore":
+        return type(self)(self.root, artifact=self.artifact, read_only=read_only)
+
+    async def get(
+        self,
+        key: str,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        return self._checked(key, await super().get(key, prototype, byte_range))
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        return self._checked(key, super().get_sync(key, prototype=prototype, byte_range=byte_range))
+
+    def _checked(self, key: str, content: Buffer | None) -> Buffer | None:
+        if not _CHUNK.fullmatch(key):
+            return content
+        if content is None or not checksum_matches(content.as_numpy_array()):
+            raise damaged(self.artifact, self.root, key, missing=content is None)
+        return content
+
+
+def damaged(artifact: str, root: Path, file: str, *, missing: bool) -> StoreError:
+    """The error for a chunk that cannot be trusted."""
+    if not root.exists():
+        return StoreError(
+            f"{artifact}: version {root.name} was removed while it was open; open the current "
+            f"one again, or raise `keep_versions`"
+        )
+    seen = "is missing" if missing else "is damaged (its checksum does not match)"
+    return StoreError(
+        f"{artifact}: {root / file} {seen}; refresh the artifact to have it computed again, or "
+        f"read an older version"
+    )

@@ -1,0 +1,66 @@
+"""How a new version begins: metadata written, unchanged files linked from the current one."""
+
+import json
+from pathlib import Path
+
+import zarr
+
+from influence_dag.store.arrays import chunk_file, create_array, create_variable
+from influence_dag.store.files import link_or_copy
+from influence_dag.store.fingerprints import Keys
+from influence_dag.store.layout import Layout
+from influence_dag.store.plans import carry, chunk_indices, is_present
+from influence_dag.store.published import Version
+from influence_dag.store.results import Results
+
+
+def clone(base: Version | None, layout: Layout, folder: Path) -> Results:
+    """Fill a new folder with a layout and with all that is still right of a version.
+
+    Chunks are hard links under the new shape's metadata; Zarr replaces a file rather than writing
+    into it, so the older version never sees what is written to the clone. Returns the results
+    that were carried along.
+    """
+    group = zarr.open_group(folder, mode="w", zarr_format=3)
+    for variable in layout.variables:
+        create_variable(group, variable)
+    for coordinate in layout.coordinates:
+        create_array(group, coordinate.name, coordinate.dims, coordinate.values, coordinate.attrs)
+    if base is None:
+        return Results()
+    for variable in layout.variables:
+        _link_chunks(base.path, folder, variable.name, carry(base, variable)[0])
+    return _link_results(base, layout, folder)
+
+
+def _link_chunks(source: Path, target: Path, variable: str, keys: Keys) -> None:
+    made: set[Path] = set()
+    for index in chunk_indices(is_present(keys)):
+        file = chunk_file(variable, index)
+        parent = (target / file).parent
+        if parent not in made:
+            parent.mkdir(parents=True, exist_ok=True)
+            made.add(parent)
+        link_or_copy(source / file, target / file)
+
+
+def _link_results(base: Version, layout: Layout, folder: Path) -> Results:
+    taken = [item.name for item in (*layout.variables, *layout.coordinates)]
+    damaged = [damage.file.split("/")[0] for damage in base.damaged_files()]
+    sound = base.results.without([*taken, *damaged])
+    shapes = {name: _shape(base.path / name) for name in sound.arrays}
+    results = sound.fitting(layout.sizes, shapes)
+    for name in (*results.arrays, *results.files):
+        for file in _files(base.path / name):
+            target = folder / file.relative_to(base.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            link_or_copy(file, target)
+    return results
+
+
+def _files(path: Path) -> list[Path]:
+    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+
+
+def _shape(array: Path) -> tuple[int, ...]:
+    return tuple(json.loads((array / "zarr.json").read_bytes())["shape"])

@@ -1,0 +1,282 @@
+"""A version in the making: a clone of the current one that is written chunk by chunk."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import zarr
+from numpy.typing import NDArray
+
+from influence_dag.errors import StoreError
+from influence_dag.store.arrays import (
+    chunk_file,
+    create_array,
+    open_for_writing,
+    plain,
+    round_mantissas,
+)
+from influence_dag.store.files import explained, write_atomically
+from influence_dag.store.fingerprints import Keys, fingerprint
+from influence_dag.store.journal import Journal
+from influence_dag.store.layout import RESERVED_NAMES, ChunkIndex, Coordinate, Layout, Variable
+from influence_dag.store.plans import (
+    Expected,
+    carry,
+    check_expected,
+    chunk_indices,
+    holds_layout,
+    is_outdated,
+    is_present,
+)
+from influence_dag.store.published import Version
+from influence_dag.store.results import Results
+
+
+class Draft:
+    """What `ArtifactStore.new_version` gives: write the outdated chunks, it does the rest.
+
+    `base` is the version it was cloned from, `resumed` says whether an interrupted run left
+    something; after the `with` block `version` is the current one. Results (`set_result`,
+    `set_attrs`, `add_file`) of the base or of the interrupted run stay as long as no chunk is
+    written: the first write drops them, because they might no longer be true.
+    """
+
+    def __init__(
+        self, artifact: str, folder: Path, journal: Journal, layout: Layout, base: Version | None
+    ) -> None:
+        self.artifact, self.folder, self.layout, self.base = artifact, folder, layout, base
+        self.version: Version | None = None
+        self.chunks_written = self.bytes_written = 0
+        self.resumed = bool(journal.recovered)
+        self._journal = journal
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
+        self._active, self._closed = 0, False
+        self._arrays: dict[str, zarr.Array] = {}
+        self._expected: Expected = {}
+        self._keys = {v.name: carry(base, v)[0] for v in layout.variables}
+        self._inherited, self._own = Results(**journal.header["results"]), Results()
+        self._recover()
+
+    @property
+    def results(self) -> Results:
+        """What will be published beside the variables."""
+        return self._inherited.with_newer(self._own)
+
+    def outdated(self, expected: Expected) -> dict[str, list[ChunkIndex]]:
+        """Chunks that this draft does not hold under their expected keys.
+
+        Publishing later insists that every one of them was written.
+        """
+        check_expected(self.layout, expected)
+        self._expected = expected
+        stale = {name: is_outdated(keys, self._keys[name]) for name, keys in expected.items()}
+        return {name: chunk_indices(mask) for name, mask in stale.items()}
+
+    def keys(self, variable: str) -> Keys:
+        """The keys of what the draft holds now; zeros where nothing has been computed."""
+        return self._keys[self.layout[variable].name].copy()
+
+    def array(self, variable: str) -> zarr.Array:
+        """The variable as it is now, for reading back."""
+        name = self.layout[variable].name
+        with self._lock:
+            if name not in self._arrays:
+                self._arrays[name] = open_for_writing(self.folder, name)
+            return self._arrays[name]
+
+    def write(
+        self,
+        variable: str,
+        start: tuple[int, ...],
+        values: NDArray,
+        keys: Mapping[ChunkIndex, bytes],
+    ) -> None:
+        """Write a region of whole chunks that begins at `start`, with the key of each chunk.
+
+        Different chunks may be written from several threads. Anything unaligned is a `StoreError`:
+        two writers of one chunk would lose each other's values silently.
+        """
+        target = self.layout[variable]
+        region = _whole_chunks(target, start, values, keys)
+        if target.max_relative_error:
+            values = round_mantissas(values, target.max_relative_error)
+        array = self.array(variable)
+        with self._writing(variable):
+            self._begin_writing(variable, keys)
+            _to_the_end(array.__setitem__, region, values)
+            self._journal.done(variable, keys)
+            size = sum((self.folder / chunk_file(variable, i)).stat().st_size for i in keys)
+        with self._lock:
+            _assign(self._keys[variable], keys)
+            self.chunks_written += len(keys)
+            self.bytes_written += size
+
+    def set_attrs(self, **attrs: Any) -> None:
+        """Attributes that are results (solver info), next to the layout's own."""
+        self._keep(Results(attrs=plain(attrs)))
+
+    def set_result(
+        self,
+        name: str,
+        dims: tuple[str, ...],
+        values: NDArray,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """A small array that came out of the computation (`niter`, a spectrum): a coordinate."""
+        result = Coordinate(name, tuple(dims), values, dict(attrs or {}))
+        self._check_fits(result)
+        with self._writing(name):
+            self._drop(name)
+            group = zarr.open_group(self.folder, mode="r+")
+            _to_the_end(create_array, group, name, result.dims, result.values, result.attrs)
+        self._keep(Results(arrays={name: list(dims)}))
+
+    def add_file(self, name: str, content: bytes) -> None:
+        """Put a file of another format (a checkpoint) into the version's folder."""
+        if Path(name).name != name or name.startswith(".") or name in self._taken():
+            raise StoreError(f"{name!r} cannot be the name of a file in {self.artifact}")
+        with self._writing(name):
+            self._drop(name)
+            write_atomically(self.folder / name, content)
+        self._keep(Results(files=[name]))
+
+    @property
+    def changed(self) -> bool:
+        """Whether publishing would show a reader anything new."""
+        return (
+            self.base is None
+            or self.resumed
+            or bool(self._own.arrays or self._own.files)
+            or fingerprint(self.results.attrs) != fingerprint(self.base.results.attrs)
+            or not holds_layout(self.base, self.layout)
+            or any((keys != self.base.keys(name)).any() for name, keys in self._keys.items())
+        )
+
+    def check_complete(self) -> None:
+        """A `StoreError` when a chunk was never computed, or not for the expected key."""
+        for name, keys in self._keys.items():
+            wrong = ~is_present(keys)
+            if name in self._expected:
+                wrong |= is_outdated(self._expected[name], keys)
+            if wrong.any():
+                raise StoreError(
+                    f"{self.artifact}: {wrong.sum()} of {wrong.size} chunks of {name!r} were not "
+                    f"written, the first is {chunk_indices(wrong)[0]}; nothing was published"
+                )
+
+    def close(self) -> None:
+        """Take no more writes and wait for those under way, interrupted or not."""
+        with self._idle:
+            closed, self._closed = self._closed, True
+            self._idle.wait_for(lambda: not self._active)
+        if not closed:
+            self._journal.close()
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        with self._idle:
+            if self._closed:
+                raise StoreError(f"{self.artifact} is closed: write inside its `with` block")
+            self._active += 1
+        try:
+            with explained(self.folder, f"writing {self.artifact}/{name} in"):
+                yield
+        finally:
+            with self._idle:
+                self._active -= 1
+                self._idle.notify_all()
+
+    def _recover(self) -> None:
+        for entry in self._journal.recovered:
+            if "results" in entry:
+                self._inherited = Results(**entry["results"])
+                continue
+            chunks = [tuple(index) for index in entry["chunks"]]
+            keys = (
+                map(bytes.fromhex, entry["keys"]) if "done" in entry else [bytes(16)] * len(chunks)
+            )
+            name = entry.get("done") or entry["dirty"]
+            _assign(self._keys[name], dict(zip(chunks, keys, strict=True)))
+
+    def _begin_writing(self, variable: str, chunks: Iterable[ChunkIndex]) -> None:
+        with self._lock:
+            if self._inherited != Results():
+                self._inherited = Results()
+                self._journal.note(results=self._own.to_json())
+            self._journal.dirty(variable, chunks)
+            for index in chunks:
+                self._keys[variable][index] = 0
+
+    def _keep(self, results: Results) -> None:
+        with self._lock, explained(self.folder, f"writing {self.artifact} in"):
+            self._own = self._own.with_newer(results)
+            self._journal.note(results=self.results.to_json())
+
+    def _drop(self, name: str) -> None:
+        """Disown a result before it is replaced, so that a kill leaves none rather than half."""
+        with self._lock:
+            self._inherited, self._own = self._inherited.without([name]), self._own.without([name])
+            self._journal.note(results=self.results.to_json())
+
+    def _taken(self) -> set[str]:
+        layout = (*self.layout.variables, *self.layout.coordinates)
+        return {*RESERVED_NAMES, *(item.name for item in layout)}
+
+    def _check_fits(self, result: Coordinate) -> None:
+        if result.name in self._taken():
+            raise StoreError(f"{self.artifact} has {result.name!r} already, in its layout")
+        for dim, length in zip(result.dims, result.values.shape, strict=True):
+            if self.layout.sizes.get(dim, length) != length:
+                raise StoreError(
+                    f"result {result.name!r} has {length} values along {dim!r}, "
+                    f"{self.artifact} has {self.layout.sizes[dim]}"
+                )
+
+
+def _whole_chunks(
+    variable: Variable, start: tuple[int, ...], values: NDArray, keys: Mapping[ChunkIndex, bytes]
+) -> tuple[slice, ...]:
+    """The region that values at `start` fill, if it is whole chunks and `keys` names just those."""
+    dimensions = {len(variable.shape), len(start), values.ndim}
+    if values.dtype != variable.dtype or len(dimensions) > 1:
+        raise StoreError(
+            f"{variable.name!r} takes {variable.dtype} of {len(variable.shape)} dimensions, "
+            f"got {values.dtype} of {values.ndim} at {start}"
+        )
+    stop = tuple(first + length for first, length in zip(start, values.shape, strict=True))
+    edges = list(zip(start, stop, variable.chunks, variable.shape, strict=True))
+    if any(first % c or (last % c and last != n) or last > n for first, last, c, n in edges):
+        raise StoreError(
+            f"{variable.name!r}: region {start} to {stop} is not whole chunks of {variable.chunks} "
+            f"in {variable.shape}; begin and end at multiples of the chunks or at the array's edge"
+        )
+    covered = set(itertools.product(*(range(f // c, -(-last // c)) for f, last, c, _ in edges)))
+    if set(keys) != covered or not all(len(key) == 16 and any(key) for key in keys.values()):
+        raise StoreError(
+            f"{variable.name!r}: region {start} to {stop} covers chunks {sorted(covered)}, keys of "
+            f"16 bytes (not zeros) are needed for exactly these, got {sorted(keys)}"
+        )
+    return tuple(map(slice, start, stop))
+
+
+def _assign(keys: Keys, new: Mapping[ChunkIndex, bytes]) -> None:
+    for index, key in new.items():
+        keys[index] = list(key)
+
+
+def _to_the_end(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function of Zarr's and wait for it even when interrupted.
+
+    Zarr works on threads of its own: after Ctrl-C in this one, they could still replace a file
+    that the next run has written. Leaving the pool waits for them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        function(*arguments)  # only the main thread is interrupted
+        return
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(function, *arguments).result()

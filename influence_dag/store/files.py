@@ -1,0 +1,163 @@
+"""The file system's part: locks, hard links, durable writes. Nothing here knows about arrays."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from influence_dag.errors import StoreError
+
+_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
+_CAUSES = {
+    errno.ENOSPC: "the disk is full; free some space",
+    errno.EDQUOT: "the disk quota is used up; free some space",
+    errno.EFBIG: "a file grew above the limit of its file system or process; raise the limit",
+    errno.EROFS: "the store is read-only; give `store.path` a folder that can be written",
+    errno.EACCES: "no permission; give `store.path` a folder that can be written",
+    errno.EPERM: "no permission; give `store.path` a folder that can be written",
+}
+
+
+@contextmanager
+def explained(path: Path, doing: str) -> Iterator[None]:
+    """Turn the operating system's errors into a `StoreError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        cause = _CAUSES.get(error.errno or 0, f"{error.strerror or error}")
+        raise StoreError(
+            f"{doing} {path} failed: {cause}. The current version is untouched and the next run "
+            f"resumes what was finished"
+        ) from error
+
+
+@contextmanager
+def locked(path: Path, *, timeout: float) -> Iterator[None]:
+    """Hold an exclusive lock on a file; after `timeout` seconds a `StoreError` names the holder.
+
+    `flock` belongs to the open file, so it excludes threads as well as processes and is released
+    by the system when its holder dies, however it dies. The file itself stays.
+    """
+    with explained(path.parent, "writing to"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _acquire(descriptor, path, timeout)
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
+        with explained(path, "writing to"):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: Path, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise StoreError(_held_message(path, timeout)) from None
+            time.sleep(min(0.05, timeout))
+
+
+def _held_message(path: Path, timeout: float) -> str:
+    try:
+        holder = json.loads(path.read_bytes())
+        who = f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+    except (OSError, ValueError, KeyError):
+        who = "another process"
+    return (
+        f"{path.parent} is being written by {who}; waited {timeout:g} s. Try again when it is "
+        f"done, or raise `lock_timeout`"
+    )
+
+
+def boot_id() -> str:
+    """Names the running kernel: what a file holds that was never fsynced is trusted only under it.
+
+    Where the system offers none, a new one every time: then nothing is trusted.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return uuid.uuid4().hex
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard link where the file system can, else a copy with the same time of modification."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_LINK:
+            raise
+        shutil.copy2(source, target)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole; a reader sees the old or the new content."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def replace_link(link: Path, target: str) -> None:
+    """Point a symbolic link elsewhere in one step."""
+    temporary = link.with_name(f".{link.name}.{uuid.uuid4().hex}.partial")
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+def make_durable(folder: Path) -> None:
+    """Have the disk itself hold a folder's own files and all folder entries.
+
+    Files with a second hard link belong to an older version, which was durable before.
+    """
+    folders, files = [folder], []
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            folders.append(path)
+        elif path.stat().st_nlink == 1:
+            files.append(path)
+    with ThreadPoolExecutor(8) as pool:  # fsync waits for the disk, which takes several at once
+        list(pool.map(sync, files))
+        list(pool.map(sync, folders))
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files and folders; a folder vanishes under its name at once, then its content."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            trash = path.with_name(f".trash-{uuid.uuid4().hex}")
+            path.rename(trash)
+            shutil.rmtree(trash)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """Size and time of modification (ns), which change when a file is rewritten; None = gone."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,195 @@
+"""A published version of an artifact: an ordinary Zarr v3 group that never changes again."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from influence_dag.errors import StoreError
+from influence_dag.store.arrays import (
+    CheckedStore,
+    checksum_matches,
+    chunk_file,
+    crc32c,
+    damaged,
+)
+from influence_dag.store.files import stamp
+from influence_dag.store.fingerprints import Keys
+from influence_dag.store.layout import ChunkIndex
+from influence_dag.store.results import Results
+
+MANIFEST = "manifest.json"
+KEYS_GROUP = "blocks"
+STAMPS_GROUP = "block_files"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file of a version that is missing or is not what was written."""
+
+    file: str
+    missing: bool
+    variable: str | None = None
+    chunk: ChunkIndex | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """One complete version: arrays, coordinates, attributes, and the keys they are right under."""
+
+    path: Path
+    artifact: str
+
+    def __repr__(self) -> str:
+        return f"Version({self.artifact!r}, {self.number})"
+
+    @property
+    def number(self) -> int:
+        return int(self.path.name)
+
+    def open(self, *, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
+        """The version as a lazy dataset: coordinates loaded, data read when asked for.
+
+        Data are dask arrays of one block a stored chunk (or of `chunks`). A missing or damaged
+        chunk raises a `StoreError` when it is read. The dataset stays on this version, whatever is
+        published meanwhile.
+        """
+        self.manifest  # noqa: B018  (a version that cannot be read fails here, with a clear error)
+        dataset = xr.open_zarr(self._store, chunks=dict(chunks or {}), consolidated=True)
+        for coordinate in dataset.coords.values():
+            coordinate.load()
+        return dataset
+
+    def array(self, variable: str) -> zarr.Array:
+        """A variable as a Zarr array; reading a missing or damaged chunk is a `StoreError`."""
+        if variable not in self.variables:
+            known = ", ".join(self.variables)
+            raise StoreError(f"{self.artifact} has no variable {variable!r}; it has {known}")
+        return zarr.open_array(self._store, path=variable, mode="r")
+
+    @property
+    def coordinates(self) -> list[str]:
+        """Names of everything that labels the variables."""
+        return self.attrs.get("coordinates", "").split()
+
+    def coordinate(self, name: str) -> NDArray:
+        """The values of a coordinate or a result, read at once."""
+        if name not in self.coordinates:
+            known = ", ".join(self.coordinates)
+            raise StoreError(f"{self.artifact} has no coordinate {name!r}; it has {known}")
+        return np.asarray(zarr.open_array(self._store, path=name, mode="r")[...])
+
+    def keys(self, variable: str) -> Keys:
+        """The keys under which the chunks were computed, `(*grid, 16)`."""
+        return self._bookkeeping(KEYS_GROUP, variable).astype(np.uint8, copy=False)
+
+    def file(self, name: str) -> bytes:
+        """The content of a file that was added to the version."""
+        files = self.results.files
+        if name not in files:
+            known = ", ".join(files) or "none"
+            raise StoreError(f"{self.artifact} has no file {name!r}; it has {known}")
+        content = (self.path / name).read_bytes()
+        if crc32c(content) != self.manifest["files"][name][2]:
+            raise damaged(self.artifact, self.path, name, missing=False)
+        return content
+
+    @cached_property
+    def attrs(self) -> dict[str, Any]:
+        """The group's attributes, provenance and results included."""
+        return self._json("zarr.json")["attributes"]
+
+    @property
+    def data_version(self) -> str:
+        """Stands for everything that a reader of this version could depend on."""
+        return self.manifest["data_version"]
+
+    @property
+    def layout_fingerprint(self) -> str:
+        return self.manifest["layout_fingerprint"]
+
+    @property
+    def variables(self) -> dict[str, dict[str, Any]]:
+        """Shape and encoding of each variable that is kept by chunks and keys."""
+        return self.manifest["variables"]
+
+    @property
+    def results(self) -> Results:
+        """What was set beside the planned variables when the version was made."""
+        return Results(**self.manifest["results"])
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return self._json(MANIFEST)
+
+    def verify(self, *, checksums: bool = False) -> tuple[Damage, ...]:
+        """What of this version is missing or damaged; empty when it is sound.
+
+        Files whose size and time of modification are as published are taken to be sound, others
+        are read; with `checksums` every file is read.
+        """
+        found = list(self.damaged_files(checksums=checksums))
+        for variable in self.variables:
+            found += self.damaged_chunks(variable, checksums=checksums)
+        return tuple(found)
+
+    def damaged_files(self, *, checksums: bool = False) -> list[Damage]:
+        """Damage among metadata, coordinates, results and added files."""
+        found = []
+        for name, (size, modified, checksum) in self.manifest["files"].items():
+            seen = stamp(self.path / name)
+            if seen is None:
+                found.append(Damage(name, missing=True))
+            elif (checksums or seen != (size, modified)) and checksum != crc32c(
+                (self.path / name).read_bytes()
+            ):
+                found.append(Damage(name, missing=False))
+        return found
+
+    def damaged_chunks(self, variable: str, *, checksums: bool = False) -> list[Damage]:
+        """Damage among a variable's chunks."""
+        stamps = self._bookkeeping(STAMPS_GROUP, variable)
+        found = []
+        for index in np.ndindex(stamps.shape[:-1]):
+            file = chunk_file(variable, index)
+            seen = stamp(self.path / file)
+            if seen is None:
+                found.append(Damage(file, True, variable, index))
+            elif (checksums or seen != tuple(stamps[index])) and not checksum_matches(
+                (self.path / file).read_bytes()
+            ):
+                found.append(Damage(file, False, variable, index))
+        return found
+
+    def check_bookkeeping(self) -> None:
+        """A `StoreError` when the manifest, or the keys or stamps of a variable, cannot be read."""
+        for variable in self.variables:
+            self.keys(variable)
+            self._bookkeeping(STAMPS_GROUP, variable)
+
+    @cached_property
+    def _store(self) -> CheckedStore:
+        return CheckedStore(self.path, artifact=self.artifact)
+
+    def _bookkeeping(self, group: str, variable: str) -> NDArray:
+        if variable not in self.variables:
+            raise StoreError(f"{self.artifact} has no variable {variable!r}")
+        name = f"{group}/{variable}"
+        try:
+            return np.asarray(zarr.open_array(self._store, path=name, mode="r")[...])
+        except (OSError, ValueError, KeyError) as error:
+            raise damaged(self.artifact, self.path, name, missing=False) from error
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            raise damaged(self.artifact, self.path, name, missing=missing) from error

@@ -1,0 +1,106 @@
+"""How a finished draft becomes a version: bookkeeping, metadata, and everything on the disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from influence_dag.errors import StoreError
+from influence_dag.store.arrays import chunk_file, consolidate, crc32c, create_array, plain
+from influence_dag.store.drafts import Draft
+from influence_dag.store.files import make_durable, remove, stamp
+from influence_dag.store.fingerprints import fingerprint
+from influence_dag.store.layout import Variable
+from influence_dag.store.published import KEYS_GROUP, MANIFEST, STAMPS_GROUP
+
+
+def finish(draft: Draft) -> None:
+    """Turn a draft's folder into a complete version, in place; only its name is provisional."""
+    _sweep(draft)
+    data_version = _data_version(draft)
+    _write_bookkeeping(draft)
+    _write_attributes(draft, data_version)
+    consolidate(draft.folder)
+    manifest = json.dumps(_manifest(draft, data_version))
+    (draft.folder / MANIFEST).write_text(manifest)
+    make_durable(draft.folder)
+
+
+def _sweep(draft: Draft) -> None:
+    """Remove what killed writers left, and results that were dropped."""
+    layout = (*draft.layout.variables, *draft.layout.coordinates)
+    results = draft.results
+    kept = {"zarr.json", *(item.name for item in layout), *results.arrays, *results.files}
+    remove(path for path in list(draft.folder.iterdir()) if path.name not in kept)
+    remove(list(draft.folder.rglob("*.partial")))
+
+
+def _data_version(draft: Draft) -> str:
+    keys = {variable.name: draft.keys(variable.name) for variable in draft.layout.variables}
+    return fingerprint(draft.layout.fingerprint, keys)
+
+
+def _write_bookkeeping(draft: Draft) -> None:
+    group = zarr.open_group(draft.folder, mode="r+")
+    keys, stamps = group.create_group(KEYS_GROUP), group.create_group(STAMPS_GROUP)
+    for variable in draft.layout.variables:
+        create_array(keys, variable.name, None, draft.keys(variable.name), {})
+        create_array(stamps, variable.name, None, _stamps(draft.folder, variable), {})
+
+
+def _stamps(folder: Path, variable: Variable) -> np.ndarray:
+    """Size and time of modification of every chunk file, `(*grid, 2)`."""
+    stamps = np.empty((*variable.grid, 2), np.int64)
+    for index in np.ndindex(variable.grid):
+        file = folder / chunk_file(variable.name, index)
+        seen = stamp(file)
+        if seen is None:
+            raise StoreError(f"{file} vanished before it was published; run again")
+        stamps[index] = seen
+    return stamps
+
+
+def _write_attributes(draft: Draft, data_version: str) -> None:
+    layout, results = draft.layout, draft.results
+    coordinates = [variable.name for variable in layout.variables if variable.coordinate]
+    coordinates += [item.name for item in layout.coordinates] + list(results.arrays)
+    attributes = {
+        **layout.attrs,
+        **results.attrs,
+        **layout.provenance,
+        "data_version": data_version,
+        "layout_fingerprint": layout.fingerprint,
+    }
+    if coordinates:
+        attributes["coordinates"] = " ".join(coordinates)  # as xarray marks them
+    group = zarr.open_group(draft.folder, mode="r+")
+    group.attrs.put(plain(attributes))
+
+
+def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
+    variables = {
+        variable.name: {"shape": list(variable.shape), "encoding": variable.encoding}
+        for variable in draft.layout.variables
+    }
+    return {
+        "format": 1,
+        "layout_fingerprint": draft.layout.fingerprint,
+        "data_version": data_version,
+        "variables": variables,
+        "results": draft.results.to_json(),
+        "files": _small_files(draft.folder, variables),
+    }
+
+
+def _small_files(folder: Path, variables: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Size, time of modification and checksum of every file that is not a chunk of a variable."""
+    files = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        if path.is_dir() or (name.parts[0] in variables and name.parts[1] == "c"):
+            continue
+        size, modified = stamp(path) or (0, 0)
+        files[name.as_posix()] = (size, modified, crc32c(path.read_bytes()))
+    return files

@@ -1,0 +1,216 @@
+"""Versioned artifacts in a folder: plan, write, publish at once, keep some old versions.
+
+<root>/<artifact>/current → versions/000007      what readers open
+<root>/<artifact>/versions/000007/               a Zarr v3 group, never changed again
+<root>/<artifact>/versions/.partial-000008/      a version in the making, and beside it
+<root>/<artifact>/versions/.partial-000008.journal   what of it can be trusted
+<root>/<artifact>/.lock                          held by the one writer
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from influence_dag.errors import StoreError
+from influence_dag.store.cloning import clone
+from influence_dag.store.drafts import Draft
+from influence_dag.store.files import boot_id, explained, locked, remove, replace_link, sync
+from influence_dag.store.journal import Journal
+from influence_dag.store.layout import Layout
+from influence_dag.store.plans import Expected, Plan, make_plan
+from influence_dag.store.published import Version
+from influence_dag.store.publishing import finish
+
+__all__ = ["ArtifactStore", "Draft", "Plan", "Version"]
+
+_NUMBER = re.compile(r"\d{6,}")
+
+
+class ArtifactStore:
+    """The artifacts of one study, below one folder; names may have slashes (`direct/influences`).
+
+    A process may be killed at any time: `current` names a complete version, and the next run goes
+    on with the chunks that were finished. One writer an artifact at a time; another waits up to
+    `lock_timeout` seconds. Readers need no lock.
+    """
+
+    def __init__(
+        self, root: Path | str, *, keep_versions: int = 5, lock_timeout: float = 60.0
+    ) -> None:
+        if keep_versions < 1:
+            raise StoreError(f"keep_versions is {keep_versions}; at least the current one is kept")
+        self.root = Path(root).absolute()
+        self.keep_versions, self.lock_timeout = keep_versions, lock_timeout
+
+    def names(self) -> list[str]:
+        """The artifacts that have a current version, sorted."""
+        found = []
+        for folder, inside, _ in os.walk(self.root):
+            if "versions" in inside:
+                inside.remove("versions")
+                name = Path(folder).relative_to(self.root).as_posix()
+                if self.current(name):
+                    found.append(name)
+        return sorted(found)
+
+    def current(self, name: str) -> Version | None:
+        """The newest complete version; None before the first."""
+        try:
+            target = os.readlink(self._folder(name) / "current")
+        except FileNotFoundError:
+            return None
+        path = self._folder(name) / target
+        return Version(path, name) if path.is_dir() else None
+
+    def version(self, name: str, number: int | None = None) -> Version:
+        """One version by number, by default the current one."""
+        if number is None:
+            if version := self.current(name):
+                return version
+            raise StoreError(f"{self.root} has no {name!r} yet; it has {self.names()}")
+        versions = {version.number: version for version in self.versions(name)}
+        if number not in versions:
+            raise StoreError(f"{name} has no version {number}; kept are {sorted(versions)}")
+        return versions[number]
+
+    def versions(self, name: str) -> list[Version]:
+        """All kept versions, oldest first."""
+        folder = self._folder(name) / "versions"
+        if not folder.is_dir():
+            return []
+        complete = sorted(path.name for path in folder.iterdir() if _NUMBER.fullmatch(path.name))
+        return [Version(folder / number, name) for number in complete]
+
+    def plan(self, name: str, layout: Layout, expected: Expected) -> Plan:
+        """What would have to be computed; takes no lock and changes nothing."""
+        return make_plan(_readable(self.current(name)), layout, expected)
+
+    @contextmanager
+    def new_version(self, name: str, layout: Layout) -> Iterator[Draft]:
+        """A draft to write into; published when the block ends, unless nothing changed.
+
+        An exception leaves `current` as it was and keeps what was finished for the next run with
+        the same layout.
+        """
+        folder = self._folder(name)
+        with locked(folder / ".lock", timeout=self.lock_timeout):
+            with explained(folder, f"preparing a version of {name} in"):
+                self._tidy(name)
+                draft = self._resume(name, layout) or self._begin(name, layout)
+            try:
+                yield draft
+                draft.close()
+                with explained(folder, f"publishing {name} in"):
+                    self._publish(draft)
+            finally:
+                draft.close()
+
+    def gc(self, name: str | None = None) -> list[str]:
+        """Remove versions beyond `keep_versions` and unfinished ones; returns what was removed.
+
+        Interrupted runs begin anew afterwards. Datasets that are still open on a removed version
+        raise a `StoreError` when they are read.
+        """
+        removed = []
+        for artifact in [name] if name else self.names():
+            folder = self._folder(artifact)
+            with locked(folder / ".lock", timeout=self.lock_timeout), explained(folder, "cleaning"):
+                self._tidy(artifact)
+                paths = [*(folder / "versions").glob(".partial-*"), *self._surplus(artifact)]
+                remove(paths)
+                removed += [path.relative_to(self.root).as_posix() for path in paths]
+        return removed
+
+    def _folder(self, name: str) -> Path:
+        parts = name.split("/")
+        if not all(re.fullmatch(r"\w[\w.-]*", part) for part in parts) or "versions" in parts:
+            raise StoreError(f"{name!r} cannot name an artifact: words, joined by slashes")
+        return self.root / name
+
+    def _begin(self, name: str, layout: Layout) -> Draft:
+        """A fresh clone of the current version under a provisional name."""
+        versions = self._folder(name) / "versions"
+        versions.mkdir(parents=True, exist_ok=True)
+        remove(list(versions.glob(".partial-*")))
+        base = _readable(self.current(name))
+        number = max((version.number for version in self.versions(name)), default=0) + 1
+        folder = versions / f".partial-{number:06d}"
+        results = clone(base, layout, folder)
+        header = _header(layout, base) | {"results": results.to_json()}
+        journal = Journal.begin(folder.with_name(f"{folder.name}.journal"), header)
+        return Draft(name, folder, journal, layout, base)
+
+    def _resume(self, name: str, layout: Layout) -> Draft | None:
+        """The unfinished version of an interrupted run, if it was begun for the same."""
+        base = _readable(self.current(name))
+        for path in (self._folder(name) / "versions").glob(".partial-*.journal"):
+            journal = Journal.reopen(path)
+            if journal is None:
+                continue
+            if (
+                path.with_suffix("").is_dir()
+                and journal.header.items() >= _header(layout, base).items()
+            ):
+                return Draft(name, path.with_suffix(""), journal, layout, base)
+            journal.close()
+        return None
+
+    def _publish(self, draft: Draft) -> None:
+        draft.check_complete()
+        journal = draft.folder.with_name(f"{draft.folder.name}.journal")
+        if draft.changed:
+            finish(draft)
+            draft.folder.rename(_published_path(draft.folder))
+            self._point_current(draft.artifact, _published_path(draft.folder))
+            remove([journal, *self._surplus(draft.artifact)])
+        else:
+            remove([journal, draft.folder])
+        draft.version = self.current(draft.artifact)
+
+    def _point_current(self, name: str, version: Path) -> None:
+        folder = self._folder(name)
+        sync(version.parent)
+        replace_link(folder / "current", f"versions/{version.name}")
+        sync(folder)
+
+    def _tidy(self, name: str) -> None:
+        """Finish what a kill interrupted between the two renames of publishing; drop leftovers."""
+        folder = self._folder(name)
+        for journal in (folder / "versions").glob(".partial-*.journal"):
+            published = _published_path(journal.with_suffix(""))
+            if published.is_dir():
+                self._point_current(name, published)
+                remove([journal])
+        remove([*(folder / "versions").glob(".trash-*"), *folder.glob(".current.*.partial")])
+
+    def _surplus(self, name: str) -> list[Path]:
+        """Versions beyond `keep_versions`, oldest first, never the current one."""
+        versions = self.versions(name)
+        current = self.current(name)
+        others = [v.path for v in versions if current is None or v.path != current.path]
+        return others[: max(len(versions) - self.keep_versions, 0)]
+
+
+def _header(layout: Layout, base: Version | None) -> dict[str, object]:
+    return {
+        "format": 1,
+        "layout": layout.fingerprint,
+        "base": base.number if base else None,
+        "boot": boot_id(),
+    }
+
+
+def _published_path(partial: Path) -> Path:
+    return partial.with_name(partial.name.removeprefix(".partial-"))
+
+
+def _readable(version: Version | None) -> Version | None:
+    """A version whose own bookkeeping can be read; without that nothing of it can be reused."""
+    try:
+        if version:
+            version.check_bookkeeping()
+    except StoreError:
+        return None
+    return version
