@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jacfwd, vjp, vmap
 
+from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.errors import ModelError
+from influence_dag.layered_perturbation import layered_products
 from influence_dag.objective import Objective, Rows, without_denormals
 from influence_dag.rows import input_leaves, map_inputs
 
@@ -45,11 +47,21 @@ def perturbation_influences(
             f"inputs of dtype {', '.join(str(leaf.dtype) for leaf in leaves)} have no derivative; "
             "perturbation influences need a floating-point input"
         )
+    network = _network(objective, rows, route)
+    if network is not None:
+        return layered_products(network, factors, rows, chunk=chunk)
     if route == "jacobian" or (route == "auto" and _has_few_features(rows)):
-        results = [_by_jacobian(objective, factors, rows)]
-    else:
-        results = _by_autograd(objective, factors, rows, chunk)
-    return _like_inputs(rows.x, results)
+        return _by_jacobian(objective, factors, rows)
+    return _like_inputs(rows.x, _by_autograd(objective, factors, rows, chunk))
+
+
+def _network(objective: Objective, rows: Rows, route: Route) -> LayeredNetwork | None:
+    if route not in ("auto", "layered"):
+        return None
+    network = LayeredNetwork.of(objective, rows)
+    if network is None and route == "layered":
+        raise not_layered(objective)
+    return network
 
 
 def _has_few_features(rows: Rows) -> bool:

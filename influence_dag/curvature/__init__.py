@@ -1,4 +1,5 @@
+from influence_dag.curvature.gauss_newton import GaussNewton
 from influence_dag.curvature.hessian import Hessian
 from influence_dag.curvature.operators import Curvature, DenseCurvature
 
-__all__ = ["Curvature", "DenseCurvature", "Hessian"]
+__all__ = ["Curvature", "DenseCurvature", "GaussNewton", "Hessian"]

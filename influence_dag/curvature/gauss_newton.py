@@ -1,0 +1,34 @@
+"""The generalised Gauss-Newton matrix of the mean training loss."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.curvature.batched import BatchedCurvature
+from influence_dag.curvature.layered import LayeredNetwork, gauss_newton_product
+from influence_dag.curvature.structured import second_derivative_sum
+from influence_dag.objective import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class GaussNewton(BatchedCurvature):
+    r"""Generalised Gauss-Newton matrix of the mean training loss at `objective.params`.
+
+    $$ G = \frac{1}{n} \sum_{i=1}^{n} J_i^\top \, \nabla_f^2 L(f, y_i) \, J_i, \qquad
+       J_i = \partial f(x_i, \theta) / \partial \theta $$
+
+    Positive semidefinite where the loss is convex in the outputs f; equal to the Hessian for
+    a model linear in θ (Schraudolph, 2002; Martens, 2020).
+    """
+
+    def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
+        return gauss_newton_product(
+            lambda theta: self.objective.outputs(theta, batch.x),
+            self.objective.params,
+            lambda outputs: self.objective.loss(outputs, batch.y),
+        )
+
+    def layered_sum(self, network: LayeredNetwork, rows: Rows) -> Float[Tensor, "p p"]:
+        return second_derivative_sum(network, rows, gauss_newton=True, batch_size=self.batch_size)
