@@ -21,6 +21,8 @@ from influence_dag.solvers.preconditioners import (
 )
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 
+_ROUNDING = 8  # units: relative residuals below this are out of reach
+
 
 @register("cg")
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class ConjugateGradient:
 
     Hestenes & Stiefel (1952), preconditioned. A row stops when
     $\lVert r \rVert \le \max(\mathtt{rtol} \lVert b \rVert, \mathtt{atol})$ holds for its *true*
-    residual. Step lengths belong to single rows: what else is in the block changes no answer.
+    residual, where an rtol below eight units of rounding counts as that (1e-6 in float32). Step
+    lengths belong to single rows: what else is in the block changes no answer.
 
     `preconditioner`: `"nystroem"` (of that `rank` and `seed`), `"jacobi"` (estimated from `rank`
     products) or `"none"`. `maxiter` counts products per row; default 10 p. Rows that miss the
@@ -98,7 +101,8 @@ class PreconditionedSystem:
         Raises `IndefiniteError` on meeting negative curvature, else `NotConvergedError` for rows
         that miss the tolerance.
         """
-        target = (self.settings.rtol * rhs.norm(dim=1)).clamp(min=self.settings.atol)
+        rtol = max(self.settings.rtol, _ROUNDING * torch.finfo(rhs.dtype).eps)
+        target = (rtol * rhs.norm(dim=1)).clamp(min=self.settings.atol)
         state = self._start(rhs, target, damping, x0)
         self._iterate(state, rhs, damping)
         residual = state.residual.norm(dim=1)

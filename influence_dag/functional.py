@@ -1,0 +1,234 @@
+"""Influences in memory, from a module, a loss and data loaders, in a few calls."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from influence_dag.curvature import Curvature, DenseCurvature, Hessian
+from influence_dag.gradients import gradient_layout, per_sample_gradients
+from influence_dag.influence import influences, perturbation_influences
+from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss, reduced_loss
+from influence_dag.solvers import METHODS, Factorization, Method, Solution, build
+
+Loader = Iterable[tuple[Any, Any]]
+
+_TRAINING_ROWS = 4096  # whose gradients are held at once
+
+# What other libraries call the settings of a method, and its start.
+_SYNONYMS = {"arnoldi": {"rank_estimate": "rank", "eigen_computation_on_gpu": "on_device"}}
+_START = {"cg": "x0", "lissa": "h0"}
+
+
+class InverseHvpResult(NamedTuple):
+    r"""Rows `x` with $(H + \lambda I)\, x = b$, and what the method knows about them."""
+
+    x: Tensor
+    info: dict[str, Any]
+
+
+class TorchTwiceDifferentiable:
+    """A trained module with its loss, on a device.
+
+    `loss` is a name (`"cross_entropy"`, `"mse"`, `"bce_with_logits"`), a torch loss that reduces
+    a batch to one number (`F.cross_entropy`, `nn.MSELoss()`), or a function
+    `(output, target) -> (batch,)`. With `measurement`, a function of the same kind, influences
+    are on that value of the test rows instead of on their loss.
+
+    The module is moved to `device`; its mode is left as it is, and a module in train mode whose
+    loss is random or depends on the batch is refused. Parameters are read at each call.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: str | LossFunction,
+        device: torch.device | str = "cpu",
+        *,
+        measurement: LossFunction | None = None,
+    ):
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self.loss = loss.to(self.device) if isinstance(loss, nn.Module) else loss
+        self.measurement = measurement
+
+    @property
+    def objective(self) -> Objective:
+        """The loss as a function of the parameters, at their present values."""
+        loss = self.loss
+        of_rows = per_sample_loss(loss) if isinstance(loss, str) else reduced_loss(loss)
+        measurement = self.measurement and reduced_loss(self.measurement)
+        return Objective(self.model, of_rows, measurement=measurement)
+
+    @property
+    def num_params(self) -> int:
+        """The number of trainable parameters."""
+        return self.objective.size
+
+
+def compute_influences(
+    differentiable_model: TorchTwiceDifferentiable,
+    training_data: Loader,
+    test_data: Loader | None = None,
+    input_data: Loader | None = None,
+    *,
+    influence_type: str = "up",
+    inversion_method: str = "direct",
+    hessian_regularization: float = 0.0,
+    **settings: Any,
+) -> Any:
+    r"""Influence of each training row on the loss of each test row.
+
+    $$ I_{ji} = \nabla L(z_{test,j})^\top (H + \lambda I)^{-1} \nabla L(z_i), \qquad
+       P_{jif} = \partial I_{ji} / \partial x_{if} $$
+
+    `influence_type="up"` gives I, `(test, train)`; `"perturbation"` gives P,
+    `(test, train, *features)` (a tuple or dict of such for a tuple or dict of inputs). Positive
+    means helpful: fitting again without row i changes test loss j by about $+I_{ji}/n$; moving
+    feature f of row i by ε changes it by about $-ε P_{jif}/n$. Entries are not divided by n.
+
+    `hessian_regularization` is λ. `inversion_method` and further `settings` are those of
+    `compute_influence_factors`. Without `test_data` the training rows take its part; with
+    `input_data` the influences are those of its rows, while H stays that of `training_data`.
+    """
+    kind = _choice("influence_type", influence_type, ("up", "perturbation"))
+    factors = compute_influence_factors(
+        differentiable_model,
+        training_data,
+        test_data,
+        inversion_method=inversion_method,
+        hessian_regularization=hessian_regularization,
+        **settings,
+    ).x
+    objective = differentiable_model.objective
+    rows = _rows(training_data if input_data is None else input_data, objective)
+    if kind == "perturbation":
+        return perturbation_influences(objective, factors, rows)
+    layout = gradient_layout(objective, rows)
+    columns = [
+        influences(factors, per_sample_gradients(objective, batch, layout=layout))
+        for batch in rows.batches(_TRAINING_ROWS)
+    ]
+    return torch.cat(columns, dim=1)
+
+
+def compute_influence_factors(
+    differentiable_model: TorchTwiceDifferentiable,
+    training_data: Loader,
+    test_data: Loader | None = None,
+    *,
+    inversion_method: str = "direct",
+    hessian_regularization: float = 0.0,
+    **settings: Any,
+) -> InverseHvpResult:
+    r"""$s_j = (H + \lambda I)^{-1} \nabla L(z_{test,j})$ of each test row, `(test, p)`, and info.
+
+    Without `test_data` the training rows take its part. See `solve_hvp` for the methods, their
+    settings, their info and what they raise; `ModelError` says why a model cannot be used.
+    """
+    objective = differentiable_model.objective
+    rows = _rows(training_data if test_data is None else test_data, objective)
+    objective.check(rows)
+    gradients = per_sample_gradients(objective, rows, of="measurement").dense()
+    damping = settings.pop("hessian_perturbation", hessian_regularization)
+    return solve_hvp(
+        inversion_method,
+        differentiable_model,
+        training_data,
+        gradients,
+        hessian_perturbation=damping,
+        **settings,
+    )
+
+
+def solve_hvp(
+    inversion_method: str,
+    differentiable_model: TorchTwiceDifferentiable,
+    training_data: Loader,
+    b: Float[Tensor, "k p"] | Float[Tensor, " p"],
+    *,
+    hessian_perturbation: float = 0.0,
+    **settings: Any,
+) -> InverseHvpResult:
+    r"""Rows x with $(H + \lambda I)\, x = b$, H the Hessian of the mean training loss.
+
+    `inversion_method` is a name in `influence_dag.solvers.METHODS`, `hessian_perturbation` is λ,
+    the settings are the fields of that method; also accepted are `x0` (cg), `h0` (lissa),
+    `rank_estimate` and `eigen_computation_on_gpu` (arnoldi). Info: `hessian` (direct); `niter`,
+    `optimal`, `gamma`, one a row (cg); `max_perc_residual`, `mean_perc_residual` (lissa);
+    `eigenvalues`, `eigenvectors` (arnoldi).
+
+    Raises `ValueError` for an unknown method, `TypeError` for a setting that it does not have,
+    `IndefiniteError` when $H + \lambda I$ is not positive definite (naming a damping that would
+    do), `NotConvergedError` for rows that miss the tolerance, `ModelError` for a model or loss
+    that cannot be used.
+    """
+    name = _choice("inversion_method", inversion_method, tuple(METHODS))
+    start = _start(name, settings)
+    method = _method(name, hessian_perturbation, settings)
+    objective = differentiable_model.objective
+    rows = _rows(training_data, objective)
+    objective.check(rows)
+    rhs = _right_hand_sides(b, objective)
+    curvature: Curvature = Hessian(objective, rows)
+    if name == "direct":
+        curvature = DenseCurvature(curvature.dense())
+    factorization = method.factorize(curvature)
+    solution = factorization.solve(rhs, damping=hessian_perturbation, x0=start)
+    info = _info(name, curvature, factorization, solution)
+    return InverseHvpResult(solution.x.reshape(b.shape), info)
+
+
+def _rows(data: Loader, objective: Objective) -> Rows:
+    return Rows.from_loader(data).to(objective.device, objective.dtype)
+
+
+def _choice(argument: str, value: Any, accepted: tuple[str, ...]) -> str:
+    """The name, whether written as a string of any case or as a member of an enumeration."""
+    name = str(getattr(value, "value", value)).lower()
+    if name not in accepted:
+        raise ValueError(f"{argument}={value!r} is unknown; choose one of {', '.join(accepted)}")
+    return name
+
+
+def _method(name: str, damping: float, settings: dict[str, Any]) -> Method:
+    synonyms = _SYNONYMS.get(name, {})
+    settings = {synonyms.get(key, key): value for key, value in settings.items()}
+    if name == "direct":
+        settings.setdefault("damping", damping)
+    return build(name, settings)
+
+
+def _right_hand_sides(b: Tensor, objective: Objective) -> Float[Tensor, "k p"]:
+    if b.ndim not in (1, 2) or b.shape[-1] != objective.size:
+        raise ValueError(
+            f"b has shape {tuple(b.shape)}; the model has {objective.size} trainable parameters, "
+            f"so b is (k, {objective.size}) or ({objective.size},)"
+        )
+    return torch.atleast_2d(b).to(objective.device, objective.dtype)
+
+
+def _start(name: str, settings: dict[str, Any]) -> Tensor | None:
+    """The first guess for x among the settings, if there is one."""
+    start = settings.pop(_START[name], None) if name in _START else None
+    if start is not None and name == "lissa":
+        if settings.get("scale") is None:
+            raise ValueError("h0 is a first guess for scale * x: give scale along with it")
+        return start / settings["scale"]
+    return start
+
+
+def _info(
+    name: str, curvature: Curvature, factorization: Factorization, solution: Solution
+) -> dict[str, Any]:
+    """What is known about a solve, under the names that other libraries use."""
+    info = dict(solution.info)
+    if name == "direct":
+        info["hessian"] = curvature.dense()
+    elif name == "cg":
+        info["optimal"], info["gamma"] = info.pop("converged"), info.pop("residual")
+    elif name == "arnoldi":
+        info |= factorization.tensors()
+    return info

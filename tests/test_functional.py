@@ -1,0 +1,338 @@
+import enum
+
+import pytest
+import reference
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from influence_dag.errors import IndefiniteError, ModelError
+from influence_dag.functional import (
+    InverseHvpResult,
+    TorchTwiceDifferentiable,
+    compute_influence_factors,
+    compute_influences,
+    solve_hvp,
+)
+
+FEATURES, OUTPUTS, TRAIN, TEST = 4, 2, 23, 5
+
+
+def _data(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, FEATURES, generator=generator)
+    return x, x[:, :OUTPUTS].tanh() + 0.1 * torch.randn(n, OUTPUTS, generator=generator)
+
+
+@pytest.fixture
+def train():
+    return _data(TRAIN, 0)
+
+
+@pytest.fixture
+def test():
+    return _data(TEST, 1)
+
+
+@pytest.fixture
+def training_data_loader(train):
+    return DataLoader(TensorDataset(*train), batch_size=5)
+
+
+@pytest.fixture
+def test_data_loader(test):
+    return DataLoader(TensorDataset(*test), batch_size=2)
+
+
+@pytest.fixture
+def model():
+    # Linear with squared loss: the Hessian is positive definite without regularisation.
+    torch.manual_seed(0)
+    return nn.Linear(FEATURES, OUTPUTS)
+
+
+@pytest.fixture
+def wrapped_model(model):
+    return TorchTwiceDifferentiable(model, F.mse_loss, torch.device("cpu"))
+
+
+METHODS = {
+    "direct": {},
+    "cg": {},
+}
+EXAMPLES = [
+    pytest.param({}, 0.0, id="default"),
+    pytest.param({"inversion_method": "cg"}, 0.0, id="cg"),
+    pytest.param(
+        {
+            "inversion_method": "cg",
+            "hessian_regularization": 1e-4,
+            "maxiter": 100,
+            "rtol": 0.01,
+        },
+        1e-4,
+        id="cg-with-settings",
+    ),
+    pytest.param({"inversion_method": "cg", "hessian_regularization": 1e-4}, 1e-4, id="cg-damped"),
+]
+
+
+def relative_error(actual, expected):
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize(("arguments", "damping"), EXAMPLES)
+def test_the_documented_calls_for_influences(
+    arguments, damping, model, train, test, wrapped_model, training_data_loader, test_data_loader
+):
+    values = compute_influences(wrapped_model, training_data_loader, test_data_loader, **arguments)
+    assert values.shape == (TEST, TRAIN)
+    expected = reference.influences(model, F.mse_loss, train, test, damping)
+    assert relative_error(values, expected) <= (0.02 if "rtol" in arguments else 2e-6)
+
+
+@pytest.mark.parametrize(("arguments", "damping"), EXAMPLES)
+def test_the_documented_calls_for_perturbation_influences(
+    arguments, damping, model, train, test, wrapped_model, training_data_loader, test_data_loader
+):
+    values = compute_influences(
+        wrapped_model,
+        training_data_loader,
+        test_data_loader,
+        influence_type="perturbation",
+        **arguments,
+    )
+    assert values.shape == (TEST, TRAIN, FEATURES)
+    expected = reference.perturbation_influences(model, F.mse_loss, train, test, damping)
+    assert relative_error(values, expected) <= (0.02 if "rtol" in arguments else 2e-6)
+
+
+@pytest.mark.parametrize(("arguments", "damping"), EXAMPLES)
+def test_the_documented_calls_for_influence_factors(
+    arguments, damping, model, train, test, wrapped_model, training_data_loader, test_data_loader
+):
+    influence_factors = compute_influence_factors(
+        wrapped_model, training_data_loader, test_data_loader, **arguments
+    )
+    assert isinstance(influence_factors, InverseHvpResult)
+    assert isinstance(influence_factors.info, dict)
+    expected = reference.influence_factors(model, F.mse_loss, train, test, damping)
+    assert relative_error(influence_factors.x, expected) <= (0.02 if "rtol" in arguments else 2e-6)
+
+
+# Solving -----------------------------------------------------------------------------------------
+
+SOLVES = [
+    pytest.param("direct", {}, id="direct"),
+    pytest.param("cg", {"x0": None, "rtol": 1e-7, "atol": 1e-7, "maxiter": None}, id="cg"),
+]
+
+
+@pytest.mark.parametrize("damping", [None, 0.1])
+@pytest.mark.parametrize(("name", "arguments"), SOLVES)
+def test_the_documented_calls_of_solve_hvp(
+    name, arguments, damping, model, train, wrapped_model, training_data_loader
+):
+    b = torch.randn(3, wrapped_model.num_params, generator=torch.Generator().manual_seed(2))
+    if damping is not None:
+        arguments = arguments | {"hessian_perturbation": damping}
+    result = solve_hvp(name, wrapped_model, training_data_loader, b, **arguments)
+    H = reference.hessian(model, F.mse_loss, *train)
+    expected = reference.damped_solve(H, b, arguments.get("hessian_perturbation", 0.0))
+    assert relative_error(result.x, expected) <= 2e-6
+
+
+def test_direct_reports_the_hessian(model, train, wrapped_model, training_data_loader):
+    b = torch.ones(1, wrapped_model.num_params)
+    x, info = solve_hvp("direct", wrapped_model, training_data_loader, b)
+    H = reference.hessian(model, F.mse_loss, *train)
+    assert x.shape == b.shape
+    assert relative_error(info["hessian"], H) <= 1e-6
+
+
+def test_cg_reports_one_entry_a_row(wrapped_model, training_data_loader):
+    b = torch.randn(3, wrapped_model.num_params)
+    info = solve_hvp("cg", wrapped_model, training_data_loader, b).info
+    assert info["optimal"].tolist() == [True] * 3
+    assert info["niter"].shape == info["gamma"].shape == (3,)
+    assert (info["gamma"] <= 1e-6 * b.norm(dim=1)).all()
+
+
+def test_cg_starts_at_x0(wrapped_model, training_data_loader):
+    b = torch.randn(3, wrapped_model.num_params)
+    x = solve_hvp("direct", wrapped_model, training_data_loader, b).x
+    result = solve_hvp("cg", wrapped_model, training_data_loader, b, x0=x, rtol=1e-5)
+    assert result.info["niter"].tolist() == [0, 0, 0]
+    assert torch.equal(result.x, x)
+
+
+def test_one_vector_gives_one_vector(wrapped_model, training_data_loader):
+    b = torch.randn(wrapped_model.num_params)
+    one = solve_hvp("direct", wrapped_model, training_data_loader, b).x
+    block = solve_hvp("direct", wrapped_model, training_data_loader, b[None]).x
+    assert torch.equal(one, block[0])
+
+
+# Every method on a network -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(FEATURES, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+
+
+@pytest.fixture
+def classification():
+    def rows(n, seed):
+        x, y = _data(n, seed)
+        return x.double(), (y[:, 0] > 0).long() + (y[:, 1] > 0).long()
+
+    return rows(TRAIN, 0), rows(TEST, 1)
+
+
+@pytest.mark.parametrize("kind", ["up", "perturbation"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_a_network(method, kind, network, classification):
+    train, test = classification
+    loaders = [DataLoader(TensorDataset(*rows), batch_size=4) for rows in (train, test)]
+    wrapped = TorchTwiceDifferentiable(network, nn.CrossEntropyLoss())
+    values = compute_influences(
+        wrapped,
+        *loaders,
+        influence_type=kind,
+        inversion_method=method,
+        hessian_regularization=1.0,
+        **METHODS[method],
+    )
+    formula = reference.influences if kind == "up" else reference.perturbation_influences
+    expected = formula(network, F.cross_entropy, train, test, 1.0)
+    assert relative_error(values, expected) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "cross_entropy",
+        F.cross_entropy,
+        nn.CrossEntropyLoss(),
+        nn.CrossEntropyLoss(reduction="sum"),
+        lambda output, target: F.cross_entropy(output, target, reduction="none"),
+    ],
+    ids=["name", "function", "module", "sum", "per-sample"],
+)
+def test_any_way_to_write_a_loss(loss, network, classification):
+    train, test = classification
+    loaders = [DataLoader(TensorDataset(*rows), batch_size=4) for rows in (train, test)]
+    wrapped = TorchTwiceDifferentiable(network, loss, "cpu")
+    values = compute_influences(wrapped, *loaders, hessian_regularization=0.5)
+    expected = reference.influences(network, F.cross_entropy, train, test, 0.5)
+    assert relative_error(values, expected) <= 1e-10
+
+
+def test_a_measurement_takes_the_place_of_the_test_loss(network, classification):
+    train, test = classification
+    loaders = [DataLoader(TensorDataset(*rows), batch_size=4) for rows in (train, test)]
+
+    def logit(output, target):
+        return output[:, 0]
+
+    wrapped = TorchTwiceDifferentiable(network, "cross_entropy", measurement=logit)
+    factors = compute_influence_factors(wrapped, *loaders, hessian_regularization=0.5).x
+    rhs = reference.per_sample_gradients(network, lambda o, t: logit(o, t).mean(), *test)
+    H = reference.hessian(network, F.cross_entropy, *train)
+    assert relative_error(factors, reference.damped_solve(H, rhs, 0.5)) <= 1e-10
+
+
+def test_without_test_data_training_rows_are_the_tests(
+    model, train, wrapped_model, training_data_loader
+):
+    values = compute_influences(wrapped_model, training_data_loader)
+    expected = reference.influences(model, F.mse_loss, train, train, 0.0)
+    assert relative_error(values, expected) <= 2e-6
+
+
+def test_other_rows_can_be_scored_with_the_same_hessian(
+    model, train, test, wrapped_model, training_data_loader, test_data_loader
+):
+    few = DataLoader(TensorDataset(*(t[3:7] for t in train)))
+    some = compute_influences(wrapped_model, training_data_loader, test_data_loader, few)
+    expected = reference.influences(model, F.mse_loss, train, test, 0.0)[:, 3:7]
+    assert relative_error(some, expected) <= 2e-6
+
+
+def test_parameters_are_read_at_each_call(model, train, test, training_data_loader):
+    wrapped = TorchTwiceDifferentiable(model, F.mse_loss)
+    with torch.no_grad():
+        model.weight.mul_(3)
+    test_data = DataLoader(TensorDataset(*test))
+    values = compute_influences(wrapped, training_data_loader, test_data)
+    expected = reference.influences(model, F.mse_loss, train, test, 0.0)
+    assert relative_error(values, expected) <= 2e-6
+
+
+# Names and refusals ------------------------------------------------------------------------------
+
+
+def test_names_may_be_enumerations_or_of_any_case(
+    wrapped_model, training_data_loader, test_data_loader
+):
+    class InfluenceType(enum.Enum):
+        Up = "up"
+
+    class InversionMethod(enum.Enum):
+        Direct = "direct"
+
+    plain = compute_influences(wrapped_model, training_data_loader, test_data_loader)
+    for kind, method in [(InfluenceType.Up, InversionMethod.Direct), ("UP", "Direct")]:
+        values = compute_influences(
+            wrapped_model,
+            training_data_loader,
+            test_data_loader,
+            influence_type=kind,
+            inversion_method=method,
+        )
+        assert torch.equal(values, plain)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"influence_type": "down"}, ValueError, r"influence_type='down' .* one of up, perturb"),
+        ({"inversion_method": "newton"}, ValueError, r"inversion_method='newton' .*direct"),
+        ({"rtol": 1e-3}, TypeError, r"'direct' has no setting 'rtol'; it accepts damping"),
+        (
+            {"inversion_method": "cg", "scale": 10.0},
+            TypeError,
+            r"'cg' has no setting 'scale'; it accepts rtol, atol, maxiter",
+        ),
+    ],
+)
+def test_wrong_names_are_refused(
+    arguments, error, message, wrapped_model, training_data_loader, test_data_loader
+):
+    with pytest.raises(error, match=message):
+        compute_influences(wrapped_model, training_data_loader, test_data_loader, **arguments)
+
+
+def test_a_right_hand_side_of_the_wrong_width_is_refused(wrapped_model, training_data_loader):
+    with pytest.raises(ValueError, match=r"b has shape \(3, 7\); the model has 10 trainable"):
+        solve_hvp("direct", wrapped_model, training_data_loader, torch.ones(3, 7))
+
+
+def test_active_dropout_is_refused(training_data_loader, test_data_loader):
+    module = nn.Sequential(nn.Linear(FEATURES, OUTPUTS), nn.Dropout(0.5))
+    wrapped = TorchTwiceDifferentiable(module, F.mse_loss)
+    with pytest.raises(ModelError, match=r"call module.eval\(\) first"):
+        compute_influences(wrapped, training_data_loader, test_data_loader)
+
+
+def test_too_little_damping_is_an_error_with_a_cure(network, classification):
+    train, test = classification
+    loaders = [DataLoader(TensorDataset(*rows)) for rows in (train, test)]
+    wrapped = TorchTwiceDifferentiable(network, "cross_entropy")
+    with pytest.raises(IndefiniteError) as caught:
+        compute_influences(wrapped, *loaders)
+    damping = caught.value.suggested_damping
+    compute_influences(wrapped, *loaders, hessian_regularization=damping)
