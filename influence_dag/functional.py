@@ -177,7 +177,7 @@ def solve_hvp(
         curvature = DenseCurvature(curvature.dense())
     factorization = method.factorize(curvature)
     solution = factorization.solve(rhs, damping=hessian_perturbation, x0=start)
-    info = _info(name, curvature, factorization, solution)
+    info = _info(name, curvature, factorization, solution, rhs)
     return InverseHvpResult(solution.x.reshape(b.shape), info)
 
 
@@ -221,14 +221,15 @@ def _start(name: str, settings: dict[str, Any]) -> Tensor | None:
 
 
 def _info(
-    name: str, curvature: Curvature, factorization: Factorization, solution: Solution
+    name: str, curvature: Curvature, factorization: Factorization, solution: Solution, rhs: Tensor
 ) -> dict[str, Any]:
     """What is known about a solve, under the names that other libraries use."""
     info = dict(solution.info)
     if name == "direct":
         info["hessian"] = curvature.dense()
     elif name == "cg":
-        info["optimal"], info["gamma"] = info.pop("converged"), info.pop("residual")
+        info["optimal"] = info.pop("converged")
+        info["gamma"] = info.pop("residual") * rhs.norm(dim=1)
     elif name == "arnoldi":
         info |= factorization.tensors()
     return info

@@ -4,7 +4,6 @@ import pytest
 import reference
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from influence_dag.errors import IndefiniteError, ModelError
@@ -54,7 +53,7 @@ def model():
 
 @pytest.fixture
 def wrapped_model(model):
-    return TorchTwiceDifferentiable(model, F.mse_loss, torch.device("cpu"))
+    return TorchTwiceDifferentiable(model, nn.functional.mse_loss, torch.device("cpu"))
 
 
 METHODS = {
@@ -88,7 +87,7 @@ def test_the_documented_calls_for_influences(
 ):
     values = compute_influences(wrapped_model, training_data_loader, test_data_loader, **arguments)
     assert values.shape == (TEST, TRAIN)
-    expected = reference.influences(model, F.mse_loss, train, test, damping)
+    expected = reference.influences(model, nn.functional.mse_loss, train, test, damping)
     assert relative_error(values, expected) <= (0.02 if "rtol" in arguments else 2e-6)
 
 
@@ -104,7 +103,9 @@ def test_the_documented_calls_for_perturbation_influences(
         **arguments,
     )
     assert values.shape == (TEST, TRAIN, FEATURES)
-    expected = reference.perturbation_influences(model, F.mse_loss, train, test, damping)
+    expected = reference.perturbation_influences(
+        model, nn.functional.mse_loss, train, test, damping
+    )
     assert relative_error(values, expected) <= (0.02 if "rtol" in arguments else 2e-6)
 
 
@@ -117,7 +118,7 @@ def test_the_documented_calls_for_influence_factors(
     )
     assert isinstance(influence_factors, InverseHvpResult)
     assert isinstance(influence_factors.info, dict)
-    expected = reference.influence_factors(model, F.mse_loss, train, test, damping)
+    expected = reference.influence_factors(model, nn.functional.mse_loss, train, test, damping)
     assert relative_error(influence_factors.x, expected) <= (0.02 if "rtol" in arguments else 2e-6)
 
 
@@ -138,7 +139,7 @@ def test_the_documented_calls_of_solve_hvp(
     if damping is not None:
         arguments = arguments | {"hessian_perturbation": damping}
     result = solve_hvp(name, wrapped_model, training_data_loader, b, **arguments)
-    H = reference.hessian(model, F.mse_loss, *train)
+    H = reference.hessian(model, nn.functional.mse_loss, *train)
     expected = reference.damped_solve(H, b, arguments.get("hessian_perturbation", 0.0))
     assert relative_error(result.x, expected) <= 2e-6
 
@@ -146,7 +147,7 @@ def test_the_documented_calls_of_solve_hvp(
 def test_direct_reports_the_hessian(model, train, wrapped_model, training_data_loader):
     b = torch.ones(1, wrapped_model.num_params)
     x, info = solve_hvp("direct", wrapped_model, training_data_loader, b)
-    H = reference.hessian(model, F.mse_loss, *train)
+    H = reference.hessian(model, nn.functional.mse_loss, *train)
     assert x.shape == b.shape
     assert relative_error(info["hessian"], H) <= 1e-6
 
@@ -207,7 +208,7 @@ def test_every_method_on_a_network(method, kind, network, classification):
         **METHODS[method],
     )
     formula = reference.influences if kind == "up" else reference.perturbation_influences
-    expected = formula(network, F.cross_entropy, train, test, 1.0)
+    expected = formula(network, nn.functional.cross_entropy, train, test, 1.0)
     assert relative_error(values, expected) <= 1e-4
 
 
@@ -215,10 +216,10 @@ def test_every_method_on_a_network(method, kind, network, classification):
     "loss",
     [
         "cross_entropy",
-        F.cross_entropy,
+        nn.functional.cross_entropy,
         nn.CrossEntropyLoss(),
         nn.CrossEntropyLoss(reduction="sum"),
-        lambda output, target: F.cross_entropy(output, target, reduction="none"),
+        lambda output, target: nn.functional.cross_entropy(output, target, reduction="none"),
     ],
     ids=["name", "function", "module", "sum", "per-sample"],
 )
@@ -227,7 +228,7 @@ def test_any_way_to_write_a_loss(loss, network, classification):
     loaders = [DataLoader(TensorDataset(*rows), batch_size=4) for rows in (train, test)]
     wrapped = TorchTwiceDifferentiable(network, loss, "cpu")
     values = compute_influences(wrapped, *loaders, hessian_regularization=0.5)
-    expected = reference.influences(network, F.cross_entropy, train, test, 0.5)
+    expected = reference.influences(network, nn.functional.cross_entropy, train, test, 0.5)
     assert relative_error(values, expected) <= 1e-10
 
 
@@ -241,7 +242,7 @@ def test_a_measurement_takes_the_place_of_the_test_loss(network, classification)
     wrapped = TorchTwiceDifferentiable(network, "cross_entropy", measurement=logit)
     factors = compute_influence_factors(wrapped, *loaders, hessian_regularization=0.5).x
     rhs = reference.per_sample_gradients(network, lambda o, t: logit(o, t).mean(), *test)
-    H = reference.hessian(network, F.cross_entropy, *train)
+    H = reference.hessian(network, nn.functional.cross_entropy, *train)
     assert relative_error(factors, reference.damped_solve(H, rhs, 0.5)) <= 1e-10
 
 
@@ -249,7 +250,7 @@ def test_without_test_data_training_rows_are_the_tests(
     model, train, wrapped_model, training_data_loader
 ):
     values = compute_influences(wrapped_model, training_data_loader)
-    expected = reference.influences(model, F.mse_loss, train, train, 0.0)
+    expected = reference.influences(model, nn.functional.mse_loss, train, train, 0.0)
     assert relative_error(values, expected) <= 2e-6
 
 
@@ -258,17 +259,17 @@ def test_other_rows_can_be_scored_with_the_same_hessian(
 ):
     few = DataLoader(TensorDataset(*(t[3:7] for t in train)))
     some = compute_influences(wrapped_model, training_data_loader, test_data_loader, few)
-    expected = reference.influences(model, F.mse_loss, train, test, 0.0)[:, 3:7]
+    expected = reference.influences(model, nn.functional.mse_loss, train, test, 0.0)[:, 3:7]
     assert relative_error(some, expected) <= 2e-6
 
 
 def test_parameters_are_read_at_each_call(model, train, test, training_data_loader):
-    wrapped = TorchTwiceDifferentiable(model, F.mse_loss)
+    wrapped = TorchTwiceDifferentiable(model, nn.functional.mse_loss)
     with torch.no_grad():
         model.weight.mul_(3)
     test_data = DataLoader(TensorDataset(*test))
     values = compute_influences(wrapped, training_data_loader, test_data)
-    expected = reference.influences(model, F.mse_loss, train, test, 0.0)
+    expected = reference.influences(model, nn.functional.mse_loss, train, test, 0.0)
     assert relative_error(values, expected) <= 2e-6
 
 
@@ -323,7 +324,7 @@ def test_a_right_hand_side_of_the_wrong_width_is_refused(wrapped_model, training
 
 def test_active_dropout_is_refused(training_data_loader, test_data_loader):
     module = nn.Sequential(nn.Linear(FEATURES, OUTPUTS), nn.Dropout(0.5))
-    wrapped = TorchTwiceDifferentiable(module, F.mse_loss)
+    wrapped = TorchTwiceDifferentiable(module, nn.functional.mse_loss)
     with pytest.raises(ModelError, match=r"call module.eval\(\) first"):
         compute_influences(wrapped, training_data_loader, test_data_loader)
 

@@ -99,8 +99,12 @@ def residuals(
     damping: float,
 ) -> Float[Tensor, " k"]:
     r"""$\lVert (H + \lambda I) x - b \rVert / \lVert b \rVert$ of each row (0 where $b = 0$)."""
-    defect = curvature.apply(x).add_(x, alpha=damping).sub_(rhs).norm(dim=1)
-    return torch.where(defect == 0, defect, defect / rhs.norm(dim=1))
+    return relative(curvature.apply(x).add_(x, alpha=damping).sub_(rhs).norm(dim=1), rhs)
+
+
+def relative(residual: Float[Tensor, " k"], rhs: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:
+    """Norms of residuals, divided by those of the right-hand sides; 0 stays 0."""
+    return torch.where(residual == 0, residual, residual / rhs.norm(dim=1))
 
 
 def random_rows(

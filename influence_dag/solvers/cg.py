@@ -11,7 +11,14 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
-from influence_dag.solvers.base import Solution, indefinite_error, needed, register, round_up
+from influence_dag.solvers.base import (
+    Solution,
+    indefinite_error,
+    needed,
+    register,
+    relative,
+    round_up,
+)
 from influence_dag.solvers.nystroem import Nystroem
 from influence_dag.solvers.preconditioners import (
     Jacobi,
@@ -97,7 +104,7 @@ class PreconditionedSystem:
     ) -> Solution:
         r"""Solve every row, from `x0` (one row for all, or one each) or from zero.
 
-        Info per row: `niter`, `converged`, `residual` (the true $\lVert r \rVert$).
+        Info per row: `niter`, `converged`, `residual` (the true $\lVert r \rVert / \lVert b \rVert$).
         Raises `IndefiniteError` on meeting negative curvature, else `NotConvergedError` for rows
         that miss the tolerance.
         """
@@ -105,10 +112,10 @@ class PreconditionedSystem:
         target = (rtol * rhs.norm(dim=1)).clamp(min=self.settings.atol)
         state = self._start(rhs, target, damping, x0)
         self._iterate(state, rhs, damping)
-        residual = state.residual.norm(dim=1)
-        converged = residual <= target
+        length = state.residual.norm(dim=1)
+        converged, residual = length <= target, relative(length, rhs)
         if not converged.all():
-            self._report(state, residual / rhs.norm(dim=1), converged, damping)
+            self._report(state, residual, converged, damping)
         info = {"niter": state.niter, "converged": converged, "residual": residual}
         return Solution(state.x, info)
 
@@ -158,24 +165,24 @@ class PreconditionedSystem:
         return self.curvature.apply(vectors).add(vectors, alpha=damping)
 
     def _report(
-        self, state: "_State", relative: Tensor, converged: Bool[Tensor, " k"], damping: float
+        self, state: "_State", residual: Tensor, converged: Bool[Tensor, " k"], damping: float
     ) -> None:
         if state.negative.any() and self.settings.on_failure == "raise":
             ends = extreme_eigenvalues(self.curvature)
             raise indefinite_error(*ends, damping=damping, dtype=state.x.dtype)
-        message = self._explanation(state, relative, ~converged)
+        message = self._explanation(state, residual, ~converged)
         if self.settings.on_failure == "raise":
             raise NotConvergedError(message)
         warnings.warn(message, RuntimeWarning, stacklevel=4)
 
-    def _explanation(self, state: "_State", relative: Tensor, failed: Tensor) -> str:
+    def _explanation(self, state: "_State", residual: Tensor, failed: Tensor) -> str:
         rows = failed.nonzero()[:, 0].tolist()
         named = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
         maxiter = self.settings.maxiter or 10 * state.x.shape[1]
         if (state.niter[failed] < maxiter).any() and not state.negative.any():
             cure = (
                 f"{state.x.dtype} holds no more digits: raise the damping, raise rtol to "
-                f"{round_up(relative[failed].max().item()):g}, or use float64"
+                f"{round_up(residual[failed].max().item()):g}, or use float64"
             )
         else:
             cure = "raise damping, maxiter or the preconditioner's rank"
@@ -184,7 +191,7 @@ class PreconditionedSystem:
         return (
             f"{len(rows)} of {len(failed)} systems missed rtol={self.settings.rtol:g}, "
             f"atol={self.settings.atol:g} after {int(state.niter.max())} iterations "
-            f"(rows {named}; worst relative residual {relative[failed].max():.1e}); {cure}"
+            f"(rows {named}; worst relative residual {residual[failed].max():.1e}); {cure}"
         )
 
 

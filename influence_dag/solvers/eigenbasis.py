@@ -47,7 +47,7 @@ class Eigenbasis:
         x = (coordinates / shifted) @ self.eigenvectors.T
         if self._has_complement:
             x += (b - coordinates @ self.eigenvectors.T) / damping
-        return Solution(x.to(rhs.dtype), self._info())
+        return Solution(x.to(rhs.dtype), self.info)
 
     def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
         r"""$P^{-1} = (\mu_r + \lambda)\, V (\mu + \lambda)^{-1} V^\top + (I - V V^\top)$.
@@ -82,7 +82,9 @@ class Eigenbasis:
         measured = shifted.abs() if self.indefinite == "allow" else shifted
         return bool(measured.min() > floor)
 
-    def _info(self) -> dict[str, float | int]:
+    @property
+    def info(self) -> dict[str, float | int]:
+        """What is known before any solve: rank, negative eigenvalues, single diagnostics."""
         info: dict[str, float | int] = {
             "rank": len(self.eigenvalues),
             "negative_eigenvalues": int((self.eigenvalues < 0).sum()),
