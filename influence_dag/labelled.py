@@ -1,0 +1,179 @@
+"""Rows with names: the one place where tensors become labelled arrays and back.
+
+An axis has *slots*. A row keeps its slot for as long as it exists, a removed row leaves a
+hole (`valid` is False, values are NaN), a new row fills a hole or is appended. So an edit of
+the data touches only the chunks that hold the edited rows.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from influence_dag.store import KEY_BYTES, Coordinate, Keys, Version
+
+Split = Literal["train", "test"]
+STRING = np.dtypes.StringDType()
+HOLE = np.uint64(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """The rows of one split, by slot: ids, content fingerprints, labels, holes.
+
+    `keys` are 64 bits of each row's content hash; a hole has key 0. Equal keys at the same
+    slot mean an unchanged row.
+    """
+
+    name: Split
+    ids: np.ndarray
+    keys: np.ndarray
+    labels: np.ndarray | None = None
+    valid: np.ndarray = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.valid is None:
+            object.__setattr__(self, "valid", self.keys != HOLE)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def slots(self) -> np.ndarray:
+        """The slots that hold a row, in order."""
+        return np.flatnonzero(self.valid)
+
+    @property
+    def count(self) -> int:
+        """The number of rows, holes not counted."""
+        return int(self.valid.sum())
+
+    def coordinates(self) -> tuple[Coordinate, ...]:
+        """Ids, labels, `valid` and content keys as coordinates of an artifact."""
+        name = self.name
+        labels = (
+            ()
+            if self.labels is None
+            else (
+                Coordinate(
+                    f"{name}_label",
+                    (name,),
+                    self.labels,
+                    {"long_name": f"target of the {name} row"},
+                ),
+            )
+        )
+        return (
+            Coordinate(
+                name, (name,), self.ids.astype(STRING), {"long_name": f"id of the {name} row"}
+            ),
+            *labels,
+            Coordinate(
+                f"{name}_valid",
+                (name,),
+                self.valid,
+                {"long_name": "False where a removed row left a hole"},
+            ),
+            Coordinate(
+                f"{name}_key",
+                (name,),
+                self.keys,
+                {"long_name": "64 bits of the row's content hash"},
+            ),
+        )
+
+    @classmethod
+    def read(cls, version: Version, name: Split) -> "Axis":
+        """The axis that an artifact's version was made with."""
+
+        def values(suffix: str) -> np.ndarray:
+            return version.coordinate(f"{name}{suffix}")
+
+        labels = values("_label") if f"{name}_label" in version.coordinates else None
+        return cls(
+            name, values("").astype(STRING), values("_key"), labels, values("_valid").astype(bool)
+        )
+
+    def digests(self, size: int) -> Keys:
+        """One key for each run of `size` slots: what a chunk of that many slots has read."""
+        starts = range(0, len(self), size)
+        digests = [_digest(self.keys[start : start + size]).digest() for start in starts]
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, KEY_BYTES)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the rows present, in slot order (holes do not count)."""
+        return _digest(self.keys[self.valid]).hexdigest()
+
+
+def _digest(keys: np.ndarray):
+    return hashlib.blake2b(np.ascontiguousarray(keys, "<u8").tobytes(), digest_size=KEY_BYTES)
+
+
+@dataclass(frozen=True)
+class AxisChange:
+    """What happened to the rows of an axis since the version before."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed)
+
+
+def assign_slots(
+    previous: Axis | None, ids: np.ndarray, keys: np.ndarray, labels: np.ndarray | None
+) -> tuple[Axis, np.ndarray, AxisChange]:
+    """Give every row a slot: its old one, else a hole, else a new one at the end.
+
+    Returns the new axis, `source[slot]` (the row's position in the file, −1 for a hole) and
+    what changed. Above 25 % holes the axis is compacted into file order.
+    """
+    if previous is None:
+        raise ValueError("a first axis is made with `fresh_axis`")
+    old = {str(name): slot for slot, name in enumerate(previous.ids)}
+    slot_of = np.array([old.get(str(name), -1) for name in ids], dtype=np.int64)
+    known = slot_of >= 0
+    was_valid = np.zeros(len(ids), bool)
+    was_valid[known] = previous.valid[slot_of[known]]
+    changed = int((previous.keys[slot_of[was_valid]] != keys[was_valid]).sum())
+    removed = previous.count - int(was_valid.sum())
+    added = int((~was_valid).sum())
+    taken = np.zeros(len(previous), bool)
+    taken[slot_of[known]] = True
+    holes = np.flatnonzero(~taken)
+    new = np.flatnonzero(~known)
+    reused = min(len(holes), len(new))
+    slot_of[new[:reused]] = holes[:reused]
+    size = len(previous) + len(new) - reused
+    slot_of[new[reused:]] = np.arange(len(previous), size)
+    change = AxisChange(added, changed, removed)
+    if size - len(ids) > size // 4:
+        axis, source = fresh_axis(previous.name, ids, keys, labels)
+        return axis, source, change
+    source = np.full(size, -1, np.int64)
+    source[slot_of] = np.arange(len(ids))
+    return _axis_from_source(previous, ids, keys, labels, source), source, change
+
+
+def fresh_axis(
+    name: Split, ids: np.ndarray, keys: np.ndarray, labels: np.ndarray | None
+) -> tuple[Axis, np.ndarray]:
+    """An axis in file order without holes, and the identity as its source."""
+    return Axis(name, ids.astype(STRING), keys, labels), np.arange(len(ids))
+
+
+def _axis_from_source(previous: Axis, ids, keys, labels, source: np.ndarray) -> Axis:
+    present = source >= 0
+    slot_ids = np.empty(len(source), STRING)
+    slot_ids[: len(previous)] = previous.ids
+    slot_ids[present] = ids[source[present]].astype(STRING)
+    slot_keys = np.full(len(source), HOLE)
+    slot_keys[present] = keys[source[present]]
+    slot_labels = None
+    if labels is not None:
+        slot_labels = np.zeros(len(source), labels.dtype)
+        slot_labels[present] = labels[source[present]]
+    return Axis(previous.name, slot_ids, slot_keys, slot_labels, present)

@@ -1,0 +1,204 @@
+"""Stored results as labelled xarray objects, opened lazily; no torch, no Dagster."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from influence_dag.errors import StoreError
+from influence_dag.labelled import Axis, Split
+from influence_dag.store import ArtifactStore, Version
+from influence_dag.study import MethodsSettings
+
+SPLITS: tuple[Split, ...] = ("test", "train")
+
+
+def open_study(path: str | Path) -> "StudyResults":
+    """The results of a study, for example `open_study("data/store/digits")`.
+
+    Raises `StoreError` when the folder holds no artifacts.
+    """
+    return StudyResults(Path(path))
+
+
+class StudyResults:
+    """A study's stored artifacts: datasets by method, versions, what is behind.
+
+    Arrays are lazy (dask, one block a stored chunk), coordinates are loaded. Slots that hold no
+    row are left out; `xr.open_zarr(".../current")` shows them as NaN with `train_valid` False.
+    """
+
+    def __init__(self, path: Path):
+        self.store = ArtifactStore(path)
+        if not self.store.names():
+            raise StoreError(
+                f"no study at {self.store.root}: no artifact has been stored there; materialise one "
+                f"with `influence-dag materialize assets/<study>` or give the folder that holds "
+                f"`<method>/influences`"
+            )
+
+    def __repr__(self) -> str:
+        return f"StudyResults({str(self.store.root)!r}, methods={self.methods})"
+
+    @property
+    def artifacts(self) -> list[str]:
+        """Names of everything stored."""
+        return self.store.names()
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods whose influences are stored, exact ones first."""
+        stored = set(self.artifacts)
+        return [name for name in MethodsSettings.model_fields if f"{name}/influences" in stored]
+
+    def __getitem__(self, method: str) -> xr.Dataset:
+        """Influences of one method with what is known of its rows.
+
+        Variables: `influences` (test, train; lazy). Coordinates besides ids and labels: the
+        solve's `residual` (and `niter`, `converged`) of each test row, `self_influence` of each
+        training row where the method's summary has it.
+        """
+        if method not in self.methods:
+            raise StoreError(
+                f"{self.store.root} has no influences of {method!r}; it has {', '.join(self.methods) or 'none'}"
+            )
+        dataset = self.open(f"{method}/influences")
+        return dataset.assign_coords(self._row_info(method, dataset))
+
+    def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
+        """Any artifact as a lazy dataset without holes; by default its current version."""
+        return without_holes(self.store.version(artifact, version).open())
+
+    def perturbation(self, method: str, version: int | None = None) -> xr.DataArray:
+        """`∂/∂x_train` of the influence, dims `(test, train, *features)`, lazy."""
+        return self.open(f"{method}/perturbation_influences", version)["perturbation_influences"]
+
+    def influence_factors(self, method: str, version: int | None = None) -> xr.DataArray:
+        """`(H + λI)⁻¹ ∇L(z_test)`, dims `(test, param)`, lazy."""
+        return self.open(f"{method}/influence_factors", version)["influence_factors"]
+
+    def lazy_perturbation(self, method: str) -> xr.DataArray:
+        """The same numbers as `perturbation`, computed when sliced and never stored.
+
+        Needs the study's project (its model and data) where it was when the model was stored.
+        """
+        from influence_dag.lazy import lazy_perturbation
+
+        return lazy_perturbation(self.store, method)
+
+    def versions(self, artifact: str) -> list[Version]:
+        """The kept versions of an artifact, oldest first."""
+        return self.store.versions(artifact)
+
+    def version_table(self, artifact: str) -> list[dict[str, Any]]:
+        """Number, data version and rows of each kept version."""
+        return [
+            {"version": v.number, "data_version": v.data_version, **_sizes(v)}
+            for v in self.versions(artifact)
+        ]
+
+    def _row_info(self, method: str, dataset: xr.Dataset) -> Mapping[str, Any]:
+        """Per-row results of other artifacts, matched by id (they may be of another age)."""
+        info: dict[str, Any] = {}
+        if factors := self.store.current(f"{method}/influence_factors"):
+            for name in ("residual", "niter", "converged"):
+                if name in factors.variables:
+                    info[name] = _matched(factors, name, "test", dataset)
+        summary = self.store.current(f"{method}/summary")
+        if summary and "self_influence" in summary.variables:
+            info["self_influence"] = _matched(summary, "self_influence", "train", dataset)
+        return info
+
+
+def _sizes(version: Version) -> dict[str, int]:
+    return {
+        f"{split}_rows": Axis.read(version, split).count
+        for split in SPLITS
+        if split in version.coordinates
+    }
+
+
+def _matched(
+    version: Version, name: str, split: Split, dataset: xr.Dataset
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """A stored per-row array in the order of the dataset's rows; NaN for rows that it lacks."""
+    axis = Axis.read(version, split)
+    slots = {str(axis.ids[slot]): slot for slot in axis.slots}
+    at = np.array([slots.get(str(row), -1) for row in dataset[split].values], dtype=np.int64)
+    values = np.asarray(version.array(name)[...], np.float64)[..., np.maximum(at, 0)]
+    values[..., at < 0] = np.nan
+    return tuple(version.variables[name]["encoding"]["dims"]), values
+
+
+def without_holes(dataset: xr.Dataset) -> xr.Dataset:
+    """The rows that exist. Bookkeeping coordinates (`*_valid`, `*_key`) are dropped."""
+    for split in SPLITS:
+        valid = dataset.coords.get(f"{split}_valid")
+        if valid is not None and not bool(valid.all()):
+            dataset = dataset.isel({split: np.flatnonzero(valid.values)})
+    return dataset.drop_vars(
+        [f"{split}_{what}" for split in SPLITS for what in ("valid", "key")], errors="ignore"
+    )
+
+
+@xr.register_dataarray_accessor("idag")
+class InfluenceAccessor:
+    """Questions to an influence array: `influences.sel(test="test-0003").idag.top_k(5)`."""
+
+    def __init__(self, array: xr.DataArray):
+        self._array = array
+
+    def top_k(self, k: int = 10) -> xr.DataArray:
+        """The `k` most helpful training rows (proponents), strongest first.
+
+        One test row: dims `(train,)`, in order of influence. Several: dims `(…, rank)`, with the
+        training rows' ids in the coordinate `train (…, rank)`.
+        """
+        return self._ranked(k, largest=True)
+
+    def bottom_k(self, k: int = 10) -> xr.DataArray:
+        """The `k` most harmful training rows (opponents), strongest first; as `top_k`."""
+        return self._ranked(k, largest=False)
+
+    def by_label(self) -> xr.DataArray:
+        """Mean influence of the training rows of each label, dims `(…, train_label)`."""
+        if "train_label" not in self._array.coords:
+            raise StoreError(
+                "these training rows have no labels: the target is not one number a row"
+            )
+        return self._array.groupby("train_label").mean(dim="train")
+
+    @property
+    def self_influence(self) -> xr.DataArray:
+        """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` of each training row, where it was computed."""
+        if "self_influence" not in self._array.coords:
+            raise StoreError(
+                "self-influence is not stored for this method; set `summary: {self_influence: true}` "
+                "in the study and materialise its summary"
+            )
+        return self._array.coords["self_influence"]
+
+    def _ranked(self, k: int, *, largest: bool) -> xr.DataArray:
+        array = self._array
+        if "train" not in array.dims:
+            raise StoreError(
+                f"top_k ranks along 'train', which is not among the dimensions {array.dims}"
+            )
+        if k < 1:
+            raise StoreError(f"k is {k}; ask for at least one row")
+        values = array.transpose(..., "train").compute()
+        order = np.argsort(-values.values if largest else values.values, axis=-1, kind="stable")[
+            ..., :k
+        ]
+        if values.ndim == 1:
+            return values.isel(train=order)
+        rank = xr.Variable((*values.dims[:-1], "rank"), order)
+        return values.isel(train=rank)
+
+
+def settings_of(store: ArtifactStore) -> dict[str, Any]:
+    """The settings and project folder that the stored model was made with."""
+    return json.loads(store.version("model").attrs["study_settings"])

@@ -1,0 +1,91 @@
+"""The pipeline without a UI: the same assets, in this process."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from influence_dag.errors import InfluenceDagError, StudyError
+from influence_dag.query import StudyResults, open_study
+from influence_dag.study import Study, StudySettings
+
+COMPONENT = "influence_dag.components.InfluenceStudy"
+
+
+def load_study(folder: str | Path) -> Study:
+    """The study that a folder's `defs.yaml` describes; its name is the folder's.
+
+    Relative paths in it are relative to the project: the nearest folder above that has a
+    `pyproject.toml`, else the working directory. Raises `StudyError`.
+    """
+    path = Path(folder).resolve()
+    path = path / "defs.yaml" if path.is_dir() else path
+    if not path.is_file():
+        raise StudyError(f"{path} does not exist; give a study's folder, with a defs.yaml in it")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict) or content.get("type") != COMPONENT:
+        raise StudyError(f"{path}: `type` must be {COMPONENT}")
+    try:
+        settings = StudySettings.model_validate(content.get("attributes") or {})
+    except ValidationError as error:
+        raise StudyError(_explained(path, error)) from error
+    return Study(path.parent.name, settings, project_root(path.parent))
+
+
+def project_root(folder: Path) -> Path:
+    """The nearest folder above with a `pyproject.toml`; without one, the working directory."""
+    return next(
+        (above for above in (folder, *folder.parents) if (above / "pyproject.toml").is_file()),
+        Path.cwd(),
+    )
+
+
+def _explained(path: Path, error: ValidationError) -> str:
+    """Pydantic's findings, each with its line in the file."""
+    nodes = yaml.compose(path.read_text())
+    found = []
+    for item in error.errors():
+        where = ".".join(map(str, item["loc"]))
+        found.append(
+            f"{path}:{_line(nodes, ('attributes', *item['loc']))}: {where}: {item['msg']} (got {item['input']!r})"
+        )
+    return "\n".join(found)
+
+
+def _line(node: Any, location: tuple[Any, ...]) -> int:
+    """The line of the deepest node that a location names."""
+    line = node.start_mark.line + 1
+    for part in location:
+        children = node.value if isinstance(node, yaml.MappingNode) else []
+        match = next(((key, value) for key, value in children if key.value == str(part)), None)
+        if match is None:
+            break
+        line, node = match[0].start_mark.line + 1, match[1]
+    return line
+
+
+def materialize(folder: str | Path, *, progress: bool | None = None) -> StudyResults:
+    """Bring every artifact of a study up to date and return the opened results.
+
+    The same assets and checks as in the Dagster UI, run in this process. With DAGSTER_HOME set
+    the run is recorded there and the UI shows it; otherwise nothing is recorded. `progress`
+    shows a bar on standard error (default: when that is a terminal).
+
+    Raises what the failing stage raised (an `InfluenceDagError` for bad input), or
+    `InfluenceDagError` when an asset check fails. What was finished before stays.
+    """
+    from influence_dag.components.assets import study_definitions
+    from influence_dag.components.console import in_process
+
+    study = load_study(folder)
+    if str(study.root) not in sys.path:
+        sys.path.insert(0, str(study.root))  # the study's own callables live in the project
+    failed = in_process(study_definitions(study), f"{study.name}_refresh", progress=progress)
+    if failed:
+        raise InfluenceDagError("asset checks failed:\n" + "\n".join(failed))
+    return open_study(study.store_path)

@@ -1,0 +1,1 @@
+"""One module an artifact: `refresh(bench, …)` plans, streams and publishes; no Dagster."""

@@ -1,0 +1,317 @@
+"""What the stages share: the study's store, its persisted model and rows, and how an artifact is refreshed.
+
+Every artifact is a pure function of fingerprints. A stage computes the keys that its blocks
+ought to have, compares them with the keys that are stored, computes the difference and
+publishes one new version. Nothing else decides what is recomputed.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from influence_dag.errors import StoreError
+from influence_dag.execution import Tile, stream, tiles
+from influence_dag.labelled import Axis, Split
+from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, Version
+from influence_dag.store.fingerprints import KEY_BYTES, fingerprint
+from influence_dag.study import Study
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a refresh did to one artifact."""
+
+    artifact: str
+    version: int
+    path: Path
+    data_version: str
+    blocks_computed: int
+    blocks_reused: int
+    bytes_written: int = 0
+    seconds: float = 0.0
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_current(self) -> bool:
+        """True when nothing had to be computed."""
+        return self.blocks_computed == 0 and self.bytes_written == 0
+
+    def __str__(self) -> str:
+        if self.is_current:
+            return f"{self.artifact}: current (version {self.version}, {self.blocks_reused} blocks kept)"
+        return (
+            f"{self.artifact}: version {self.version}, {self.blocks_computed} blocks computed, "
+            f"{self.blocks_reused} kept, {self.seconds:.1f} s"
+        )
+
+
+class Workbench:
+    """A study opened for work: its store, and its model and rows read back from there."""
+
+    def __init__(self, study: Study, report: Report = lambda message: None):
+        self.study, self.settings, self.report = study, study.settings, report
+        self.store = ArtifactStore(
+            study.store_path, keep_versions=study.settings.store.keep_versions
+        )
+
+    def require(self, artifact: str) -> Version:
+        """The current version of an artifact that this stage reads."""
+        version = self.store.current(artifact)
+        if version is None:
+            raise StoreError(
+                f"{self.study.name}/{artifact} has not been computed yet (nothing in {self.store.root / artifact}); "
+                f"materialise it first"
+            )
+        return version
+
+    def axis(self, artifact: str, split: Split) -> Axis:
+        return Axis.read(self.require(artifact), split)
+
+    def stable_chunks(
+        self, artifact: str, variable: str, ideal: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The stored chunk sizes while they are within a factor of 4 of the ideal ones.
+
+        The ideal size follows the number of rows; keeping the old one means that appended
+        rows leave the existing chunks as they are.
+        """
+        current = self.store.current(artifact)
+        if current is None or variable not in current.variables:
+            return ideal
+        stored = current.array(variable).chunks[: len(ideal)]
+        fits = all(want / 4 <= have <= want * 4 for have, want in zip(stored, ideal, strict=True))
+        return stored if fits else ideal
+
+    @cached_property
+    def device(self) -> Any:
+        import torch
+
+        wanted = self.settings.compute.device
+        if wanted == "auto":
+            wanted = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(wanted)
+
+    @cached_property
+    def dtype(self) -> Any:
+        import torch
+
+        return getattr(torch, self.settings.compute.dtype)
+
+    def attributes(self, **extra: Any) -> dict[str, Any]:
+        """Attributes that every artifact of the study carries."""
+        return {"study": self.study.name, "loss": self.settings.model.loss, **extra}
+
+
+def provenance() -> dict[str, Any]:
+    """Versions of what made an artifact: written with it, not part of its fingerprint."""
+    from importlib.metadata import version
+
+    names = ("influence-dag", "torch", "zarr", "numpy")
+    return {"made_with": {name: version(name) for name in names}}
+
+
+Result = tuple[tuple[str, ...], np.ndarray, dict]  # dims, values, attributes
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Arrays of an artifact that are cut and computed together.
+
+    `keys` has shape `(*grid, 16)` for the leading, chunked axes; further axes are whole.
+    `compute(tile)` returns the numbers of one rectangle of whole chunks for each array.
+    """
+
+    names: tuple[str, ...]
+    keys: np.ndarray
+    compute: Callable[[Tile], Mapping[str, np.ndarray]]
+
+    def expected(self, layout: Layout) -> dict[str, np.ndarray]:
+        shapes = {variable.name: len(variable.shape) for variable in layout.variables}
+        grid = self.keys.shape[:-1]
+        return {
+            name: self.keys.reshape(*grid, *[1] * (shapes[name] - len(grid)), KEY_BYTES)
+            for name in self.names
+        }
+
+
+def refresh_blocks(
+    bench: Workbench,
+    artifact: str,
+    layout: Layout,
+    parts: Sequence[Part],
+    *,
+    results: Callable[[], Mapping[str, Result]] | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> Update:
+    """Bring a chunked artifact up to date: recompute the outdated blocks, keep the rest, publish.
+
+    Nothing larger than `compute.block_bytes` is held on the way to the store.
+    """
+    started = time.perf_counter()
+    expected = {name: keys for part in parts for name, keys in part.expected(layout).items()}
+    plan = bench.store.plan(artifact, layout, expected)
+    if plan.up_to_date:
+        return current_update(bench, artifact, kept=plan.reused, info=info)
+    with bench.store.new_version(artifact, layout) as draft:
+        outdated = draft.outdated(expected)
+        for part in parts:
+            _compute_part(bench, draft, layout, part, expected, outdated)
+        for name, (dims, values, attrs) in (results() if results else {}).items():
+            draft.set_result(name, dims, values, attrs)
+    computed = sum(map(len, outdated.values()))
+    total = sum(keys[..., 0].size for keys in expected.values())
+    return finished_update(
+        bench,
+        artifact,
+        started,
+        computed=computed,
+        kept=total - computed,
+        written=draft.bytes_written,
+        info=info,
+    )
+
+
+def _compute_part(
+    bench: Workbench, draft, layout: Layout, part: Part, expected: Mapping, outdated: Mapping
+) -> None:
+    """Stream the outdated tiles of one part; its arrays share the grid of their leading axes."""
+    depth = part.keys.ndim - 1
+    variables = [variable for variable in layout.variables if variable.name in part.names]
+    lead = max(variables, key=lambda variable: np.prod(variable.shape))
+    wanted = sorted({index[:depth] for name in part.names for index in outdated[name]})
+    values_per_cell = max(1, int(np.prod(lead.shape[depth:])))
+    work = tiles(
+        wanted,
+        lead.chunks[:depth],
+        lead.shape[:depth],
+        max_values=max(
+            1,
+            bench.settings.compute.block_bytes // np.dtype(lead.dtype).itemsize // values_per_cell,
+        ),
+    )
+
+    def write(tile: Tile, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, values in arrays.items():
+            tail = (0,) * (values.ndim - depth)
+            keys = {
+                (*index, *tail): expected[name][(*index, *tail)].tobytes()
+                for index in tile.chunk_indices
+            }
+            draft.write(name, (*tile.start, *tail), values, keys)
+
+    stream(work, part.compute, write)
+
+
+def refresh_whole(
+    bench: Workbench,
+    artifact: str,
+    key: str,
+    produce: Callable[[], "Whole"],
+    *,
+    reusable: Callable[[Version], bool] = lambda version: False,
+) -> Update:
+    """Bring an artifact up to date that is computed all at once: a fit, a factorisation, a summary.
+
+    `key` is the fingerprint of everything it reads; `reusable` may accept a stored version made
+    from other inputs (a pinned policy).
+    """
+    started = time.perf_counter()
+    current = bench.store.current(artifact)
+    if current is not None and (current.attrs.get("fingerprint") == key or reusable(current)):
+        kept = sum(int(np.prod(current.keys(name).shape[:-1])) for name in current.variables)
+        return current_update(bench, artifact, kept=kept, info=current.attrs.get("info"))
+    made = produce()
+    variables = tuple(_variable(name, *entry) for name, entry in made.arrays.items())
+    layout = Layout(variables, made.coordinates, {**made.attrs, "fingerprint": key}, provenance())
+    block_key = bytes.fromhex(fingerprint(key, artifact))
+    blocks = 0
+    with bench.store.new_version(artifact, layout) as draft:
+        for variable, (_, values, _) in zip(variables, made.arrays.values(), strict=True):
+            grid = [
+                range(-(-size // chunk))
+                for size, chunk in zip(variable.shape, variable.chunks, strict=True)
+            ]
+            indices = list(np.ndindex(*map(len, grid)))
+            draft.write(
+                variable.name, (0,) * values.ndim, values, dict.fromkeys(indices, block_key)
+            )
+            blocks += len(indices)
+        draft.set_attrs(info=made.info, **made.notes)  # times and the like: told, not fingerprinted
+        for name, content in made.files.items():
+            draft.add_file(name, content)
+    return finished_update(
+        bench,
+        artifact,
+        started,
+        computed=blocks,
+        kept=0,
+        written=draft.bytes_written,
+        info=made.info,
+    )
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What `refresh_whole` publishes: arrays as name → (dims, values, attributes), and the rest."""
+
+    arrays: Mapping[str, Result]
+    attrs: Mapping[str, Any]
+    info: dict[str, Any] = field(default_factory=dict)
+    coordinates: tuple[Coordinate, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)  # attributes outside the fingerprint
+
+
+_WHOLE_CHUNK_BYTES = 4 * 2**20
+
+
+def _variable(name: str, dims: tuple[str, ...], values: np.ndarray, attrs: dict) -> Variable:
+    """Chunks of whole trailing dimensions, about 4 MiB each."""
+    row_bytes = max(1, int(np.prod(values.shape[1:], dtype=np.int64)) * values.itemsize)
+    rows = max(1, min(values.shape[0], _WHOLE_CHUNK_BYTES // row_bytes)) if values.ndim else 1
+    chunks = (rows, *(max(1, size) for size in values.shape[1:])) if values.ndim else ()
+    return Variable(name, dims, values.shape, values.dtype.str, chunks, attrs)
+
+
+def current_update(
+    bench: Workbench, artifact: str, *, kept: int, info: Mapping[str, Any] | None
+) -> Update:
+    version = bench.require(artifact)
+    update = Update(
+        artifact, version.number, version.path, version.data_version, 0, kept, info=dict(info or {})
+    )
+    bench.report(str(update))
+    return update
+
+
+def finished_update(
+    bench: Workbench,
+    artifact: str,
+    started: float,
+    *,
+    computed: int,
+    kept: int,
+    written: int,
+    info: Mapping[str, Any] | None,
+) -> Update:
+    version = bench.require(artifact)
+    update = Update(
+        artifact,
+        version.number,
+        version.path,
+        version.data_version,
+        computed,
+        kept,
+        bytes_written=written,
+        seconds=time.perf_counter() - started,
+        info=dict(info or {}),
+    )
+    bench.report(str(update))
+    return update

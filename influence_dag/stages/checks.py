@@ -1,0 +1,186 @@
+"""What must hold of the stored arrays, whatever computed them. Each check reads the store alone."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from influence_dag.labelled import Axis
+from influence_dag.stages import curvature, factors, influences, perturbation, report
+from influence_dag.stages.base import Workbench
+from influence_dag.store import Version
+from influence_dag.study import ConjugateGradientSettings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether a promise holds, and by how much."""
+
+    passed: bool
+    message: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+Check = Callable[[Workbench], Outcome]
+
+GRADIENT_NORM = 1e-2  # of the penalised mean loss; influence functions assume a minimum
+RESIDUAL = {"float32": 1e-4, "float64": 1e-8}
+
+
+def complete(artifact: str, *splits: str) -> Check:
+    """Every block has been computed, and every row that exists is finite."""
+
+    def check(bench: Workbench) -> Outcome:
+        version = bench.require(artifact)
+        damage = version.verify()
+        if damage:
+            return Outcome(False, f"{len(damage)} damaged or missing files, first {damage[0].file}")
+        counts = {name: _not_finite(version, name, splits) for name in version.variables}
+        bad = {name: count for name, count in counts.items() if count}
+        message = f"not finite: {bad}" if bad else "all blocks present, all numbers finite"
+        return Outcome(not bad, message, {"not_finite": counts})
+
+    return check
+
+
+def _not_finite(version: Version, name: str, splits: tuple[str, ...]) -> int:
+    """Numbers that are not finite among the rows that exist, read a chunk at a time."""
+    array = version.array(name)
+    if array.dtype.kind != "f":
+        return 0
+    dims = version.variables[name]["encoding"]["dims"]
+    valid = {
+        dim: np.asarray(version.coordinate(f"{dim}_valid"), bool) for dim in dims if dim in splits
+    }
+    return sum(_bad(np.asarray(array[region]), region, dims, valid) for region in _chunks(array))
+
+
+def _bad(
+    block: np.ndarray, region: tuple[slice, ...], dims: list[str], valid: dict[str, np.ndarray]
+) -> int:
+    for axis, (dim, at) in enumerate(zip(dims, region, strict=True)):
+        if dim in valid:
+            block = np.compress(valid[dim][at], block, axis=axis)
+    return int((~np.isfinite(block)).sum())
+
+
+def _chunks(array) -> Iterator[tuple[slice, ...]]:
+    grid = [range(0, size, chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
+    for index in np.ndindex(*map(len, grid)):
+        starts = [axis[k] for axis, k in zip(grid, index, strict=True)]
+        yield tuple(
+            slice(s, min(s + c, n))
+            for s, c, n in zip(starts, array.chunks, array.shape, strict=True)
+        )
+
+
+def gradient_norm(bench: Workbench) -> Outcome:
+    """The model is at a minimum of what it was trained on, as the theory assumes."""
+    info = bench.require("model").attrs["info"]
+    norm = info["gradient_norm"]
+    return Outcome(
+        norm <= GRADIENT_NORM,
+        f"‖∇(mean loss + (w/2)‖θ‖²)‖ = {norm:.2g}, limit {GRADIENT_NORM:g}; train longer if it is above",
+        {"gradient_norm": norm},
+    )
+
+
+def symmetric(bench: Workbench) -> Outcome:
+    """The stored Hessian equals its transpose."""
+    array = bench.require(curvature.HESSIAN).array("hessian")
+    worst = scale = 0.0
+    for rows in influences.pieces(0, array.shape[0], array.chunks[0]):
+        block, mirrored = np.asarray(array[rows]), np.asarray(array[:, rows]).T
+        worst = max(worst, float(np.abs(block - mirrored).max()))
+        scale = max(scale, float(np.abs(block).max()))
+    return Outcome(
+        worst <= 1e-12 * scale,
+        f"largest asymmetry {worst:.1e} of {scale:.1e}",
+        {"asymmetry": worst},
+    )
+
+
+def positive_definite(bench: Workbench) -> Outcome:
+    """`H + λI` has only positive eigenvalues, so that `(H + λI)⁻¹` is what the theory means."""
+    info = bench.require(curvature.HESSIAN).attrs["info"]
+    smallest, damping = info.get("smallest_eigenvalue"), min(bench.settings.dampings)
+    if smallest is None:
+        return Outcome(
+            True, "spectrum not computed at this size; the factorisation itself succeeded"
+        )
+    message = f"smallest eigenvalue {smallest:.3g}, damping {damping:g}"
+    if smallest + damping <= 0:
+        message += f"; use damping above {-smallest:.3g}"
+    return Outcome(
+        smallest + damping > 0, message, {"smallest_eigenvalue": smallest, "damping": damping}
+    )
+
+
+def residual_below(method: str) -> Check:
+    """Every solve reached its tolerance."""
+
+    def check(bench: Workbench) -> Outcome:
+        version = bench.require(factors.artifact(method))
+        values = np.asarray(version.array("residual")[...], np.float64)
+        valid = Axis.read(version, "test").valid
+        worst = float(values[..., valid].max()) if valid.any() else 0.0
+        settings = getattr(bench.settings.methods, method)
+        limit = RESIDUAL[bench.settings.compute.dtype]
+        if isinstance(settings, ConjugateGradientSettings):
+            limit = max(limit, settings.rtol)
+        return Outcome(
+            worst <= limit,
+            f"worst relative residual {worst:.1e}, limit {limit:.0e}",
+            {"worst_residual": worst},
+        )
+
+    return check
+
+
+def matches_parts(method: str) -> Check:
+    """A few stored influences equal the product of the stored factors and gradients."""
+
+    def check(bench: Workbench) -> Outcome:
+        from influence_dag.stages.gradients import load_gradients
+
+        version = bench.require(influences.artifact(method))
+        test, train = Axis.read(version, "test"), Axis.read(version, "train")
+        rng = np.random.default_rng(0)
+        worst = scale = 0.0
+        for i, j in zip(rng.choice(test.slots, 16), rng.choice(train.slots, 16), strict=True):
+            last = len(bench.settings.dampings) - 1
+            s = factors.load_factors(bench, method, slice(i, i + 1), last if last else None)
+            expected = load_gradients(bench, slice(j, j + 1)).inner(s).item()
+            array = version.array("influences")
+            stored = float(array[i, j] if array.ndim == 2 else array[last, i, j])
+            worst, scale = max(worst, abs(stored - expected)), max(scale, abs(expected))
+        limit = max(1e-4, 4 * bench.settings.store.max_relative_error)
+        return Outcome(
+            worst <= limit * scale,
+            f"16 random pairs: largest difference {worst:.1e} of {scale:.1e}",
+        )
+
+    return check
+
+
+def methods_agree(bench: Workbench) -> Outcome:
+    """Methods that solve the same system exactly give the same influences."""
+    exact = [method for method in ("direct", "cg") if method in bench.settings.methods.names]
+    agreement = bench.require(report.ARTIFACT).attrs["info"]["agreement"]
+    errors = {
+        f"{a} vs {b}": agreement[f"{a} vs {b}"]["relative_error"] for a, b in combinations(exact, 2)
+    }
+    worst = max(errors.values(), default=0.0)
+    cg = bench.settings.methods.cg
+    limit = max(1e-3, 100 * cg.rtol if cg else 0.0)
+    return Outcome(
+        worst <= limit,
+        f"largest relative error {worst:.1e}, limit {limit:.0e}",
+        {"relative_errors": errors},
+    )
+
+
+def perturbation_complete(method: str) -> Check:
+    return complete(perturbation.artifact(method), "test", "train")

@@ -1,0 +1,196 @@
+"""Influence factors `(H + λI)⁻¹ ∇θ L(z_test)`, one row a test row."""
+
+import numpy as np
+import torch
+
+from influence_dag.curvature import Curvature
+from influence_dag.gradients import per_sample_gradients
+from influence_dag.labelled import Axis
+from influence_dag.solvers import Factorization
+from influence_dag.solvers.base import residuals
+from influence_dag.stages import curvature
+from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
+from influence_dag.stages.model import load_objective, load_rows, measurement_key, model_key
+from influence_dag.store import Coordinate, Keys, Layout, Variable, as_keys
+from influence_dag.store.fingerprints import fingerprint, grid_keys
+from influence_dag.store.layout import row_chunks
+
+FORMULA = 1
+PER_ROW = {
+    "residual": "relative residual ‖(H + λI) s − b‖ / ‖b‖",
+    "niter": "iterations",
+    "converged": "1 where the tolerance was met",
+}
+
+
+def artifact(method: str) -> str:
+    return f"{method}/influence_factors"
+
+
+def refresh(bench: Workbench, method: str) -> Update:
+    """Solve for the test rows whose block is not stored under its key."""
+    test = bench.axis("dataset", "test")
+    size = bench.require("model").attrs["info"]["parameters"]
+    base = _base_key(bench, method)
+    layout = _layout(bench, method, test, size, base)
+    lead = layout.variables[0]
+    names = tuple(variable.name for variable in layout.variables)
+    chunk = lead.chunks[-2]
+    keys = grid_keys(base, *damping_digests(bench), test.digests(chunk))
+    solver = _Solver(bench, method, test, names)
+    return refresh_blocks(
+        bench,
+        artifact(method),
+        layout,
+        [Part(names, keys, solver)],
+        info=_info(bench, method, test),
+    )
+
+
+def _base_key(bench: Workbench, method: str) -> str:
+    """Everything but the test row and λ: θ, the factorisation, how the solve is done, the measurement."""
+    version = bench.require(curvature.artifact(method))
+    settings = curvature.method_settings(bench, method)
+    return fingerprint(
+        "factors",
+        FORMULA,
+        model_key(bench),
+        measurement_key(bench.study),
+        version.data_version,
+        method,
+        settings,
+        bench.settings.dampings if len(bench.settings.dampings) == 1 else "sweep",
+    )
+
+
+def damping_digests(bench: Workbench) -> list[Keys]:
+    """What distinguishes the blocks of a damping sweep; with one λ there is no such axis."""
+    dampings = bench.settings.dampings
+    return [as_keys([fingerprint(value) for value in dampings])] if len(dampings) > 1 else []
+
+
+def damping_axis(
+    bench: Workbench,
+) -> tuple[tuple[str, ...], tuple[int, ...], tuple[Coordinate, ...]]:
+    """Leading dims, their sizes and coordinates: empty with one λ."""
+    dampings = bench.settings.dampings
+    if len(dampings) == 1:
+        return (), (), ()
+    values = Coordinate("damping", ("damping",), np.array(dampings), {"long_name": "λ of H + λI"})
+    return ("damping",), (len(dampings),), (values,)
+
+
+def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> Layout:
+    dtype = np.dtype(bench.settings.compute.dtype)
+    dims, sizes, coordinates = damping_axis(bench)
+    ones = (1,) * len(sizes)
+    name = artifact(method)
+    chunk = bench.stable_chunks(
+        name, "influence_factors", (*ones, row_chunks(len(test), size * dtype.itemsize))
+    )[-1]
+    factors = Variable(
+        "influence_factors",
+        (*dims, "test", "param"),
+        (*sizes, len(test), size),
+        dtype.str,
+        (*ones, chunk, size),
+        {"formula": "(H + λI)⁻¹ ∇θ L(z_test)", "long_name": "influence factors"},
+    )
+    iterative = ("niter", "converged") if method == "cg" else ()
+    per_row = tuple(
+        Variable(
+            info,
+            (*dims, "test"),
+            (*sizes, len(test)),
+            "float32",
+            (*ones, chunk),
+            {"long_name": PER_ROW[info]},
+            coordinate=True,
+        )
+        for info in ("residual", *iterative)
+    )
+    attrs = method_attributes(bench, method, base_key=base)
+    return Layout((factors, *per_row), (*test.coordinates(), *coordinates), attrs, provenance())
+
+
+def method_attributes(bench: Workbench, method: str, **extra) -> dict:
+    """What every array of a method says about itself."""
+    version = bench.require(curvature.artifact(method))
+    dampings = bench.settings.dampings
+    return bench.attributes(
+        method=method,
+        method_settings=curvature.method_settings(bench, method),
+        damping=dampings[0] if len(dampings) == 1 else list(dampings),
+        n_train=version.attrs["n_train"],
+        curvature="Hessian of the mean training loss",
+        measurement=bench.settings.model.measurement or "the loss",
+        model_data_version=bench.require("model").data_version,
+        curvature_data_version=version.data_version,
+        **extra,
+    )
+
+
+def _info(bench: Workbench, method: str, test: Axis) -> dict:
+    return {"method": method, "test_rows": test.count, "damping": list(bench.settings.dampings)}
+
+
+class _Solver:
+    """Computes tiles; the model and the factorisation are loaded when the first one is asked for."""
+
+    def __init__(self, bench: Workbench, method: str, test: Axis, names: tuple[str, ...]):
+        self.bench, self.method, self.test, self.names = bench, method, test, names
+        self._loaded: tuple | None = None
+
+    def __call__(self, tile) -> dict[str, np.ndarray]:
+        slots = slice(tile.start[-1], tile.stop[-1])
+        dampings = self.bench.settings.dampings
+        sweep = range(tile.start[0], tile.stop[0]) if len(dampings) > 1 else None
+        blocks = [self._solve(slots, dampings[k]) for k in (sweep or [0])]
+        if sweep is None:
+            return blocks[0]
+        return {name: np.stack([block[name] for block in blocks]) for name in self.names}
+
+    def _load(self) -> tuple:
+        if self._loaded is None:
+            factorization = curvature.load_factorization(self.bench, self.method)
+            operator = curvature.load_curvature(self.bench, self.method)
+            self._loaded = load_objective(self.bench), factorization, operator
+        return self._loaded
+
+    def _solve(self, slots: slice, damping: float) -> dict[str, np.ndarray]:
+        objective, factorization, operator = self._load()
+        present = np.flatnonzero(self.test.valid[slots])
+        count = slots.stop - slots.start
+        dtype = np.dtype(self.bench.settings.compute.dtype)
+        block = {name: np.full(count, np.nan, np.float32) for name in self.names}
+        block["influence_factors"] = np.full((count, objective.size), np.nan, dtype)
+        if not len(present):
+            return block
+        rows = load_rows(self.bench, self.test, slots.start + present)
+        rhs = per_sample_gradients(objective, rows, of="measurement").dense()
+        x, info = solve_with_residuals(factorization, operator, rhs, damping)
+        block["influence_factors"][present] = x.cpu().numpy()
+        for name in self.names[1:]:
+            block[name][present] = info[name].float().cpu().numpy()
+        return block
+
+
+def solve_with_residuals(
+    factorization: Factorization, operator: Curvature, rhs: torch.Tensor, damping: float
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The solution and its info, which always has the relative residual of each row."""
+    solution = factorization.solve(rhs, damping=damping)
+    info = dict(solution.info)
+    if "residual" not in info:
+        x, b = solution.x.to(operator.dtype), rhs.to(operator.dtype)
+        info["residual"] = residuals(operator, x, b, damping=damping)
+    return solution.x, info
+
+
+def load_factors(
+    bench: Workbench, method: str, slots: slice, damping: int | None = None
+) -> torch.Tensor:
+    """A run of stored factors, `(test, param)`; `damping` is the position in a sweep."""
+    array = bench.require(artifact(method)).array("influence_factors")
+    values = array[slots] if damping is None else array[damping, slots]
+    return torch.from_numpy(np.asarray(values)).to(bench.device)

@@ -1,0 +1,92 @@
+"""Per-sample gradients of the training rows, factored per layer."""
+
+import numpy as np
+import torch
+
+from influence_dag.gradients import GradientLayout, Gradients, gradient_layout, per_sample_gradients
+from influence_dag.labelled import Axis
+from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
+from influence_dag.stages.model import load_objective, load_rows, model_key
+from influence_dag.store import Layout, Variable
+from influence_dag.store.fingerprints import fingerprint, grid_keys
+from influence_dag.store.layout import row_chunks
+
+ARTIFACT = "gradients"
+FORMULA = 1
+
+
+def refresh(bench: Workbench) -> Update:
+    """∇θ L(z_i, θ) of every training row, as the pairs (layer input, output gradient) it is made of."""
+    train = bench.axis("dataset", "train")
+    objective = load_objective(bench)
+    captured = gradient_layout(objective, load_rows(bench, train, train.slots[:2]))
+    base = fingerprint(ARTIFACT, FORMULA, model_key(bench), captured.to_json())
+    layout = _layout(bench, train, captured, base)
+    chunk = layout.variables[0].chunks[0]
+
+    def compute(tile) -> dict[str, np.ndarray]:
+        return _block(bench, train, objective, captured, slice(tile.start[0], tile.stop[0]))
+
+    part = Part(tuple(captured.row_shapes), grid_keys(base, train.digests(chunk)), compute)
+    numbers = sum(int(np.prod(shape)) for shape in captured.row_shapes.values())
+    info = {"rows": train.count, "numbers_per_row": numbers, "parameters": objective.size}
+    return refresh_blocks(bench, ARTIFACT, layout, [part], info=info)
+
+
+def _layout(bench: Workbench, train: Axis, captured: GradientLayout, base: str) -> Layout:
+    dtype = np.dtype(bench.settings.compute.dtype)
+    row_bytes = (
+        max(1, *(int(np.prod(shape)) for shape in captured.row_shapes.values())) * dtype.itemsize
+    )
+    first = next(iter(captured.row_shapes))
+    chunk = bench.stable_chunks(ARTIFACT, first, (row_chunks(len(train), row_bytes),))[0]
+    variables = tuple(
+        Variable(
+            name,
+            ("train", *(f"{name}_{k}" for k in range(len(shape)))),
+            (len(train), *shape),
+            dtype.str,
+            (chunk, *shape),
+            {"long_name": f"part of the per-sample gradient: {name}"},
+        )
+        for name, shape in captured.row_shapes.items()
+    )
+    attrs = bench.attributes(
+        base_key=base,
+        gradient_layout=captured.to_json(),
+        formula="∇θ L(z_i, θ); a linear layer's part is output_gradients ⊗ activations (1 appended for the bias)",
+    )
+    return Layout(variables, train.coordinates(), attrs, provenance())
+
+
+def _block(
+    bench: Workbench, train: Axis, objective, captured: GradientLayout, slots: slice
+) -> dict[str, np.ndarray]:
+    """The captured tensors of a run of slots; NaN where a row is missing."""
+    present = np.flatnonzero(train.valid[slots])
+    rows = load_rows(bench, train, slots.start + present)
+    count = slots.stop - slots.start
+    tensors = {}
+    if len(present):
+        gradients = per_sample_gradients(
+            objective, rows, layout=captured, batch_size=bench.settings.compute.batch_size
+        )
+        tensors = gradients.tensors()
+    dtype = np.dtype(bench.settings.compute.dtype)
+    block = {
+        name: np.full((count, *shape), np.nan, dtype) for name, shape in captured.row_shapes.items()
+    }
+    for name, tensor in tensors.items():
+        block[name][present] = tensor.detach().cpu().numpy()
+    return block
+
+
+def load_gradients(bench: Workbench, slots: slice) -> Gradients:
+    """A run of stored gradients on the study's device."""
+    version = bench.require(ARTIFACT)
+    captured = GradientLayout.from_json(version.attrs["gradient_layout"])
+    tensors = {
+        name: torch.from_numpy(np.asarray(version.array(name)[slots])).to(bench.device)
+        for name in captured.row_shapes
+    }
+    return captured.assemble(tensors)

@@ -1,0 +1,110 @@
+"""Up-weighting influences `s_testᵀ ∇θ L(z_train)`: one product a block, streamed to the store."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from influence_dag.influence import influences as influences_block
+from influence_dag.labelled import Axis
+from influence_dag.stages import factors, gradients
+from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
+from influence_dag.store import Layout, Variable
+from influence_dag.store.fingerprints import fingerprint, grid_keys
+from influence_dag.store.layout import pair_chunks
+
+FORMULA = 1
+SIGN = "positive: the training row helps the test row; leaving it out changes the test loss by about +I/n_train"
+
+
+def artifact(method: str) -> str:
+    return f"{method}/influences"
+
+
+def refresh(bench: Workbench, method: str) -> Update:
+    """Compute the blocks `test × train` whose factors or gradients changed."""
+    test, train = (
+        bench.axis(factors.artifact(method), "test"),
+        bench.axis(gradients.ARTIFACT, "train"),
+    )
+    base = fingerprint(
+        "influences",
+        FORMULA,
+        bench.require(factors.artifact(method)).attrs["base_key"],
+        bench.require(gradients.ARTIFACT).attrs["base_key"],
+    )
+    layout = _layout(bench, method, test, train, base)
+    chunks = layout.variables[0].chunks
+    keys = grid_keys(
+        base, *factors.damping_digests(bench), test.digests(chunks[-2]), train.digests(chunks[-1])
+    )
+    part = Part(("influences",), keys, _Product(bench, method))
+    info = {"method": method, "test_rows": test.count, "train_rows": train.count}
+    return refresh_blocks(bench, artifact(method), layout, [part], info=info)
+
+
+def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -> Layout:
+    dtype = np.dtype(bench.settings.compute.dtype)
+    dims, sizes, coordinates = factors.damping_axis(bench)
+    override = bench.settings.store.chunks
+    ideal = pair_chunks(len(test), len(train), itemsize=dtype.itemsize, override=override)
+    if not override:
+        ideal = bench.stable_chunks(artifact(method), "influences", (*(1 for _ in sizes), *ideal))[
+            -2:
+        ]
+    variable = Variable(
+        "influences",
+        (*dims, "test", "train"),
+        (*sizes, len(test), len(train)),
+        dtype.str,
+        (*(1 for _ in sizes), *ideal),
+        {
+            "formula": "∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train)",
+            "sign": SIGN,
+            "units": "loss; not divided by n_train",
+            "long_name": "influence of the training row on the test row's loss",
+        },
+        max_relative_error=bench.settings.store.max_relative_error,
+    )
+    attrs = factors.method_attributes(bench, method, base_key=base)
+    return Layout(
+        (variable,), (*test.coordinates(), *train.coordinates(), *coordinates), attrs, provenance()
+    )
+
+
+def pieces(start: int, stop: int, size: int) -> Iterator[slice]:
+    """`start:stop` cut into runs of at most `size`."""
+    for begin in range(start, stop, max(1, size)):
+        yield slice(begin, min(stop, begin + max(1, size)))
+
+
+class _Product:
+    """Computes tiles of `F Gᵀ`, holding no more of F or G than a block."""
+
+    def __init__(self, bench: Workbench, method: str):
+        self.bench = bench
+        info = bench.require("model").attrs["info"]
+        itemsize = np.dtype(bench.settings.compute.dtype).itemsize
+        self.rows = max(1, bench.settings.compute.block_bytes // (info["parameters"] * itemsize))
+        self.factors = lru_cache(maxsize=1)(
+            lambda start, stop, k: factors.load_factors(bench, method, slice(start, stop), k)
+        )
+        self.gradients = lru_cache(maxsize=1)(
+            lambda start, stop: gradients.load_gradients(bench, slice(start, stop))
+        )
+
+    def __call__(self, tile) -> dict[str, np.ndarray]:
+        *lead, tests, trains = (range(a, b) for a, b in zip(tile.start, tile.stop, strict=True))
+        shape = tuple(len(axis) for axis in (*lead, tests, trains))
+        block = np.empty(shape, np.dtype(self.bench.settings.compute.dtype))
+        flat = block.reshape(-1, *shape[-2:])
+        for train in pieces(trains.start, trains.stop, self.rows):
+            G = self.gradients(train.start, train.stop)
+            for k, damping in enumerate(lead[0] if lead else [None]):
+                for test in pieces(tests.start, tests.stop, self.rows):
+                    values = influences_block(self.factors(test.start, test.stop, damping), G)
+                    at = slice(test.start - tests.start, test.stop - tests.start)
+                    flat[k, at, train.start - trains.start : train.stop - trains.start] = (
+                        values.cpu().numpy()
+                    )
+        return {"influences": block}

@@ -1,0 +1,224 @@
+"""The fitted module: built, fitted or loaded, and kept as a checkpoint."""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from influence_dag import models
+from influence_dag.labelled import Axis, Split
+from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
+from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
+from influence_dag.store import Coordinate, Version
+from influence_dag.store.fingerprints import fingerprint
+from influence_dag.study import LOSSES, FitSettings, Study
+
+ARTIFACT = "model"
+FORMULA = 1
+
+
+def refresh(bench: Workbench) -> Update:
+    """Fit (or load) the module on the current training rows; store its state as float64."""
+    train = bench.axis("dataset", "train")
+    settings_key = _settings_key(bench.study)
+    pinned = bench.settings.model.refit == "pinned"
+
+    def reusable(version: Version) -> bool:
+        return pinned and version.attrs.get("settings_key") == settings_key
+
+    # A checkpoint does not depend on the rows: an edited row leaves θ as it is.
+    data_key = None if bench.settings.model.checkpoint else train.fingerprint
+    key = fingerprint(settings_key, data_key)
+    return refresh_whole(
+        bench, ARTIFACT, key, lambda: _produce(bench, train, settings_key), reusable=reusable
+    )
+
+
+def _settings_key(study: Study) -> str:
+    model = study.settings.model
+    parameters = model.fit.model_dump() if isinstance(model.fit, FitSettings) else model.fit
+    checkpoint = _file_hash(study.path(model.checkpoint)) if model.checkpoint else None
+    return fingerprint(
+        ARTIFACT,
+        FORMULA,
+        source_key(study),
+        parameters,
+        _callable_hash(study, model.fit),
+        checkpoint,
+    )
+
+
+def source_key(study: Study) -> str:
+    """Hash of the code that makes the module and its loss: their names and their modules' sources."""
+    model = study.settings.model
+    return fingerprint(
+        *(
+            part
+            for name in (model.build, model.loss)
+            for part in (name, _callable_hash(study, name))
+        )
+    )
+
+
+def _callable_hash(study: Study, name: object) -> str | None:
+    """Content hash of the file in which a `module:callable` is written."""
+    if not isinstance(name, str) or name in LOSSES:
+        return None
+    models.import_callable(name, study.root, "model")
+    spec = importlib.util.find_spec(name.partition(":")[0])
+    return _file_hash(Path(spec.origin)) if spec and spec.origin else None
+
+
+def _file_hash(path: Path) -> str | None:
+    return (
+        hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else None
+    )
+
+
+def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
+    settings, study = bench.settings.model, bench.study
+    rows = load_rows(bench, train, dtype=torch.float64)
+    module = models.build_module(settings, study.root, torch.float64)
+    loss = study_loss(study)
+    report: Any = None
+    if settings.checkpoint:
+        models.load_checkpoint(module, study.path(settings.checkpoint))
+    elif isinstance(settings.fit, FitSettings):
+        report = models.fit(module, loss, rows, settings.fit, report=bench.report)
+    else:
+        assert settings.fit is not None
+        models.import_callable(settings.fit, study.root, "model.fit")(module, rows)
+    module.eval()
+    objective = Objective(module, loss)
+    objective.check(rows)
+    return _artifact(bench, train, objective, rows, settings_key, report)
+
+
+def _artifact(
+    bench: Workbench, train: Axis, objective: Objective, rows: Rows, settings_key: str, report: Any
+) -> Whole:
+    weight_decay = (
+        bench.settings.model.fit.weight_decay
+        if isinstance(bench.settings.model.fit, FitSettings)
+        else 0.0
+    )
+    theta = objective.params
+    losses, gradient = _loss_and_gradient(objective, rows)
+    penalised = gradient + weight_decay * theta
+    info = {
+        "parameters": objective.size,
+        "trained_on_rows": len(rows),
+        "mean_loss": float(losses),
+        "gradient_norm": float(penalised.norm()),
+        "weight_decay": weight_decay,
+    }
+    if report is not None:
+        info |= {
+            "fit_steps": report.steps,
+            "fit_converged": report.converged,
+            "fit_seconds": round(report.seconds, 2),
+        }
+    names = [
+        name
+        for name, shape in zip(objective.parameter_names, objective.parameter_shapes, strict=True)
+        for _ in range(int(np.prod(shape)))
+    ]
+    attrs = bench.attributes(
+        settings_key=settings_key,
+        train_rows=train.fingerprint,
+        parameter_names=list(objective.parameter_names),
+        parameter_shapes=[list(shape) for shape in objective.parameter_shapes],
+        long_name="flat parameter vector θ; the module's whole state is in model.safetensors",
+    )
+    arrays = {"parameters": (("param",), theta.detach().cpu().numpy(), {"long_name": "θ"})}
+    coordinates = (parameter_coordinate(names),)
+    files = {"model.safetensors": models.save_checkpoint(objective.module)}
+    known = {"settings": bench.settings.model_dump(mode="json"), "project": str(bench.study.root)}
+    return Whole(arrays, attrs, info, coordinates, files, {"study_settings": json.dumps(known)})
+
+
+def parameter_coordinate(names: list[str]) -> Coordinate:
+    values = np.array(names, dtype=np.dtypes.StringDType())
+    return Coordinate(
+        "parameter",
+        ("param",),
+        values,
+        {"long_name": "name of the tensor that the entry belongs to"},
+    )
+
+
+def _loss_and_gradient(objective: Objective, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    theta = objective.params.detach().clone().requires_grad_()
+    loss = objective.mean_loss(theta, rows)
+    (gradient,) = torch.autograd.grad(loss, theta)
+    return loss.detach(), gradient
+
+
+def study_loss(study: Study) -> LossFunction:
+    """The study's loss, one value per sample."""
+    loss = study.settings.model.loss
+    return per_sample_loss(
+        loss if loss in LOSSES else models.import_callable(loss, study.root, "model.loss")
+    )
+
+
+def load_rows(
+    bench: Workbench,
+    axis: Axis,
+    index: slice | np.ndarray | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Rows:
+    """Rows of the dataset artifact as tensors; by default every row that exists, without holes."""
+    version = bench.require("dataset")
+    slots = (
+        axis.slots
+        if index is None
+        else (np.arange(len(axis))[index] if isinstance(index, slice) else index)
+    )
+    split: Split = axis.name
+
+    def read(name: str) -> torch.Tensor:
+        values = np.asarray(
+            version.array(name)[...]
+            if len(slots) == len(axis)
+            else version.array(name).oindex[slots]
+        )
+        tensor = torch.from_numpy(np.ascontiguousarray(values)).to(bench.device)
+        return tensor.to(dtype or bench.dtype) if tensor.is_floating_point() else tensor
+
+    names = list(version.attrs["inputs"])
+    x = (
+        read(f"{split}_x")
+        if len(names) == 1
+        else {name: read(f"{split}_x_{name}") for name in names}
+    )
+    return Rows(x, read(f"{split}_y"))
+
+
+def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Objective:
+    """The stored model and its loss (and measurement) in the study's precision, on its device."""
+    settings, study = bench.settings.model, bench.study
+    version = bench.require(ARTIFACT)
+    module = models.build_module(settings, study.root, torch.float64)
+    models.load_checkpoint(module, version.path / "model.safetensors")
+    module.eval().to(device=bench.device, dtype=dtype or bench.dtype)
+    measurement = settings.measurement and models.import_callable(
+        settings.measurement, study.root, "model.measurement"
+    )
+    return Objective(module, study_loss(study), measurement=measurement or None)
+
+
+def model_key(bench: Workbench) -> str:
+    """Fingerprint of θ, the code around it and the precision: what every derivative depends on."""
+    state = bench.require(ARTIFACT).path / "model.safetensors"
+    return fingerprint(_file_hash(state), source_key(bench.study), bench.settings.compute.dtype)
+
+
+def measurement_key(study: Study) -> str:
+    name = study.settings.model.measurement
+    return fingerprint(name, _callable_hash(study, name))

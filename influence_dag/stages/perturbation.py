@@ -1,0 +1,188 @@
+"""Perturbation influences `∂/∂x (s_testᵀ ∇θ L(x, y))`: `test × train × features`, streamed to the store."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from influence_dag.errors import StudyError
+from influence_dag.influence import perturbation_influences
+from influence_dag.labelled import Axis
+from influence_dag.objective import Objective
+from influence_dag.stages import factors
+from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
+from influence_dag.stages.influences import pieces
+from influence_dag.stages.model import load_objective, load_rows
+from influence_dag.store import Coordinate, Layout, Variable
+from influence_dag.store.fingerprints import fingerprint, grid_keys
+from influence_dag.store.layout import pair_chunks
+
+FORMULA = 1
+NAME = "perturbation_influences"
+SIGN = "moving feature f of the training row by ε changes the test loss by about −ε P / n_train: positive, more of it helps"
+
+
+def artifact(method: str) -> str:
+    return f"{method}/{NAME}"
+
+
+def refresh(bench: Workbench, method: str) -> Update:
+    """Compute the blocks whose factors or training rows changed."""
+    layout, kernel = prepare(bench, method)
+    _check_budget(bench, layout)
+    parts = [
+        _part(bench, kernel, variable, layout.attrs["base_key"]) for variable in layout.variables
+    ]
+    numbers = sum(int(np.prod(variable.shape)) for variable in layout.variables)
+    info = {
+        "method": method,
+        "test_rows": kernel.test.count,
+        "train_rows": kernel.train.count,
+        "numbers": numbers,
+    }
+    return refresh_blocks(bench, artifact(method), layout, parts, info=info)
+
+
+def prepare(bench: Workbench, method: str) -> tuple[Layout, "Kernel"]:
+    """What the artifact looks like, and what computes its blocks."""
+    test, train = bench.axis(factors.artifact(method), "test"), bench.axis("dataset", "train")
+    base = fingerprint(NAME, FORMULA, bench.require(factors.artifact(method)).attrs["base_key"])
+    return _layout(bench, method, test, train, base), Kernel(bench, method, test, train)
+
+
+def _part(bench: Workbench, kernel: "Kernel", variable: Variable, base: str) -> Part:
+    digests = factors.damping_digests(bench)
+    test_chunk, train_chunk = variable.chunks[len(digests) : len(digests) + 2]
+    keys = grid_keys(
+        base, *digests, kernel.test.digests(test_chunk), kernel.train.digests(train_chunk)
+    )
+    return Part(
+        (variable.name,),
+        keys,
+        lambda tile: {variable.name: kernel.block(variable.name, tile.start, tile.stop)},
+    )
+
+
+def _inputs(bench: Workbench) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+    """Variable name → (feature dims, feature shape) of each input of the model."""
+    dataset = bench.require("dataset")
+    names = list(dataset.attrs["inputs"])
+    if len(names) == 1:
+        return {NAME: (tuple(dataset.attrs["feature_dims"]), dataset.array("train_x").shape[1:])}
+    shapes = {name: dataset.array(f"train_x_{name}").shape[1:] for name in names}
+    return {
+        f"{NAME}_{name}": (tuple(f"{name}_{k}" for k in range(len(shape))), shape)
+        for name, shape in shapes.items()
+    }
+
+
+def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -> Layout:
+    dims, sizes, coordinates = factors.damping_axis(bench)
+    variables = tuple(
+        _variable(bench, method, name, dims, sizes, (len(test), len(train)), *feature)
+        for name, feature in _inputs(bench).items()
+    )
+    attrs = factors.method_attributes(
+        bench, method, base_key=base, scale=bench.settings.data.features.scale
+    )
+    labels = (*test.coordinates(), *train.coordinates(), *coordinates, *_feature_coordinates(bench))
+    return Layout(variables, labels, attrs, provenance())
+
+
+def _variable(bench, method, name, dims, sizes, pair, feature_dims, feature_shape) -> Variable:
+    dtype = np.dtype(bench.settings.compute.dtype)
+    override = bench.settings.store.chunks
+    values = max(1, int(np.prod(feature_shape)))
+    chunks = pair_chunks(*pair, itemsize=dtype.itemsize, values_per_pair=values, override=override)
+    ones = (1,) * len(sizes)
+    if not override:
+        chunks = bench.stable_chunks(artifact(method), name, (*ones, *chunks))[-2:]
+    return Variable(
+        name,
+        (*dims, "test", "train", *feature_dims),
+        (*sizes, *pair, *feature_shape),
+        dtype.str,
+        (*ones, *chunks, *feature_shape),
+        {
+            "formula": "∂/∂x_train ( ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L((x_train, y_train)) )",
+            "sign": SIGN,
+            "units": "loss per unit of the model's input (the column times `scale`); not divided by n_train",
+            "long_name": "influence of each feature of the training row on the test row's loss",
+        },
+        max_relative_error=bench.settings.store.max_relative_error,
+    )
+
+
+def _feature_coordinates(bench: Workbench) -> list[Coordinate]:
+    dataset = bench.require("dataset")
+    dims = dataset.attrs["feature_dims"] if len(dataset.attrs["inputs"]) == 1 else []
+    return [
+        Coordinate(
+            dim, (dim,), dataset.coordinate(dim), {"long_name": f"{dim} of the model's input"}
+        )
+        for dim in dims
+        if dim in dataset.coordinates
+    ]
+
+
+def _check_budget(bench: Workbench, layout: Layout) -> None:
+    assert bench.settings.perturbation is not None
+    limit = bench.settings.perturbation.max_bytes
+    size = sum(
+        int(np.prod(v.shape, dtype=np.int64)) * np.dtype(v.dtype).itemsize for v in layout.variables
+    )
+    if size > limit:
+        shapes = ", ".join(" × ".join(f"{n:,}" for n in v.shape) for v in layout.variables)
+        raise StudyError(
+            f"{bench.study.name}: perturbation influences would take {size / 2**30:,.1f} GiB ({shapes}), the limit "
+            f"perturbation.max_bytes is {limit / 2**30:,.1f} GiB; raise it, use fewer rows, or slice the lazy form "
+            f"(open_study(...).lazy_perturbation(method)), which stores nothing"
+        )
+
+
+class Kernel:
+    """Computes blocks; the model is loaded when the first one is asked for."""
+
+    def __init__(self, bench: Workbench, method: str, test: Axis, train: Axis):
+        self.bench, self.method, self.test, self.train = bench, method, test, train
+
+    @cached_property
+    def objective(self) -> Objective:
+        return load_objective(self.bench)
+
+    @cached_property
+    def _rows_at_once(self) -> int:
+        """Factors that fit into a block."""
+        itemsize = np.dtype(self.bench.settings.compute.dtype).itemsize
+        return max(1, self.bench.settings.compute.block_bytes // (self.objective.size * itemsize))
+
+    def block(self, name: str, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        """One rectangle of the array `name`; NaN where a row is missing."""
+        lead = len(factors.damping_digests(self.bench))
+        tests, trains = (slice(start[lead + k], stop[lead + k]) for k in (0, 1))
+        dampings = range(start[0], stop[0]) if lead else [None]
+        blocks = [self._one(tests, trains, damping, name) for damping in dampings]
+        return np.stack(blocks) if lead else blocks[0]
+
+    def _one(self, tests: slice, trains: slice, damping: int | None, name: str) -> np.ndarray:
+        present = np.flatnonzero(self.train.valid[trains])
+        shape = (
+            tests.stop - tests.start,
+            trains.stop - trains.start,
+            *_inputs(self.bench)[name][1],
+        )
+        block = np.full(shape, np.nan, self.bench.settings.compute.dtype)
+        if not len(present):
+            return block
+        rows = load_rows(self.bench, self.train, trains.start + present)
+        for test in pieces(tests.start, tests.stop, self._rows_at_once):
+            s = factors.load_factors(self.bench, self.method, test, damping)
+            values = perturbation_influences(self.objective, s, rows)
+            if isinstance(values, dict):
+                values = values[name.removeprefix(f"{NAME}_")]
+            at = slice(test.start - tests.start, test.stop - tests.start)
+            if len(present) == shape[1]:
+                block[at] = values.cpu().numpy()
+            else:
+                block[at, present] = values.cpu().numpy()
+        return block

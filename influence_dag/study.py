@@ -1,0 +1,309 @@
+"""The settings of one study: what a `defs.yaml` says, checked, without torch or Dagster.
+
+Every setting that changes a number takes part in fingerprints; those that only change where
+or how fast (device, block size, store path) do not.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+
+
+def parse_bytes(value: int | str) -> int:
+    """A number of bytes from `67108864`, `"64MiB"` or `"1 GB"`.
+
+    >>> parse_bytes("64MiB")
+    67108864
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    if not match or match[2] not in _UNITS:
+        raise ValueError(f"not a size in bytes: {value!r}; write for example 64MiB")
+    size = int(float(match[1]) * _UNITS[match[2]])
+    if size < 1:
+        raise ValueError(f"a size of {value!r} leaves no room; write for example 64MiB")
+    return size
+
+
+def _is_callable_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", value):
+        raise ValueError(
+            f"expected 'module:callable' (for example assets.digits.model:build), got {value!r}"
+        )
+    return value
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
+CallableName = Annotated[str, AfterValidator(_is_callable_name)]
+
+
+class Settings(BaseModel):
+    """A frozen group of settings in which an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FeatureSettings(Settings):
+    """How the feature columns become the model's input."""
+
+    dims: tuple[str, ...] | None = Field(
+        None, description="names of the feature dimensions; tabular default: ['feature']"
+    )
+    shape: tuple[PositiveInt, ...] | None = Field(
+        None, description="shape of one sample; tabular default: (number of columns,)"
+    )
+    scale: float = Field(
+        1.0, description="the model sees x * scale; perturbation derivatives are per scaled unit"
+    )
+    columns: tuple[str, ...] | None = Field(
+        None, description="feature columns in order; default: all but id and target"
+    )
+
+    @model_validator(mode="after")
+    def _dims_match_shape(self) -> "FeatureSettings":
+        if self.dims is not None and self.shape is not None and len(self.dims) != len(self.shape):
+            raise ValueError(
+                f"dims {list(self.dims)} names {len(self.dims)} dimensions, shape {list(self.shape)} has {len(self.shape)}"
+            )
+        if self.dims is not None and len(set(self.dims)) != len(self.dims):
+            raise ValueError(f"dims {list(self.dims)} repeats a name")
+        return self
+
+
+class DataSettings(Settings):
+    """Where the rows come from: `.csv`, `.parquet`, `.npz`, `.zarr` or `module:callable`."""
+
+    train: str
+    test: str
+    id: str | None = Field(
+        None, description="the column of row ids; without it the position is the id (not for .csv)"
+    )
+    target: str = "y"
+    features: FeatureSettings = FeatureSettings()
+
+
+class FitSettings(Settings):
+    r"""How the pipeline fits the model: it minimises $(1/n) \sum_i L(z_i, θ) + (w/2) ‖θ‖²$."""
+
+    optimizer: Literal["lbfgs", "adam", "sgd"] = "lbfgs"
+    max_steps: PositiveInt = 500
+    weight_decay: NonNegativeFloat = Field(
+        0.0, description="w, the L2 penalty (w/2)‖θ‖² on every trainable parameter"
+    )
+    seed: int = 0
+    learning_rate: PositiveFloat | None = Field(
+        None, description="adam, sgd: the step size (lbfgs searches its own)"
+    )
+    batch_size: PositiveInt | None = Field(
+        None, description="adam, sgd: rows a step; default all of them"
+    )
+    tolerance: PositiveFloat = Field(
+        1e-6, description="lbfgs stops when the norm of the penalised gradient is below"
+    )
+
+
+class ModelSettings(Settings):
+    """The module, its loss and where its parameters come from."""
+
+    build: CallableName = Field(description="module:callable that returns the torch.nn.Module")
+    loss: str = Field(
+        "cross_entropy",
+        description="cross_entropy | mse | bce_with_logits | module:callable (output, target) -> one loss per sample",
+    )
+    measurement: CallableName | None = Field(
+        None,
+        description="module:callable (output, target) -> one value per test row; default: the loss",
+    )
+    fit: FitSettings | CallableName | None = Field(
+        None,
+        description="fit settings, or module:callable (module, rows) that trains the module in place",
+    )
+    checkpoint: str | None = Field(None, description="a .safetensors file with the module's state")
+    refit: Literal["on_change", "pinned"] = "on_change"
+
+    @model_validator(mode="after")
+    def _one_source_of_parameters(self) -> "ModelSettings":
+        if self.fit is not None and self.checkpoint is not None:
+            raise ValueError("give either `fit` or `checkpoint`, not both")
+        if self.fit is None and self.checkpoint is None:
+            raise ValueError(
+                "say where the parameters come from: `fit: {...}`, `fit: module:callable` or `checkpoint: file.safetensors`"
+            )
+        if self.loss not in LOSSES:
+            try:
+                _is_callable_name(self.loss)
+            except ValueError as error:
+                raise ValueError(
+                    f"loss {self.loss!r} is neither one of {', '.join(LOSSES)} nor 'module:callable'"
+                ) from error
+        return self
+
+
+LOSSES = ("cross_entropy", "mse", "bce_with_logits")
+
+
+class DirectSettings(Settings):
+    """Exact solve: Cholesky of `H + λI`, factorised once; eigendecomposition for a list of dampings."""
+
+
+class ConjugateGradientSettings(Settings):
+    """Matrix-free block conjugate gradients."""
+
+    rtol: PositiveFloat = 1e-6
+    atol: NonNegativeFloat = 0.0
+    maxiter: PositiveInt | None = None
+    preconditioner: Literal["none", "nystroem"] = "nystroem"
+    rank: PositiveInt = Field(100, description="rank of the Nyström preconditioner")
+    seed: int = 0
+    on_failure: Literal["raise", "warn"] = "raise"
+
+
+class MethodsSettings(Settings):
+    """The inverse-curvature methods to run, by name."""
+
+    direct: DirectSettings | None = None
+    cg: ConjugateGradientSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: {} if options is None else options for name, options in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> "MethodsSettings":
+        if not self.names:
+            raise ValueError(f"name at least one method of {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
+class PerturbationSettings(Settings):
+    """Which methods also get perturbation influences (`test × train × features`)."""
+
+    methods: tuple[str, ...]
+    max_bytes: Bytes = Field(
+        parse_bytes("64GiB"), description="refuse to store a tensor above this size"
+    )
+
+
+class SummarySettings(Settings):
+    """What `<method>/summary` keeps."""
+
+    top: PositiveInt = Field(10, description="helpers and harmers kept for each test row")
+    self_influence: Literal["auto"] | bool = Field(
+        "auto",
+        description="auto: all methods but the iterative ones, which need one solve a training row",
+    )
+
+
+class CurvatureSettings(Settings):
+    refresh: Literal["on_change", "pinned"] = "on_change"
+
+
+class ComputeSettings(Settings):
+    """Where and in what precision; none of it but `dtype` changes a number."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["float32", "float64"] = "float32"
+    block_bytes: Bytes = parse_bytes("64MiB")
+    batch_size: PositiveInt = Field(512, description="training rows differentiated at once")
+
+
+class StoreSettings(Settings):
+    """Where the arrays go, how they are cut and how long old versions are kept."""
+
+    path: str = "data/store"
+    chunks: dict[Literal["test", "train"], PositiveInt] | None = None
+    keep_versions: PositiveInt = 5
+    max_relative_error: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+
+
+def _store_settings(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class StudySettings(Settings):
+    """One study: data, model, damping, methods, and where the results go."""
+
+    data: DataSettings
+    model: ModelSettings
+    damping: NonNegativeFloat | tuple[NonNegativeFloat, ...] | None = Field(
+        None, description="λ of every solve; default: fit.weight_decay; a list sweeps"
+    )
+    methods: MethodsSettings
+    perturbation: PerturbationSettings | None = None
+    summary: SummarySettings = SummarySettings()
+    curvature: CurvatureSettings = CurvatureSettings()
+    compute: ComputeSettings = ComputeSettings()
+    store: Annotated[
+        StoreSettings, BeforeValidator(_store_settings, json_schema_input_type=StoreSettings | str)
+    ] = StoreSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudySettings":
+        unknown = set(self.perturbation.methods if self.perturbation else ()) - set(
+            self.methods.names
+        )
+        if unknown:
+            raise ValueError(
+                f"perturbation.methods names {', '.join(sorted(unknown))}, methods has only {', '.join(self.methods.names)}"
+            )
+        if self.damping == ():
+            raise ValueError("damping is an empty list; give at least one value")
+        if self.damping is None and not isinstance(self.model.fit, FitSettings):
+            raise ValueError(
+                "damping has no default when the pipeline does not fit the model itself; write damping: 0.01 or whatever the model's weight decay was"
+            )
+        return self
+
+    @property
+    def dampings(self) -> tuple[float, ...]:
+        """The λ of each solve, one or several."""
+        if self.damping is None:
+            assert isinstance(self.model.fit, FitSettings)
+            return (self.model.fit.weight_decay,)
+        return self.damping if isinstance(self.damping, tuple) else (self.damping,)
+
+
+class Study:
+    """Settings with a name and a place: what the stages work on.
+
+    Relative paths in the settings are relative to `root`, the project's folder.
+    """
+
+    def __init__(self, name: str, settings: StudySettings, root: Path):
+        self.name, self.settings, self.root = name, settings, Path(root).resolve()
+
+    def path(self, relative: str) -> Path:
+        return self.root / relative
+
+    @property
+    def store_path(self) -> Path:
+        return self.path(self.settings.store.path) / self.name
