@@ -1,0 +1,75 @@
+"""What every format comes out as, and the words in which a file's faults are told."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+
+from influence_dag.errors import DataError
+
+INPUT = "x"  # the name of the input when there is only one
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What one split's file holds: inputs and target with the row as leading axis.
+
+    `columns` are the feature columns of a table, `ids` is None where the position is the id and
+    `line_of(position)` is where a person finds a row, for example `"line 7"`.
+    """
+
+    name: str
+    inputs: dict[str, np.ndarray]
+    target: np.ndarray
+    ids: np.ndarray | None = None
+    columns: tuple[str, ...] | None = None
+    line_of: Callable[[int], str] = "row {}".format
+
+    def row_name(self, position: int) -> str:
+        """`line 7 (id 'train-0005')`."""
+        identity = "" if self.ids is None else f" (id {str(self.ids[position])!r})"
+        return f"{self.line_of(position)}{identity}"
+
+
+def same_length(source: Source) -> Source:
+    arrays = {**source.inputs, "target": source.target}
+    if source.ids is not None:
+        arrays["id"] = source.ids
+    lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1 or None in lengths.values():
+        raise DataError(
+            f"{source.name}: the arrays disagree on the number of rows: "
+            f"{', '.join(f'{name} {length}' for name, length in lengths.items())}"
+        )
+    return source
+
+
+def chosen(
+    name: str, arrays: Mapping[str, np.ndarray], columns: Iterable[str] | None
+) -> dict[str, np.ndarray]:
+    for column in columns or ():
+        demand(name, arrays, column, "input", "data.features.columns")
+    if not arrays:
+        raise DataError(f"{name}: no array of inputs beside the target and the ids")
+    return {column: arrays[column] for column in columns or arrays}
+
+
+def demand(name: str, columns: Iterable[str], column: str, role: str, field: str) -> None:
+    if column not in columns:
+        raise DataError(
+            f"{name}: no {role} column {column!r} ({field})"
+            f"{did_you_mean(column, columns)}; it has {listed(columns)}"
+        )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    folded = {other.casefold(): other for other in known}
+    close = [repr(folded[key]) for key in get_close_matches(name.casefold(), folded, n=3)]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def listed(names: Iterable[str], limit: int = 8) -> str:
+    names = list(names)
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

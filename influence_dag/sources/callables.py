@@ -1,0 +1,58 @@
+"""Rows that code makes: `module:callable` → a map-style dataset of `(x, y)`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from influence_dag.errors import DataError
+from influence_dag.sources.base import INPUT, Source, chosen, same_length
+from influence_dag.study import DataSettings
+
+
+def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Source:
+    from influence_dag.models import import_callable  # here: it imports torch
+
+    dataset = import_callable(name, root, f"data.{which}")()
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise DataError(
+            f"data.{which}: {name} returned a {type(dataset).__name__}; expected a map-style "
+            "dataset with __len__ and __getitem__ yielding (x, y)"
+        )
+    if len(dataset) == 0:
+        raise DataError(f"data.{which}: {name} is empty; at least one row is needed")
+    inputs, targets = zip(*(_item(dataset, name, row) for row in range(len(dataset))), strict=True)
+    ids = None if data.id is None else getattr(dataset, data.id, None)
+    if data.id is not None and ids is None:
+        raise DataError(f"{name}: the dataset has no attribute {data.id!r} (data.id) with row ids")
+    for row, names in enumerate(map(list, inputs)):
+        if names != list(inputs[0]):
+            raise DataError(f"{name}: row {row} has inputs {names}, row 0 has {list(inputs[0])}")
+    arrays = {key: _stack(name, key, [row[key] for row in inputs]) for key in inputs[0]}
+    wanted = chosen(name, arrays, data.features.columns)
+    target = _stack(name, "y", list(targets))
+    return same_length(Source(name, wanted, target, None if ids is None else np.asarray(ids)))
+
+
+def _item(dataset: Any, name: str, row: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    item = dataset[row]
+    if not (isinstance(item, tuple | list) and len(item) == 2):
+        raise DataError(f"{name}: row {row} is a {type(item).__name__}; expected a pair (x, y)")
+    x, y = item
+    if isinstance(x, tuple | list):
+        raise DataError(
+            f"{name}: row {row} has a {type(x).__name__} as x; expected one tensor, or a dict "
+            "whose names are the arguments of the module's forward"
+        )
+    named = x if isinstance(x, dict) else {INPUT: x}
+    return {key: np.asarray(value) for key, value in named.items()}, np.asarray(y)
+
+
+def _stack(name: str, key: str, rows: list[np.ndarray]) -> np.ndarray:
+    for position, row in enumerate(rows):
+        if row.shape != rows[0].shape:
+            raise DataError(
+                f"{name}: row {position} has {key} of shape {row.shape}, row 0 has "
+                f"{rows[0].shape}; all rows need one shape"
+            )
+    return np.stack(rows)

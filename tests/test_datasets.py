@@ -1,0 +1,457 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import zarr
+
+from influence_dag.datasets import load_split, load_splits, source_fingerprint
+from influence_dag.errors import DataError, StudyError
+from influence_dag.study import DataSettings
+
+ROOT = Path(__file__).parents[1]
+CSV = "id,a,b,label\nr0,1.5,2,0\nr1,-3,4e-1,1\nr2,0,7,2\n"
+
+
+def settings(train: str = "train.csv", test: str = "test.csv", **options) -> DataSettings:
+    defaults = {"id": "id", "target": "label"} if train.endswith((".csv", ".parquet")) else {}
+    return DataSettings(train=train, test=test, **{**defaults, **options})
+
+
+def load_csv(folder: Path, text: str, **options):
+    (folder / "train.csv").write_text(text)
+    return load_split(settings(**options), "train", folder)
+
+
+def refused(folder: Path, text: str, *words: str, **options) -> None:
+    """The text is refused with an error that contains all the words."""
+    with pytest.raises(DataError) as caught:
+        load_csv(folder, text, **options)
+    for word in ("train.csv", *words):
+        assert word in str(caught.value)
+
+
+def arrays(n: int = 4, **others) -> dict[str, np.ndarray]:
+    numbers = np.arange(n * 6, dtype=np.float32).reshape(n, 2, 3)
+    return {"x": numbers, "y": np.arange(n), **others}
+
+
+def save_npz(folder: Path, contents: dict) -> None:
+    np.savez(folder / "train.npz", **contents)
+
+
+def save_zarr(folder: Path, contents: dict) -> None:
+    group = zarr.open_group(folder / "train.zarr", mode="w")
+    for name, values in contents.items():
+        group.create_array(name, data=values)
+
+
+ARRAY_FILES = pytest.mark.parametrize(
+    ("file", "save"), [("train.npz", save_npz), ("train.zarr", save_zarr)], ids=["npz", "zarr"]
+)
+
+
+# What a good file becomes
+
+
+def test_a_table_becomes_float64_features_and_integer_labels(tmp_path):
+    split = load_csv(tmp_path, CSV)
+    assert split.ids.tolist() == ["r0", "r1", "r2"]
+    np.testing.assert_array_equal(split.x["x"], [[1.5, 2], [-3, 0.4], [0, 7]])
+    assert split.x["x"].dtype == np.float64
+    assert split.y.dtype == np.int64
+    assert (split.feature_names, split.dims) == (("a", "b"), ("feature",))
+    assert split.source == "train.csv"
+
+
+def test_a_decimal_target_stays_floating(tmp_path):
+    split = load_csv(tmp_path, CSV, target="a", features={"columns": ["b"]})
+    np.testing.assert_array_equal(split.y, [1.5, -3.0, 0.0])
+    assert split.x["x"].shape == (3, 1)
+
+
+def test_shape_scale_and_column_order_are_applied(tmp_path):
+    features = {"columns": ["b", "a"], "shape": [2, 1], "dims": ["u", "v"], "scale": 0.5}
+    split = load_csv(tmp_path, CSV, features=features)
+    np.testing.assert_array_equal(split.x["x"][:, :, 0], [[1, 0.75], [0.2, -1.5], [3.5, 0]])
+    assert split.dims == ("u", "v")
+    assert split.feature_names == ("b", "a")
+
+
+@pytest.mark.parametrize("identity", ["007", "NA", "1e5", "null"])
+def test_ids_are_text_as_it_stands(tmp_path, identity):
+    assert load_csv(tmp_path, CSV.replace("r1", identity)).ids[1] == identity
+
+
+def test_parquet_reads_as_csv_does(tmp_path):
+    expected = load_csv(tmp_path, CSV)
+    frame = pd.read_csv(tmp_path / "train.csv")
+    for table in (frame, frame.set_index("id")):
+        table.to_parquet(tmp_path / "train.parquet")
+        split = load_split(settings("train.parquet"), "train", tmp_path)
+        np.testing.assert_array_equal(split.row_keys(), expected.row_keys())
+        assert split.ids.tolist() == expected.ids.tolist()
+
+
+def test_parquet_columns_may_be_numbered(tmp_path):
+    frame = pd.DataFrame({0: [1.0, 2.0], 1: [3.0, 4.0], 2: [0, 1]})
+    frame.to_parquet(tmp_path / "train.parquet")
+    data = DataSettings(train="train.parquet", test="-", target="2")
+    assert load_split(data, "train", tmp_path).feature_names == ("0", "1")
+
+
+def test_without_an_id_the_position_is_the_id(tmp_path):
+    pd.DataFrame({"a": [1.0, 2.0], "y": [0, 1]}).to_parquet(tmp_path / "train.parquet")
+    split = load_split(DataSettings(train="train.parquet", test="-"), "train", tmp_path)
+    assert split.ids.tolist() == ["0", "1"]
+
+
+@ARRAY_FILES
+def test_arrays_keep_their_shape_and_precision(tmp_path, file, save):
+    save(tmp_path, arrays(id=np.array([10, 11, 12, 13])))
+    split = load_split(settings(file), "train", tmp_path)
+    assert split.x["x"].shape == (4, 2, 3)
+    assert split.x["x"].dtype == np.float32
+    assert split.ids.tolist() == ["10", "11", "12", "13"]
+    assert split.dims == ("feature_0", "feature_1")
+
+
+@ARRAY_FILES
+def test_several_arrays_are_named_inputs(tmp_path, file, save):
+    tokens = np.array([[1, 2], [3, 4]])
+    save(tmp_path, {"tokens": tokens, "mask": np.ones((2, 2)), "y": np.array([0.5, 1.5])})
+    split = load_split(settings(file), "train", tmp_path)
+    assert set(split.x) == {"tokens", "mask"}
+    assert split.x["tokens"].dtype == np.int64
+    assert split.dims == ()
+
+
+def test_columns_choose_among_arrays(tmp_path):
+    save_npz(tmp_path, {"a": np.ones((2, 3)), "b": np.zeros((2, 1)), "y": np.arange(2)})
+    chosen = load_split(settings("train.npz", features={"columns": ["b"]}), "train", tmp_path)
+    np.testing.assert_array_equal(chosen.x["x"], np.zeros((2, 1)))
+
+
+def write_callable(folder: Path, body: str) -> DataSettings:
+    (folder / "made_rows.py").write_text(f"import torch\n{body}\n")
+    sys.modules.pop("made_rows", None)
+    return settings("made_rows:make", "made_rows:make")
+
+
+def test_a_callable_makes_a_map_style_dataset(tmp_path):
+    data = write_callable(
+        tmp_path,
+        "def make():\n"
+        "    return torch.utils.data.TensorDataset(torch.arange(6.).view(3, 2), torch.arange(3))",
+    )
+    split = load_split(data, "train", tmp_path)
+    np.testing.assert_array_equal(split.x["x"], [[0, 1], [2, 3], [4, 5]])
+    assert split.y.tolist() == [0, 1, 2]
+    assert split.ids.tolist() == ["0", "1", "2"]
+
+
+def test_a_callable_may_name_its_inputs_and_ids(tmp_path):
+    data = write_callable(
+        tmp_path,
+        "class Pairs(list):\n    names = ['p', 'q']\n"
+        "def make():\n    return Pairs([({'left': torch.ones(2), 'right': 1}, 0.5)] * 2)",
+    )
+    split = load_split(data.model_copy(update={"id": "names"}), "train", tmp_path)
+    assert split.ids.tolist() == ["p", "q"]
+    assert {name: x.shape for name, x in split.x.items()} == {"left": (2, 2), "right": (2,)}
+
+
+# Hashes
+
+
+def test_row_keys_follow_content_not_position_or_id(tmp_path):
+    header, *rows = CSV.strip().split("\n")
+    before = load_csv(tmp_path, CSV).row_keys()
+    moved = "\n".join([header, rows[2], rows[0].replace("r0", "new"), rows[1]])
+    after = load_csv(tmp_path, moved).row_keys()
+    np.testing.assert_array_equal(after, before[[2, 0, 1]])
+
+
+@pytest.mark.parametrize("edit", [("0.4", "0.41"), ("4e-1,1", "4e-1,0")], ids=["x", "y"])
+def test_an_edited_row_changes_its_own_key_alone(tmp_path, edit):
+    before = load_csv(tmp_path, CSV.replace("4e-1,1", "0.4,1")).row_keys()
+    edited = CSV.replace("4e-1,1", "0.4,1").replace(edit[0].replace("4e-1", "0.4"), edit[1])
+    after = load_csv(tmp_path, edited).row_keys()
+    assert (before != after).any(axis=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("file", ["train.csv", "test.csv"])
+def test_the_source_fingerprint_is_that_of_the_bytes(tmp_path, file):
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text(CSV)
+    before = source_fingerprint(settings(), tmp_path)
+    assert source_fingerprint(settings(), tmp_path) == before
+    (tmp_path / file).write_text(CSV.replace("1.5", "1.50"))
+    assert source_fingerprint(settings(), tmp_path) != before
+
+
+def test_the_source_fingerprint_of_a_folder_and_of_a_callable(tmp_path):
+    save_zarr(tmp_path, arrays())
+    data = settings("train.zarr", "train.zarr")
+    before = source_fingerprint(data, tmp_path)
+    save_zarr(tmp_path, arrays(y=np.array([0, 1, 2, 9])))
+    assert source_fingerprint(data, tmp_path) != before
+    made = [
+        source_fingerprint(write_callable(tmp_path, f"def make(): return [(1., {y})]"), tmp_path)
+        for y in (0, 0, 1)
+    ]
+    assert made[0] == made[1] != made[2]
+
+
+# What a bad file is told
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    (tmp_path / "train.csv").write_text(CSV)
+    with pytest.raises(DataError, match=r"data\.test: no file .*trian\.csv.*mean 'train\.csv'"):
+        load_split(settings(test="trian.csv"), "test", tmp_path)
+
+
+def test_an_unknown_format_lists_the_known(tmp_path):
+    (tmp_path / "train.tsv").write_text(CSV)
+    with pytest.raises(DataError, match=r"'\.tsv'.*\.csv, \.parquet, \.npz, \.zarr"):
+        load_split(settings("train.tsv"), "train", tmp_path)
+
+
+def test_duplicate_ids_are_listed_with_their_lines(tmp_path):
+    text = CSV.replace("r2", "r0") + "\n\nr1,1,1,1\n"  # two blank lines count as lines
+    refused(tmp_path, text, "2 ids", "'r0' at line 2, line 4", "'r1' at line 3, line 7")
+
+
+def test_missing_ids_are_listed_with_their_lines(tmp_path):
+    refused(tmp_path, CSV.replace("r1", " ").replace("r2", ""), "no id at line 3, line 4")
+
+
+def test_line_numbers_survive_quoted_newlines(tmp_path):
+    text = 'id,a,label\n"r\n0",1,0\nr1,,1\n'
+    refused(tmp_path, text, "line 4 (id 'r1')", "column 'a'", "an empty cell")
+
+
+def test_an_absent_id_column_suggests_a_name(tmp_path):
+    refused(tmp_path, CSV.replace("id,", "Id,"), "no id column 'id'", "mean 'Id'", "has Id, a, b")
+
+
+def test_a_csv_needs_an_id(tmp_path):
+    refused(tmp_path, CSV, "needs `data.id`", "id, a, b, label", id=None)
+
+
+def test_an_absent_target_suggests_a_name(tmp_path):
+    refused(tmp_path, CSV, "no target column 'labels'", "mean 'label'", target="labels")
+
+
+def test_an_absent_feature_is_named(tmp_path):
+    features = {"columns": ["a", "c"]}
+    refused(tmp_path, CSV, "no feature column 'c' (data.features.columns)", features=features)
+
+
+@pytest.mark.parametrize(
+    ("cell", "seen"),
+    [
+        ("", "an empty cell or NaN"),
+        ("nan", "an empty cell or NaN"),
+        ("inf", "inf"),
+        ("-inf", "-inf"),
+    ],
+)
+def test_a_feature_that_is_not_finite_is_found(tmp_path, cell, seen):
+    words = ("line 3 (id 'r1')", "column 'a'", f"seen {seen}", "1 such rows")
+    refused(tmp_path, CSV.replace("-3", cell), *words)
+
+
+def test_a_feature_that_is_not_a_number_is_found(tmp_path):
+    words = ("line 3 (id 'r1')", "column 'a'", "seen 'three'", "expected a number")
+    refused(tmp_path, CSV.replace("-3", "three"), *words)
+
+
+@pytest.mark.parametrize(
+    ("cell", "seen"), [("", "an empty cell"), ("inf", "inf"), ("cat", "'cat'")]
+)
+def test_a_target_that_is_not_a_number_is_found(tmp_path, cell, seen):
+    refused(tmp_path, CSV.replace("7,2", f"7,{cell}"), "line 4 (id 'r2')", seen)
+
+
+@pytest.mark.parametrize("text", ["id,a,b,label\n", "id,a,b,label"])
+def test_an_empty_split_is_refused(tmp_path, text):
+    refused(tmp_path, text, "train split has no rows")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "the file is empty"),
+        (CSV + "r3,1,2,3,4\n", "not a well-formed .csv"),
+        (CSV.replace("r0,1.5,2,0", "r0,1.5,2,0,9"), "not a well-formed .csv"),
+        (CSV.replace(",b,", ",a,"), "names the column 'a' more than once"),
+        ("id,label\nr0,1\n", "no feature columns"),
+    ],
+    ids=["empty", "long row", "long first row", "repeated column", "no features"],
+)
+def test_a_malformed_table_is_refused(tmp_path, text, word):
+    refused(tmp_path, text, word)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "train.csv").write_bytes(b"id,\xff\xfe\n")
+    with pytest.raises(DataError, match="not a text file in UTF-8"):
+        load_split(settings(), "train", tmp_path)
+
+
+def test_the_shape_has_to_hold_the_features(tmp_path):
+    words = ("2 features a row (a … b)", "[2, 3]", "6 places")
+    refused(tmp_path, CSV, *words, features={"shape": [2, 3]})
+
+
+def test_dims_have_to_name_every_axis(tmp_path):
+    refused(tmp_path, CSV, "['u', 'v'] names 2 axes", "a row has 1", features={"dims": ["u", "v"]})
+
+
+def test_dims_may_not_take_another_axis_name(tmp_path):
+    (tmp_path / "train.csv").write_text(CSV)
+    with pytest.raises(DataError, match="'train' is the name of another axis"):
+        load_split(settings(features={"dims": ["train"]}), "train", tmp_path)
+
+
+@ARRAY_FILES
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        ({"x": np.ones((2, 2))}, "no target column 'y'"),
+        ({"y": np.ones(2)}, "no array of inputs"),
+        ({"x": np.ones((3, 2)), "y": np.ones(2)}, "disagree on the number of rows: x 3, target 2"),
+        ({"x": np.ones((2, 2)), "y": np.ones(2), "id": np.array([0.5, 1])}, "ids are float64"),
+        ({"x": np.ones((2, 2)), "y": np.ones(2), "id": np.array([1, 1])}, "'1' at row 0, row 1"),
+        ({"x": np.array([[1, 2], [3, np.nan]]), "y": np.ones(2)}, r"row 1, x\[1\]: seen nan"),
+        ({"x": np.ones((2, 2)), "y": np.array([0, np.inf])}, "row 1, target: seen inf"),
+        ({"x": np.ones((2, 2), complex), "y": np.ones(2)}, "x holds complex128"),
+    ],
+    ids=["target", "input", "length", "float id", "same id", "nan", "target inf", "complex"],
+)
+def test_bad_arrays_are_refused(tmp_path, file, save, contents, words):
+    save(tmp_path, contents)
+    with pytest.raises(DataError, match=rf"{file}.*{words}"):
+        load_split(settings(file), "train", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet", "zarr"])
+def test_a_file_of_another_kind_is_refused(tmp_path, suffix):
+    (tmp_path / f"train.{suffix}").write_text("not that")
+    with pytest.raises(DataError, match=rf"train\.{suffix}: not a readable"):
+        load_split(settings(f"train.{suffix}"), "train", tmp_path)
+
+
+def test_shape_and_dims_are_for_one_input(tmp_path):
+    save_npz(tmp_path, {"a": np.ones((2, 3)), "b": np.zeros((2, 1)), "y": np.arange(2)})
+    for features, field in (({"shape": [3]}, "shape"), ({"dims": ["u"]}, "dims")):
+        with pytest.raises(DataError, match=rf"data\.features\.{field} is for one input"):
+            load_split(settings("train.npz", features=features), "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("def make(): return 3", "returned a int; expected a map-style dataset"),
+        ("def make(): return []", "is empty"),
+        ("def make(): return [1.0]", r"row 0 is a float; expected a pair \(x, y\)"),
+        ("def make(): return [((1.0, 2.0), 0)]", "row 0 has a tuple as x"),
+        ("def make(): return [([], 0)]", "row 0 has a list as x"),
+        (
+            "def make(): return [(torch.ones(2), 0), (torch.ones(3), 0)]",
+            r"row 1 has x of shape \(3,\), row 0 has \(2,\)",
+        ),
+        (
+            "def make(): return [({'a': 1.0}, 0), ({'b': 1.0}, 0)]",
+            r"row 1 has inputs \['b'\], row 0 has \['a'\]",
+        ),
+    ],
+    ids=["not a dataset", "empty", "not a pair", "tuple", "list", "ragged", "other names"],
+)
+def test_a_bad_callable_is_refused(tmp_path, body, words):
+    with pytest.raises(DataError, match=words):
+        load_split(write_callable(tmp_path, body), "train", tmp_path)
+
+
+def test_a_callable_without_the_named_ids_is_refused(tmp_path):
+    data = write_callable(tmp_path, "def make(): return [(1.0, 0)]")
+    with pytest.raises(DataError, match=r"no attribute 'names' \(data.id\)"):
+        load_split(data.model_copy(update={"id": "names"}), "train", tmp_path)
+
+
+def test_a_callable_that_does_not_import_names_the_field(tmp_path):
+    with pytest.raises(StudyError, match=r"data\.train: nowhere:make: no module 'nowhere'"):
+        load_split(settings("nowhere:make"), "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (CSV.replace(",b,", ",c,"), r"lacks \['b'\], only it has \['c'\]"),
+        ("id,b,a,label\nr0,1,2,0\n", "same feature columns in different orders"),
+        (CSV.replace("7,2", "7,2.5"), "disagree on the target: float64 .* and int64"),
+    ],
+    ids=["names", "order", "target"],
+)
+def test_splits_that_disagree_are_refused(tmp_path, other, words):
+    (tmp_path / "train.csv").write_text(CSV)
+    (tmp_path / "test.csv").write_text(other)
+    with pytest.raises(DataError, match=rf"test\.csv and train\.csv .*{words}"):
+        load_splits(settings(), tmp_path)
+
+
+def test_splits_of_other_shapes_are_refused(tmp_path):
+    save_npz(tmp_path, arrays())
+    np.savez(tmp_path / "test.npz", x=np.ones((2, 3, 3)), y=np.arange(2))
+    with pytest.raises(DataError, match=r"shape of x: \(3, 3\) and \(2, 3\) a row"):
+        load_splits(settings("train.npz", "test.npz"), tmp_path)
+    np.savez(tmp_path / "test.npz", u=np.ones((2, 3)), v=np.ones((2, 3)), y=np.arange(2))
+    with pytest.raises(DataError, match="disagree on the inputs"):
+        load_splits(settings("train.npz", "test.npz"), tmp_path)
+
+
+# The bundled data
+
+
+def test_the_bundled_data_is_what_the_script_writes(tmp_path):
+    command = [sys.executable, ROOT / "data/make_data.py", tmp_path]
+    subprocess.run(command, check=True, capture_output=True)
+    files = sorted(file.relative_to(tmp_path) for file in tmp_path.rglob("*.csv"))
+    assert len(files) == 4
+    for file in files:
+        assert (tmp_path / file).read_bytes() == (ROOT / "data" / file).read_bytes(), file
+
+
+def test_the_bundled_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    features = {"shape": [8, 8], "dims": ["row", "col"], "scale": 1 / 16}
+    data = settings("data/digits/train.csv", "data/digits/test.csv", features=features)
+    train, test = load_splits(data, ROOT)
+    bunch = load_digits()
+    images = np.concatenate([train.x["x"], test.x["x"]])
+    np.testing.assert_array_equal(images * 16, bunch.images)
+    np.testing.assert_array_equal(np.concatenate([train.y, test.y]), bunch.target)
+    assert (train.ids[0], train.ids[-1], test.ids[-1]) == ("train-0000", "train-1499", "test-0296")
+
+
+def test_the_bundled_diabetes_features_are_standardised():
+    data = settings("data/diabetes/train.csv", "data/diabetes/test.csv", target="progression")
+    train, test = load_splits(data, ROOT)
+    assert (len(train), len(test)) == (353, 89)
+    assert train.feature_names is not None
+    assert train.feature_names[:4] == ("age", "sex", "bmi", "bp")
+    np.testing.assert_allclose(train.x["x"].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(train.x["x"].std(0), 1, atol=1e-6)
+    assert train.y.dtype == np.float64
+
+
+def test_every_message_says_the_file_relative_to_the_project(tmp_path):
+    with pytest.raises(DataError) as caught:
+        load_csv(tmp_path, CSV.replace("-3", "nan"))
+    assert not re.search(re.escape(str(tmp_path)), str(caught.value))
