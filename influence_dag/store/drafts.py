@@ -2,9 +2,8 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from influence_dag.store.arrays import (
     plain,
     round_mantissas,
 )
-from influence_dag.store.files import explained, write_atomically
+from influence_dag.store.files import explained, uninterrupted, write_atomically
 from influence_dag.store.fingerprints import Keys, fingerprint
 from influence_dag.store.journal import Journal
 from influence_dag.store.layout import RESERVED_NAMES, ChunkIndex, Coordinate, Layout, Variable
@@ -108,7 +107,7 @@ class Draft:
         array = self.array(variable)
         with self._writing(variable):
             self._begin_writing(variable, keys)
-            _to_the_end(array.__setitem__, region, values)
+            uninterrupted(array.__setitem__, region, values)
             self._journal.done(variable, keys)
             size = sum((self.folder / chunk_file(variable, i)).stat().st_size for i in keys)
         with self._lock:
@@ -133,7 +132,7 @@ class Draft:
         with self._writing(name):
             self._drop(name)
             group = zarr.open_group(self.folder, mode="r+")
-            _to_the_end(create_array, group, name, result.dims, result.values, result.attrs)
+            uninterrupted(create_array, group, name, result.dims, result.values, result.attrs)
         self._keep(Results(arrays={name: list(dims)}))
 
     def add_file(self, name: str, content: bytes) -> None:
@@ -173,7 +172,9 @@ class Draft:
         """Take no more writes and wait for those under way, interrupted or not."""
         with self._idle:
             closed, self._closed = self._closed, True
-            self._idle.wait_for(lambda: not self._active)
+            while self._active:
+                with suppress(KeyboardInterrupt):  # an impatient second one
+                    self._idle.wait()
         if not closed:
             self._journal.close()
 
@@ -267,16 +268,3 @@ def _whole_chunks(
 def _assign(keys: Keys, new: Mapping[ChunkIndex, bytes]) -> None:
     for index, key in new.items():
         keys[index] = list(key)
-
-
-def _to_the_end(function: Callable[..., Any], *arguments: Any) -> None:
-    """Call a function of Zarr's and wait for it even when interrupted.
-
-    Zarr works on threads of its own: after Ctrl-C in this one, they could still replace a file
-    that the next run has written. Leaving the pool waits for them.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        function(*arguments)  # only the main thread is interrupted
-        return
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(function, *arguments).result()

@@ -16,7 +16,15 @@ from pathlib import Path
 from influence_dag.errors import StoreError
 from influence_dag.store.cloning import clone
 from influence_dag.store.drafts import Draft
-from influence_dag.store.files import boot_id, explained, locked, remove, replace_link, sync
+from influence_dag.store.files import (
+    boot_id,
+    explained,
+    locked,
+    remove,
+    replace_link,
+    sync,
+    uninterrupted,
+)
 from influence_dag.store.journal import Journal
 from influence_dag.store.layout import Layout
 from influence_dag.store.plans import Expected, Plan, make_plan
@@ -137,7 +145,7 @@ class ArtifactStore:
         base = _readable(self.current(name))
         number = max((version.number for version in self.versions(name)), default=0) + 1
         folder = versions / f".partial-{number:06d}"
-        results = clone(base, layout, folder)
+        results = uninterrupted(clone, base, layout, folder)
         header = _header(layout, base) | {"results": results.to_json()}
         journal = Journal.begin(folder.with_name(f"{folder.name}.journal"), header)
         return Draft(name, folder, journal, layout, base)
@@ -161,7 +169,7 @@ class ArtifactStore:
         draft.check_complete()
         journal = draft.folder.with_name(f"{draft.folder.name}.journal")
         if draft.changed:
-            finish(draft)
+            uninterrupted(finish, draft)
             draft.folder.rename(_published_path(draft.folder))
             self._point_current(draft.artifact, _published_path(draft.folder))
             remove([journal, *self._surplus(draft.artifact)])

@@ -1,0 +1,120 @@
+"""Processes that fail at a chosen operation on the file system.
+
+Python reports every file it is about to open for writing, rename, link, remove or create to audit
+hooks, so counting these visits each point between two changes of the store. Hooks cannot be
+removed: they live in processes of their own.
+"""
+
+import errno
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stored_sample import Sample, refresh
+
+from influence_dag.errors import StoreError
+from influence_dag.store import ArtifactStore
+
+Fault = Callable[[str], None]
+
+_CHANGES = {"os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir"}
+_GROWS = {"open", "os.link", "os.symlink", "os.mkdir"}
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["influence_dag.store", "stored_sample", "faults"])
+
+
+class Outcome(NamedTuple):
+    exit_code: int
+    error: str
+
+
+class Running(NamedTuple):
+    process: BaseProcess
+    report: Any
+
+    def end(self) -> Outcome:
+        self.process.join(60)
+        assert self.process.exitcode is not None, "the process hangs"
+        error = self.report.recv() if self.process.exitcode == 3 else ""
+        return Outcome(self.process.exitcode, error)
+
+
+def start(target: Callable[..., None], *arguments: Any) -> Running:
+    """Run a function in a process of its own; a `StoreError` in it is exit code 3."""
+    receiver, sender = _context.Pipe(duplex=False)
+    process = _context.Process(target=_report, args=(sender, target, *arguments))
+    process.start()
+    return Running(process, receiver)
+
+
+def refresh_with(fault: Fault, at: int, root: Path, sample: Sample) -> None:
+    """Refresh; every change of the file system from the `at`-th on meets the fault."""
+    seen = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
+        if (writes or event in _CHANGES) and str(arguments[0]).startswith(str(root)):
+            seen += 1
+            if seen >= at:
+                fault(event)
+
+    sys.addaudithook(hook)
+    refresh(ArtifactStore(root), sample)
+
+
+def kill(event: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def no_space(event: str) -> None:
+    if event in _GROWS:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def refresh_waiting(root: Path, sample: Sample) -> None:
+    """Refresh, waiting for others that do the same."""
+    refresh(ArtifactStore(root, lock_timeout=30), sample)
+
+
+def refresh_with_small_files(root: Path, sample: Sample, limit: int) -> None:
+    """Refresh under a limit on the size of files."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    refresh(ArtifactStore(root), sample)
+
+
+def refresh_unprivileged(root: Path, sample: Sample) -> None:
+    """Refresh as a user who may read the store but not write to it."""
+    store = ArtifactStore(root)
+    store.version("direct/influences").open()  # imports what that user may not be able to read
+    os.setuid(65534)
+    assert store.version("direct/influences").open().influences.notnull().all()
+    refresh(store, sample)
+
+
+def refresh_forever(root: Path, samples: list[Sample]) -> None:
+    """Refresh with one sample after the other until something ends the process."""
+    while True:
+        for sample in samples:
+            refresh(ArtifactStore(root), sample)
+
+
+def hold_lock(root: Path, sample: Sample, seconds: float) -> None:
+    with ArtifactStore(root).new_version("direct/influences", sample.layout):
+        time.sleep(seconds)
+
+
+def _report(sender: Any, target: Callable[..., None], *arguments: Any) -> None:
+    try:
+        target(*arguments)
+    except StoreError as error:
+        sender.send(str(error))
+        sys.exit(3)

@@ -1,0 +1,318 @@
+"""Whatever ends a process while it writes, readers see a whole version and the next run goes on."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import faults
+import numpy as np
+import pytest
+import zarr
+from stored_sample import NAME, Sample, chunk_files, refresh, write_chunk
+
+from influence_dag.errors import StoreError
+from influence_dag.store import ArtifactStore
+
+OLD = Sample()
+NEW = replace(OLD, train=(*range(8), *range(50, 70)))  # 7 of 12 chunks are other ones
+NEW_CHUNKS = 9
+
+CAMPAIGN = pytest.param(1, marks=pytest.mark.campaign, id="every point")
+
+
+def finished_chunks(root: Path) -> int:
+    """How many chunks an interrupted run finished, by its journal, read independently."""
+    keys: dict[tuple[int, ...], str] = {}
+    for journal in (root / NAME / "versions").glob(".partial-*.journal"):
+        for line in journal.read_text().splitlines()[1:]:
+            entry = json.loads(line) if line.endswith("}") else {}
+            for index, key in zip(entry.get("chunks", []), entry.get("keys", []), strict=False):
+                keys[tuple(index)] = key
+    return len(keys)
+
+
+def assert_whole(store: ArtifactStore, *samples: Sample) -> None:
+    """`current` is sound and holds exactly one of the samples."""
+    version = store.version(NAME)
+    assert version.verify(checksums=True) == ()
+    values = version.open().influences.values
+    assert any(np.array_equal(values, sample.values) for sample in samples)
+
+
+def interrupted_run(store, sample, count, *, error=KeyboardInterrupt, then=lambda draft: None):
+    """A run that is interrupted when it has written that many chunks (and done something then)."""
+    try:
+        with store.new_version(NAME, sample.layout) as draft:
+            for index in draft.outdated(sample.expected)["influences"][:count]:
+                write_chunk(draft, sample, index)
+            then(draft)
+            raise error
+    except error:
+        return draft
+
+
+def set_results(draft):
+    draft.set_attrs(iterations=7)
+    draft.set_result("niter", ("test",), np.arange(10))
+
+
+def journal_of(draft):
+    return draft.folder.with_name(f"{draft.folder.name}.journal")
+
+
+def assert_tidy(store: ArtifactStore) -> None:
+    """Nothing temporary is left anywhere."""
+    names = {path.name for path in (store.root / NAME).rglob("*")}
+    assert not {name for name in names if "partial" in name or "trash" in name}
+
+
+@pytest.fixture(scope="module")
+def refreshed_once():
+    with tempfile.TemporaryDirectory() as folder:
+        refresh(ArtifactStore(folder), OLD)
+        yield Path(folder)
+
+
+@pytest.fixture
+def store(refreshed_once, tmp_path):
+    return fresh_copy(refreshed_once, tmp_path / "store")
+
+
+def fresh_copy(source: Path, target: Path) -> ArtifactStore:
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, symlinks=True)
+    return ArtifactStore(target)
+
+
+@pytest.mark.parametrize("stride", [CAMPAIGN, pytest.param(11, id="every 11th point")])
+def test_a_kill_at_any_point_leaves_a_whole_version_and_the_next_run_resumes(
+    refreshed_once, tmp_path, stride
+):
+    at, killed, resumed = 1, 0, 0
+    while True:
+        store = fresh_copy(refreshed_once, tmp_path / "store")
+        outcome = faults.start(faults.refresh_with, faults.kill, at, store.root, NEW).end()
+        if outcome.exit_code == 0:
+            break
+        assert outcome.exit_code == -signal.SIGKILL
+        assert_whole(store, OLD, NEW)
+        finished = finished_chunks(store.root)
+        draft = refresh(store, NEW)
+        published = (store.root / NAME / "versions/000002").exists() and draft.chunks_written == 0
+        assert published or draft.chunks_written == NEW_CHUNKS - finished
+        assert_whole(store, NEW)
+        assert_tidy(store)
+        at, killed, resumed = at + stride, killed + 1, resumed + (0 < finished < NEW_CHUNKS)
+    assert killed > 100 / stride
+    assert resumed > 20 / stride
+
+
+@pytest.mark.parametrize("stride", [CAMPAIGN, pytest.param(29, id="every 29th point")])
+def test_what_an_interrupted_run_left_never_reaches_a_run_for_other_data(
+    refreshed_once, tmp_path, stride
+):
+    others = [
+        NEW.with_train({9: -1.0}),
+        replace(NEW, attrs={"units": "other"}),
+        replace(NEW, chunks=(4, 7)),
+        OLD,
+    ]
+    at = 1
+    while True:
+        store = fresh_copy(refreshed_once, tmp_path / "store")
+        if faults.start(faults.refresh_with, faults.kill, at, store.root, NEW).end().exit_code == 0:
+            break
+        other = others[at % len(others)]
+        refresh(store, other)
+        assert_whole(store, other)
+        assert_tidy(store)
+        at += stride
+
+
+@pytest.mark.parametrize("stride", [CAMPAIGN, pytest.param(23, id="every 23rd point")])
+def test_a_disk_that_fills_up_at_any_point_costs_only_time(refreshed_once, tmp_path, stride):
+    at = 1
+    while True:
+        store = fresh_copy(refreshed_once, tmp_path / "store")
+        outcome = faults.start(faults.refresh_with, faults.no_space, at, store.root, NEW).end()
+        if outcome.exit_code == 0:
+            break
+        assert outcome.exit_code == 3
+        assert "the disk is full; free some space" in outcome.error
+        assert_whole(store, OLD, NEW)
+        finished = finished_chunks(store.root)
+        draft = refresh(store, NEW)
+        assert draft.chunks_written in (0, NEW_CHUNKS - finished)
+        assert_whole(store, NEW)
+        assert_tidy(store)
+        at += stride
+    assert at > 100
+
+
+def test_files_that_may_not_grow_are_an_error_that_says_so(store):
+    big = replace(NEW, train=tuple(np.random.default_rng(0).normal(size=1000)), chunks=(10, 1000))
+    outcome = faults.start(faults.refresh_with_small_files, store.root, big, 4_096).end()
+    assert outcome.exit_code == 3
+    assert "above the limit of its file system" in outcome.error
+    assert_whole(store, OLD)
+    refresh(store, big)
+    assert_whole(store, big)
+
+
+@pytest.mark.parametrize(
+    "sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name
+)
+@pytest.mark.parametrize("times", [pytest.param(100, marks=pytest.mark.campaign), 4])
+def test_a_signal_at_a_random_moment_leaves_a_whole_version(store, sign, times):
+    rng = random.Random(times)
+    for _ in range(times):
+        running = faults.start(faults.refresh_forever, store.root, [NEW, OLD])
+        time.sleep(0.05 + rng.uniform(0, 0.3))
+        os.kill(running.process.pid, sign)
+        assert running.end().exit_code in (-sign, 1)
+        assert_whole(store, OLD, NEW)
+    refresh(store, NEW)
+    assert_whole(store, NEW)
+    assert_tidy(store)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_exception_in_the_computation_publishes_nothing_and_loses_nothing(store, error):
+    interrupted_run(store, NEW, 4, error=error)
+    assert_whole(store, OLD)
+    assert store.version(NAME).number == 1
+    draft = refresh(store, NEW)
+    assert draft.resumed
+    assert draft.chunks_written == NEW_CHUNKS - 4
+    assert_whole(store, NEW)
+
+
+def test_ctrl_c_during_a_write_waits_for_the_write_to_end(store, monkeypatch):
+    write = zarr.Array.__setitem__
+
+    def slow(array, *arguments):
+        if array.basename == "influences":
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        write(array, *arguments)
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", slow)
+    with pytest.raises(KeyboardInterrupt), store.new_version(NAME, NEW.layout) as draft:
+        write_chunk(draft, NEW, (0, 1))
+    monkeypatch.undo()
+    before = {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
+    time.sleep(0.3)
+    assert before == {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
+    assert refresh(store, NEW).chunks_written == NEW_CHUNKS, "the interrupted chunk is not trusted"
+
+
+def test_results_of_an_interrupted_run_stay_if_nothing_more_had_to_be_computed(store):
+    interrupted_run(store, NEW, NEW_CHUNKS, then=set_results)
+    version = refresh(store, NEW).version
+    assert version.number == 2
+    assert version.attrs["iterations"] == 7
+    assert version.open().niter.values.tolist() == list(range(10))
+
+
+def test_results_of_an_interrupted_run_go_if_more_is_computed(store):
+    interrupted_run(store, NEW, 1, then=set_results)
+    version = refresh(store, NEW).version
+    assert "iterations" not in version.attrs
+    assert "niter" not in version.open()
+
+
+def test_an_unfinished_version_of_another_boot_is_not_trusted(store, monkeypatch):
+    interrupted_run(store, NEW, 1)
+    monkeypatch.setattr("influence_dag.store.versions.boot_id", lambda: "another")
+    draft = refresh(store, NEW)
+    assert not draft.resumed
+    assert draft.chunks_written == NEW_CHUNKS
+
+
+@pytest.mark.parametrize("torn", [b'\n{"dirty": "influences", "chu', b"\n{", b"\n\x00\x00"])
+def test_a_torn_line_of_the_journal_is_skipped(store, torn):
+    journal = journal_of(interrupted_run(store, NEW, 1))
+    journal.write_bytes(journal.read_bytes() + torn)
+    assert interrupted_run(store, NEW, 1).resumed
+    assert refresh(store, NEW).chunks_written == NEW_CHUNKS - 2
+    assert_whole(store, NEW)
+
+
+def test_a_chunk_marked_dirty_is_computed_again_even_under_the_key_of_its_clone(store):
+    """Killed while chunk (0, 0), right in the base, was being replaced."""
+    journal = journal_of(interrupted_run(store, NEW, 0))
+    dirty = b'\n{"dirty": "influences", "chunks": [[0, 0]]}'
+    journal.write_bytes(journal.read_bytes() + dirty)
+    assert refresh(store, NEW).chunks_written == NEW_CHUNKS + 1
+    assert_whole(store, NEW)
+
+
+def test_gc_removes_what_an_interrupted_run_left(store):
+    interrupted_run(store, NEW, 1)
+    removed = store.gc()
+    assert sorted(Path(name).name for name in removed) == [
+        ".partial-000002",
+        ".partial-000002.journal",
+    ]
+    assert_tidy(store)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+def test_a_store_that_may_not_be_written_is_read_and_named_in_the_error(refreshed_once):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        store = fresh_copy(refreshed_once, Path(folder) / "store")
+        for path in (Path(folder), store.root):
+            path.chmod(0o755)
+        outcome = faults.start(faults.refresh_unprivileged, store.root, NEW).end()
+        assert outcome.exit_code == 3
+        assert "no permission; give `store.path` a folder that can be written" in outcome.error
+        assert str(store.root) in outcome.error
+
+
+def test_a_second_writer_is_refused_with_the_name_of_the_first(store):
+    running = faults.start(faults.hold_lock, store.root, OLD, 3.0)
+    while not (store.root / NAME / ".lock").stat().st_size or not list(
+        (store.root / NAME / "versions").glob(".partial-*.journal")
+    ):
+        time.sleep(0.01)
+    impatient = ArtifactStore(store.root, lock_timeout=0.1)
+    with (
+        pytest.raises(StoreError, match=f"process {running.process.pid} on .*waited 0.1 s"),
+        impatient.new_version(NAME, OLD.layout),
+    ):
+        pass
+    assert store.plan(NAME, OLD.layout, OLD.expected).up_to_date, "readers need no lock"
+    running.process.kill()
+    assert running.end().exit_code == -signal.SIGKILL
+    refresh(impatient, NEW)
+
+
+def test_a_thread_of_the_same_process_is_kept_apart_too(store):
+    impatient = ArtifactStore(store.root, lock_timeout=0.05)
+    with (
+        pytest.raises(StoreError, match=f"process {os.getpid()} "),
+        store.new_version(NAME, OLD.layout),
+        impatient.new_version(NAME, OLD.layout),
+    ):
+        pass
+
+
+def test_several_processes_at_once_do_the_work_once(store):
+    running = [faults.start(faults.refresh_waiting, store.root, NEW) for _ in range(4)]
+    assert [process.end() for process in running] == [(0, "")] * 4
+    assert [version.number for version in store.versions(NAME)] == [1, 2]
+    assert_whole(store, NEW)
+    assert_tidy(store)
+
+
+def test_older_versions_keep_their_bytes_through_it_all(store):
+    before = chunk_files(store, 1)
+    faults.start(faults.refresh_with, faults.kill, 60, store.root, NEW).end()
+    refresh(store, NEW)
+    assert chunk_files(store, 1) == before
