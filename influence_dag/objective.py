@@ -34,9 +34,10 @@ _Result = TypeVar("_Result")
 def flushed_denormals() -> Iterator[None]:
     """Treat numbers below the smallest normal one as zero in this thread, then as before.
 
-    Weights that L2 decay drives towards zero become denormal, on which x86 products take a
-    hundred times as long; what is lost is below 1e-38. Set around a computation rather than
-    at import: it is a processor flag that the whole process would feel.
+    Saturated losses and weights that L2 decay drives towards zero give denormal numbers, on which
+    some processors take a hundred times as long; what is lost is below 1e-38. Set around a
+    computation rather than at import: it is a processor flag that all of the thread's code feels.
+    Torch's own worker threads keep theirs, which is why θ is rid of them too.
     """
     smallest = torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64)
     before = bool(smallest / 2 == 0)
@@ -67,6 +68,8 @@ class Objective:
     in the order of `module.named_parameters()`; a tied weight is one entry. Frozen parameters
     and buffers are constants. `params` is a copy taken here: later training does not move it.
 
+    Denormal entries are zero in it, in every thread's arithmetic (see `flushed_denormals`).
+
     Functions swap parameters inside the module while they run: one thread per module.
     """
 
@@ -95,6 +98,7 @@ class Objective:
         self.params: Float[Tensor, " p"] = torch.cat(
             [parameter.detach().reshape(-1) for parameter in trainable.values()]
         ).clone()
+        self.params[self.params.abs() < torch.finfo(self.params.dtype).tiny] = 0.0
         self.slices = _slices(self.parameter_names, self.parameter_shapes)
         self._recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
 
@@ -149,12 +153,11 @@ class Objective:
 
     @contextmanager
     def _twice_differentiable(self) -> Iterator[None]:
-        # Fused attention and cuDNN's and oneDNN's recurrent kernels have no second derivative.
+        # Fused attention and cuDNN's recurrent kernels have no second derivative.
         with ExitStack() as kernels:
             kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
             if self._recurrent:
                 kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
-                kernels.enter_context(torch.backends.mkldnn.flags(enabled=False))
             yield
 
 

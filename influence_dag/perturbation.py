@@ -1,12 +1,13 @@
 """Perturbation influences: derivatives of up-weighting influences in the training inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad, jacfwd, vjp, vmap
+from torch.func import grad, jacrev, vjp, vmap
 
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.errors import ModelError
@@ -17,7 +18,7 @@ from influence_dag.rows import input_leaves, map_inputs
 Route = Literal["auto", "layered", "autograd", "jacobian"]
 
 _NUMBERS = 2**24  # held at once by one differentiation
-_FEW_FEATURES = 4
+_SMALL = 2048  # parameters × features up to which the mixed Jacobian is the fastest
 
 
 @without_denormals
@@ -47,11 +48,15 @@ def perturbation_influences(
             f"inputs of dtype {', '.join(str(leaf.dtype) for leaf in leaves)} have no derivative; "
             "perturbation influences need a floating-point input"
         )
+    if route == "jacobian":
+        return _by_jacobian(objective, factors, rows)
+    if route == "auto" and _is_small(objective, rows):
+        # An operator without a batching rule (some recurrent kernels) is no reason to fail.
+        with suppress(RuntimeError):
+            return _by_jacobian(objective, factors, rows)
     network = _network(objective, rows, route)
     if network is not None:
         return layered_products(network, factors, rows, chunk=chunk)
-    if route == "jacobian" or (route == "auto" and _has_few_features(rows)):
-        return _by_jacobian(objective, factors, rows)
     return _like_inputs(rows.x, _by_autograd(objective, factors, rows, chunk))
 
 
@@ -64,8 +69,10 @@ def _network(objective: Objective, rows: Rows, route: Route) -> LayeredNetwork |
     return network
 
 
-def _has_few_features(rows: Rows) -> bool:
-    return isinstance(rows.x, Tensor) and rows.x[0].numel() <= _FEW_FEATURES
+def _is_small(objective: Objective, rows: Rows) -> bool:
+    # The Jacobian is 2·p·features operations a pair at the speed of matrix products, the others
+    # about 8·p in small steps: measured, they meet between 2,000 and 4,000.
+    return isinstance(rows.x, Tensor) and objective.size * rows.x[0].numel() <= _SMALL
 
 
 def _like_inputs(x: Any, results: list[Tensor]) -> Any:
@@ -86,10 +93,8 @@ def _by_autograd(
     """One backward pass through the batch's gradient for each factor, `chunk` at a time."""
     leaves = [leaf for leaf in input_leaves(rows.x) if leaf.is_floating_point()]
     results = [factors.new_empty(len(factors), *leaf.shape) for leaf in leaves]
-    size = max(1, _NUMBERS // (chunk * _saved_numbers(objective, rows)))
-    for start in range(0, len(rows), size):
-        block = slice(start, start + size)
-        pull_back = _mixed_products(objective, rows[block])
+    for batch, block in _blocks(rows, chunk * _saved_numbers(objective, rows)):
+        pull_back = _mixed_products(objective, batch)
         for first in range(0, len(factors), chunk):
             some = slice(first, first + chunk)
             for result, values in zip(results, pull_back(factors[some]), strict=True):
@@ -128,24 +133,31 @@ def _saved_numbers(objective: Objective, rows: Rows) -> int:
     return max(features, 3 * (saved(rows[:2]) - saved(rows[:1])), 1)
 
 
-# Few features: the mixed Jacobian -------------------------------------------------------------
+# Small models: the mixed Jacobian -------------------------------------------------------------
 
 
-def _by_jacobian(objective: Objective, factors: Float[Tensor, "k p"], rows: Rows) -> Tensor:
-    """∂/∂x ∇θ L of each row, (p, features), then a product with the factors."""
-
-    def gradient(x: Tensor, y: Any) -> Tensor:
-        row = Rows(x.unsqueeze(0), map_inputs(lambda leaf: leaf.unsqueeze(0), y))
-        return grad(lambda theta: objective.losses(theta, row).sum())(objective.params)
-
+def _by_jacobian(
+    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows
+) -> Float[Tensor, "k n *features"]:
+    """∂²L/∂x∂θ of each row, (features, p), one backward pass a feature; then one product."""
     if not isinstance(rows.x, Tensor):
         raise ModelError("route='jacobian' is for a single input tensor; use route='autograd'")
+
+    def gradient(theta: Tensor, x: Tensor, y: Any) -> Tensor:
+        target = map_inputs(lambda leaf: leaf.unsqueeze(0), y)
+        return grad(lambda x: objective.losses(theta, Rows(x.unsqueeze(0), target)).sum())(x)
+
     result = factors.new_empty(len(factors), *rows.x.shape)
-    mixed = vmap(jacfwd(gradient))
-    size = max(1, _NUMBERS // (objective.size * max(1, rows.x[0].numel())))
+    mixed = vmap(jacrev(gradient), in_dims=(None, 0, 0))
+    for batch, block in _blocks(rows, objective.size * rows.x[0].numel()):
+        jacobian = mixed(objective.params, batch.x, batch.y)
+        result[:, block] = (factors @ jacobian.flatten(0, -2).T).view(-1, *batch.x.shape)
+    return result
+
+
+def _blocks(rows: Rows, numbers: int) -> Iterator[tuple[Rows, slice]]:
+    """The rows in blocks for which `numbers` a row fit into what is held at once."""
+    size = max(1, _NUMBERS // numbers)
     for start in range(0, len(rows), size):
         block = slice(start, start + size)
-        jacobian = mixed(rows.x[block], rows[block].y).flatten(2)
-        products = torch.einsum("kp,npf->knf", factors, jacobian)
-        result[:, block] = products.reshape(len(factors), *rows.x[block].shape)
-    return result
+        yield rows[block], block

@@ -8,6 +8,7 @@ import copy
 
 import torch
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def double(module, *tensors):
@@ -38,7 +39,8 @@ def hessian(module, loss, x, y):
     module, x, y = double(module, x, y)
     value, theta = _loss_of_vector(module, loss, x, y)
     theta.requires_grad_()
-    (gradient,) = torch.autograd.grad(value(theta), theta, create_graph=True)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        (gradient,) = torch.autograd.grad(value(theta), theta, create_graph=True)
     rows = [torch.autograd.grad(g, theta, retain_graph=True)[0] for g in gradient]
     return torch.stack(rows)
 
@@ -87,7 +89,8 @@ def _mixed_product(module, loss, factor, x, y):
     x = x.clone().requires_grad_()
     value, theta = _loss_of_vector(module, loss, x[None], y[None])
     theta.requires_grad_()
-    (gradient,) = torch.autograd.grad(value(theta), theta, create_graph=True)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+        (gradient,) = torch.autograd.grad(value(theta), theta, create_graph=True)
     (product,) = torch.autograd.grad(gradient @ factor, x, materialize_grads=True)
     return product
 

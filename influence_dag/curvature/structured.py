@@ -99,8 +99,8 @@ def _outer(left: Tensor, right: Tensor | None = None) -> Float[Tensor, "n i*j"]:
 
 
 def _diagonal_term(S: Float[Tensor, "n o o"], a: Float[Tensor, "n i"]) -> Float[Tensor, "op ij"]:
-    o, p = _unordered_pairs(S.shape[1])
-    i, j = _unordered_pairs(a.shape[1])
+    o, p = _unordered_pairs(S.shape[1], S.device)
+    i, j = _unordered_pairs(a.shape[1], a.device)
     return S[:, o, p].T @ (a[:, i] * a[:, j])
 
 
@@ -118,7 +118,8 @@ def _input_term(
 
 def _write_diagonal(matrix: Tensor, layer: LinearLayer, unordered: Float[Tensor, "op ij"]) -> None:
     outputs = len(layer.weight)
-    output_pairs, input_pairs = _pair_numbers(outputs), _pair_numbers(_width(layer))
+    output_pairs = _pair_numbers(outputs, matrix.device)
+    input_pairs = _pair_numbers(_width(layer), matrix.device)
     for o in range(outputs):
         block = unordered[output_pairs[o]][:, input_pairs]  # (p, i, j)
         for rows, place in _roles(layer):
@@ -168,13 +169,13 @@ def _view(matrix: Tensor, o: int, rows: slice, p: int, columns: slice) -> Float[
     return matrix[rows, columns].unflatten(0, (o, -1)).unflatten(2, (p, -1))
 
 
-def _unordered_pairs(size: int) -> Tensor:
-    return torch.triu_indices(size, size)
+def _unordered_pairs(size: int, device: torch.device) -> Tensor:
+    return torch.triu_indices(size, size, device=device)
 
 
-def _pair_numbers(size: int) -> Tensor:
+def _pair_numbers(size: int, device: torch.device) -> Tensor:
     """The position of (a, b) among `_unordered_pairs`, whichever of the two is larger."""
-    first, second = _unordered_pairs(size)
-    numbers = torch.empty(size, size, dtype=torch.long)
-    numbers[first, second] = numbers[second, first] = torch.arange(len(first))
+    first, second = _unordered_pairs(size, device)
+    numbers = torch.empty(size, size, dtype=torch.long, device=device)
+    numbers[first, second] = numbers[second, first] = torch.arange(len(first), device=device)
     return numbers
