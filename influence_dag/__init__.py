@@ -1,4 +1,4 @@
-"""Influence functions of PyTorch models as a persisted, labelled, incrementally refreshed asset graph."""
+"""Influence functions of PyTorch models as a persisted, labelled, incremental asset graph."""
 
 from importlib import import_module
 from typing import Any

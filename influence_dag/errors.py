@@ -1,4 +1,4 @@
-"""The errors of this package: one small family, each saying what was seen, the limit and the cure."""
+"""The errors of this package: one family, each saying what was seen, the limit and the cure."""
 
 
 class InfluenceDagError(Exception):

@@ -96,7 +96,7 @@ def image_grid(
     helpers: Sequence[Sequence[tuple[str, NDArray]]],
     harmers: Sequence[Sequence[tuple[str, NDArray]]],
 ) -> Figure:
-    """One row a test image: itself, the training images that help it most, those that harm it most."""
+    """One row a test image: itself, the training images that help it most and harm it most."""
     columns = 1 + max(map(len, helpers)) + max(map(len, harmers))
     figure = Figure(figsize=(1.05 * columns, 1.25 * len(tests)), layout="constrained")
     grid = figure.subplots(len(tests), columns, squeeze=False)

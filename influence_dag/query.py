@@ -35,7 +35,8 @@ class StudyResults:
         self.store = ArtifactStore(path)
         if not self.store.names():
             raise StoreError(
-                f"no study at {self.store.root}: no artifact has been stored there; materialise one "
+                f"no study at {self.store.root}: no artifact has been stored there; materialise "
+                "one "
                 f"with `influence-dag materialize assets/<study>` or give the folder that holds "
                 f"`<method>/influences`"
             )
@@ -177,6 +178,7 @@ class InfluenceAccessor:
         if "self_influence" not in self._array.coords:
             raise StoreError(
                 "self-influence is not stored for this method; set `summary: {self_influence: true}` "
+                ""
                 "in the study and materialise its summary"
             )
         return self._array.coords["self_influence"]

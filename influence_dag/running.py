@@ -50,23 +50,38 @@ def _explained(path: Path, error: ValidationError) -> str:
     nodes = yaml.compose(path.read_text())
     found = []
     for item in error.errors():
-        where = ".".join(map(str, item["loc"]))
-        found.append(
-            f"{path}:{_line(nodes, ('attributes', *item['loc']))}: {where}: {item['msg']} (got {item['input']!r})"
-        )
+        line, where = _place(nodes, ("attributes", *item["loc"]), item["type"] == "missing")
+        found.append(f"{path}:{line}: {where}: {item['msg']}{_seen(item)}")
     return "\n".join(found)
 
 
-def _line(node: Any, location: tuple[Any, ...]) -> int:
-    """The line of the deepest node that a location names."""
-    line = node.start_mark.line + 1
+def _seen(item: Any) -> str:
+    """The offending value, unless it is a group of settings that lacks something."""
+    return "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+
+
+def _place(node: Any, location: tuple[Any, ...], missing: bool) -> tuple[int, str]:
+    """The line of the deepest node that a location names, and its path in the file.
+
+    Parts that are not in the file (pydantic's names of alternatives) are passed over.
+    """
+    line, path = node.start_mark.line + 1, []
     for part in location:
-        children = node.value if isinstance(node, yaml.MappingNode) else []
-        match = next(((key, value) for key, value in children if key.value == str(part)), None)
-        if match is None:
-            break
-        line, node = match[0].start_mark.line + 1, match[1]
-    return line
+        child = _child(node, part)
+        if child:
+            (line, node), path = child, [*path, str(part)]
+    if missing:
+        path.append(str(location[-1]))
+    return line, ".".join(path[1:]) or "attributes"
+
+
+def _child(node: Any, part: Any) -> tuple[int, Any] | None:
+    if isinstance(node, yaml.MappingNode):
+        entries = {key.value: (key.start_mark.line + 1, value) for key, value in node.value}
+        return entries.get(str(part))
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part].start_mark.line + 1, node.value[part]
+    return None
 
 
 def materialize(folder: str | Path, *, progress: bool | None = None) -> StudyResults:

@@ -5,20 +5,26 @@ or how fast (device, block size, store path) do not.
 """
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 _UNITS = {
     "": 1,
@@ -64,28 +70,55 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _suggest_names(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        """An unknown name is answered with the known one that it resembles."""
+        try:
+            return handler(value)
+        except ValidationError as error:
+            found = [
+                InitErrorDetails(
+                    type=PydanticCustomError(item["type"], cls._told(item)),
+                    loc=item["loc"],
+                    input=item["input"],
+                )
+                for item in cast(list[Any], error.errors())
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, found) from error
+
+    @classmethod
+    def _told(cls, item: Any) -> Any:
+        if item["type"] != "extra_forbidden" or len(item["loc"]) > 1:
+            return item["msg"]
+        known = ", ".join(cls.model_fields) or "none"
+        close = get_close_matches(str(item["loc"][0]), cls.model_fields, n=1)
+        return f"unknown name; {f'did you mean {close[0]!r}?' if close else f'known are {known}'}"
+
 
 class FeatureSettings(Settings):
     """How the feature columns become the model's input."""
 
     dims: tuple[str, ...] | None = Field(
-        None, description="names of the feature dimensions; tabular default: ['feature']"
+        default=None, description="names of the feature dimensions; tabular default: ['feature']"
     )
     shape: tuple[PositiveInt, ...] | None = Field(
-        None, description="shape of one sample; tabular default: (number of columns,)"
+        default=None, description="shape of one sample; tabular default: (number of columns,)"
     )
     scale: float = Field(
-        1.0, description="the model sees x * scale; perturbation derivatives are per scaled unit"
+        default=1.0,
+        description="the model sees x * scale; perturbation derivatives are per scaled unit",
     )
     columns: tuple[str, ...] | None = Field(
-        None, description="feature columns in order; default: all but id and target"
+        default=None, description="feature columns in order; default: all but id and target"
     )
 
     @model_validator(mode="after")
     def _dims_match_shape(self) -> "FeatureSettings":
         if self.dims is not None and self.shape is not None and len(self.dims) != len(self.shape):
             raise ValueError(
-                f"dims {list(self.dims)} names {len(self.dims)} dimensions, shape {list(self.shape)} has {len(self.shape)}"
+                f"dims {list(self.dims)} names {len(self.dims)} dimensions, shape "
+                f"{list(self.shape)} has {len(self.shape)}"
             )
         if self.dims is not None and len(set(self.dims)) != len(self.dims):
             raise ValueError(f"dims {list(self.dims)} repeats a name")
@@ -98,7 +131,8 @@ class DataSettings(Settings):
     train: str
     test: str
     id: str | None = Field(
-        None, description="the column of row ids; without it the position is the id (not for .csv)"
+        default=None,
+        description="the column of row ids; without it the position is the id (not for .csv)",
     )
     target: str = "y"
     features: FeatureSettings = FeatureSettings()
@@ -110,18 +144,28 @@ class FitSettings(Settings):
     optimizer: Literal["lbfgs", "adam", "sgd"] = "lbfgs"
     max_steps: PositiveInt = 500
     weight_decay: NonNegativeFloat = Field(
-        0.0, description="w, the L2 penalty (w/2)‖θ‖² on every trainable parameter"
+        default=0.0, description="w, the L2 penalty (w/2)‖θ‖² on every trainable parameter"
     )
     seed: int = 0
     learning_rate: PositiveFloat | None = Field(
-        None, description="adam, sgd: the step size (lbfgs searches its own)"
+        default=None, description="adam, sgd: the step size (lbfgs searches its own)"
     )
     batch_size: PositiveInt | None = Field(
-        None, description="adam, sgd: rows a step; default all of them"
+        default=None, description="adam, sgd: rows a step; default all of them"
     )
     tolerance: PositiveFloat = Field(
-        1e-6, description="lbfgs stops when the norm of the penalised gradient is below"
+        default=1e-6, description="lbfgs stops when the norm of the penalised gradient is below"
     )
+
+
+def _settings_or_name(value: Any) -> str:
+    return "mapping" if isinstance(value, dict | FitSettings) else "callable"
+
+
+Fit = Annotated[
+    Annotated[FitSettings, Tag("mapping")] | Annotated[CallableName, Tag("callable")],
+    Discriminator(_settings_or_name),
+]
 
 
 class ModelSettings(Settings):
@@ -129,18 +173,25 @@ class ModelSettings(Settings):
 
     build: CallableName = Field(description="module:callable that returns the torch.nn.Module")
     loss: str = Field(
-        "cross_entropy",
-        description="cross_entropy | mse | bce_with_logits | module:callable (output, target) -> one loss per sample",
+        default="cross_entropy",
+        description=(
+            "cross_entropy | mse | bce_with_logits | module:callable (output, target) -> one "
+            "loss per sample"
+        ),
     )
     measurement: CallableName | None = Field(
-        None,
+        default=None,
         description="module:callable (output, target) -> one value per test row; default: the loss",
     )
-    fit: FitSettings | CallableName | None = Field(
-        None,
-        description="fit settings, or module:callable (module, rows) that trains the module in place",
+    fit: Fit | None = Field(
+        default=None,
+        description=(
+            "fit settings, or module:callable (module, rows) that trains the module in place"
+        ),
     )
-    checkpoint: str | None = Field(None, description="a .safetensors file with the module's state")
+    checkpoint: str | None = Field(
+        default=None, description="a .safetensors file with the module's state"
+    )
     refit: Literal["on_change", "pinned"] = "on_change"
 
     @model_validator(mode="after")
@@ -149,14 +200,16 @@ class ModelSettings(Settings):
             raise ValueError("give either `fit` or `checkpoint`, not both")
         if self.fit is None and self.checkpoint is None:
             raise ValueError(
-                "say where the parameters come from: `fit: {...}`, `fit: module:callable` or `checkpoint: file.safetensors`"
+                "say where the parameters come from: `fit: {...}`, `fit: module:callable` or "
+                "`checkpoint: file.safetensors`"
             )
         if self.loss not in LOSSES:
             try:
                 _is_callable_name(self.loss)
             except ValueError as error:
                 raise ValueError(
-                    f"loss {self.loss!r} is neither one of {', '.join(LOSSES)} nor 'module:callable'"
+                    f"loss {self.loss!r} is neither one of {', '.join(LOSSES)} nor "
+                    "'module:callable'"
                 ) from error
         return self
 
@@ -165,7 +218,7 @@ LOSSES = ("cross_entropy", "mse", "bce_with_logits")
 
 
 class DirectSettings(Settings):
-    """Exact solve: Cholesky of `H + λI`, factorised once; eigendecomposition for a list of dampings."""
+    """Exact solve: Cholesky of `H + λI`, once; eigendecomposition for a list of dampings."""
 
 
 class ConjugateGradientSettings(Settings):
@@ -175,7 +228,7 @@ class ConjugateGradientSettings(Settings):
     atol: NonNegativeFloat = 0.0
     maxiter: PositiveInt | None = None
     preconditioner: Literal["none", "nystroem"] = "nystroem"
-    rank: PositiveInt = Field(100, description="rank of the Nyström preconditioner")
+    rank: PositiveInt = Field(default=100, description="rank of the Nyström preconditioner")
     seed: int = 0
     on_failure: Literal["raise", "warn"] = "raise"
 
@@ -209,16 +262,16 @@ class PerturbationSettings(Settings):
 
     methods: tuple[str, ...]
     max_bytes: Bytes = Field(
-        parse_bytes("64GiB"), description="refuse to store a tensor above this size"
+        default=parse_bytes("64GiB"), description="refuse to store a tensor above this size"
     )
 
 
 class SummarySettings(Settings):
     """What `<method>/summary` keeps."""
 
-    top: PositiveInt = Field(10, description="helpers and harmers kept for each test row")
+    top: PositiveInt = Field(default=10, description="helpers and harmers kept for each test row")
     self_influence: Literal["auto"] | bool = Field(
-        "auto",
+        default="auto",
         description="auto: all methods but the iterative ones, which need one solve a training row",
     )
 
@@ -230,10 +283,10 @@ class CurvatureSettings(Settings):
 class ComputeSettings(Settings):
     """Where and in what precision; none of it but `dtype` changes a number."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["float32", "float64"] = "float32"
     block_bytes: Bytes = parse_bytes("64MiB")
-    batch_size: PositiveInt = Field(512, description="training rows differentiated at once")
+    batch_size: PositiveInt = Field(default=512, description="training rows differentiated at once")
 
 
 class StoreSettings(Settings):
@@ -249,13 +302,24 @@ def _store_settings(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+def _one_or_several(value: Any) -> str:
+    return "list" if isinstance(value, list | tuple) else "number"
+
+
+Damping = Annotated[
+    Annotated[NonNegativeFloat, Tag("number")]
+    | Annotated[tuple[NonNegativeFloat, ...], Tag("list")],
+    Discriminator(_one_or_several),
+]
+
+
 class StudySettings(Settings):
     """One study: data, model, damping, methods, and where the results go."""
 
     data: DataSettings
     model: ModelSettings
-    damping: NonNegativeFloat | tuple[NonNegativeFloat, ...] | None = Field(
-        None, description="λ of every solve; default: fit.weight_decay; a list sweeps"
+    damping: Damping | None = Field(
+        default=None, description="λ of every solve; default: fit.weight_decay; a list sweeps"
     )
     methods: MethodsSettings
     perturbation: PerturbationSettings | None = None
@@ -273,13 +337,15 @@ class StudySettings(Settings):
         )
         if unknown:
             raise ValueError(
-                f"perturbation.methods names {', '.join(sorted(unknown))}, methods has only {', '.join(self.methods.names)}"
+                f"perturbation.methods names {', '.join(sorted(unknown))}, methods has only "
+                f"{', '.join(self.methods.names)}"
             )
         if self.damping == ():
             raise ValueError("damping is an empty list; give at least one value")
         if self.damping is None and not isinstance(self.model.fit, FitSettings):
             raise ValueError(
-                "damping has no default when the pipeline does not fit the model itself; write damping: 0.01 or whatever the model's weight decay was"
+                "damping has no default when the pipeline does not fit the model itself; write "
+                "damping: 0.01 or whatever the model's weight decay was"
             )
         return self
 

@@ -116,7 +116,8 @@ def _method_artifacts(method: str, perturbed: tuple[str, ...]) -> Iterator[Artif
         (factors, "gradients"),
         "influences",
         both,
-        "I[test, train] = ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train). Positive: the training row helps the test row.",
+        "I[test, train] = ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train). Positive: the training row helps "
+        "the test row.",
         method,
         gpu=True,
     )
@@ -126,7 +127,8 @@ def _method_artifacts(method: str, perturbed: tuple[str, ...]) -> Iterator[Artif
             (factors, "dataset", "model"),
             "perturbation",
             both,
-            "P[test, train, feature] = ∂/∂x_train of the influence. Positive: more of the feature lowers the test loss.",
+            "P[test, train, feature] = ∂/∂x_train of the influence. Positive: more of the "
+            "feature lowers the test loss.",
             method,
             gpu=True,
         )
@@ -166,7 +168,9 @@ def _source(study: Study):
     @dg.observable_source_asset(
         key=asset_key(study, "source"),
         group_name=study.name,
-        description=f"The input files: {data.train} and {data.test}. Observing compares their content.",
+        description=(
+            f"The input files: {data.train} and {data.test}. Observing compares their content."
+        ),
     )
     def source() -> dg.DataVersion:
         from influence_dag.datasets import source_fingerprint

@@ -1,4 +1,4 @@
-"""Blocking asset checks: each a promise about stored arrays, kept in `influence_dag.stages.checks`."""
+"""Blocking asset checks: promises about stored arrays, kept in `influence_dag.stages.checks`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -36,7 +36,10 @@ class InfluenceStudy(dg.Component):
     @classmethod
     def get_spec(cls) -> dg.ComponentTypeSpec:
         return dg.ComponentTypeSpec(
-            description="Influence functions of a PyTorch model as persisted, incrementally refreshed assets",
+            description=(
+                "Influence functions of a PyTorch model as persisted, incrementally refreshed "
+                "assets"
+            ),
             tags=["torch", "zarr", "xarray"],
         )
 

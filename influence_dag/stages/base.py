@@ -1,4 +1,4 @@
-"""What the stages share: the study's store, its persisted model and rows, and how an artifact is refreshed.
+"""What the stages share: a study's store and settings, and how an artifact is refreshed.
 
 Every artifact is a pure function of fingerprints. A stage computes the keys that its blocks
 ought to have, compares them with the keys that are stored, computes the difference and
@@ -45,7 +45,10 @@ class Update:
 
     def __str__(self) -> str:
         if self.is_current:
-            return f"{self.artifact}: current (version {self.version}, {self.blocks_reused} blocks kept)"
+            return (
+                f"{self.artifact}: current (version {self.version}, {self.blocks_reused} blocks "
+                "kept)"
+            )
         return (
             f"{self.artifact}: version {self.version}, {self.blocks_computed} blocks computed, "
             f"{self.blocks_reused} kept, {self.seconds:.1f} s"
@@ -66,7 +69,8 @@ class Workbench:
         version = self.store.current(artifact)
         if version is None:
             raise StoreError(
-                f"{self.study.name}/{artifact} has not been computed yet (nothing in {self.store.root / artifact}); "
+                f"{self.study.name}/{artifact} has not been computed yet (nothing in "
+                f"{self.store.root / artifact}); "
                 f"materialise it first"
             )
         return version

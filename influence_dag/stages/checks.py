@@ -82,7 +82,8 @@ def gradient_norm(bench: Workbench) -> Outcome:
     norm = info["gradient_norm"]
     return Outcome(
         norm <= GRADIENT_NORM,
-        f"‖∇(mean loss + (w/2)‖θ‖²)‖ = {norm:.2g}, limit {GRADIENT_NORM:g}; train longer if it is above",
+        f"‖∇(mean loss + (w/2)‖θ‖²)‖ = {norm:.2g}, limit {GRADIENT_NORM:g}; train longer if it is "
+        "above",
         {"gradient_norm": norm},
     )
 

@@ -94,7 +94,7 @@ def build_method(bench: Workbench, method: str) -> Method:
 
 
 def load_curvature(bench: Workbench, method: str) -> Curvature:
-    """The operator that a method works on: the stored Hessian, or products over the training rows."""
+    """What a method works on: the stored Hessian, or products over the training rows."""
     if uses_hessian(method):
         matrix = torch.from_numpy(np.asarray(bench.require(HESSIAN).array("hessian")[...]))
         return DenseCurvature(matrix.to(bench.device))
@@ -105,7 +105,7 @@ def load_curvature(bench: Workbench, method: str) -> Curvature:
 
 
 def refresh(bench: Workbench, method: str) -> Update:
-    """The expensive half of a method, done once and stored: factor, eigenbasis or preconditioner."""
+    """The expensive half of a method, stored: a factor, an eigenbasis, a preconditioner."""
     train = bench.axis("dataset", "train")
     fitted = factorization_settings(bench, method)
     settings_key = fingerprint(artifact(method), FORMULA, model_key(bench), fitted)
@@ -128,7 +128,7 @@ def _read(bench: Workbench, method: str, train_rows: str) -> str:
 
 
 def factorization_settings(bench: Workbench, method: str) -> dict:
-    """The settings that the factorisation depends on: for direct its damping, for cg the preconditioner."""
+    """The settings that the factorisation depends on: for cg, those of the preconditioner."""
     settings = method_settings(bench, method)
     for cheap in ("rtol", "atol", "maxiter", "on_failure"):
         settings.pop(cheap, None)

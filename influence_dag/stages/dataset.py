@@ -41,7 +41,8 @@ def _check_alike(train: TableSplit, test: TableSplit) -> None:
         if other is None or other.shape[1:] != values.shape[1:]:
             seen = "nothing" if other is None else f"shape {other.shape[1:]}"
             raise DataError(
-                f"{test.source}: input {name!r} has {seen} per row, {train.source} has shape {values.shape[1:]}; both splits must agree"
+                f"{test.source}: input {name!r} has {seen} per row, {train.source} has shape "
+                f"{values.shape[1:]}; both splits must agree"
             )
 
 

@@ -48,7 +48,7 @@ def refresh(bench: Workbench, method: str) -> Update:
 
 
 def _base_key(bench: Workbench, method: str) -> str:
-    """Everything but the test row and λ: θ, the factorisation, how the solve is done, the measurement."""
+    """Everything but the test row: θ, the factorisation, how it is solved, the measurement."""
     version = bench.require(curvature.artifact(method))
     settings = curvature.method_settings(bench, method)
     return fingerprint(
@@ -135,7 +135,7 @@ def _info(bench: Workbench, method: str, test: Axis) -> dict:
 
 
 class _Solver:
-    """Computes tiles; the model and the factorisation are loaded when the first one is asked for."""
+    """Computes tiles; model and factorisation are loaded when the first one is asked for."""
 
     def __init__(self, bench: Workbench, method: str, test: Axis, names: tuple[str, ...]):
         self.bench, self.method, self.test, self.names = bench, method, test, names

@@ -16,7 +16,7 @@ FORMULA = 1
 
 
 def refresh(bench: Workbench) -> Update:
-    """∇θ L(z_i, θ) of every training row, as the pairs (layer input, output gradient) it is made of."""
+    """∇θ L(z_i, θ) of every training row, as pairs (layer input, output gradient)."""
     train = bench.axis("dataset", "train")
     objective = load_objective(bench)
     captured = gradient_layout(objective, load_rows(bench, train, train.slots[:2]))
@@ -54,7 +54,10 @@ def _layout(bench: Workbench, train: Axis, captured: GradientLayout, base: str) 
     attrs = bench.attributes(
         base_key=base,
         gradient_layout=captured.to_json(),
-        formula="∇θ L(z_i, θ); a linear layer's part is output_gradients ⊗ activations (1 appended for the bias)",
+        formula=(
+            "∇θ L(z_i, θ); a linear layer's part is output_gradients ⊗ activations (1 appended "
+            "for the bias)"
+        ),
     )
     return Layout(variables, train.coordinates(), attrs, provenance())
 

@@ -14,7 +14,10 @@ from influence_dag.store.fingerprints import fingerprint, grid_keys
 from influence_dag.store.layout import pair_chunks
 
 FORMULA = 1
-SIGN = "positive: the training row helps the test row; leaving it out changes the test loss by about +I/n_train"
+SIGN = (
+    "positive: the training row helps the test row; "
+    "leaving it out changes the test loss by about +I/n_train"
+)
 
 
 def artifact(method: str) -> str:

@@ -53,7 +53,7 @@ def _settings_key(study: Study) -> str:
 
 
 def source_key(study: Study) -> str:
-    """Hash of the code that makes the module and its loss: their names and their modules' sources."""
+    """Hash of the code that makes the module and its loss: names and source files."""
     model = study.settings.model
     return fingerprint(
         *(

@@ -1,4 +1,4 @@
-"""Perturbation influences `∂/∂x (s_testᵀ ∇θ L(x, y))`: `test × train × features`, streamed to the store."""
+"""Perturbation influences `∂/∂x (s_testᵀ ∇θ L(x, y))`, streamed to the store."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,7 +19,10 @@ from influence_dag.store.layout import pair_chunks
 
 FORMULA = 1
 NAME = "perturbation_influences"
-SIGN = "moving feature f of the training row by ε changes the test loss by about −ε P / n_train: positive, more of it helps"
+SIGN = (
+    "moving feature f of the training row by ε changes the test loss by about −ε P / n_train: "
+    "positive, more of it helps"
+)
 
 
 def artifact(method: str) -> str:
@@ -106,7 +109,10 @@ def _variable(bench, method, name, dims, sizes, pair, feature_dims, feature_shap
         {
             "formula": "∂/∂x_train ( ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L((x_train, y_train)) )",
             "sign": SIGN,
-            "units": "loss per unit of the model's input (the column times `scale`); not divided by n_train",
+            "units": (
+                "loss per unit of the model's input (the column times `scale`); not divided by "
+                "n_train"
+            ),
             "long_name": "influence of each feature of the training row on the test row's loss",
         },
         max_relative_error=bench.settings.store.max_relative_error,
@@ -134,8 +140,10 @@ def _check_budget(bench: Workbench, layout: Layout) -> None:
     if size > limit:
         shapes = ", ".join(" × ".join(f"{n:,}" for n in v.shape) for v in layout.variables)
         raise StudyError(
-            f"{bench.study.name}: perturbation influences would take {size / 2**30:,.1f} GiB ({shapes}), the limit "
-            f"perturbation.max_bytes is {limit / 2**30:,.1f} GiB; raise it, use fewer rows, or slice the lazy form "
+            f"{bench.study.name}: perturbation influences would take {size / 2**30:,.1f} GiB "
+            f"({shapes}), the limit "
+            f"perturbation.max_bytes is {limit / 2**30:,.1f} GiB; raise it, use fewer rows, or "
+            "slice the lazy form "
             f"(open_study(...).lazy_perturbation(method)), which stores nothing"
         )
 

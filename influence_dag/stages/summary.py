@@ -1,4 +1,4 @@
-"""What the arrays say in short: sums, strongest pairs and self-influence, one pass over the store."""
+"""What the arrays say in short: sums, strongest pairs, self-influence."""
 
 import numpy as np
 
