@@ -1,5 +1,6 @@
 """Versioned arrays on disk: fingerprints, layouts, plans, drafts, versions."""
 
+from influence_dag.store.differences import Change, Difference
 from influence_dag.store.fingerprints import (
     KEY_BYTES,
     Keys,
@@ -26,9 +27,11 @@ from influence_dag.store.versions import ArtifactStore, Draft
 __all__ = [
     "KEY_BYTES",
     "ArtifactStore",
+    "Change",
     "ChunkIndex",
     "Coordinate",
     "Damage",
+    "Difference",
     "Draft",
     "Expected",
     "Keys",

@@ -150,10 +150,10 @@ class Draft:
         return (
             self.base is None
             or self.resumed
+            or self.chunks_written > 0
             or bool(self._own.arrays or self._own.files)
             or fingerprint(self.results.attrs) != fingerprint(self.base.results.attrs)
             or not holds_layout(self.base, self.layout)
-            or any((keys != self.base.keys(name)).any() for name, keys in self._keys.items())
         )
 
     def check_complete(self) -> None:

@@ -61,30 +61,35 @@ def make_plan(base: Version | None, layout: Layout, expected: Expected) -> Plan:
 
 
 def carry(base: Version | None, variable: Variable) -> tuple[Keys, NDArray[np.bool_]]:
-    """Keys of a version's chunks that serve a new one as they are, and which were found damaged.
+    """Keys of a version's chunks that serve a new one as they are, and which were found damaged."""
+    keys = carried_keys(base, variable)
+    damaged = np.zeros(variable.grid, bool)
+    if base is not None and is_present(keys).any():
+        for damage in base.damaged_chunks(variable.name):
+            assert damage.chunk is not None
+            if all(i < n for i, n in zip(damage.chunk, variable.grid, strict=True)):
+                keys[damage.chunk] = 0
+                damaged[damage.chunk] = True
+    return keys, damaged
 
-    Both on the new grid. Chunks at an edge that moved hold other rows than before, so they are
-    left out whatever their key.
+
+def carried_keys(base: Version | None, variable: Variable) -> Keys:
+    """Keys of a version's chunks under another's shape, `(*grid, 16)`; zeros where none serves.
+
+    Chunks at an edge that moved hold other rows than before, so they are left out whatever their
+    key.
     """
     keys = variable.no_keys
-    damaged = np.zeros(variable.grid, bool)
-    stored = base.variables.get(variable.name) if base else None
-    if base is None or stored is None or stored["encoding"] != variable.encoding:
-        return keys, damaged
-    old_keys = base.keys(variable.name)
+    if base is None or not base.encodes_like(variable):
+        return keys
+    old_keys, old_shape = base.keys(variable.name), base.variables[variable.name].shape
     both = tuple(slice(min(sizes)) for sizes in zip(keys.shape, old_keys.shape, strict=True))
     keys[both] = old_keys[both]
-    for axis, (old, new, chunk) in enumerate(
-        zip(stored["shape"], variable.shape, variable.chunks, strict=True)
-    ):
+    edges = zip(old_shape, variable.shape, variable.chunks, strict=True)
+    for axis, (old, new, chunk) in enumerate(edges):
         if old != new and min(old, new) % chunk:
             np.moveaxis(keys, axis, 0)[min(old, new) // chunk] = 0
-    for damage in base.damaged_chunks(variable.name):
-        assert damage.chunk is not None
-        if all(i < n for i, n in zip(damage.chunk, variable.grid, strict=True)):
-            keys[damage.chunk] = 0
-            damaged[damage.chunk] = True
-    return keys, damaged
+    return keys
 
 
 def holds_layout(base: Version, layout: Layout) -> bool:

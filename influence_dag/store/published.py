@@ -22,7 +22,7 @@ from influence_dag.store.arrays import (
 )
 from influence_dag.store.files import stamp
 from influence_dag.store.fingerprints import Keys
-from influence_dag.store.layout import ChunkIndex
+from influence_dag.store.layout import ChunkIndex, Variable
 from influence_dag.store.results import Results
 
 MANIFEST = "manifest.json"
@@ -115,10 +115,18 @@ class Version:
     def layout_fingerprint(self) -> str:
         return self.manifest["layout_fingerprint"]
 
-    @property
-    def variables(self) -> dict[str, dict[str, Any]]:
-        """Shape and encoding of each variable that is kept by chunks and keys."""
-        return self.manifest["variables"]
+    @cached_property
+    def variables(self) -> dict[str, Variable]:
+        """The variables that are kept by chunks and keys: shapes and encodings, no attributes."""
+        return {
+            name: Variable(name, shape=tuple(stored["shape"]), **_options(stored["encoding"]))
+            for name, stored in self.manifest["variables"].items()
+        }
+
+    def encodes_like(self, variable: Variable) -> bool:
+        """Whether this version's files of a variable could serve in a version of that one."""
+        stored = self.manifest["variables"].get(variable.name)
+        return stored is not None and stored["encoding"] == variable.encoding
 
     @property
     def results(self) -> Results:
@@ -193,3 +201,13 @@ class Version:
         except (OSError, ValueError) as error:
             missing = isinstance(error, FileNotFoundError)
             raise damaged(self.artifact, self.path, name, missing=missing) from error
+
+
+def _options(encoding: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a `Variable` that an encoding describes."""
+    return {
+        "dims": tuple(encoding["dims"]),
+        "dtype": encoding["dtype"],
+        "chunks": tuple(encoding["chunks"]),
+        "max_relative_error": encoding["max_relative_error"],
+    }

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from influence_dag.errors import StoreError
 from influence_dag.store.cloning import clone
+from influence_dag.store.differences import Difference
 from influence_dag.store.drafts import Draft
 from influence_dag.store.files import (
     boot_id,
@@ -90,6 +91,10 @@ class ArtifactStore:
             return []
         complete = sorted(path.name for path in folder.iterdir() if _NUMBER.fullmatch(path.name))
         return [Version(folder / number, name) for number in complete]
+
+    def diff(self, name: str, before: int, after: int | None = None) -> Difference:
+        """What changed from one version to another, by default to the current one."""
+        return Difference(self.version(name, before), self.version(name, after))
 
     def plan(self, name: str, layout: Layout, expected: Expected) -> Plan:
         """What would have to be computed; takes no lock and changes nothing."""

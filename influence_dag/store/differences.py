@@ -1,0 +1,156 @@
+"""What changed between two versions of an artifact: rows, blocks, attributes, values."""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_dag.store.fingerprints import fingerprint
+from influence_dag.store.layout import ChunkIndex, Variable
+from influence_dag.store.plans import carried_keys, chunk_indices, is_outdated
+from influence_dag.store.published import Version
+
+Positions = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One entry of an array, named by its labels, before and after."""
+
+    labels: dict[str, Any]
+    before: float
+    after: float
+
+    @property
+    def size(self) -> float:
+        return abs(self.after - self.before)
+
+
+@dataclass(frozen=True, eq=False)
+class Difference:
+    """From one version to another; nothing is read before it is asked for."""
+
+    before: Version
+    after: Version
+
+    @cached_property
+    def chunks(self) -> dict[str, list[ChunkIndex]]:
+        """For each variable of the later version, its chunks that the earlier one did not have."""
+        found = {}
+        for name, variable in self.after.variables.items():
+            earlier = carried_keys(self.before, variable)
+            found[name] = chunk_indices(is_outdated(self.after.keys(name), earlier))
+        return found
+
+    @cached_property
+    def added(self) -> dict[str, list[Any]]:
+        """Labels that are new, for each labelled dimension; holes (empty ids) aside."""
+        return {
+            dim: _beyond(labels, self._old_labels.get(dim, []))
+            for dim, labels in self._new_labels.items()
+        }
+
+    @cached_property
+    def removed(self) -> dict[str, list[Any]]:
+        """Labels that are gone."""
+        return {
+            dim: _beyond(labels, self._new_labels.get(dim, []))
+            for dim, labels in self._old_labels.items()
+        }
+
+    @cached_property
+    def attrs(self) -> dict[str, tuple[Any, Any]]:
+        """Attributes that differ, with both values; None where there is none."""
+        old, new = self.before.attrs, self.after.attrs
+        pairs = {name: (old.get(name), new.get(name)) for name in sorted({*old, *new})}
+        return {
+            k: pair for k, pair in pairs.items() if fingerprint(pair[0]) != fingerprint(pair[1])
+        }
+
+    def largest_changes(self, variable: str, count: int = 10) -> list[Change]:
+        """The entries that moved most, largest first, among labels that both versions have.
+
+        Reads the changed chunks, one at a time. Entries that are NaN in either version, and those
+        that did not move, are left out.
+        """
+        changes = (
+            change
+            for index in self.chunks[variable]
+            for change in self._chunk_changes(self.after.variables[variable], index, count)
+        )
+        return heapq.nlargest(count, changes, key=lambda change: change.size)
+
+    def _chunk_changes(self, variable: Variable, index: ChunkIndex, count: int) -> Iterator[Change]:
+        places = [
+            self._matched(dim, part)
+            for dim, part in zip(variable.dims, variable.region(index), strict=True)
+        ]
+        new_places, old_places = tuple(new for new, _ in places), tuple(old for _, old in places)
+        new = self._read(self.after, variable.name, new_places)
+        old = self._read(self.before, variable.name, old_places)
+        size = np.nan_to_num(np.abs(new - old), nan=0.0)
+        for flat in np.argsort(size, axis=None)[: -count - 1 : -1]:
+            entry = np.unravel_index(flat, size.shape)
+            if size[entry]:
+                positions = [int(axis[i]) for axis, i in zip(new_places, entry, strict=True)]
+                labels = {
+                    dim: self._new_labels[dim][position] if dim in self._new_labels else position
+                    for dim, position in zip(variable.dims, positions, strict=True)
+                }
+                yield Change(labels, float(old[entry]), float(new[entry]))
+
+    def _matched(self, dim: str, part: slice) -> tuple[Positions, Positions]:
+        """Positions along a dimension of what both versions have: in the later, in the earlier."""
+        new = np.arange(part.start, part.stop)
+        if dim in self._new_labels and dim in self._old_labels:
+            old = np.array(
+                [self._old_positions[dim].get(self._new_labels[dim][i], -1) for i in new]
+            )
+        else:
+            length = self._old_sizes.get(dim, 0)
+            old = np.where(new < length, new, -1)
+        return new[old >= 0], old[old >= 0]
+
+    @staticmethod
+    def _read(
+        version: Version, variable: str, places: tuple[Positions, ...]
+    ) -> NDArray[np.float64]:
+        array = version.array(variable)
+        if not all(map(len, places)):
+            return np.zeros(tuple(map(len, places)))
+        return np.asarray(array.oindex[places] if places else array[...], np.float64)
+
+    @cached_property
+    def _old_labels(self) -> dict[str, list[Any]]:
+        return _labels(self.before)
+
+    @cached_property
+    def _new_labels(self) -> dict[str, list[Any]]:
+        return _labels(self.after)
+
+    @cached_property
+    def _old_positions(self) -> dict[str, dict[Any, int]]:
+        return {
+            dim: {label: position for position, label in enumerate(labels) if label != ""}
+            for dim, labels in self._old_labels.items()
+        }
+
+    @cached_property
+    def _old_sizes(self) -> dict[str, int]:
+        pairs = (zip(v.dims, v.shape, strict=True) for v in self.before.variables.values())
+        return {dim: length for pair in pairs for dim, length in pair}
+
+
+def _labels(version: Version) -> dict[str, list[Any]]:
+    """The labels of each dimension that has some."""
+    return {str(dim): index.tolist() for dim, index in version.open().indexes.items()}
+
+
+def _beyond(labels: list[Any], others: list[Any]) -> list[Any]:
+    """The labels that the others lack, in order."""
+    known = {*others, ""}
+    return [label for label in labels if label not in known]

@@ -1,0 +1,155 @@
+"""A file that is not what was written is an error that names it, and is computed again."""
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+from stored_sample import NAME, Sample, refresh
+
+from influence_dag.errors import StoreError
+from influence_dag.store import ArtifactStore, Damage
+
+SAMPLE = Sample()
+CHUNK = "influences/c/1/2"
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def flip_a_bit_of_the_checksum(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 128
+    path.write_bytes(content)
+
+
+def delete(path):
+    path.unlink()
+
+
+HARM = [truncate, empty, flip_a_bit, flip_a_bit_of_the_checksum, delete]
+
+
+@pytest.fixture
+def version(store):
+    return refresh(store, SAMPLE).version
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_damaged_chunk_is_an_error_when_it_is_read_and_names_file_and_cure(version, harm):
+    harm(version.path / CHUNK)
+    dataset = version.open()
+    np.testing.assert_array_equal(dataset.influences[:4].values, SAMPLE.values[:4])
+    what = "is missing" if harm is delete else "is damaged"
+    message = f"{NAME}: {version.path / CHUNK} {what}.*refresh the artifact"
+    for read in (dataset.influences.load, lambda: version.array("influences")[...]):
+        with pytest.raises(StoreError, match=message):
+            read()
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_damaged_chunk_is_found_and_computed_again(store, version, harm):
+    harm(version.path / CHUNK)
+    assert version.verify() == (Damage(CHUNK, harm is delete, "influences", (1, 2)),)
+    plan = store.plan(NAME, SAMPLE.layout, SAMPLE.expected)
+    assert plan.outdated == {"influences": [(1, 2)]}
+    assert plan.reasons == {"damaged": 1}
+    draft = refresh(store, SAMPLE)
+    assert draft.chunks_written == 1
+    assert draft.version.number == 2
+    assert draft.version.verify(checksums=True) == ()
+    np.testing.assert_array_equal(draft.version.open().influences.values, SAMPLE.values)
+
+
+def test_rot_that_leaves_size_and_time_alone_is_found_by_checksums(version):
+    path = version.path / CHUNK
+    times = path.stat()
+    flip_a_bit(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert version.verify() == ()
+    assert version.verify(checksums=True) == (Damage(CHUNK, False, "influences", (1, 2)),)
+    with pytest.raises(StoreError, match="is damaged"):
+        version.open().influences.load()
+
+
+def test_a_file_that_was_only_touched_is_sound(store, version):
+    later = time.time() + 100
+    for path in version.path.rglob("*"):
+        os.utime(path, (later, later))
+    assert version.verify() == ()
+    assert store.plan(NAME, SAMPLE.layout, SAMPLE.expected).up_to_date
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("file", ["train/c/0", "valid/c/0"])
+def test_a_damaged_coordinate_is_written_again_and_nothing_computed(store, version, file, harm):
+    harm(version.path / file)
+    with pytest.raises(StoreError, match=f"{NAME}: {version.path / file} is"):
+        version.open()
+    assert version.verify() == (Damage(file, harm is delete),)
+    plan = store.plan(NAME, SAMPLE.layout, SAMPLE.expected)
+    assert plan.computed == 0
+    assert not plan.up_to_date
+    draft = refresh(store, SAMPLE)
+    assert (draft.chunks_written, draft.version.number) == (0, 2)
+    assert draft.version.open().train.values.tolist() == [f"r{i}" for i in range(20)]
+
+
+@pytest.mark.parametrize("harm", [truncate, empty, delete])
+@pytest.mark.parametrize(
+    "file", ["manifest.json", "blocks/influences/c/0/0/0", "block_files/influences/c/0/0/0"]
+)
+def test_without_its_bookkeeping_a_version_is_computed_anew(store, version, file, harm):
+    harm(version.path / file)
+    assert store.plan(NAME, SAMPLE.layout, SAMPLE.expected).computed == 9
+    draft = refresh(store, SAMPLE)
+    assert (draft.chunks_written, draft.version.number) == (9, 2)
+    np.testing.assert_array_equal(draft.version.open().influences.values, SAMPLE.values)
+
+
+@pytest.mark.parametrize("file", ["zarr.json", "influences/zarr.json"])
+@pytest.mark.parametrize("harm", [truncate, delete])
+def test_damaged_metadata_are_written_again(store, version, file, harm):
+    harm(version.path / file)
+    assert {damage.file for damage in version.verify()} == {file}
+    assert not store.plan(NAME, SAMPLE.layout, SAMPLE.expected).up_to_date
+    draft = refresh(store, SAMPLE)
+    assert draft.chunks_written == 0
+    np.testing.assert_array_equal(draft.version.open().influences.values, SAMPLE.values)
+
+
+def test_a_changed_number_in_an_added_file_or_the_metadata_is_noticed(store):
+    with store.new_version("model", SAMPLE.layout) as draft:
+        for index in draft.outdated(SAMPLE.expected)["influences"]:
+            region = SAMPLE.layout["influences"].region(index)
+            key = {index: SAMPLE.expected["influences"][index].tobytes()}
+            draft.write("influences", tuple(s.start for s in region), SAMPLE.values[region], key)
+        draft.add_file("model.safetensors", b"weights of the model")
+    version = draft.version
+    flip_a_bit(version.path / "model.safetensors")
+    with pytest.raises(StoreError, match=r"model\.safetensors is damaged"):
+        version.file("model.safetensors")
+    metadata = json.loads((version.path / "zarr.json").read_text())
+    metadata["attributes"]["units"] = "liss"
+    (version.path / "zarr.json").write_text(json.dumps(metadata))
+    assert {damage.file for damage in version.verify()} == {"model.safetensors", "zarr.json"}
+
+
+def test_a_dataset_whose_version_was_removed_says_so(store, tmp_path):
+    held = refresh(store, SAMPLE).version.open()
+    for content in range(3):
+        refresh(ArtifactStore(store.root, keep_versions=1), SAMPLE.with_train({0: 9.0 + content}))
+    with pytest.raises(StoreError, match="version 000001 was removed while it was open"):
+        held.influences.load()
