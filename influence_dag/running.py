@@ -50,7 +50,7 @@ def _explained(path: Path, error: ValidationError) -> str:
     nodes = yaml.compose(path.read_text())
     found = []
     for item in error.errors():
-        line, where = _place(nodes, ("attributes", *item["loc"]), item["type"] == "missing")
+        line, where = _place(nodes, item["loc"], missing=item["type"] == "missing")
         found.append(f"{path}:{line}: {where}: {item['msg']}{_seen(item)}")
     return "\n".join(found)
 
@@ -60,19 +60,19 @@ def _seen(item: Any) -> str:
     return "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
 
 
-def _place(node: Any, location: tuple[Any, ...], missing: bool) -> tuple[int, str]:
+def _place(nodes: Any, location: tuple[Any, ...], *, missing: bool) -> tuple[int, str]:
     """The line of the deepest node that a location names, and its path in the file.
 
     Parts that are not in the file (pydantic's names of alternatives) are passed over.
     """
-    line, path = node.start_mark.line + 1, []
+    line, node = _child(nodes, "attributes") or (1, None)
+    path = []
     for part in location:
-        child = _child(node, part)
-        if child:
+        if child := _child(node, part):
             (line, node), path = child, [*path, str(part)]
     if missing:
         path.append(str(location[-1]))
-    return line, ".".join(path[1:]) or "attributes"
+    return line, ".".join(path) or "attributes"
 
 
 def _child(node: Any, part: Any) -> tuple[int, Any] | None:

@@ -4,96 +4,21 @@ Every setting that changes a number takes part in fingerprints; those that only 
 or how fast (device, block size, store path) do not.
 """
 
-import re
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Tag,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
 
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-}
-
-
-def parse_bytes(value: int | str) -> int:
-    """A number of bytes from `67108864`, `"64MiB"` or `"1 GB"`.
-
-    >>> parse_bytes("64MiB")
-    67108864
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-    if not match or match[2] not in _UNITS:
-        raise ValueError(f"not a size in bytes: {value!r}; write for example 64MiB")
-    size = int(float(match[1]) * _UNITS[match[2]])
-    if size < 1:
-        raise ValueError(f"a size of {value!r} leaves no room; write for example 64MiB")
-    return size
-
-
-def _is_callable_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", value):
-        raise ValueError(
-            f"expected 'module:callable' (for example assets.digits.model:build), got {value!r}"
-        )
-    return value
-
-
-Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
-CallableName = Annotated[str, AfterValidator(_is_callable_name)]
-
-
-class Settings(BaseModel):
-    """A frozen group of settings in which an unknown name is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _suggest_names(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        """An unknown name is answered with the known one that it resembles."""
-        try:
-            return handler(value)
-        except ValidationError as error:
-            found = [
-                InitErrorDetails(
-                    type=PydanticCustomError(item["type"], cls._told(item)),
-                    loc=item["loc"],
-                    input=item["input"],
-                )
-                for item in cast(list[Any], error.errors())
-            ]
-            raise ValidationError.from_exception_data(cls.__name__, found) from error
-
-    @classmethod
-    def _told(cls, item: Any) -> Any:
-        if item["type"] != "extra_forbidden" or len(item["loc"]) > 1:
-            return item["msg"]
-        known = ", ".join(cls.model_fields) or "none"
-        close = get_close_matches(str(item["loc"][0]), cls.model_fields, n=1)
-        return f"unknown name; {f'did you mean {close[0]!r}?' if close else f'known are {known}'}"
+from influence_dag.settings import Bytes, CallableName, Settings, callable_name, parse_bytes
 
 
 class FeatureSettings(Settings):
@@ -189,9 +114,7 @@ class ModelSettings(Settings):
             "fit settings, or module:callable (module, rows) that trains the module in place"
         ),
     )
-    checkpoint: str | None = Field(
-        default=None, description="a .safetensors file with the module's state"
-    )
+    checkpoint: str | None = Field(default=None, description="a .safetensors file of the module")
     refit: Literal["on_change", "pinned"] = "on_change"
 
     @model_validator(mode="after")
@@ -205,7 +128,7 @@ class ModelSettings(Settings):
             )
         if self.loss not in LOSSES:
             try:
-                _is_callable_name(self.loss)
+                callable_name(self.loss)
             except ValueError as error:
                 raise ValueError(
                     f"loss {self.loss!r} is neither one of {', '.join(LOSSES)} nor "
