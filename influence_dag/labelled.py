@@ -14,6 +14,7 @@ import numpy as np
 from influence_dag.store import KEY_BYTES, Coordinate, Keys, Version
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("test", "train")
 STRING = np.dtypes.StringDType()
 HOLE = np.uint64(0)
 

@@ -9,11 +9,9 @@ import numpy as np
 import xarray as xr
 
 from influence_dag.errors import StoreError
-from influence_dag.labelled import Axis, Split
+from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.store import ArtifactStore, Version
 from influence_dag.study import MethodsSettings
-
-SPLITS: tuple[Split, ...] = ("test", "train")
 
 
 def open_study(path: str | Path) -> "StudyResults":
@@ -63,9 +61,8 @@ class StudyResults:
         training row where the method's summary has it.
         """
         if method not in self.methods:
-            raise StoreError(
-                f"{self.store.root} has no influences of {method!r}; it has {', '.join(self.methods) or 'none'}"
-            )
+            stored = ", ".join(self.methods) or "none"
+            raise StoreError(f"{self.store.root} has no influences of {method!r}; it has {stored}")
         dataset = self.open(f"{method}/influences")
         return dataset.assign_coords(self._row_info(method, dataset))
 
@@ -131,7 +128,7 @@ def _matched(
     at = np.array([slots.get(str(row), -1) for row in dataset[split].values], dtype=np.int64)
     values = np.asarray(version.array(name)[...], np.float64)[..., np.maximum(at, 0)]
     values[..., at < 0] = np.nan
-    return tuple(version.variables[name]["encoding"]["dims"]), values
+    return tuple(version.variables[name].dims), values
 
 
 def without_holes(dataset: xr.Dataset) -> xr.Dataset:
@@ -177,9 +174,8 @@ class InfluenceAccessor:
         """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` of each training row, where it was computed."""
         if "self_influence" not in self._array.coords:
             raise StoreError(
-                "self-influence is not stored for this method; set `summary: {self_influence: true}` "
-                ""
-                "in the study and materialise its summary"
+                "self-influence is not stored for this method; "
+                "set `summary: {self_influence: true}` in the study and materialise its summary"
             )
         return self._array.coords["self_influence"]
 

@@ -37,10 +37,10 @@ def _artifact_lines(results: StudyResults) -> list[str]:
 
 def _contents(results: StudyResults, name: str) -> str:
     version = results.store.version(name)
-    largest = max(version.variables.values(), key=lambda entry: np.prod(entry["shape"]))
+    largest = max(version.variables.values(), key=lambda entry: np.prod(entry.shape))
     shape = " × ".join(
         f"{dim} {size:,}"
-        for dim, size in zip(largest["encoding"]["dims"], largest["shape"], strict=True)
+        for dim, size in zip(largest.dims, largest.shape, strict=True)
     )
     return f"version {version.number}, {shape}, {largest['encoding']['dtype']}"
 

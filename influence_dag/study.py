@@ -216,7 +216,7 @@ class StoreSettings(Settings):
     """Where the arrays go, how they are cut and how long old versions are kept."""
 
     path: str = "data/store"
-    chunks: dict[Literal["test", "train"], PositiveInt] | None = None
+    chunks: Mapping[Literal["test", "train"], PositiveInt] | None = None
     keep_versions: PositiveInt = 5
     max_relative_error: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 

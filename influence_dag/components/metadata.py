@@ -44,10 +44,10 @@ def _arrays(version: Version) -> dict[str, Any]:
         dg.TableRecord(
             {
                 "array": name,
-                "dims": " × ".join(entry["encoding"]["dims"]),
-                "shape": " × ".join(map(str, entry["shape"])),
-                "chunks": " × ".join(map(str, entry["encoding"]["chunks"])),
-                "dtype": entry["encoding"]["dtype"],
+                "dims": " × ".join(entry.dims),
+                "shape": " × ".join(map(str, entry.shape)),
+                "chunks": " × ".join(map(str, entry.chunks)),
+                "dtype": entry.dtype,
             }
         )
         for name, entry in version.variables.items()
@@ -166,7 +166,7 @@ def _perturbation(bench: Workbench, version: Version, method: str | None) -> dic
     if values.ndim == 2:
         figure = plots.feature_map(values, title=title)
     elif values.ndim == 1 and len(values) <= 64:
-        dim = version.variables[name]["encoding"]["dims"][-1]
+        dim = version.variables[name].dims[-1]
         labels = version.coordinate(dim) if dim in version.coordinates else range(len(values))
         figure = plots.feature_bars([str(label) for label in labels], values, title=title)
     else:

@@ -50,7 +50,7 @@ def _not_finite(version: Version, name: str, splits: tuple[str, ...]) -> int:
     array = version.array(name)
     if array.dtype.kind != "f":
         return 0
-    dims = version.variables[name]["encoding"]["dims"]
+    dims = version.variables[name].dims
     valid = {
         dim: np.asarray(version.coordinate(f"{dim}_valid"), bool) for dim in dims if dim in splits
     }
@@ -155,7 +155,7 @@ def matches_parts(method: str) -> Check:
             s = factors.load_factors(bench, method, slice(i, i + 1), last if last else None)
             expected = load_gradients(bench, slice(j, j + 1)).inner(s).item()
             array = version.array("influences")
-            stored = float(array[i, j] if array.ndim == 2 else array[last, i, j])
+            stored = np.asarray(array[i, j] if array.ndim == 2 else array[last, i, j]).item()
             worst, scale = max(worst, abs(stored - expected)), max(scale, abs(expected))
         limit = max(1e-4, 4 * bench.settings.store.max_relative_error)
         return Outcome(

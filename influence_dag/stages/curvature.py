@@ -7,7 +7,7 @@ import torch
 
 from influence_dag.curvature import Curvature, DenseCurvature, Hessian
 from influence_dag.solvers import Factorization, Method, build
-from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
+from influence_dag.stages.base import Result, Update, Whole, Workbench, refresh_whole
 from influence_dag.stages.model import load_objective, load_rows, model_key
 from influence_dag.store import Version
 from influence_dag.store.fingerprints import fingerprint
@@ -31,7 +31,7 @@ def refresh_hessian(bench: Workbench) -> Update:
         )
         matrix = hessian.dense_sum(hessian.rows) / len(hessian.rows)
         matrix = (matrix + matrix.T) / 2
-        arrays = {
+        arrays: dict[str, Result] = {
             "hessian": (
                 ("param", "param_t"),
                 matrix.cpu().numpy(),
@@ -115,8 +115,7 @@ def refresh(bench: Workbench, method: str) -> Update:
         factorization = build_method(bench, method).factorize(load_curvature(bench, method))
         arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
         attrs = _attrs(bench, settings_key, train.count, method=method, method_settings=fitted)
-        info = {name: value for name, value in getattr(factorization, "info", {}).items()}
-        return Whole(arrays, attrs, info)
+        return Whole(arrays, attrs)
 
     return refresh_whole(
         bench, artifact(method), key, produce, reusable=_pinned(bench, settings_key)

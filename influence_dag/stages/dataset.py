@@ -5,7 +5,7 @@ import numpy as np
 from influence_dag.datasets import Split as TableSplit
 from influence_dag.datasets import load_split
 from influence_dag.errors import DataError
-from influence_dag.labelled import Axis, AxisChange, Split, assign_slots, fresh_axis
+from influence_dag.labelled import SPLITS, Axis, AxisChange, Split, assign_slots, fresh_axis
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.store import Coordinate, Layout, Variable
 from influence_dag.store.fingerprints import fingerprint, grid_keys
@@ -18,7 +18,7 @@ FORMULA = 1  # raise when stored values would come out differently
 def refresh(bench: Workbench) -> Update:
     """Read both files, give every row a slot, store what changed."""
     data = bench.settings.data
-    tables = {split: load_split(data, split, bench.study.root) for split in ("train", "test")}
+    tables = {split: load_split(data, split, bench.study.root) for split in SPLITS}
     _check_alike(tables["train"], tables["test"])
     current = bench.store.current(ARTIFACT)
     slotted = {}

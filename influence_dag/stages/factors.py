@@ -162,7 +162,9 @@ class _Solver:
         present = np.flatnonzero(self.test.valid[slots])
         count = slots.stop - slots.start
         dtype = np.dtype(self.bench.settings.compute.dtype)
-        block = {name: np.full(count, np.nan, np.float32) for name in self.names}
+        block: dict[str, np.ndarray] = {
+            name: np.full(count, np.nan, np.float32) for name in self.names
+        }
         block["influence_factors"] = np.full((count, objective.size), np.nan, dtype)
         if not len(present):
             return block
