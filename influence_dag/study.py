@@ -4,6 +4,7 @@ Every setting that changes a number takes part in fingerprints; those that only 
 or how fast (device, block size, store path) do not.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
