@@ -59,7 +59,7 @@ def convergence(niter: NDArray, residual: NDArray, *, tolerance: float | None = 
     """Iterations that each row took, and where its residual ended."""
     figure = Figure(figsize=(7.2, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2)
-    bins = np.arange(niter.min() - 0.5, niter.max() + 1.5)
+    bins = list(np.arange(niter.min() - 0.5, niter.max() + 1.5))
     left.hist(niter, bins=bins, color=HELPS)
     left.set(xlabel="iterations", ylabel="test rows", title="Iterations to tolerance")
     right.plot(np.sort(residual), color=HELPS, linewidth=1)
@@ -82,7 +82,7 @@ def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
     axes = figure.subplots()
     limit = float(np.quantile(np.abs(influences), 0.999)) or 1.0
-    bins = np.linspace(-limit, limit, 81)
+    bins = list(np.linspace(-limit, limit, 81))
     clipped = np.clip(influences, -limit, limit)
     axes.hist(clipped[clipped >= 0], bins=bins, color=HELPS, label="helps (positive)")
     axes.hist(clipped[clipped < 0], bins=bins, color=HARMS, label="harms (negative)")

@@ -39,10 +39,9 @@ def _contents(results: StudyResults, name: str) -> str:
     version = results.store.version(name)
     largest = max(version.variables.values(), key=lambda entry: np.prod(entry.shape))
     shape = " × ".join(
-        f"{dim} {size:,}"
-        for dim, size in zip(largest.dims, largest.shape, strict=True)
+        f"{dim} {size:,}" for dim, size in zip(largest.dims, largest.shape, strict=True)
     )
-    return f"version {version.number}, {shape}, {largest['encoding']['dtype']}"
+    return f"version {version.number}, {shape}, {largest.dtype}"
 
 
 def _sizes(array: xr.DataArray) -> str:

@@ -5,6 +5,7 @@ or how fast (device, block size, store path) do not.
 """
 
 from collections.abc import Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 

@@ -58,7 +58,10 @@ def _not_finite(version: Version, name: str, splits: tuple[str, ...]) -> int:
 
 
 def _bad(
-    block: np.ndarray, region: tuple[slice, ...], dims: list[str], valid: dict[str, np.ndarray]
+    block: np.ndarray,
+    region: tuple[slice, ...],
+    dims: tuple[str, ...],
+    valid: dict[str, np.ndarray],
 ) -> int:
     for axis, (dim, at) in enumerate(zip(dims, region, strict=True)):
         if dim in valid:

@@ -18,7 +18,9 @@ FORMULA = 1  # raise when stored values would come out differently
 def refresh(bench: Workbench) -> Update:
     """Read both files, give every row a slot, store what changed."""
     data = bench.settings.data
-    tables = {split: load_split(data, split, bench.study.root) for split in SPLITS}
+    tables: dict[Split, TableSplit] = {
+        split: load_split(data, split, bench.study.root) for split in SPLITS
+    }
     _check_alike(tables["train"], tables["test"])
     current = bench.store.current(ARTIFACT)
     slotted = {}
