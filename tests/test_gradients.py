@@ -1,0 +1,124 @@
+import json
+
+import pytest
+import reference
+import torch
+from networks import CASES, ROWS, digits, digits_mlp
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from influence_dag.gradient_blocks import DenseLayout, LinearLayout
+from influence_dag.gradients import GradientLayout, gradient_layout, per_sample_gradients
+from influence_dag.objective import Objective, Rows
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    module, x, y = CASES[request.param].make()
+    expected = reference.per_sample_gradients(module, F.cross_entropy, x, y)
+    return Objective(module, "cross_entropy"), Rows(x, y), expected
+
+
+def captured(objective, rows):
+    """Names of the layers whose gradients come from their inputs and output gradients."""
+    blocks = gradient_layout(objective, rows).blocks
+    return {b.name if isinstance(b, LinearLayout) else b.layer for b in blocks} - {None}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_are_autograds_for_any_model(case):
+    objective, rows, expected = case
+    assert_close(per_sample_gradients(objective, rows, batch_size=4).dense(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_inner_products_are_those_of_the_dense_gradients(case):
+    objective, rows, expected = case
+    gradients = per_sample_gradients(objective, rows)
+    for k in (1, 40):
+        factors = torch.randn(k, objective.size, dtype=torch.float64)
+        assert_close(gradients.inner(factors), factors @ expected.T)
+        assert_close(gradients[2:7].inner(factors), factors @ expected[2:7].T)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradients_come_back_from_their_stored_tensors(case):
+    objective, rows, expected = case
+    layout = gradient_layout(objective, rows)
+    tensors = per_sample_gradients(objective, rows, layout=layout).tensors()
+    assert {name: tuple(t.shape[1:]) for name, t in tensors.items()} == layout.row_shapes
+    restored = GradientLayout.from_json(json.loads(json.dumps(layout.to_json())))
+    assert restored == layout
+    assert_close(restored.assemble(tensors).dense(), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("mlp", {"0", "2"}),
+        ("linear", {""}),
+        ("in-place relu", {"0", "2", "4"}),
+        ("frozen layer", {"0", "6", "8"}),
+        ("tied", {"4"}),
+        ("reused", {"outer"}),
+        ("positions", {"0.0", "0.2", "2"}),
+        ("norms", {"0", "4"}),
+        ("images", {"0", "2", "5"}),
+        ("signal", {"0", "3"}),
+        ("recurrent", {"outer"}),
+        ("attention", {"embed", "inner.linear1", "inner.linear2", "outer"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_linear_and_convolution_layers_used_once_are_captured(name, layers):
+    module, x, y = CASES[name].make()
+    assert captured(Objective(module, "cross_entropy"), Rows(x, y)) == layers
+
+
+def test_pairs_are_kept_only_where_they_are_smaller():
+    module, x, y = CASES["images"].make()
+    layout = gradient_layout(Objective(module, "cross_entropy"), Rows(x, y))
+    assert [type(block) for block in layout.blocks] == [DenseLayout] * 4 + [LinearLayout]
+    numbers = sum(torch.Size(shape).numel() for shape in layout.row_shapes.values())
+    assert numbers < layout.size
+
+
+def test_the_digits_network_needs_a_seventeenth_of_the_dense_numbers():
+    arrays = digits()
+    rows = Rows(arrays["x_train"][:5], arrays["y_train"][:5])
+    layout = gradient_layout(Objective(digits_mlp(), "cross_entropy"), rows)
+    numbers = sum(torch.Size(shape).numel() for shape in layout.row_shapes.values())
+    assert (layout.size, numbers) == (2410, 64 + 32 + 32 + 10)
+
+
+def test_gradients_of_a_measurement():
+    module, x, y = CASES["mlp"].make()
+    objective = Objective(module, "cross_entropy", measurement=lambda f, y: f[:, 1].sin())
+    expected = reference.per_sample_gradients(module, lambda f, y: f[:, 1].sin().sum(), x, y)
+    assert_close(per_sample_gradients(objective, Rows(x, y), of="measurement").dense(), expected)
+
+
+def test_rows_are_picked_by_slice_and_by_index():
+    module, x, y = CASES["images"].make()
+    gradients = per_sample_gradients(Objective(module, "cross_entropy"), Rows(x, y))
+    index = torch.tensor([7, 0, 3])
+    assert len(gradients[index]) == 3
+    assert torch.equal(gradients[index].dense(), gradients.dense()[index])
+    assert torch.equal(gradients[4:].dense(), gradients.dense()[4:])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, ROWS, 100])
+def test_the_batch_size_changes_nothing(batch_size):
+    module, x, y = CASES["positions"].make()
+    objective, rows = Objective(module, "cross_entropy"), Rows(x, y)
+    whole = per_sample_gradients(objective, rows).dense()
+    parts = per_sample_gradients(objective, rows, batch_size=batch_size).dense()
+    assert_close(parts, whole, rtol=1e-10, atol=1e-14)
+
+
+def test_float32_stays_float32():
+    module, x, y = CASES["mlp"].make(torch.float32)
+    gradients = per_sample_gradients(Objective(module, "cross_entropy"), Rows(x, y))
+    assert {tensor.dtype for tensor in gradients.tensors().values()} == {torch.float32}
+    expected = reference.per_sample_gradients(module, F.cross_entropy, x, y)
+    assert_close(gradients.dense(), expected.float(), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,304 @@
+import pytest
+import torch
+from networks import digits_mlp
+from torch import nn
+from torch.nn import functional as F
+
+from influence_dag.errors import ModelError
+from influence_dag.objective import (
+    Objective,
+    Rows,
+    flushed_denormals,
+    per_sample_loss,
+    reduced_loss,
+)
+
+
+@pytest.fixture
+def rows():
+    return Rows(torch.randn(7, 4), torch.randint(0, 3, (7,)))
+
+
+def network():
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+# Rows -----------------------------------------------------------------------------------------
+
+
+def test_a_loader_gives_all_its_rows_ragged_last_batch_included(rows):
+    gathered = Rows.from_loader([(batch.x, batch.y) for batch in rows.batches(3)])
+    assert torch.equal(gathered.x, rows.x)
+    assert torch.equal(gathered.y, rows.y)
+
+
+def test_a_loader_of_named_inputs_gives_named_inputs():
+    batches = [({"a": torch.ones(2, 3), "b": torch.ones(2)}, torch.ones(2))] * 2
+    gathered = Rows.from_loader(batches)
+    assert len(gathered) == 4
+    assert gathered.x["a"].shape == (4, 3)
+
+
+def test_an_empty_loader_is_refused():
+    with pytest.raises(ModelError, match="empty"):
+        Rows.from_loader([])
+
+
+def test_batches_cover_the_rows_in_order(rows):
+    sizes = [len(batch) for batch in rows.batches(3)]
+    assert sizes == [3, 3, 1]
+    assert torch.equal(torch.cat([batch.x for batch in rows.batches(3)]), rows.x)
+
+
+def test_another_dtype_leaves_labels_and_tokens_alone():
+    rows = Rows((torch.zeros(2, 3), torch.ones(2, 5, dtype=torch.long)), torch.tensor([1, 0]))
+    moved = rows.to(dtype=torch.float64)
+    assert [leaf.dtype for leaf in (*moved.x, moved.y)] == [
+        torch.float64,
+        torch.int64,
+        torch.int64,
+    ]
+
+
+def test_inputs_and_targets_of_different_lengths_are_refused():
+    with pytest.raises(ModelError, match=r"\[3, 4\]"):
+        Rows(torch.zeros(3, 2), torch.zeros(4))
+
+
+# Losses ---------------------------------------------------------------------------------------
+
+LOSSES = {
+    "cross_entropy": (F.cross_entropy, torch.randn(6, 3), torch.randint(0, 3, (6,))),
+    "mse": (F.mse_loss, torch.randn(6, 2), torch.randn(6, 2)),
+    "bce_with_logits": (
+        F.binary_cross_entropy_with_logits,
+        torch.randn(6, 2),
+        torch.rand(6, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_named_loss_is_torchs_on_batches_of_one(name):
+    reference, output, target = LOSSES[name]
+    each = [reference(output[i : i + 1], target[i : i + 1]) for i in range(len(output))]
+    torch.testing.assert_close(per_sample_loss(name)(output, target), torch.stack(each))
+    torch.testing.assert_close(reduced_loss(reference)(output, target), torch.stack(each))
+
+
+def test_a_reduced_sum_and_an_unreduced_loss_become_the_same():
+    output, target = torch.randn(5, 3), torch.randint(0, 3, (5,))
+    expected = F.cross_entropy(output, target, reduction="none")
+    for reduction in ("mean", "sum", "none"):
+        loss = reduced_loss(nn.CrossEntropyLoss(reduction=reduction))
+        torch.testing.assert_close(loss(output, target), expected)
+
+
+def test_cross_entropy_averages_the_positions_of_a_sample():
+    output, target = torch.randn(4, 3, 5), torch.randint(0, 3, (4, 5))
+    each = [F.cross_entropy(output[i : i + 1], target[i : i + 1]) for i in range(4)]
+    torch.testing.assert_close(per_sample_loss("cross_entropy")(output, target), torch.stack(each))
+
+
+def test_a_column_of_outputs_meets_a_vector_of_targets_row_by_row():
+    output, target = torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 1.0])
+    assert per_sample_loss("mse")(output, target).tolist() == [1.0, 4.0]
+
+
+def test_a_target_of_another_size_is_refused():
+    with pytest.raises(ModelError, match="2 numbers a sample"):
+        per_sample_loss("mse")(torch.zeros(4, 2), torch.zeros(4))
+
+
+def test_an_unknown_loss_is_refused_with_the_known_ones():
+    with pytest.raises(ModelError, match=r"crossentropy.*cross_entropy, mse, bce_with_logits"):
+        per_sample_loss("crossentropy")
+
+
+def test_a_loss_that_leaves_several_numbers_a_sample_is_refused():
+    loss = reduced_loss(nn.MSELoss(reduction="none"))
+    with pytest.raises(ModelError, match=r"\(1, 2\)"):
+        loss(torch.zeros(3, 2), torch.zeros(3, 2))
+
+
+# Objective ------------------------------------------------------------------------------------
+
+
+def test_theta_is_the_trainable_parameters_row_major_in_order():
+    module = network()
+    module[0].bias.requires_grad_(False)
+    objective = Objective(module, "cross_entropy")
+    pieces = [module[0].weight, module[2].weight, module[2].bias]
+    assert objective.parameter_names == ("0.weight", "2.weight", "2.bias")
+    assert torch.equal(objective.params, torch.cat([piece.flatten() for piece in pieces]))
+    assert objective.size == 20 + 15 + 3
+    assert torch.equal(objective.unflatten(objective.params)["2.weight"], module[2].weight)
+
+
+def test_a_tied_weight_is_one_entry(rows):
+    module = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    module[2].weight = module[0].weight
+    objective = Objective(module, "cross_entropy")
+    assert objective.parameter_names == ("0.weight", "0.bias", "2.bias")
+    doubled = objective.params.clone()
+    doubled[objective.slices["0.weight"]] *= 2
+    expected = F.linear(
+        torch.tanh(F.linear(rows.x, 2 * module[0].weight, module[0].bias)),
+        2 * module[0].weight,
+        module[2].bias,
+    )
+    torch.testing.assert_close(objective.outputs(doubled, rows.x), expected)
+
+
+def test_losses_follow_theta_and_leave_the_module_alone(rows):
+    module = network()
+    objective = Objective(module, "cross_entropy")
+    before = objective.mean_loss(objective.params, rows)
+    torch.testing.assert_close(before, F.cross_entropy(module(rows.x), rows.y))
+    assert not torch.allclose(objective.mean_loss(2 * objective.params, rows), before)
+    torch.testing.assert_close(F.cross_entropy(module(rows.x), rows.y), before)
+
+
+def test_params_do_not_move_when_the_module_is_trained(rows):
+    module = network()
+    objective = Objective(module, "cross_entropy")
+    before = objective.params.clone()
+    with torch.no_grad():
+        module[0].weight.add_(1.0)
+    assert torch.equal(objective.params, before)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, left, right):
+        return self.linear(left - right)
+
+
+@pytest.mark.parametrize("kind", [tuple, dict])
+def test_several_inputs_go_by_position_or_by_name(kind):
+    module, left, right = Pair(), torch.randn(5, 4), torch.randn(5, 4)
+    x = (left, right) if kind is tuple else {"right": right, "left": left}
+    objective = Objective(module, "cross_entropy")
+    torch.testing.assert_close(objective.outputs(objective.params, x), module(left, right))
+    objective.check(Rows(x, torch.zeros(5, dtype=torch.long)))
+
+
+def test_a_measurement_takes_the_place_of_the_loss_where_asked(rows):
+    objective = Objective(network(), "cross_entropy", measurement=lambda f, y: f[:, 0])
+    outputs = objective.outputs(objective.params, rows.x)
+    torch.testing.assert_close(objective.measurements(objective.params, rows), outputs[:, 0])
+    plain = Objective(network(), "cross_entropy")
+    losses = plain.losses(plain.params, rows)
+    torch.testing.assert_close(plain.measurements(plain.params, rows), losses)
+
+
+def test_denormal_weights_are_zero_in_theta():
+    objective = Objective(digits_mlp(), "cross_entropy")
+    tiny = torch.finfo(torch.float32).tiny
+    magnitudes = torch.cat([p.detach().abs().flatten() for p in objective.module.parameters()])
+    denormal = (magnitudes > 0) & (magnitudes < tiny)
+    assert denormal.sum() > 0
+    assert (objective.params[denormal] == 0).all()
+    assert (objective.params[~denormal].abs() == magnitudes[~denormal]).all()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_flushed_inside_and_as_before_outside(before):
+    def halved():
+        return float(torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64) / 2)
+
+    torch.set_flush_denormal(before)
+    try:
+        with flushed_denormals():
+            assert halved() == 0
+        assert (halved() == 0) is before
+    finally:
+        torch.set_flush_denormal(False)
+
+
+# What cannot be used --------------------------------------------------------------------------
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return F.dropout(self.linear(x), 0.5, training=True)
+
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.linear(x - x.mean(0))
+
+
+def _with(layer):
+    return nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 3))
+
+
+UNUSABLE = {
+    "dropout": (_with(nn.Dropout(0.3)), "cross_entropy", r"Dropout '1'.*p=0\.3.*eval\(\)"),
+    "batch norm in train mode": (
+        _with(nn.BatchNorm1d(4)),
+        "cross_entropy",
+        r"BatchNorm1d '1'.*statistics of the batch.*eval\(\)",
+    ),
+    "batch norm without statistics": (
+        _with(nn.BatchNorm1d(4, track_running_stats=False)).eval(),
+        "cross_entropy",
+        r"track_running_stats=True",
+    ),
+    "mean loss": (network(), F.cross_entropy, r"returns shape \(\) for 4 rows.*shape \(4,\)"),
+    "loss that fails": (network(), lambda f, y: f @ y, r"fails on the first 4 rows: RuntimeError"),
+    "noise": (Noisy(), "cross_entropy", "differs between two calls.*random"),
+    "rows that mix": (Centred(), "cross_entropy", "depends on the other rows"),
+}
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_what_cannot_be_used_is_refused_with_its_cause(case, rows):
+    module, loss, message = UNUSABLE[case]
+    with pytest.raises(ModelError, match=message):
+        Objective(module, loss).check(rows)
+
+
+def test_the_measurement_is_checked_too(rows):
+    objective = Objective(network(), "cross_entropy", measurement=lambda f, y: f)
+    with pytest.raises(ModelError, match=r"measurement returns shape \(4, 3\)"):
+        objective.check(rows)
+
+
+def test_a_label_out_of_range_is_named_with_its_row(rows):
+    rows.y[5] = 3
+    with pytest.raises(ModelError, match=r"row 5 has label 3.*3 outputs \(labels 0 to 2\)"):
+        Objective(network(), "cross_entropy").check(rows)
+
+
+def test_a_probability_out_of_range_is_named_with_its_row():
+    rows = Rows(torch.randn(6, 4), torch.tensor([0.0, 1.0, 1.0, 0.5, 2.0, 0.0]))
+    with pytest.raises(ModelError, match=r"row 4 has label 2\.0"):
+        Objective(nn.Linear(4, 1), "bce_with_logits").check(rows)
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_row(rows):
+    rows.x[6, 2] = torch.nan
+    with pytest.raises(ModelError, match=r"row 6 is nan \(1 of 7"):
+        Objective(network(), "cross_entropy").check(rows)
+
+
+def test_a_model_without_trainable_parameters_is_refused():
+    with pytest.raises(ModelError, match="no trainable parameter"):
+        Objective(network().requires_grad_(False), "cross_entropy")
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_model_without_random_layers_passes_in_any_mode(mode, rows):
+    Objective(getattr(network(), mode)(), "cross_entropy").check(rows)
