@@ -4,7 +4,7 @@ One thread; every claim is a ratio of two things timed in the same run, in proce
 `python -m pytest benchmarks/bench_derivatives.py` prints the table.
 """
 
-import resource
+import re
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -39,7 +39,9 @@ def perturbation_megabytes() -> float:
     """What the whole perturbation tensor adds to this process's peak beside the tensor itself."""
 
     def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # Not ru_maxrss, which a new process inherits from the one that started it.
+        status = Path("/proc/self/status").read_text()
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) / 1024
 
     torch.set_num_threads(1)
     objective, train, test = digits_problem()
