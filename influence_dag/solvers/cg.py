@@ -104,7 +104,7 @@ class PreconditionedSystem:
     ) -> Solution:
         r"""Solve every row, from `x0` (one row for all, or one each) or from zero.
 
-        Info per row: `niter`, `converged`, `residual` (the true $\lVert r \rVert / \lVert b \rVert$).
+        Info per row: `niter`, `converged`, `residual` (true, over $\lVert b \rVert$).
         Raises `IndefiniteError` on meeting negative curvature, else `NotConvergedError` for rows
         that miss the tolerance.
         """

@@ -11,6 +11,15 @@ from torch import Tensor
 from influence_dag.solvers.base import Solution, indefinite_error
 
 
+def stored_eigenpairs(
+    tensors: Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Eigenvectors, eigenvalues and diagnostics from the tensors of an `Eigenbasis`."""
+    diagnostics = dict(tensors)
+    vectors, values = diagnostics.pop("eigenvectors"), diagnostics.pop("eigenvalues")
+    return vectors, values, diagnostics
+
+
 @dataclass(frozen=True, eq=False)
 class Eigenbasis:
     r"""Curvature as $V \mathrm{diag}(\mu) V^\top$ with orthonormal columns in $V$.

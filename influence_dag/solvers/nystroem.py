@@ -10,7 +10,7 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import random_rows, register
-from influence_dag.solvers.eigenbasis import Eigenbasis
+from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
 
 
 @register("nystroem")
@@ -48,8 +48,8 @@ class Nystroem:
         return Eigenbasis(vectors, values, diagnostics={"discarded": torch.tensor(discarded)})
 
     def restore(self, tensors: Mapping[str, Tensor], curvature: Curvature | None) -> Eigenbasis:
-        diagnostics = {"discarded": tensors["discarded"]}
-        return Eigenbasis(tensors["eigenvectors"], tensors["eigenvalues"], diagnostics=diagnostics)
+        vectors, values, diagnostics = stored_eigenpairs(tensors)
+        return Eigenbasis(vectors, values, diagnostics=diagnostics)
 
     def _test_matrix(self, curvature: Curvature) -> Float[Tensor, "rank p"]:
         rank = min(self.rank, curvature.size)

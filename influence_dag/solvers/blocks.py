@@ -1,0 +1,183 @@
+"""Block-diagonal curvature: one solve for each group of parameters."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from influence_dag.curvature.operators import Curvature
+from influence_dag.solvers.base import Factorization, Method, Solution
+
+Blocks = Literal["full", "layer"] | Sequence[Sequence[str]]
+
+_COLUMNS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Restricted:
+    """A curvature on some of its parameters, the others held fixed: $H[index, index]$."""
+
+    curvature: Curvature
+    index: Int[Tensor, " q"]
+
+    @property
+    def size(self) -> int:
+        return len(self.index)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.curvature.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.curvature.device
+
+    def apply(self, vectors: Float[Tensor, "k q"]) -> Float[Tensor, "k q"]:
+        """Products of the whole curvature with padded vectors, cut out."""
+        padded = vectors.new_zeros(len(vectors), self.curvature.size)
+        padded[:, self.index] = vectors
+        return self.curvature.apply(padded)[:, self.index]
+
+    def dense(self) -> Float[Tensor, "q q"]:
+        """From one product a parameter of the block: the whole matrix never exists."""
+        unit = torch.eye(self.size, dtype=self.dtype, device=self.device)
+        matrix = torch.cat([self.apply(rows) for rows in unit.split(_COLUMNS)])
+        return (matrix + matrix.T) / 2
+
+
+def parameter_blocks(
+    slices: Mapping[str, slice], blocks: Blocks = "full"
+) -> dict[str, Int[Tensor, " q"]]:
+    """Positions in the parameter vector of each block, by name.
+
+    `"full"` is one block of all parameters, `"layer"` one for each module that has any (named
+    like it), lists of parameter names one block each (`"0", "1", …`); names left out of every
+    list are an error. `slices` says where each named parameter lies (`Objective.slices`).
+
+    >>> parameter_blocks({"0.weight": slice(0, 2), "0.bias": slice(2, 3)}, "layer")
+    {'0': tensor([0, 1, 2])}
+    """
+    groups = _groups(list(slices), blocks)
+    return {
+        group: torch.cat([torch.arange(slices[n].start, slices[n].stop) for n in names])
+        for group, names in groups.items()
+    }
+
+
+def _groups(names: list[str], blocks: Blocks) -> dict[str, list[str]]:
+    if blocks == "full":
+        return {"full": names}
+    if blocks == "layer":
+        layers: dict[str, list[str]] = {}
+        for name in names:
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+        return layers
+    if isinstance(blocks, str):
+        raise ValueError(f"blocks={blocks!r} is unknown; use full, layer or lists of names")
+    _check_cover([name for group in blocks for name in group], names)
+    return {str(i): list(group) for i, group in enumerate(blocks)}
+
+
+def _check_cover(listed: list[str], names: list[str]) -> None:
+    problems = {
+        "unknown": [name for name in listed if name not in names],
+        "listed twice": sorted({name for name in listed if listed.count(name) > 1}),
+        "in no block": [name for name in names if name not in listed],
+    }
+    told = "; ".join(f"{what}: {', '.join(which)}" for what, which in problems.items() if which)
+    if told:
+        raise ValueError(f"blocks have to hold each parameter once ({told})")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Blockwise:
+    r"""A method on each diagonal block of H, what couples the blocks left out.
+
+    `blocks` are positions in the parameter vector by name (`parameter_blocks`); `dampings` replaces
+    the damping of the solve for the blocks that it names. $x$ is the blocks' answers side by
+    side, so influences are the sum of the blocks' own: `split`.
+    """
+
+    method: Method
+    blocks: Mapping[str, Int[Tensor, " q"]]
+    dampings: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.dampings) - set(self.blocks))
+        if unknown:
+            raise ValueError(
+                f"dampings names {', '.join(unknown)}; the blocks are {', '.join(self.blocks)}"
+            )
+
+    def factorize(self, curvature: Curvature) -> "BlockFactorization":
+        return BlockFactorization(
+            {
+                name: self.method.factorize(self._restricted(curvature, index))
+                for name, index in self.blocks.items()
+            },
+            self,
+        )
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], curvature: Curvature | None
+    ) -> "BlockFactorization":
+        def of_block(name: str) -> dict[str, Tensor]:
+            parts = {key: key.rpartition(".") for key in tensors}
+            return {part[2]: tensors[key] for key, part in parts.items() if part[0] == name}
+
+        return BlockFactorization(
+            {
+                name: self.method.restore(
+                    of_block(name), curvature and self._restricted(curvature, index)
+                )
+                for name, index in self.blocks.items()
+            },
+            self,
+        )
+
+    def _restricted(self, curvature: Curvature, index: Tensor) -> Restricted:
+        return Restricted(curvature, index.to(curvature.device))
+
+    def split(self, x: Float[Tensor, "k p"]) -> dict[str, Float[Tensor, "k p"]]:
+        """Parts of x that add up to it, each zero outside its block."""
+        return {name: _only(x, index.to(x.device)) for name, index in self.blocks.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class BlockFactorization:
+    """One factorisation a block; its tensors are named `block.tensor`."""
+
+    parts: Mapping[str, Factorization]
+    settings: Blockwise
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{block}.{name}": tensor
+            for block, part in self.parts.items()
+            for name, tensor in part.tensors().items()
+        }
+
+    def solve(
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+    ) -> Solution:
+        """Solve block by block; info keys are `block.key`. Raises what the method raises."""
+        x, info = torch.zeros_like(rhs), {}
+        for block, part in self.parts.items():
+            index = self.settings.blocks[block].to(rhs.device)
+            solution = part.solve(
+                rhs[:, index],
+                damping=self.settings.dampings.get(block, damping),
+                x0=None if x0 is None else x0[..., index],
+            )
+            x[:, index] = solution.x
+            info |= {f"{block}.{key}": value for key, value in solution.info.items()}
+        return Solution(x, info)
+
+
+def _only(x: Tensor, index: Tensor) -> Tensor:
+    part = torch.zeros_like(x)
+    part[:, index] = x[:, index]
+    return part

@@ -1,0 +1,210 @@
+"""Block Krylov: the eigenpairs of largest magnitude from products with blocks of rows."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.curvature.operators import Curvature
+from influence_dag.solvers.base import random_rows
+
+_PROBES = 8  # rows that look for what a converged basis has missed
+_PROBE_STEPS = 3
+_LONGEST = 4  # basis rows per wanted pair, above which the basis is compressed
+
+
+class Eigenpairs(NamedTuple):
+    r"""Pairs $H v = \mu v$ in descending order of $|\mu|$, and how good they are."""
+
+    vectors: Float[Tensor, "rank p"]
+    values: Float[Tensor, " rank"]
+    residuals: Float[Tensor, " rank"]
+    left_out: float
+    captured: float
+    products: int
+
+
+@dataclass(eq=False)
+class Subspace:
+    r"""Orthonormal rows V and $T = V H V^\top$, grown by a block at a time.
+
+    $H V^\top = V^\top T + W^\top E$: what leaves the space is `coupling` times `block`, the rows
+    that come next. Rows lie one after another in memory: orthogonalisation is two long GEMMs.
+    T, and everything small, is float64 on `small_device`.
+    """
+
+    curvature: Curvature
+    basis: Float[Tensor, "m p"]
+    projected: Float[Tensor, "m m"]
+    block: Float[Tensor, "b p"]
+    coupling: Float[Tensor, "b last"]
+    products: int = 0
+
+    @classmethod
+    def start(cls, curvature: Curvature, block: Tensor, small_device: torch.device) -> "Subspace":
+        small = torch.zeros(0, 0, dtype=torch.float64, device=small_device)
+        return cls(curvature, block[:0], small, block, small)
+
+    def grow(self) -> None:
+        """Take in the block, multiply it and orthogonalise its image twice."""
+        image = self.curvature.apply(self.block)
+        self.products += len(image)
+        self.basis = torch.cat([self.basis, self.block])
+        overlap = image @ self.basis.T
+        self._extend(overlap.to(self.projected))
+        self._follow(image - overlap @ self.basis)
+
+    def ritz(self) -> tuple[Float[Tensor, " m"], Float[Tensor, "m m"], Float[Tensor, " m"]]:
+        r"""Values by descending magnitude, rotations in columns, residual norms."""
+        values, rotation = torch.linalg.eigh(self.projected)
+        order = values.abs().argsort(descending=True)
+        values, rotation = values[order], rotation[:, order]
+        last = rotation[len(rotation) - self.coupling.shape[1] :]
+        return values, rotation, (self.coupling @ last).norm(dim=0)
+
+    def compress(self, keep: int) -> None:
+        """Keep the leading Ritz vectors only; the space goes on from the same block."""
+        values, rotation, _ = self.ritz()
+        rotation = rotation[:, :keep]
+        last = rotation[len(rotation) - self.coupling.shape[1] :]
+        self.basis = rotation.T.to(self.basis) @ self.basis
+        self.projected = torch.diag(values[:keep])
+        self.coupling = self.coupling @ last
+
+    def refresh(self, seed: int) -> None:
+        """Random rows beside the block: directions that it cannot reach, copies of eigenvalues."""
+        rows = min(_PROBES, self.curvature.size - len(self.basis) - len(self.block))
+        if rows <= 0:
+            return
+        basis = torch.cat([self.basis, self.block])
+        self.block = torch.cat([self.block, orthogonal_rows(basis, rows, seed)])
+        self.coupling = torch.nn.functional.pad(self.coupling, (0, 0, 0, rows))
+
+    def _extend(self, overlap: Float[Tensor, "b m"]) -> None:
+        old = len(self.projected)
+        grown = self.projected.new_zeros(overlap.shape[1], overlap.shape[1])
+        grown[:old, :old] = self.projected
+        grown[old:] = overlap
+        grown[:, old:] = overlap.T
+        square = overlap[:, old:]
+        grown[old:, old:] = (square + square.T) / 2
+        self.projected = grown
+
+    def _follow(self, image: Float[Tensor, "b p"]) -> None:
+        """The orthonormal rows that the image adds, none where it adds only rounding."""
+        left, lengths, block = torch.linalg.svd(image, full_matrices=False)
+        rounding = 10 * torch.finfo(image.dtype).eps * self.projected.abs().max()
+        held = lengths > rounding.to(lengths)
+        held &= torch.arange(len(held), device=held.device) < image.shape[1] - len(self.basis)
+        block = block[held] - (block[held] @ self.basis.T) @ self.basis
+        self.block = torch.linalg.qr(block.T).Q.T.contiguous()
+        triangle = self.block @ block.T
+        self.coupling = (triangle @ (left[:, held] * lengths[held]).T).to(self.projected)
+
+
+def orthogonal_rows(basis: Float[Tensor, "m p"], rows: int, seed: int) -> Float[Tensor, "rows p"]:
+    """Random orthonormal rows that are orthogonal to an orthonormal basis."""
+    p, place = basis.shape[1], {"dtype": basis.dtype, "device": basis.device}
+    random = random_rows(min(rows, p - len(basis)), p, seed=seed, **place)
+    for _ in range(2):
+        random = random - (random @ basis.T) @ basis
+    return torch.linalg.qr(random.T).Q.T.contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Deflated:
+    r"""$(I - V^\top V)\, H\, (I - V^\top V)$: a curvature without some of its eigenpairs."""
+
+    curvature: Curvature
+    vectors: Float[Tensor, "rank p"]
+
+    @property
+    def size(self) -> int:
+        return self.curvature.size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.curvature.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.curvature.device
+
+    def apply(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        return self._project(self.curvature.apply(self._project(vectors)))
+
+    def dense(self) -> Float[Tensor, "p p"]:
+        return self._project(self._project(self.curvature.dense()).T)
+
+    def _project(self, rows: Tensor) -> Tensor:
+        return rows - (rows @ self.vectors.T) @ self.vectors
+
+
+def leading_eigenpairs(
+    curvature: Curvature,
+    rank: int,
+    *,
+    tol: float,
+    seed: int,
+    max_products: int,
+    small_device: torch.device,
+) -> Eigenpairs:
+    r"""The `rank` eigenpairs of largest $|\mu|$ with $\lVert Hv - \mu v \rVert \le tol |\mu_1|$.
+
+    Block Krylov with blocks of `rank / 4` from a random start, two passes of orthogonalisation,
+    Rayleigh-Ritz in float64. The basis is compressed when longer than four rows per pair. A
+    converged basis is probed for eigenvalues that it missed (copies of a multiple eigenvalue
+    beyond the block's width) and goes on if there are any. Stops at `max_products` as it stands.
+    """
+    rank = min(rank, curvature.size)
+    width = max(1, -(-rank // 4))
+    place = {"dtype": curvature.dtype, "device": curvature.device}
+    block = random_rows(width, curvature.size, seed=seed, **place)
+    space = Subspace.start(curvature, block, small_device)
+    while True:
+        space.grow()
+        values, _, residuals = space.ritz()
+        reached = residuals[:rank].max() <= tol * values[0].abs()
+        exhausted = not len(space.block) and len(space.basis) < rank
+        spent = space.products >= max_products
+        whole = len(space.basis) == curvature.size
+        if spent or whole or (reached and len(values) >= rank):
+            pairs = _leading(space, rank, seed)
+            if spent or whole or pairs.left_out <= (1 + 1e-3) * pairs.values[-1].abs():
+                return pairs
+            exhausted = True
+        if exhausted:
+            space.refresh(seed + space.products)
+        if len(space.basis) + len(space.block) > _LONGEST * rank + 2 * width:
+            space.compress(rank + width)
+
+
+def _leading(space: Subspace, rank: int, seed: int) -> Eigenpairs:
+    """The leading Ritz pairs with their true residuals, and an estimate of the rest."""
+    values, rotation, _ = space.ritz()
+    values = values[:rank].to(space.basis)
+    vectors = rotation[:, :rank].T.to(space.basis) @ space.basis
+    images = space.curvature.apply(vectors)
+    residuals = (images - values[:, None] * vectors).norm(dim=1)
+    left_out, tail = _left_out(Deflated(space.curvature, vectors), seed)
+    inside = values.double().square().sum().item()
+    captured = inside / (inside + tail) if inside else 1.0
+    scale = values[0].abs().clamp(min=torch.finfo(values.dtype).tiny)
+    return Eigenpairs(vectors, values, residuals / scale, left_out, captured, space.products)
+
+
+def _left_out(rest: Deflated, seed: int) -> tuple[float, float]:
+    """The largest eigenvalue in magnitude and the squared Frobenius norm, estimated by probes."""
+    probes = orthogonal_rows(rest.vectors, _PROBES, seed + 1)
+    if not len(probes):
+        return 0.0, 0.0
+    space = Subspace.start(rest, probes, torch.device("cpu"))
+    for _ in range(_PROBE_STEPS):
+        if len(space.block):
+            space.grow()
+    first = space.projected[: len(probes)]
+    outside = rest.size - len(rest.vectors)
+    tail = first.square().sum().item() * outside / len(probes)
+    return space.ritz()[0][0].abs().item(), tail

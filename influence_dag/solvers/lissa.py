@@ -1,0 +1,213 @@
+"""LiSSA: the Neumann series of the inverse, from products with all rows or with mini-batches."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from influence_dag.curvature.operators import Curvature
+from influence_dag.errors import NotConvergedError
+from influence_dag.solvers.base import (
+    Solution,
+    indefinite_error,
+    needed,
+    register,
+    relative,
+    round_up,
+)
+from influence_dag.solvers.minibatches import minibatch, row_count, shuffled_batches
+from influence_dag.solvers.spectrum import extreme_eigenvalues
+
+_MARGIN = 1.05  # of the scale over the largest eigenvalue
+_GROWTH = 2.0  # of a step over the first one: the series diverges
+_NOISE = 1e3  # the same with mini-batches, whose steps differ by chance
+_ESTIMATES = 3  # mini-batches whose largest eigenvalue is estimated
+
+
+@register("lissa")
+@dataclass(frozen=True, kw_only=True)
+class LiSSA:
+    r"""$h \leftarrow b + (1 - d)\, h - (H_B + \lambda I)\, h / s, \qquad x = h / s$
+
+    Agarwal, Bullins & Hazan (2017), with all right-hand sides in one product a step. d is
+    `dampen` (it adds $d s$ to λ), s is `scale`: the series converges when $s > \lambda_{max}(H) +
+    \lambda$, with an error of about $(1 - (\lambda_{min} + \lambda)/s)^t$ after t steps. Without a
+    `scale` the largest eigenvalue is estimated and s set just above.
+
+    $H_B$ is the curvature of all rows, or of `batch_size` of them in an order shuffled by `seed`
+    anew for each pass. A row is converged when a step with all rows changes h by at most
+    `rtol` of its norm. With all rows it stops there; mini-batches take `maxiter` steps, and the
+    answer is the mean of the last half of h. Rows that are not converged then raise
+    `NotConvergedError`, or with `on_failure="warn"` are kept and marked in `converged`.
+    """
+
+    maxiter: int = 1000
+    dampen: float = 0.0
+    scale: float | None = None
+    rtol: float = 1e-4
+    batch_size: int | None = None
+    seed: int = 0
+    on_failure: Literal["raise", "warn"] = "raise"
+
+    def factorize(self, curvature: Curvature) -> "NeumannSeries":
+        largest = None if self.scale is not None else self._ends(curvature)[1]
+        return NeumannSeries(curvature, self, largest)
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], curvature: Curvature | None
+    ) -> "NeumannSeries":
+        largest = tensors["largest_eigenvalue"].item() if self.scale is None else None
+        return NeumannSeries(needed(curvature, "lissa"), self, largest)
+
+    def batches(self, curvature: Curvature) -> Iterator[Curvature]:
+        """The curvature of each step, without end."""
+        if self.batch_size is None:
+            while True:
+                yield curvature
+        for index in shuffled_batches(row_count(curvature), self.batch_size, seed=self.seed):
+            yield minibatch(curvature, index)
+
+    def _ends(self, curvature: Curvature) -> tuple[float, float]:
+        """Smallest eigenvalue of all rows, largest of all rows and of some mini-batches."""
+        smallest, largest = extreme_eigenvalues(curvature)
+        if self.batch_size is not None:
+            some = zip(range(_ESTIMATES), self.batches(curvature), strict=False)
+            tops = [extreme_eigenvalues(batch, steps=20)[1] for _, batch in some]
+            largest = 1.5 * max(largest, *tops)
+        return smallest, largest
+
+    def divergence(self, curvature: Curvature, *, damping: float) -> Exception:
+        """What to raise for a series that diverges: which scale would do, or that none would."""
+        smallest, largest = self._ends(curvature)
+        if smallest + damping <= 0:
+            return indefinite_error(smallest, largest, damping=damping, dtype=curvature.dtype)
+        scale = round_up(_MARGIN * (largest + damping))
+        return NotConvergedError(
+            f"the series diverges with scale={self.scale}: it has to be above the largest "
+            f"eigenvalue plus the damping, about {largest + damping:.3g}; use scale={scale:g}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class NeumannSeries:
+    """A curvature with the settings of its series; stored is the estimate that sets the scale."""
+
+    curvature: Curvature
+    settings: LiSSA
+    largest_eigenvalue: float | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        if self.largest_eigenvalue is None:
+            return {}
+        return {"largest_eigenvalue": torch.tensor(self.largest_eigenvalue, dtype=torch.float64)}
+
+    def scale(self, damping: float) -> float:
+        """s: as set, or just above the largest eigenvalue of the damped curvature."""
+        if self.settings.scale is not None:
+            return self.settings.scale
+        assert self.largest_eigenvalue is not None
+        tiny = torch.finfo(torch.float32).tiny
+        return max(_MARGIN * (self.largest_eigenvalue + damping), tiny)
+
+    def solve(
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+    ) -> Solution:
+        r"""Solve from `x0` (one row for all, or one each) or from $b / s$.
+
+        Info: `scale`; per row `niter`, `converged`, `residual` (the true $\lVert r \rVert /
+        \lVert b \rVert$, dampen counted as damping), `max_perc_residual` and `mean_perc_residual`
+        (largest and mean $|step / h|$ over the entries of h, for a step with all rows).
+        Raises `NotConvergedError` for rows that miss `rtol`, and with a scale that would do
+        when the series diverges; `IndefiniteError` when no scale would.
+        """
+        scale = self.scale(damping)
+        start = rhs.clone() if x0 is None else scale * x0.to(rhs).expand_as(rhs)
+        if self.settings.batch_size is None:
+            h, niter = self._descend(start, rhs, damping, scale)
+        else:
+            h, niter = self._average(start, rhs, damping, scale)
+        step = self._step(self.curvature, h, rhs, damping, scale)
+        info = {"scale": scale, "niter": niter} | _quality(step, h, rhs, self.settings.rtol)
+        self._report(info, step, h)
+        return Solution(h / scale, info)
+
+    def _step(
+        self, curvature: Curvature, h: Tensor, rhs: Tensor, damping: float, scale: float
+    ) -> Float[Tensor, "k p"]:
+        product = curvature.apply(h).add(h, alpha=damping)
+        return rhs - self.settings.dampen * h - product / scale
+
+    def _descend(
+        self, h: Tensor, rhs: Tensor, damping: float, scale: float
+    ) -> tuple[Tensor, Int[Tensor, " k"]]:
+        """Steps with all rows; each right-hand side leaves when its step is small enough."""
+        h, rows = h.clone(), torch.arange(len(rhs), device=rhs.device)
+        niter, first = torch.zeros_like(rows), None
+        for _ in range(self.settings.maxiter):
+            if not len(rows):
+                break
+            step = self._step(self.curvature, h[rows], rhs[rows], damping, scale)
+            length = step.norm(dim=1)
+            first = length if first is None else first
+            self._check_growth(length, first, _GROWTH, damping)
+            h[rows] += step
+            niter[rows] += 1
+            moving = length > self.settings.rtol * h[rows].norm(dim=1)
+            rows, first = rows[moving], first[moving]
+        return h, niter
+
+    def _average(
+        self, h: Tensor, rhs: Tensor, damping: float, scale: float
+    ) -> tuple[Tensor, Int[Tensor, " k"]]:
+        """Steps with mini-batches; the mean of the last half evens out their noise."""
+        maxiter = self.settings.maxiter
+        h, total, first = h.clone(), torch.zeros_like(h), None
+        steps = zip(range(maxiter), self.settings.batches(self.curvature), strict=False)
+        for t, batch in steps:
+            step = self._step(batch, h, rhs, damping, scale)
+            length = step.norm(dim=1)
+            first = length if first is None else first
+            self._check_growth(length, first, _NOISE, damping)
+            h += step
+            if t >= maxiter // 2:
+                total += h
+        niter = torch.full((len(rhs),), maxiter, device=rhs.device)
+        return total / (maxiter - maxiter // 2), niter
+
+    def _check_growth(self, length: Tensor, first: Tensor, limit: float, damping: float) -> None:
+        # Written so that NaN counts as growth.
+        if not (length <= limit * first).all():
+            raise self.settings.divergence(self.curvature, damping=damping)
+
+    def _report(self, info: dict[str, Any], step: Tensor, h: Tensor) -> None:
+        failed = ~info["converged"]
+        if not failed.any():
+            return
+        rows = failed.nonzero()[:, 0].tolist()
+        named = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
+        cure = "raise maxiter or rtol" + (", or batch_size" if self.settings.batch_size else "")
+        worst = (step.norm(dim=1) / h.norm(dim=1))[failed].max()
+        message = (
+            f"{len(rows)} of {len(failed)} series still move by {worst:.1e} a step after "
+            f"{self.settings.maxiter} steps with scale={info['scale']:g} (rows {named}; rtol="
+            f"{self.settings.rtol:g}; worst relative residual {info['residual'].max():.1e}); "
+            f"{cure}, lower scale towards the largest eigenvalue, or raise the damping"
+        )
+        if self.settings.on_failure == "raise":
+            raise NotConvergedError(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _quality(step: Tensor, h: Tensor, rhs: Tensor, rtol: float) -> dict[str, Tensor]:
+    share = torch.where(step == 0, step, step / h).abs()
+    length = step.norm(dim=1)
+    return {
+        "converged": length <= rtol * h.norm(dim=1),
+        "residual": relative(length, rhs),
+        "max_perc_residual": share.amax(dim=1),
+        "mean_perc_residual": share.mean(dim=1),
+    }

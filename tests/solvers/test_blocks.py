@@ -1,0 +1,166 @@
+import pytest
+import reference
+import torch
+from solver_systems import random_rhs, relative_error, spd_matrix
+from torch import nn
+
+from influence_dag.curvature import DenseCurvature, Hessian
+from influence_dag.errors import IndefiniteError
+from influence_dag.objective import Objective, Rows
+from influence_dag.solvers import (
+    Arnoldi,
+    Blockwise,
+    ConjugateGradient,
+    Direct,
+    LiSSA,
+    Nystroem,
+    parameter_blocks,
+)
+from influence_dag.solvers.blocks import Restricted
+
+P = 12
+BLOCKS = {"a": torch.tensor([0, 1, 2, 9]), "b": torch.tensor([3, 4, 5, 6, 7, 8, 10, 11])}
+SLICES = {
+    "0.weight": slice(0, 6),
+    "0.bias": slice(6, 8),
+    "2.weight": slice(8, 10),
+    "scale": slice(10, 11),
+}
+METHODS = [
+    Direct(),
+    ConjugateGradient(rtol=1e-10),
+    Nystroem(rank=P),
+    Arnoldi(rank=P),
+    LiSSA(rtol=1e-11, maxiter=5000),
+]
+every_method = pytest.mark.parametrize("method", METHODS, ids=repr)
+
+
+def block_diagonal(H):
+    kept = torch.zeros_like(H)
+    for index in BLOCKS.values():
+        kept[index[:, None], index] = H[index[:, None], index]
+    return kept
+
+
+@every_method
+def test_blocks_are_solved_as_if_nothing_coupled_them(method):
+    H, rhs = spd_matrix(P), random_rhs(5, P)
+    blockwise = Blockwise(method=method, blocks=BLOCKS)
+    x = blockwise.factorize(DenseCurvature(H)).solve(rhs, damping=0.1).x
+    expected = reference.damped_solve(block_diagonal(H), rhs, 0.1)
+    assert relative_error(x, expected) <= 1e-8
+    assert relative_error(reference.damped_solve(H, rhs, 0.1), expected) >= 1e-2
+
+
+@every_method
+def test_each_block_may_have_its_own_damping(method):
+    H, rhs = spd_matrix(P), random_rhs(5, P)
+    blockwise = Blockwise(method=method, blocks=BLOCKS, dampings={"b": 0.7})
+    x = blockwise.factorize(DenseCurvature(H)).solve(rhs, damping=0.1).x
+    kept, index = block_diagonal(H), BLOCKS["b"]
+    kept[index, index] += 0.6
+    assert relative_error(x, reference.damped_solve(kept, rhs, 0.1)) <= 1e-8
+
+
+@every_method
+def test_stored_blocks_are_restored(method):
+    H, rhs = DenseCurvature(spd_matrix(P)), random_rhs(5, P)
+    blocks = {"0": BLOCKS["a"], "0.1": BLOCKS["b"]}  # one name begins like the other
+    blockwise = Blockwise(method=method, blocks=blocks)
+    factorization = blockwise.factorize(H)
+    restored = blockwise.restore(factorization.tensors(), H)
+    expected = factorization.solve(rhs, damping=0.1).x
+    assert torch.equal(restored.solve(rhs, damping=0.1).x, expected)
+
+
+def test_values_by_block_add_up():
+    rhs, gradients = random_rhs(5, P), random_rhs(9, P, seed=5)
+    blockwise = Blockwise(method=Direct(), blocks=BLOCKS)
+    x = blockwise.factorize(DenseCurvature(spd_matrix(P))).solve(rhs, damping=0.1).x
+    parts = blockwise.split(x)
+    assert list(parts) == ["a", "b"]
+    assert parts["a"][:, BLOCKS["b"]].abs().max() == 0
+    torch.testing.assert_close(sum(part @ gradients.T for part in parts.values()), x @ gradients.T)
+
+
+def test_info_is_told_by_block():
+    blockwise = Blockwise(method=ConjugateGradient(), blocks=BLOCKS)
+    rhs = random_rhs(5, P)
+    info = blockwise.factorize(DenseCurvature(spd_matrix(P))).solve(rhs, damping=0.1).info
+    assert info["a.niter"].shape == info["b.residual"].shape == (5,)
+
+
+def test_a_start_is_cut_into_blocks():
+    blockwise = Blockwise(method=ConjugateGradient(), blocks=BLOCKS)
+    H, rhs = spd_matrix(P), random_rhs(3, P)
+    factorization = blockwise.factorize(DenseCurvature(H))
+    answer = reference.damped_solve(block_diagonal(H), rhs, 0.1)
+    info = factorization.solve(rhs, damping=0.1, x0=answer).info
+    assert info["a.niter"].tolist() == info["b.niter"].tolist() == [0, 0, 0]
+
+
+def test_a_restricted_curvature_is_a_cut_of_the_whole():
+    H, index = spd_matrix(P), BLOCKS["a"]
+    part = Restricted(DenseCurvature(H), index)
+    expected = H[index[:, None], index]
+    torch.testing.assert_close(part.dense(), expected)
+    vectors = random_rhs(3, 4)
+    torch.testing.assert_close(part.apply(vectors), vectors @ expected)
+
+
+def test_minibatches_work_on_blocks():
+    torch.manual_seed(0)
+    rows = Rows(torch.randn(40, 4).double(), torch.randn(40, 2).double())
+    hessian = Hessian(Objective(nn.Linear(4, 2).double(), "mse"), rows)
+    blocks = parameter_blocks(hessian.objective.slices, [["weight"], ["bias"]])
+    method = LiSSA(batch_size=10, rtol=1e-1)
+    rhs = random_rhs(2, 10)
+    x = Blockwise(method=method, blocks=blocks).factorize(hessian).solve(rhs, damping=0.1).x
+    exact = Blockwise(method=Direct(), blocks=blocks).factorize(hessian).solve(rhs, damping=0.1).x
+    assert relative_error(x, exact) <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ("full", {"full": list(range(11))}),
+        ("layer", {"0": list(range(8)), "2": [8, 9], "": [10]}),
+        (
+            [["0.bias", "2.weight"], ["scale", "0.weight"]],
+            {"0": [6, 7, 8, 9], "1": [10, 0, 1, 2, 3, 4, 5]},
+        ),
+    ],
+    ids=["full", "layer", "lists"],
+)
+def test_blocks_are_named_groups_of_positions(blocks, expected):
+    found = parameter_blocks(SLICES, blocks)
+    assert {name: index.tolist() for name, index in found.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ("layers", "blocks='layers' is unknown; use full, layer or lists"),
+        ([["0.weight", "0.bias"], ["2.weight"]], "in no block: scale"),
+        ([["0.weight", "0.bias", "scale"], ["2.weight", "scale"]], "listed twice: scale"),
+        ([["0.weight", "0.bias", "2.weight", "scale", "bias"]], "unknown: bias"),
+    ],
+)
+def test_wrong_blocks_are_refused(blocks, message):
+    with pytest.raises(ValueError, match=message):
+        parameter_blocks(SLICES, blocks)
+
+
+def test_a_damping_for_no_block_is_refused():
+    with pytest.raises(ValueError, match="dampings names c; the blocks are a, b"):
+        Blockwise(method=Direct(), blocks=BLOCKS, dampings={"c": 0.1})
+
+
+def test_an_indefinite_block_is_refused():
+    H = spd_matrix(P)
+    H[3, 3] -= 5
+    with pytest.raises(IndefiniteError):
+        Blockwise(method=Direct(), blocks=BLOCKS).factorize(DenseCurvature(H)).solve(
+            random_rhs(1, P), damping=0.1
+        )

@@ -1,0 +1,147 @@
+import pytest
+import reference
+import torch
+from solver_systems import Counted, random_rhs, relative_error, spd_matrix
+from torch import nn
+
+from influence_dag.curvature import DenseCurvature, GaussNewton
+from influence_dag.errors import IndefiniteError, NotConvergedError
+from influence_dag.objective import Objective, Rows
+from influence_dag.solvers import LiSSA
+from influence_dag.solvers.minibatches import shuffled_batches
+
+P = 20
+
+
+def solve(rhs=None, H=None, *, damping=0.1, x0=None, **settings):
+    H = spd_matrix(P) if H is None else H
+    rhs = random_rhs(5, P) if rhs is None else rhs
+    return LiSSA(**settings).factorize(DenseCurvature(H)).solve(rhs, damping=damping, x0=x0)
+
+
+def test_each_step_is_the_recursion():
+    H, b, damping, scale, dampen = spd_matrix(P), random_rhs(3, P), 0.1, 2.0, 0.05
+    h = b.clone()
+    for _ in range(3):
+        h = b + (1 - dampen) * h - (h @ H + damping * h) / scale
+    with pytest.warns(RuntimeWarning):
+        solution = solve(b, H, maxiter=3, scale=scale, dampen=dampen, on_failure="warn")
+    torch.testing.assert_close(solution.x, h / scale)
+
+
+def test_dampen_adds_its_product_with_the_scale_to_the_damping():
+    x = solve(rtol=1e-10, scale=2.0, dampen=0.05, maxiter=5000).x
+    expected = reference.damped_solve(spd_matrix(P), random_rhs(5, P), 0.1 + 0.05 * 2.0)
+    assert relative_error(x, expected) <= 1e-7
+
+
+def test_without_a_scale_one_that_converges_is_found():
+    solution = solve()
+    largest = torch.linalg.eigvalsh(spd_matrix(P))[-1].item()
+    assert largest + 0.1 < solution.info["scale"] <= 1.2 * (largest + 0.1)
+
+
+def test_one_product_a_step_serves_all_unfinished_rows():
+    curvature = Counted(spd_matrix(P))
+    solution = LiSSA(scale=1.5).factorize(curvature).solve(random_rhs(5, P), damping=0.1)
+    assert curvature.calls == int(solution.info["niter"].max()) + 1  # the last is for the residual
+    assert sum(curvature.rows_seen[:-1]) == int(solution.info["niter"].sum())
+
+
+def test_info_of_each_row():
+    H, rhs = spd_matrix(P), random_rhs(5, P)
+    solution = solve(rhs, H, rtol=1e-6)
+    x, info = solution.x, solution.info
+    defect = rhs - x @ H - 0.1 * x
+    torch.testing.assert_close(info["residual"], defect.norm(dim=1) / rhs.norm(dim=1))
+    share = (defect / (info["scale"] * x)).abs()
+    torch.testing.assert_close(info["max_perc_residual"], share.amax(dim=1))
+    torch.testing.assert_close(info["mean_perc_residual"], share.mean(dim=1))
+    assert info["converged"].all()
+
+
+def test_a_start_at_the_answer_stays_there():
+    answer = reference.damped_solve(spd_matrix(P), random_rhs(5, P), 0.1)
+    solution = solve(x0=answer)
+    assert solution.info["niter"].tolist() == [1] * 5
+    torch.testing.assert_close(solution.x, answer)
+
+
+def test_divergence_is_noticed_early_and_names_a_scale_that_works():
+    curvature = Counted(10 * spd_matrix(P))
+    with pytest.raises(
+        NotConvergedError, match=r"diverges with scale=3.0: .* use scale="
+    ) as caught:
+        LiSSA(scale=3.0, maxiter=10_000).factorize(curvature).solve(random_rhs(2, P), damping=0.1)
+    assert curvature.calls <= 5 + 60  # a few steps, then the estimate of the largest eigenvalue
+    scale = float(str(caught.value).rpartition("scale=")[2])
+    assert 10.1 < scale <= 12.5
+    assert solve(H=10 * spd_matrix(P), scale=scale).info["converged"].all()
+
+
+def test_no_scale_helps_an_indefinite_curvature():
+    H = spd_matrix(P) - 0.5 * torch.eye(P, dtype=torch.float64)
+    with pytest.raises(IndefiniteError, match=r"not positive definite at damping=0\.1"):
+        solve(H=H, scale=1.0)
+
+
+def test_rows_that_are_not_converged_are_named():
+    rhs = random_rhs(3, P)
+    rhs[1] = 0
+    with pytest.raises(
+        NotConvergedError, match=r"2 of 3 series still move .* after 4 steps .*\(rows 0, 2;"
+    ):
+        solve(rhs, maxiter=4)
+    with pytest.warns(RuntimeWarning, match="2 of 3 series"):
+        solution = solve(rhs, maxiter=4, on_failure="warn")
+    assert solution.info["converged"].tolist() == [False, True, False]
+
+
+# Mini-batches ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def regression():
+    torch.manual_seed(0)
+    x = torch.randn(60, 5, dtype=torch.float64)
+    rows = Rows(x, torch.randn(60, 1, dtype=torch.float64))
+    objective = Objective(nn.Linear(5, 1).double(), "mse")
+    return GaussNewton(objective, rows)
+
+
+def test_minibatches_approach_the_answer_and_repeat(regression):
+    rhs = random_rhs(4, 6)
+    expected = reference.damped_solve(regression.dense(), rhs, 0.1)
+
+    def run(seed, maxiter=2000):
+        method = LiSSA(batch_size=10, seed=seed, maxiter=maxiter, rtol=1e-1)
+        return method.factorize(regression).solve(rhs, damping=0.1)
+
+    assert relative_error(run(0).x, expected) <= 0.05
+    assert torch.equal(run(0).x, run(0).x)
+    assert not torch.equal(run(0).x, run(1).x)
+    assert run(0).info["niter"].tolist() == [2000] * 4
+
+
+def test_minibatches_that_diverge_name_a_scale_that_works(regression):
+    def run(scale):
+        method = LiSSA(batch_size=10, scale=scale, rtol=1e-1, maxiter=3000)
+        return method.factorize(regression).solve(random_rhs(2, 6), damping=0.1)
+
+    with pytest.raises(NotConvergedError, match=r"diverges with scale=0.5") as caught:
+        run(0.5)
+    scale = float(str(caught.value).rpartition("scale=")[2])
+    expected = reference.damped_solve(regression.dense(), random_rhs(2, 6), 0.1)
+    assert relative_error(run(scale).x, expected) <= 0.1
+
+
+def test_minibatches_need_a_curvature_of_rows():
+    with pytest.raises(ValueError, match="DenseCurvature is not a mean over rows"):
+        LiSSA(batch_size=5).factorize(DenseCurvature(spd_matrix(P)))
+
+
+def test_every_pass_meets_every_row_once_when_batches_fit():
+    batches = shuffled_batches(12, 4, seed=0)
+    first, second = (torch.cat([next(batches) for _ in range(3)]) for _ in range(2))
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(12))
+    assert first.tolist() != second.tolist()
