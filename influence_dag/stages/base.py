@@ -93,6 +93,12 @@ class Workbench:
         fits = all(want / 4 <= have <= want * 4 for have, want in zip(stored, ideal, strict=True))
         return stored if fits else ideal
 
+    @property
+    def chunk_override(self) -> dict[str, int] | None:
+        """Chunk sizes that the study asks for."""
+        chunks = self.settings.store.chunks
+        return None if chunks is None else {str(axis): size for axis, size in chunks.items()}
+
     @cached_property
     def device(self) -> Any:
         import torch

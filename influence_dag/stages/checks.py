@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.labelled import Axis
-from influence_dag.stages import curvature, factors, influences, perturbation, report
+from influence_dag.stages import factors, influences, perturbation, report
 from influence_dag.stages.base import Workbench
 from influence_dag.store import Version
 from influence_dag.study import ConjugateGradientSettings
@@ -93,7 +93,7 @@ def gradient_norm(bench: Workbench) -> Outcome:
 
 def symmetric(bench: Workbench) -> Outcome:
     """The stored Hessian equals its transpose."""
-    array = bench.require(curvature.HESSIAN).array("hessian")
+    array = bench.require("hessian").array("hessian")
     worst = scale = 0.0
     for rows in influences.pieces(0, array.shape[0], array.chunks[0]):
         block, mirrored = np.asarray(array[rows]), np.asarray(array[:, rows]).T
@@ -108,7 +108,7 @@ def symmetric(bench: Workbench) -> Outcome:
 
 def positive_definite(bench: Workbench) -> Outcome:
     """`H + λI` has only positive eigenvalues, so that `(H + λI)⁻¹` is what the theory means."""
-    info = bench.require(curvature.HESSIAN).attrs["info"]
+    info = bench.require("hessian").attrs["info"]
     smallest, damping = info.get("smallest_eigenvalue"), min(bench.settings.dampings)
     if smallest is None:
         return Outcome(

@@ -1,83 +1,31 @@
-"""The Hessian, and what each method makes of it: a factorisation kept as plain arrays."""
-
-from collections.abc import Callable
+"""What each method makes of the curvature: a factorisation kept as plain arrays."""
 
 import numpy as np
 import torch
 
-from influence_dag.curvature import Curvature, DenseCurvature, Hessian
+from influence_dag.curvature import Curvature, DenseCurvature
+from influence_dag.labelled import Axis
 from influence_dag.solvers import Factorization, Method, build
-from influence_dag.stages.base import Result, Update, Whole, Workbench, refresh_whole
+from influence_dag.stages import matrices
+from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
 from influence_dag.stages.model import load_objective, load_rows, model_key
 from influence_dag.store import Version
 from influence_dag.store.fingerprints import fingerprint
 
-HESSIAN = "hessian"
 FORMULA = 1
-LARGEST_SPECTRUM = 6000  # parameters up to which all eigenvalues are computed (p³ work)
-
-
-def refresh_hessian(bench: Workbench) -> Update:
-    """`H = (1/n) Σ ∇²L(z_i, θ)` over the training rows, exact, float64, with its eigenvalues."""
-    train = bench.axis("dataset", "train")
-    settings_key = fingerprint(HESSIAN, FORMULA, model_key(bench))
-    key = fingerprint(settings_key, train.fingerprint)
-
-    def produce() -> Whole:
-        hessian = Hessian(
-            load_objective(bench),
-            load_rows(bench, train),
-            batch_size=bench.settings.compute.batch_size,
-        )
-        matrix = hessian.dense_sum(hessian.rows) / len(hessian.rows)
-        matrix = (matrix + matrix.T) / 2
-        arrays: dict[str, Result] = {
-            "hessian": (
-                ("param", "param_t"),
-                matrix.cpu().numpy(),
-                {"formula": "(1/n) Σ_i ∇²L(z_i, θ)"},
-            )
-        }
-        info = {"parameters": hessian.size, "n_train": train.count}
-        if hessian.size <= LARGEST_SPECTRUM:
-            eigenvalues = torch.linalg.eigvalsh(matrix)
-            arrays["eigenvalues"] = (
-                ("rank",),
-                eigenvalues.flip(0).cpu().numpy(),
-                {"long_name": "eigenvalues, largest first"},
-            )
-            info |= {
-                "largest_eigenvalue": float(eigenvalues[-1]),
-                "smallest_eigenvalue": float(eigenvalues[0]),
-            }
-        return Whole(arrays, _attrs(bench, settings_key, train.count), info)
-
-    return refresh_whole(bench, HESSIAN, key, produce, reusable=_pinned(bench, settings_key))
-
-
-def _attrs(bench: Workbench, settings_key: str, n_train: int, **extra) -> dict:
-    return bench.attributes(
-        settings_key=settings_key,
-        n_train=n_train,
-        model_data_version=bench.require("model").data_version,
-        **extra,
-    )
-
-
-def _pinned(bench: Workbench, settings_key: str) -> Callable[[Version], bool]:
-    pinned = bench.settings.curvature.refresh == "pinned"
-    return lambda version: pinned and version.attrs.get("settings_key") == settings_key
-
-
-# --- one method's factorisation ---------------------------------------------------------
 
 
 def artifact(method: str) -> str:
     return f"{method}/curvature"
 
 
-def uses_hessian(method: str) -> bool:
-    """True for methods that start from the stored Hessian rather than from products with it."""
+def kind(bench: Workbench, method: str) -> str:
+    """`hessian` or `gauss_newton`: the matrix whose inverse the method approximates."""
+    return getattr(getattr(bench.settings.methods, method), "curvature", "hessian")
+
+
+def uses_matrix(method: str) -> bool:
+    """True for methods that start from the stored matrix rather than from products with it."""
     return method == "direct"
 
 
@@ -87,21 +35,39 @@ def method_settings(bench: Workbench, method: str) -> dict:
 
 def build_method(bench: Workbench, method: str) -> Method:
     settings = method_settings(bench, method)
+    settings.pop("curvature", None)
     dampings = bench.settings.dampings
     if method == "direct" and len(dampings) == 1:
         settings["damping"] = dampings[0]
     return build(method, settings)
 
 
-def load_curvature(bench: Workbench, method: str) -> Curvature:
-    """What a method works on: the stored Hessian, or products over the training rows."""
-    if uses_hessian(method):
-        matrix = torch.from_numpy(np.asarray(bench.require(HESSIAN).array("hessian")[...]))
-        return DenseCurvature(matrix.to(bench.device))
-    train = bench.axis("dataset", "train")
-    return Hessian(
-        load_objective(bench), load_rows(bench, train), batch_size=bench.settings.compute.batch_size
-    )
+def load_matrix(bench: Workbench, name: str) -> DenseCurvature:
+    matrix = torch.from_numpy(np.asarray(bench.require(name).array(name)[...]))
+    return DenseCurvature(matrix.to(bench.device))
+
+
+def load_operator(bench: Workbench, method: str, seen: Version | None = None) -> Curvature:
+    """What a method multiplies with: the stored matrix, or products over training rows.
+
+    With `seen`, a stored factorisation, over the rows that it was made from (which are not the
+    current ones when the curvature is pinned).
+    """
+    if uses_matrix(method):
+        return load_matrix(bench, kind(bench, method))
+    axis, version = _rows_of(bench, seen) if seen else (bench.axis("dataset", "train"), None)
+    rows = load_rows(bench, axis, version=version)
+    curvature = matrices.KINDS[kind(bench, method)]
+    return curvature(load_objective(bench), rows, batch_size=bench.settings.compute.batch_size)
+
+
+def _rows_of(bench: Workbench, seen: Version) -> tuple[Axis, Version]:
+    current = bench.require("dataset")
+    if Axis.read(current, "train").fingerprint == seen.attrs["train_rows"]:
+        return Axis.read(current, "train"), current
+    number = seen.attrs["dataset_version"]
+    version = bench.store.version("dataset", number)
+    return Axis.read(version, "train"), version
 
 
 def refresh(bench: Workbench, method: str) -> Update:
@@ -112,18 +78,26 @@ def refresh(bench: Workbench, method: str) -> Update:
     key = fingerprint(settings_key, _read(bench, method, train.fingerprint))
 
     def produce() -> Whole:
-        factorization = build_method(bench, method).factorize(load_curvature(bench, method))
+        factorization = build_method(bench, method).factorize(load_operator(bench, method))
         arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
-        attrs = _attrs(bench, settings_key, train.count, method=method, method_settings=fitted)
-        return Whole(arrays, attrs)
+        attrs = matrices.attributes(
+            bench,
+            settings_key,
+            train.count,
+            method=method,
+            method_settings=fitted,
+            curvature=kind(bench, method),
+            train_rows=train.fingerprint,
+        )
+        return Whole(arrays, attrs, notes={"dataset_version": bench.require("dataset").number})
 
     return refresh_whole(
-        bench, artifact(method), key, produce, reusable=_pinned(bench, settings_key)
+        bench, artifact(method), key, produce, reusable=matrices.pinned(bench, settings_key)
     )
 
 
 def _read(bench: Workbench, method: str, train_rows: str) -> str:
-    return bench.require(HESSIAN).data_version if uses_hessian(method) else train_rows
+    return bench.require(kind(bench, method)).data_version if uses_matrix(method) else train_rows
 
 
 def factorization_settings(bench: Workbench, method: str) -> dict:
@@ -154,5 +128,5 @@ def load_factorization(bench: Workbench, method: str) -> Factorization:
     """The stored factorisation, ready to solve."""
     version = bench.require(artifact(method))
     tensors = {name: _tensor(bench, version, name) for name in version.variables}
-    curvature = None if uses_hessian(method) else load_curvature(bench, method)
+    curvature = None if uses_matrix(method) else load_operator(bench, method, version)
     return build_method(bench, method).restore(tensors, curvature)

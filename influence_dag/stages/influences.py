@@ -49,7 +49,7 @@ def refresh(bench: Workbench, method: str) -> Update:
 def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -> Layout:
     dtype = np.dtype(bench.settings.compute.dtype)
     dims, sizes, coordinates = factors.damping_axis(bench)
-    override = bench.settings.store.chunks
+    override = bench.chunk_override
     ideal = pair_chunks(len(test), len(train), itemsize=dtype.itemsize, override=override)
     if not override:
         ideal = bench.stable_chunks(artifact(method), "influences", (*(1 for _ in sizes), *ideal))[

@@ -172,9 +172,10 @@ def load_rows(
     index: slice | np.ndarray | None = None,
     *,
     dtype: torch.dtype | None = None,
+    version: Version | None = None,
 ) -> Rows:
     """Rows of the dataset artifact as tensors; by default every row that exists, without holes."""
-    version = bench.require("dataset")
+    version = version or bench.require("dataset")
     slots = (
         axis.slots
         if index is None

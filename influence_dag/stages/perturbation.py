@@ -94,7 +94,7 @@ def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -
 
 def _variable(bench, method, name, dims, sizes, pair, feature_dims, feature_shape) -> Variable:
     dtype = np.dtype(bench.settings.compute.dtype)
-    override = bench.settings.store.chunks
+    override = bench.chunk_override
     values = max(1, int(np.prod(feature_shape)))
     chunks = pair_chunks(*pair, itemsize=dtype.itemsize, values_per_pair=values, override=override)
     ones = (1,) * len(sizes)

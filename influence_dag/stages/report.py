@@ -1,5 +1,6 @@
 """How the methods of a study agree, and where everything is."""
 
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -7,10 +8,12 @@ import numpy as np
 from influence_dag.labelled import Axis
 from influence_dag.stages import influences
 from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
+from influence_dag.store import Coordinate
 from influence_dag.store.fingerprints import fingerprint
 
 ARTIFACT = "report"
 FORMULA = 1
+STRENGTH = ("mean", "mean_absolute", "largest")
 AGREEMENT = ("relative_error", "pearson", "spearman_per_test")
 
 
@@ -23,36 +26,47 @@ def refresh(bench: Workbench) -> Update:
     key = fingerprint(ARTIFACT, FORMULA, versions)
 
     def produce() -> Whole:
+        alone = {method: strength(bench, method) for method in methods}
         pairs = {f"{a} vs {b}": compare(bench, a, b) for a, b in combinations(methods, 2)}
-        table = np.array([[pair[name] for name in AGREEMENT] for pair in pairs.values()]).reshape(
-            -1, len(AGREEMENT)
-        )
         arrays = {
-            "agreement": (
-                ("pair", "measure"),
-                table,
-                {"long_name": "agreement between methods, smallest damping"},
-            )
+            "strength": (("method", "statistic"), _table(alone, STRENGTH), {}),
+            "agreement": (("pair", "measure"), _table(pairs, AGREEMENT), {}),
         }
-        attrs = bench.attributes(measures=list(AGREEMENT), pairs=list(pairs), methods=list(methods))
-        return Whole(arrays, attrs, {"methods": list(methods), "agreement": pairs})
+        labels = {
+            "method": methods,
+            "statistic": STRENGTH,
+            "pair": list(pairs),
+            "measure": AGREEMENT,
+        }
+        coordinates = tuple(
+            Coordinate(name, (name,), np.array(values, np.dtypes.StringDType()))
+            for name, values in labels.items()
+        )
+        info = {"methods": list(methods), "strength": alone, "agreement": pairs}
+        return Whole(arrays, bench.attributes(), info, coordinates)
 
     return refresh_whole(bench, ARTIFACT, key, produce)
 
 
+def _table(found: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -> np.ndarray:
+    rows = [[row[name] for name in columns] for row in found.values()]
+    return np.array(rows, np.float64).reshape(-1, len(columns))
+
+
+def strength(bench: Workbench, method: str) -> dict[str, float]:
+    """How large a method's influences are, over the rows that exist."""
+    count, total, absolute, largest = 0, 0.0, 0.0, 0.0
+    for block in _blocks(bench, method):
+        count, total = count + block.size, total + block.sum()
+        absolute, largest = absolute + np.abs(block).sum(), max(largest, np.abs(block).max())
+    count = max(1, count)
+    return {"mean": total / count, "mean_absolute": absolute / count, "largest": float(largest)}
+
+
 def compare(bench: Workbench, first: str, second: str) -> dict[str, float]:
     """Agreement of two methods' influences, read by runs of test rows (the last λ of a sweep)."""
-    arrays = [
-        bench.require(influences.artifact(method)).array("influences") for method in (first, second)
-    ]
-    version = bench.require(influences.artifact(first))
-    test, train = Axis.read(version, "test"), Axis.read(version, "train")
     sums, ranks = np.zeros(6), []
-    for slots in influences.pieces(0, len(test), arrays[0].chunks[-2]):
-        a, b = (
-            np.asarray(_rows(array, slots), np.float64)[test.valid[slots]][:, train.valid]
-            for array in arrays
-        )
+    for a, b in zip(_blocks(bench, first), _blocks(bench, second), strict=True):
         sums += [a.size, a.sum(), b.sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()]
         ranks += [_spearman(x, y) for x, y in zip(a, b, strict=True)]
     n, sa, sb, saa, sbb, sab = sums
@@ -65,8 +79,14 @@ def compare(bench: Workbench, first: str, second: str) -> dict[str, float]:
     }
 
 
-def _rows(array, slots: slice) -> np.ndarray:
-    return array[slots] if array.ndim == 2 else array[-1, slots]
+def _blocks(bench: Workbench, method: str) -> Iterator[np.ndarray]:
+    """A method's influences by runs of test rows, holes left out, in float64."""
+    version = bench.require(influences.artifact(method))
+    test, train = Axis.read(version, "test"), Axis.read(version, "train")
+    array = version.array("influences")
+    for slots in influences.pieces(0, len(test), array.chunks[-2]):
+        block = np.asarray(array[slots] if array.ndim == 2 else array[-1, slots], np.float64)
+        yield block[test.valid[slots]][:, train.valid]
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

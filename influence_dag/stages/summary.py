@@ -1,15 +1,15 @@
 """What the arrays say in short: sums, strongest pairs, self-influence."""
 
 import numpy as np
+import torch
 
 from influence_dag.labelled import Axis
 from influence_dag.stages import curvature, factors, gradients, influences
-from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
+from influence_dag.stages.base import Result, Update, Whole, Workbench, refresh_whole
 from influence_dag.store import Version
 from influence_dag.store.fingerprints import fingerprint
 
 FORMULA = 1
-ITERATIVE = ("cg", "lissa")
 
 
 def artifact(method: str) -> str:
@@ -19,7 +19,7 @@ def artifact(method: str) -> str:
 def wants_self_influence(bench: Workbench, method: str) -> bool:
     """By default only where it is cheap: an iterative method needs one solve a training row."""
     wanted = bench.settings.summary.self_influence
-    return method not in ITERATIVE if wanted == "auto" else bool(wanted)
+    return method not in factors.ITERATIVE if wanted == "auto" else bool(wanted)
 
 
 def refresh(bench: Workbench, method: str) -> Update:
@@ -38,7 +38,7 @@ def refresh(bench: Workbench, method: str) -> Update:
         ]
         arrays = _labelled(sweeps, dims)
         if wants_self_influence(bench, method):
-            arrays["self_influence"] = _self_influence(bench, method, train, dims)
+            arrays |= _solves_of_training_rows(bench, method, train, dims)
         attrs = {**factors.method_attributes(bench, method), "influences_version": version.number}
         labels = (*test.coordinates(), *train.coordinates(), *coordinates)
         return Whole(arrays, attrs, {"test_rows": test.count, "train_rows": train.count}, labels)
@@ -63,6 +63,21 @@ _MEANING = {
     "top_influence": "their influences",
     "bottom_train": "slots on the train axis of the most harmful training rows, strongest first",
     "bottom_influence": "their influences",
+}
+
+
+_TRAIN_SOLVES = {
+    "self_influence": {
+        "long_name": "influence of the training row on its own loss",
+        "formula": "∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)",
+        "sign": "large: the model leans on this row alone, as it does on mislabelled ones",
+        "units": "loss; not divided by n_train",
+    },
+    "parameter_influence_norm": {
+        "long_name": "how far the parameters move when the training row is left out",
+        "formula": "‖(H + λI)⁻¹ ∇L(z_i)‖; leaving out z_i moves θ by about 1/n_train of it",
+        "units": "parameter; not divided by n_train",
+    },
 }
 
 
@@ -123,24 +138,24 @@ def _add(
         out[f"{end}_influence"][rows] = np.take_along_axis(block, order, axis=1)
 
 
-def _self_influence(bench: Workbench, method: str, train: Axis, dims: tuple[str, ...]) -> tuple:
-    """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` of each training row."""
+def _solves_of_training_rows(
+    bench: Workbench, method: str, train: Axis, dims: tuple[str, ...]
+) -> dict[str, Result]:
+    """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` and `‖(H + λI)⁻¹ ∇L(z_i)‖` of each training row."""
     factorization = curvature.load_factorization(bench, method)
     size = bench.require("model").attrs["info"]["parameters"]
     rows = max(1, bench.settings.compute.block_bytes // (8 * size))
-    values = np.full((len(bench.settings.dampings), len(train)), np.nan)
+    values = np.full((2, len(bench.settings.dampings), len(train)), np.nan)
     for slots in influences.pieces(0, len(train), rows):
         present = np.flatnonzero(train.valid[slots])
         if not len(present):
             continue
         G = gradients.load_gradients(bench, slots).dense()[present]
         for k, damping in enumerate(bench.settings.dampings):
-            solved = factorization.solve(G, damping=damping).x
-            values[k, slots.start + present] = (solved * G).sum(dim=1).double().cpu().numpy()
-    attrs = {
-        "long_name": "influence of the training row on its own loss",
-        "formula": "∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)",
-        "sign": "large: the model leans on this row alone, as it does on mislabelled ones",
-        "units": "loss; not divided by n_train",
+            x = factorization.solve(G, damping=damping).x
+            found = torch.stack([(x * G).sum(dim=1), x.norm(dim=1)]).double().cpu().numpy()
+            values[:, k, slots.start + present] = found
+    return {
+        name: ((*dims, "train"), array if dims else array[0], attrs)
+        for (name, attrs), array in zip(_TRAIN_SOLVES.items(), values, strict=True)
     }
-    return (*dims, "train"), values if dims else values[0], attrs

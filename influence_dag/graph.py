@@ -1,0 +1,146 @@
+"""A study's graph: which artifact is made from which, by which stage. No Dagster, no torch."""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from influence_dag.study import Study
+
+if TYPE_CHECKING:
+    from influence_dag.stages.base import Update, Workbench
+
+_TORCH, _ZARR = frozenset({"torch"}), frozenset({"zarr"})
+_BOTH = _TORCH | _ZARR
+
+MATRICES = {
+    "hessian": "H = (1/n) Σ ∇²L(z_i, θ), exact, with its eigenvalues.",
+    "gauss_newton": "G = (1/n) Σ J_iᵀ (∂²L/∂output²) J_i, exact, with its eigenvalues.",
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One node: an artifact, what it reads, and the stage that makes it.
+
+    `stage` is a module of `influence_dag.stages` with a `refresh`, imported when it runs and not
+    before: describing the graph stays free of torch. `argument` is the method (or the kind of
+    matrix) that this node is about.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    stage: str
+    kinds: frozenset[str]
+    description: str
+    argument: str | None = None
+    heavy: bool = False
+
+    @property
+    def method(self) -> str | None:
+        """The method that the artifact belongs to, if it belongs to one."""
+        return self.argument if self.name.startswith(f"{self.argument}/") else None
+
+    def refresh(self, bench: "Workbench") -> "Update":
+        """Bring the artifact up to date."""
+        module = importlib.import_module(f"influence_dag.stages.{self.stage}")
+        return module.refresh(bench, *([self.argument] if self.argument else []))
+
+
+def artifacts(study: Study) -> Iterator[Artifact]:
+    """The nodes of a study's graph, in an order in which they can be computed."""
+    methods = study.settings.methods.names
+    yield Artifact(
+        "dataset",
+        ("source",),
+        "dataset",
+        _ZARR,
+        "The rows of both files: checked, labelled, each with a slot and a content hash.",
+    )
+    yield Artifact(
+        "model",
+        ("dataset",),
+        "model",
+        _TORCH,
+        "The fitted module: its state as safetensors, its trainable parameters θ as one vector.",
+        heavy=True,
+    )
+    yield Artifact(
+        "gradients",
+        ("dataset", "model"),
+        "gradients",
+        _BOTH,
+        "∇θ L(z_i, θ) of every training row, factored per layer.",
+        heavy=True,
+    )
+    for kind in dict.fromkeys(filter(None, (matrix_of(study, method) for method in methods))):
+        reads = ("dataset", "model")
+        yield Artifact(kind, reads, "matrices", _BOTH, MATRICES[kind], kind, heavy=True)
+    for method in methods:
+        yield from _method_artifacts(study, method)
+    yield Artifact(
+        "report",
+        tuple(f"{method}/influences" for method in methods),
+        "report",
+        _ZARR,
+        "How the methods agree: relative error, Pearson, Spearman per test row.",
+    )
+
+
+def matrix_of(study: Study, method: str) -> str | None:
+    """The stored matrix that a method starts from; None when it works with products alone."""
+    if method != "direct":
+        return None
+    return getattr(study.settings.methods.direct, "curvature", "hessian")
+
+
+def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
+    matrix = matrix_of(study, method)
+    factors, influences = f"{method}/influence_factors", f"{method}/influences"
+    yield Artifact(
+        f"{method}/curvature",
+        (matrix,) if matrix else ("dataset", "model"),
+        "curvature",
+        _BOTH,
+        f"What `{method}` makes of the curvature once, for every solve: plain arrays.",
+        method,
+        heavy=True,
+    )
+    yield Artifact(
+        factors,
+        ("dataset", "model", f"{method}/curvature", *([matrix] if matrix else [])),
+        "factors",
+        _BOTH,
+        "(H + λI)⁻¹ ∇θ L(z_test), one row a test row.",
+        method,
+        heavy=True,
+    )
+    yield Artifact(
+        influences,
+        (factors, "gradients"),
+        "influences",
+        _BOTH,
+        "I[test, train] = ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train). "
+        "Positive: the training row helps the test row.",
+        method,
+        heavy=True,
+    )
+    if study.settings.perturbation and method in study.settings.perturbation.methods:
+        yield Artifact(
+            f"{method}/perturbation_influences",
+            (factors, "dataset", "model"),
+            "perturbation",
+            _BOTH,
+            "P[test, train, feature] = ∂/∂x_train of the influence. "
+            "Positive: more of the feature lowers the test loss.",
+            method,
+            heavy=True,
+        )
+    yield Artifact(
+        f"{method}/summary",
+        (influences, "gradients", f"{method}/curvature"),
+        "summary",
+        _ZARR,
+        "Sums over rows and columns, strongest pairs of each test row, self-influence.",
+        method,
+    )
