@@ -41,7 +41,8 @@ class Draft:
     `base` is the version it was cloned from, `resumed` says whether an interrupted run left
     something; after the `with` block `version` is the current one. Results (`set_result`,
     `set_attrs`, `add_file`) of the base or of the interrupted run stay as long as no chunk is
-    written: the first write drops them, because they might no longer be true.
+    written: the first write drops them, because they might no longer be true. So a stage sets its
+    results, after it computed, where the draft `lacks` them.
     """
 
     def __init__(
@@ -65,6 +66,11 @@ class Draft:
     def results(self) -> Results:
         """What will be published beside the variables."""
         return self._inherited.with_newer(self._own)
+
+    def lacks(self, *names: str) -> bool:
+        """Whether one of these results (arrays, attributes, files) has to be set."""
+        results = self.results
+        return not {*results.arrays, *results.attrs, *results.files}.issuperset(names)
 
     def outdated(self, expected: Expected) -> dict[str, list[ChunkIndex]]:
         """Chunks that this draft does not hold under their expected keys.

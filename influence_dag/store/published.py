@@ -129,6 +129,11 @@ class Version:
         return stored is not None and stored["encoding"] == variable.encoding
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Length of every dimension of the variables and coordinates."""
+        return self.manifest["sizes"]
+
+    @property
     def results(self) -> Results:
         """What was set beside the planned variables when the version was made."""
         return Results(**self.manifest["results"])

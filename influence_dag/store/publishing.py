@@ -89,6 +89,7 @@ def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
         "layout_fingerprint": draft.layout.fingerprint,
         "data_version": data_version,
         "variables": variables,
+        "sizes": draft.layout.sizes,
         "results": draft.results.to_json(),
         "files": _small_files(draft.folder, variables),
     }

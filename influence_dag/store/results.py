@@ -24,17 +24,5 @@ class Results:
         arrays = {name: dims for name, dims in self.arrays.items() if name not in names}
         return Results(arrays, self.attrs, [name for name in self.files if name not in names])
 
-    def fitting(self, sizes: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> "Results":
-        """Without arrays whose dimensions have another length now."""
-        stale = {
-            name
-            for name, dims in self.arrays.items()
-            if any(
-                sizes.get(dim, length) != length
-                for dim, length in zip(dims, shapes[name], strict=True)
-            )
-        }
-        return self.without(stale)
-
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

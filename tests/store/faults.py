@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stored_sample import Sample, refresh
+from stored_sample import Sample, refresh, refresh_with_results
 
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore
@@ -68,7 +68,7 @@ def refresh_with(fault: Fault, at: int, root: Path, sample: Sample) -> None:
                 fault(event)
 
     sys.addaudithook(hook)
-    refresh(ArtifactStore(root), sample)
+    refresh_with_results(ArtifactStore(root), sample)
 
 
 def kill(event: str) -> None:

@@ -14,7 +14,7 @@ import faults
 import numpy as np
 import pytest
 import zarr
-from stored_sample import NAME, Sample, chunk_files, refresh, write_chunk
+from stored_sample import NAME, Sample, chunk_files, refresh, refresh_with_results, write_chunk
 
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore
@@ -41,8 +41,11 @@ def assert_whole(store: ArtifactStore, *samples: Sample) -> None:
     """`current` is sound and holds exactly one of the samples."""
     version = store.version(NAME)
     assert version.verify(checksums=True) == ()
-    values = version.open().influences.values
+    dataset = version.open()
+    values = dataset.influences.values
     assert any(np.array_equal(values, sample.values) for sample in samples)
+    if "total" in dataset:
+        np.testing.assert_array_equal(dataset.total, values.sum(axis=1))
 
 
 def interrupted_run(store, sample, count, *, error=KeyboardInterrupt, then=lambda draft: None):
@@ -103,10 +106,11 @@ def test_a_kill_at_any_point_leaves_a_whole_version_and_the_next_run_resumes(
         assert outcome.exit_code == -signal.SIGKILL
         assert_whole(store, OLD, NEW)
         finished = finished_chunks(store.root)
-        draft = refresh(store, NEW)
+        draft = refresh_with_results(store, NEW)
         published = (store.root / NAME / "versions/000002").exists() and draft.chunks_written == 0
         assert published or draft.chunks_written == NEW_CHUNKS - finished
         assert_whole(store, NEW)
+        assert "total" in draft.version.open()
         assert_tidy(store)
         at, killed, resumed = at + stride, killed + 1, resumed + (0 < finished < NEW_CHUNKS)
     assert killed > 100 / stride
@@ -129,7 +133,7 @@ def test_what_an_interrupted_run_left_never_reaches_a_run_for_other_data(
         if faults.start(faults.refresh_with, faults.kill, at, store.root, NEW).end().exit_code == 0:
             break
         other = others[at % len(others)]
-        refresh(store, other)
+        refresh_with_results(store, other)
         assert_whole(store, other)
         assert_tidy(store)
         at += stride
@@ -147,7 +151,7 @@ def test_a_disk_that_fills_up_at_any_point_costs_only_time(refreshed_once, tmp_p
         assert "the disk is full; free some space" in outcome.error
         assert_whole(store, OLD, NEW)
         finished = finished_chunks(store.root)
-        draft = refresh(store, NEW)
+        draft = refresh_with_results(store, NEW)
         assert draft.chunks_written in (0, NEW_CHUNKS - finished)
         assert_whole(store, NEW)
         assert_tidy(store)

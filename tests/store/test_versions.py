@@ -12,6 +12,7 @@ from stored_sample import NAME, Sample, chunk_files, refresh, write_chunk
 
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable
+from influence_dag.store.results import Results
 
 SAMPLE = Sample()
 ALL_CHUNKS = [(i, j) for i in range(3) for j in range(3)]
@@ -401,9 +402,12 @@ class TestResults:
         assert version.file("notes.txt") == b"solved"
         assert version.verify(checksums=True) == ()
 
-    def test_of_another_length_do_not_stay(self, store, solved):
-        version = refresh(store, replace(SAMPLE, test=tuple(range(8)))).version
-        assert set(version.open().coords) == {"test", "train", "valid", "spectrum"}
+    @pytest.mark.parametrize("rows", [8, 12])
+    def test_go_when_there_are_other_rows_even_if_every_chunk_is_right(self, store, solved, rows):
+        version = refresh(store, replace(SAMPLE, test=tuple(range(rows)))).version
+        assert set(version.open().coords) == {"test", "train", "valid"}
+        assert "iterations" not in version.attrs
+        assert version.results == Results()
 
     def test_go_when_a_chunk_is_computed_again(self, store, solved):
         version = refresh(store, SAMPLE.with_train({0: 2.5})).version

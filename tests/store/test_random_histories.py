@@ -1,0 +1,108 @@
+"""Any sequence of edits, refreshes, interruptions and damage ends in what the rows say."""
+
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from stored_sample import NAME, Sample, refresh_with_results, write_chunk
+
+from influence_dag.store import ArtifactStore
+
+contents = st.integers(0, 5).map(float)
+
+
+class History(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.mkdtemp()
+        self.store = ArtifactStore(self.folder, keep_versions=3)
+        self.sample = Sample(test=(0.0, 1.0, 2.0), train=(0.0, 1.0, 2.0, 3.0, 4.0), chunks=(2, 2))
+        self.published: dict[int, np.ndarray] = {}
+
+    def teardown(self):
+        shutil.rmtree(self.folder)
+
+    @rule(rows=st.lists(contents, max_size=4))
+    def the_test_rows_are(self, rows):
+        self.sample = replace(self.sample, test=tuple(rows))
+
+    @rule(content=contents)
+    def a_row_is_appended(self, content):
+        self.sample = replace(self.sample, train=(*self.sample.train, content))
+
+    @precondition(lambda self: self.sample.train)
+    @rule(data=st.data(), content=contents)
+    def a_row_is_edited(self, data, content):
+        position = data.draw(st.integers(0, len(self.sample.train) - 1))
+        self.sample = self.sample.with_train({position: content})
+
+    @rule(count=st.integers(1, 4))
+    def the_last_rows_are_removed(self, count):
+        self.sample = replace(self.sample, train=self.sample.train[:-count])
+
+    @rule(chunks=st.tuples(st.integers(1, 3), st.integers(1, 3)), units=st.sampled_from("ab"))
+    def the_settings_are(self, chunks, units):
+        self.sample = replace(self.sample, chunks=chunks, attrs={"units": units})
+
+    @rule(count=st.integers(0, 6))
+    def a_refresh_is_interrupted(self, count):
+        with (
+            suppress(KeyboardInterrupt),
+            self.store.new_version(NAME, self.sample.layout) as draft,
+        ):
+            for index in draft.outdated(self.sample.expected)["influences"][:count]:
+                write_chunk(draft, self.sample, index)
+            raise KeyboardInterrupt
+
+    @precondition(lambda self: self.published)
+    @rule(data=st.data(), harm=st.sampled_from(["delete", "rewrite"]))
+    def a_chunk_of_the_current_version_is_damaged(self, data, harm):
+        version = self.store.version(NAME)
+        chunks = sorted((version.path / "influences" / "c").rglob("*/*"))
+        if chunks:
+            chunk = data.draw(st.sampled_from(chunks))
+            chunk.unlink()
+            if harm == "rewrite":
+                chunk.write_bytes(b"not a chunk")
+            self.published.pop(version.number, None)
+
+    @rule()
+    def it_is_refreshed(self):
+        plan = self.store.plan(NAME, self.sample.layout, self.sample.expected)
+        draft = refresh_with_results(self.store, self.sample)
+        version = draft.version
+        assert draft.chunks_written <= plan.computed
+        assert self.store.plan(NAME, self.sample.layout, self.sample.expected).up_to_date
+        assert version.verify(checksums=True) == ()
+        np.testing.assert_array_equal(version.open().influences.values, self.sample.values)
+        np.testing.assert_array_equal(version.open().total, self.sample.values.sum(axis=1))
+        assert version.open().sizes["train"] == len(self.sample.train)
+        assert version.open().attrs["units"] == self.sample.attrs["units"]
+        self.published[version.number] = self.sample.values
+
+    @rule()
+    def garbage_is_collected(self):
+        self.store.gc()
+
+    @invariant()
+    def older_versions_are_what_they_were(self):
+        kept = {version.number: version for version in self.store.versions(NAME)}
+        assert len(kept) <= 3
+        for number in kept.keys() & self.published.keys():
+            stored = kept[number].open().influences.values
+            np.testing.assert_array_equal(stored, self.published[number])
+
+
+TestHistories = History.TestCase
+TestHistories.settings = settings(max_examples=12, stateful_step_count=15)
+
+
+@pytest.mark.campaign
+class TestManyHistories(History.TestCase):
+    settings = settings(max_examples=300, stateful_step_count=30, derandomize=False)
