@@ -91,7 +91,7 @@ def matrix_of(study: Study, method: str) -> str | None:
     """The stored matrix that a method starts from; None when it works with products alone."""
     if method != "direct":
         return None
-    return getattr(study.settings.methods.direct, "curvature", "hessian")
+    return study.settings.methods[method].curvature
 
 
 def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:

@@ -31,7 +31,7 @@ def lazy_perturbation(store: ArtifactStore, method: str) -> xr.DataArray:
         raise NotImplementedError(
             f"the lazy form is for models with one input; this study has {names}"
         )
-    variable = layout.variables[0]
+    variable = next(iter(layout.variables))
     edges = [
         tuple(range(0, size, chunk))
         for size, chunk in zip(variable.shape, variable.chunks, strict=True)

@@ -10,8 +10,8 @@ import xarray as xr
 
 from influence_dag.errors import StoreError
 from influence_dag.labelled import SPLITS, Axis, Split
+from influence_dag.method_settings import MethodsSettings
 from influence_dag.store import ArtifactStore, Version
-from influence_dag.study import MethodsSettings
 
 
 def open_study(path: str | Path) -> "StudyResults":

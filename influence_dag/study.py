@@ -5,7 +5,6 @@ or how fast (device, block size, store path) do not.
 """
 
 from collections.abc import Mapping
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from influence_dag.method_settings import MethodsSettings
 from influence_dag.settings import Bytes, CallableName, Settings, callable_name, parse_bytes
 
 
@@ -140,46 +140,6 @@ class ModelSettings(Settings):
 
 
 LOSSES = ("cross_entropy", "mse", "bce_with_logits")
-
-
-class DirectSettings(Settings):
-    """Exact solve: Cholesky of `H + λI`, once; eigendecomposition for a list of dampings."""
-
-
-class ConjugateGradientSettings(Settings):
-    """Matrix-free block conjugate gradients."""
-
-    rtol: PositiveFloat = 1e-6
-    atol: NonNegativeFloat = 0.0
-    maxiter: PositiveInt | None = None
-    preconditioner: Literal["none", "nystroem"] = "nystroem"
-    rank: PositiveInt = Field(default=100, description="rank of the Nyström preconditioner")
-    seed: int = 0
-    on_failure: Literal["raise", "warn"] = "raise"
-
-
-class MethodsSettings(Settings):
-    """The inverse-curvature methods to run, by name."""
-
-    direct: DirectSettings | None = None
-    cg: ConjugateGradientSettings | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_defaults(cls, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: {} if options is None else options for name, options in value.items()}
-        return value
-
-    @model_validator(mode="after")
-    def _at_least_one(self) -> "MethodsSettings":
-        if not self.names:
-            raise ValueError(f"name at least one method of {', '.join(type(self).model_fields)}")
-        return self
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
 class PerturbationSettings(Settings):

@@ -1,5 +1,7 @@
 """A study's graph as Dagster assets, with checks and a job."""
 
+import warnings
+
 import dagster as dg
 
 from influence_dag import __version__
@@ -32,19 +34,20 @@ def asset_key(study: Study, name: str) -> dg.AssetKey:
 def _source(study: Study):
     data = study.settings.data
 
-    @dg.observable_source_asset(
-        key=asset_key(study, "source"),
-        group_name=study.name,
-        description=(
-            f"The input files: {data.train} and {data.test}. Observing compares their content."
-        ),
-    )
     def source() -> dg.DataVersion:
         from influence_dag.datasets import source_fingerprint
 
         return dg.DataVersion(source_fingerprint(data, study.root))
 
-    return source
+    with warnings.catch_warnings():  # that observable sources may still change is no user's concern
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        return dg.observable_source_asset(
+            key=asset_key(study, "source"),
+            group_name=study.name,
+            description=(
+                f"The input files: {data.train} and {data.test}. Observing compares their content."
+            ),
+        )(source)
 
 
 def _asset(study: Study, node: Artifact) -> dg.AssetsDefinition:
@@ -57,7 +60,6 @@ def _asset(study: Study, node: Artifact) -> dg.AssetsDefinition:
         pool="gpu" if node.heavy else None,
         code_version=code_version(study, node),
         metadata={"store": dg.MetadataValue.path(str(study.store_path / node.name))},
-        retry_policy=dg.RetryPolicy(max_retries=0),
     )
     def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         from influence_dag.components.metadata import materialize_result

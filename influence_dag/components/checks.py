@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from influence_dag.graph import MATRICES
 from influence_dag.study import Study
+
+WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,10 @@ def promises(study: Study, artifacts: list[str]) -> Iterator[Promise]:
         (),
         "The gradient of the penalised mean loss is small enough for the theory.",
     )
-    if "hessian" in artifacts:
-        yield Promise("hessian", "symmetric", "symmetric", (), "H equals its transpose.")
-        yield Promise(
-            "hessian",
-            "damped_positive_definite",
-            "positive_definite",
-            (),
-            "H + λI has only positive eigenvalues.",
-        )
+    for kind in MATRICES:
+        if kind in artifacts:
+            yield from _matrix_promises(study, kind)
     for method in study.settings.methods.names:
-        yield Promise(
-            f"{method}/influence_factors",
-            "residual_below_tolerance",
-            "residual_below",
-            (method,),
-            "Every solve reached its tolerance.",
-        )
         yield Promise(
             f"{method}/influences",
             "equals_its_parts",
@@ -75,14 +65,31 @@ def promises(study: Study, artifacts: list[str]) -> Iterator[Promise]:
             (method,),
             "Random entries equal the product of stored factors and gradients.",
         )
-    if len(study.settings.methods.names) > 1:
+    yield from _exactness_promises(study)
+
+
+def _matrix_promises(study: Study, kind: str) -> Iterator[Promise]:
+    yield Promise(kind, "symmetric", "symmetric", (kind,), "The matrix equals its transpose.")
+    if study.settings.methods.direct and study.settings.methods.direct.on_indefinite == "raise":
+        about = "With the damping added it has only positive eigenvalues."
+        yield Promise(kind, "damped_positive_definite", "positive_definite", (kind,), about)
+
+
+def _exactness_promises(study: Study) -> Iterator[Promise]:
+    """Of methods that solve the whole damped system: small residuals, and agreement."""
+    methods = study.settings.methods
+    exact = [m for m in ("direct", "cg") if m in methods.names and methods[m].blocks == "full"]
+    for method in exact:
         yield Promise(
-            "report",
-            "methods_agree",
-            "methods_agree",
-            (),
-            "Methods that solve the same system give the same influences.",
+            f"{method}/influence_factors",
+            "residual_below_tolerance",
+            "residual_below",
+            (method,),
+            "Every solve reached its tolerance.",
         )
+    if len(exact) > 1 and len({methods[method].curvature for method in exact}) == 1:
+        about = "Methods that solve the same system give the same influences."
+        yield Promise("report", "methods_agree", "methods_agree", tuple(exact), about)
 
 
 def check_definitions(study: Study, artifacts: list[str]) -> list[dg.AssetChecksDefinition]:
@@ -113,6 +120,7 @@ def _definition(study: Study, artifact: str, found: list[Promise]) -> dg.AssetCh
                 check_name=promise.name,
                 description=outcome.message,
                 metadata=outcome.metadata,
+                severity=WARN if outcome.tolerated else ERROR,
             )
 
     return checks

@@ -16,20 +16,18 @@ QUIET = {"loggers": {"progress": {}}}
 def in_process(definitions: dg.Definitions, job_name: str, *, progress: bool | None) -> list[str]:
     """Execute the job; returns what the failed asset checks said. A failing asset raises."""
     shown = sys.stderr.isatty() if progress is None else progress
-    names = {node.name for node in definitions.resolve_job_def(job_name).nodes}
-    with tqdm(total=len(names), unit="step", disable=not shown, file=sys.stderr) as bar:
-        merged = dg.Definitions.merge(
-            definitions, dg.Definitions(loggers={"progress": _logger(bar)})
-        )
+    total = len({node.name for node in definitions.resolve_job_def(job_name).nodes})
+    with tqdm(total=total, unit="step", disable=not shown, file=sys.stderr) as bar:
+        handler = _EventHandler(bar)
+        logger = dg.Definitions(loggers={"progress": _logger(handler)})
+        job = dg.Definitions.merge(definitions, logger).resolve_job_def(job_name)
         with recorded_or_forgotten() as instance:
-            result = merged.resolve_job_def(job_name).execute_in_process(
-                instance=instance, raise_on_error=True, run_config=QUIET
-            )
-    return [
-        f"{found.asset_key.to_user_string()}: {found.check_name}: {found.description}"
-        for found in result.get_asset_check_evaluations()
-        if not found.passed
-    ]
+            try:
+                job.execute_in_process(instance=instance, raise_on_error=True, run_config=QUIET)
+            except dg.DagsterError:
+                if not handler.failed_checks:
+                    raise  # else: a blocking check stopped the run, as it should
+    return handler.failed_checks
 
 
 @contextmanager
@@ -42,28 +40,34 @@ def recorded_or_forgotten() -> Iterator[dg.DagsterInstance]:
         yield instance
 
 
-def _logger(bar: tqdm) -> dg.LoggerDefinition:
-    """A Dagster logger that moves the bar at every finished step and prints what stages report."""
-
+def _logger(handler: logging.Handler) -> dg.LoggerDefinition:
     @dg.logger
     def progress(_: dg.InitLoggerContext) -> logging.Logger:
         logger = logging.Logger("influence_dag.progress", logging.INFO)
-        logger.addHandler(_BarHandler(bar))
+        logger.addHandler(handler)
         return logger
 
     return progress
 
 
-class _BarHandler(logging.Handler):
+class _EventHandler(logging.Handler):
+    """Moves the bar at every finished step, prints what stages report, keeps failed checks."""
+
     def __init__(self, bar: tqdm):
         super().__init__()
         self.bar = bar
+        self.failed_checks: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         meta = getattr(record, "dagster_meta", {})
-        event = meta.get("dagster_event")
+        event: dg.DagsterEvent | None = meta.get("dagster_event")
         if event is None:
             self.bar.write(str(meta.get("orig_message", record.getMessage())), file=sys.stderr)
         elif event.event_type_value == "STEP_SUCCESS":
             self.bar.set_description(str(event.step_key), refresh=False)
             self.bar.update()
+        elif event.event_type_value == "ASSET_CHECK_EVALUATION":
+            found = event.asset_check_evaluation_data
+            if not found.passed:
+                name = f"{found.asset_key.to_user_string()}: {found.check_name}"
+                self.failed_checks.append(f"{name}: {found.description}")

@@ -81,8 +81,8 @@ def _convergence(bench: Workbench, version: Version, method: str | None) -> dict
     found: dict[str, Any] = {"worst_residual": float(residual.max())}
     if "niter" in version.variables:
         niter = np.asarray(version.array("niter")[...])[..., valid].ravel()
-        settings = getattr(bench.settings.methods, str(method))
-        figure = plots.convergence(niter, residual, tolerance=settings.rtol)
+        settings = bench.settings.methods[str(method)]
+        figure = plots.convergence(niter, residual, tolerance=getattr(settings, "rtol", None))
         found |= {
             "most_iterations": int(niter.max()),
             "convergence": dg.MetadataValue.md(plots.markdown(figure, "convergence")),
@@ -178,6 +178,7 @@ def _perturbation(bench: Workbench, version: Version, method: str | None) -> dic
 
 PICTURES: dict[str, Callable[[Workbench, Version, str | None], dict[str, Any]]] = {
     "hessian": _spectrum,
+    "gauss_newton": _spectrum,
     "curvature": _spectrum,
     "influence_factors": _convergence,
     "influences": _influences,

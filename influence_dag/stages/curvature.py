@@ -1,11 +1,14 @@
 """What each method makes of the curvature: a factorisation kept as plain arrays."""
 
+import itertools
+import math
+
 import numpy as np
 import torch
 
 from influence_dag.curvature import Curvature, DenseCurvature
 from influence_dag.labelled import Axis
-from influence_dag.solvers import Factorization, Method, build
+from influence_dag.solvers import Blockwise, Factorization, Method, build, parameter_blocks
 from influence_dag.stages import matrices
 from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
 from influence_dag.stages.model import load_objective, load_rows, model_key
@@ -21,7 +24,7 @@ def artifact(method: str) -> str:
 
 def kind(bench: Workbench, method: str) -> str:
     """`hessian` or `gauss_newton`: the matrix whose inverse the method approximates."""
-    return getattr(getattr(bench.settings.methods, method), "curvature", "hessian")
+    return bench.settings.methods[method].curvature
 
 
 def uses_matrix(method: str) -> bool:
@@ -29,17 +32,25 @@ def uses_matrix(method: str) -> bool:
     return method == "direct"
 
 
-def method_settings(bench: Workbench, method: str) -> dict:
-    return getattr(bench.settings.methods, method).model_dump()
-
-
 def build_method(bench: Workbench, method: str) -> Method:
-    settings = method_settings(bench, method)
-    settings.pop("curvature", None)
+    """The solver with the study's settings, on blocks of parameters when the study says so."""
+    asked, solver = bench.settings.methods[method], bench.settings.methods[method].solver
     dampings = bench.settings.dampings
-    if method == "direct" and len(dampings) == 1:
-        settings["damping"] = dampings[0]
-    return build(method, settings)
+    if method == "direct" and len(dampings) == 1 and not asked.block_damping:
+        solver["damping"] = dampings[0]
+    if asked.blocks == "full":
+        return build(method, solver)
+    blocks = parameter_blocks(parameter_slices(bench), asked.blocks)
+    return Blockwise(method=build(method, solver), blocks=blocks, dampings=asked.block_damping)
+
+
+def parameter_slices(bench: Workbench) -> dict[str, slice]:
+    """Where each named parameter lies in the parameter vector."""
+    attrs = bench.require("model").attrs
+    sizes = [math.prod(shape) for shape in attrs["parameter_shapes"]]
+    ends = list(itertools.accumulate(sizes))
+    names = attrs["parameter_names"]
+    return {n: slice(end - size, end) for n, size, end in zip(names, sizes, ends, strict=True)}
 
 
 def load_matrix(bench: Workbench, name: str) -> DenseCurvature:
@@ -101,14 +112,10 @@ def _read(bench: Workbench, method: str, train_rows: str) -> str:
 
 
 def factorization_settings(bench: Workbench, method: str) -> dict:
-    """The settings that the factorisation depends on: for cg, those of the preconditioner."""
-    settings = method_settings(bench, method)
-    for cheap in ("rtol", "atol", "maxiter", "on_failure"):
-        settings.pop(cheap, None)
+    """The settings that the factorisation depends on."""
+    settings, dampings = bench.settings.methods[method].factorization, bench.settings.dampings
     if method == "direct":
-        settings["damping"] = (
-            list(bench.settings.dampings) if len(bench.settings.dampings) == 1 else "any"
-        )
+        settings["damping"] = list(dampings) if len(dampings) == 1 else "any"
     return settings
 
 

@@ -6,6 +6,7 @@ import torch
 from influence_dag.curvature import Curvature
 from influence_dag.gradients import per_sample_gradients
 from influence_dag.labelled import Axis
+from influence_dag.method_settings import ITERATIVE
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import residuals
 from influence_dag.stages import curvature
@@ -16,7 +17,6 @@ from influence_dag.store.fingerprints import fingerprint, grid_keys
 from influence_dag.store.layout import row_chunks
 
 FORMULA = 1
-ITERATIVE = ("cg", "lissa")  # methods that can start from previous factors
 PER_ROW = {
     "residual": "relative residual ‖(H + λI) s − b‖ / ‖b‖",
     "niter": "iterations",
@@ -51,7 +51,7 @@ def refresh(bench: Workbench, method: str) -> Update:
 def _base_key(bench: Workbench, method: str) -> str:
     """Everything but the test row: θ, the factorisation, how it is solved, the measurement."""
     version = bench.require(curvature.artifact(method))
-    settings = curvature.method_settings(bench, method)
+    settings = bench.settings.methods[method].model_dump(mode="json")
     return fingerprint(
         "factors",
         FORMULA,
@@ -120,7 +120,7 @@ def method_attributes(bench: Workbench, method: str, **extra) -> dict:
     dampings = bench.settings.dampings
     return bench.attributes(
         method=method,
-        method_settings=curvature.method_settings(bench, method),
+        method_settings=bench.settings.methods[method].model_dump(mode="json"),
         damping=dampings[0] if len(dampings) == 1 else list(dampings),
         n_train=version.attrs["n_train"],
         curvature=curvature.kind(bench, method),

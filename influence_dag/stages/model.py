@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from influence_dag import models
-from influence_dag.labelled import Axis, Split
+from influence_dag.errors import DataError, ModelError
+from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
+from influence_dag.objective_checks import check_labels
 from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
 from influence_dag.store import Coordinate, Version
 from influence_dag.store.fingerprints import fingerprint
@@ -33,9 +35,12 @@ def refresh(bench: Workbench) -> Update:
     # A checkpoint does not depend on the rows: an edited row leaves θ as it is.
     data_key = None if bench.settings.model.checkpoint else train.fingerprint
     key = fingerprint(settings_key, data_key)
-    return refresh_whole(
+    update = refresh_whole(
         bench, ARTIFACT, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )
+    if update.is_current:
+        check_targets(bench, load_objective(bench))  # of rows that the model has not seen
+    return update
 
 
 def _settings_key(study: Study) -> str:
@@ -82,20 +87,45 @@ def _file_hash(path: Path) -> str | None:
 def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     settings, study = bench.settings.model, bench.study
     rows = load_rows(bench, train, dtype=torch.float64)
-    module = models.build_module(settings, study.root, torch.float64)
+    module = models.build_module(settings, study.root, torch.float64).to(bench.device)
     loss = study_loss(study)
     report: Any = None
+    check_targets(bench, Objective(module.eval(), loss))
     if settings.checkpoint:
         models.load_checkpoint(module, study.path(settings.checkpoint))
     elif isinstance(settings.fit, FitSettings):
+        Objective(module, loss).check(rows)
         report = models.fit(module, loss, rows, settings.fit, report=bench.report)
     else:
         assert settings.fit is not None
+        module.train()
         models.import_callable(settings.fit, study.root, "model.fit")(module, rows)
     module.eval()
     objective = Objective(module, loss)
     objective.check(rows)
     return _artifact(bench, train, objective, rows, settings_key, report)
+
+
+def check_targets(bench: Workbench, objective: Objective) -> None:
+    """Raise `DataError` for a row whose target the loss cannot take, before anything is computed.
+
+    With a measurement the loss of test rows is never asked for, so that their targets are free.
+    """
+    splits: tuple[Split, ...] = ("train",) if bench.settings.model.measurement else SPLITS
+    for split in splits:
+        axis = bench.axis("dataset", split)
+        few = load_rows(bench, axis, axis.slots[:2], dtype=objective.dtype)
+        labels = torch.from_numpy(np.asarray(bench.require("dataset").array(f"{split}_y")[...]))
+        try:
+            check_labels(objective, few.x, labels[axis.slots].to(bench.device))
+        except ModelError as error:
+            if error.row is None:
+                raise
+            row = axis.ids[axis.slots[error.row]]
+            source = bench.require("dataset").attrs[f"{split}_source"]
+            said = str(error).removeprefix(f"row {error.row} has ")
+            column = bench.settings.data.target
+            raise DataError(f"{source}: row {str(row)!r}, column {column!r}: {said}") from error
 
 
 def _artifact(

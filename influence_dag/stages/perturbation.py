@@ -9,6 +9,7 @@ from influence_dag.errors import StudyError
 from influence_dag.influence import perturbation_influences
 from influence_dag.labelled import Axis
 from influence_dag.objective import Objective
+from influence_dag.settings import readable_bytes
 from influence_dag.stages import factors
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.influences import pieces
@@ -140,11 +141,10 @@ def _check_budget(bench: Workbench, layout: Layout) -> None:
     if size > limit:
         shapes = ", ".join(" × ".join(f"{n:,}" for n in v.shape) for v in layout.variables)
         raise StudyError(
-            f"{bench.study.name}: perturbation influences would take {size / 2**30:,.1f} GiB "
-            f"({shapes}), the limit "
-            f"perturbation.max_bytes is {limit / 2**30:,.1f} GiB; raise it, use fewer rows, or "
-            "slice the lazy form "
-            f"(open_study(...).lazy_perturbation(method)), which stores nothing"
+            f"{bench.study.name}: perturbation influences would take {readable_bytes(size)} "
+            f"({shapes}), the limit perturbation.max_bytes is {readable_bytes(limit)}; raise it, "
+            "use fewer rows, or slice the lazy form (open_study(...).lazy_perturbation(method)), "
+            "which stores nothing"
         )
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from influence_dag.labelled import Axis
+from influence_dag.method_settings import ITERATIVE
 from influence_dag.stages import curvature, factors, gradients, influences
 from influence_dag.stages.base import Result, Update, Whole, Workbench, refresh_whole
 from influence_dag.store import Version
@@ -19,7 +20,7 @@ def artifact(method: str) -> str:
 def wants_self_influence(bench: Workbench, method: str) -> bool:
     """By default only where it is cheap: an iterative method needs one solve a training row."""
     wanted = bench.settings.summary.self_influence
-    return method not in factors.ITERATIVE if wanted == "auto" else bool(wanted)
+    return method not in ITERATIVE if wanted == "auto" else bool(wanted)
 
 
 def refresh(bench: Workbench, method: str) -> Update:

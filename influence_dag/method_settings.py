@@ -1,0 +1,161 @@
+"""The settings of each inverse-curvature method, by the names that the solvers have."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from influence_dag.settings import Settings
+
+OnFailure = Literal["raise", "warn"]
+Fisher = Literal["exact", "sampled", "empirical"]
+
+
+def _named_or_listed(value: Any) -> str:
+    return "name" if isinstance(value, str) else "lists"
+
+
+Blocks = Annotated[
+    Annotated[Literal["full", "layer"], Tag("name")]
+    | Annotated[tuple[tuple[str, ...], ...], Tag("lists")],
+    Discriminator(_named_or_listed),
+]
+
+
+class MethodSettings(Settings):
+    """What every method can be told."""
+
+    curvature: Literal["hessian", "gauss_newton"] = Field(
+        default="hessian", description="the matrix whose inverse is meant"
+    )
+    blocks: Blocks = Field(
+        default="full",
+        description="full | layer | lists of parameter names: what couples blocks is left out",
+    )
+    block_damping: Mapping[str, NonNegativeFloat] = Field(
+        default={}, description="λ of single blocks, by name; the study's for the others"
+    )
+
+    @property
+    def solver(self) -> dict[str, Any]:
+        """The settings that the solver itself takes."""
+        return self.model_dump(exclude=set(MethodSettings.model_fields))
+
+    @property
+    def factorization(self) -> dict[str, Any]:
+        """The settings that what is stored depends on; the others are about single solves."""
+        return self.model_dump(exclude={"rtol", "atol", "maxiter", "on_failure", "block_damping"})
+
+
+class DirectSettings(MethodSettings):
+    """Exact solve: Cholesky of `H + λI`, once; eigendecomposition for a list of dampings."""
+
+    on_indefinite: Literal["raise", "lu"] = "raise"
+
+
+class ConjugateGradientSettings(MethodSettings):
+    """Exact to a tolerance, by products alone: block conjugate gradients."""
+
+    rtol: PositiveFloat = 1e-6
+    atol: NonNegativeFloat = 0.0
+    maxiter: PositiveInt | None = None
+    preconditioner: Literal["none", "jacobi", "nystroem", "ekfac"] = "nystroem"
+    rank: PositiveInt = Field(default=100, description="of the Nyström or Jacobi preconditioner")
+    seed: int = 0
+    on_failure: OnFailure = "raise"
+
+
+class LissaSettings(MethodSettings):
+    """A Neumann series (Agarwal et al. 2017), with all rows or with seeded mini-batches."""
+
+    maxiter: PositiveInt = 1000
+    dampen: NonNegativeFloat = 0.0
+    scale: PositiveFloat | None = Field(default=None, description="default: estimated")
+    rtol: PositiveFloat = 1e-4
+    batch_size: PositiveInt | None = Field(default=None, description="default: all rows")
+    seed: int = 0
+    on_failure: OnFailure = "raise"
+
+
+class ArnoldiSettings(MethodSettings):
+    """The eigenpairs of largest absolute value (Schioppa et al. 2022)."""
+
+    rank: PositiveInt = 50
+    tol: PositiveFloat = 1e-6
+    complement: Literal["drop", "damping"] = "drop"
+    max_products: PositiveInt | None = None
+    seed: int = 0
+    on_failure: OnFailure = "raise"
+
+
+class NystroemSettings(MethodSettings):
+    """A randomised low-rank sketch (Frangella, Tropp & Udell 2021)."""
+
+    rank: PositiveInt = 100
+    seed: int = 0
+    power_iterations: int = Field(default=1, ge=0)
+
+
+class KroneckerSettings(MethodSettings):
+    """Kronecker-factored Fisher of each layer, with (`ekfac`) or without corrected eigenvalues."""
+
+    curvature: Literal["hessian", "gauss_newton"] = Field(
+        default="gauss_newton", description="the matrix that residuals are measured with"
+    )
+    fisher: Fisher = Field(
+        default="exact", description="exact | sampled labels | empirical (data labels)"
+    )
+    seed: int = 0
+
+
+class IdentitySettings(MethodSettings):
+    """Dot products of gradients: the baseline."""
+
+
+class MethodsSettings(Settings):
+    """The inverse-curvature methods to run, by name."""
+
+    direct: DirectSettings | None = None
+    cg: ConjugateGradientSettings | None = None
+    lissa: LissaSettings | None = None
+    arnoldi: ArnoldiSettings | None = None
+    nystroem: NystroemSettings | None = None
+    ekfac: KroneckerSettings | None = None
+    kfac: KroneckerSettings | None = None
+    identity: IdentitySettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: {} if options is None else options for name, options in value.items()}
+        return value
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> "MethodsSettings":
+        if not self.names:
+            raise ValueError(f"name at least one method of {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The methods that are asked for."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    def __getitem__(self, method: str) -> MethodSettings:
+        return getattr(self, method)
+
+
+EXACT = ("direct", "cg", "lissa")
+"""Methods that solve the damped system itself, to rounding or to a tolerance."""
+
+ITERATIVE = ("cg", "lissa")
+"""Methods that need products at every solve, and can start from previous factors."""
