@@ -19,7 +19,7 @@ from influence_dag.solvers.base import (
     relative,
     round_up,
 )
-from influence_dag.solvers.minibatches import minibatch, row_count, shuffled_batches
+from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 
 _MARGIN = 1.05  # of the scale over the largest eigenvalue
@@ -38,8 +38,8 @@ class LiSSA:
     \lambda$, with an error of about $(1 - (\lambda_{min} + \lambda)/s)^t$ after t steps. Without a
     `scale` the largest eigenvalue is estimated and s set just above.
 
-    $H_B$ is the curvature of all rows, or of `batch_size` of them in an order shuffled by `seed`
-    anew for each pass. A row is converged when a step with all rows changes h by at most
+    $H_B$ is the curvature of all rows, or of `batch_size` of them drawn anew for each step
+    (`seed`). A row is converged when a step with all rows changes h by at most
     `rtol` of its norm. With all rows it stops there; mini-batches take `maxiter` steps, and the
     answer is the mean of the last half of h. Rows that are not converged then raise
     `NotConvergedError`, or with `on_failure="warn"` are kept and marked in `converged`.
@@ -68,7 +68,7 @@ class LiSSA:
         if self.batch_size is None:
             while True:
                 yield curvature
-        for index in shuffled_batches(row_count(curvature), self.batch_size, seed=self.seed):
+        for index in random_batches(row_count(curvature), self.batch_size, seed=self.seed):
             yield minibatch(curvature, index)
 
     def _ends(self, curvature: Curvature) -> tuple[float, float]:

@@ -27,18 +27,15 @@ def row_count(curvature: Curvature) -> int:
     return len(_rows(curvature))
 
 
-def shuffled_batches(count: int, size: int, *, seed: int) -> Iterator[Int[Tensor, " b"]]:
-    """Positions of consecutive batches, shuffled anew for each pass, without end.
+def random_batches(count: int, size: int, *, seed: int) -> Iterator[Int[Tensor, " b"]]:
+    """Positions of `size` (at most `count`) distinct rows, drawn anew each time, without end.
 
-    Every batch has `size` rows (at most `count`): what a pass leaves over, the next one gives a
-    new chance.
+    Independent draws, not passes over shuffled rows: within a pass a batch says something about
+    the next one, which leaves a bias in the mean of the iterates that more steps do not remove.
     """
     generator = torch.Generator().manual_seed(seed)
-    size = min(size, count)
     while True:
-        order = torch.randperm(count, generator=generator)
-        for start in range(0, count - size + 1, size):
-            yield order[start : start + size]
+        yield torch.randperm(count, generator=generator)[:size]
 
 
 def _rows(curvature: Curvature) -> Any:

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import torch
 
 from influence_dag.curvature import DenseCurvature
@@ -39,3 +41,20 @@ class Counted:
 
     def dense(self):
         raise AssertionError("an iterative method formed the matrix")
+
+
+@dataclass(frozen=True, eq=False)
+class SecondMoment:
+    """rowsᵀ rows / n: a curvature that is a mean over rows, with cheap products."""
+
+    rows: torch.Tensor
+
+    size = property(lambda self: self.rows.shape[1])
+    dtype = property(lambda self: self.rows.dtype)
+    device = property(lambda self: self.rows.device)
+
+    def apply(self, vectors):
+        return (vectors @ self.rows.T) @ self.rows / len(self.rows)
+
+    def dense(self):
+        return self.rows.T @ self.rows / len(self.rows)

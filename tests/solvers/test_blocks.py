@@ -1,7 +1,7 @@
 import pytest
 import reference
 import torch
-from solver_systems import random_rhs, relative_error, spd_matrix
+from solver_systems import SecondMoment, random_rhs, relative_error, spd_matrix
 from torch import nn
 
 from influence_dag.curvature import DenseCurvature, Hessian
@@ -17,6 +17,7 @@ from influence_dag.solvers import (
     parameter_blocks,
 )
 from influence_dag.solvers.blocks import Restricted
+from influence_dag.solvers.minibatches import minibatch
 
 P = 12
 BLOCKS = {"a": torch.tensor([0, 1, 2, 9]), "b": torch.tensor([3, 4, 5, 6, 7, 8, 10, 11])}
@@ -110,15 +111,19 @@ def test_a_restricted_curvature_is_a_cut_of_the_whole():
 
 
 def test_minibatches_work_on_blocks():
-    torch.manual_seed(0)
-    rows = Rows(torch.randn(40, 4).double(), torch.randn(40, 2).double())
+    moment, rhs = SecondMoment(random_rhs(60, P)), random_rhs(2, P)
+    method = LiSSA(batch_size=20, rtol=0.1, maxiter=4000)
+    x = Blockwise(method=method, blocks=BLOCKS).factorize(moment).solve(rhs, damping=0.1).x
+    expected = reference.damped_solve(block_diagonal(moment.dense()), rhs, 0.1)
+    assert relative_error(x, expected) <= 0.05
+
+
+def test_a_mean_over_rows_of_a_model_has_minibatches():
+    rows = Rows(random_rhs(40, 4), random_rhs(40, 2))
     hessian = Hessian(Objective(nn.Linear(4, 2).double(), "mse"), rows)
-    blocks = parameter_blocks(hessian.objective.slices, [["weight"], ["bias"]])
-    method = LiSSA(batch_size=10, rtol=1e-1)
-    rhs = random_rhs(2, 10)
-    x = Blockwise(method=method, blocks=blocks).factorize(hessian).solve(rhs, damping=0.1).x
-    exact = Blockwise(method=Direct(), blocks=blocks).factorize(hessian).solve(rhs, damping=0.1).x
-    assert relative_error(x, exact) <= 0.1
+    some = minibatch(Restricted(hessian, torch.arange(8)), torch.arange(5, 15))
+    expected = Hessian(hessian.objective, rows[5:15]).dense()[:8, :8]
+    torch.testing.assert_close(some.dense(), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,12 @@
 import pytest
 import reference
 import torch
-from solver_systems import Counted, random_rhs, relative_error, spd_matrix
-from torch import nn
+from solver_systems import Counted, SecondMoment, random_rhs, relative_error, spd_matrix
 
-from influence_dag.curvature import DenseCurvature, GaussNewton
+from influence_dag.curvature import DenseCurvature
 from influence_dag.errors import IndefiniteError, NotConvergedError
-from influence_dag.objective import Objective, Rows
 from influence_dag.solvers import LiSSA
-from influence_dag.solvers.minibatches import shuffled_batches
+from influence_dag.solvers.minibatches import random_batches
 
 P = 20
 
@@ -100,39 +98,42 @@ def test_rows_that_are_not_converged_are_named():
 # Mini-batches ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def regression():
-    torch.manual_seed(0)
-    x = torch.randn(60, 5, dtype=torch.float64)
-    rows = Rows(x, torch.randn(60, 1, dtype=torch.float64))
-    objective = Objective(nn.Linear(5, 1).double(), "mse")
-    return GaussNewton(objective, rows)
+MOMENT = SecondMoment(random_rhs(60, 6, seed=4))
 
 
-def test_minibatches_approach_the_answer_and_repeat(regression):
-    rhs = random_rhs(4, 6)
-    expected = reference.damped_solve(regression.dense(), rhs, 0.1)
-
-    def run(seed, maxiter=2000):
-        method = LiSSA(batch_size=10, seed=seed, maxiter=maxiter, rtol=1e-1)
-        return method.factorize(regression).solve(rhs, damping=0.1)
-
-    assert relative_error(run(0).x, expected) <= 0.05
-    assert torch.equal(run(0).x, run(0).x)
-    assert not torch.equal(run(0).x, run(1).x)
-    assert run(0).info["niter"].tolist() == [2000] * 4
+def by_minibatches(*, seed=0, maxiter=2000, scale=None, rtol=0.1):
+    method = LiSSA(batch_size=10, seed=seed, maxiter=maxiter, scale=scale, rtol=rtol)
+    return method.factorize(MOMENT).solve(random_rhs(4, 6), damping=0.1)
 
 
-def test_minibatches_that_diverge_name_a_scale_that_works(regression):
-    def run(scale):
-        method = LiSSA(batch_size=10, scale=scale, rtol=1e-1, maxiter=3000)
-        return method.factorize(regression).solve(random_rhs(2, 6), damping=0.1)
+def test_minibatches_approach_the_answer():
+    expected = reference.damped_solve(MOMENT.dense(), random_rhs(4, 6), 0.1)
+    solution = by_minibatches()
+    assert relative_error(solution.x, expected) <= 0.05
+    assert solution.info["niter"].tolist() == [2000] * 4
+    defect = random_rhs(4, 6) - MOMENT.apply(solution.x) - 0.1 * solution.x
+    expected = defect.norm(dim=1) / random_rhs(4, 6).norm(dim=1)
+    torch.testing.assert_close(solution.info["residual"], expected)
 
+
+def test_more_steps_with_minibatches_come_closer():
+    expected = reference.damped_solve(MOMENT.dense(), random_rhs(4, 6), 0.1)
+    few, many = (by_minibatches(maxiter=steps).x for steps in (200, 10_000))
+    assert relative_error(many, expected) <= relative_error(few, expected) / 2
+
+
+def test_minibatches_repeat_for_a_seed():
+    first, again, other = (by_minibatches(seed=seed, maxiter=50).x for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_minibatches_that_diverge_name_a_scale_that_works():
     with pytest.raises(NotConvergedError, match=r"diverges with scale=0.5") as caught:
-        run(0.5)
+        by_minibatches(scale=0.5)
     scale = float(str(caught.value).rpartition("scale=")[2])
-    expected = reference.damped_solve(regression.dense(), random_rhs(2, 6), 0.1)
-    assert relative_error(run(scale).x, expected) <= 0.1
+    expected = reference.damped_solve(MOMENT.dense(), random_rhs(4, 6), 0.1)
+    assert relative_error(by_minibatches(scale=scale).x, expected) <= 0.05
 
 
 def test_minibatches_need_a_curvature_of_rows():
@@ -140,8 +141,9 @@ def test_minibatches_need_a_curvature_of_rows():
         LiSSA(batch_size=5).factorize(DenseCurvature(spd_matrix(P)))
 
 
-def test_every_pass_meets_every_row_once_when_batches_fit():
-    batches = shuffled_batches(12, 4, seed=0)
-    first, second = (torch.cat([next(batches) for _ in range(3)]) for _ in range(2))
-    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(12))
-    assert first.tolist() != second.tolist()
+def test_batches_are_distinct_rows():
+    batches = random_batches(12, 5, seed=0)
+    drawn = [next(batches).tolist() for _ in range(200)]
+    assert all(len(set(rows)) == 5 for rows in drawn)
+    assert {row for rows in drawn for row in rows} == set(range(12))
+    assert sorted(next(random_batches(3, 5, seed=0)).tolist()) == [0, 1, 2]

@@ -35,7 +35,6 @@ METHODS = [
     Arnoldi(rank=P),
     Arnoldi(rank=P, complement="damping"),
     LiSSA(rtol=1e-11, maxiter=5000),
-    LiSSA(rtol=1e-11, maxiter=5000, scale=3.0),
     Blockwise(method=Direct(), blocks={"all": torch.arange(P)}),
     Blockwise(method=ConjugateGradient(rtol=1e-10), blocks={"all": torch.arange(P)}),
 ]
