@@ -14,7 +14,14 @@ class StudyError(InfluenceDagError):
 
 
 class ModelError(InfluenceDagError):
-    """A model, loss or checkpoint cannot be used for influence functions as it is."""
+    """A model, loss or checkpoint cannot be used for influence functions as it is.
+
+    `row` is the position of the row that shows it, where it is one row's.
+    """
+
+    def __init__(self, message: str, *, row: int | None = None):
+        super().__init__(message)
+        self.row = row
 
 
 class NotConvergedError(InfluenceDagError):

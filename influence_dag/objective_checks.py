@@ -8,7 +8,7 @@ from torch.func import grad
 
 from influence_dag import losses
 from influence_dag.errors import ModelError
-from influence_dag.rows import Rows
+from influence_dag.rows import Inputs, Rows, input_leaves
 
 if TYPE_CHECKING:
     from influence_dag.objective import Objective
@@ -37,7 +37,7 @@ _DROPOUTS = (
 def check_objective(objective: "Objective", rows: Rows) -> None:
     """Raise `ModelError` for the first thing that is wrong; see `Objective.check`."""
     _check_modes(objective.module)
-    _check_labels(objective, rows)
+    check_labels(objective, rows[:_FEW].x, rows.y)
     _check_shapes(objective, rows)
     _check_repeats(objective, rows)
     _check_independence(objective, rows)
@@ -66,22 +66,32 @@ def _uses_batch_statistics(layer: nn.Module) -> bool:
     return layer.training or getattr(layer, "running_mean", None) is None
 
 
-def _check_labels(objective: "Objective", rows: Rows) -> None:
+def check_labels(objective: "Objective", x: Inputs, labels: Tensor) -> None:
+    """Raise `ModelError` for a label that the loss has no output for; `x` are a few inputs."""
     if objective.loss is losses.bce_with_logits:
-        outside = ((rows.y < 0) | (rows.y > 1)).flatten(1 if rows.y.ndim > 1 else 0)
-        _refuse_label(outside, rows.y, "bce_with_logits wants targets between 0 and 1")
-    if objective.loss is not losses.cross_entropy or rows.y.is_floating_point():
+        outside = ((labels < 0) | (labels > 1)).flatten(1 if labels.ndim > 1 else 0)
+        _refuse_label(outside, labels, "bce_with_logits wants targets between 0 and 1")
+    if objective.loss is not losses.cross_entropy or labels.ndim > 1:
         return
-    with torch.no_grad():
-        classes = objective.outputs(objective.params, rows[:_FEW].x).shape[1]
-    outside = (rows.y < 0) | (rows.y >= classes)
-    _refuse_label(outside, rows.y, f"the model has {classes} outputs (labels 0 to {classes - 1})")
+    if labels.is_floating_point():
+        _refuse_label(labels % 1 != 0, labels, "cross_entropy wants whole numbers, one a class")
+        labels = labels.long()
+    try:
+        with torch.no_grad():
+            classes = objective.outputs(objective.params, x).shape[1]
+    except Exception as error:
+        shapes = ", ".join(str(tuple(leaf.shape[1:])) for leaf in input_leaves(x))
+        raise ModelError(
+            f"the model fails on inputs of shape {shapes}: {type(error).__name__}: {error}"
+        ) from error
+    outside = (labels < 0) | (labels >= classes)
+    _refuse_label(outside, labels, f"the model has {classes} outputs (labels 0 to {classes - 1})")
 
 
 def _refuse_label(outside: Tensor, labels: Tensor, limit: str) -> None:
     if outside.any():
         row = int(outside.reshape(len(outside), -1).any(1).nonzero()[0])
-        raise ModelError(f"row {row} has label {labels[row].tolist()}, but {limit}")
+        raise ModelError(f"row {row} has label {labels[row].tolist()}, but {limit}", row=row)
 
 
 def _check_shapes(objective: "Objective", rows: Rows) -> None:
@@ -142,5 +152,6 @@ def _check_finite(objective: "Objective", rows: Rows) -> None:
         raise ModelError(
             f"the loss of row {int(bad[0])} is {values[bad[0]].item()} "
             f"({len(bad)} of {len(values)} rows are not finite); look at its inputs, "
-            "and whether the model has diverged"
+            "and whether the model has diverged",
+            row=int(bad[0]),
         )
