@@ -42,7 +42,7 @@ class LinearGradients:
             _join(self.name, "output_gradients"): self.output_gradients,
         }
 
-    def weight_gradients(self) -> Float[Tensor, "n d_out*d_in"]:
+    def weight_gradients(self) -> Float[Tensor, "n weights"]:
         a, g = self.activations, self.output_gradients
         if a.ndim == 2:
             return (g.unsqueeze(2) * a.unsqueeze(1)).flatten(1)
@@ -74,7 +74,7 @@ class LinearGradients:
             chunk = slice(start, start + rows)
             out[:, chunk].addmm_(V, self[chunk].weight_gradients().T)
 
-    def _add_projected(self, V: Float[Tensor, "k d_out*d_in"], out: Tensor) -> None:
+    def _add_projected(self, V: Float[Tensor, "k weights"], out: Tensor) -> None:
         a, g = self.activations, self.output_gradients
         for row, factor in zip(out, V, strict=True):
             row += ((a @ factor.view(g.shape[1], -1).T) * g).sum(1)

@@ -1,15 +1,15 @@
 """Per-sample gradients by one batched backward pass that captures each layer's pair."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import grad, vmap
 
+from influence_dag.capture import Pair, capture, is_capturable
 from influence_dag.gradient_blocks import (
     DenseGradients,
     DenseLayout,
@@ -80,76 +80,14 @@ def _formed(objective: Objective, block: DenseLayout, a: Tensor, g: Tensor) -> T
     return pair.bias_gradients() if is_bias else pair.weight_gradients()
 
 
-# Capturing ------------------------------------------------------------------------------------
-
-_Pair = tuple[Tensor, Tensor]
-
-
-def _capture(objective: Objective, rows: Rows, names: set[str], of: Of) -> dict[str, list[_Pair]]:
-    """For each call of each named layer, its inputs and its output's gradients, one a row."""
-    calls: list[tuple[str, Tensor, Tensor]] = []
+def _capture(objective: Objective, rows: Rows, names: set[str], of: Of) -> dict[str, list[Pair]]:
     theta = objective.params.clone().requires_grad_()
-    with torch.enable_grad(), _recording(objective.module, names, calls):
-        total = _values(objective, of)(theta, rows).sum()
-    pairs: dict[str, list[_Pair]] = {name: [] for name in names}
-    if not calls:
-        return pairs
-    outputs = [output for _, _, output in calls]
-    gradients = torch.autograd.grad(total, outputs, materialize_grads=True)
-    for (name, x, _), g in zip(calls, gradients, strict=True):
-        pairs[name].append(_pair(objective.module.get_submodule(name), x.detach(), g))
-    return pairs
+    values = _values(objective, of)
+    return capture(objective.module, names, lambda: values(theta, rows).sum())
 
 
 def _values(objective: Objective, of: Of) -> Callable[[Tensor, Rows], Tensor]:
     return objective.losses if of == "loss" else objective.measurements
-
-
-@contextmanager
-def _recording(
-    module: nn.Module, names: set[str], calls: list[tuple[str, Tensor, Tensor]]
-) -> Iterator[None]:
-    def record(name: str) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            calls.append((name, inputs[0], output))
-            return output.clone()  # an in-place activation may follow
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name in names:
-            handle = module.get_submodule(name).register_forward_hook(record(name))
-            hooks.callback(handle.remove)
-        yield
-
-
-def _pair(layer: nn.Module, x: Tensor, g: Tensor) -> _Pair:
-    """Input and output gradient of a layer as `(n, [positions,] width)`."""
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        return _patches(layer, x), g.flatten(2).transpose(1, 2)
-    if x.ndim > 3:
-        return x.flatten(1, -2), g.flatten(1, -2)
-    return x, g
-
-
-def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, "n t d_in"]:
-    """What the kernel sees at each output position, in the order of its weights."""
-    sizes = zip(layer.kernel_size, layer.dilation, strict=True)
-    if layer.padding == "same":
-        total = [dilation * (size - 1) for size, dilation in sizes]
-        sides = [(n // 2, n - n // 2) for n in total]
-    else:
-        padding = (0,) * len(layer.kernel_size) if layer.padding == "valid" else layer.padding
-        sides = [(int(n), int(n)) for n in padding]
-    x = nn.functional.pad(x, [n for side in reversed(sides) for n in side])
-    if isinstance(layer, nn.Conv2d):
-        return nn.functional.unfold(
-            x, layer.kernel_size, layer.dilation, 0, layer.stride
-        ).transpose(1, 2)
-    wide = nn.functional.unfold(
-        x.unsqueeze(2), (1, *layer.kernel_size), (1, *layer.dilation), 0, (1, *layer.stride)
-    )
-    return wide.transpose(1, 2)
 
 
 # The general way ------------------------------------------------------------------------------
@@ -253,7 +191,7 @@ def _candidates(objective: Objective) -> list[_Candidate]:
     uses = [id(parameter) for _, parameter in every]
     found = []
     for name, layer in objective.module.named_modules():
-        if not _is_capturable(layer) or any(uses.count(id(p)) > 1 for p in layer.parameters()):
+        if not is_capturable(layer) or any(uses.count(id(p)) > 1 for p in layer.parameters()):
             continue
         weight, bias = (_place(objective, name, role) for role in ("weight", "bias"))
         if weight or bias:
@@ -261,20 +199,12 @@ def _candidates(objective: Objective) -> list[_Candidate]:
     return found
 
 
-def _is_capturable(layer: nn.Module) -> bool:
-    if type(layer).forward is nn.Linear.forward:
-        return True
-    if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        return False
-    return layer.groups == 1 and layer.padding_mode == "zeros"
-
-
 def _place(objective: Objective, layer: str, role: str) -> tuple[int, int] | None:
     place = objective.slices.get(f"{layer}.{role}" if layer else role)
     return (place.start, place.stop) if place else None
 
 
-def _agrees(candidate: _Candidate, pairs: list[_Pair], truth: Float[Tensor, "n p"]) -> bool:
+def _agrees(candidate: _Candidate, pairs: list[Pair], truth: Float[Tensor, "n p"]) -> bool:
     if len(pairs) != 1 or pairs[0][0].ndim == 1 or len(pairs[0][0]) != len(truth):
         return False
     weight, bias = (slice(*cut) if cut else None for cut in (candidate.weight, candidate.bias))

@@ -53,7 +53,7 @@ def _products(
     return _back(network.layers[0], moves[0][0], state.gradients[0], Rg)
 
 
-_Move = tuple[Float[Tensor, "k d_out d_in"] | None, Float[Tensor, "k d_out"] | None]
+_Move = tuple[Float[Tensor, "k _ _"] | None, Float[Tensor, "k _"] | None]
 
 
 def _moves(layer: LinearLayer, factors: Float[Tensor, "k p"]) -> _Move:
@@ -65,7 +65,7 @@ def _moves(layer: LinearLayer, factors: Float[Tensor, "k p"]) -> _Move:
 
 def _forward(
     network: LayeredNetwork, state: NetworkPass, moves: list[_Move], k: int
-) -> list[Float[Tensor, "k n d_out"]]:
+) -> list[Float[Tensor, "k n _"]]:
     """R z of every layer."""
     Rzs: list[Tensor] = []
     for index, (layer, (V, v)) in enumerate(zip(network.layers, moves, strict=True)):

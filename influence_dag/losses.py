@@ -66,6 +66,7 @@ def reduced_loss(loss: LossFunction) -> LossFunction:
     Each sample is a batch of one, so `mean` and `sum` reductions agree. A loss that already
     returns one value per sample comes out unchanged.
 
+    >>> import torch
     >>> reduced_loss(nn.functional.mse_loss)(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
     tensor([1., 9.])
     """

@@ -129,16 +129,16 @@ class Objective:
         with self._twice_differentiable():
             return functional_call(self.module, self.unflatten(theta), args, kwargs)
 
-    def losses(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, " b"]:
-        """The loss of each row."""
+    def losses(self, theta: Float[Tensor, " p"], rows: Rows) -> Tensor:
+        """The loss of each row, shape `(b,)` (that the loss keeps to it is for `check` to see)."""
         return self.loss(self.outputs(theta, rows.x), rows.y)
 
     def mean_loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, ""]:
         r"""$(1/n) \sum_i L(z_i, \theta)$ over the rows."""
         return self.losses(theta, rows).mean()
 
-    def measurements(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, " b"]:
-        """What influences are on, for each row: the measurement, or the loss without one."""
+    def measurements(self, theta: Float[Tensor, " p"], rows: Rows) -> Tensor:
+        """What influences are on, shape `(b,)`: the measurement, or the loss without one."""
         measure = self.measurement or self.loss
         return measure(self.outputs(theta, rows.x), rows.y)
 

@@ -122,3 +122,11 @@ def test_float32_stays_float32():
     assert {tensor.dtype for tensor in gradients.tensors().values()} == {torch.float32}
     expected = reference.per_sample_gradients(module, F.cross_entropy, x, y)
     assert_close(gradients.dense(), expected.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_do_not_need_the_callers_leave_to_differentiate():
+    module, x, y = CASES["images"].make()
+    objective, rows = Objective(module, "cross_entropy"), Rows(x, y)
+    expected = per_sample_gradients(objective, rows).dense()
+    with torch.no_grad():
+        assert_close(per_sample_gradients(objective, rows).dense(), expected)

@@ -47,10 +47,10 @@ class NetworkPass:
     $\partial^2 L / \partial z_L^2$, or by its Gauss-Newton part.
     """
 
-    inputs: list[Float[Tensor, "n d_in"]]
-    gradients: list[Float[Tensor, "n d_out"]]
-    slopes: list[Float[Tensor, "n d_out"]]
-    bends: list[Float[Tensor, "n d_out"]]
+    inputs: list[Float[Tensor, "n _"]]
+    gradients: list[Float[Tensor, "n _"]]
+    slopes: list[Float[Tensor, "n _"]]
+    bends: list[Float[Tensor, "n _"]]
     output_product: Callable[[Float[Tensor, "k n c"]], Float[Tensor, "k n c"]]
 
     def output_matrix(self) -> Float[Tensor, "n c c"]:

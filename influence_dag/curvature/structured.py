@@ -94,7 +94,7 @@ def _jacobians(network: LayeredNetwork, state: NetworkPass) -> dict[_Pair, Tenso
     return jacobians
 
 
-def _outer(left: Tensor, right: Tensor | None = None) -> Float[Tensor, "n i*j"]:
+def _outer(left: Tensor, right: Tensor | None = None) -> Float[Tensor, "n pairs"]:
     return (left if right is None else left.unsqueeze(2) * right.unsqueeze(1)).flatten(1)
 
 
