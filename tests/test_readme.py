@@ -1,0 +1,52 @@
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A copy of what a clone of the repository has, without results."""
+    (tmp_path / "data").mkdir()
+    for folder in ("assets", "data/diabetes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_examples_run_as_they_stand(project, capsys):
+    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    shown = capsys.readouterr().out
+    assert shown.count("(train: 5)") == 2
+    assert "(feature: 10)" in shown
+    assert (project / "data/store/diabetes/direct/influences/current").exists()
+
+
+def test_the_study_of_the_readme_is_valid():
+    import yaml
+
+    from influence_dag.study import StudySettings
+
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    settings = StudySettings.model_validate(yaml.safe_load(text)["attributes"])
+    assert settings.dampings == (0.01,)
+
+
+def test_the_files_that_the_readme_names_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_commands_that_the_readme_names_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
