@@ -43,7 +43,7 @@ def recorded_or_forgotten() -> Iterator[dg.DagsterInstance]:
 def _logger(handler: logging.Handler) -> dg.LoggerDefinition:
     @dg.logger
     def progress(_: dg.InitLoggerContext) -> logging.Logger:
-        logger = logging.Logger("influence_dag.progress", logging.INFO)
+        logger = logging.Logger("influence_dag.progress", logging.DEBUG)
         logger.addHandler(handler)
         return logger
 
@@ -61,9 +61,13 @@ class _EventHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         meta = getattr(record, "dagster_meta", {})
         event: dg.DagsterEvent | None = meta.get("dagster_event")
-        if event is None:
+        if event:
+            self._follow(event)
+        elif record.levelno >= logging.INFO:
             self.bar.write(str(meta.get("orig_message", record.getMessage())), file=sys.stderr)
-        elif event.event_type_value == "STEP_SUCCESS":
+
+    def _follow(self, event: dg.DagsterEvent) -> None:
+        if event.event_type_value == "STEP_SUCCESS":
             self.bar.set_description(str(event.step_key), refresh=False)
             self.bar.update()
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":

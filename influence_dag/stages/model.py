@@ -52,7 +52,7 @@ def _settings_key(study: Study) -> str:
         FORMULA,
         source_key(study),
         parameters,
-        _callable_hash(study, model.fit),
+        _callable_hash(study, model.fit, "model.fit"),
         checkpoint,
     )
 
@@ -63,17 +63,17 @@ def source_key(study: Study) -> str:
     return fingerprint(
         *(
             part
-            for name in (model.build, model.loss)
-            for part in (name, _callable_hash(study, name))
+            for field, name in (("model.build", model.build), ("model.loss", model.loss))
+            for part in (name, _callable_hash(study, name, field))
         )
     )
 
 
-def _callable_hash(study: Study, name: object) -> str | None:
+def _callable_hash(study: Study, name: object, field: str) -> str | None:
     """Content hash of the file in which a `module:callable` is written."""
     if not isinstance(name, str) or name in LOSSES:
         return None
-    models.import_callable(name, study.root, "model")
+    models.import_callable(name, study.root, field)
     spec = importlib.util.find_spec(name.partition(":")[0])
     return _file_hash(Path(spec.origin)) if spec and spec.origin else None
 
@@ -252,4 +252,4 @@ def model_key(bench: Workbench) -> str:
 
 def measurement_key(study: Study) -> str:
     name = study.settings.model.measurement
-    return fingerprint(name, _callable_hash(study, name))
+    return fingerprint(name, _callable_hash(study, name, "model.measurement"))
