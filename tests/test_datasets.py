@@ -65,6 +65,8 @@ def test_a_table_becomes_float64_features_and_integer_labels(tmp_path):
     assert split.y.dtype == np.int64
     assert (split.feature_names, split.dims) == (("a", "b"), ("feature",))
     assert split.source == "train.csv"
+    assert split.x["x"].flags.writeable
+    assert split.y.flags.writeable  # torch warns of arrays that are not
 
 
 def test_a_decimal_target_stays_floating(tmp_path):

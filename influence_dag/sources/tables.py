@@ -104,14 +104,14 @@ def _numbers(source: Source, column: pd.Series) -> np.ndarray:
     """The column as int64 if all are whole numbers or booleans, else float64; empty is NaN."""
     if pd.api.types.is_integer_dtype(column) or pd.api.types.is_bool_dtype(column):
         if not column.isna().any():
-            return column.to_numpy(np.int64)
+            return column.to_numpy(np.int64, copy=True)
     elif not pd.api.types.is_numeric_dtype(column):
         text = column.map(str, na_action="ignore")
         column = pd.Series(pd.to_numeric(text, errors="coerce"))
         wrong = (column.isna() & text.notna()).to_numpy()
         if wrong.any():
             _not_a_number(source, str(column.name), text.to_numpy(object), wrong)
-    return column.to_numpy(np.float64, na_value=np.nan)
+    return column.to_numpy(np.float64, copy=True, na_value=np.nan)
 
 
 def _not_a_number(source: Source, column: str, seen: np.ndarray, wrong: np.ndarray) -> NoReturn:
