@@ -1,0 +1,96 @@
+"""How well a prediction agrees with what happened: correlations, ranks, intervals, detection."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+from numpy import ndarray as Array
+
+
+def pearson(a: Float[Array, "*k m"], b: Float[Array, "*k m"]) -> Float[Array, "*k"]:
+    """Correlation along the last axis; NaN where one side is constant.
+
+    >>> pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])).round(12).item()
+    1.0
+    """
+    a, b = (v - v.mean(axis=-1, keepdims=True) for v in (a, b))
+    scale = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    with np.errstate(invalid="ignore"):
+        return (a * b).sum(axis=-1) / scale
+
+
+def slope(predicted: Float[Array, "*k"], actual: Float[Array, "*k"]) -> float:
+    """The factor c for which `c * predicted` comes nearest to `actual` in squares."""
+    return float((predicted * actual).sum() / (predicted * predicted).sum())
+
+
+def spearman(a: Float[Array, "k m"], b: Float[Array, "k m"]) -> Float[Array, " k"]:
+    """Rank correlation along the last axis, tied values sharing their mean rank."""
+    return Ranks(a).correlate(Ranks(b))
+
+
+class Ranks:
+    """The ranks of each row's entries; of resampled columns too, without sorting again."""
+
+    def __init__(self, values: Float[Array, "k m"]):
+        in_order = np.sort(values, axis=1)
+        pairs = list(zip(in_order, values, strict=True))
+        self._order = np.argsort(values, axis=1, kind="stable")
+        self._below = np.stack([np.searchsorted(s, v, side="left") for s, v in pairs])
+        self._up_to = np.stack([np.searchsorted(s, v, side="right") for s, v in pairs])
+
+    def __call__(self, counts: Float[Array, " m"]) -> Float[Array, "k m"]:
+        """Mean ranks when column c is there `counts[c]` times."""
+        total = np.pad(np.cumsum(counts[self._order], axis=1), ((0, 0), (1, 0)))
+        below, up_to = (np.take_along_axis(total, i, axis=1) for i in (self._below, self._up_to))
+        return (below + up_to + 1) / 2
+
+    def correlate(
+        self, other: "Ranks", counts: Float[Array, " m"] | None = None
+    ) -> Float[Array, " k"]:
+        """Spearman's correlation of each row, column c being there `counts[c]` times."""
+        counts = np.ones(self._order.shape[1]) if counts is None else counts
+        a, b = self(counts), other(counts)
+        a, b = (v - (v * counts).sum(1, keepdims=True) / counts.sum() for v in (a, b))
+        scale = np.sqrt((a * a * counts).sum(1) * (b * b * counts).sum(1))
+        with np.errstate(invalid="ignore"):
+            return (a * b * counts).sum(1) / scale
+
+
+def bootstrap_spearman(
+    predicted: Float[Array, "k m"],
+    actual: Float[Array, "k m"],
+    *,
+    level: float = 0.95,
+    replicates: int = 200,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile interval of the mean of the rows' rank correlations.
+
+    Columns are resampled for all rows together, because they are what the rows share (the
+    subsets of an ensemble), and rows as well.
+    """
+    rng = np.random.default_rng(seed)
+    left, right = Ranks(predicted), Ranks(actual)
+    k, m = predicted.shape
+    means = []
+    for _ in range(replicates):
+        counts = np.bincount(rng.integers(m, size=m), minlength=m).astype(float)
+        means.append(np.nanmean(left.correlate(right, counts)[rng.integers(k, size=k)]))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def roc_auc(scores: Float[Array, " n"], positive: Bool[Array, " n"]) -> float:
+    """The chance that a positive scores above a negative, ties counting one half.
+
+    >>> roc_auc(np.array([3.0, 2.0, 1.0]), np.array([True, False, False]))
+    1.0
+    """
+    ranks = Ranks(scores[None])(np.ones(len(scores)))[0]
+    p, q = int(positive.sum()), int((~positive).sum())
+    return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * q))
+
+
+def found_in_top(scores: Float[Array, " n"], positive: Bool[Array, " n"], *, share: float) -> float:
+    """The part of the positives among the `share` of entries with the highest scores."""
+    top = np.argsort(-scores, kind="stable")[: round(share * len(scores))]
+    return float(positive[top].sum() / positive.sum())

@@ -1,0 +1,127 @@
+"""The same model at many parameter vectors: losses, values and gradients of all of them at once."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.func import vmap
+
+from influence_dag.objective import Objective, Rows, without_denormals
+from influence_dag.rows import map_inputs
+
+_NUMBERS = 2**23  # of the largest temporary of a batch of members, about
+_SPARSE = 0.75  # below this share of rows with a weight, members work on their own rows alone
+
+
+def in_float64(objective: Objective) -> Objective:
+    """The objective on a float64 copy of its module: the differences that refits make are small."""
+    if objective.dtype == torch.float64:
+        return objective
+    module = copy.deepcopy(objective.module).double()
+    return Objective(module, objective.loss, measurement=objective.measurement)
+
+
+def member_values(
+    objective: Objective,
+    params: Float[Tensor, "m p"],
+    rows: Rows,
+    *,
+    of: Literal["loss", "measurement"] = "loss",
+) -> Float[Tensor, "m k"]:
+    """The loss, or the measurement, of each row under each member's parameters."""
+    function = objective.losses if of == "loss" else objective.measurements
+    parts = [
+        _over_members(lambda theta: function(theta, rows), params[chunk])
+        for chunk in member_chunks(len(params), len(rows) * _width(objective, rows))
+    ]
+    return torch.cat(parts).detach()
+
+
+def member_chunks(members: int, numbers: int) -> Iterator[slice]:
+    """Runs of members whose temporaries stay below a few tens of megabytes."""
+    size = max(1, min(members, _NUMBERS // max(1, numbers)))
+    for start in range(0, members, size):
+        yield slice(start, start + size)
+
+
+def _width(objective: Objective, rows: Rows) -> int:
+    """About how many numbers a row needs on its way: its input and its output."""
+    with torch.no_grad():
+        output = objective.outputs(objective.params, rows[:1].x)
+    sizes: list[int] = [output.numel()]
+    map_inputs(lambda leaf: sizes.append(leaf[0].numel()), rows.x)
+    return max(sizes)
+
+
+def _over_members(function: Callable[[Tensor], Tensor], params: Tensor) -> Tensor:
+    try:
+        return vmap(function)(params)
+    except RuntimeError:
+        # Operators without a batching rule: one member after another, slow but right. An error
+        # that has another cause comes again from here.
+        return torch.stack([function(theta) for theta in params])
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedLosses:
+    r"""For each member m, the penalised weighted loss that its refit minimises.
+
+    $$ f_m(\theta) = \sum_{k=1}^{n} w_{mk} \, L(z_k, \theta) + \frac{w}{2} \lVert\theta\rVert^2 $$
+
+    Members whose weights leave out much of the data (subsets) are evaluated on the rows that
+    they have: `own` holds the positions of those rows, padded with rows of weight zero.
+    """
+
+    objective: Objective
+    rows: Rows
+    weights: Float[Tensor, "m s"]
+    weight_decay: float
+    own: Int[Tensor, "m s"] | None = None
+
+    @classmethod
+    def of(
+        cls, objective: Objective, rows: Rows, weights: Float[Tensor, "m n"], weight_decay: float
+    ) -> "WeightedLosses":
+        most = int((weights != 0).sum(dim=1).max())
+        if most > _SPARSE * len(rows):
+            return cls(objective, rows, weights, weight_decay)
+        own = (weights != 0).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        return cls(objective, rows, weights.gather(1, own), weight_decay, own)
+
+    def __getitem__(self, members: slice | Tensor) -> "WeightedLosses":
+        own = None if self.own is None else self.own[members]
+        return WeightedLosses(
+            self.objective, self.rows, self.weights[members], self.weight_decay, own
+        )
+
+    @property
+    def chunks(self) -> Iterator[slice]:
+        """Members to minimise together."""
+        rows, width = self.weights.shape[1], _width(self.objective, self.rows)
+        return member_chunks(len(self.weights), max(rows * width, 16 * self.objective.size))
+
+    @without_denormals
+    def value_and_gradient(
+        self, theta: Float[Tensor, "m p"]
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m p"]]:
+        """$f_m(θ_m)$ and its gradient, one backward pass for all members."""
+        theta = theta.detach().requires_grad_()
+        data = (self._losses(theta) * self.weights).sum(dim=1)
+        values = data + self.weight_decay / 2 * theta.square().sum(dim=1)
+        (gradients,) = torch.autograd.grad(values.sum(), theta)
+        return values.detach(), gradients
+
+    def _losses(self, theta: Float[Tensor, "m p"]) -> Float[Tensor, "m s"]:
+        losses = self.objective.losses
+        if self.own is None:
+            return _over_members(lambda point: losses(point, self.rows), theta)
+        rows = self.rows[self.own]
+        try:
+            return vmap(lambda point, x, y: losses(point, Rows(x, y)))(theta, rows.x, rows.y)
+        except RuntimeError:  # as in _over_members
+            pairs = zip(theta, self.own, strict=True)
+            return torch.stack([losses(point, self.rows[own]) for point, own in pairs])

@@ -1,0 +1,129 @@
+r"""Leaving training rows out, one refit each: what influences predict against what happens.
+
+Up-weighting influences are the derivative of a refit. Without $z_i$ the model minimises
+$(1/n) \sum_{k \ne i} L_k + (w/2) \lVert\theta\rVert^2$, and the loss of test row j moves by about
+$+I_{ji} / n$.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray as Array
+from torch import Tensor
+
+from influence_dag.objective import Objective, Rows
+from influence_dag.validation.agreement import pearson, slope
+from influence_dag.validation.ensembles import in_float64
+from influence_dag.validation.predictions import ExactPredictions, is_linear_in_parameters
+from influence_dag.validation.refits import refit_without
+
+F64 = torch.float64
+
+
+@dataclass(frozen=True, eq=False)
+class LeaveOneOut:
+    """Change of each test row's loss (or measurement) when each chosen training row is left out.
+
+    `predicted` is `+I / n`, `actual` that of a refit, both positive where the row helps.
+    `corrected` is the prediction with the row's leverage, where the model is linear in θ.
+    `base_losses` are the test rows' losses with every row; `base_shift` is how far the full fit
+    moved them from those at the given θ before anything was left out: influences describe a
+    stationary point, so it should be next to nothing.
+    """
+
+    index: Int[Array, " m"]
+    predicted: Float[Array, "k m"]
+    actual: Float[Array, "k m"]
+    corrected: Float[Array, "k m"] | None
+    base_losses: Float[Array, " k"]
+    base_shift: float
+    refits: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pearson(self) -> float:
+        """Correlation over all pairs."""
+        return float(pearson(self.predicted.ravel(), self.actual.ravel()))
+
+    @property
+    def pearson_per_test(self) -> Float[Array, " k"]:
+        return pearson(self.predicted, self.actual)
+
+    @property
+    def slope(self) -> float:
+        """`actual ≈ slope * predicted`: above 1, because the row's own curvature goes as well."""
+        return slope(self.predicted, self.actual)
+
+    def summary(self) -> dict[str, Any]:
+        corrected = {}
+        if self.corrected is not None:
+            corrected = {
+                "corrected_pearson": float(pearson(self.corrected.ravel(), self.actual.ravel())),
+                "corrected_slope": slope(self.corrected, self.actual),
+            }
+        return {
+            "rows_left_out": len(self.index),
+            "test_rows": len(self.actual),
+            "pearson": self.pearson,
+            "worst_test_row_pearson": float(np.nanmin(self.pearson_per_test)),
+            "slope": self.slope,
+            **corrected,
+            "base_shift": self.base_shift,
+            **self.refits,
+        }
+
+
+def leave_one_out(
+    objective: Objective,
+    train: Rows,
+    test: Rows,
+    *,
+    weight_decay: float,
+    damping: float | None = None,
+    index: Sequence[int] | Int[Tensor, " m"] | None = None,
+    influences: Float[Tensor, "k n"] | None = None,
+    leverage: Literal["auto"] | bool = "auto",
+    tolerance: float = 1e-8,
+    max_steps: int = 200,
+) -> LeaveOneOut:
+    r"""Leave out each training row of `index` (default: every one) and fit again.
+
+    `influences` are the ones to be judged, by whatever method, not divided by n; without them
+    they are computed exactly at `objective.params` with `damping` (default `weight_decay`, with
+    which $H + \lambda I$ is the Hessian of what was minimised). `leverage` adds the prediction
+    with the row's leverage; `"auto"` does so for a model linear in θ.
+
+    Refits start at `objective.params`; a network may end in another minimum than one fitted from
+    scratch, which is what is asked of a derivative. Raises `NotConvergedError` as `refit` does.
+    """
+    objective, train, test = in_float64(objective), train.to(dtype=F64), test.to(dtype=F64)
+    chosen = torch.as_tensor(range(len(train)) if index is None else index)
+    exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
+    corrected = None
+    if leverage is True or (leverage == "auto" and is_linear_in_parameters(objective, train)):
+        corrected = exact.corrected_influences(test, train[chosen]).div(len(train)).numpy()
+    if influences is None:
+        predicted = exact.influences(test, train[chosen])
+    else:
+        predicted = influences.to(objective.params)[:, chosen]
+    refits = refit_without(
+        objective,
+        train,
+        chosen,
+        weight_decay=weight_decay,
+        tolerance=tolerance,
+        max_steps=max_steps,
+    )
+    before, measured = objective.measurements(objective.params, test), refits.measurements(test)
+    return LeaveOneOut(
+        chosen.numpy(),
+        predicted.div(len(train)).numpy(),
+        (measured[1:] - measured[0]).T.numpy(),
+        corrected,
+        measured[0].numpy(),
+        float((measured[0] - before).abs().max()),
+        refits.summary(),
+    )

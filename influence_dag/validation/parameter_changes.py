@@ -1,0 +1,80 @@
+r"""Parameter influences against refits: where θ goes when a training row is left out.
+
+$$ \theta_{-i} - \theta \approx + \frac1n (H + \lambda I)^{-1} \nabla L(z_i) $$
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray as Array
+from torch import Tensor
+
+from influence_dag.objective import Objective, Rows
+from influence_dag.validation.ensembles import in_float64
+from influence_dag.validation.predictions import ExactPredictions
+from influence_dag.validation.refits import refit_without
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterChanges:
+    """Predicted and actual change of θ for each training row left out, in float64."""
+
+    index: Int[Array, " m"]
+    predicted: Float[Array, "m p"]
+    actual: Float[Array, "m p"]
+    refits: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def cosines(self) -> Float[Array, " m"]:
+        """Cosine between the two; NaN where nothing moved."""
+        norms = np.linalg.norm(self.predicted, axis=1) * np.linalg.norm(self.actual, axis=1)
+        with np.errstate(invalid="ignore"):
+            return (self.predicted * self.actual).sum(axis=1) / norms
+
+    @property
+    def length_ratios(self) -> Float[Array, " m"]:
+        """Actual length of the move, divided by the predicted."""
+        return np.linalg.norm(self.actual, axis=1) / np.linalg.norm(self.predicted, axis=1)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "rows_left_out": len(self.index),
+            "mean_cosine": float(np.nanmean(self.cosines)),
+            "worst_cosine": float(np.nanmin(self.cosines)),
+            "mean_length_ratio": float(np.nanmean(self.length_ratios)),
+            **self.refits,
+        }
+
+
+def parameter_changes(
+    objective: Objective,
+    train: Rows,
+    *,
+    weight_decay: float,
+    damping: float | None = None,
+    index: Sequence[int] | Int[Tensor, " m"] | None = None,
+    tolerance: float = 1e-8,
+    max_steps: int = 200,
+) -> ParameterChanges:
+    """Leave out each training row of `index` (default: every one) and see where θ goes.
+
+    `damping` defaults to `weight_decay`. Raises `NotConvergedError` as `refit` does.
+    """
+    objective, train = in_float64(objective), train.to(dtype=torch.float64)
+    chosen = torch.as_tensor(range(len(train)) if index is None else index)
+    exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
+    predicted = exact.solve(exact.gradients(train[chosen])) / len(train)
+    refits = refit_without(
+        objective,
+        train,
+        chosen,
+        weight_decay=weight_decay,
+        tolerance=tolerance,
+        max_steps=max_steps,
+    )
+    actual = refits.params[1:] - refits.params[0]
+    return ParameterChanges(chosen.numpy(), predicted.numpy(), actual.numpy(), refits.summary())

@@ -1,0 +1,106 @@
+"""What influence functions predict, exactly solved and in float64: the side that refits check."""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad, jacrev, vmap
+
+from influence_dag.curvature import Hessian
+from influence_dag.gradients import per_sample_gradients
+from influence_dag.objective import Objective, Rows
+from influence_dag.rows import map_inputs
+from influence_dag.solvers import Direct, Factorization
+
+_NUMBERS = 2**23  # of the Jacobians held at once
+
+
+class ExactPredictions:
+    r"""Influences of training rows at `objective.params`, with $H + \lambda I$ factorised once."""
+
+    def __init__(self, objective: Objective, train: Rows, *, damping: float):
+        self.objective, self.train, self.damping = objective, train, damping
+
+    @cached_property
+    def factorization(self) -> Factorization:
+        return Direct(damping=self.damping).factorize(Hessian(self.objective, self.train))
+
+    def solve(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        r"""$(H + \lambda I)^{-1}$ times each row."""
+        return self.factorization.solve(vectors, damping=self.damping).x
+
+    def gradients(self, rows: Rows) -> Float[Tensor, "m p"]:
+        return per_sample_gradients(self.objective, rows).dense()
+
+    def factors(self, test: Rows) -> Float[Tensor, "k p"]:
+        r"""$(H + \lambda I)^{-1} \nabla M(z_j)$, M being the measurement or the loss."""
+        return self.solve(per_sample_gradients(self.objective, test, of="measurement").dense())
+
+    def influences(self, test: Rows, rows: Rows) -> Float[Tensor, "k m"]:
+        """Of any rows on each test row; not divided by n."""
+        return self.factors(test) @ self.gradients(rows).T
+
+    def corrected_influences(self, test: Rows, rows: Rows) -> Float[Tensor, "k m"]:
+        """The same with each row's leverage: a Newton step without the row."""
+        return self.factors(test) @ self.corrected_gradients(rows).T
+
+    def corrected_gradients(self, rows: Rows) -> Float[Tensor, "m p"]:
+        r"""Gradients whose influence is a Newton step without the row, for rows of `train`.
+
+        $$ \tilde g_i = J_i^\top \big(I - \tfrac1n S_i K_i\big)^{-1} \nabla_f L_i , \qquad
+           K_i = J_i (H + \lambda I)^{-1} J_i^\top, \quad S_i = \nabla_f^2 L_i $$
+
+        Then $(H + \lambda I)^{-1} \tilde g_i = (H + \lambda I - \tfrac1n J_i^\top S_i J_i)^{-1}
+        \nabla L_i$ (Woodbury), J being the Jacobian of the row's outputs f in θ. Exact Newton for
+        a model linear in θ; elsewhere only the Gauss-Newton part of the row is left out. With
+        squared loss and one output the residual is divided by one minus its leverage.
+        """
+        return torch.cat([self._corrected(*part) for part in self._jacobians(rows)])
+
+    def _corrected(
+        self, J: Float[Tensor, "b c p"], outputs: Float[Tensor, "b ..."], y: Tensor
+    ) -> Float[Tensor, "b p"]:
+        g, S = _output_derivatives(self.objective, outputs, y)
+        K = self.solve(J.flatten(0, 1)).view(J.shape) @ J.mT
+        identity = torch.eye(J.shape[1], dtype=J.dtype, device=J.device)
+        coefficients = torch.linalg.solve(identity - S @ K / len(self.train), g)
+        return torch.einsum("bcp,bc->bp", J, coefficients)
+
+    def _jacobians(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Jacobians of the outputs in θ, the outputs and the targets, batch by batch."""
+        theta, run = self.objective.params, self.objective.outputs
+
+        def one(point: Tensor, x: Tensor) -> Tensor:
+            return run(point, map_inputs(lambda leaf: leaf.unsqueeze(0), x))[0].flatten()
+
+        width = run(theta, rows[:1].x).numel()
+        for batch in rows.batches(max(1, _NUMBERS // (width * len(theta)))):
+            J = vmap(jacrev(one), in_dims=(None, 0))(theta, batch.x)
+            yield J.detach(), run(theta, batch.x).detach(), batch.y
+
+
+def is_linear_in_parameters(objective: Objective, rows: Rows) -> bool:
+    """Whether the outputs are affine in θ: second differences along a random line vanish."""
+    theta, x = objective.params, rows[:8].x
+    generator = torch.Generator().manual_seed(0)
+    step = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
+    with torch.no_grad():
+        before, here, after = (objective.outputs(theta + t * step, x) for t in (-1.0, 0.0, 1.0))
+    size = max(float(value.abs().max()) for value in (before, here, after))
+    return bool((before + after - 2 * here).abs().max() <= 1e-9 * size)
+
+
+def _output_derivatives(
+    objective: Objective, outputs: Float[Tensor, "b ..."], y: Tensor
+) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c c"]]:
+    """First and second derivative of each row's loss in its flattened outputs."""
+    shape = outputs.shape[1:]
+
+    def loss(f: Tensor, target: Tensor) -> Tensor:
+        one = map_inputs(lambda leaf: leaf.unsqueeze(0), target)
+        return objective.loss(f.view(1, *shape), one).reshape(())
+
+    flat = outputs.flatten(1)
+    return vmap(grad(loss))(flat, y), vmap(jacrev(grad(loss)))(flat, y)
