@@ -82,7 +82,8 @@ def _encoding(dtype: np.dtype) -> dict[str, Any]:
 
 def open_for_writing(folder: Path, name: str) -> zarr.Array:
     """A variable whose chunks are written whatever they hold."""
-    return zarr.open_array(folder, path=name, mode="r+").with_config({"write_empty_chunks": True})
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        return zarr.open_array(folder, path=name, mode="r+")
 
 
 def consolidate(folder: Path) -> None:

@@ -104,7 +104,9 @@ class Version:
     @cached_property
     def attrs(self) -> dict[str, Any]:
         """The group's attributes, provenance and results included."""
-        return self._json("zarr.json")["attributes"]
+        attrs = self._json("zarr.json")["attributes"]
+        attrs.pop("coordinates", None)  # how xarray marks coordinates, and hides it too
+        return attrs
 
     @property
     def data_version(self) -> str:

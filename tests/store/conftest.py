@@ -5,6 +5,17 @@ import pytest
 from influence_dag.store import ArtifactStore
 
 
+@pytest.fixture(autouse=True)
+def fsynced(monkeypatch) -> list[str]:
+    """Files and folders that were fsynced, in order; without the wait for a shared disk."""
+    paths: list[str] = []
+    for module in ("files", "versions"):
+        monkeypatch.setattr(
+            f"influence_dag.store.{module}.sync", lambda path: paths.append(str(path))
+        )
+    return paths
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(tmp_path / "store", lock_timeout=0.2)

@@ -3,6 +3,7 @@ import os
 import shutil
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +170,26 @@ def test_versions_are_written_where_hard_links_are_impossible(store, monkeypatch
     np.testing.assert_array_equal(draft.version.open().influences.values, changed.values)
     assert chunk_files(store, 1) == before
     assert store.plan(NAME, changed.layout, changed.expected).up_to_date
+
+
+def test_everything_new_is_on_the_disk_before_it_has_its_name(store, fsynced, monkeypatch):
+    refresh(store, SAMPLE)
+    fsynced.clear()
+    before, rename = chunk_files(store), Path.rename
+
+    def renamed(path, target):
+        fsynced.append(f"{path} renamed")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    draft = refresh(store, SAMPLE.with_train({9: -5.0}))
+    durable = fsynced[: fsynced.index(f"{draft.folder} renamed")]
+    changed = {f"influences/c/{name}" for name in new_files(before, chunk_files(store))}
+    every = {path.relative_to(draft.version.path) for path in draft.version.path.rglob("*")}
+    linked = {Path("influences/c", name) for name in before} - set(map(Path, changed))
+    assert set(map(Path, durable)) == {draft.folder, *(draft.folder / p for p in every - linked)}
+    after = fsynced[len(durable) + 1 :]
+    assert after == [str(draft.folder.parent), str(draft.folder.parent.parent)]
 
 
 def test_the_data_version_follows_keys_and_layout_and_nothing_else(tmp_path):
