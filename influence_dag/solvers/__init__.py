@@ -3,11 +3,14 @@ from influence_dag.solvers.base import METHODS, Factorization, Method, Solution,
 from influence_dag.solvers.blocks import Blockwise, parameter_blocks
 from influence_dag.solvers.cg import ConjugateGradient
 from influence_dag.solvers.direct import Direct
+from influence_dag.solvers.ekfac import EKFAC, KFAC
 from influence_dag.solvers.identity import Identity
 from influence_dag.solvers.lissa import LiSSA
 from influence_dag.solvers.nystroem import Nystroem
 
 __all__ = [
+    "EKFAC",
+    "KFAC",
     "METHODS",
     "Arnoldi",
     "Blockwise",

@@ -1,0 +1,229 @@
+r"""Kronecker-factored curvature: K-FAC and its eigenvalue-corrected form, EK-FAC."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.curvature.kronecker_pairs import (
+    FisherBatch,
+    FisherPairs,
+    KroneckerLayout,
+    joined,
+)
+
+# One product for each pair of positions does without forming each sample's matrix, which costs as
+# much memory traffic as this many positions of arithmetic.
+_FORMING = 16
+_FORMED = 2**21  # numbers of per-sample matrices held at once: what a processor's cache takes
+_KEPT = 2**26  # numbers captured that are kept for the second pass instead of computed again
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerSums:
+    r"""Sums over rows, not means, in float64: those of other rows can be added or taken away.
+
+    For each captured layer $\sum_i \sum_t \tilde a_{it} \tilde a_{it}^\top$ (`activations`) and
+    $\sum_i \sum_t \sum_c g_{itc} g_{itc}^\top$ (`gradients`), t running over `positions` (1
+    for a Linear layer on vectors); for each dense group the Fisher's block (`dense`), all in the
+    order of `layout`. `rows` counts the i.
+    """
+
+    layout: KroneckerLayout
+    rows: int
+    positions: tuple[int, ...]
+    activations: tuple[Float[Tensor, "d_in d_in"], ...]
+    gradients: tuple[Float[Tensor, "d_out d_out"], ...]
+    dense: tuple[Float[Tensor, "q q"], ...]
+
+    def __add__(self, other: "KroneckerSums") -> "KroneckerSums":
+        return self._combined(other, 1)
+
+    def __sub__(self, other: "KroneckerSums") -> "KroneckerSums":
+        return self._combined(other, -1)
+
+    def _combined(self, other: "KroneckerSums", sign: int) -> "KroneckerSums":
+        if (self.layout, self.positions) != (other.layout, other.positions):
+            raise ValueError("sums of different networks or input shapes cannot be combined")
+
+        def each(mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(a + sign * b for a, b in zip(mine, theirs, strict=True))
+
+        return KroneckerSums(
+            self.layout,
+            self.rows + sign * other.rows,
+            self.positions,
+            each(self.activations, other.activations),
+            each(self.gradients, other.gradients),
+            each(self.dense, other.dense),
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything as named tensors, those of a block under its name."""
+        named = {"rows": torch.tensor(self.rows), **self.layout.tensors()}
+        for i, layer in enumerate(self.layout.layers):
+            named[joined(layer.name, "positions")] = torch.tensor(self.positions[i])
+            named[joined(layer.name, "activation_sum")] = self.activations[i]
+            named[joined(layer.name, "gradient_sum")] = self.gradients[i]
+        for group, total in zip(self.layout.dense, self.dense, strict=True):
+            named[joined(group.name, "dense_sum")] = total
+        return named
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "KroneckerSums":
+        """The inverse of `tensors`, among which others may be."""
+        layout = KroneckerLayout.from_tensors(tensors)
+        layers = [layer.name for layer in layout.layers]
+        return cls(
+            layout,
+            int(tensors["rows"]),
+            tuple(int(tensors[joined(name, "positions")]) for name in layers),
+            tuple(tensors[joined(name, "activation_sum")] for name in layers),
+            tuple(tensors[joined(name, "gradient_sum")] for name in layers),
+            tuple(tensors[joined(group.name, "dense_sum")] for group in layout.dense),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerEigenbasis:
+    r"""Eigenvectors (columns) and eigenvalues of $A = Q_A \Lambda_A Q_A^\top$ and of $G$."""
+
+    activation_vectors: Float[Tensor, "d_in d_in"]
+    activation_values: Float[Tensor, " d_in"]
+    gradient_vectors: Float[Tensor, "d_out d_out"]
+    gradient_values: Float[Tensor, " d_out"]
+
+    def product_eigenvalues(self) -> Float[Tensor, "d_out d_in"]:
+        r"""K-FAC: $\Lambda_G \Lambda_A^\top$, those of $G \otimes A$."""
+        return self.gradient_values.outer(self.activation_values).clamp(min=0)
+
+
+def kronecker_sums(pairs: Iterable[FisherBatch], layout: KroneckerLayout) -> KroneckerSums:
+    """Sums of outer products over all batches."""
+    total: KroneckerSums | None = None
+    for batch in pairs:
+        part = _batch_sums(batch, layout)
+        total = part if total is None else total + part
+    if total is None:
+        raise ValueError("no rows: a curvature is a mean over at least one")
+    return total
+
+
+def _batch_sums(batch: FisherBatch, layout: KroneckerLayout) -> KroneckerSums:
+    return KroneckerSums(
+        layout,
+        batch.rows,
+        tuple(a.shape[1] if a.ndim == 3 else 1 for a, _ in batch.pairs),
+        tuple(_gram(a) for a, _ in batch.pairs),
+        tuple(_gram(g) for _, g in batch.pairs),
+        tuple(_gram(values) for values in batch.dense),
+    )
+
+
+def _gram(values: Float[Tensor, "*n d"]) -> Float[Tensor, "d d"]:
+    flat = values.flatten(0, -2)
+    return (flat.T @ flat).double()
+
+
+def eigenbases(sums: KroneckerSums) -> list[KroneckerEigenbasis]:
+    r"""One for each layer, in float64, of $A = \frac1n \sum$ and $G = \frac{1}{nT} \sum$.
+
+    T is the number of positions (Grosse & Martens 2016, whose assumption is that the gradients
+    at different positions are independent).
+    """
+    found = []
+    for A, G, positions in zip(sums.activations, sums.gradients, sums.positions, strict=True):
+        a_values, a_vectors = torch.linalg.eigh(A / sums.rows)
+        g_values, g_vectors = torch.linalg.eigh(G / (sums.rows * positions))
+        found.append(KroneckerEigenbasis(a_vectors, a_values, g_vectors, g_values))
+    return found
+
+
+def corrected_eigenvalues(
+    pairs: Iterable[FisherBatch], bases: list[KroneckerEigenbasis]
+) -> list[Float[Tensor, "d_out d_in"]]:
+    r"""EK-FAC: the Fisher's diagonal in each layer's Kronecker eigenbasis, float64.
+
+    $$ \Lambda = \frac{1}{n} \sum_i \sum_c
+       \Big( \sum_t (Q_G^\top g_{itc}) (Q_A^\top \tilde a_{it})^\top \Big)^{\circ 2} $$
+
+    The best diagonal in that basis in the Frobenius norm (George et al. 2018).
+    """
+    rows, totals = 0, [torch.zeros_like(basis.product_eigenvalues()) for basis in bases]
+    rotations: list[tuple[Tensor, Tensor]] = []
+    for batch in pairs:
+        rows += batch.rows
+        rotations = rotations or [
+            (basis.activation_vectors.to(a.dtype), basis.gradient_vectors.to(g.dtype))
+            for basis, (a, g) in zip(bases, batch.pairs, strict=True)
+        ]
+        for total, (a, g), (Q_A, Q_G) in zip(totals, batch.pairs, rotations, strict=True):
+            total += _squared_products(a @ Q_A, g @ Q_G)
+    return [total / rows for total in totals]
+
+
+def _squared_products(
+    a: Float[Tensor, "b *t d_in"], g: Float[Tensor, "c b *t d_out"]
+) -> Float[Tensor, "d_out d_in"]:
+    """Sum over rows and root vectors of the squares of each entry of g aᵀ, summed over t first."""
+    if a.ndim == 2:
+        return g.square().sum(0).T @ a.square()
+    t = a.shape[1]
+    if t * (t + 1) / 2 <= len(g) * (t + _FORMING):
+        return _by_pairs_of_positions(a, g)
+    return _by_forming(a, g)
+
+
+def _by_pairs_of_positions(
+    a: Float[Tensor, "b t d_in"], g: Float[Tensor, "c b t d_out"]
+) -> Float[Tensor, "d_out d_in"]:
+    r"""$\sum_{t t'} (\sum_c g_t \circ g_{t'}) (a_t \circ a_{t'})^\top$: one product, few t."""
+    first, second = torch.triu_indices(a.shape[1], a.shape[1], device=a.device)
+    weight = torch.where(first == second, 1, 2).to(a.dtype)[:, None]
+    squares_a = a[:, first] * a[:, second] * weight
+    squares_g = sum(
+        (part[:, first] * part[:, second] for part in g), torch.zeros((), dtype=g.dtype)
+    )
+    return squares_g.flatten(0, 1).T @ squares_a.flatten(0, 1)
+
+
+def _by_forming(
+    a: Float[Tensor, "b t d_in"], g: Float[Tensor, "c b t d_out"]
+) -> Float[Tensor, "d_out d_in"]:
+    c, _, _, d_out = g.shape
+    columns = g.permute(1, 0, 3, 2).flatten(1, 2)
+    size = max(1, _FORMED // (columns.shape[1] * a.shape[2]))
+    total = a.new_zeros(c * d_out, a.shape[2])
+    for part_a, part_g in zip(a.split(size), columns.split(size), strict=True):
+        total += (part_g @ part_a).square().sum(0)
+    return total.view(c, d_out, -1).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerFactors:
+    """What a Fisher becomes: sums, the eigenbases of the layers, raw eigenvalues in them."""
+
+    sums: KroneckerSums
+    bases: list[KroneckerEigenbasis]
+    eigenvalues: list[Float[Tensor, "d_out d_in"]]
+
+
+def kronecker_factors(
+    pairs: FisherPairs, *, corrected: bool = True, sums: KroneckerSums | None = None
+) -> KroneckerFactors:
+    r"""EK-FAC of a Fisher, or K-FAC with `corrected=False`.
+
+    `sums` already at hand (those of the same rows, brought up to date by differences) spare the
+    first pass over the data. What the first pass captured is kept for the second where it fits
+    in 256 MiB.
+    """
+    kept: Iterable[FisherBatch] = pairs
+    if corrected and sums is None and pairs.numbers_per_row * len(pairs.rows) <= _KEPT:
+        kept = list(pairs)
+    sums = sums or kronecker_sums(kept, pairs.layout)
+    bases = eigenbases(sums)
+    if corrected:
+        return KroneckerFactors(sums, bases, corrected_eigenvalues(kept, bases))
+    return KroneckerFactors(sums, bases, [basis.product_eigenvalues() for basis in bases])

@@ -1,0 +1,235 @@
+"""Pairs of layer inputs and output gradients under a Fisher, batch by batch."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.capture import layer_pair, recorded_layers
+from influence_dag.curvature.kronecker_fisher import FisherName, output_roots
+from influence_dag.errors import ModelError
+from influence_dag.gradient_blocks import DenseLayout, GradientLayout, LinearLayout
+from influence_dag.gradients import gradient_layout, per_sample_gradients
+from influence_dag.objective import Objective, Rows, without_denormals
+
+_LARGEST_DENSE = 2**13  # parameters of one dense block: 512 MiB in float64, a minute of eigh
+_NUMBERS = 2**25  # numbers captured at once
+
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class KroneckerLayer:
+    """A Linear or Conv layer kept as a Kronecker product; places in θ as (start, stop)."""
+
+    name: str
+    weight: Place
+    bias: Place | None
+
+
+@dataclass(frozen=True)
+class DenseGroup:
+    """Parameters of one module that are not captured: one dense block of the Fisher."""
+
+    name: str
+    places: tuple[Place, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(stop - start for start, stop in self.places)
+
+
+@dataclass(frozen=True)
+class KroneckerLayout:
+    """Which parameters are in which block; together they cover θ."""
+
+    layers: tuple[KroneckerLayer, ...]
+    dense: tuple[DenseGroup, ...]
+
+    @classmethod
+    def of(cls, objective: Objective, sample: Rows) -> "KroneckerLayout":
+        """Every layer that `gradient_layout` finds capturable and whose weight is trainable.
+
+        Raises `ModelError` for a dense block that is too large, naming it.
+        """
+        blocks = gradient_layout(objective, sample).blocks
+        found = {b.name if isinstance(b, LinearLayout) else b.layer for b in blocks}
+        layers = []
+        for name in objective.parameter_names:
+            owner, _, role = name.rpartition(".")
+            if role == "weight" and owner in found:
+                bias = objective.slices.get(joined(owner, "bias"))
+                layers.append(
+                    KroneckerLayer(owner, _place(objective.slices[name]), bias and _place(bias))
+                )
+        dense = _dense_groups(objective, {p for layer in layers for p in _places(layer)})
+        return cls(tuple(layers), dense)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The places as integers, named after the blocks; -1 where there is no bias."""
+        layers = {
+            joined(layer.name, "places"): torch.tensor([layer.weight, layer.bias or (-1, -1)])
+            for layer in self.layers
+        }
+        dense = {joined(g.name, "dense_places"): torch.tensor(g.places) for g in self.dense}
+        return layers | dense
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "KroneckerLayout":
+        """The inverse of `tensors`, among which others may be."""
+        layers: list[KroneckerLayer] = []
+        dense: list[DenseGroup] = []
+        for name, tensor in tensors.items():
+            owner, _, kind = name.rpartition(".")
+            if kind == "places":
+                weight, bias = _places_of(tensor)
+                layers.append(KroneckerLayer(owner, weight, bias if bias[0] >= 0 else None))
+            elif kind == "dense_places":
+                dense.append(DenseGroup(owner, _places_of(tensor)))
+        return cls(
+            tuple(sorted(layers, key=lambda layer: layer.weight)),
+            tuple(sorted(dense, key=lambda group: group.places)),
+        )
+
+
+def joined(*names: str) -> str:
+    """A dotted name; the module itself has an empty one, which leaves no dot."""
+    return ".".join(name for name in names if name)
+
+
+def _place(where: slice) -> Place:
+    return where.start, where.stop
+
+
+def _places_of(tensor: Tensor) -> tuple[Place, ...]:
+    return tuple((start, stop) for start, stop in tensor.tolist())
+
+
+def _places(layer: KroneckerLayer) -> list[Place]:
+    return [place for place in (layer.weight, layer.bias) if place]
+
+
+def _dense_groups(objective: Objective, covered: set[Place]) -> tuple[DenseGroup, ...]:
+    groups: dict[str, tuple[Place, ...]] = {}
+    for name, where in objective.slices.items():
+        if _place(where) not in covered:
+            owner = name.rpartition(".")[0]
+            groups[owner] = (*groups.get(owner, ()), _place(where))
+    dense = tuple(DenseGroup(name, places) for name, places in groups.items())
+    for group in dense:
+        if group.size > _LARGEST_DENSE:
+            raise ModelError(
+                f"the {group.size} parameters of {group.name or 'the model'!r} do not belong to a "
+                "Linear or Conv layer used once and need a dense Fisher block, which is limited "
+                f"to {_LARGEST_DENSE}; freeze them (requires_grad_(False)) or use cg or nystroem"
+            )
+    return dense
+
+
+@dataclass(frozen=True, eq=False)
+class FisherBatch:
+    r"""What one batch of b rows adds to each block, for c root vectors a row.
+
+    `pairs`, a layer each: inputs $\tilde a$ `(b, [t,] d_in)`, a 1 appended for the bias, and
+    gradients $g_c$ `(c, b, [t,] d_out)`. `dense`, a group each: gradients `(c b, size)`.
+    """
+
+    rows: int
+    pairs: list[tuple[Tensor, Tensor]]
+    dense: list[Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class FisherPairs:
+    """The batches of a Fisher at `objective.params`; a second pass gives the same ones."""
+
+    objective: Objective
+    rows: Rows
+    layout: KroneckerLayout
+    fisher: FisherName = "exact"
+    seed: int = 0
+    batch_size: int = 512
+
+    def __iter__(self) -> Iterator[FisherBatch]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for batch in self.rows.batches(self.rows_at_once):
+            yield self._batch(batch, generator)
+
+    @cached_property
+    def numbers_per_row(self) -> int:
+        """How many numbers are captured a row."""
+        probe = self._batch(self.rows[:1], torch.Generator())
+        return sum(t.numel() for pair in probe.pairs for t in pair) + sum(
+            values.numel() for values in probe.dense
+        )
+
+    @property
+    def rows_at_once(self) -> int:
+        return max(1, min(self.batch_size, _NUMBERS // self.numbers_per_row))
+
+    @without_denormals
+    def _batch(self, rows: Rows, generator: torch.Generator) -> FisherBatch:
+        names = {layer.name for layer in self.layout.layers}
+        calls: list[tuple[str, Tensor, Tensor]] = []
+        theta = self.objective.params.clone().requires_grad_()
+        with torch.enable_grad(), recorded_layers(self.objective.module, names, calls):
+            outputs = self.objective.outputs(theta, rows.x)
+        roots = output_roots(
+            self.objective.loss, outputs.detach(), rows.y, fisher=self.fisher, generator=generator
+        )
+        found = self._pairs(calls, outputs, roots)
+        pairs = [found[layer.name] for layer in self.layout.layers]
+        return FisherBatch(len(rows), pairs, self._dense(rows, roots))
+
+    def _pairs(
+        self, calls: list[tuple[str, Tensor, Tensor]], outputs: Tensor, roots: Tensor
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        if not calls:
+            return {}
+        layer_outputs = [output for _, _, output in calls]
+        gradients = [
+            torch.autograd.grad(
+                outputs, layer_outputs, root, retain_graph=True, materialize_grads=True
+            )
+            for root in roots
+        ]
+        biased = {layer.name for layer in self.layout.layers if layer.bias}
+        pairs = {}
+        for (name, x, _), parts in zip(calls, zip(*gradients, strict=True), strict=True):
+            layer = self.objective.module.get_submodule(name)
+            a, g = layer_pair(layer, x.detach(), torch.cat(parts))
+            pairs[name] = _with_one(a) if name in biased else a, g.unflatten(0, (len(roots), -1))
+        return pairs
+
+    def _dense(self, rows: Rows, roots: Float[Tensor, "c n *m"]) -> list[Tensor]:
+        """Gradients of v · f, sample by sample, for what is not captured."""
+        groups = self.layout.dense
+        if not groups:
+            return []
+        linear = copy.copy(self.objective)
+        linear.loss = _inner
+        blocks = tuple(
+            DenseLayout(str(start), start, stop) for group in groups for start, stop in group.places
+        )
+        layout = GradientLayout(blocks, self.objective.size)
+        parts = [
+            per_sample_gradients(linear, Rows(rows.x, root), layout=layout).tensors()
+            for root in roots
+        ]
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return [
+            torch.cat([whole[f"{start}.dense"] for start, _ in group.places], dim=1)
+            for group in groups
+        ]
+
+
+def _inner(outputs: Tensor, vectors: Tensor) -> Tensor:
+    return (outputs * vectors).reshape(len(outputs), -1).sum(1)
+
+
+def _with_one(a: Tensor) -> Tensor:
+    return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)

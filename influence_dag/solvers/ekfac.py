@@ -1,0 +1,172 @@
+"""Kronecker-factored inverse curvature (EK-FAC, K-FAC): two small rotations and a division."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.curvature.kronecker import KroneckerSums, kronecker_factors
+from influence_dag.curvature.kronecker_fisher import FisherName
+from influence_dag.curvature.kronecker_pairs import FisherPairs, KroneckerLayout
+from influence_dag.curvature.operators import Curvature
+from influence_dag.solvers.base import Solution, indefinite_error, register
+from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock, restored_blocks
+
+
+@register("ekfac")
+@dataclass(frozen=True, kw_only=True)
+class EKFAC:
+    r"""Eigenvalue-corrected Kronecker factors of the Fisher (George et al. 2018).
+
+    Each Linear or Conv layer used once is $(Q_G \otimes Q_A)\, \Lambda\, (Q_G \otimes Q_A)^\top$
+    with the Fisher's own diagonal Λ in the Kronecker eigenbasis; parameters elsewhere are one dense
+    block a module, and what couples the blocks is left out. λ is added to the raw eigenvalues when
+    solving.
+
+    `fisher`: `"exact"` (from the outputs' Hessian: the Gauss-Newton matrix's blocks, one backward
+    pass an output), `"sampled"` (labels drawn from the model with `seed`, one backward pass) or
+    `"empirical"` (the data's labels; a poor curvature, never the default). Whichever curvature is
+    given, a Fisher of its objective and rows is what is factorised.
+    """
+
+    fisher: FisherName = "exact"
+    seed: int = 0
+
+    def factorize(
+        self, curvature: Curvature, *, sums: KroneckerSums | None = None
+    ) -> "KroneckerFactorization":
+        """Two passes over the curvature's rows, or one with their `sums` already at hand.
+
+        Raises `ValueError` for a curvature that is no mean over rows of an objective, `ModelError`
+        for parameters that need too large a dense block or a loss that has no Fisher.
+        """
+        return _factorization(_pairs(self, curvature), corrected=True, sums=sums)
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], curvature: Curvature | None
+    ) -> "KroneckerFactorization":
+        return KroneckerFactorization.from_tensors(tensors)
+
+
+@register("kfac")
+@dataclass(frozen=True, kw_only=True)
+class KFAC:
+    r"""Kronecker factors of the Fisher: each layer's block is $G \otimes A$.
+
+    Martens & Grosse (2015); convolutions as in Grosse & Martens (2016), sums over positions for A
+    and means for G. λ is added to the products of eigenvalues, not split between the factors.
+    Settings as for `EKFAC`, whose rotations it shares: one pass over the data instead of two.
+    """
+
+    fisher: FisherName = "exact"
+    seed: int = 0
+
+    def factorize(
+        self, curvature: Curvature, *, sums: KroneckerSums | None = None
+    ) -> "KroneckerFactorization":
+        """One pass over the curvature's rows, none with their `sums`. Raises as `EKFAC` does."""
+        return _factorization(_pairs(self, curvature), corrected=False, sums=sums)
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], curvature: Curvature | None
+    ) -> "KroneckerFactorization":
+        return KroneckerFactorization.from_tensors(tensors)
+
+
+def _pairs(method: EKFAC | KFAC, curvature: Any) -> FisherPairs:
+    if not (hasattr(curvature, "objective") and hasattr(curvature, "rows")):
+        raise ValueError(
+            f"{type(method).__name__} looks into the layers of a model; {type(curvature).__name__} "
+            "has none: give it Hessian(objective, rows) or GaussNewton(objective, rows)"
+        )
+    objective, rows = curvature.objective, curvature.rows
+    layout = KroneckerLayout.of(objective, rows)
+    size = getattr(curvature, "batch_size", FisherPairs.batch_size)
+    return FisherPairs(objective, rows, layout, method.fisher, method.seed, size)
+
+
+def _factorization(
+    pairs: FisherPairs, *, corrected: bool, sums: KroneckerSums | None
+) -> "KroneckerFactorization":
+    factors = kronecker_factors(pairs, corrected=corrected, sums=sums)
+    dtype = pairs.objective.dtype
+    layers = zip(factors.sums.layout.layers, factors.bases, factors.eigenvalues, strict=True)
+    blocks = [
+        KroneckerBlock(
+            layer, basis.activation_vectors.to(dtype), basis.gradient_vectors.to(dtype), values
+        )
+        for layer, basis, values in layers
+    ]
+    dense = [
+        DenseBlock.of(group, total / factors.sums.rows, dtype)
+        for group, total in zip(factors.sums.layout.dense, factors.sums.dense, strict=True)
+    ]
+    return KroneckerFactorization((*blocks, *dense), factors.sums)
+
+
+@dataclass(frozen=True, eq=False)
+class KroneckerFactorization:
+    """Eigenvectors and raw eigenvalues of each block, and the sums they came from.
+
+    The sums serve updates: those of changed rows are subtracted and added (`KroneckerSums`).
+    """
+
+    blocks: tuple[KroneckerBlock | DenseBlock, ...]
+    sums: KroneckerSums
+
+    def tensors(self) -> dict[str, Tensor]:
+        parts = [self.sums.tensors(), *(block.tensors() for block in self.blocks)]
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "KroneckerFactorization":
+        """The inverse of `tensors`."""
+        sums = KroneckerSums.from_tensors(tensors)
+        return cls(restored_blocks(tensors, sums.layout), sums)
+
+    def solve(
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+    ) -> Solution:
+        r"""$Q (\Lambda + \lambda)^{-1} Q^\top b$ of each row, block by block; `x0` is not needed.
+
+        Raises `IndefiniteError` where no damping stands in for eigenvalues that are zero.
+        """
+        ends = self.smallest_eigenvalue, self.largest_eigenvalue
+        if ends[0] + damping <= torch.finfo(rhs.dtype).eps * ends[1]:
+            raise indefinite_error(*ends, damping=damping, dtype=rhs.dtype)
+        return Solution(self._divided(rhs, damping, 0.0), self.info)
+
+    def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
+        r"""$P^{-1} r$ with $P = F + \lambda I$; eigenvalues at rounding count as rounding."""
+        floor = torch.finfo(rows.dtype).eps * self.largest_eigenvalue
+        return self._divided(rows, damping, floor)
+
+    def _divided(self, rows: Tensor, damping: float, floor: float) -> Tensor:
+        out = torch.zeros_like(rows)
+        for block in self.blocks:
+            divisor = (block.eigenvalues + damping).clamp(min=floor)
+            rotated = block.rotate(rows)
+            block.put_back(rotated * divisor.reciprocal().to(rotated.dtype), out)
+        return out
+
+    @property
+    def smallest_eigenvalue(self) -> float:
+        return min(block.eigenvalues.min().item() for block in self.blocks)
+
+    @property
+    def largest_eigenvalue(self) -> float:
+        return max(block.eigenvalues.max().item() for block in self.blocks)
+
+    @property
+    def info(self) -> dict[str, float | int | str]:
+        """What is known before any solve: which layers were captured, which modules are dense."""
+        layout = self.sums.layout
+        return {
+            "captured_layers": ", ".join(layer.name or "model" for layer in layout.layers),
+            "dense_blocks": ", ".join(group.name or "model" for group in layout.dense),
+            "smallest_eigenvalue": self.smallest_eigenvalue,
+            "largest_eigenvalue": self.largest_eigenvalue,
+        }
