@@ -1,17 +1,27 @@
 """Influences in memory, from a module, a loss and data loaders, in a few calls."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from enum import Enum
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from influence_dag.curvature import Curvature, DenseCurvature, Hessian
+from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hessian
 from influence_dag.gradients import gradient_layout, per_sample_gradients
 from influence_dag.influence import influences, perturbation_influences
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss, reduced_loss
-from influence_dag.solvers import METHODS, Factorization, Method, Solution, build
+from influence_dag.solvers import (
+    METHODS,
+    Blockwise,
+    Factorization,
+    Method,
+    Solution,
+    build,
+    parameter_blocks,
+)
+from influence_dag.solvers.blocks import Blocks, split_by_block
 
 Loader = Iterable[tuple[Any, Any]]
 
@@ -20,6 +30,7 @@ _TRAINING_ROWS = 4096  # whose gradients are held at once
 # What other libraries call the settings of a method, and its start.
 _SYNONYMS = {"arnoldi": {"rank_estimate": "rank", "eigen_computation_on_gpu": "on_device"}}
 _START = {"cg": "x0", "lissa": "h0"}
+_CURVATURES = {"hessian": Hessian, "gauss_newton": GaussNewton}
 
 
 class InverseHvpResult(NamedTuple):
@@ -74,9 +85,11 @@ def compute_influences(
     test_data: Loader | None = None,
     input_data: Loader | None = None,
     *,
-    influence_type: str = "up",
-    inversion_method: str = "direct",
+    influence_type: str | Enum = "up",
+    inversion_method: str | Enum = "direct",
     hessian_regularization: float = 0.0,
+    blocks: Blocks = "full",
+    per_block: bool = False,
     **settings: Any,
 ) -> Any:
     r"""Influence of each training row on the loss of each test row.
@@ -89,9 +102,10 @@ def compute_influences(
     means helpful: fitting again without row i changes test loss j by about $+I_{ji}/n$; moving
     feature f of row i by ε changes it by about $-ε P_{jif}/n$. Entries are not divided by n.
 
-    `hessian_regularization` is λ. `inversion_method` and further `settings` are those of
-    `compute_influence_factors`. Without `test_data` the training rows take its part; with
-    `input_data` the influences are those of its rows, while H stays that of `training_data`.
+    `hessian_regularization` is λ. `inversion_method`, `blocks` and further `settings` are those of
+    `solve_hvp`. Without `test_data` the training rows take its part; with `input_data` the
+    influences are those of its rows, while H stays that of `training_data`. `per_block` gives the
+    share of each block of parameters instead, by name; shares add up to the influences.
     """
     kind = _choice("influence_type", influence_type, ("up", "perturbation"))
     factors = compute_influence_factors(
@@ -100,12 +114,19 @@ def compute_influences(
         test_data,
         inversion_method=inversion_method,
         hessian_regularization=hessian_regularization,
+        blocks=blocks,
         **settings,
     ).x
     objective = differentiable_model.objective
     rows = _rows(training_data if input_data is None else input_data, objective)
-    if kind == "perturbation":
-        return perturbation_influences(objective, factors, rows)
+    kernel = _perturbed if kind == "perturbation" else _up_weighted
+    if not per_block:
+        return kernel(objective, factors, rows)
+    shares = split_by_block(factors, parameter_blocks(objective.slices, blocks))
+    return {name: kernel(objective, share, rows) for name, share in shares.items()}
+
+
+def _up_weighted(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
     layout = gradient_layout(objective, rows)
     columns = [
         influences(factors, per_sample_gradients(objective, batch, layout=layout))
@@ -114,12 +135,16 @@ def compute_influences(
     return torch.cat(columns, dim=1)
 
 
+def _perturbed(objective: Objective, factors: Tensor, rows: Rows) -> Any:
+    return perturbation_influences(objective, factors, rows)
+
+
 def compute_influence_factors(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
     test_data: Loader | None = None,
     *,
-    inversion_method: str = "direct",
+    inversion_method: str | Enum = "direct",
     hessian_regularization: float = 0.0,
     **settings: Any,
 ) -> InverseHvpResult:
@@ -144,19 +169,27 @@ def compute_influence_factors(
 
 
 def solve_hvp(
-    inversion_method: str,
+    inversion_method: str | Enum,
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
     b: Float[Tensor, "k p"] | Float[Tensor, " p"],
     *,
     hessian_perturbation: float = 0.0,
+    curvature: str = "hessian",
+    blocks: Blocks = "full",
+    block_damping: Mapping[str, float] | None = None,
     **settings: Any,
 ) -> InverseHvpResult:
     r"""Rows x with $(H + \lambda I)\, x = b$, H the Hessian of the mean training loss.
 
     `inversion_method` is a name in `influence_dag.solvers.METHODS`, `hessian_perturbation` is λ,
     the settings are the fields of that method; also accepted are `x0` (cg), `h0` (lissa),
-    `rank_estimate` and `eigen_computation_on_gpu` (arnoldi). Info: `hessian` (direct); `niter`,
+    `rank_estimate` and `eigen_computation_on_gpu` (arnoldi). `curvature="gauss_newton"` takes the
+    generalised Gauss-Newton matrix for H. `blocks` (`"full"`, `"layer"` or lists of parameter
+    names) leaves out what couples blocks; `block_damping` is λ of single blocks by name, the others
+    have `hessian_perturbation`.
+
+    Info (of several blocks: `block.key`, in the solvers' own names): `hessian` (direct); `niter`,
     `optimal`, `gamma`, one a row (cg); `max_perc_residual`, `mean_perc_residual` (lissa);
     `eigenvalues`, `eigenvectors` (arnoldi).
 
@@ -166,18 +199,22 @@ def solve_hvp(
     that cannot be used.
     """
     name = _choice("inversion_method", inversion_method, tuple(METHODS))
+    kind = _choice("curvature", curvature, tuple(_CURVATURES))
     start = _start(name, settings)
-    method = _method(name, hessian_perturbation, settings)
+    method = _method(name, None if block_damping else hessian_perturbation, settings)
     objective = differentiable_model.objective
     rows = _rows(training_data, objective)
     objective.check(rows)
     rhs = _right_hand_sides(b, objective)
-    curvature: Curvature = Hessian(objective, rows)
+    operator: Curvature = _CURVATURES[kind](objective, rows)
     if name == "direct":
-        curvature = DenseCurvature(curvature.dense())
-    factorization = method.factorize(curvature)
+        operator = DenseCurvature(operator.dense())
+    if blocks != "full":
+        positions = parameter_blocks(objective.slices, blocks)
+        method = Blockwise(method=method, blocks=positions, dampings=block_damping or {})
+    factorization = method.factorize(operator)
     solution = factorization.solve(rhs, damping=hessian_perturbation, x0=start)
-    info = _info(name, curvature, factorization, solution, rhs)
+    info = _info(name, operator, factorization, solution, rhs)
     return InverseHvpResult(solution.x.reshape(b.shape), info)
 
 
@@ -193,7 +230,7 @@ def _choice(argument: str, value: Any, accepted: tuple[str, ...]) -> str:
     return name
 
 
-def _method(name: str, damping: float, settings: dict[str, Any]) -> Method:
+def _method(name: str, damping: float | None, settings: dict[str, Any]) -> Method:
     synonyms = _SYNONYMS.get(name, {})
     settings = {synonyms.get(key, key): value for key, value in settings.items()}
     if name == "direct":
@@ -213,11 +250,13 @@ def _right_hand_sides(b: Tensor, objective: Objective) -> Float[Tensor, "k p"]:
 def _start(name: str, settings: dict[str, Any]) -> Tensor | None:
     """The first guess for x among the settings, if there is one."""
     start = settings.pop(_START[name], None) if name in _START else None
-    if start is not None and name == "lissa":
+    if start is None:
+        return None
+    if name == "lissa":
         if settings.get("scale") is None:
             raise ValueError("h0 is a first guess for scale * x: give scale along with it")
-        return start / settings["scale"]
-    return start
+        start = start / settings["scale"]
+    return torch.atleast_2d(start)
 
 
 def _info(
@@ -226,10 +265,10 @@ def _info(
     """What is known about a solve, under the names that other libraries use."""
     info = dict(solution.info)
     if name == "direct":
-        info["hessian"] = curvature.dense()
-    elif name == "cg":
+        return info | {"hessian": curvature.dense()}
+    if name == "arnoldi":
+        return info | factorization.tensors()
+    if name == "cg" and "converged" in info:
         info["optimal"] = info.pop("converged")
         info["gamma"] = info.pop("residual") * rhs.norm(dim=1)
-    elif name == "arnoldi":
-        info |= factorization.tensors()
     return info

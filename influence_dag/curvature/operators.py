@@ -1,13 +1,14 @@
 """What every curvature answers to."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Curvature(Protocol):
     """A symmetric p × p matrix, applied without necessarily being formed.
 

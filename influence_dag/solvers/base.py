@@ -33,7 +33,7 @@ class Factorization(Protocol):
         ...
 
     def solve(
-        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         r"""Rows $(H + \lambda I)^{-1} b$ in the dtype of `rhs`; iterative methods start at `x0`."""
         ...

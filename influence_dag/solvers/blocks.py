@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from influence_dag.curvature.operators import Curvature
+from influence_dag.curvature.operators import Curvature, DenseCurvature
 from influence_dag.solvers.base import Factorization, Method, Solution
 
 Blocks = Literal["full", "layer"] | Sequence[Sequence[str]]
@@ -42,7 +42,9 @@ class Restricted:
         return self.curvature.apply(padded)[:, self.index]
 
     def dense(self) -> Float[Tensor, "q q"]:
-        """From one product a parameter of the block: the whole matrix never exists."""
+        """From one product a parameter of the block: the whole matrix never has to exist."""
+        if isinstance(self.curvature, DenseCurvature):
+            return self.curvature.matrix[self.index[:, None], self.index]
         unit = torch.eye(self.size, dtype=self.dtype, device=self.device)
         matrix = torch.cat([self.apply(rows) for rows in unit.split(_COLUMNS)])
         return (matrix + matrix.T) / 2
@@ -98,7 +100,7 @@ class Blockwise:
 
     `blocks` are positions in the parameter vector by name (`parameter_blocks`); `dampings` replaces
     the damping of the solve for the blocks that it names. $x$ is the blocks' answers side by
-    side, so influences are the sum of the blocks' own: `split`.
+    side, so influences are the sum of the blocks' own (`split_by_block`).
     """
 
     method: Method
@@ -141,10 +143,6 @@ class Blockwise:
     def _restricted(self, curvature: Curvature, index: Tensor) -> Restricted:
         return Restricted(curvature, index.to(curvature.device))
 
-    def split(self, x: Float[Tensor, "k p"]) -> dict[str, Float[Tensor, "k p"]]:
-        """Parts of x that add up to it, each zero outside its block."""
-        return {name: _only(x, index.to(x.device)) for name, index in self.blocks.items()}
-
 
 @dataclass(frozen=True, eq=False)
 class BlockFactorization:
@@ -161,7 +159,7 @@ class BlockFactorization:
         }
 
     def solve(
-        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         """Solve block by block; info keys are `block.key`. Raises what the method raises."""
         x, info = torch.zeros_like(rhs), {}
@@ -177,7 +175,11 @@ class BlockFactorization:
         return Solution(x, info)
 
 
-def _only(x: Tensor, index: Tensor) -> Tensor:
-    part = torch.zeros_like(x)
-    part[:, index] = x[:, index]
-    return part
+def split_by_block(
+    x: Float[Tensor, "k p"], blocks: Mapping[str, Int[Tensor, " q"]]
+) -> dict[str, Float[Tensor, "k p"]]:
+    """Parts of x that add up to it, each zero outside its block."""
+    parts = {name: torch.zeros_like(x) for name in blocks}
+    for name, index in blocks.items():
+        parts[name][:, index.to(x.device)] = x[:, index.to(x.device)]
+    return parts

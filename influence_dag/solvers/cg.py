@@ -100,7 +100,7 @@ class PreconditionedSystem:
         return self.preconditioner.tensors()
 
     def solve(
-        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         r"""Solve every row, from `x0` (one row for all, or one each) or from zero.
 

@@ -81,7 +81,7 @@ class CholeskyFactor:
         return {"cholesky": self.cholesky, "damping": _scalar(self.damping)}
 
     def solve(
-        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         """Two triangular solves; `x0` is not needed. `ValueError` for another damping."""
         _check_damping(self.damping, damping)
@@ -101,7 +101,7 @@ class LUFactor:
         return {"lu": self.lu, "pivots": self.pivots, "damping": _scalar(self.damping)}
 
     def solve(
-        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         """Two triangular solves; `x0` is not needed. `ValueError` for another damping."""
         _check_damping(self.damping, damping)

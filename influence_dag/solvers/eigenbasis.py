@@ -43,7 +43,7 @@ class Eigenbasis:
         return pairs | dict(self.diagnostics)
 
     def solve(
-        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         """Solve within the basis, in its dtype; `x0` is not needed.
 

@@ -35,6 +35,6 @@ class IdentityFactor:
         return {}
 
     def solve(
-        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         return Solution(rhs.clone())

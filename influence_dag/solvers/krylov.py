@@ -38,14 +38,14 @@ class Subspace:
     curvature: Curvature
     basis: Float[Tensor, "m p"]
     projected: Float[Tensor, "m m"]
-    block: Float[Tensor, "b p"]
-    coupling: Float[Tensor, "b last"]
+    block: Float[Tensor, "next p"]
+    coupling: Float[Tensor, "next last"]
     products: int = 0
 
     @classmethod
     def start(cls, curvature: Curvature, block: Tensor, small_device: torch.device) -> "Subspace":
-        small = torch.zeros(0, 0, dtype=torch.float64, device=small_device)
-        return cls(curvature, block[:0], small, block, small)
+        small = torch.zeros(len(block), 0, dtype=torch.float64, device=small_device)
+        return cls(curvature, block[:0], small[:0], block, small)
 
     def grow(self) -> None:
         """Take in the block, multiply it and orthogonalise its image twice."""

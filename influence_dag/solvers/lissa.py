@@ -114,7 +114,7 @@ class NeumannSeries:
         return max(_MARGIN * (self.largest_eigenvalue + damping), tiny)
 
     def solve(
-        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         r"""Solve from `x0` (one row for all, or one each) or from $b / s$.
 

@@ -1,7 +1,7 @@
 """Cheap approximate inverses that make conjugate gradients take fewer steps."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from influence_dag.curvature.operators import Curvature
 PreconditionerName = Literal["none", "jacobi", "nystroem"]
 
 
+@runtime_checkable
 class Preconditioner(Protocol):
     r"""A symmetric positive definite $P \approx H + \lambda I$ with a cheap inverse."""
 

@@ -1,7 +1,7 @@
 import pytest
 import reference
 import torch
-from solver_systems import SecondMoment, random_rhs, relative_error, spd_matrix
+from solver_systems import Counted, SecondMoment, random_rhs, relative_error, spd_matrix
 from torch import nn
 
 from influence_dag.curvature import DenseCurvature, Hessian
@@ -16,7 +16,7 @@ from influence_dag.solvers import (
     Nystroem,
     parameter_blocks,
 )
-from influence_dag.solvers.blocks import Restricted
+from influence_dag.solvers.blocks import Restricted, split_by_block
 from influence_dag.solvers.minibatches import minibatch
 
 P = 12
@@ -79,7 +79,7 @@ def test_values_by_block_add_up():
     rhs, gradients = random_rhs(5, P), random_rhs(9, P, seed=5)
     blockwise = Blockwise(method=Direct(), blocks=BLOCKS)
     x = blockwise.factorize(DenseCurvature(spd_matrix(P))).solve(rhs, damping=0.1).x
-    parts = blockwise.split(x)
+    parts = split_by_block(x, BLOCKS)
     assert list(parts) == ["a", "b"]
     assert parts["a"][:, BLOCKS["b"]].abs().max() == 0
     torch.testing.assert_close(sum(part @ gradients.T for part in parts.values()), x @ gradients.T)
@@ -103,8 +103,9 @@ def test_a_start_is_cut_into_blocks():
 
 def test_a_restricted_curvature_is_a_cut_of_the_whole():
     H, index = spd_matrix(P), BLOCKS["a"]
-    part = Restricted(DenseCurvature(H), index)
+    part, matrix_free = Restricted(DenseCurvature(H), index), Restricted(Counted(H), index)
     expected = H[index[:, None], index]
+    torch.testing.assert_close(matrix_free.dense(), expected)
     torch.testing.assert_close(part.dense(), expected)
     vectors = random_rhs(3, 4)
     torch.testing.assert_close(part.apply(vectors), vectors @ expected)

@@ -84,7 +84,7 @@ def test_x0_is_where_the_iteration_starts(one_for_all):
     H, rhs = spd_matrix(P), random_rhs(1, P).expand(3, P)
     answer = reference.damped_solve(H, rhs[:1], 0.1).expand(3, P)
     system = ConjugateGradient().factorize(DenseCurvature(H))
-    x0 = answer[0] if one_for_all else answer
+    x0 = answer[:1] if one_for_all else answer
     warm = system.solve(rhs, damping=0.1, x0=x0)
     assert warm.info["niter"].tolist() == [0, 0, 0]
     assert torch.equal(warm.x, answer)
