@@ -19,6 +19,7 @@ from influence_dag.solvers.base import (
     relative,
     round_up,
 )
+from influence_dag.solvers.ekfac import EKFAC
 from influence_dag.solvers.nystroem import Nystroem
 from influence_dag.solvers.preconditioners import (
     Jacobi,
@@ -42,9 +43,9 @@ class ConjugateGradient:
     lengths belong to single rows: what else is in the block changes no answer.
 
     `preconditioner`: `"nystroem"` (of that `rank` and `seed`), `"jacobi"` (estimated from `rank`
-    products) or `"none"`. `maxiter` counts products per row; default 10 p. Rows that miss the
-    tolerance raise `NotConvergedError`, or with `on_failure="warn"` are kept and marked in
-    `converged`.
+    products), `"ekfac"` (for curvatures of a model) or `"none"`. `maxiter` counts products per
+    row; default 10 p. Rows that miss the tolerance raise `NotConvergedError`, or with
+    `on_failure="warn"` are kept and marked in `converged`.
     """
 
     rtol: float = 1e-6
@@ -64,27 +65,28 @@ class ConjugateGradient:
         stored: Preconditioner = Unpreconditioned()
         if self.preconditioner == "jacobi":
             stored = Jacobi(tensors["diagonal"])
-        elif self.preconditioner == "nystroem":
-            stored = self._nystroem.restore(tensors, None)
+        elif self.preconditioner != "none":
+            stored = self._approximation().restore(tensors, None)
         return PreconditionedSystem(needed(curvature, "cg"), stored, self)
-
-    @property
-    def _nystroem(self) -> Nystroem:
-        # Power iterations would cost more products than they save for fewer than 30 rows.
-        return Nystroem(rank=self.rank, seed=self.seed, power_iterations=0)
 
     def _precondition(self, curvature: Curvature) -> Preconditioner:
         if self.preconditioner == "none":
             return Unpreconditioned()
         if self.preconditioner == "jacobi":
             return Jacobi.estimate(curvature, probes=self.rank, seed=self.seed)
+        with warnings.catch_warnings():
+            # Sketched directions that are left out make it weaker, not the answer wrong.
+            warnings.filterwarnings("ignore", "the curvature is not positive along")
+            return self._approximation().factorize(curvature)
+
+    def _approximation(self) -> Nystroem | EKFAC:
         if self.preconditioner == "nystroem":
-            with warnings.catch_warnings():
-                # Discarded directions make a preconditioner weaker, not the answer wrong.
-                warnings.simplefilter("ignore", RuntimeWarning)
-                return self._nystroem.factorize(curvature)
+            # Power iterations would cost more products than they save for fewer than 30 rows.
+            return Nystroem(rank=self.rank, seed=self.seed, power_iterations=0)
+        if self.preconditioner == "ekfac":
+            return EKFAC(seed=self.seed)
         raise ValueError(
-            f"unknown preconditioner {self.preconditioner!r}; choose none, jacobi or nystroem"
+            f"unknown preconditioner {self.preconditioner!r}; choose none, jacobi, nystroem, ekfac"
         )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 
-PreconditionerName = Literal["none", "jacobi", "nystroem"]
+PreconditionerName = Literal["none", "jacobi", "nystroem", "ekfac"]
 
 
 @runtime_checkable
