@@ -77,7 +77,7 @@ class Version:
     @property
     def coordinates(self) -> list[str]:
         """Names of everything that labels the variables."""
-        return self.attrs.get("coordinates", "").split()
+        return self._json("zarr.json")["attributes"].get("coordinates", "").split()
 
     def coordinate(self, name: str) -> NDArray:
         """The values of a coordinate or a result, read at once."""
