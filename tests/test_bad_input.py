@@ -200,16 +200,9 @@ STUDIES = {
 }
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Project:
-    project = Project(tmp_path_factory.mktemp("finished"))
-    project.materialize()
-    return project
-
-
-def assert_refused(finished, tmp_path, case, kind: type[Exception]) -> None:
+def assert_refused(finished_project, tmp_path, case, kind: type[Exception]) -> None:
     spoil, words = case
-    project = finished.copy(tmp_path)
+    project = finished_project.copy(tmp_path)
     before = project.data_versions()
     spoil(project)
     with pytest.raises(kind) as caught:
@@ -220,27 +213,27 @@ def assert_refused(finished, tmp_path, case, kind: type[Exception]) -> None:
         >= {name: version for name, version in before.items() if name != "dataset"}.items()
     )
     influences = project.results["direct"].influences
-    np.testing.assert_array_equal(influences, finished.results["direct"].influences)
+    np.testing.assert_array_equal(influences, finished_project.results["direct"].influences)
 
 
 @pytest.mark.parametrize("case", DATA.values(), ids=DATA)
-def test_data(finished, tmp_path, case):
-    assert_refused(finished, tmp_path, case, DataError)
+def test_data(finished_project, tmp_path, case):
+    assert_refused(finished_project, tmp_path, case, DataError)
 
 
 @pytest.mark.parametrize("case", MODELS.values(), ids=MODELS)
-def test_models(finished, tmp_path, case):
-    assert_refused(finished, tmp_path, case, (DataError, ModelError))
+def test_models(finished_project, tmp_path, case):
+    assert_refused(finished_project, tmp_path, case, (DataError, ModelError))
 
 
 @pytest.mark.parametrize("case", STUDIES.values(), ids=STUDIES)
-def test_studies(finished, tmp_path, case):
-    assert_refused(finished, tmp_path, case, StudyError)
+def test_studies(finished_project, tmp_path, case):
+    assert_refused(finished_project, tmp_path, case, StudyError)
 
 
-def test_a_damping_that_leaves_the_system_indefinite(finished, tmp_path):
+def test_a_damping_that_leaves_the_system_indefinite(finished_project, tmp_path):
     """At a minimum of the penalised loss, H alone need not be positive."""
-    project = finished.copy(tmp_path)
+    project = finished_project.copy(tmp_path)
     project.write_settings(damping=0.0)
     before = project.data_versions()
     with pytest.raises(IndefiniteError) as caught:
@@ -255,9 +248,9 @@ def test_a_damping_that_leaves_the_system_indefinite(finished, tmp_path):
 
 
 def test_a_model_that_is_not_at_a_minimum_fails_its_check_and_stops_what_follows(
-    finished, tmp_path
+    finished_project, tmp_path
 ):
-    project = finished.copy(tmp_path)
+    project = finished_project.copy(tmp_path)
     before = project.data_versions()
     project.write_settings(damping=1.0, model={"fit": {"max_steps": 1}})
     with pytest.raises(InfluenceDagError, match=r"tiny/model: at_a_minimum: .*train longer"):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from influence_dag.components.assets import artifacts
+from influence_dag.graph import artifacts
 from influence_dag.query import StudyResults, open_study
 from influence_dag.running import load_study, materialize
 from influence_dag.stages.base import Update, Workbench

@@ -66,7 +66,7 @@ def _asset(study: Study, node: Artifact) -> dg.AssetsDefinition:
         from influence_dag.stages.base import Workbench
 
         bench = Workbench(study, context.log.info)
-        return materialize_result(bench, node.refresh(bench), node.method)
+        return materialize_result(context, bench, node.refresh(bench), node.method)
 
     return asset
 

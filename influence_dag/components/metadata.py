@@ -11,20 +11,35 @@ from influence_dag.labelled import Axis
 from influence_dag.stages.base import Update, Workbench
 from influence_dag.store import Version
 
+DATA_VERSION_TAG = "dagster/data_version"
+DRAWN = ("spectrum", "convergence", "histogram", "strongest", "example")
 SHOWN = 5  # test rows in a picture
 SAMPLE = 200_000  # numbers in a histogram
 
 
 def materialize_result(
-    bench: Workbench, update: Update, method: str | None
+    context: dg.AssetExecutionContext, bench: Workbench, update: Update, method: str | None
 ) -> dg.MaterializeResult:
-    """The result of one asset: its data version and everything worth seeing about it."""
+    """The result of one asset: its data version and everything worth seeing about it.
+
+    Pictures cost more than a refresh that finds nothing to do: they are drawn once a version, and
+    not at all when the run is not recorded.
+    """
     version = bench.require(update.artifact)
-    metadata = _numbers(update) | _arrays(version) | _info(update)
-    picture = PICTURES.get(update.artifact.rpartition("/")[2])
-    if picture:
-        metadata |= picture(bench, version, method)
+    metadata = _numbers(update) | _arrays(version) | _info(update) | _solves(version)
+    draw = PICTURES.get(update.artifact.rpartition("/")[2])
+    if draw and not context.instance.is_ephemeral:
+        metadata |= _drawn_before(context, update) or draw(bench, version, method)
     return dg.MaterializeResult(data_version=dg.DataVersion(update.data_version), metadata=metadata)
+
+
+def _drawn_before(context: dg.AssetExecutionContext, update: Update) -> dict[str, Any]:
+    """The pictures of the last materialisation, if it was of the same data."""
+    event = context.instance.get_latest_materialization_event(context.asset_key)
+    last = event.asset_materialization if event else None
+    if last is None or (last.tags or {}).get(DATA_VERSION_TAG) != update.data_version:
+        return {}
+    return {name: value for name, value in last.metadata.items() if name in DRAWN}
 
 
 def _numbers(update: Update) -> dict[str, Any]:
@@ -62,6 +77,16 @@ def _info(update: Update) -> dict[str, Any]:
     }
 
 
+def _solves(version: Version) -> dict[str, Any]:
+    """The worst of what the solves noted, which the UI charts from run to run."""
+    worst = {"residual": "worst_residual", "niter": "most_iterations"}
+    return {
+        told: float(_of_rows(version, name).max())
+        for name, told in worst.items()
+        if name in version.variables
+    }
+
+
 def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
     if "eigenvalues" not in version.variables:
         return {}
@@ -76,18 +101,18 @@ def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[st
 
 
 def _convergence(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
+    if "niter" not in version.variables:
+        return {}
+    settings = bench.settings.methods[str(method)]
+    niter, residual = (_of_rows(version, name) for name in ("niter", "residual"))
+    figure = plots.convergence(niter, residual, tolerance=getattr(settings, "rtol", None))
+    return {"convergence": dg.MetadataValue.md(plots.markdown(figure, "convergence"))}
+
+
+def _of_rows(version: Version, name: str) -> np.ndarray:
+    """What a solve noted of each test row that exists."""
     valid = Axis.read(version, "test").valid
-    residual = np.asarray(version.array("residual")[...], np.float64)[..., valid].ravel()
-    found: dict[str, Any] = {"worst_residual": float(residual.max())}
-    if "niter" in version.variables:
-        niter = np.asarray(version.array("niter")[...])[..., valid].ravel()
-        settings = bench.settings.methods[str(method)]
-        figure = plots.convergence(niter, residual, tolerance=getattr(settings, "rtol", None))
-        found |= {
-            "most_iterations": int(niter.max()),
-            "convergence": dg.MetadataValue.md(plots.markdown(figure, "convergence")),
-        }
-    return found
+    return np.asarray(version.array(name)[...], np.float64)[..., valid].ravel()
 
 
 def _influences(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
@@ -123,20 +148,23 @@ def _summary(bench: Workbench, version: Version, method: str | None) -> dict[str
 def _pictures(
     dataset: Version, test: Axis, train: Axis, shown: np.ndarray, ranked: dict
 ) -> dict[str, Any]:
-    tests = [(_name(test, j), np.asarray(dataset.array("test_x")[int(j)])) for j in shown]
-    strongest = [
-        [
-            [(_name(train, i), np.asarray(dataset.array("train_x")[int(i)])) for i in row]
-            for row in ranked[end]
-        ]
-        for end in ("top", "bottom")
-    ]
-    figure = plots.image_grid(tests, *strongest)
+    strongest = [[_images(dataset, train, row) for row in ranked[end]] for end in ("top", "bottom")]
+    figure = plots.image_grid(_images(dataset, test, shown), *strongest)
     return {
         "strongest": dg.MetadataValue.md(
             plots.markdown(figure, "most helpful and most harmful training images")
         )
     }
+
+
+def _images(dataset: Version, axis: Axis, slots: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Captions and images of rows, found by id: the dataset may be newer than the summary."""
+    at = {str(name): slot for slot, name in enumerate(Axis.read(dataset, axis.name).ids)}
+    array = dataset.array(f"{axis.name}_x")
+    gone = np.full(array.shape[1:], np.nan)
+    ids = [str(axis.ids[slot]) for slot in slots]
+    images = [np.asarray(array[at[name]]) if name in at else gone for name in ids]
+    return [(_name(axis, slot), image) for slot, image in zip(slots, images, strict=True)]
 
 
 def _last(array: Any) -> np.ndarray:
@@ -154,19 +182,18 @@ def _name(axis: Axis, slot: int) -> str:
 
 
 def _perturbation(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    """The strongest helper of the first test row: which of its features matter."""
-    name = next(iter(version.variables))
-    array = version.array(name)
-    summary = bench.store.current(f"{method}/summary")
+    """One pair of the first block: the training row whose features matter most."""
+    name, entry = next(iter(version.variables.items()))
     test, train = Axis.read(version, "test"), Axis.read(version, "train")
-    j = int(test.slots[0])
-    i = int(_last(summary.array("top_train"))[j, 0]) if summary else int(train.slots[0])
-    values = np.asarray(array[j, i] if "damping" not in version.coordinates else array[-1, j, i])
-    title = f"{train.ids[i]} → {test.ids[j]}"
+    *lead, j = [-1] * ("damping" in version.coordinates) + [int(test.slots[0])]
+    span = entry.chunks[len(lead) + 1]
+    block = np.asarray(version.array(name)[(*lead, j, slice(0, span))], np.float64)
+    i = int(np.nansum(np.abs(block).reshape(len(block), -1), axis=1).argmax())
+    values, title = block[i], f"{train.ids[i]} → {test.ids[j]}"
     if values.ndim == 2:
         figure = plots.feature_map(values, title=title)
     elif values.ndim == 1 and len(values) <= 64:
-        dim = version.variables[name].dims[-1]
+        dim = entry.dims[-1]
         labels = version.coordinate(dim) if dim in version.coordinates else range(len(values))
         figure = plots.feature_bars([str(label) for label in labels], values, title=title)
     else:

@@ -1,0 +1,184 @@
+"""Stored results as xarray: through `open_study`, and with xarray alone."""
+
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import influence_dag as idag
+from influence_dag.errors import StoreError
+
+
+@pytest.fixture(scope="module")
+def study(finished_project):
+    return finished_project.results
+
+
+@pytest.fixture(scope="module")
+def influences(study):
+    return study["direct"].influences
+
+
+def test_a_study_opens_by_its_folder(finished_project):
+    study = idag.open_study(str(finished_project.store))
+    assert study.methods == ["direct", "cg"]
+    assert "direct/perturbation_influences" in study.artifacts
+    assert repr(study).startswith("StudyResults('/")
+
+
+def test_a_folder_without_results_is_named(tmp_path):
+    with pytest.raises(StoreError, match=r"no study at .*influence-dag materialize"):
+        idag.open_study(tmp_path)
+
+
+def test_an_unknown_method_is_answered_with_the_known_ones(study):
+    with pytest.raises(StoreError, match="no influences of 'lissa'; it has direct, cg"):
+        study["lissa"]
+
+
+def test_influences_are_lazy_and_their_rows_are_known(study):
+    dataset = study["cg"]
+    assert dataset.influences.dims == ("test", "train")
+    assert dataset.influences.chunks == ((4, 4, 2), (8,) * 5)
+    assert dataset.test.values.tolist()[:2] == ["test-00", "test-01"]
+    assert dataset.train_label.values.tolist() == [k % 3 for k in range(40)]
+    assert {"residual", "niter", "converged"} <= dataset.coords.keys()
+    assert (dataset.residual <= 1e-10).all()
+    assert not {name for name in dataset.variables if name.endswith(("_valid", "_key"))}
+
+
+def test_strongest_rows_of_one_test_row(influences):
+    row = influences.sel(test="test-03").compute()
+    order = np.argsort(row.values)
+    helps, harms = row.idag.top_k(4), row.idag.bottom_k(4)
+    assert helps.train.values.tolist() == row.train.values[order[::-1][:4]].tolist()
+    assert harms.train.values.tolist() == row.train.values[order[:4]].tolist()
+    assert helps.train_label.dims == ("train",)
+    np.testing.assert_array_equal(helps, np.sort(row.values)[::-1][:4])
+
+
+def test_strongest_rows_of_all_test_rows(influences):
+    helps = influences.idag.top_k(3)
+    assert helps.dims == ("test", "rank")
+    assert helps.train.dims == ("test", "rank")
+    for j in range(10):
+        alone = influences.isel(test=j).idag.top_k(3)
+        assert helps.train.values[j].tolist() == alone.train.values.tolist()
+        np.testing.assert_array_equal(helps[j], alone)
+
+
+def test_asking_for_more_rows_than_there_are_gives_all(influences):
+    assert influences.isel(test=0).idag.top_k(1000).sizes == {"train": 40}
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda array: array.idag.top_k(0), "k is 0; ask for at least one row"),
+        (lambda array: array.isel(train=0).idag.top_k(), "ranks along 'train'"),
+        (lambda array: array.drop_vars("train_label").idag.by_label(), "have no labels"),
+        (lambda array: array.idag.self_influence, "summary: {self_influence: true}"),
+    ],
+)
+def test_questions_without_an_answer(study, ask, words):
+    with pytest.raises(StoreError, match=words):
+        ask(study["cg"].influences)
+
+
+def test_means_by_label(influences):
+    by_label = influences.idag.by_label()
+    assert by_label.dims == ("test", "train_label")
+    assert by_label.train_label.values.tolist() == [0, 1, 2]
+    expected = [influences.values[:, k::3].mean(axis=1) for k in range(3)]
+    np.testing.assert_allclose(by_label, np.stack(expected, axis=1))
+
+
+def test_self_influence_comes_with_the_influences(study, influences):
+    stored = study.open("direct/summary").self_influence
+    np.testing.assert_array_equal(influences.idag.self_influence, stored)
+
+
+def test_holes_are_hidden_here_and_marked_there(project):
+    project.write("train", project.rows["train"][:5] + project.rows["train"][7:])
+    project.refresh()
+    shown = project.results["direct"].influences
+    assert shown.sizes == {"test": 10, "train": 38}
+    assert shown.notnull().all()
+    stored = xr.open_zarr(project.store / "direct/influences/current")
+    assert stored.influences.sizes == {"test": 10, "train": 40}
+    assert stored.train[~stored.train_valid.values].values.tolist() == ["train-05", "train-06"]
+    assert stored.influences.isnull().all("test").values.nonzero()[0].tolist() == [5, 6]
+
+
+def test_rows_of_artifacts_of_different_age_are_matched_by_id(project):
+    """A summary that lacks the newest rows says nothing of them, and nothing wrong."""
+    before = project.results["direct"].influences.idag.self_influence
+    project.write("train", [*project.rows["train"][1:], ["new", 1.0, 0.0, 0.0, 0]])
+    bench = project.bench()
+    from influence_dag.stages import dataset, gradients, influences
+
+    project.write_settings(model={"refit": "pinned"})
+    for refresh in (dataset.refresh, gradients.refresh):
+        refresh(bench)
+    influences.refresh(bench, "direct")
+    now = project.results["direct"].influences.idag.self_influence
+    assert np.isnan(now.sel(train="new"))
+    same = now.train.values[1:]
+    np.testing.assert_array_equal(now.sel(train=same), before.sel(train=same))
+
+
+def test_versions_can_be_listed_and_opened(project):
+    project.edit("test", 0, height=0.0)
+    first = project.results.open("direct/influences").load()
+    project.refresh()
+    study = project.results
+    assert [entry["version"] for entry in study.version_table("direct/influences")] == [1, 2]
+    assert study.version_table("direct/influences")[0]["train_rows"] == 40
+    xr.testing.assert_identical(study.open("direct/influences", version=1).load(), first)
+    with pytest.raises(StoreError, match=r"no version 7; kept are \[1, 2\]"):
+        study.open("direct/influences", version=7)
+
+
+# With xarray alone
+
+
+def test_plain_xarray_opens_quickly_and_without_a_warning(finished_project):
+    path = finished_project.store / "direct/perturbation_influences/current"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        started = time.perf_counter()
+        dataset = xr.open_zarr(path)
+        seconds = time.perf_counter() - started
+        dataset.perturbation_influences.sel(
+            test="test-01", train="train-02", feature="width"
+        ).load()
+    assert seconds < 1
+    assert dataset.perturbation_influences.dims == ("test", "train", "feature")
+    assert set(dataset.coords) >= {"test", "train", "feature", "train_label", "test_label"}
+
+
+@pytest.mark.parametrize("artifact", ["influences", "perturbation_influences"])
+def test_plain_xarray_shows_what_the_numbers_are(finished_project, artifact):
+    dataset = xr.open_zarr(finished_project.store / "direct" / artifact / "current")
+    about = dataset.attrs | dataset[artifact].attrs
+    assert {"formula", "sign", "units", "damping", "method", "method_settings", "loss"} <= set(
+        about
+    )
+    assert {"n_train", "data_version", "made_with", "study", "long_name"} <= set(about)
+    assert all(coordinate.attrs.get("long_name") for coordinate in dataset.coords.values())
+
+
+def test_reading_imports_neither_torch_nor_dagster(finished_project):
+    code = (
+        "import sys, influence_dag as idag\n"
+        f"study = idag.open_study({str(finished_project.store)!r})\n"
+        "study['direct'].influences.idag.top_k(2).load()\n"
+        "print([name for name in ('torch', 'dagster') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert not done.stderr
