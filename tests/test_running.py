@@ -1,0 +1,119 @@
+"""The whole job in this process: progress, records, checks, the command line, a kill and after."""
+
+import dagster as dg
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import influence_dag as idag
+from influence_dag.__main__ import main
+from influence_dag.errors import InfluenceDagError
+from influence_dag.graph import artifacts
+from influence_dag.running import load_study
+from influence_dag.showing import describe
+
+
+def test_every_artifact_of_the_graph_is_stored(finished_project):
+    study = load_study(finished_project.folder)
+    names = {node.name for node in artifacts(study)}
+    assert set(finished_project.results.artifacts) == names
+
+
+def test_a_second_run_says_that_it_computes_nothing(project, capsys):
+    before = project.data_versions()
+    study = project.materialize()
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(line.partition(":")[0] for line in said) == sorted(study.artifacts)
+    assert all(": current (version 1, " in line for line in said)
+    assert project.data_versions() == before
+
+
+def test_progress_is_shown_when_asked_for(project, capsys):
+    idag.materialize(project.folder, progress=True)
+    shown = capsys.readouterr().err
+    assert "step/s" in shown or "s/step" in shown
+    assert "100%" in shown
+
+
+def test_runs_are_recorded_where_dagster_home_is(project, tmp_path, monkeypatch):
+    home = tmp_path / "dagster-home"
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    project.materialize()
+    first = _recorded(["tiny", "direct", "influences"])
+    assert first.metadata["blocks_computed"].value == 0
+    assert "data:image/png;base64," in first.metadata["histogram"].value
+    project.materialize()
+    again = _recorded(["tiny", "direct", "influences"])
+    assert again.metadata["histogram"] == first.metadata["histogram"], "drawn once"
+
+
+def _recorded(key: list[str]) -> dg.AssetMaterialization:
+    with dg.DagsterInstance.get() as instance:
+        event = instance.get_latest_materialization_event(dg.AssetKey(key))
+        assert event is not None
+        return event.asset_materialization
+
+
+def test_without_dagster_home_nothing_is_recorded(project, monkeypatch, tmp_path):
+    monkeypatch.delenv("DAGSTER_HOME")
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    project.materialize()
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_damaged_chunk_is_seen_by_a_check_and_computed_again(project):
+    chunk = project.store / "direct/influences/current/influences/c/1/2"
+    chunk.write_bytes(chunk.read_bytes()[:-4])
+    expected = project.results["cg"].influences.values
+    project.materialize()
+    np.testing.assert_allclose(project.results["direct"].influences, expected, rtol=1e-6)
+
+
+# The command line
+
+
+def test_the_command_line_shows_what_is_stored(project):
+    done = CliRunner().invoke(main, ["materialize", str(project.folder), "--quiet", "--show"])
+    assert done.exit_code == 0, done.output
+    for words in ("40 train", "helped by", "harmed by", "idag.open_study", "xarray.open_zarr"):
+        assert words in done.output
+    shown = CliRunner().invoke(main, ["show", str(project.store)])
+    assert shown.output.strip() in done.output
+
+
+def test_what_it_says_is_to_be_typed_next_works(finished_project):
+    said = describe(finished_project.results)
+    lines = [line.strip() for line in said.splitlines() if line.startswith("  ")]
+    code = [line for line in lines if line.startswith(("import ", "study ", "study[", "study."))]
+    assert len(code) >= 4
+    exec("\n".join(code), {})  # as a reader would
+
+
+def test_the_strongest_rows_it_names_are_those(finished_project):
+    row = finished_project.results["direct"].influences.isel(test=0).compute()
+    best, worst = row.idag.top_k(1), row.idag.bottom_k(1)
+    said = describe(finished_project.results)
+    assert (
+        f"helped by  {best.train.item(0)} ({best.train_label.item(0)}) {best.item(0):+.3g}" in said
+    )
+    assert f"harmed by  {worst.train.item(0)} " in said
+
+
+@pytest.mark.parametrize("command", ["materialize", "show"])
+def test_errors_on_the_command_line_are_one_line_and_no_traceback(tmp_path, command):
+    done = CliRunner().invoke(main, [command, str(tmp_path)])
+    assert done.exit_code == 1
+    assert str(tmp_path) in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_failed_check_names_itself_and_stops_what_follows(project):
+    before = project.data_versions()
+    project.write_settings(damping=1.0, model={"fit": {"max_steps": 1}})
+    with pytest.raises(InfluenceDagError, match=r"tiny/model: at_a_minimum: .*train longer"):
+        project.materialize()
+    after = project.data_versions()
+    assert {name for name in after if after[name] != before[name]} == {"model"}
