@@ -20,7 +20,7 @@ class Direct:
     r"""Forms $H$ and factorises it once, in float64 whatever the curvature's dtype.
 
     With `damping` the factor is the Cholesky factor of $H + \lambda I$, for that damping alone;
-    without, $H$ is diagonalised and every damping is a cheap solve (eight times the cost).
+    without, $H$ is diagonalised and every damping is a cheap solve (fifteen times the cost).
 
     `on_indefinite`: `"raise"` an `IndefiniteError` that names a damping that would do, or solve
     the indefinite system all the same (`"lu"`), which no longer is the influence at a minimum.
