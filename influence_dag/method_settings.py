@@ -9,7 +9,9 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     Tag,
+    model_serializer,
     model_validator,
 )
 
@@ -138,6 +140,11 @@ class MethodsSettings(Settings):
         if isinstance(value, dict):
             return {name: {} if options is None else options for name, options in value.items()}
         return value
+
+    @model_serializer(mode="wrap")
+    def _named_only(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Written out, a method that is not asked for would read as one with its defaults.
+        return {name: options for name, options in handler(self).items() if options is not None}
 
     @model_validator(mode="after")
     def _at_least_one(self) -> "MethodsSettings":

@@ -51,7 +51,8 @@ def _explained(path: Path, error: ValidationError) -> str:
     found = []
     for item in error.errors():
         line, where = _place(nodes, item["loc"], missing=item["type"] == "missing")
-        found.append(f"{path}:{line}: {where}: {item['msg']}{_seen(item)}")
+        said = item["msg"].removeprefix("Value error, ")
+        found.append(f"{path}:{line}: {where}: {said}{_seen(item)}")
     return "\n".join(found)
 
 

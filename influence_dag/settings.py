@@ -2,7 +2,7 @@
 
 import re
 from difflib import get_close_matches
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -13,7 +13,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import ErrorDetails, InitErrorDetails
 
 _UNITS = {
     "": 1,
@@ -76,20 +76,19 @@ class Settings(BaseModel):
         try:
             return handler(value)
         except ValidationError as error:
-            found = [
-                InitErrorDetails(
-                    type=PydanticCustomError(item["type"], cls._told(item)),
-                    loc=item["loc"],
-                    input=item["input"],
-                )
-                for item in cast(list[Any], error.errors())
-            ]
+            found = [cls._told(item) for item in error.errors()]
             raise ValidationError.from_exception_data(cls.__name__, found) from error
 
     @classmethod
-    def _told(cls, item: Any) -> Any:
-        if item["type"] != "extra_forbidden" or len(item["loc"]) > 1:
-            return item["msg"]
+    def _told(cls, item: ErrorDetails) -> InitErrorDetails:
+        # Of pydantic's own types, because Dagster makes the error again from type and context.
+        kind, context = item["type"], item.get("ctx", {})
+        if kind == "extra_forbidden" and len(item["loc"]) == 1:
+            kind, context = "value_error", {"error": ValueError(cls._suggestion(item["loc"][0]))}
+        return InitErrorDetails(type=kind, loc=item["loc"], input=item["input"], ctx=context)
+
+    @classmethod
+    def _suggestion(cls, name: int | str) -> str:
         known = ", ".join(cls.model_fields) or "none"
-        close = get_close_matches(str(item["loc"][0]), cls.model_fields, n=1)
+        close = get_close_matches(str(name), cls.model_fields, n=1)
         return f"unknown name; {f'did you mean {close[0]!r}?' if close else f'known are {known}'}"

@@ -98,7 +98,7 @@ def test_sizes_that_are_none(text):
         ({"methods": {"conjugate": {}}}, "methods.conjugate", "known are direct, cg"),
         ({"methods": {"cg": {"tol": 1e-3}}}, "methods.cg.tol", "did you mean 'rtol'?"),
         ({"methods": {"cg": {"rtol": 0}}}, "methods.cg.rtol", "greater than 0"),
-        ({"methods": {"direct": {"rank": 3}}}, "methods.direct.rank", "known are none"),
+        ({"methods": {"identity": {"x": 3}}}, "methods.identity.x", "known are curvature, blocks"),
         ({"methods": {}}, "methods", "name at least one method of direct, cg"),
         ({"dampening": 0.1}, "dampening", "did you mean 'damping'?"),
         ({"damping": -0.1}, "damping.number", "greater than or equal to 0"),
