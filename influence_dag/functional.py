@@ -1,6 +1,7 @@
 """Influences in memory, from a module, a loss and data loaders, in a few calls."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -12,16 +13,8 @@ from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hess
 from influence_dag.gradients import gradient_layout, per_sample_gradients
 from influence_dag.influence import influences, perturbation_influences
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss, reduced_loss
-from influence_dag.solvers import (
-    METHODS,
-    Blockwise,
-    Factorization,
-    Method,
-    Solution,
-    build,
-    parameter_blocks,
-)
-from influence_dag.solvers.blocks import Blocks, split_by_block
+from influence_dag.solvers import METHODS, Factorization, Method, Solution, build
+from influence_dag.solvers.blocks import Blocks, Blockwise, parameter_blocks, split_by_block
 
 Loader = Iterable[tuple[Any, Any]]
 
@@ -108,17 +101,14 @@ def compute_influences(
     share of each block of parameters instead, by name; shares add up to the influences.
     """
     kind = _choice("influence_type", influence_type, ("up", "perturbation"))
-    factors = compute_influence_factors(
-        differentiable_model,
-        training_data,
-        test_data,
-        inversion_method=inversion_method,
-        hessian_regularization=hessian_regularization,
-        blocks=blocks,
-        **settings,
-    ).x
+    inversion = _Inversion.of(inversion_method, hessian_regularization, blocks=blocks, **settings)
     objective = differentiable_model.objective
-    rows = _rows(training_data if input_data is None else input_data, objective)
+    train = _rows(training_data, objective)
+    test = train if test_data is None else _rows(test_data, objective)
+    rows = train if input_data is None else _rows(input_data, objective)
+    factors = inversion.factors(objective, train, test).x
+    if input_data is not None:
+        objective.check(rows)
     kernel = _perturbed if kind == "perturbation" else _up_weighted
     if not per_block:
         return kernel(objective, factors, rows)
@@ -153,19 +143,11 @@ def compute_influence_factors(
     Without `test_data` the training rows take its part. See `solve_hvp` for the methods, their
     settings, their info and what they raise; `ModelError` says why a model cannot be used.
     """
+    inversion = _Inversion.of(inversion_method, hessian_regularization, **settings)
     objective = differentiable_model.objective
-    rows = _rows(training_data if test_data is None else test_data, objective)
-    objective.check(rows)
-    gradients = per_sample_gradients(objective, rows, of="measurement").dense()
-    damping = settings.pop("hessian_perturbation", hessian_regularization)
-    return solve_hvp(
-        inversion_method,
-        differentiable_model,
-        training_data,
-        gradients,
-        hessian_perturbation=damping,
-        **settings,
-    )
+    train = _rows(training_data, objective)
+    test = train if test_data is None else _rows(test_data, objective)
+    return inversion.factors(objective, train, test)
 
 
 def solve_hvp(
@@ -175,9 +157,6 @@ def solve_hvp(
     b: Float[Tensor, "k p"] | Float[Tensor, " p"],
     *,
     hessian_perturbation: float = 0.0,
-    curvature: str = "hessian",
-    blocks: Blocks = "full",
-    block_damping: Mapping[str, float] | None = None,
     **settings: Any,
 ) -> InverseHvpResult:
     r"""Rows x with $(H + \lambda I)\, x = b$, H the Hessian of the mean training loss.
@@ -198,24 +177,66 @@ def solve_hvp(
     do), `NotConvergedError` for rows that miss the tolerance, `ModelError` for a model or loss
     that cannot be used.
     """
-    name = _choice("inversion_method", inversion_method, tuple(METHODS))
-    kind = _choice("curvature", curvature, tuple(_CURVATURES))
-    start = _start(name, settings)
-    method = _method(name, None if block_damping else hessian_perturbation, settings)
+    inversion = _Inversion.of(inversion_method, hessian_perturbation, **settings)
     objective = differentiable_model.objective
-    rows = _rows(training_data, objective)
-    objective.check(rows)
     rhs = _right_hand_sides(b, objective)
-    operator: Curvature = _CURVATURES[kind](objective, rows)
-    if name == "direct":
-        operator = DenseCurvature(operator.dense())
-    if blocks != "full":
-        positions = parameter_blocks(objective.slices, blocks)
-        method = Blockwise(method=method, blocks=positions, dampings=block_damping or {})
-    factorization = method.factorize(operator)
-    solution = factorization.solve(rhs, damping=hessian_perturbation, x0=start)
-    info = _info(name, operator, factorization, solution, rhs)
-    return InverseHvpResult(solution.x.reshape(b.shape), info)
+    x, info = inversion.solve(objective, _rows(training_data, objective), rhs)
+    return InverseHvpResult(x.reshape(b.shape), info)
+
+
+@dataclass(frozen=True, eq=False)
+class _Inversion:
+    """Which inverse is meant: what the arguments say, checked before any work."""
+
+    name: str
+    method: Method
+    damping: float
+    curvature: str
+    blocks: Blocks
+    block_damping: Mapping[str, float]
+    start: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        inversion_method: str | Enum,
+        damping: float,
+        *,
+        hessian_perturbation: float | None = None,
+        curvature: str = "hessian",
+        blocks: Blocks = "full",
+        block_damping: Mapping[str, float] | None = None,
+        **settings: Any,
+    ) -> "_Inversion":
+        name = _choice("inversion_method", inversion_method, tuple(METHODS))
+        kind = _choice("curvature", curvature, tuple(_CURVATURES))
+        damping = damping if hessian_perturbation is None else hessian_perturbation
+        start = _start(name, settings)
+        method = _method(name, None if block_damping else damping, settings)
+        return cls(name, method, damping, kind, blocks, block_damping or {}, start)
+
+    def factors(self, objective: Objective, train: Rows, test: Rows) -> InverseHvpResult:
+        """Solve for the gradients of the test rows."""
+        objective.check(test)
+        gradients = per_sample_gradients(objective, test, of="measurement").dense()
+        return self.solve(objective, train, gradients)
+
+    def solve(self, objective: Objective, rows: Rows, rhs: Tensor) -> InverseHvpResult:
+        """Solve with the curvature of these training rows."""
+        objective.check(rows)
+        operator: Curvature = _CURVATURES[self.curvature](objective, rows)
+        if self.name == "direct":
+            operator = DenseCurvature(operator.dense())
+        factorization = self._on_blocks(objective).factorize(operator)
+        solution = factorization.solve(rhs, damping=self.damping, x0=self.start)
+        info = _info(self.name, operator, factorization, solution, rhs)
+        return InverseHvpResult(solution.x, info)
+
+    def _on_blocks(self, objective: Objective) -> Method:
+        if self.blocks == "full" and not self.block_damping:
+            return self.method
+        positions = parameter_blocks(objective.slices, self.blocks)
+        return Blockwise(method=self.method, blocks=positions, dampings=self.block_damping)
 
 
 def _rows(data: Loader, objective: Objective) -> Rows:

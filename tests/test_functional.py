@@ -461,6 +461,28 @@ def test_wrong_names_are_refused(
         compute_influences(wrapped_model, training_data_loader, test_data_loader, **arguments)
 
 
+def test_wrong_names_are_refused_before_any_data_is_read(wrapped_model):
+    def unread():
+        raise AssertionError("data was read")
+        yield
+
+    for arguments in ({"inversion_method": "newton"}, {"curvature": "fisher"}, {"rtol": 1.0}):
+        with pytest.raises((ValueError, TypeError), match=r"unknown|no setting"):
+            compute_influences(wrapped_model, unread(), **arguments)
+
+
+def test_a_damping_of_a_block_that_is_not_there_is_refused(wrapped_model, training_data_loader):
+    with pytest.raises(ValueError, match="dampings names bias; the blocks are full"):
+        compute_influences(wrapped_model, training_data_loader, block_damping={"bias": 0.1})
+
+
+def test_data_are_read_once(model, train, wrapped_model):
+    once = iter(DataLoader(TensorDataset(*train), batch_size=5))
+    values = compute_influences(wrapped_model, once)
+    expected = reference.influences(model, nn.functional.mse_loss, train, train, 0.0)
+    assert relative_error(values, expected) <= EXACT
+
+
 def test_a_right_hand_side_of_the_wrong_width_is_refused(wrapped_model, training_data_loader):
     with pytest.raises(ValueError, match=r"b has shape \(3, 7\); the model has 10 trainable"):
         solve_hvp("direct", wrapped_model, training_data_loader, torch.ones(3, 7))

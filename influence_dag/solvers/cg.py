@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -106,7 +106,8 @@ class PreconditionedSystem:
     ) -> Solution:
         r"""Solve every row, from `x0` (one row for all, or one each) or from zero.
 
-        Info per row: `niter`, `converged`, `residual` (true, over $\lVert b \rVert$).
+        Info per row: `niter`, `converged`, `residual` (true, over $\lVert b \rVert$) and
+        `residual_history`, the recurrence's after each iteration (NaN once the row has stopped).
         Raises `IndefiniteError` on meeting negative curvature, else `NotConvergedError` for rows
         that miss the tolerance.
         """
@@ -118,7 +119,12 @@ class PreconditionedSystem:
         converged, residual = length <= target, relative(length, rhs)
         if not converged.all():
             self._report(state, residual, converged, damping)
-        info = {"niter": state.niter, "converged": converged, "residual": residual}
+        info = {
+            "niter": state.niter,
+            "converged": converged,
+            "residual": residual,
+            "residual_history": state.history(rhs),
+        }
         return Solution(state.x, info)
 
     def _start(self, rhs: Tensor, target: Tensor, damping: float, x0: Tensor | None) -> "_State":
@@ -156,7 +162,8 @@ class PreconditionedSystem:
             residual = residual - step * product
             state.niter[rows] += 1
             state.negative[rows] = negative
-            unfinished = (residual.norm(dim=1) > state.target[rows]) & ~negative
+            length = state.record(rows, residual)
+            unfinished = (length > state.target[rows]) & ~negative
             go_on = unfinished & (state.niter[rows] < maxiter)
             rows, residual = rows[go_on], residual[go_on]
             z = self.preconditioner.precondition(residual, damping=damping)
@@ -206,3 +213,17 @@ class _State:
     target: Float[Tensor, " k"]
     niter: Int[Tensor, " k"]
     negative: Bool[Tensor, " k"]
+    lengths: list[Float[Tensor, " k"]] = field(default_factory=list)
+
+    def record(self, rows: Int[Tensor, " m"], residual: Float[Tensor, "m p"]) -> Tensor:
+        """The norms of some rows' residuals, noted as those of one iteration."""
+        length = residual.norm(dim=1)
+        self.lengths.append(torch.full_like(self.target, torch.nan))
+        self.lengths[-1][rows] = length
+        return length
+
+    def history(self, rhs: Float[Tensor, "k p"]) -> Float[Tensor, "k steps"]:
+        """Relative norms of residuals by iteration."""
+        if not self.lengths:
+            return self.target.new_empty(len(self.target), 0)
+        return torch.stack(self.lengths, dim=1) / rhs.norm(dim=1, keepdim=True)

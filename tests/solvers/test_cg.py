@@ -36,6 +36,18 @@ def test_an_early_stop_does_not_depend_on_the_rows_beside_it():
         assert together.info["niter"][i] == alone.info["niter"][0]
 
 
+def test_the_history_ends_where_each_row_stopped():
+    rhs = random_rhs(4, P) * torch.tensor([[1e-3], [1.0], [1e3], [0.0]])
+    settings = ConjugateGradient(rtol=1e-6, atol=1e-5, preconditioner="none")
+    info = settings.factorize(DenseCurvature(spd_matrix(P))).solve(rhs, damping=0.1).info
+    history = info["residual_history"]
+    assert history.shape == (4, int(info["niter"].max()))
+    assert (~history.isnan()).sum(dim=1).tolist() == info["niter"].tolist()
+    for i in range(3):
+        last = history[i][~history[i].isnan()][-1]
+        torch.testing.assert_close(last, info["residual"][i], rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize(("rtol", "atol"), [(1e-3, 0.0), (1e-12, 1e-2)])
 def test_rows_stop_at_their_own_tolerance(rtol, atol):
     H, rhs = spd_matrix(P), random_rhs(5, P) * torch.tensor([[1e-3], [1.0], [1e3], [1.0], [10.0]])
