@@ -76,13 +76,16 @@ def code_version(study: Study, node: Artifact) -> str:
 
     Settings of later stages are left out, so that changing them marks only what they change.
     """
-    settings = study.settings.model_dump(mode="json", exclude={"store", "perturbation", "summary"})
-    compute = settings.pop("compute")
-    own = {"data": settings["data"], "dtype": compute["dtype"]}
+    settings = study.settings.model_dump(mode="json")
+    own = {"data": settings["data"], "dtype": settings["compute"]["dtype"]}
     if node.name != "dataset":
         own["model"] = settings["model"]
     if node.method:
         own |= {"damping": settings["damping"], "method": settings["methods"][node.method]}
     if node.name == "report":
         own |= {"damping": settings["damping"], "methods": settings["methods"]}
+    if node.stage == "summary":
+        own["summary"] = settings["summary"]
+    if node.stage in ("influences", "perturbation"):
+        own["max_relative_error"] = settings["store"]["max_relative_error"]
     return f"{__version__}-{fingerprint(node.name, own)[:12]}"

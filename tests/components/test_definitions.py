@@ -1,0 +1,85 @@
+"""Definitions load quickly and purely, Dagster's commands accept them, mistakes have a line."""
+
+import json
+import time
+
+import pytest
+from project_copy import run
+
+LOAD = """
+import sys
+opened = []
+sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
+from influence_dag.definitions import defs
+assert defs().resolve_job_def("digits_refresh")
+heavy = [name for name in ("torch", "matplotlib", "distributed") if name in sys.modules]
+print(heavy, [path for path in opened if "data/store" in path])
+"""
+
+
+def test_loading_imports_nothing_heavy_and_leaves_the_store_alone(copied, commands):
+    done = run("python", "-c", LOAD, cwd=copied, env=commands)
+    assert done.stdout == "[] []\n", done.stdout + done.stderr
+    assert not (copied / "data/store").exists()
+
+
+@pytest.fixture(scope="session")
+def listed(copied, commands) -> dict:
+    done = run("dg", "list", "defs", "--json", cwd=copied, env=commands)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_dg_lists_the_graph_with_descriptions_kinds_and_groups(listed):
+    digits = [asset for asset in listed["assets"] if asset["group_name"] == "digits"]
+    assert {asset["asset_key"] for asset in digits} >= {
+        "digits/dataset",
+        "digits/model",
+        "digits/direct/perturbation_influences",
+        "digits/cg/influences",
+        "digits/report",
+    }
+    assert all(asset["description"] for asset in digits)
+    kinds = {asset["asset_key"]: set(asset["kinds"]) for asset in digits}
+    assert kinds.pop("digits/source") == set()
+    assert all(found and found <= {"torch", "zarr"} for found in kinds.values())
+    assert {job["name"] for job in listed["jobs"]} >= {"digits_refresh", "diabetes_refresh"}
+
+
+@pytest.mark.parametrize(
+    "command", [("dagster", "definitions", "validate"), ("dg", "check", "defs")], ids=" ".join
+)
+def test_checks_of_dagster_pass_in_seconds(copied, commands, command):
+    started = time.perf_counter()
+    done = run(*command, cwd=copied, env=commands)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stdout + done.stderr
+    assert time.perf_counter() - started < 30
+
+
+def test_a_slip_in_a_study_is_told_with_file_and_line(writable, commands):
+    file = writable / "assets/digits/defs.yaml"
+    text = file.read_text()
+    line = 1 + text[: text.index("rtol:")].count("\n")
+    file.write_text(text.replace("rtol:", "rtoll:"))
+    done = run("dg", "check", "defs", cwd=writable, env=commands)
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert f"attributes.methods.cg.rtoll at {file}:{line}" in said
+    assert "did you mean 'rtol'?" in said
+
+
+def test_a_scaffolded_study_loads(writable, commands):
+    component = "influence_dag.components.InfluenceStudy"
+    done = run("dg", "scaffold", "defs", component, "my_study", cwd=writable, env=commands)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (writable / "assets/my_study").iterdir()} >= {
+        "defs.yaml",
+        "model.py",
+    }
+    done = run("dg", "list", "defs", "--json", cwd=writable, env=commands)
+    assert "my_study/direct/influences" in done.stdout
+    model = (writable / "assets/my_study/model.py").read_text()
+    namespace: dict = {}
+    exec(model, namespace)
+    assert sum(p.numel() for p in namespace["build"]().parameters()) > 0
