@@ -14,9 +14,9 @@ from influence_dag.curvature.kronecker_pairs import (
     joined,
 )
 
-# One product for each pair of positions does without forming each sample's matrix, which costs as
-# much memory traffic as this many positions of arithmetic.
-_FORMING = 16
+# Measured: multiply-adds in the time of gathering a number of a pair of positions, and in that of
+# writing and squaring a number of one sample's matrix.
+_GATHERING, _FORMING = 24, 16
 _FORMED = 2**21  # numbers of per-sample matrices held at once: what a processor's cache takes
 _KEPT = 2**26  # numbers captured that are kept for the second pass instead of computed again
 
@@ -34,9 +34,9 @@ class KroneckerSums:
     layout: KroneckerLayout
     rows: int
     positions: tuple[int, ...]
-    activations: tuple[Float[Tensor, "d_in d_in"], ...]
-    gradients: tuple[Float[Tensor, "d_out d_out"], ...]
-    dense: tuple[Float[Tensor, "q q"], ...]
+    activations: tuple[Float[Tensor, "_ _"], ...]
+    gradients: tuple[Float[Tensor, "_ _"], ...]
+    dense: tuple[Float[Tensor, "_ _"], ...]
 
     def __add__(self, other: "KroneckerSums") -> "KroneckerSums":
         return self._combined(other, 1)
@@ -143,7 +143,7 @@ def eigenbases(sums: KroneckerSums) -> list[KroneckerEigenbasis]:
 
 def corrected_eigenvalues(
     pairs: Iterable[FisherBatch], bases: list[KroneckerEigenbasis]
-) -> list[Float[Tensor, "d_out d_in"]]:
+) -> list[Float[Tensor, "_ _"]]:
     r"""EK-FAC: the Fisher's diagonal in each layer's Kronecker eigenbasis, float64.
 
     $$ \Lambda = \frac{1}{n} \sum_i \sum_c
@@ -170,10 +170,10 @@ def _squared_products(
     """Sum over rows and root vectors of the squares of each entry of g aᵀ, summed over t first."""
     if a.ndim == 2:
         return g.square().sum(0).T @ a.square()
-    t = a.shape[1]
-    if t * (t + 1) / 2 <= len(g) * (t + _FORMING):
-        return _by_pairs_of_positions(a, g)
-    return _by_forming(a, g)
+    c, t, (d_in, d_out) = len(g), a.shape[1], (a.shape[2], g.shape[3])
+    by_pairs = t * (t + 1) / 2 * (d_in * d_out + _GATHERING * (d_in + c * d_out))
+    by_forming = c * d_in * d_out * (t + _FORMING)
+    return _by_pairs_of_positions(a, g) if by_pairs < by_forming else _by_forming(a, g)
 
 
 def _by_pairs_of_positions(
@@ -207,7 +207,7 @@ class KroneckerFactors:
 
     sums: KroneckerSums
     bases: list[KroneckerEigenbasis]
-    eigenvalues: list[Float[Tensor, "d_out d_in"]]
+    eigenvalues: list[Float[Tensor, "_ _"]]
 
 
 def kronecker_factors(

@@ -30,6 +30,10 @@ class KroneckerLayer:
     weight: Place
     bias: Place | None
 
+    @property
+    def places(self) -> tuple[Place, ...]:
+        return (self.weight, self.bias) if self.bias else (self.weight,)
+
 
 @dataclass(frozen=True)
 class DenseGroup:
@@ -66,7 +70,7 @@ class KroneckerLayout:
                 layers.append(
                     KroneckerLayer(owner, _place(objective.slices[name]), bias and _place(bias))
                 )
-        dense = _dense_groups(objective, {p for layer in layers for p in _places(layer)})
+        dense = _dense_groups(objective, {place for layer in layers for place in layer.places})
         return cls(tuple(layers), dense)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -107,10 +111,6 @@ def _place(where: slice) -> Place:
 
 def _places_of(tensor: Tensor) -> tuple[Place, ...]:
     return tuple((start, stop) for start, stop in tensor.tolist())
-
-
-def _places(layer: KroneckerLayer) -> list[Place]:
-    return [place for place in (layer.weight, layer.bias) if place]
 
 
 def _dense_groups(objective: Objective, covered: set[Place]) -> tuple[DenseGroup, ...]:

@@ -134,10 +134,14 @@ class KroneckerFactorization:
 
         Raises `IndefiniteError` where no damping stands in for eigenvalues that are zero.
         """
-        ends = self.smallest_eigenvalue, self.largest_eigenvalue
-        if ends[0] + damping <= torch.finfo(rhs.dtype).eps * ends[1]:
-            raise indefinite_error(*ends, damping=damping, dtype=rhs.dtype)
+        self.check(damping, rhs.dtype)
         return Solution(self._divided(rhs, damping, 0.0), self.info)
+
+    def check(self, damping: float, dtype: torch.dtype) -> None:
+        """Raise `IndefiniteError` where the damping leaves eigenvalues at rounding."""
+        ends = self.smallest_eigenvalue, self.largest_eigenvalue
+        if ends[0] + damping <= torch.finfo(dtype).eps * ends[1]:
+            raise indefinite_error(*ends, damping=damping, dtype=dtype)
 
     def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
         r"""$P^{-1} r$ with $P = F + \lambda I$; eigenvalues at rounding count as rounding."""
@@ -148,7 +152,7 @@ class KroneckerFactorization:
         out = torch.zeros_like(rows)
         for block in self.blocks:
             divisor = (block.eigenvalues + damping).clamp(min=floor)
-            rotated = block.rotate(rows)
+            rotated = block.rotate([rows[:, slice(*place)] for place in block.places])
             block.put_back(rotated * divisor.reciprocal().to(rotated.dtype), out)
         return out
 

@@ -1,6 +1,6 @@
 """Blocks of a Kronecker-factored curvature: into the eigenbasis and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,10 @@ from influence_dag.curvature.kronecker_pairs import (
     DenseGroup,
     KroneckerLayer,
     KroneckerLayout,
+    Place,
     joined,
 )
+from influence_dag.gradient_blocks import LinearGradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +36,28 @@ class KroneckerBlock:
             joined(self.layer.name, "eigenvalues"): self.eigenvalues,
         }
 
-    def rotate(self, rows: Float[Tensor, "k p"]) -> Float[Tensor, "k d_out d_in"]:
-        r"""$Q_G^\top V Q_A$ of each row's part V for this layer."""
-        V = rows[:, slice(*self.layer.weight)].unflatten(1, (len(self.eigenvalues), -1))
-        if self.layer.bias:
-            V = torch.cat([V, rows[:, slice(*self.layer.bias)].unsqueeze(2)], dim=2)
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where its parameters are in θ."""
+        return self.layer.places
+
+    def rotate(self, parts: Sequence[Float[Tensor, "k _"]]) -> Float[Tensor, "k d_out d_in"]:
+        r"""$Q_G^\top V Q_A$ of each row's matrix V, given what it has at each of the `places`."""
+        weight, *bias = parts
+        V = weight.unflatten(1, (len(self.eigenvalues), -1))
+        V = torch.cat([V, *(part.unsqueeze(2) for part in bias)], dim=2)
         V = V.to(self.activation_eigenvectors.dtype)
         return self.gradient_eigenvectors.T @ (V @ self.activation_eigenvectors)
+
+    def rotate_pairs(
+        self, pairs: LinearGradients
+    ) -> tuple[Float[Tensor, "n *t d_in"], Float[Tensor, "n *t d_out"]]:
+        r"""$Q_A^\top \tilde a$ and $Q_G^\top g$: the rotated gradient, never formed."""
+        a = pairs.activations
+        if self.layer.bias:
+            a = torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
+        Q_A, Q_G = self.activation_eigenvectors, self.gradient_eigenvectors
+        return a.to(Q_A.dtype) @ Q_A, pairs.output_gradients.to(Q_G.dtype) @ Q_G
 
     def put_back(self, rotated: Float[Tensor, "k d_out d_in"], out: Float[Tensor, "k p"]) -> None:
         """Write the rows that `rotate` would take to these into their places of `out`."""
@@ -72,9 +89,14 @@ class DenseBlock:
             joined(self.group.name, "dense_eigenvalues"): self.eigenvalues,
         }
 
-    def rotate(self, rows: Float[Tensor, "k p"]) -> Float[Tensor, "k q"]:
-        parts = [rows[:, start:stop] for start, stop in self.group.places]
-        return torch.cat(parts, dim=1).to(self.eigenvectors.dtype) @ self.eigenvectors
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where its parameters are in θ."""
+        return self.group.places
+
+    def rotate(self, parts: Sequence[Float[Tensor, "k _"]]) -> Float[Tensor, "k q"]:
+        r"""$Q^\top v$ of each row, given what it has at each of the `places`."""
+        return torch.cat(list(parts), dim=1).to(self.eigenvectors.dtype) @ self.eigenvectors
 
     def put_back(self, rotated: Float[Tensor, "k q"], out: Float[Tensor, "k p"]) -> None:
         """Write the rows that `rotate` would take to these into their places of `out`."""

@@ -7,9 +7,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from influence_dag.curvature import GaussNewton
-from influence_dag.curvature.kronecker import kronecker_sums
+from influence_dag.curvature.kronecker import (
+    KroneckerEigenbasis,
+    corrected_eigenvalues,
+    kronecker_sums,
+)
 from influence_dag.curvature.kronecker_fisher import output_roots
-from influence_dag.curvature.kronecker_pairs import FisherPairs, KroneckerLayout
+from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs, KroneckerLayout
 from influence_dag.errors import ModelError
 from influence_dag.losses import bce_with_logits, cross_entropy, mse
 from influence_dag.objective import Objective, Rows
@@ -344,3 +348,17 @@ def test_sums_of_different_inputs_are_not_combined():
 
     with pytest.raises(ValueError, match="input shapes cannot be combined"):
         sums(5) + sums(6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "vectors", "positions", "width"), [(50, 1, 2, 40), (600, 3, 30, 40), (50, 3, 9, 4)]
+)
+def test_eigenvalues_over_positions_are_squares_of_their_sums(rows, vectors, positions, width):
+    """Few positions and wide layers go by pairs of positions, the others by forming matrices."""
+    a = torch.randn(rows, positions, width).double()
+    g = torch.randn(vectors, rows, positions, width + 1).double()
+    ones = torch.ones(width).double(), torch.ones(width + 1).double()
+    basis = KroneckerEigenbasis(ones[0].diag(), ones[0], ones[1].diag(), ones[1])
+    (actual,) = corrected_eigenvalues([FisherBatch(rows, [(a, g)], [])], [basis])
+    matrices = torch.einsum("cnto,nti->cnoi", g, a)
+    assert_close(actual, matrices.square().sum((0, 1)) / rows)

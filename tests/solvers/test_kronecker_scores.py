@@ -1,0 +1,122 @@
+"""Scores computed inside the eigenbasis against those of solved factors."""
+
+import pytest
+import torch
+from networks import CASES, digits, digits_mlp
+from torch import nn
+from torch.testing import assert_close
+
+from influence_dag.curvature import GaussNewton
+from influence_dag.errors import IndefiniteError
+from influence_dag.gradients import LinearGradients, per_sample_gradients
+from influence_dag.objective import Objective, Rows
+from influence_dag.solvers.ekfac import EKFAC, KFAC
+from influence_dag.solvers.kronecker_scores import RotatedGradients
+
+
+def make(name, method):
+    module, x, y = CASES[name].make()
+    return scene(module, Rows(x, y), method)
+
+
+def scene(module, rows, method):
+    objective = Objective(module, "cross_entropy")
+    factorization = method.factorize(GaussNewton(objective, rows))
+    return factorization, per_sample_gradients(objective, rows)
+
+
+def wide(positions=()):
+    """Layers wide enough to be kept as pairs, on vectors or on sequences."""
+    torch.manual_seed(0)
+    flat = nn.Flatten() if not positions else nn.Sequential(nn.Flatten(), nn.Linear(20, 3))
+    module = nn.Sequential(
+        nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 10 if positions else 3), flat
+    ).double()
+    return module, Rows(torch.randn(25, *positions, 30).double(), torch.randint(0, 3, (25,)))
+
+
+@pytest.mark.parametrize("method", [EKFAC(), KFAC()], ids=repr)
+@pytest.mark.parametrize("name", ["deep", "images", "signal", "norms", "frozen weight", "linear"])
+def test_scores_are_those_of_solved_factors(name, method):
+    factorization, gradients = make(name, method)
+    dense = gradients.dense()
+    expected = factorization.solve(dense[:4], damping=0.01).x @ dense.T
+    rotated = RotatedGradients.of(factorization, gradients)
+    assert_close(rotated.influences(gradients[:4], damping=0.01), expected)
+
+
+@pytest.mark.parametrize("positions", [(), (2,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_pairs_stay_pairs_and_give_the_same_scores(positions, bias):
+    module, rows = wide(positions)
+    if not bias:
+        module[0].bias = None
+    factorization, gradients = scene(module, rows, EKFAC())
+    rotated = RotatedGradients.of(factorization, gradients)
+    kept = [type(block) for block in gradients.blocks]
+    assert [type(block) for block in rotated.gradients.blocks] == kept
+    assert kept[0] is LinearGradients
+    dense = gradients.dense()
+    expected = factorization.solve(dense[:4], damping=0.01).x @ dense.T
+    assert_close(rotated.influences(gradients[:4], damping=0.01), expected)
+
+
+@pytest.mark.parametrize("positions", [(), (2,)])
+def test_low_rank_errors_are_what_they_say(positions):
+    module, rows = wide(positions)
+    factorization, gradients = scene(module, rows, EKFAC())
+    rotated = RotatedGradients.of(factorization, gradients)
+    test = gradients[:6]
+    exact = rotated.influences(test, damping=0.01)
+    factors = factorization.solve(test.dense(), damping=0.01).x.norm(dim=1)
+    bound = factors[:, None] * gradients.dense().norm(dim=1)
+    errors = []
+    for rank in (1, 4, 8, 40):
+        scores, error = rotated.low_rank_influences(test, damping=0.01, rank=rank)
+        assert ((scores - exact).abs() <= error[:, None] * bound + 1e-9).all()
+        errors.append(error.max().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 0.1
+    assert errors[-1] == 0
+    assert_close(scores, exact)
+
+
+def test_low_rank_is_nearly_the_best_and_repeats_by_seed():
+    module, rows = wide()
+    factorization, gradients = scene(module[:1], Rows(rows.x, rows.y), EKFAC())
+    rotated = RotatedGradients.of(factorization, gradients)
+    _, error = rotated.low_rank_influences(gradients, damping=0.01, rank=5, seed=3)
+    _, again = rotated.low_rank_influences(gradients, damping=0.01, rank=5, seed=3)
+    assert_close(error, again, rtol=0, atol=0)
+    factors = factorization.solve(gradients.dense(), damping=0.01).x
+    matrices = torch.cat([factors[:, :1200].view(-1, 40, 30), factors[:, 1200:, None]], dim=2)
+    singular = torch.linalg.svdvals(matrices)
+    best = (singular[:, 5:].square().sum(1) / singular.square().sum(1)).sqrt()
+    assert (error >= best * (1 - 1e-9)).all()
+    assert (error <= best * 1.25 + 1e-9).all()
+
+
+def test_digits_scores_are_kronfluences():
+    arrays, objective = digits(), Objective(digits_mlp(), "cross_entropy")
+    train = Rows(arrays["x_train"], arrays["y_train"])
+    test = per_sample_gradients(objective, Rows(arrays["x_test"][:100], arrays["y_test"][:100]))
+    factorization = EKFAC(fisher="empirical").factorize(GaussNewton(objective, train))
+    rotated = RotatedGradients.of(factorization, per_sample_gradients(objective, train))
+    expected = arrays["kronfluence_ekfac_empirical"]
+    scores = rotated.influences(test, damping=0.01)
+    assert (scores - expected).abs().max() <= 5e-6 * expected.abs().max()
+
+
+def test_gradients_of_another_network_are_refused():
+    factorization, _ = make("deep", EKFAC())
+    _, gradients = make("linear", EKFAC())
+    with pytest.raises(ValueError, match=r"no parameter at 0:20 .* another network"):
+        RotatedGradients.of(factorization, gradients)
+
+
+def test_no_damping_is_refused_as_in_a_solve():
+    module, rows = wide()
+    rows.x[:, 0] = 0
+    factorization, gradients = scene(module, rows, EKFAC())
+    with pytest.raises(IndefiniteError):
+        RotatedGradients.of(factorization, gradients).influences(gradients[:2], damping=0.0)
