@@ -1,5 +1,6 @@
 """Losses of one value per sample, `(output, target) → (batch,)`."""
 
+import copy
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -66,10 +67,18 @@ def reduced_loss(loss: LossFunction) -> LossFunction:
     Each sample is a batch of one, so `mean` and `sum` reductions agree. A loss that already
     returns one value per sample comes out unchanged.
 
+    Class weights would cancel in a batch of one, where torch divides by the weight. So a loss
+    module that has weights is asked for its values without reduction: sample i counts
+    `w[y_i]` times, and the mean over n samples is divided by n, not by the sum of weights.
+
     >>> import torch
     >>> reduced_loss(nn.functional.mse_loss)(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
     tensor([1., 9.])
     """
+    if getattr(loss, "weight", None) is not None and hasattr(loss, "reduction"):
+        weighted = copy.copy(loss)
+        weighted.reduction = "none"
+        loss = weighted
 
     def of_one(output: Tensor, target: Tensor) -> Tensor:
         value = loss(output.unsqueeze(0), target.unsqueeze(0))

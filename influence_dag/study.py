@@ -180,6 +180,9 @@ class StoreSettings(Settings):
     path: str = "data/store"
     chunks: Mapping[Literal["test", "train"], PositiveInt] | None = None
     keep_versions: PositiveInt = 5
+    lock_timeout: PositiveFloat = Field(
+        default=3600.0, description="seconds to wait for another process at the same artifact"
+    )
     max_relative_error: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 
 

@@ -14,6 +14,7 @@ from influence_dag.functional import (
     compute_influences,
     solve_hvp,
 )
+from influence_dag.losses import reduced_loss
 
 FEATURES, OUTPUTS, TRAIN, TEST = 4, 2, 23, 5
 
@@ -503,3 +504,11 @@ def test_too_little_damping_is_an_error_with_a_cure(network, classification):
         compute_influences(wrapped, *loaders)
     damping = caught.value.suggested_damping
     compute_influences(wrapped, *loaders, hessian_regularization=damping)
+
+
+def test_class_weights_count_each_sample_by_the_weight_of_its_class():
+    weight = torch.tensor([1.0, 5.0, 0.5])
+    outputs, targets = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    plain = torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+    per_sample = reduced_loss(torch.nn.CrossEntropyLoss(weight=weight))
+    torch.testing.assert_close(per_sample(outputs, targets), weight[targets] * plain)

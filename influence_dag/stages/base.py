@@ -61,19 +61,32 @@ class Workbench:
     def __init__(self, study: Study, report: Report = lambda message: None):
         self.study, self.settings, self.report = study, study.settings, report
         self.store = ArtifactStore(
-            study.store_path, keep_versions=study.settings.store.keep_versions
+            study.store_path,
+            keep_versions=study.settings.store.keep_versions,
+            lock_timeout=study.settings.store.lock_timeout,
         )
+        self._required: dict[str, Version] = {}
 
     def require(self, artifact: str) -> Version:
-        """The current version of an artifact that this stage reads."""
-        version = self.store.current(artifact)
+        """The version of an artifact that this stage reads.
+
+        Asked for again it is the same one, whatever another process publishes meanwhile: all
+        that a stage reads belongs together.
+        """
+        version = self._required.get(artifact) or self.store.current(artifact)
         if version is None:
             raise StoreError(
                 f"{self.study.name}/{artifact} has not been computed yet (nothing in "
                 f"{self.store.root / artifact}); "
                 f"materialise it first"
             )
+        self._required[artifact] = version
         return version
+
+    def published(self, artifact: str) -> Version:
+        """The version that is current now: what a refresh has just published."""
+        self._required.pop(artifact, None)
+        return self.require(artifact)
 
     def axis(self, artifact: str, split: Split) -> Axis:
         return Axis.read(self.require(artifact), split)
@@ -233,38 +246,45 @@ def refresh_whole(
     from other inputs (a pinned policy).
     """
     started = time.perf_counter()
+    if serves := _reused(bench, artifact, key, reusable):
+        return serves
+    with bench.store.exclusive(artifact):  # another process may be computing the same
+        if serves := _reused(bench, artifact, key, reusable):
+            return serves
+        made = produce()
+        blocks, written = _publish(bench, artifact, key, made)
+    return finished_update(
+        bench, artifact, started, computed=blocks, kept=0, written=written, info=made.info
+    )
+
+
+def _reused(
+    bench: Workbench, artifact: str, key: str, reusable: Callable[[Version], bool]
+) -> Update | None:
+    """The stored version's update when it was made from the same, and is undamaged."""
     current = bench.store.current(artifact)
-    if current is not None and (current.attrs.get("fingerprint") == key or reusable(current)):
-        kept = sum(int(np.prod(current.keys(name).shape[:-1])) for name in current.variables)
-        return current_update(bench, artifact, kept=kept, info=current.attrs.get("info"))
-    made = produce()
+    if current is None or not (current.attrs.get("fingerprint") == key or reusable(current)):
+        return None
+    if damage := current.verify():
+        bench.report(f"{artifact}: {len(damage)} files are damaged ({damage[0].file}); made again")
+        return None
+    kept = sum(int(np.prod(variable.grid)) for variable in current.variables.values())
+    return current_update(bench, artifact, kept=kept, info=current.attrs.get("info"))
+
+
+def _publish(bench: Workbench, artifact: str, key: str, made: "Whole") -> tuple[int, int]:
+    """Write all of an artifact as a new version; blocks and bytes written."""
     variables = tuple(_variable(name, *entry) for name, entry in made.arrays.items())
     layout = Layout(variables, made.coordinates, {**made.attrs, "fingerprint": key}, provenance())
     block_key = bytes.fromhex(fingerprint(key, artifact))
-    blocks = 0
     with bench.store.new_version(artifact, layout) as draft:
         for variable, (_, values, _) in zip(variables, made.arrays.values(), strict=True):
-            grid = [
-                range(-(-size // chunk))
-                for size, chunk in zip(variable.shape, variable.chunks, strict=True)
-            ]
-            indices = list(np.ndindex(*map(len, grid)))
-            draft.write(
-                variable.name, (0,) * values.ndim, values, dict.fromkeys(indices, block_key)
-            )
-            blocks += len(indices)
+            keys = dict.fromkeys(np.ndindex(*variable.grid), block_key)
+            draft.write(variable.name, (0,) * values.ndim, values, keys)
         draft.set_attrs(info=made.info, **made.notes)  # times and the like: told, not fingerprinted
         for name, content in made.files.items():
             draft.add_file(name, content)
-    return finished_update(
-        bench,
-        artifact,
-        started,
-        computed=blocks,
-        kept=0,
-        written=draft.bytes_written,
-        info=made.info,
-    )
+    return draft.chunks_written, draft.bytes_written
 
 
 @dataclass(frozen=True)
@@ -293,7 +313,7 @@ def _variable(name: str, dims: tuple[str, ...], values: np.ndarray, attrs: dict)
 def current_update(
     bench: Workbench, artifact: str, *, kept: int, info: Mapping[str, Any] | None
 ) -> Update:
-    version = bench.require(artifact)
+    version = bench.published(artifact)
     update = Update(
         artifact, version.number, version.path, version.data_version, 0, kept, info=dict(info or {})
     )
@@ -311,7 +331,7 @@ def finished_update(
     written: int,
     info: Mapping[str, Any] | None,
 ) -> Update:
-    version = bench.require(artifact)
+    version = bench.published(artifact)
     update = Update(
         artifact,
         version.number,

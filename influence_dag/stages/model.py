@@ -99,7 +99,8 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     else:
         assert settings.fit is not None
         module.train()
-        models.import_callable(settings.fit, study.root, "model.fit")(module, rows)
+        with models.seeded(0):
+            models.import_callable(settings.fit, study.root, "model.fit")(module, rows)
     module.eval()
     objective = Objective(module, loss)
     objective.check(rows)

@@ -5,6 +5,7 @@
 <root>/<artifact>/versions/.partial-000008/      a version in the making, and beside it
 <root>/<artifact>/versions/.partial-000008.journal   what of it can be trusted
 <root>/<artifact>/.lock                          held by the one writer
+<root>/<artifact>/.refresh.lock                  held by who computes an artifact at once
 """
 
 import os
@@ -119,6 +120,15 @@ class ArtifactStore:
                     self._publish(draft)
             finally:
                 draft.close()
+
+    @contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """Keep other processes from working on the same artifact until the block ends.
+
+        For work that is done before there is anything to write; `new_version` has its own lock.
+        """
+        with locked(self._folder(name) / ".refresh.lock", timeout=self.lock_timeout):
+            yield
 
     def gc(self, name: str | None = None) -> list[str]:
         """Remove versions beyond `keep_versions` and unfinished ones; returns what was removed.

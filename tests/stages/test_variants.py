@@ -230,8 +230,9 @@ def test_a_tensor_above_the_budget_is_refused(project):
     project.write_settings(perturbation={"max_bytes": "9.5kB"})
     with pytest.raises(StudyError) as caught:
         project.refresh()
-    assert "would take 9.4 KiB (10 × 40 × 3), the limit perturbation.max_bytes is 9.3 KiB" in str(
-        caught.value
+    assert (
+        "would take 9.375 KiB (10 × 40 × 3), the limit perturbation.max_bytes is 9.277 KiB"
+        in str(caught.value)
     )
     assert project.data_versions() == before
 
