@@ -28,7 +28,7 @@ def spearman(a: Float[Array, "k m"], b: Float[Array, "k m"]) -> Float[Array, " k
 
 
 class Ranks:
-    """The ranks of each row's entries; of resampled columns too, without sorting again."""
+    """The ranks of each row's entries; among resampled columns too, without sorting again."""
 
     def __init__(self, values: Float[Array, "k m"]):
         in_order = np.sort(values, axis=1)
@@ -63,20 +63,23 @@ def bootstrap_spearman(
     replicates: int = 200,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of the rows' rank correlations.
+    """Interval of the mean of the rows' rank correlations.
 
-    Columns are resampled for all rows together, because they are what the rows share (the
-    subsets of an ensemble), and rows as well.
+    Rows are drawn with replacement. Columns, which all rows share (the subsets of an ensemble),
+    are resampled by halves without replacement: that has the variance of the bootstrap (Shao &
+    Wu, 1989) without its repeated columns, which would tie. Rank correlations of fewer columns
+    are lower on the average (by 3 (ρ - τ) / m), so replicates are centred on the estimate.
     """
     rng = np.random.default_rng(seed)
     left, right = Ranks(predicted), Ranks(actual)
     k, m = predicted.shape
     means = []
     for _ in range(replicates):
-        counts = np.bincount(rng.integers(m, size=m), minlength=m).astype(float)
-        means.append(np.nanmean(left.correlate(right, counts)[rng.integers(k, size=k)]))
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        half = (rng.permutation(m) < m // 2).astype(float)
+        means.append(np.nanmean(left.correlate(right, half)[rng.integers(k, size=k)]))
+    centre = np.nanmean(left.correlate(right)) - np.mean(means)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) + centre
+    return float(low), float(min(high, 1.0))
 
 
 def roc_auc(scores: Float[Array, " n"], positive: Bool[Array, " n"]) -> float:

@@ -25,6 +25,17 @@ def in_float64(objective: Objective) -> Objective:
     return Objective(module, objective.loss, measurement=objective.measurement)
 
 
+def is_linear_in_parameters(objective: Objective, rows: Rows) -> bool:
+    """Whether the outputs are affine in θ: second differences along a random line vanish."""
+    theta, x = objective.params, rows[:8].x
+    generator = torch.Generator().manual_seed(0)
+    step = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
+    with torch.no_grad():
+        before, here, after = (objective.outputs(theta + t * step, x) for t in (-1.0, 0.0, 1.0))
+    size = max(float(value.abs().max()) for value in (before, here, after))
+    return bool((before + after - 2 * here).abs().max() <= 1e-9 * size)
+
+
 def member_values(
     objective: Objective,
     params: Float[Tensor, "m p"],
@@ -102,7 +113,7 @@ class WeightedLosses:
     def chunks(self) -> Iterator[slice]:
         """Members to minimise together."""
         rows, width = self.weights.shape[1], _width(self.objective, self.rows)
-        return member_chunks(len(self.weights), max(rows * width, 16 * self.objective.size))
+        return member_chunks(len(self.weights), max(rows * width, 64 * self.objective.size))
 
     @without_denormals
     def value_and_gradient(

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from influence_dag.objective import Objective, Rows
 from influence_dag.validation.agreement import pearson, slope
-from influence_dag.validation.ensembles import in_float64
-from influence_dag.validation.predictions import ExactPredictions, is_linear_in_parameters
+from influence_dag.validation.ensembles import in_float64, is_linear_in_parameters
+from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import refit_without
 
 F64 = torch.float64

@@ -40,7 +40,7 @@ def minimise(
     metric: Metric | None = None,
     tolerance: float,
     max_steps: int,
-    history: int = 20,
+    history: int = 60,
 ) -> Minima:
     """Minimise m functions of p numbers from the rows of `start`.
 
@@ -105,12 +105,12 @@ class _Memory:
         q, coefficients = gradients.clone(), []
         for s, y, inverse in reversed(self.pairs):
             a = inverse * _dot(s, q)
-            q -= a[:, None] * y
+            q.addcmul_(a[:, None], y, value=-1.0)
             coefficients.append(a)
         q = self._initial(q)
         for (s, y, inverse), a in zip(self.pairs, reversed(coefficients), strict=True):
-            q += (a - inverse * _dot(y, q))[:, None] * s
-        return -q
+            q.addcmul_((a - inverse * _dot(y, q))[:, None], s)
+        return q.neg_()
 
     def _initial(self, q: Float[Tensor, "m p"]) -> Float[Tensor, "m p"]:
         if self.metric is not None:
@@ -130,12 +130,13 @@ class _Memory:
 
     def forget(self, problems: Tensor) -> None:
         """Drop the pairs of problems whose line search failed: back to the metric alone."""
-        for _, _, inverse in self.pairs:
-            inverse[problems] = 0.0
+        if problems.any():
+            for _, _, inverse in self.pairs:
+                inverse[problems] = 0.0
 
 
 def _dot(a: Float[Tensor, "m p"], b: Float[Tensor, "m p"]) -> Float[Tensor, " m"]:
-    return torch.einsum("mp,mp->m", a, b)
+    return torch.linalg.vecdot(a, b)  # a third of the time of einsum
 
 
 def _step(evaluate: Evaluate, state: _State, memory: _Memory) -> _State:

@@ -81,17 +81,6 @@ class ExactPredictions:
             yield J.detach(), run(theta, batch.x).detach(), batch.y
 
 
-def is_linear_in_parameters(objective: Objective, rows: Rows) -> bool:
-    """Whether the outputs are affine in θ: second differences along a random line vanish."""
-    theta, x = objective.params, rows[:8].x
-    generator = torch.Generator().manual_seed(0)
-    step = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
-    with torch.no_grad():
-        before, here, after = (objective.outputs(theta + t * step, x) for t in (-1.0, 0.0, 1.0))
-    size = max(float(value.abs().max()) for value in (before, here, after))
-    return bool((before + after - 2 * here).abs().max() <= 1e-9 * size)
-
-
 def _output_derivatives(
     objective: Objective, outputs: Float[Tensor, "b ..."], y: Tensor
 ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c c"]]:

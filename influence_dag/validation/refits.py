@@ -9,6 +9,7 @@ keeps $1/n$ on the others, which is what an influence is the derivative of); $1/
 $S$ fits the subset. All run in float64, in one vectorised minimisation.
 """
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +23,16 @@ from influence_dag.curvature import GaussNewton
 from influence_dag.errors import ModelError, NotConvergedError
 from influence_dag.objective import Objective, Rows
 from influence_dag.solvers import Direct
-from influence_dag.validation.ensembles import WeightedLosses, in_float64, member_values
+from influence_dag.validation.ensembles import (
+    WeightedLosses,
+    in_float64,
+    is_linear_in_parameters,
+    member_values,
+)
 from influence_dag.validation.minimising import Metric, Minima, minimise
 
 _LARGEST_METRIC = 4096  # parameters up to which a dense inverse curvature pays
+_STATIONARY = 1e-2  # norm of the penalised gradient at which a network counts as fitted
 
 OnFailure = Literal["raise", "keep"]
 
@@ -51,6 +58,15 @@ class Refits:
     @property
     def converged(self) -> Bool[Tensor, " m"]:
         return self.gradient_norms <= self.tolerance
+
+    def member(self, position: int) -> Objective:
+        """One member's model, on a module of its own: its θ is where derivatives are taken."""
+        module, theta = copy.deepcopy(self.objective.module), self.params[position]
+        values, parameters = self.objective.unflatten(theta), dict(module.named_parameters())
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].copy_(value)
+        return Objective(module, self.objective.loss, measurement=self.objective.measurement)
 
     def losses(self, rows: Rows) -> Float[Tensor, "m k"]:
         """The loss of each row under each member."""
@@ -81,16 +97,15 @@ def refit(
     metric: Metric | Literal["auto"] | None = "auto",
     tolerance: float = 1e-8,
     max_steps: int = 200,
-    history: int = 20,
+    history: int = 60,
     on_failure: OnFailure = "raise",
 ) -> Refits:
     r"""Fit one model for each row of `weights`, all together.
 
     `start` is where they begin: one vector for all, one a member, or (default) `objective.params`.
     `metric` multiplies rows by an approximate inverse of the penalised Hessian; `"auto"` takes
-    $(G + wI)^{-1}$ at `objective.params`, G being the Gauss-Newton matrix, when the refits start
-    there and p is at most 4,096: convex refits then need a handful of steps. None is the plain
-    L-BFGS that a fit from other initial weights needs.
+    `default_metric`, with which refits near θ need a handful of steps, when they start there.
+    None is plain L-BFGS, right for networks that start elsewhere.
 
     The members' rows share one evaluation a step, so that a thousand refits cost about as much
     as a thousand gradients times the steps of the slowest few. Buffers are constants.
@@ -149,8 +164,17 @@ def refit_without(
 
 
 def default_metric(objective: Objective, rows: Rows, weight_decay: float) -> Metric | None:
-    """Multiplication by the inverse of the Gauss-Newton matrix plus the penalty, if affordable."""
+    r"""Rows times $(G + wI)^{-1}$ at `objective.params`, G being the Gauss-Newton matrix.
+
+    None where it would cost too much (p > 4,096), is singular ($w = 0$) or says nothing of the
+    minimum: at a θ that is not one, unless the model is linear in θ.
+    """
     if objective.size > _LARGEST_METRIC or weight_decay == 0:
+        return None
+    full = torch.full((1, len(rows)), 1 / len(rows), dtype=torch.float64, device=objective.device)
+    problem = WeightedLosses.of(objective, rows, full, weight_decay)
+    _, gradient = problem.value_and_gradient(objective.params[None])
+    if gradient.norm() > _STATIONARY and not is_linear_in_parameters(objective, rows):
         return None
     factorization = Direct(damping=weight_decay).factorize(GaussNewton(objective, rows))
     return lambda vectors: factorization.solve(vectors, damping=weight_decay).x

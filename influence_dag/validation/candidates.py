@@ -1,0 +1,62 @@
+"""Influences to be compared with each other: exact ones under three curvatures, and baselines."""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hessian
+from influence_dag.errors import IndefiniteError
+from influence_dag.gradients import per_sample_gradients
+from influence_dag.objective import Objective, Rows
+from influence_dag.solvers import Direct
+from influence_dag.validation.ensembles import is_linear_in_parameters
+
+# name → damping (None where there is none) → influences (test, train)
+Candidates: TypeAlias = Mapping[str, Mapping[float | None, Tensor]]
+
+
+def exact_candidates(
+    objective: Objective, train: Rows, test: Rows, dampings: tuple[float, ...]
+) -> dict[str, dict[float | None, Float[Tensor, "k n"]]]:
+    r"""Influences by exact solves at each damping, and what is to be had without curvature.
+
+    `hessian`, `gauss_newton` (left out for a model linear in θ, where it is the Hessian),
+    `empirical_fisher` $(1/n) \sum_i \nabla L_i \nabla L_i^\top$; `gradient_dot`, which is the
+    influence with the identity for curvature; `loss`, for which a training row does as much
+    harm to every test row as its own loss is high. Dampings that leave a curvature indefinite
+    are left out.
+    """
+    gradients = per_sample_gradients(objective, train).dense()
+    measured = per_sample_gradients(objective, test, of="measurement").dense()
+    curvatures: dict[str, Curvature] = {"hessian": Hessian(objective, train)}
+    if not is_linear_in_parameters(objective, train):
+        curvatures["gauss_newton"] = GaussNewton(objective, train)
+    curvatures["empirical_fisher"] = DenseCurvature(gradients.T @ gradients / len(train))
+    losses = objective.losses(objective.params, train).detach()
+    return {
+        **{
+            name: _swept(curvature, measured, gradients, dampings)
+            for name, curvature in curvatures.items()
+        },
+        "gradient_dot": {None: measured @ gradients.T},
+        "loss": {None: -losses.expand(len(test), -1)},
+    }
+
+
+def _swept(
+    curvature: Curvature, measured: Tensor, gradients: Tensor, dampings: tuple[float, ...]
+) -> dict[float | None, Tensor]:
+    """Influences at each damping at which the curvature is positive definite."""
+    method = Direct(damping=dampings[0] if len(dampings) == 1 else None)
+    factorization, refused = method.factorize(curvature), None
+    found: dict[float | None, Tensor] = {}
+    for damping in dampings:
+        try:
+            found[damping] = factorization.solve(measured, damping=damping).x @ gradients.T
+        except IndefiniteError as error:
+            refused = error
+    if not found and refused is not None:
+        raise refused
+    return found

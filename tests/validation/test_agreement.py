@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import roc_auc_score
+
+from influence_dag.validation.agreement import (
+    Ranks,
+    bootstrap_spearman,
+    found_in_top,
+    pearson,
+    roc_auc,
+    slope,
+    spearman,
+)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("decimals", [0, 12], ids=["ties", "no ties"])
+def test_correlations_are_scipys(rng, decimals):
+    a, b = rng.normal(size=(2, 5, 40)).round(decimals)
+    b = (a + b).round(decimals)
+    expected = [(pearsonr(x, y)[0], spearmanr(x, y)[0]) for x, y in zip(a, b, strict=True)]
+    assert np.allclose(np.stack([pearson(a, b), spearman(a, b)], axis=1), expected)
+
+
+def test_ranks_among_resampled_columns_are_those_of_the_resampled_values(rng):
+    a, b = rng.normal(size=(2, 3, 30)).round(1)
+    columns = rng.integers(30, size=30)
+    counts = np.bincount(columns, minlength=30).astype(float)
+    resampled = Ranks(a).correlate(Ranks(b), counts)
+    expected = [spearmanr(a[k, columns], b[k, columns])[0] for k in range(3)]
+    assert np.allclose(resampled, expected)
+
+
+def test_a_constant_side_has_no_correlation(rng):
+    a = rng.normal(size=(2, 10))
+    a[1] = 3.0
+    assert np.isnan(pearson(a, a)[1])
+    assert np.isnan(spearman(a, a)[1])
+    assert spearman(a, a)[0] == pytest.approx(1)
+
+
+def test_slope_is_least_squares_through_the_origin(rng):
+    a, b = rng.normal(size=(2, 50))
+    assert slope(a, b) == pytest.approx(np.linalg.lstsq(a[:, None], b, rcond=None)[0][0])
+
+
+def test_the_interval_covers_the_true_correlation_about_as_often_as_it_says(rng):
+    # Bivariate normal columns shared by the rows: population Spearman 6 / π asin(ρ / 2).
+    rho, true = 0.8, 6 / np.pi * np.arcsin(0.4)
+    covered = []
+    for trial in range(100):
+        a = rng.normal(size=(1, 40))
+        b = rho * a + np.sqrt(1 - rho**2) * rng.normal(size=(1, 40))
+        low, high = bootstrap_spearman(a, b, replicates=100, seed=trial)
+        assert low <= spearman(a, b)[0] <= high
+        covered.append(low <= true <= high)
+    assert 0.85 <= np.mean(covered) <= 1
+
+
+def test_an_interval_is_repeatable_and_follows_its_seed(rng):
+    a, b = rng.normal(size=(2, 4, 20))
+    first, again, other = (bootstrap_spearman(a, a + b, seed=seed) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_roc_auc_is_sklearns(rng):
+    positive = rng.random(60) < 0.3
+    scores = (rng.normal(size=60) + positive).round(1)
+    assert roc_auc(scores, positive) == pytest.approx(roc_auc_score(positive, scores))
+
+
+def test_found_in_top_counts_the_positives_among_the_highest():
+    scores, positive = np.array([5.0, 1, 4, 3, 2]), np.array([True, False, False, True, False])
+    assert found_in_top(scores, positive, share=0.4) == 0.5
+    assert found_in_top(scores, positive, share=0.6) == 1.0

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import reference
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch.nn import functional as F
+
+from influence_dag.errors import ModelError
+from influence_dag.objective import Objective, Rows
+from influence_dag.validation.label_errors import flip_labels, label_errors, self_influences
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_self_influence_finds_the_flipped_digits(softmax, digits, seed):
+    result = label_errors(softmax, digits[0], weight_decay=1e-2, share=0.05, seed=seed)
+    found = result.summary()["self_influence"]
+    assert found["auc"] >= 0.99
+    assert found["found_in_top_10_percent"] >= 0.95
+    assert found["found_in_top_20_percent"] == 1.0
+    assert found["auc"] == pytest.approx(roc_auc_score(result.flipped, result.self_influence))
+    by_loss = result.summary()["loss"]["auc"]
+    assert by_loss == pytest.approx(roc_auc_score(result.flipped, result.loss))
+
+
+def test_the_model_that_is_ranked_was_fitted_to_the_flipped_labels(softmax, digits):
+    result = label_errors(softmax, digits[0], weight_decay=1e-2, share=0.1)
+    changed = result.labels != digits[0].y.numpy()
+    assert np.array_equal(changed, result.flipped)
+    assert changed.sum() == 150
+    x, y = digits[0].x, torch.tensor(result.labels)
+    W = torch.zeros(650, dtype=torch.float64, requires_grad=True)
+
+    def penalised():
+        logits = x @ W[:640].view(10, 64).T + W[640:]
+        return F.cross_entropy(logits, y, reduction="none"), 5e-3 * W @ W
+
+    optimizer = torch.optim.LBFGS(
+        [W],
+        max_iter=500,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-15,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        losses, penalty = penalised()
+        (losses.mean() + penalty).backward()
+        return losses.mean() + penalty
+
+    optimizer.step(closure)
+    assert np.abs(penalised()[0].detach().numpy() - result.loss).max() <= 1e-3
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+def test_self_influences_are_the_diagonal_of_the_training_rows_influences(curvature):
+    module = nn.Linear(3, 3).double()  # linear in θ: Hessian and Gauss-Newton agree
+    x, y = torch.randn(20, 3, dtype=torch.float64), torch.arange(20) % 3
+    seen = self_influences(
+        Objective(module, "cross_entropy"), Rows(x, y), damping=0.1, curvature=curvature
+    )
+    influences = reference.influences(module, F.cross_entropy, (x, y), (x, y), 0.1)
+    assert torch.allclose(seen, influences.diagonal(), rtol=1e-9)
+
+
+def test_flipped_labels_are_other_classes_that_occur():
+    labels = torch.tensor([3, 7, 7, 9] * 50)
+    other, flipped = flip_labels(labels, share=0.25, seed=1)
+    assert flipped.sum() == 50
+    assert torch.equal(other != labels, flipped)
+    assert set(other.tolist()) == {3, 7, 9}
+    again, _ = flip_labels(labels, share=0.25, seed=1)
+    assert torch.equal(again, other)
+    assert not torch.equal(flip_labels(labels, share=0.25, seed=2)[0], other)
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.rand(5), torch.zeros(5).long(), torch.eye(2).long()], ids=["real", "one", "2d"]
+)
+def test_labels_that_cannot_be_flipped_are_refused(labels):
+    with pytest.raises(ModelError, match="integers of two classes or more"):
+        flip_labels(labels, share=0.5)
