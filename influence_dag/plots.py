@@ -30,14 +30,18 @@ def markdown(figure: Figure, alt: str) -> str:
 def spectrum(
     eigenvalues: NDArray, *, damping: Sequence[float] = (), title: str = "Spectrum of the Hessian"
 ) -> Figure:
-    """Eigenvalues by size, positive and negative ones apart, with the dampings as lines."""
+    """Eigenvalues by size, positive and negative ones apart, with the dampings as lines.
+
+    Those that are zero to rounding are counted and not drawn.
+    """
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     ordered = np.sort(eigenvalues)[::-1]
     position = np.arange(1, len(ordered) + 1)
+    rounding = np.finfo(np.float64).eps * np.abs(ordered).max() * len(ordered)
     for mask, colour, label in (
-        (ordered > 0, HELPS, "positive"),
-        (ordered < 0, HARMS, "negative (absolute value)"),
+        (ordered > rounding, HELPS, "positive"),
+        (ordered < -rounding, HARMS, "negative (absolute value)"),
     ):
         if mask.any():
             axes.scatter(
@@ -50,6 +54,8 @@ def spectrum(
             )
     for value in damping:
         axes.axhline(value, color=NEUTRAL, linestyle="--", linewidth=1, label=f"damping {value:g}")
+    if zeros := int((np.abs(ordered) <= rounding).sum()):
+        axes.plot([], [], " ", label=f"zero to rounding: {zeros}")
     axes.set(yscale="log", xlabel="rank", ylabel="eigenvalue", title=title)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -62,7 +68,7 @@ def convergence(niter: NDArray, residual: NDArray, *, tolerance: float | None = 
     bins = list(np.arange(niter.min() - 0.5, niter.max() + 1.5))
     left.hist(niter, bins=bins, color=HELPS)
     left.set(xlabel="iterations", ylabel="test rows", title="Iterations to tolerance")
-    right.plot(np.sort(residual), color=HELPS, linewidth=1)
+    right.plot(np.sort(np.maximum(residual, 1e-18)), color=HELPS, linewidth=1)
     if tolerance:
         right.axhline(
             tolerance, color=NEUTRAL, linestyle="--", linewidth=1, label=f"rtol {tolerance:g}"
@@ -123,7 +129,7 @@ def feature_map(values: NDArray, *, title: str) -> Figure:
     drawn = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
     axes.set_title(title, fontsize=8)
     axes.set_axis_off()
-    figure.colorbar(drawn, ax=axes, shrink=0.8)
+    figure.colorbar(drawn, ax=axes, shrink=0.8).set_label("blue: more of it helps", fontsize=7)
     return figure
 
 
@@ -134,4 +140,5 @@ def feature_bars(names: Sequence[str], values: NDArray, *, title: str) -> Figure
     axes.barh(list(names), values, color=[HELPS if value >= 0 else HARMS for value in values])
     axes.invert_yaxis()
     axes.set_title(title, fontsize=9)
+    axes.set_xlabel("blue: more of it helps", fontsize=7)
     return figure

@@ -56,7 +56,7 @@ def _asset(study: Study, node: Artifact) -> dg.AssetsDefinition:
         deps=[asset_key(study, name) for name in node.reads],
         description=node.description,
         group_name=study.name,
-        kinds=set(node.kinds),
+        kinds={*node.kinds, *([node.method] if node.method else [])},
         pool="gpu" if node.heavy else None,
         code_version=code_version(study, node),
         metadata={"store": dg.MetadataValue.path(str(study.store_path / node.name))},

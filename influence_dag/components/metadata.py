@@ -26,10 +26,10 @@ def materialize_result(
     not at all when the run is not recorded.
     """
     version = bench.require(update.artifact)
-    metadata = _numbers(update) | _arrays(version) | _info(update) | _solves(version)
-    draw = PICTURES.get(update.artifact.rpartition("/")[2])
+    draw, metadata = PICTURES.get(update.artifact.rpartition("/")[2]), {}
     if draw and not context.instance.is_ephemeral:
-        metadata |= _drawn_before(context, update) or draw(bench, version, method)
+        metadata = _drawn_before(context, update) or draw(bench, version, method)
+    metadata |= _info(update) | _solves(version) | _numbers(update) | _arrays(version)
     return dg.MaterializeResult(data_version=dg.DataVersion(update.data_version), metadata=metadata)
 
 
