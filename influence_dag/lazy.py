@@ -1,57 +1,116 @@
-"""Perturbation influences that are computed when sliced and never stored."""
+"""Arrays that are computed when sliced and never stored: dask blocks that call the kernels."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.utils import SerializableLock
 
 from influence_dag.query import settings_of, without_holes
-from influence_dag.store import ArtifactStore
+from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable
 from influence_dag.study import Study, StudySettings
+
+if TYPE_CHECKING:
+    from influence_dag.stages.base import Workbench
+
+Block = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 
 
 def lazy_perturbation(store: ArtifactStore, method: str) -> xr.DataArray:
-    """A dask-backed array, dims `(test, train, *features)`, whose blocks are computed on demand.
+    """Perturbation influences, dims `(test, train, *features)`, computed on demand.
 
     Each block differentiates the stored model at the stored training rows; the values equal the
     stored `perturbation_influences`. The blocks are those that the store would use.
     """
     from influence_dag.stages import perturbation
-    from influence_dag.stages.base import Workbench
 
-    known = settings_of(store)
-    study = Study(
-        store.root.name, StudySettings.model_validate(known["settings"]), Path(known["project"])
-    )
-    bench = Workbench(study)
-    layout, kernel = perturbation.prepare(bench, method)
+    layout, kernel = perturbation.prepare(_bench(store, method), method)
     if len(layout.variables) > 1:
         names = ", ".join(variable.name for variable in layout.variables)
         raise NotImplementedError(
             f"the lazy form is for models with one input; this study has {names}"
         )
-    variable = next(iter(layout.variables))
-    edges = [
-        tuple(range(0, size, chunk))
-        for size, chunk in zip(variable.shape, variable.chunks, strict=True)
-    ]
-    sizes = tuple(
-        tuple(min(chunk, size - start) for start in starts)
-        for starts, size, chunk in zip(edges, variable.shape, variable.chunks, strict=True)
-    )
+    (variable,) = list(layout.variables)
+    return _labelled(layout, variable, lambda start, stop: kernel.block(variable.name, start, stop))
 
-    def block(block_info: dict) -> np.ndarray:
+
+def parameter_influences(store: ArtifactStore, method: str) -> xr.DataArray:
+    """`(H + λI)⁻¹ ∇L(z_i)` of each training row, dims `(train, param)`, computed on demand.
+
+    Leaving out `z_i` moves the parameters by about `+1/n_train` of its row.
+    """
+    from influence_dag.stages import curvature, gradients
+
+    bench = _bench(store, method)
+    train = bench.axis(gradients.ARTIFACT, "train")
+    factorization = curvature.load_factorization(bench, method)
+    dampings = bench.settings.dampings
+
+    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        G = gradients.load_gradients(bench, slice(start[-2], stop[-2])).dense()
+        which = range(start[0], stop[0]) if len(dampings) > 1 else [0]
+        solved = [factorization.solve(G, damping=dampings[k]).x.cpu().numpy() for k in which]
+        return np.stack(solved) if len(dampings) > 1 else solved[0]
+
+    layout = _parameter_layout(bench, method, train.coordinates(), len(train))
+    return _labelled(layout, layout["parameter_influences"], block)
+
+
+def _parameter_layout(
+    bench: "Workbench", method: str, labels: tuple[Coordinate, ...], rows: int
+) -> Layout:
+    from influence_dag.stages import factors
+
+    dims, sizes, dampings = factors.damping_axis(bench)
+    size = bench.require("model").attrs["info"]["parameters"]
+    dtype = np.dtype(bench.settings.compute.dtype)
+    chunk = max(1, min(rows, bench.settings.compute.block_bytes // (size * dtype.itemsize)))
+    variable = Variable(
+        "parameter_influences",
+        (*dims, "train", "param"),
+        (*sizes, rows, size),
+        dtype.name,
+        (*(1 for _ in sizes), chunk, size),
+        {
+            "formula": "(H + λI)⁻¹ ∇L(z_train)",
+            "sign": "leaving out the training row moves the parameters by about +1/n_train of it",
+            "units": "parameter; not divided by n_train",
+        },
+    )
+    attrs = factors.method_attributes(bench, method)
+    return Layout((variable,), (*labels, *dampings), attrs)
+
+
+def _bench(store: ArtifactStore, method: str) -> "Workbench":
+    """The study as it was when the method's factors were computed."""
+    from influence_dag.stages.base import Workbench
+
+    known = settings_of(store, method)
+    settings = StudySettings.model_validate(known["settings"])
+    return Workbench(Study(store.root.name, settings, Path(known["project"])))
+
+
+def _labelled(layout: Layout, variable: Variable, compute: Block) -> xr.DataArray:
+    """A dask array with a block for each chunk, and the layout's labels."""
+    one_at_a_time = SerializableLock()  # a module's parameters are swapped while it is evaluated
+
+    def block(block_info: Mapping[Any, Any]) -> np.ndarray:
         where = block_info[None]["array-location"]
-        return kernel.block(
-            variable.name, [start for start, _ in where], [stop for _, stop in where]
-        )
+        with one_at_a_time:
+            return compute([start for start, _ in where], [stop for _, stop in where])
 
-    array = da.map_blocks(
-        block, chunks=sizes, dtype=variable.dtype, meta=np.empty((0,) * len(sizes), variable.dtype)
+    empty = np.empty((0,) * len(variable.shape), variable.dtype)
+    sizes = tuple(
+        _sizes(n, chunk) for n, chunk in zip(variable.shape, variable.chunks, strict=True)
     )
+    array = da.map_blocks(block, chunks=sizes, dtype=variable.dtype, meta=empty)
     coordinates = {item.name: (item.dims, item.values) for item in layout.coordinates}
-    dataset = xr.Dataset(
-        {variable.name: (variable.dims, array, variable.attrs)}, coordinates, layout.attrs
-    )
-    return without_holes(dataset)[variable.name]
+    variables = {variable.name: (variable.dims, array, variable.attrs)}
+    return without_holes(xr.Dataset(variables, coordinates, layout.attrs))[variable.name]
+
+
+def _sizes(length: int, chunk: int) -> tuple[int, ...]:
+    return tuple(min(chunk, length - start) for start in range(0, length, chunk))

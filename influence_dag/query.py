@@ -12,6 +12,7 @@ from influence_dag.errors import StoreError
 from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.method_settings import MethodsSettings
 from influence_dag.store import ArtifactStore, Version
+from influence_dag.store.differences import Difference
 
 
 def open_study(path: str | Path) -> "StudyResults":
@@ -86,6 +87,23 @@ class StudyResults:
         from influence_dag.lazy import lazy_perturbation
 
         return lazy_perturbation(self.store, method)
+
+    def parameter_influences(self, method: str) -> xr.DataArray:
+        """`(H + λI)⁻¹ ∇L(z_train)`, dims `(train, param)`, computed when sliced.
+
+        Leaving out a training row moves θ by about `+1/n_train` of its row. Their norms are
+        stored: `open("<method>/summary").parameter_influence_norm`.
+        """
+        from influence_dag.lazy import parameter_influences
+
+        return parameter_influences(self.store, method)
+
+    def diff(self, artifact: str, before: int, after: int | None = None) -> Difference:
+        """What changed between two versions: rows, chunks, and the values that moved most.
+
+        `after` is the current version by default. See `Difference.largest_changes`.
+        """
+        return self.store.diff(artifact, before, after)
 
     def versions(self, artifact: str) -> list[Version]:
         """The kept versions of an artifact, oldest first."""
@@ -197,6 +215,6 @@ class InfluenceAccessor:
         return values.isel(train=rank)
 
 
-def settings_of(store: ArtifactStore) -> dict[str, Any]:
-    """The settings and project folder that the stored model was made with."""
-    return json.loads(store.version("model").attrs["study_settings"])
+def settings_of(store: ArtifactStore, method: str) -> dict[str, Any]:
+    """The settings and the project's folder that a method's factors were computed with."""
+    return json.loads(store.version(f"{method}/influence_factors").attrs["study_settings"])

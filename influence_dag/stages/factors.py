@@ -1,5 +1,7 @@
 """Influence factors `(H + λI)⁻¹ ∇θ L(z_test)`, one row a test row."""
 
+import json
+
 import numpy as np
 import torch
 
@@ -111,7 +113,9 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
         for info in ("residual", *iterative)
     )
     attrs = method_attributes(bench, method, base_key=base)
-    return Layout((factors, *per_row), (*test.coordinates(), *coordinates), attrs, provenance())
+    known = {"settings": bench.settings.model_dump(mode="json"), "project": str(bench.study.root)}
+    made = {**provenance(), "study_settings": json.dumps(known)}
+    return Layout((factors, *per_row), (*test.coordinates(), *coordinates), attrs, made)
 
 
 def method_attributes(bench: Workbench, method: str, **extra) -> dict:

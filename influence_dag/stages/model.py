@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +167,7 @@ def _artifact(
     arrays = {"parameters": (("param",), theta.detach().cpu().numpy(), {"long_name": "θ"})}
     coordinates = (parameter_coordinate(names),)
     files = {"model.safetensors": models.save_checkpoint(objective.module)}
-    known = {"settings": bench.settings.model_dump(mode="json"), "project": str(bench.study.root)}
-    return Whole(arrays, attrs, info, coordinates, files, {"study_settings": json.dumps(known)})
+    return Whole(arrays, attrs, info, coordinates, files)
 
 
 def parameter_coordinate(names: list[str]) -> Coordinate:
