@@ -160,20 +160,22 @@ def corrected_eigenvalues(
             for basis, (a, g) in zip(bases, batch.pairs, strict=True)
         ]
         for total, (a, g), (Q_A, Q_G) in zip(totals, batch.pairs, rotations, strict=True):
-            total += _squared_products(a @ Q_A, g @ Q_G)
+            total += _squared_products(a, g @ Q_G, Q_A)
     return [total / rows for total in totals]
 
 
 def _squared_products(
-    a: Float[Tensor, "b *t d_in"], g: Float[Tensor, "c b *t d_out"]
+    a: Float[Tensor, "b *t d_in"], g: Float[Tensor, "c b *t d_out"], Q_A: Float[Tensor, "d_in d_in"]
 ) -> Float[Tensor, "d_out d_in"]:
-    """Sum over rows and root vectors of the squares of each entry of g aᵀ, summed over t first."""
+    r"""$\sum_{b c} (\sum_t g\, (Q_A^\top a)^\top)^{\circ 2}$, g being rotated already."""
     if a.ndim == 2:
-        return g.square().sum(0).T @ a.square()
+        return g.square().sum(0).T @ (a @ Q_A).square()
     c, t, (d_in, d_out) = len(g), a.shape[1], (a.shape[2], g.shape[3])
     by_pairs = t * (t + 1) / 2 * (d_in * d_out + _GATHERING * (d_in + c * d_out))
     by_forming = c * d_in * d_out * (t + _FORMING)
-    return _by_pairs_of_positions(a, g) if by_pairs < by_forming else _by_forming(a, g)
+    if by_pairs < by_forming:
+        return _by_pairs_of_positions(a @ Q_A, g)
+    return _by_forming(a, g, Q_A)
 
 
 def _by_pairs_of_positions(
@@ -190,14 +192,18 @@ def _by_pairs_of_positions(
 
 
 def _by_forming(
-    a: Float[Tensor, "b t d_in"], g: Float[Tensor, "c b t d_out"]
+    a: Float[Tensor, "b t d_in"], g: Float[Tensor, "c b t d_out"], Q_A: Float[Tensor, "d_in d_in"]
 ) -> Float[Tensor, "d_out d_in"]:
-    c, _, _, d_out = g.shape
+    c, _, t, d_out = g.shape
     columns = g.permute(1, 0, 3, 2).flatten(1, 2)
+    # Rotate what has fewer rows: a sample's inputs, or its matrices for all root vectors.
+    rotated_first = t <= c * d_out
+    a = a @ Q_A if rotated_first else a
     size = max(1, _FORMED // (columns.shape[1] * a.shape[2]))
     total = a.new_zeros(c * d_out, a.shape[2])
     for part_a, part_g in zip(a.split(size), columns.split(size), strict=True):
-        total += (part_g @ part_a).square().sum(0)
+        matrices = part_g @ part_a
+        total += (matrices if rotated_first else matrices @ Q_A).square().sum(0)
     return total.view(c, d_out, -1).sum(0)
 
 

@@ -65,7 +65,7 @@ class RotatedGradients:
         for S in self._factors(test, damping):
             part, lost = self._cut_scores(S, rank, seed)
             scores.append(part)
-            errors.append((lost.clamp(min=0) / S.double().square().sum(1).clamp(min=1e-300)).sqrt())
+            errors.append((lost.clamp(min=0) / _squared(S).clamp(min=1e-300)).sqrt())
         return torch.cat(scores), torch.cat(errors)
 
     def _factors(self, test: Gradients, damping: float) -> Iterator[Float[Tensor, "k p"]]:
@@ -86,7 +86,7 @@ class RotatedGradients:
             if isinstance(block, LinearGradients) and rank < min(_widths(block)):
                 V = S[:, block.weight].unflatten(1, _widths(block))
                 Q, B = _range(V, rank, seed)
-                lost += V.double().square().sum((1, 2)) - B.double().square().sum((1, 2))
+                lost += _squared(V) - _squared(B)
                 _add_low_rank(block, Q, B, scores)
             else:
                 block.add_inner(S, scores)
@@ -145,6 +145,11 @@ def _range(
     for _ in range(2):
         Q = torch.linalg.qr(S @ torch.linalg.qr(S.mT @ Q).Q).Q
     return Q, Q.mT @ S
+
+
+def _squared(rows: Float[Tensor, "k ..."]) -> Float[Tensor, " k"]:
+    """Squared norms; in float64, because small differences of them are wanted."""
+    return torch.linalg.vector_norm(rows.flatten(1), dim=1, dtype=torch.float64).square()
 
 
 def _add_low_rank(block: LinearGradients, Q: Tensor, B: Tensor, out: Float[Tensor, "k n"]) -> None:

@@ -351,14 +351,15 @@ def test_sums_of_different_inputs_are_not_combined():
 
 
 @pytest.mark.parametrize(
-    ("rows", "vectors", "positions", "width"), [(50, 1, 2, 40), (600, 3, 30, 40), (50, 3, 9, 4)]
+    ("rows", "vectors", "positions", "width"),
+    [(50, 1, 2, 40), (600, 3, 30, 40), (50, 3, 9, 4), (50, 1, 30, 4)],
 )
 def test_eigenvalues_over_positions_are_squares_of_their_sums(rows, vectors, positions, width):
     """Few positions and wide layers go by pairs of positions, the others by forming matrices."""
     a = torch.randn(rows, positions, width).double()
     g = torch.randn(vectors, rows, positions, width + 1).double()
-    ones = torch.ones(width).double(), torch.ones(width + 1).double()
-    basis = KroneckerEigenbasis(ones[0].diag(), ones[0], ones[1].diag(), ones[1])
+    A, G = (torch.linalg.eigh(torch.cov(torch.randn(d, 99).double())) for d in (width, width + 1))
+    basis = KroneckerEigenbasis(A.eigenvectors, A.eigenvalues, G.eigenvectors, G.eigenvalues)
     (actual,) = corrected_eigenvalues([FisherBatch(rows, [(a, g)], [])], [basis])
-    matrices = torch.einsum("cnto,nti->cnoi", g, a)
+    matrices = G.eigenvectors.T @ torch.einsum("cnto,nti->cnoi", g, a) @ A.eigenvectors
     assert_close(actual, matrices.square().sum((0, 1)) / rows)
