@@ -245,3 +245,15 @@ def test_the_lazy_form_equals_the_stored_one(finished_project):
     some = {"test": ["test-07", "test-01"], "train": "train-33"}
     np.testing.assert_allclose(lazy.sel(some), stored.sel(some), rtol=1e-12)
     np.testing.assert_allclose(lazy, stored, rtol=1e-12)
+
+
+def test_parameter_influences_are_solves_of_the_training_gradients(finished_project):
+    results = finished_project.results
+    found = results.parameter_influences("direct")
+    assert found.dims == ("train", "param")
+    stored = results.open("direct/summary").parameter_influence_norm
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), stored, rtol=1e-10)
+    # Symmetry of the curvature: factors times training gradients, seen from the other side.
+    module, (x, y) = stored_module(finished_project), finished_project.tensors("test")
+    gradients = reference.per_sample_gradients(module, F.cross_entropy, x, y).numpy()
+    np.testing.assert_allclose(gradients @ found.values.T, results["direct"].influences, rtol=1e-8)
