@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from influence_dag.capture import layer_pair, recorded_layers
@@ -73,6 +73,45 @@ class KroneckerLayout:
         dense = _dense_groups(objective, {place for layer in layers for place in layer.places})
         return cls(tuple(layers), dense)
 
+    def within(self, index: Int[Tensor, " q"]) -> "KroneckerLayout":
+        """The blocks of some parameters only; a bias without its weight is dense.
+
+        Raises `ValueError` where `index` has part of a parameter.
+        """
+        inside = {
+            place
+            for block in (*self.layers, *self.dense)
+            for place in block.places
+            if _position(place, index) is not None
+        }
+        layers, dense = [], []
+        for layer in self.layers:
+            bias = layer.bias if layer.bias in inside else None
+            if layer.weight in inside:
+                layers.append(KroneckerLayer(layer.name, layer.weight, bias))
+            elif bias:
+                dense.append(DenseGroup(layer.name, (bias,)))
+        for group in self.dense:
+            if places := tuple(place for place in group.places if place in inside):
+                dense.append(DenseGroup(group.name, places))
+        return KroneckerLayout(tuple(layers), tuple(dense))
+
+    def relocated(self, index: Int[Tensor, " q"]) -> "KroneckerLayout":
+        """The same blocks with their places in θ[index]; `index` has every one of them."""
+
+        def moved(place: Place) -> Place:
+            start = _position(place, index)
+            assert start is not None
+            return start, start + place[1] - place[0]
+
+        return KroneckerLayout(
+            tuple(
+                KroneckerLayer(layer.name, moved(layer.weight), layer.bias and moved(layer.bias))
+                for layer in self.layers
+            ),
+            tuple(DenseGroup(group.name, tuple(map(moved, group.places))) for group in self.dense),
+        )
+
     def tensors(self) -> dict[str, Tensor]:
         """The places as integers, named after the blocks; -1 where there is no bias."""
         layers = {
@@ -107,6 +146,20 @@ def joined(*names: str) -> str:
 
 def _place(where: slice) -> Place:
     return where.start, where.stop
+
+
+def _position(place: Place, index: Int[Tensor, " q"]) -> int | None:
+    """Where a parameter starts in `index`, None if nothing of it is there."""
+    found = ((index >= place[0]) & (index < place[1])).nonzero()[:, 0]
+    if not len(found):
+        return None
+    start = int(found[0])
+    if index[start : start + place[1] - place[0]].tolist() != list(range(*place)):
+        raise ValueError(
+            f"a block has {len(found)} of the {place[1] - place[0]} numbers of the parameter at "
+            f"{place[0]}:{place[1]} of θ; Kronecker factors need whole parameters, in order"
+        )
+    return start
 
 
 def _places_of(tensor: Tensor) -> tuple[Place, ...]:

@@ -126,9 +126,13 @@ class Blockwise:
     def restore(
         self, tensors: Mapping[str, Tensor], curvature: Curvature | None
     ) -> "BlockFactorization":
+        def owner(key: str) -> str:
+            # "net.0.places" is of block "net.0" where there is one, of block "net" otherwise.
+            return max((name for name in self.blocks if key.startswith(f"{name}.")), key=len)
+
         def of_block(name: str) -> dict[str, Tensor]:
-            parts = {key: key.rpartition(".") for key in tensors}
-            return {part[2]: tensors[key] for key, part in parts.items() if part[0] == name}
+            keys = [key for key in tensors if owner(key) == name]
+            return {key.removeprefix(f"{name}."): tensors[key] for key in keys}
 
         return BlockFactorization(
             {

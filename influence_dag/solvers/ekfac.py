@@ -1,7 +1,7 @@
 """Kronecker-factored inverse curvature (EK-FAC, K-FAC): two small rotations and a division."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from influence_dag.curvature.kronecker_fisher import FisherName
 from influence_dag.curvature.kronecker_pairs import FisherPairs, KroneckerLayout
 from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import Solution, indefinite_error, register
+from influence_dag.solvers.blocks import Restricted
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock, restored_blocks
 
 
@@ -43,7 +44,7 @@ class EKFAC:
         Raises `ValueError` for a curvature that is no mean over rows of an objective, `ModelError`
         for parameters that need too large a dense block or a loss that has no Fisher.
         """
-        return _factorization(_pairs(self, curvature), corrected=True, sums=sums)
+        return _factorization(self, curvature, corrected=True, sums=sums)
 
     def restore(
         self, tensors: Mapping[str, Tensor], curvature: Curvature | None
@@ -68,7 +69,7 @@ class KFAC:
         self, curvature: Curvature, *, sums: KroneckerSums | None = None
     ) -> "KroneckerFactorization":
         """One pass over the curvature's rows, none with their `sums`. Raises as `EKFAC` does."""
-        return _factorization(_pairs(self, curvature), corrected=False, sums=sums)
+        return _factorization(self, curvature, corrected=False, sums=sums)
 
     def restore(
         self, tensors: Mapping[str, Tensor], curvature: Curvature | None
@@ -76,7 +77,7 @@ class KFAC:
         return KroneckerFactorization.from_tensors(tensors)
 
 
-def _pairs(method: EKFAC | KFAC, curvature: Any) -> FisherPairs:
+def _pairs(method: EKFAC | KFAC, curvature: Any, index: Tensor | None) -> FisherPairs:
     if not (hasattr(curvature, "objective") and hasattr(curvature, "rows")):
         raise ValueError(
             f"{type(method).__name__} looks into the layers of a model; {type(curvature).__name__} "
@@ -85,15 +86,22 @@ def _pairs(method: EKFAC | KFAC, curvature: Any) -> FisherPairs:
     objective, rows = curvature.objective, curvature.rows
     layout = KroneckerLayout.of(objective, rows)
     size = getattr(curvature, "batch_size", FisherPairs.batch_size)
+    layout = layout if index is None else layout.within(index)
     return FisherPairs(objective, rows, layout, method.fisher, method.seed, size)
 
 
 def _factorization(
-    pairs: FisherPairs, *, corrected: bool, sums: KroneckerSums | None
+    method: EKFAC | KFAC, curvature: Curvature, *, corrected: bool, sums: KroneckerSums | None
 ) -> "KroneckerFactorization":
+    index = None
+    if isinstance(curvature, Restricted):
+        curvature, index = curvature.curvature, curvature.index
+    pairs = _pairs(method, curvature, index)
     factors = kronecker_factors(pairs, corrected=corrected, sums=sums)
-    dtype = pairs.objective.dtype
-    layers = zip(factors.sums.layout.layers, factors.bases, factors.eigenvalues, strict=True)
+    sums, dtype = factors.sums, pairs.objective.dtype
+    if index is not None:
+        sums = replace(sums, layout=sums.layout.relocated(index))
+    layers = zip(sums.layout.layers, factors.bases, factors.eigenvalues, strict=True)
     blocks = [
         KroneckerBlock(
             layer, basis.activation_vectors.to(dtype), basis.gradient_vectors.to(dtype), values
@@ -101,10 +109,10 @@ def _factorization(
         for layer, basis, values in layers
     ]
     dense = [
-        DenseBlock.of(group, total / factors.sums.rows, dtype)
-        for group, total in zip(factors.sums.layout.dense, factors.sums.dense, strict=True)
+        DenseBlock.of(group, total / sums.rows, dtype)
+        for group, total in zip(sums.layout.dense, sums.dense, strict=True)
     ]
-    return KroneckerFactorization((*blocks, *dense), factors.sums)
+    return KroneckerFactorization((*blocks, *dense), sums)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from influence_dag.curvature import DenseCurvature, GaussNewton, Hessian
 from influence_dag.errors import IndefiniteError
 from influence_dag.gradients import per_sample_gradients
 from influence_dag.objective import Objective, Rows
-from influence_dag.solvers import EKFAC, KFAC, build
+from influence_dag.solvers import EKFAC, KFAC, Blockwise, build, parameter_blocks
 
 METHODS = [EKFAC(), KFAC(), EKFAC(fisher="empirical"), KFAC(fisher="sampled", seed=1)]
 every = pytest.mark.parametrize("method", METHODS, ids=repr)
@@ -167,3 +167,42 @@ def test_a_curvature_without_a_model_is_refused():
 def test_both_are_methods_by_name():
     assert build("ekfac", {"fisher": "sampled", "seed": 3}) == EKFAC(fisher="sampled", seed=3)
     assert build("kfac") == KFAC()
+
+
+@pytest.mark.parametrize("method", [EKFAC(), KFAC(fisher="empirical")], ids=repr)
+@pytest.mark.parametrize("name", ["deep", "images", "norms", "frozen layer", "recurrent"])
+def test_by_layer_it_is_itself_with_a_damping_for_each(method, name):
+    objective, rows = make(name)
+    curvature = GaussNewton(objective, rows)
+    blocks = parameter_blocks(objective.slices, "layer")
+    first, *_ = blocks
+    blockwise = Blockwise(method=method, blocks=blocks, dampings={first: 0.5})
+    factorization = blockwise.factorize(curvature)
+    rhs = random_rhs(3, objective.size)
+    actual = factorization.solve(rhs, damping=0.01).x
+    whole = method.factorize(curvature)
+    expected = whole.solve(rhs, damping=0.01).x
+    expected[:, blocks[first]] = whole.solve(rhs, damping=0.5).x[:, blocks[first]]
+    assert_close(actual, expected)
+    restored = blockwise.restore(factorization.tensors(), None)
+    assert_close(restored.solve(rhs, damping=0.01).x, actual)
+
+
+def test_a_bias_apart_from_its_weight_is_a_dense_block():
+    objective, rows = make("linear")
+    curvature = GaussNewton(objective, rows)
+    blocks = parameter_blocks(objective.slices, [["bias"], ["weight"]])
+    factorization = Blockwise(method=EKFAC(), blocks=blocks).factorize(curvature)
+    rhs = random_rhs(3, objective.size)
+    info = factorization.solve(rhs, damping=0.01)
+    assert info.info["0.dense_blocks"] == info.info["1.captured_layers"] == "model"
+    index = blocks["0"]
+    H = curvature.dense()[index][:, index]
+    assert_close(info.x[:, index], reference.damped_solve(H, rhs[:, index], 0.01))
+
+
+def test_part_of_a_parameter_is_refused():
+    objective, rows = make("linear")
+    blocks = {"a": torch.arange(3), "b": torch.arange(3, objective.size)}
+    with pytest.raises(ValueError, match=r"3 of the 15 numbers .* at 0:15 .* whole parameters"):
+        Blockwise(method=EKFAC(), blocks=blocks).factorize(GaussNewton(objective, rows))
