@@ -17,6 +17,11 @@ MATRICES = {
     "hessian": "H = (1/n) Σ ∇²L(z_i, θ), exact, with its eigenvalues.",
     "gauss_newton": "G = (1/n) Σ J_iᵀ (∂²L/∂output²) J_i, exact, with its eigenvalues.",
 }
+VALIDATIONS = {
+    "leave_one_out": "Refits without single training rows against what the influences predict.",
+    "datamodels": "Linear datamodelling score: refits on subsets, predicted and found.",
+    "label_errors": "Labels flipped on purpose, ranked by self-influence and by loss.",
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,10 @@ def artifacts(study: Study) -> Iterator[Artifact]:
         yield Artifact(kind, reads, "matrices", _BOTH, MATRICES[kind], kind, heavy=True)
     for method in methods:
         yield from _method_artifacts(study, method)
+    for kind in study.settings.validation.names:
+        reads = ("dataset", "model", *(f"{method}/influences" for method in methods))
+        name = f"validation/{kind}"
+        yield Artifact(name, reads, "validation", _TORCH, VALIDATIONS[kind], kind, heavy=True)
     yield Artifact(
         "report",
         tuple(f"{method}/influences" for method in methods),

@@ -121,6 +121,28 @@ def image_grid(
     return figure
 
 
+def agreement(predicted: NDArray, actual: NDArray, *, title: str) -> Figure:
+    """Predicted against actual changes: on the diagonal the influences are right."""
+    figure = Figure(figsize=(4.2, 4.0), layout="constrained")
+    axes = figure.subplots()
+    limit = float(max(np.abs(predicted).max(), np.abs(actual).max())) or 1.0
+    axes.plot([-limit, limit], [-limit, limit], color=NEUTRAL, linewidth=1)
+    axes.scatter(predicted.ravel(), actual.ravel(), s=3, alpha=0.4, color=HELPS, rasterized=True)
+    axes.set(xlabel="predicted change of the test loss", ylabel="change after a refit", title=title)
+    return figure
+
+
+def intervals(names: Sequence[str], values: NDArray, lower: NDArray, upper: NDArray) -> Figure:
+    """A score with its interval for each candidate, best first."""
+    figure = Figure(figsize=(5.2, 0.3 * len(names) + 1.0), layout="constrained")
+    axes = figure.subplots()
+    spread = np.abs(np.stack([values - lower, upper - values]))
+    axes.errorbar(values, range(len(names)), xerr=spread, fmt="o", color=HELPS, capsize=3)
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="linear datamodelling score")
+    axes.invert_yaxis()
+    return figure
+
+
 def feature_map(values: NDArray, *, title: str) -> Figure:
     """A perturbation influence over a two-dimensional input: blue, more of the pixel helps."""
     figure = Figure(figsize=(3.2, 3.0), layout="constrained")

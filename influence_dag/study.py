@@ -161,6 +161,46 @@ class SummarySettings(Settings):
     )
 
 
+class LeaveOneOutSettings(Settings):
+    """Refits without single training rows, against what the influences predict."""
+
+    rows: PositiveInt = Field(default=50, description="training rows to leave out, drawn")
+    seed: int = 0
+    method: str | None = Field(default=None, description="default: the study's first method")
+
+
+class DatamodelsSettings(Settings):
+    """Linear datamodelling score: refits on random subsets."""
+
+    count: PositiveInt = Field(default=50, description="subsets in each of two draws")
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    dampings: tuple[PositiveFloat, ...] = Field(
+        default=(), description="of the exact solves beside the methods; default: the study's"
+    )
+    seed: int = 0
+
+
+class LabelErrorsSettings(Settings):
+    """Flipped labels, to be found by self-influence."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    curvature: Literal["hessian", "gauss_newton"] = "gauss_newton"
+    seed: int = 0
+
+
+class ValidationSettings(Settings):
+    """Which validations are artifacts of the study; each costs refits."""
+
+    leave_one_out: LeaveOneOutSettings | None = None
+    datamodels: DatamodelsSettings | None = None
+    label_errors: LabelErrorsSettings | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The validations that are asked for."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
 class CurvatureSettings(Settings):
     refresh: Literal["on_change", "pinned"] = "on_change"
 
@@ -212,6 +252,7 @@ class StudySettings(Settings):
     methods: MethodsSettings
     perturbation: PerturbationSettings | None = None
     summary: SummarySettings = SummarySettings()
+    validation: ValidationSettings = ValidationSettings()
     curvature: CurvatureSettings = CurvatureSettings()
     compute: ComputeSettings = ComputeSettings()
     store: Annotated[
@@ -226,6 +267,12 @@ class StudySettings(Settings):
         if unknown:
             raise ValueError(
                 f"perturbation.methods names {', '.join(sorted(unknown))}, methods has only "
+                f"{', '.join(self.methods.names)}"
+            )
+        judged = self.validation.leave_one_out and self.validation.leave_one_out.method
+        if judged and judged not in self.methods.names:
+            raise ValueError(
+                f"validation.leave_one_out.method names {judged}, methods has only "
                 f"{', '.join(self.methods.names)}"
             )
         if self.damping == ():

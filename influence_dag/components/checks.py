@@ -66,6 +66,10 @@ def promises(study: Study, artifacts: list[str]) -> Iterator[Promise]:
             "Random entries equal the product of stored factors and gradients.",
         )
     yield from _exactness_promises(study)
+    if "leave_one_out" in study.settings.validation.names:
+        about = "Influences predict what leaving rows out does; a warning where they do not."
+        name = "validation/leave_one_out"
+        yield Promise(name, "predicts_refits", "predicts_refits", (), about)
 
 
 def _matrix_promises(study: Study, kind: str) -> Iterator[Promise]:

@@ -12,7 +12,7 @@ from influence_dag.stages.base import Update, Workbench
 from influence_dag.store import Version
 
 DATA_VERSION_TAG = "dagster/data_version"
-DRAWN = ("spectrum", "convergence", "histogram", "strongest", "example")
+DRAWN = ("spectrum", "convergence", "histogram", "strongest", "example", "agreement", "scores")
 SHOWN = 5  # test rows in a picture
 SAMPLE = 200_000  # numbers in a histogram
 
@@ -203,6 +203,20 @@ def _perturbation(bench: Workbench, version: Version, method: str | None) -> dic
     }
 
 
+def _leave_one_out(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
+    predicted, actual = (np.asarray(version.array(name)[...]) for name in ("predicted", "actual"))
+    figure = plots.agreement(predicted, actual, title="Leaving out single training rows")
+    return {"agreement": dg.MetadataValue.md(plots.markdown(figure, "predicted against refits"))}
+
+
+def _datamodels(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
+    scores = version.attrs["info"]["scores"]
+    values = np.array([score["lds"] for score in scores.values()])
+    lower, upper = np.array([score["interval"] for score in scores.values()]).T
+    figure = plots.intervals(list(scores), values, lower, upper)
+    return {"scores": dg.MetadataValue.md(plots.markdown(figure, "linear datamodelling scores"))}
+
+
 PICTURES: dict[str, Callable[[Workbench, Version, str | None], dict[str, Any]]] = {
     "hessian": _spectrum,
     "gauss_newton": _spectrum,
@@ -211,4 +225,6 @@ PICTURES: dict[str, Callable[[Workbench, Version, str | None], dict[str, Any]]] 
     "influences": _influences,
     "perturbation_influences": _perturbation,
     "summary": _summary,
+    "leave_one_out": _leave_one_out,
+    "datamodels": _datamodels,
 }

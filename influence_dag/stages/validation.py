@@ -1,0 +1,166 @@
+"""Whether a study's influences mean what they say: refits against predictions, as artifacts."""
+
+import numpy as np
+import torch
+
+from influence_dag import models
+from influence_dag.errors import IndefiniteError
+from influence_dag.labelled import Axis
+from influence_dag.objective import Objective, Rows
+from influence_dag.stages import influences
+from influence_dag.stages.base import Result, Update, Whole, Workbench, refresh_whole
+from influence_dag.stages.model import load_objective, load_rows, model_key
+from influence_dag.store import Coordinate
+from influence_dag.store.fingerprints import fingerprint
+from influence_dag.study import FitSettings
+from influence_dag.validation.candidates import exact_candidates
+from influence_dag.validation.datamodels import datamodels
+from influence_dag.validation.label_errors import label_errors
+from influence_dag.validation.leave_one_out import leave_one_out
+
+FORMULA = 1
+LARGEST_EXACT = 4000  # parameters up to which exact curvatures stand beside the methods
+
+STRING = np.dtypes.StringDType()
+
+
+def artifact(kind: str) -> str:
+    return f"validation/{kind}"
+
+
+def refresh(bench: Workbench, kind: str) -> Update:
+    """Refit as the study asks and keep predictions, outcomes and their agreement."""
+    settings = getattr(bench.settings.validation, kind)
+    stored = {m: bench.require(influences.artifact(m)).data_version for m in _methods(bench)}
+    rows = [bench.axis("dataset", split).fingerprint for split in ("train", "test")]
+    key = fingerprint(kind, FORMULA, settings.model_dump(), model_key(bench), stored, rows)
+    return refresh_whole(bench, artifact(kind), key, lambda: _KINDS[kind](bench, settings))
+
+
+def _methods(bench: Workbench) -> tuple[str, ...]:
+    return bench.settings.methods.names
+
+
+def _loaded(bench: Workbench) -> tuple[Objective, Rows, Rows]:
+    """The objective and both splits in float64: refits are compared to many digits."""
+    axes = (bench.axis("dataset", split) for split in ("train", "test"))
+    train, test = (load_rows(bench, axis, dtype=torch.float64) for axis in axes)
+    return load_objective(bench, dtype=torch.float64), train, test
+
+
+def _weight_decay(bench: Workbench) -> float:
+    """The L2 term of the refits: the fit's own, else the damping that stands for it."""
+    fit = bench.settings.model.fit
+    return fit.weight_decay if isinstance(fit, FitSettings) else min(bench.settings.dampings)
+
+
+def _stored(bench: Workbench, method: str, damping: int) -> torch.Tensor:
+    """A method's stored influences `(test, train)` without holes, float64."""
+    version = bench.require(influences.artifact(method))
+    array = version.array("influences")
+    values = np.asarray(array[...] if array.ndim == 2 else array[damping], np.float64)
+    test, train = Axis.read(version, "test"), Axis.read(version, "train")
+    return torch.from_numpy(values[test.valid][:, train.valid])
+
+
+def _ids(bench: Workbench, split) -> np.ndarray:
+    axis = bench.axis("dataset", split)
+    return axis.ids[axis.slots].astype(STRING)
+
+
+def _leave_one_out(bench: Workbench, settings) -> Whole:
+    objective, train, test = _loaded(bench)
+    generator = torch.Generator().manual_seed(settings.seed)
+    count = min(settings.rows, len(train))
+    index = torch.randperm(len(train), generator=generator)[:count].sort().values
+    method = settings.method or _methods(bench)[0]
+    nearest = int(np.abs(np.array(bench.settings.dampings) - _weight_decay(bench)).argmin())
+    found = leave_one_out(
+        objective,
+        train,
+        test,
+        weight_decay=_weight_decay(bench),
+        index=index,
+        influences=_stored(bench, method, nearest),
+    )
+    dims = ("test", "left_out")
+    arrays: dict[str, Result] = {
+        "predicted": (dims, found.predicted, {"formula": "+I / n_train", "method": method}),
+        "actual": (dims, found.actual, {"long_name": "change of the test loss after a refit"}),
+    }
+    if found.corrected is not None:
+        arrays["corrected"] = (dims, found.corrected, {"long_name": "prediction with leverage"})
+    coordinates = (
+        Coordinate("test", ("test",), _ids(bench, "test")),
+        Coordinate("left_out", ("left_out",), _ids(bench, "train")[found.index]),
+    )
+    return Whole(arrays, bench.attributes(method=method), found.summary(), coordinates)
+
+
+def _datamodels(bench: Workbench, settings) -> Whole:
+    objective, train, test = _loaded(bench)
+    dampings = bench.settings.dampings
+    candidates = {
+        m: {d: _stored(bench, m, k) for k, d in enumerate(dampings)} for m in _methods(bench)
+    }
+    if objective.size <= LARGEST_EXACT:
+        candidates |= _beside(bench, objective, train, test, settings.dampings or dampings)
+    found = datamodels(
+        objective,
+        train,
+        test,
+        weight_decay=_weight_decay(bench),
+        candidates=candidates,
+        fraction=settings.fraction,
+        count=settings.count,
+        seeds=(settings.seed, settings.seed + 1),
+        on_failure="keep",
+    )
+    per_test = np.stack([score.per_test for score in found.scores.values()])
+    arrays = {"lds": (("candidate", "test"), per_test, {"long_name": "Spearman over subsets"})}
+    coordinates = (
+        Coordinate("candidate", ("candidate",), np.array(list(found.scores), STRING)),
+        Coordinate("test", ("test",), _ids(bench, "test")),
+    )
+    return Whole(arrays, bench.attributes(), found.summary(), coordinates)
+
+
+def _beside(
+    bench: Workbench, objective: Objective, train: Rows, test: Rows, dampings: tuple[float, ...]
+) -> dict:
+    """Exact solves under three curvatures and the baselines, where H + λI allows them."""
+    try:
+        return exact_candidates(objective, train, test, dampings)
+    except IndefiniteError as error:
+        bench.report(f"no exact solves beside the methods: {error}")
+        return {}
+
+
+def _label_errors(bench: Workbench, settings) -> Whole:
+    objective, train, _ = _loaded(bench)
+    fresh = models.build_module(bench.settings.model, bench.study.root, torch.float64)
+    found = label_errors(
+        objective,
+        train,
+        weight_decay=_weight_decay(bench),
+        damping=min(bench.settings.dampings) or None,
+        share=settings.share,
+        seed=settings.seed,
+        curvature=settings.curvature,
+        start=Objective(fresh.eval(), objective.loss).params.to(bench.device),
+    )
+    ranked = {"self_influence": found.self_influence, "loss": found.loss}
+    arrays: dict[str, Result] = {
+        name: (("train",), values, {"long_name": f"{name} after flipping labels"})
+        for name, values in ranked.items()
+    }
+    arrays["flipped"] = (("train",), found.flipped, {"long_name": "whether its label was flipped"})
+    coordinates = (Coordinate("train", ("train",), _ids(bench, "train")),)
+    return Whole(arrays, bench.attributes(), found.summary(), coordinates)
+
+
+_KINDS = {
+    "leave_one_out": _leave_one_out,
+    "datamodels": _datamodels,
+    "label_errors": _label_errors,
+}
