@@ -1,5 +1,7 @@
 """Scikit-learn's digits as tensors, and models fitted to them, once a session."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -12,13 +14,19 @@ from influence_dag.study import FitSettings
 PENALTY = 1e-2
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
+@contextmanager
+def one_thread():
     """Batches of small products: a second thread waits more than it works."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -34,5 +42,6 @@ def softmax(digits) -> Objective:
     torch.manual_seed(0)
     module = nn.Linear(64, 10).double()
     settings = FitSettings(weight_decay=PENALTY, tolerance=1e-10)
-    assert fit(module, "cross_entropy", digits[0], settings).converged
+    with one_thread():
+        assert fit(module, "cross_entropy", digits[0], settings).converged
     return Objective(module, "cross_entropy")

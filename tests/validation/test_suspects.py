@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import reference
+import torch
+from safetensors.torch import load_file
+from tiny_project import Project
+from torch import nn
+from torch.nn import functional as F
+
+from influence_dag.errors import StoreError
+from influence_dag.validation.suspects import suspects
+
+WRONG = [3, 17]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """40 training rows, two of which have the label of another cloud, far out in their own."""
+    project = Project(tmp_path_factory.mktemp("mislabelled"), methods={"cg": None})
+    for position in WRONG:
+        label = project.rows["train"][position][-1]
+        x = [4.0 * (label == k) for k in range(3)]
+        project.edit("train", position, label=(label + 1) % 3, height=x[0], width=x[1], depth=x[2])
+    project.refresh()
+    return project
+
+
+@pytest.fixture
+def module(project) -> nn.Module:
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    module.load_state_dict(load_file(project.store / "model/current/model.safetensors"))
+    return module
+
+
+def test_mislabelled_rows_come_first(project):
+    found = suspects(project.store, 2)
+    assert sorted(found.train.values) == [f"train-{position:02d}" for position in WRONG]
+    for row in found.train.values:
+        one = found.sel(train=row)
+        position = int(row.split("-")[1])
+        assert int(one.train_label) == project.rows["train"][position][-1]
+        assert int(one.predicted) != int(one.train_label)
+
+
+def test_self_influence_and_loss_are_the_stored_models(project, module):
+    found = suspects(project.results, 40)
+    x, y = project.tensors("train")
+    influences = reference.influences(module, F.cross_entropy, (x, y), (x, y), 0.05).diagonal()
+    losses = F.cross_entropy(module(x), y, reduction="none").detach()
+    order = [int(row.split("-")[1]) for row in found.train.values]
+    assert sorted(order) == list(range(40))
+    assert np.allclose(found.self_influence, influences[order], rtol=1e-6)
+    assert (np.diff(found.self_influence) <= 0).all()
+    assert np.allclose(found.loss, losses[order])
+    assert torch.equal(torch.tensor(found.predicted.values), module(x).argmax(dim=1)[order])
+
+
+def test_a_table_of_them_has_a_line_for_each(project):
+    table = suspects(project.store, 3).to_dataframe()
+    assert len(table) == 3
+    assert {"self_influence", "loss", "predicted", "train_label"} <= set(table.columns)
+
+
+def test_the_damping_of_a_sweep_can_be_chosen(project, tmp_path):
+    swept = project.copy(tmp_path)
+    swept.write_settings(damping=[0.05, 1.0])
+    swept.refresh()
+    first, last = (suspects(swept.store, 40, damping=damping) for damping in (0.05, 1.0))
+    once = suspects(project.store, 40).sortby("train").self_influence
+    assert np.allclose(first.sortby("train").self_influence, once, rtol=1e-6)
+    assert float(last.self_influence.max()) < float(first.self_influence.max())
+    assert last.self_influence.equals(suspects(swept.store, 40).self_influence)
+    with pytest.raises(StoreError, match=r"damping 0.3 is none of those stored: \[0.05, 1.0\]"):
+        suspects(swept.store, damping=0.3)
+
+
+def test_what_is_not_stored_is_said(project, tmp_path):
+    with pytest.raises(StoreError, match=r"no self-influence of 'cg' \(stored: direct\)"):
+        suspects(project.store, method="cg")
+    with pytest.raises(StoreError, match="k is 0"):
+        suspects(project.store, 0)
+    without = Project(tmp_path, methods={"cg": None}, summary={"self_influence": False})
+    without.refresh()
+    with pytest.raises(StoreError, match=r"no self-influence \(stored: none\)"):
+        suspects(without.store)
