@@ -83,6 +83,11 @@ class Workbench:
         self._required[artifact] = version
         return version
 
+    def undamaged(self, artifact: str) -> Version | None:
+        """The current version as something to start from: None without one, or a damaged one."""
+        version = self.store.current(artifact)
+        return None if version is None or version.verify() else version
+
     def published(self, artifact: str) -> Version:
         """The version that is current now: what a refresh has just published."""
         self._required.pop(artifact, None)

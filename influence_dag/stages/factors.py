@@ -1,6 +1,7 @@
 """Influence factors `(H + λI)⁻¹ ∇θ L(z_test)`, one row a test row."""
 
 import json
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from influence_dag.solvers.base import residuals
 from influence_dag.stages import curvature
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.model import load_objective, load_rows, measurement_key, model_key
-from influence_dag.store import Coordinate, Keys, Layout, Variable, as_keys
+from influence_dag.store import Coordinate, Keys, Layout, Variable, Version, as_keys
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 from influence_dag.store.layout import row_chunks
 
@@ -164,14 +165,19 @@ class _Solver:
             self._loaded = load_objective(self.bench), factorization, operator
         return self._loaded
 
+    @cached_property
+    def _stored(self) -> Version | None:
+        """The factors of the refresh before, where a solve can start from some."""
+        return self.bench.undamaged(artifact(self.method)) if self.method in ITERATIVE else None
+
     def _previous(self, slots: np.ndarray, damping: float, size: int) -> torch.Tensor | None:
         """Stored factors of the same slots, from which an iterative solve starts; zero elsewhere.
 
         After a small change of the data they are close to the answer. They decide how many
         iterations it takes, not what comes out.
         """
-        stored = self.bench.store.current(artifact(self.method))
-        if self.method not in ITERATIVE or stored is None or stored.attrs["damping"] != damping:
+        stored = self._stored
+        if stored is None or stored.attrs["damping"] != damping:
             return None
         array = stored.array("influence_factors")
         start = torch.zeros(len(slots), size, dtype=self.bench.dtype)

@@ -88,7 +88,7 @@ def _updated(
     bench: Workbench, kind: str, train: Axis, objective: Objective, settings_key: str
 ) -> tuple[torch.Tensor | None, int]:
     """The sum over rows from the stored one and the rows that differ, and how many those are."""
-    stored = bench.store.current(kind)
+    stored = bench.undamaged(kind)
     if stored is None or stored.attrs.get("settings_key") != settings_key:
         return None, 0
     old = Axis.read(stored, "train")
@@ -109,9 +109,9 @@ def _rows_seen(bench: Workbench, stored: Version, old: Axis) -> Version | None:
     """The version of the dataset that a matrix was summed over, when it is still kept."""
     kept = {version.number: version for version in bench.store.versions("dataset")}
     version = kept.get(stored.attrs.get("dataset_version", 0))
-    if version is None or Axis.read(version, "train").fingerprint != old.fingerprint:
+    if version is None or version.verify():
         return None
-    return version
+    return version if Axis.read(version, "train").fingerprint == old.fingerprint else None
 
 
 def _differences(old: Axis, new: Axis) -> tuple[np.ndarray, np.ndarray]:
