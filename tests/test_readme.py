@@ -36,9 +36,11 @@ def test_the_study_of_the_readme_is_valid():
 
     from influence_dag.study import StudySettings
 
-    (text,) = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    settings = StudySettings.model_validate(yaml.safe_load(text)["attributes"])
+    texts = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    study, more = map(yaml.safe_load, texts)
+    settings = StudySettings.model_validate(study["attributes"] | more)
     assert settings.dampings == (0.01,)
+    assert settings.validation.names == ("leave_one_out", "datamodels", "label_errors")
 
 
 def test_the_files_that_the_readme_names_exist():

@@ -100,7 +100,8 @@ def refresh(bench: Workbench, method: str) -> Update:
             curvature=kind(bench, method),
             train_rows=train.fingerprint,
         )
-        return Whole(arrays, attrs, notes={"dataset_version": bench.require("dataset").number})
+        info = dict(getattr(factorization, "info", {}))  # rank, captured share, layers …
+        return Whole(arrays, attrs, info, notes={"dataset_version": bench.require("dataset").number})
 
     return refresh_whole(
         bench, artifact(method), key, produce, reusable=matrices.pinned(bench, settings_key)

@@ -100,7 +100,7 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
 def _datamodels(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
     dampings = bench.settings.dampings
-    candidates = {
+    candidates: dict[str, dict[float | None, torch.Tensor]] = {
         m: {d: _stored(bench, m, k) for k, d in enumerate(dampings)} for m in _methods(bench)
     }
     if objective.size <= LARGEST_EXACT:
