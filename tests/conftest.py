@@ -1,8 +1,6 @@
 """Settings of every test: repeatable random numbers, no clock in hypothesis, no user's Dagster."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,9 +11,8 @@ from tiny_project import Project
 settings.register_profile("influence_dag", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("influence_dag")
 
-# Before anything imports dagster: tests neither read the user's instance nor report anywhere.
-os.environ["DAGSTER_HOME"] = tempfile.mkdtemp(prefix="dagster-home-")
-shutil.copy(Path(__file__).parents[1] / "dagster.yaml", os.environ["DAGSTER_HOME"])
+# Tests neither read nor write the user's instance: what runs here is forgotten.
+os.environ.pop("DAGSTER_HOME", None)
 os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
 

@@ -32,11 +32,13 @@ def in_process(definitions: dg.Definitions, job_name: str, *, progress: bool | N
 
 @contextmanager
 def recorded_or_forgotten() -> Iterator[dg.DagsterInstance]:
-    """The instance in DAGSTER_HOME, which the UI shows, else one that forgets."""
-    home = os.environ.get("DAGSTER_HOME")
-    if home:
+    """The instance in DAGSTER_HOME, which the UI shows, else one that forgets and is silent."""
+    if home := os.environ.get("DAGSTER_HOME"):
         Path(home).mkdir(parents=True, exist_ok=True)
-    with dg.DagsterInstance.get() if home else dg.DagsterInstance.ephemeral() as instance:
+        chosen = dg.DagsterInstance.get()
+    else:
+        chosen = dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}})
+    with chosen as instance:
         yield instance
 
 
