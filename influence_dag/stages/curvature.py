@@ -101,7 +101,9 @@ def refresh(bench: Workbench, method: str) -> Update:
             train_rows=train.fingerprint,
         )
         info = dict(getattr(factorization, "info", {}))  # rank, captured share, layers …
-        return Whole(arrays, attrs, info, notes={"dataset_version": bench.require("dataset").number})
+        return Whole(
+            arrays, attrs, info, notes={"dataset_version": bench.require("dataset").number}
+        )
 
     return refresh_whole(
         bench, artifact(method), key, produce, reusable=matrices.pinned(bench, settings_key)
