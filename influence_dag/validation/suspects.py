@@ -102,7 +102,9 @@ def _seen_by_model(results: StudyResults, rows: xr.DataArray) -> dict[str, np.nd
             f"{len(missing)} rows ({missing[0]}, …) are no longer in the dataset; materialise "
             "the study again"
         )
-    chosen = load_rows(bench, axis, np.array([slots[str(row)] for row in rows.train.values]))
+    wanted = np.array([slots[str(row)] for row in rows.train.values])
+    in_order = torch.from_numpy(np.argsort(np.argsort(wanted)))  # rows are read in slot order
+    chosen = load_rows(bench, axis, np.sort(wanted))[in_order.to(bench.device)]
     objective = load_objective(bench)
     with torch.no_grad():
         outputs = objective.outputs(objective.params, chosen.x)
