@@ -30,6 +30,7 @@ _PUBLIC = {
     "compute_influence_factors": "functional",
     "solve_hvp": "functional",
     "materialize": "running",
+    "status": "study_status",
     "open_study": "query",
     "StudyResults": "query",
 }

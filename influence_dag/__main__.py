@@ -1,6 +1,8 @@
 """The command line: `influence-dag materialize assets/digits`."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -23,14 +25,22 @@ def materialize(folder: Path, show: bool, quiet: bool) -> None:
     """Bring every artifact of the study in FOLDER (with a defs.yaml) up to date."""
     from influence_dag.running import materialize as run
 
-    try:
+    with _errors_in_a_line():
         results = run(folder, progress=False if quiet else None)
-    except InfluenceDagError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     if show:
         from influence_dag.showing import describe
 
         click.echo(describe(results))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def status(folder: Path) -> None:
+    """What a refresh of the study in FOLDER would compute, and why. Computes nothing."""
+    from influence_dag.study_status import status as find
+
+    with _errors_in_a_line():
+        click.echo(find(folder))
 
 
 @main.command()
@@ -40,8 +50,59 @@ def show(store: Path) -> None:
     from influence_dag.query import open_study
     from influence_dag.showing import describe
 
-    try:
+    with _errors_in_a_line():
         click.echo(describe(open_study(store)))
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("artifact")
+def versions(store: Path, artifact: str) -> None:
+    """The kept versions of an ARTIFACT (for example direct/influences) in STORE."""
+    from influence_dag.query import open_study
+    from influence_dag.showing import describe_versions
+
+    with _errors_in_a_line():
+        click.echo(describe_versions(open_study(store), artifact))
+
+
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("artifact")
+@click.argument("before", type=int, required=False)
+@click.argument("after", type=int, required=False)
+def diff(store: Path, artifact: str, before: int | None, after: int | None) -> None:
+    """What changed in an ARTIFACT of STORE from version BEFORE to AFTER.
+
+    By default from the last but one version to the current one.
+    """
+    from influence_dag.query import open_study
+    from influence_dag.showing import describe_difference
+
+    with _errors_in_a_line():
+        click.echo(describe_difference(open_study(store), artifact, before, after))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--keep", type=click.IntRange(min=1), help="Versions to keep of each artifact.")
+def gc(folder: Path, keep: int | None) -> None:
+    """Remove old and unfinished versions of the study in FOLDER (with a defs.yaml)."""
+    from influence_dag.running import load_study
+    from influence_dag.store import ArtifactStore
+
+    with _errors_in_a_line():
+        study = load_study(folder)
+        keep = keep or study.settings.store.keep_versions
+        removed = ArtifactStore(study.store_path, keep_versions=keep).gc()
+        click.echo("\n".join([*removed, f"{len(removed)} removed, {keep} versions kept of each"]))
+
+
+@contextmanager
+def _errors_in_a_line() -> Iterator[None]:
+    """What the user can mend is told without a traceback."""
+    try:
+        yield
     except InfluenceDagError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 

@@ -5,9 +5,13 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from influence_dag.errors import StoreError
+from influence_dag.labelled import SPLITS
 from influence_dag.query import StudyResults
+from influence_dag.store.differences import Change
 
 TESTS, NEIGHBOURS = 3, 3
+SHOWN = 10  # labels in a list
 
 
 def describe(results: StudyResults) -> str:
@@ -79,3 +83,44 @@ def _next(root: Path, method: str, results: StudyResults, influences: xr.DataArr
         lines.append(f'  study.perturbation("{method}").sel(test="{test}")')
     plain = f'  xarray.open_zarr("{root}/{method}/influences/current")'
     return [*lines, "or with xarray alone:", plain, "or in the browser: make ui"]
+
+
+def describe_versions(results: StudyResults, artifact: str) -> str:
+    """A line for each kept version of an artifact, the current one marked."""
+    current = results.store.version(artifact).number
+    lines = []
+    for row in results.version_table(artifact):
+        sizes = ", ".join(f"{row[f'{s}_rows']:,} {s}" for s in SPLITS if f"{s}_rows" in row)
+        mark = "  current" if row["version"] == current else ""
+        lines.append(f"{row['version']:>6}  {row['data_version'][:12]}  {sizes}{mark}")
+    return "\n".join(lines)
+
+
+def describe_difference(
+    results: StudyResults, artifact: str, before: int | None = None, after: int | None = None
+) -> str:
+    """Rows that came and went, chunks that differ, values that moved most."""
+    if before is None:
+        kept = [version.number for version in results.versions(artifact)]
+        if len(kept) < 2:
+            raise StoreError(f"{artifact} has {len(kept)} versions; two are needed to compare")
+        before = kept[-2]
+    found = results.diff(artifact, before, after)
+    lines = [f"{artifact}: version {found.before.number} → {found.after.number}"]
+    for what, labels in (("added", found.added), ("removed", found.removed)):
+        lines += [f"  {dim} {what}: {_some(names)}" for dim, names in labels.items() if names]
+    for name, chunks in found.chunks.items():
+        total = int(np.prod(found.after.variables[name].grid))
+        lines.append(f"  {name}: {len(chunks)} of {total} chunks differ")
+        lines += [f"    {_moved(change)}" for change in found.largest_changes(name, NEIGHBOURS)]
+    return "\n".join(lines)
+
+
+def _moved(change: Change) -> str:
+    at = ", ".join(str(label) for label in change.labels.values())
+    return f"{at}: {change.before:+.3g} → {change.after:+.3g}"
+
+
+def _some(names: list) -> str:
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(str, names[:SHOWN])) + rest

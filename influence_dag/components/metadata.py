@@ -49,6 +49,7 @@ def _numbers(update: Update) -> dict[str, Any]:
         "blocks_computed": update.blocks_computed,
         "blocks_reused": update.blocks_reused,
         "bytes_written": update.bytes_written,
+        "reasons": dg.MetadataValue.json(update.reasons),
         "seconds": round(update.seconds, 3),
     }
 

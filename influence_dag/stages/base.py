@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,13 @@ import numpy as np
 from influence_dag.errors import StoreError
 from influence_dag.execution import Tile, stream, tiles
 from influence_dag.labelled import Axis, Split
+from influence_dag.stages.updates import (
+    Update,
+    current_update,
+    finished_update,
+    planned_update,
+    reasons_of,
+)
 from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, Version
 from influence_dag.store.fingerprints import KEY_BYTES, fingerprint
 from influence_dag.study import Study
@@ -24,42 +30,21 @@ from influence_dag.study import Study
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Update:
-    """What a refresh did to one artifact."""
-
-    artifact: str
-    version: int
-    path: Path
-    data_version: str
-    blocks_computed: int
-    blocks_reused: int
-    bytes_written: int = 0
-    seconds: float = 0.0
-    info: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_current(self) -> bool:
-        """True when nothing had to be computed."""
-        return self.blocks_computed == 0 and self.bytes_written == 0
-
-    def __str__(self) -> str:
-        if self.is_current:
-            return (
-                f"{self.artifact}: current (version {self.version}, {self.blocks_reused} blocks "
-                "kept)"
-            )
-        return (
-            f"{self.artifact}: version {self.version}, {self.blocks_computed} blocks computed, "
-            f"{self.blocks_reused} kept, {self.seconds:.1f} s"
-        )
-
-
 class Workbench:
-    """A study opened for work: its store, and its model and rows read back from there."""
+    """A study opened for work: its store, and its model and rows read back from there.
 
-    def __init__(self, study: Study, report: Report = lambda message: None):
+    With `plan_only` a refresh says what it would compute, and computes and writes nothing.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        report: Report = lambda message: None,
+        *,
+        plan_only: bool = False,
+    ):
         self.study, self.settings, self.report = study, study.settings, report
+        self.plan_only = plan_only
         self.store = ArtifactStore(
             study.store_path,
             keep_versions=study.settings.store.keep_versions,
@@ -187,6 +172,9 @@ def refresh_blocks(
     plan = bench.store.plan(artifact, layout, expected)
     if plan.up_to_date:
         return current_update(bench, artifact, kept=plan.reused, info=info)
+    reasons = reasons_of(plan)
+    if bench.plan_only:
+        return planned_update(bench, artifact, plan.computed, plan.reused, reasons, info)
     with bench.store.new_version(artifact, layout) as draft:
         outdated = draft.outdated(expected)
         for part in parts:
@@ -202,6 +190,7 @@ def refresh_blocks(
         computed=computed,
         kept=total - computed,
         written=draft.bytes_written,
+        reasons=reasons,
         info=info,
     )
 
@@ -253,14 +242,32 @@ def refresh_whole(
     started = time.perf_counter()
     if serves := _reused(bench, artifact, key, reusable):
         return serves
+    reasons = _why_whole(bench.store.current(artifact), key)
+    if bench.plan_only:
+        return planned_update(bench, artifact, sum(reasons.values()), 0, reasons, {})
     with bench.store.exclusive(artifact):  # another process may be computing the same
         if serves := _reused(bench, artifact, key, reusable):
             return serves
         made = produce()
         blocks, written = _publish(bench, artifact, key, made)
     return finished_update(
-        bench, artifact, started, computed=blocks, kept=0, written=written, info=made.info
+        bench,
+        artifact,
+        started,
+        computed=blocks,
+        kept=0,
+        written=written,
+        reasons=reasons,
+        info=made.info,
     )
+
+
+def _why_whole(current: Version | None, key: str) -> dict[str, int]:
+    """Why all blocks of an artifact that is made at once are to be made again."""
+    if current is None:
+        return {"not computed": 1}
+    blocks = sum(int(np.prod(variable.grid)) for variable in current.variables.values())
+    return {"damaged" if current.attrs.get("fingerprint") == key else "inputs changed": blocks}
 
 
 def _reused(
@@ -313,40 +320,3 @@ def _variable(name: str, dims: tuple[str, ...], values: np.ndarray, attrs: dict)
     rows = max(1, min(values.shape[0], _WHOLE_CHUNK_BYTES // row_bytes)) if values.ndim else 1
     chunks = (rows, *(max(1, size) for size in values.shape[1:])) if values.ndim else ()
     return Variable(name, dims, values.shape, values.dtype.str, chunks, attrs)
-
-
-def current_update(
-    bench: Workbench, artifact: str, *, kept: int, info: Mapping[str, Any] | None
-) -> Update:
-    version = bench.published(artifact)
-    update = Update(
-        artifact, version.number, version.path, version.data_version, 0, kept, info=dict(info or {})
-    )
-    bench.report(str(update))
-    return update
-
-
-def finished_update(
-    bench: Workbench,
-    artifact: str,
-    started: float,
-    *,
-    computed: int,
-    kept: int,
-    written: int,
-    info: Mapping[str, Any] | None,
-) -> Update:
-    version = bench.published(artifact)
-    update = Update(
-        artifact,
-        version.number,
-        version.path,
-        version.data_version,
-        computed,
-        kept,
-        bytes_written=written,
-        seconds=time.perf_counter() - started,
-        info=dict(info or {}),
-    )
-    bench.report(str(update))
-    return update

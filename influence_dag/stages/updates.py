@@ -1,0 +1,114 @@
+"""What a refresh has done to an artifact, or would do."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from influence_dag.store import Plan
+
+if TYPE_CHECKING:
+    from influence_dag.stages.base import Workbench
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a refresh did to one artifact, or would do when it was only planned.
+
+    `reasons` counts the blocks to compute by why they were not current; `info` has what the stage
+    knows besides, for the dataset how many rows were added, changed and removed.
+    """
+
+    artifact: str
+    version: int
+    path: Path
+    data_version: str
+    blocks_computed: int
+    blocks_reused: int
+    bytes_written: int = 0
+    seconds: float = 0.0
+    reasons: dict[str, int] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_current(self) -> bool:
+        """True when nothing had to be computed."""
+        return self.blocks_computed == 0 and self.bytes_written == 0 and not self.reasons
+
+    def __str__(self) -> str:
+        if self.is_current:
+            return (
+                f"{self.artifact}: current (version {self.version}, {self.blocks_reused} blocks "
+                "kept)"
+            )
+        return (
+            f"{self.artifact}: version {self.version}, {self.blocks_computed} blocks computed, "
+            f"{self.blocks_reused} kept, {self.seconds:.1f} s"
+        )
+
+
+def current_update(
+    bench: "Workbench", artifact: str, *, kept: int, info: Mapping[str, Any] | None
+) -> Update:
+    version = bench.published(artifact)
+    update = Update(
+        artifact, version.number, version.path, version.data_version, 0, kept, info=dict(info or {})
+    )
+    bench.report(str(update))
+    return update
+
+
+def finished_update(
+    bench: "Workbench",
+    artifact: str,
+    started: float,
+    *,
+    computed: int,
+    kept: int,
+    written: int,
+    reasons: Mapping[str, int],
+    info: Mapping[str, Any] | None,
+) -> Update:
+    version = bench.published(artifact)
+    update = Update(
+        artifact,
+        version.number,
+        version.path,
+        version.data_version,
+        computed,
+        kept,
+        bytes_written=written,
+        seconds=time.perf_counter() - started,
+        reasons=dict(reasons) if computed or written else {},  # else another process did the work
+        info=dict(info or {}),
+    )
+    bench.report(str(update))
+    return update
+
+
+def planned_update(
+    bench: "Workbench",
+    artifact: str,
+    computed: int,
+    kept: int,
+    reasons: Mapping[str, int],
+    info: Mapping[str, Any] | None,
+) -> Update:
+    """What a refresh would do; version and data version are those that are stored now."""
+    current = bench.store.current(artifact)
+    return Update(
+        artifact,
+        version=current.number if current else 0,
+        path=bench.store.root / artifact,
+        data_version=current.data_version if current else "",
+        blocks_computed=computed,
+        blocks_reused=kept,
+        reasons=dict(reasons),
+        info=dict(info or {}),
+    )
+
+
+def reasons_of(plan: Plan) -> dict[str, int]:
+    """Why a plan's blocks are to be computed; without any, that their labels are to be written."""
+    return plan.reasons or {"labels or attributes changed": 0}
