@@ -40,6 +40,7 @@ def test_runs_are_recorded_where_dagster_home_is(project, tmp_path, monkeypatch)
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     home.mkdir()
     (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    project.write_settings(methods={"cg": None}, perturbation=None)
     project.materialize()
     first = _recorded(["tiny", "direct", "influences"])
     assert first.metadata["blocks_computed"].value == 0
