@@ -1,0 +1,284 @@
+"""What a change of rows or files costs, and that the answer is the one computed from nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from test_chain import ALL, PINNED, assert_close, computed, remove, stored_module
+from tiny_project import Project
+from torch.nn import functional as F
+
+from influence_dag.errors import DataError
+from influence_dag.store import Version
+
+DAMPING = 0.5  # at a pinned θ that an edit moves off its minimum, H alone may be indefinite
+MODEL_PINNED = {"model": {"refit": "pinned"}, "damping": DAMPING}
+NEW = [["train-new", 0.1, -0.2, 0.3, 1], ["train-newer", 1.1, 0.2, -0.3, 2]]
+
+
+@pytest.fixture(scope="module")
+def finished_pinned(finished_project, tmp_path_factory):
+    project = finished_project.copy(tmp_path_factory.mktemp("pinned"))
+    project.write_settings(**MODEL_PINNED)
+    project.refresh()
+    return project
+
+
+@pytest.fixture
+def pinned(finished_pinned, tmp_path) -> Project:
+    """A finished study with θ pinned and the curvature following the data, to be edited."""
+    return finished_pinned.copy(tmp_path)
+
+
+def edit(project: Project) -> None:
+    project.edit("train", 11, height=1.5, label=2)
+
+
+def add(project: Project) -> None:
+    project.write("train", [NEW[0], *project.rows["train"], NEW[1]])
+
+
+def take_away(project: Project) -> None:
+    project.write("train", project.rows["train"][3:])
+
+
+def all_at_once(project: Project) -> None:
+    for change in (edit, add, take_away):
+        change(project)
+
+
+def wanted_influences(project: Project) -> np.ndarray:
+    """Autograd's answer at the stored θ, rows in the files' order."""
+    train, test = project.tensors("train"), project.tensors("test")
+    module = stored_module(project)
+    return reference.influences(module, F.cross_entropy, train, test, DAMPING).numpy()
+
+
+def in_file_order(project: Project, method: str = "direct") -> np.ndarray:
+    rows = {split: [row[0] for row in project.rows[split]] for split in ("test", "train")}
+    return project.results[method].influences.sel(rows).values
+
+
+@pytest.mark.parametrize(
+    ("change", "touched"), [(edit, 2), (add, 2), (take_away, 3), (all_at_once, 5)]
+)
+def test_the_hessian_follows_the_rows_that_differ(pinned, change, touched):
+    change(pinned)
+    updates = pinned.refresh()
+    assert updates["hessian"].info["rows_differentiated"] == touched
+    rebuilt = reference.hessian(stored_module(pinned), F.cross_entropy, *pinned.tensors("train"))
+    assert_close(pinned.results.open("hessian").hessian, rebuilt.numpy(), 1e-12)
+    for method in ("direct", "cg"):
+        assert_close(in_file_order(pinned, method), wanted_influences(pinned))
+
+
+def test_differences_of_differences_do_not_drift(pinned):
+    for height in np.linspace(-2, 2, 8):
+        pinned.edit("train", 11, height=float(height))
+        update = pinned.refresh()["hessian"]
+        assert update.info["rows_differentiated"] == 2
+    rebuilt = reference.hessian(stored_module(pinned), F.cross_entropy, *pinned.tensors("train"))
+    assert_close(pinned.results.open("hessian").hessian, rebuilt.numpy(), 1e-12)
+
+
+def test_all_rows_are_summed_when_the_old_ones_are_no_longer_kept(pinned):
+    pinned.write_settings(store={"keep_versions": 1})
+    edit(pinned)
+    assert pinned.refresh()["hessian"].info["rows_differentiated"] == 40
+    assert_close(in_file_order(pinned), wanted_influences(pinned))
+
+
+def test_all_rows_are_summed_when_a_difference_would_touch_as_many(pinned):
+    for position in range(20):
+        pinned.edit("train", position, depth=position / 10)
+    assert pinned.refresh()["hessian"].info["rows_differentiated"] == 40
+    assert_close(in_file_order(pinned), wanted_influences(pinned))
+
+
+def test_conjugate_gradients_start_from_the_factors_before(pinned):
+    pinned.edit("train", 11, height=pinned.rows["train"][11][1] + 0.01)
+    pinned.refresh()
+    warm = pinned.results.open("cg/influence_factors").load()
+    cold_project = pinned.copy(pinned.root.with_name(f"{pinned.root.name}-cold"))
+    remove(cold_project.store / "cg/influence_factors")
+    cold_project.refresh()
+    cold = cold_project.results.open("cg/influence_factors").load()
+    assert float(warm.niter.mean()) < float(cold.niter.mean())
+    assert_close(warm.influence_factors, cold.influence_factors.values, 1e-8)
+
+
+# Files that look different
+
+
+def test_the_order_of_rows_in_the_files_changes_nothing(project):
+    before = project.data_versions()
+    for split in ("train", "test"):
+        project.write(split, project.rows[split][::-1])
+    updates = project.refresh()
+    assert computed(updates) == set()
+    assert project.data_versions() == before
+
+
+def rename(project: Project, split: str, old: str, new: str) -> None:
+    path = project.root / f"{split}.csv"
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+@pytest.mark.parametrize("column", ["height", "label", "id"])
+def test_a_renamed_column_is_an_error_that_names_it_and_nothing_is_lost(project, column):
+    before = project.data_versions()
+    rename(project, "train", column, "renamed")
+    with pytest.raises(DataError, match=rf"train\.csv.*{column}"):
+        project.refresh()
+    assert project.data_versions() == before
+    rename(project, "train", "renamed", column)
+    assert computed(project.refresh()) == set()
+
+
+def test_a_feature_renamed_in_both_files_is_a_new_name_and_no_new_number(project):
+    before = project.results.perturbation("direct").load()
+    for split in ("train", "test"):
+        rename(project, split, "height", "tallness")
+    updates = project.refresh()
+    assert {update.blocks_computed for update in updates.values()} == {0}
+    after = project.results.perturbation("direct")
+    assert after.feature.values.tolist() == ["tallness", "width", "depth"]
+    np.testing.assert_array_equal(before.values, after.values)
+
+
+def test_other_chunks_hold_the_same_numbers(project):
+    before = project.results["direct"].influences.values
+    project.write_settings(store={"chunks": {"test": 5, "train": 16}})
+    updates = project.refresh()
+    assert updates["direct/influences"].blocks_computed == 2 * 3
+    assert project.results.store.version("direct/influences").variables["influences"].chunks == (
+        5,
+        16,
+    )
+    np.testing.assert_allclose(project.results["direct"].influences, before, rtol=1e-12)
+
+
+# Damage
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    replace(path, content[: len(content) // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    replace(path, bytes(content))
+
+
+def replace(path: Path, content: bytes) -> None:
+    """A file of its own: hard links of other projects and versions keep theirs."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def a_chunk(version: Version) -> Path:
+    """The last chunk of the artifact's largest array."""
+    name = max(version.variables, key=lambda each: np.prod(version.variables[each].shape))
+    return sorted(path for path in (version.path / name / "c").rglob("*") if path.is_file())[-1]
+
+
+@pytest.mark.parametrize("harm", [truncate, flip_a_bit, Path.unlink], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("artifact", sorted(ALL))
+def test_a_damaged_chunk_is_computed_again(project, finished_project, artifact, harm):
+    harm(a_chunk(project.results.store.version(artifact)))
+    updates = project.refresh()
+    assert computed(updates) == {artifact}
+    assert project.data_versions() == finished_project.data_versions()
+    repaired = project.results.open(artifact).load()
+    undamaged = finished_project.results.open(artifact).load()
+    for name in undamaged.data_vars:
+        np.testing.assert_allclose(repaired[name], undamaged[name], rtol=1e-9, atol=1e-9)
+    assert not project.results.store.version(artifact).verify()
+
+
+# Two at once, and none that may write
+
+REFRESH = """
+import json, sys
+from influence_dag.graph import artifacts
+from influence_dag.running import load_study
+from influence_dag.stages.base import Workbench
+
+sys.path.insert(0, {root!r})
+
+
+def refresh():
+    bench = Workbench(load_study({folder!r}))
+    updates = [node.refresh(bench) for node in artifacts(bench.study)]
+    return {{update.artifact: update.blocks_computed for update in updates}}
+"""
+
+
+def script(project: Project, code: str, *, ready: str) -> subprocess.Popen:
+    """A process that has said `ready` and waits for a line."""
+    head = REFRESH.format(root=str(project.root), folder=str(project.folder))
+    command = [sys.executable, "-c", head + code]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"{ready}\n"
+    return process
+
+
+AT_ONCE = """
+print("ready", flush=True)
+sys.stdin.readline()
+print(json.dumps(refresh()))
+"""
+
+
+def test_two_processes_share_the_work(pinned):
+    alone = pinned.copy(pinned.root.with_name(f"{pinned.root.name}-alone"))
+    for each in (pinned, alone):
+        each.edit("train", 5, height=0.7)
+    both = [script(pinned, AT_ONCE, ready="ready") for _ in range(2)]
+    answers = [process.communicate("go\n", timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    first, second = map(json.loads, answers)
+    once = {name: update.blocks_computed for name, update in alone.refresh().items()}
+    assert {name: first[name] + second[name] for name in once} == once
+    assert_close(pinned.results["direct"].influences, wanted_influences(pinned))
+
+
+READ_ONLY = """
+import errno, os
+from influence_dag.errors import StoreError
+
+
+def refuse(event, arguments):
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
+    changes = event in {{"os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir"}}
+    if (writes or changes) and str(arguments[0]).startswith({store!r}):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+
+refresh()  # what is imported late may write its caches
+sys.addaudithook(refuse)
+print(sum(refresh().values()), flush=True)
+sys.stdin.readline()
+try:
+    refresh()
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_a_read_only_store_serves_while_nothing_is_to_be_done(pinned):
+    process = script(pinned, READ_ONLY.format(store=str(pinned.store)), ready="0")
+    before = pinned.data_versions()
+    pinned.edit("train", 5, height=0.7)
+    said, _ = process.communicate("go\n", timeout=120)
+    assert "the store is read-only; give `store.path` a folder that can be written" in said
+    assert pinned.data_versions() == before
+    pinned.write_settings(**PINNED)
+    assert computed(pinned.refresh()), "elsewhere the work is still there to be done"
