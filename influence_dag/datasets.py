@@ -6,7 +6,6 @@ seen and what would be right.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +13,8 @@ import numpy as np
 
 from influence_dag.errors import DataError
 from influence_dag.sources import Source, existing_path, is_callable_name, read_source
-from influence_dag.store.fingerprints import KEY_BYTES, fingerprint, row_fingerprints
+from influence_dag.sources.digests import FileDigests
+from influence_dag.store.fingerprints import fingerprint, row_fingerprints
 from influence_dag.study import DataSettings, FeatureSettings
 
 SHOWN = 5  # how many offending rows an error lists
@@ -102,25 +102,34 @@ def _check_columns(train: Split, test: Split, pair: str) -> None:
     )
 
 
-def source_fingerprint(data: DataSettings, root: Path) -> str:
-    """Content hash of both files, byte for byte; of the rows where a callable makes them."""
-    return fingerprint(*(_content(data, which, root) for which in ("train", "test")))
+def source_fingerprint(data: DataSettings, root: Path, *, remembered: Path | None = None) -> str:
+    """Content hash of both files, byte for byte; of the rows where a callable makes them.
+
+    `remembered` is a file that keeps the hashes by size and time of modification, so that files
+    that were not touched are not read again.
+    """
+    digests = FileDigests(remembered)
+    found = fingerprint(*(_content(data, which, root, digests) for which in ("train", "test")))
+    digests.save()
+    return found
 
 
-def _content(data: DataSettings, which: Literal["train", "test"], root: Path) -> str:
+def _content(
+    data: DataSettings, which: Literal["train", "test"], root: Path, digests: FileDigests
+) -> str:
     name = getattr(data, which)
     if is_callable_name(name):
         split = load_split(data, which, root)
         return fingerprint(list(map(str, split.ids)), split.row_keys())
     path = existing_path(name, which, root)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    digest = blake2b(digest_size=KEY_BYTES)
-    for file in filter(Path.is_file, files):
-        digest.update(file.relative_to(path.parent).as_posix().encode() + b"\0")
-        with file.open("rb") as content:
-            while block := content.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
+    return fingerprint(
+        {
+            file.relative_to(path.parent).as_posix(): digests[file]
+            for file in files
+            if file.is_file()
+        }
+    )
 
 
 def _checked_ids(source: Source) -> np.ndarray:

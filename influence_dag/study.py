@@ -16,6 +16,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -82,6 +83,10 @@ class FitSettings(Settings):
     )
     tolerance: PositiveFloat = Field(
         default=1e-6, description="lbfgs stops when the norm of the penalised gradient is below"
+    )
+    warm_start: bool = Field(
+        default=False,
+        description="a refit starts from the stored θ, so that where it ends depends on history",
     )
 
 
@@ -205,6 +210,29 @@ class CurvatureSettings(Settings):
     refresh: Literal["on_change", "pinned"] = "on_change"
 
 
+class RefreshSettings(Settings):
+    """When Dagster refreshes the study by itself; off by default."""
+
+    schedule: str | None = Field(
+        default=None,
+        description="a cron string such as '0 3 * * *': everything is brought up to date then",
+    )
+    automation: bool = Field(
+        default=False,
+        description="look at the files every minute and refresh what depends on a change",
+    )
+
+    @field_validator("schedule")
+    @classmethod
+    def _five_fields(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("@") and len(value.split()) != 5:
+            raise ValueError(
+                f"{value!r} is not a cron string; write minute, hour, day, month and weekday, for "
+                "example '0 3 * * *'"
+            )
+        return value
+
+
 class ComputeSettings(Settings):
     """Where and in what precision; none of it but `dtype` changes a number."""
 
@@ -255,6 +283,7 @@ class StudySettings(Settings):
     validation: ValidationSettings = ValidationSettings()
     curvature: CurvatureSettings = CurvatureSettings()
     compute: ComputeSettings = ComputeSettings()
+    refresh: RefreshSettings = RefreshSettings()
     store: Annotated[
         StoreSettings, BeforeValidator(_store_settings, json_schema_input_type=StoreSettings | str)
     ] = StoreSettings()

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from influence_dag import models
 from influence_dag.errors import DataError, ModelError
@@ -94,6 +95,8 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
         models.load_checkpoint(module, study.path(settings.checkpoint))
     elif isinstance(settings.fit, FitSettings):
         Objective(module, loss).check(rows)
+        if settings.fit.warm_start:
+            _load_previous(bench, module)
         report = models.fit(module, loss, rows, settings.fit, report=bench.report)
     else:
         assert settings.fit is not None
@@ -104,6 +107,13 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     objective = Objective(module, loss)
     objective.check(rows)
     return _artifact(bench, train, objective, rows, settings_key, report)
+
+
+def _load_previous(bench: Workbench, module: nn.Module) -> None:
+    """Start from the stored θ when the same code made it."""
+    stored = bench.undamaged(ARTIFACT)
+    if stored is not None and stored.attrs.get("source_key") == source_key(bench.study):
+        models.load_checkpoint(module, stored.path / "model.safetensors")
 
 
 def check_targets(bench: Workbench, objective: Objective) -> None:
@@ -159,6 +169,7 @@ def _artifact(
     ]
     attrs = bench.attributes(
         settings_key=settings_key,
+        source_key=source_key(bench.study),
         train_rows=train.fingerprint,
         parameter_names=list(objective.parameter_names),
         parameter_shapes=[list(shape) for shape in objective.parameter_shapes],

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny_project import Project
 from torch.nn import functional as F
 
 from influence_dag.errors import DataError
+from influence_dag.graph import artifacts
 from influence_dag.store import Version
 
 DAMPING = 0.5  # at a pinned θ that an edit moves off its minimum, H alone may be indefinite
@@ -282,3 +284,23 @@ def test_a_read_only_store_serves_while_nothing_is_to_be_done(pinned):
     assert pinned.data_versions() == before
     pinned.write_settings(**PINNED)
     assert computed(pinned.refresh()), "elsewhere the work is still there to be done"
+
+
+# A refit that starts from the θ before
+
+
+def test_a_warm_start_takes_fewer_steps_to_the_same_minimum(project):
+    cold = project.copy(project.root.with_name(f"{project.root.name}-cold"))
+    project.write_settings(model={"fit": {"warm_start": True}})
+    for each in (project, cold):
+        each.edit("train", 11, height=each.rows["train"][11][1] + 0.01)
+    steps, thetas = [], []
+    for each in (project, cold):
+        bench = each.bench()
+        for node in islice(artifacts(bench.study), 2):
+            update = node.refresh(bench)
+        assert update.artifact == "model"
+        steps.append(update.info["fit_steps"])
+        thetas.append(each.results.open("model").parameters.values)
+    assert steps[0] < steps[1]
+    assert_close(thetas[0], thetas[1], 1e-4)
