@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hess
 from influence_dag.gradients import gradient_layout, per_sample_gradients
 from influence_dag.influence import influences, perturbation_influences
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss, reduced_loss
+from influence_dag.perturbation_points import perturbation_point
 from influence_dag.solvers import METHODS, Factorization, Method, Solution, build
 from influence_dag.solvers.blocks import Blocks, Blockwise, parameter_blocks, split_by_block
 
@@ -83,6 +85,7 @@ def compute_influences(
     hessian_regularization: float = 0.0,
     blocks: Blocks = "full",
     per_block: bool = False,
+    wrt: str | None = None,
     **settings: Any,
 ) -> Any:
     r"""Influence of each training row on the loss of each test row.
@@ -99,17 +102,23 @@ def compute_influences(
     `solve_hvp`. Without `test_data` the training rows take its part; with `input_data` the
     influences are those of its rows, while H stays that of `training_data`. `per_block` gives the
     share of each block of parameters instead, by name; shares add up to the influences.
+    A perturbation is of the inputs, or of the output of the module named `wrt`: an embedding,
+    whose inputs, tokens, have no derivative.
     """
     kind = _choice("influence_type", influence_type, ("up", "perturbation"))
+    if wrt is not None and kind == "up":
+        raise ValueError(f"wrt={wrt!r} is for influence_type='perturbation'")
     inversion = _Inversion.of(inversion_method, hessian_regularization, blocks=blocks, **settings)
     objective = differentiable_model.objective
     train = _rows(training_data, objective)
     test = train if test_data is None else _rows(test_data, objective)
     rows = train if input_data is None else _rows(input_data, objective)
+    if kind == "perturbation":
+        perturbation_point(objective, rows, wrt)  # raises before anything is solved
     factors = inversion.factors(objective, train, test).x
     if input_data is not None:
         objective.check(rows)
-    kernel = _perturbed if kind == "perturbation" else _up_weighted
+    kernel = partial(perturbation_influences, wrt=wrt) if kind == "perturbation" else _up_weighted
     if not per_block:
         return kernel(objective, factors, rows)
     shares = split_by_block(factors, parameter_blocks(objective.slices, blocks))
@@ -123,10 +132,6 @@ def _up_weighted(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
         for batch in rows.batches(_TRAINING_ROWS)
     ]
     return torch.cat(columns, dim=1)
-
-
-def _perturbed(objective: Objective, factors: Tensor, rows: Rows) -> Any:
-    return perturbation_influences(objective, factors, rows)
 
 
 def compute_influence_factors(

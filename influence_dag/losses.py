@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -76,9 +77,8 @@ def reduced_loss(loss: LossFunction) -> LossFunction:
     tensor([1., 9.])
     """
     if getattr(loss, "weight", None) is not None and hasattr(loss, "reduction"):
-        weighted = copy.copy(loss)
-        weighted.reduction = "none"
-        loss = weighted
+        loss = copy.copy(loss)
+        vars(loss)["reduction"] = "none"
 
     def of_one(output: Tensor, target: Tensor) -> Tensor:
         value = loss(output.unsqueeze(0), target.unsqueeze(0))
@@ -89,4 +89,12 @@ def reduced_loss(loss: LossFunction) -> LossFunction:
             )
         return value.reshape(())
 
-    return vmap(of_one)
+    def of_each(output: Tensor, target: Tensor) -> Tensor:
+        try:
+            return vmap(of_one)(output, target)
+        except RuntimeError:
+            # A loss that looks at its values (`if (variance < 0).any()`): slow but right. An
+            # error that has another cause comes again from here.
+            return torch.stack([of_one(f, y) for f, y in zip(output, target, strict=True)])
+
+    return of_each

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.backends import mha
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -25,6 +26,8 @@ __all__ = [
     "per_sample_loss",
     "reduced_loss",
 ]
+
+_ATTENTION = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -101,6 +104,7 @@ class Objective:
         self.params[self.params.abs() < torch.finfo(self.params.dtype).tiny] = 0.0
         self.slices = _slices(self.parameter_names, self.parameter_shapes)
         self._recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
+        self._attends = any(isinstance(layer, _ATTENTION) for layer in module.modules())
 
     @property
     def size(self) -> int:
@@ -153,9 +157,14 @@ class Objective:
 
     @contextmanager
     def _twice_differentiable(self) -> Iterator[None]:
-        # Fused attention and cuDNN's recurrent kernels have no second derivative.
+        # Fused attention and cuDNN's recurrent kernels have no second derivative. The fast path
+        # that encoders take where no gradient is asked for puts out zeros at padded positions:
+        # another loss than the one that is differentiated.
         with ExitStack() as kernels:
             kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self._attends:
+                kernels.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+                mha.set_fastpath_enabled(False)
             if self._recurrent:
                 kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield

@@ -8,7 +8,7 @@ from torch.func import grad
 
 from influence_dag import losses
 from influence_dag.errors import ModelError
-from influence_dag.rows import Inputs, Rows, input_leaves
+from influence_dag.rows import Inputs, Rows, input_leaves, map_inputs
 
 if TYPE_CHECKING:
     from influence_dag.objective import Objective
@@ -37,6 +37,7 @@ _DROPOUTS = (
 def check_objective(objective: "Objective", rows: Rows) -> None:
     """Raise `ModelError` for the first thing that is wrong; see `Objective.check`."""
     _check_modes(objective.module)
+    _check_inputs_are_kept(objective, rows)
     check_labels(objective, rows[:_FEW].x, rows.y)
     _check_shapes(objective, rows)
     _check_repeats(objective, rows)
@@ -64,6 +65,22 @@ def _uses_batch_statistics(layer: nn.Module) -> bool:
     if isinstance(layer, (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
         return layer.training and layer.track_running_stats
     return layer.training or getattr(layer, "running_mean", None) is None
+
+
+def _check_inputs_are_kept(objective: "Objective", rows: Rows) -> None:
+    """Run first, and on a copy: the other checks would change the rows that they are given."""
+    kept, given = rows[:_FEW].x, map_inputs(torch.clone, rows[:_FEW].x)
+    try:
+        with torch.no_grad():
+            objective.outputs(objective.params, given)
+    except Exception:
+        return  # told with its cause by the checks that follow
+    for before, after in zip(input_leaves(kept), input_leaves(given), strict=True):
+        if not torch.equal(before.nan_to_num(), after.nan_to_num()):
+            raise ModelError(
+                f"{type(objective.module).__name__} changes its inputs in place, so a second call "
+                "would see other data; let it work on a copy (x = x * 0.5 instead of x *= 0.5)"
+            )
 
 
 def check_labels(objective: "Objective", x: Inputs, labels: Tensor) -> None:

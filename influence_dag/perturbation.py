@@ -13,6 +13,7 @@ from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.errors import ModelError
 from influence_dag.layered_perturbation import layered_products
 from influence_dag.objective import Objective, Rows, without_denormals
+from influence_dag.perturbation_points import Point, perturbation_point
 from influence_dag.rows import input_leaves, map_inputs
 
 Route = Literal["auto", "layered", "autograd", "jacobian"]
@@ -27,6 +28,7 @@ def perturbation_influences(
     factors: Float[Tensor, "k p"],
     rows: Rows,
     *,
+    wrt: str | None = None,
     route: Route = "auto",
     chunk: int = 32,
 ) -> Any:
@@ -39,15 +41,18 @@ def perturbation_influences(
     Per unit of the model's input; not divided by n. (Koh & Liang 2017, eq. 5.)
 
     A tuple or dict of inputs gives a tuple or dict of results; integer inputs (tokens) have no
-    derivative and are left out of a dict, None in a tuple. `chunk` factors are differentiated
-    at a time: it bounds memory and changes no answer.
+    derivative and are left out of a dict, None in a tuple. With `wrt`, the name of a module, the
+    derivative is in that module's output for the training row, $\partial/\partial h_{if}$ with
+    $h_i$ an embedding's vectors, say: `(k, n, *output)`. `chunk` factors are differentiated at a
+    time: it bounds memory and changes no answer.
+
+    Raises `ModelError` when there is nothing to differentiate in, naming what there is.
     """
-    leaves = input_leaves(rows.x)
-    if not any(leaf.is_floating_point() for leaf in leaves):
-        raise ModelError(
-            f"inputs of dtype {', '.join(str(leaf.dtype) for leaf in leaves)} have no derivative; "
-            "perturbation influences need a floating-point input"
-        )
+    point = perturbation_point(objective, rows, wrt)
+    if wrt is not None:
+        if route not in ("auto", "autograd"):
+            raise ModelError(f"route={route!r} takes inputs; with wrt={wrt!r} use route='autograd'")
+        return _by_autograd(objective, factors, rows, chunk, point)
     if route == "jacobian":
         return _by_jacobian(objective, factors, rows)
     if route == "auto" and _is_small(objective, rows):
@@ -57,7 +62,7 @@ def perturbation_influences(
     network = _network(objective, rows, route)
     if network is not None:
         return layered_products(network, factors, rows, chunk=chunk)
-    return _like_inputs(rows.x, _by_autograd(objective, factors, rows, chunk))
+    return _by_autograd(objective, factors, rows, chunk, point)
 
 
 def _network(objective: Objective, rows: Rows, route: Route) -> LayeredNetwork | None:
@@ -75,46 +80,38 @@ def _is_small(objective: Objective, rows: Rows) -> bool:
     return isinstance(rows.x, Tensor) and objective.size * rows.x[0].numel() <= _SMALL
 
 
-def _like_inputs(x: Any, results: list[Tensor]) -> Any:
-    """Results, one a floating leaf, in the structure of the inputs."""
-    remaining = iter(results)
-    filled = map_inputs(lambda leaf: next(remaining) if leaf.is_floating_point() else None, x)
-    if isinstance(filled, dict):
-        return {name: value for name, value in filled.items() if value is not None}
-    return filled
-
-
 # Any model: reverse over reverse --------------------------------------------------------------
 
 
 def _by_autograd(
-    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, chunk: int
-) -> list[Tensor]:
+    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, chunk: int, point: Point
+) -> Any:
     """One backward pass through the batch's gradient for each factor, `chunk` at a time."""
-    leaves = [leaf for leaf in input_leaves(rows.x) if leaf.is_floating_point()]
-    results = [factors.new_empty(len(factors), *leaf.shape) for leaf in leaves]
+    results = [
+        factors.new_empty(len(factors), len(rows), *leaf.shape[1:])
+        for leaf in point.leaves(rows[:1])
+    ]
     for batch, block in _blocks(rows, chunk * _saved_numbers(objective, rows)):
-        pull_back = _mixed_products(objective, batch)
+        pull_back = _mixed_products(objective, batch, point)
         for first in range(0, len(factors), chunk):
             some = slice(first, first + chunk)
             for result, values in zip(results, pull_back(factors[some]), strict=True):
                 result[some, block] = values
-    return results
+    return point.structured(rows, results)
 
 
 def _mixed_products(
-    objective: Objective, rows: Rows
+    objective: Objective, rows: Rows, point: Point
 ) -> Callable[[Float[Tensor, "k p"]], tuple[Tensor, ...]]:
-    """The function s ↦ ∂/∂x (s · ∇θ Σ L) for the floating inputs, recorded once."""
+    """The function s ↦ ∂/∂x (s · ∇θ Σ L) for the tensors x of the point, recorded once."""
 
     def gradient(*leaves: Tensor) -> Tensor:
-        remaining = iter(leaves)
-        x = map_inputs(lambda leaf: next(remaining) if leaf.is_floating_point() else leaf, rows.x)
-        batch = Rows(x, rows.y)
-        return grad(lambda theta: objective.losses(theta, batch).sum())(objective.params)
+        def total(theta: Tensor) -> Tensor:
+            return point.losses(objective, theta, rows, list(leaves)).sum()
 
-    leaves = [leaf for leaf in input_leaves(rows.x) if leaf.is_floating_point()]
-    _, pull_back, *_ = vjp(gradient, *leaves)
+        return grad(total)(objective.params)
+
+    _, pull_back, *_ = vjp(gradient, *point.leaves(rows))
     return vmap(pull_back)
 
 

@@ -60,9 +60,12 @@ class Branching(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self):
+    """The last hidden state of a recurrent layer of width 4, both ways if `both`."""
+
+    def __init__(self, kind, *, both=False):
         super().__init__()
-        self.inner, self.outer = nn.GRU(3, 4, batch_first=True), nn.Linear(4, CLASSES)
+        self.inner = kind(3, 4, batch_first=True, bidirectional=both)
+        self.outer = nn.Linear(8 if both else 4, CLASSES)
 
     def forward(self, x):
         return self.outer(self.inner(x)[0][:, -1])
@@ -78,10 +81,28 @@ class Attention(nn.Module):
         return self.outer(self.inner(self.embed(x)).mean(1))
 
 
-class Tokens(nn.Module):
+class Transformer(nn.Module):
+    """Two encoder layers built with dropout, which eval mode switches off."""
+
     def __init__(self):
         super().__init__()
-        self.embed, self.outer = nn.Embedding(7, 4), nn.Linear(4, CLASSES)
+        layer = nn.TransformerEncoderLayer(4, 2, 6, activation="gelu", batch_first=True)
+        self.embed, self.outer = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+        self.inner = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x):
+        return self.outer(self.inner(self.embed(x)).mean(1))
+
+
+class Tokens(nn.Module):
+    """Embedded tokens, averaged; `tied`: the embedding is the output layer as well."""
+
+    def __init__(self, *, tied=False):
+        super().__init__()
+        self.embed = nn.Embedding(7, 4)
+        self.outer = nn.Linear(4, 7, bias=False) if tied else nn.Linear(4, CLASSES)
+        if tied:
+            self.outer.weight = self.embed.weight
 
     def forward(self, x):
         return self.outer(torch.tanh(self.embed(x)).mean(1))
@@ -145,6 +166,40 @@ def _signal():
     return nn.Sequential(convolution, nn.Tanh(), nn.Flatten(), nn.Linear(20, CLASSES))
 
 
+def _pooled_images():
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3, padding=1),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 2),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, CLASSES),
+    )
+
+
+def _grouped_images():
+    """Convolutions that are not captured as pairs, and a transposed one."""
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2, padding=1, padding_mode="circular"),
+        nn.GroupNorm(2, 4),
+        nn.ELU(),
+        nn.ConvTranspose2d(4, 2, 2, stride=2),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(8, CLASSES),
+    )
+
+
+def _pooled_signal():
+    convolution = nn.Conv1d(3, 4, 3, stride=2)
+    return nn.Sequential(
+        convolution, nn.GELU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(8, CLASSES)
+    )
+
+
 @dataclass(frozen=True)
 class Case:
     """How to build a model and the shape of one input; `layered`: Linear + elementwise."""
@@ -157,11 +212,20 @@ class Case:
     def make(self, dtype=torch.float64):
         """The module in eval mode and `(x, y)`, the same every time."""
         torch.manual_seed(0)
-        module = self.build().to(dtype).eval()
+        module = _with_statistics(self.build()).to(dtype).eval()
         x = torch.randn(ROWS, *self.shape).to(dtype)
         if self.tokens:
             x = torch.randint(0, 7, (ROWS, *self.shape))
         return module, x, torch.randint(0, CLASSES, (ROWS,))
+
+
+def _with_statistics(module):
+    """Batch norms as training leaves them: their own mean and variance for each channel."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2.0)
+    return module
 
 
 CASES = {
@@ -187,9 +251,15 @@ CASES = {
     ),
     "images": Case(_images, (1, 6, 5)),
     "signal": Case(_signal, (3, 5)),
-    "recurrent": Case(Recurrent, (4, 3)),
+    "pooled images": Case(_pooled_images, (1, 5, 5)),
+    "grouped images": Case(_grouped_images, (2, 4, 4)),
+    "pooled signal": Case(_pooled_signal, (3, 9)),
+    "recurrent": Case(lambda: Recurrent(nn.GRU), (4, 3)),
+    "lstm": Case(lambda: Recurrent(nn.LSTM, both=True), (4, 3)),
     "attention": Case(Attention, (4, 3)),
+    "transformer": Case(Transformer, (4, 3)),
     "tokens": Case(Tokens, (4,), tokens=True),
+    "tied tokens": Case(lambda: Tokens(tied=True), (4,), tokens=True),
 }
 LAYERED = [name for name, case in CASES.items() if case.layered]
 

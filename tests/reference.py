@@ -1,7 +1,8 @@
 """Slow dense answers in float64 by plain autograd, and closed forms; no code of the package.
 
 `loss(output, target)` is any torch loss of a batch, reduced by mean (`F.cross_entropy`). A
-parameter vector is the trainable parameters, row-major, in `named_parameters` order.
+parameter vector is the trainable parameters, row-major, in `named_parameters` order. Inputs are
+a tensor, a tuple of tensors (by position) or a dict (by name).
 """
 
 import copy
@@ -11,10 +12,21 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def double(module, *tensors):
-    """A float64 copy of the module, and the tensors with floating ones in float64."""
-    moved = [t.double() if t.is_floating_point() else t for t in tensors]
+def each(function, x):
+    """The function of every tensor of the inputs."""
+    if isinstance(x, dict):
+        return {name: function(tensor) for name, tensor in x.items()}
+    return tuple(map(function, x)) if isinstance(x, tuple) else function(x)
+
+
+def double(module, *inputs):
+    """A float64 copy of the module, and the inputs with floating tensors in float64."""
+    moved = [each(lambda t: t.double() if t.is_floating_point() else t, x) for x in inputs]
     return copy.deepcopy(module).double(), *moved
+
+
+def row(x, i):
+    return each(lambda tensor: tensor[i : i + 1], x)
 
 
 def parameters(module):
@@ -28,8 +40,8 @@ def _loss_of_vector(module, loss, x, y):
     def value(theta):
         pieces = theta.split([shape.numel() for shape in shapes])
         named = {n: t.view(s) for n, t, s in zip(names, pieces, shapes, strict=True)}
-        args = x if isinstance(x, tuple) else (x,)
-        return loss(functional_call(module, named, args), y)
+        args = x if isinstance(x, tuple) else () if isinstance(x, dict) else (x,)
+        return loss(functional_call(module, named, args, x if isinstance(x, dict) else {}), y)
 
     return value, torch.cat([p.detach().reshape(-1) for p in parameters(module)])
 
@@ -50,7 +62,7 @@ def per_sample_gradients(module, loss, x, y):
     module, x, y = double(module, x, y)
     rows = []
     for i in range(len(y)):
-        value, theta = _loss_of_vector(module, loss, x[i : i + 1], y[i : i + 1])
+        value, theta = _loss_of_vector(module, loss, row(x, i), y[i : i + 1])
         theta.requires_grad_()
         rows.append(torch.autograd.grad(value(theta), theta)[0])
     return torch.stack(rows)
@@ -74,31 +86,40 @@ def influences(module, loss, train, test, damping):
     return factors @ per_sample_gradients(module, loss, *train).T
 
 
-def mixed_products(module, loss, factors, x, y):
-    """d/dx_i of (factor · gradient of sample i), (k, n, *features), one pair at a time."""
+def mixed_products(module, loss, factors, x, y, of=None):
+    """d/dx_i of (factor · gradient of sample i), (k, n, *features), one pair at a time.
+
+    `of` names the input to differentiate in where x is a tuple (position) or a dict (name).
+    """
     module, factors, x, y = double(module, factors, x, y)
     return torch.stack(
         [
-            torch.stack([_mixed_product(module, loss, s, x[i], y[i]) for i in range(len(y))])
+            torch.stack(
+                [
+                    _mixed_product(module, loss, s, row(x, i), y[i : i + 1], of)
+                    for i in range(len(y))
+                ]
+            )
             for s in factors
         ]
     )
 
 
-def _mixed_product(module, loss, factor, x, y):
-    x = x.clone().requires_grad_()
-    value, theta = _loss_of_vector(module, loss, x[None], y[None])
+def _mixed_product(module, loss, factor, x, y, of):
+    x = each(torch.clone, x)
+    point = (x if of is None else x[of]).requires_grad_()
+    value, theta = _loss_of_vector(module, loss, x, y)
     theta.requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
         (gradient,) = torch.autograd.grad(value(theta), theta, create_graph=True)
-    (product,) = torch.autograd.grad(gradient @ factor, x, materialize_grads=True)
-    return product
+    (product,) = torch.autograd.grad(gradient @ factor, point, materialize_grads=True)
+    return product[0]
 
 
-def perturbation_influences(module, loss, train, test, damping):
+def perturbation_influences(module, loss, train, test, damping, of=None):
     """(test, train, *features)."""
     factors = influence_factors(module, loss, train, test, damping)
-    return mixed_products(module, loss, factors, *train)
+    return mixed_products(module, loss, factors, *train, of=of)
 
 
 # Closed forms for a linear model without bias, loss (xᵀθ − y)² / 2, penalty (damping / 2) ‖θ‖².

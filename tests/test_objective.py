@@ -195,6 +195,30 @@ def test_a_measurement_takes_the_place_of_the_loss_where_asked(rows):
     torch.testing.assert_close(plain.measurements(plain.params, rows), losses)
 
 
+class Padded(nn.Module):
+    """A mean over all positions, padded ones too."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x, padding):
+        return self.encoder(x, src_key_padding_mask=padding).mean(1)
+
+
+def test_losses_with_attention_are_the_same_whether_or_not_gradients_are_asked_for():
+    padding = torch.tensor([[False, False, True], [False, True, True]])
+    rows = Rows((torch.randn(2, 3, 4), padding), torch.tensor([0, 3]))
+    objective = Objective(Padded().eval(), "cross_entropy")
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    with torch.no_grad():
+        without = objective.losses(objective.params, rows)
+    theta = objective.params.clone().requires_grad_()
+    torch.testing.assert_close(without, objective.losses(theta, rows).detach())
+    assert torch.backends.mha.get_fastpath_enabled() is enabled
+
+
 def test_denormal_weights_are_zero_in_theta():
     objective = Objective(digits_mlp(), "cross_entropy")
     tiny = torch.finfo(torch.float32).tiny
