@@ -1,6 +1,7 @@
 """A study's graph as Dagster assets, with checks and a job."""
 
 import warnings
+from collections.abc import Iterator
 
 import dagster as dg
 
@@ -24,7 +25,35 @@ def study_definitions(study: Study) -> dg.Definitions:
         assets=[_source(study), *(_asset(study, node) for node in nodes)],
         asset_checks=check_definitions(study, [node.name for node in nodes]),
         jobs=[job],
+        schedules=list(_schedules(study, job)),
+        sensors=list(_sensors(study)),
     )
+
+
+def _schedules(study: Study, job) -> Iterator[dg.ScheduleDefinition]:
+    """The schedule that the study asks for; who writes it wants it to run."""
+    if cron := study.settings.refresh.schedule:
+        yield dg.ScheduleDefinition(
+            name=f"{study.name}_schedule",
+            job=job,
+            cron_schedule=cron,
+            description=f"Brings {study.name} up to date; what is current is skipped.",
+            default_status=dg.DefaultScheduleStatus.RUNNING,
+        )
+
+
+def _sensors(study: Study) -> Iterator[dg.AutomationConditionSensorDefinition]:
+    if study.settings.refresh.automation:
+        yield dg.AutomationConditionSensorDefinition(
+            f"{study.name}_automation",
+            target=dg.AssetSelection.groups(study.name),
+            description=f"Observes the files of {study.name} and refreshes what depends on them.",
+            default_status=dg.DefaultSensorStatus.RUNNING,
+        )
+
+
+def _condition(study: Study, condition: dg.AutomationCondition) -> dg.AutomationCondition | None:
+    return condition if study.settings.refresh.automation else None
 
 
 def asset_key(study: Study, name: str) -> dg.AssetKey:
@@ -37,12 +66,14 @@ def _source(study: Study):
     def source() -> dg.DataVersion:
         from influence_dag.datasets import source_fingerprint
 
-        return dg.DataVersion(source_fingerprint(data, study.root))
+        remembered = study.store_path / ".source.json"
+        return dg.DataVersion(source_fingerprint(data, study.root, remembered=remembered))
 
     with warnings.catch_warnings():  # that observable sources may still change is no user's concern
         warnings.simplefilter("ignore", dg.BetaWarning)
         return dg.observable_source_asset(
             key=asset_key(study, "source"),
+            automation_condition=_condition(study, dg.AutomationCondition.on_cron("* * * * *")),
             group_name=study.name,
             description=(
                 f"The input files: {data.train} and {data.test}. Observing compares their content."
@@ -58,6 +89,7 @@ def _asset(study: Study, node: Artifact) -> dg.AssetsDefinition:
         group_name=study.name,
         kinds={*node.kinds, *([node.method] if node.method else [])},
         pool="gpu" if node.heavy else None,
+        automation_condition=_condition(study, dg.AutomationCondition.eager()),
         code_version=code_version(study, node),
         metadata={"store": dg.MetadataValue.path(str(study.store_path / node.name))},
     )
