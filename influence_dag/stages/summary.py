@@ -134,9 +134,16 @@ def _add(
     out["test_sum"][rows] = block.sum(axis=1)
     for end, sign in (("top", -1.0), ("bottom", 1.0)):
         top = out[f"{end}_train"].shape[1]
-        order = np.argsort(sign * block, axis=1, kind="stable")[:, :top]
+        order = _smallest(sign * block, top)
         out[f"{end}_train"][rows] = train_slots[order]
         out[f"{end}_influence"][rows] = np.take_along_axis(block, order, axis=1)
+
+
+def _smallest(block: np.ndarray, count: int) -> np.ndarray:
+    """Columns of the smallest entries of each row, in order; all are not sorted for these few."""
+    few = np.sort(np.argpartition(block, count - 1, axis=1)[:, :count], axis=1)
+    order = np.argsort(np.take_along_axis(block, few, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(few, order, axis=1)
 
 
 def _solves_of_training_rows(
