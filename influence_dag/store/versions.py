@@ -209,11 +209,22 @@ class ArtifactStore:
         remove([*(folder / "versions").glob(".trash-*"), *folder.glob(".current.*.partial")])
 
     def _surplus(self, name: str) -> list[Path]:
-        """Versions beyond `keep_versions`, oldest first, never the current one."""
+        """Versions beyond `keep_versions`, oldest first, never the current one.
+
+        Nor one that a current artifact was made from, which it says in its attribute
+        `<name>_version`: a pinned curvature multiplies with the rows that it has seen.
+        """
         versions = self.versions(name)
+        surplus = len(versions) - self.keep_versions
+        if surplus <= 0:
+            return []
         current = self.current(name)
-        others = [v.path for v in versions if current is None or v.path != current.path]
-        return others[: max(len(versions) - self.keep_versions, 0)]
+        needed = self._made_from(name) | {current.number if current else 0}
+        return [v.path for v in versions if v.number not in needed][:surplus]
+
+    def _made_from(self, name: str) -> set[int]:
+        versions = (_readable(self.current(other)) for other in self.names())
+        return {version.attrs.get(f"{name}_version", 0) for version in versions if version}
 
 
 def _header(layout: Layout, base: Version | None) -> dict[str, object]:

@@ -87,10 +87,30 @@ def test_differences_of_differences_do_not_drift(pinned):
     assert_close(pinned.results.open("hessian").hessian, rebuilt.numpy(), 1e-12)
 
 
-def test_all_rows_are_summed_when_the_old_ones_are_no_longer_kept(pinned):
-    pinned.write_settings(store={"keep_versions": 1})
+def test_all_rows_are_summed_when_the_old_ones_are_gone(pinned):
     edit(pinned)
+    bench = pinned.bench()
+    next(artifacts(bench.study)).refresh(bench)
+    remove(pinned.store / "dataset/versions/000001")
+    (pinned.store / "dataset/versions/000001").rmdir()
     assert pinned.refresh()["hessian"].info["rows_differentiated"] == 40
+    assert_close(in_file_order(pinned), wanted_influences(pinned))
+
+
+def test_rows_that_a_stored_curvature_has_seen_are_kept_as_long_as_it_is(pinned):
+    pinned.write_settings(store={"keep_versions": 1}, curvature={"refresh": "pinned"})
+    for depth in (0.1, 0.2, 0.3):
+        pinned.edit("train", 11, depth=depth)
+        pinned.refresh()
+    numbers = [version.number for version in pinned.results.versions("dataset")]
+    assert numbers == [1, 4]
+    pinned.edit("test", 5, width=-1.0)
+    pinned.refresh()
+    direct, cg = (pinned.results.influence_factors(method).values for method in ("direct", "cg"))
+    assert_close(cg, direct, 1e-8)
+    pinned.write_settings(curvature={"refresh": "on_change"})
+    pinned.edit("train", 11, depth=0.4)
+    assert pinned.refresh()["hessian"].info["rows_differentiated"] == 2
     assert_close(in_file_order(pinned), wanted_influences(pinned))
 
 
