@@ -88,10 +88,10 @@ def feature_moves(
     )
     up, down = refits.measurements(test).chunk(2)
     return FeatureMoves(
-        rows.numpy(),
-        features.numpy(),
-        predicted.numpy(),
-        ((up - down) / 2).T.numpy(),
+        rows.numpy(force=True),
+        features.numpy(force=True),
+        predicted.numpy(force=True),
+        ((up - down) / 2).T.numpy(force=True),
         epsilon,
         refits.summary(),
     )
@@ -103,8 +103,8 @@ def _moved(
     """All rows with the moved ones appended; each move's weights swap it for its original."""
     n, m = len(train), len(rows)
     moved = train.x[rows].repeat(2, *[1] * (train.x.ndim - 1))
-    step = torch.tensor([epsilon, -epsilon], dtype=moved.dtype).repeat_interleave(m)
-    moved.view(2 * m, -1)[torch.arange(2 * m), features.repeat(2)] += step
+    step = torch.tensor([epsilon, -epsilon], dtype=moved.dtype, device=moved.device)
+    moved.view(2 * m, -1)[torch.arange(2 * m), features.repeat(2)] += step.repeat_interleave(m)
     weights = torch.zeros(2 * m, n + 2 * m, dtype=torch.float64)
     weights[:, :n] = 1 / n
     weights[torch.arange(2 * m), rows.repeat(2)] = 0.0

@@ -58,7 +58,7 @@ def flip_labels(
 
     Raises `ModelError` unless the labels are integers of at least two classes.
     """
-    classes = labels.unique()
+    classes = labels.cpu().unique()
     if labels.is_floating_point() or labels.ndim != 1 or len(classes) < 2:
         raise ModelError(
             f"labels to be flipped have to be integers of two classes or more; these are "
@@ -68,12 +68,12 @@ def flip_labels(
     count, generator = round(share * len(labels)), torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(labels), generator=generator)[:count]
     step = torch.randint(1, len(classes), (count,), generator=generator)
-    position = torch.searchsorted(classes, labels[chosen].cpu())
+    position = torch.searchsorted(classes, labels.cpu()[chosen])
     flipped = torch.zeros(len(labels), dtype=torch.bool)
     flipped[chosen] = True
-    other = labels.clone()
-    other[chosen] = classes[(position + step) % len(classes)].to(labels)
-    return other, flipped
+    other = labels.cpu().clone()
+    other[chosen] = classes[(position + step) % len(classes)]
+    return other.to(labels.device), flipped
 
 
 def self_influences(

@@ -104,7 +104,9 @@ def leave_one_out(
     exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
     corrected = None
     if leverage is True or (leverage == "auto" and is_linear_in_parameters(objective, train)):
-        corrected = exact.corrected_influences(test, train[chosen]).div(len(train)).numpy()
+        corrected = (
+            exact.corrected_influences(test, train[chosen]).div(len(train)).numpy(force=True)
+        )
     if influences is None:
         predicted = exact.influences(test, train[chosen])
     else:
@@ -119,11 +121,11 @@ def leave_one_out(
     )
     before, measured = objective.measurements(objective.params, test), refits.measurements(test)
     return LeaveOneOut(
-        chosen.numpy(),
-        predicted.div(len(train)).numpy(),
-        (measured[1:] - measured[0]).T.numpy(),
+        chosen.numpy(force=True),
+        predicted.div(len(train)).numpy(force=True),
+        (measured[1:] - measured[0]).T.numpy(force=True),
         corrected,
-        measured[0].numpy(),
+        measured[0].numpy(force=True),
         float((measured[0] - before).abs().max()),
         refits.summary(),
     )

@@ -77,4 +77,5 @@ def parameter_changes(
         max_steps=max_steps,
     )
     actual = refits.params[1:] - refits.params[0]
-    return ParameterChanges(chosen.numpy(), predicted.numpy(), actual.numpy(), refits.summary())
+    moves = (predicted.numpy(force=True), actual.numpy(force=True))
+    return ParameterChanges(chosen.numpy(force=True), *moves, refits.summary())

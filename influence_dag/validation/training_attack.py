@@ -174,12 +174,12 @@ def _result(row: int, course: list[_State], predicted: list[float]) -> TrainingA
     first, last = course[0], course[-1]
     return TrainingAttack(
         row,
-        first.x.numpy(),
-        last.x.numpy(),
+        first.x.numpy(force=True),
+        last.x.numpy(force=True),
         np.array([state.loss for state in course]),
         np.array(predicted),
         first.predict(last.x),
-        torch.stack([state.output for state in course]).numpy(),
+        torch.stack([state.output for state in course]).numpy(force=True),
         last.objective,
     )
 
