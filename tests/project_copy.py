@@ -24,7 +24,8 @@ def environment(current: Mapping[str, str], home: Path) -> dict[str, str]:
     home.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "dagster.yaml", home)
     own = {"DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"}
-    return {**current, **own, "PATH": f"{BIN}:{current['PATH']}"}
+    # One thread: beside other tests, those of a second one mostly wait for each other.
+    return {**current, **own, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{current['PATH']}"}
 
 
 def run(
