@@ -15,13 +15,15 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 from torch import Tensor
 
+from influence_dag.errors import IndefiniteError
 from influence_dag.objective import Objective, Rows
 from influence_dag.validation.agreement import pearson, slope
-from influence_dag.validation.ensembles import in_float64, is_linear_in_parameters
+from influence_dag.validation.ensembles import in_float64
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import refit_without
 
 F64 = torch.float64
+_LARGEST_EXACT = 4096  # parameters up to which a dense factorisation comes along unasked
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class LeaveOneOut:
     """Change of each test row's loss (or measurement) when each chosen training row is left out.
 
     `predicted` is `+I / n`, `actual` that of a refit, both positive where the row helps.
-    `corrected` is the prediction with the row's leverage, where the model is linear in θ.
+    `corrected` is the prediction with the row's leverage (None where it was not made).
     `base_losses` are the test rows' losses with every row; `base_shift` is how far the full fit
     moved them from those at the given θ before anything was left out: influences describe a
     stationary point, so it should be next to nothing.
@@ -93,8 +95,12 @@ def leave_one_out(
 
     `influences` are the ones to be judged, by whatever method, not divided by n; without them
     they are computed exactly at `objective.params` with `damping` (default `weight_decay`, with
-    which $H + \lambda I$ is the Hessian of what was minimised). `leverage` adds the prediction
-    with the row's leverage; `"auto"` does so for a model linear in θ.
+    which $H + \lambda I$ is the Hessian of what was minimised).
+
+    `leverage` adds the exact prediction that knows that the row's own curvature goes with it, see
+    `ExactPredictions.corrected_gradients`: to second order for a model linear in θ, and on a
+    network at its minimum nearer than the plain one, too. `"auto"`: where p is at most 4,096 and
+    $H + \lambda I$ positive definite.
 
     Refits start at `objective.params`; a network may end in another minimum than one fitted from
     scratch, which is what is asked of a derivative. Raises `NotConvergedError` as `refit` does.
@@ -102,11 +108,6 @@ def leave_one_out(
     objective, train, test = in_float64(objective), train.to(dtype=F64), test.to(dtype=F64)
     chosen = torch.as_tensor(range(len(train)) if index is None else index)
     exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
-    corrected = None
-    if leverage is True or (leverage == "auto" and is_linear_in_parameters(objective, train)):
-        corrected = (
-            exact.corrected_influences(test, train[chosen]).div(len(train)).numpy(force=True)
-        )
     if influences is None:
         predicted = exact.influences(test, train[chosen])
     else:
@@ -124,8 +125,21 @@ def leave_one_out(
         chosen.numpy(force=True),
         predicted.div(len(train)).numpy(force=True),
         (measured[1:] - measured[0]).T.numpy(force=True),
-        corrected,
+        _corrected(exact, test, train[chosen], leverage),
         measured[0].numpy(force=True),
         float((measured[0] - before).abs().max()),
         refits.summary(),
     )
+
+
+def _corrected(
+    exact: ExactPredictions, test: Rows, rows: Rows, leverage: Literal["auto"] | bool
+) -> Float[Array, "k m"] | None:
+    if leverage is False or (leverage == "auto" and exact.objective.size > _LARGEST_EXACT):
+        return None
+    try:
+        return exact.corrected_influences(test, rows).div(len(exact.train)).numpy(force=True)
+    except IndefiniteError:
+        if leverage is True:
+            raise
+        return None

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from influence_dag.errors import IndefiniteError
 from influence_dag.fitting import fit
 from influence_dag.objective import Objective, Rows
 from influence_dag.study import FitSettings
@@ -170,17 +171,32 @@ def network():
     return module, rows, rows[:10]
 
 
-def test_a_network_is_judged_the_same_way_but_without_leverage(network):
+def test_a_network_is_judged_the_same_way(network):
     module, train, test = network
-    objective, options = Objective(module, "cross_entropy"), {"index": [1, 2, 30]}
-    result = leave_one_out(objective, train, test, weight_decay=0.05, **options)
-    assert result.corrected is None
-    assert result.actual.shape == (10, 3)
-    assert result.pearson >= 0.99
-    corrected = leave_one_out(
-        objective, train, test, weight_decay=0.05, **options, leverage=True
-    ).summary()
-    assert corrected["corrected_pearson"] >= 0.99
+    objective = Objective(module, "cross_entropy")
+    result = leave_one_out(objective, train, test, weight_decay=0.05)
+    assert result.actual.shape == (10, 60)
+    assert result.pearson >= 0.98
+    assert result.summary()["corrected_pearson"] > result.pearson
+    assert abs(result.summary()["corrected_slope"] - 1) < abs(result.slope - 1)
+
+
+def test_leverage_is_left_out_where_it_cannot_be_had(network):
+    module, train, test = network
+    torch.manual_seed(1)
+    unfitted = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    options = {"weight_decay": 0.05, "damping": 1e-9, "index": [0], "max_steps": 1000}
+    given = {"influences": torch.zeros(10, 60), **options}
+    objective = Objective(unfitted, "cross_entropy")
+    assert leave_one_out(objective, train, test, **given).corrected is None
+    with pytest.raises(IndefiniteError):
+        leave_one_out(objective, train, test, **given, leverage=True)
+    at_minimum = Objective(module, "cross_entropy")
+    without = leave_one_out(
+        at_minimum, train, test, weight_decay=0.05, index=[0, 5], leverage=False
+    )
+    assert without.corrected is None
+    assert "corrected_pearson" not in without.summary()
 
 
 def test_a_theta_away_from_the_minimum_shows_in_the_base_shift(network):
@@ -205,3 +221,19 @@ def test_influences_of_another_method_can_be_judged(network):
     )
     assert np.allclose(result.predicted, given[:, [4, 9]].double() / 60)
     assert abs(result.pearson) < 0.9
+
+
+@pytest.mark.campaign
+def test_campaign_leverage_matters_for_a_network_on_digits(digits):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).double()
+    settings = FitSettings(weight_decay=1e-3, max_steps=3000, tolerance=1e-7)
+    assert fit(module, "cross_entropy", digits[0], settings).converged
+    result = leave_one_out(
+        Objective(module, "cross_entropy"), *digits, weight_decay=1e-3, index=range(0, 1500, 15),
+        tolerance=1e-6, max_steps=1000,
+    )  # fmt: skip
+    print(result.summary())
+    assert result.pearson >= 0.98
+    assert result.summary()["corrected_pearson"] >= 0.99
+    assert result.summary()["corrected_slope"] == pytest.approx(1, abs=0.05)
