@@ -17,7 +17,7 @@ from torch import Tensor
 
 from influence_dag.errors import IndefiniteError
 from influence_dag.objective import Objective, Rows
-from influence_dag.validation.agreement import pearson, slope
+from influence_dag.validation.agreement import pearson, slope, spearman
 from influence_dag.validation.ensembles import in_float64
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import refit_without
@@ -71,6 +71,7 @@ class LeaveOneOut:
             "test_rows": len(self.actual),
             "pearson": self.pearson,
             "worst_test_row_pearson": float(np.nanmin(self.pearson_per_test)),
+            "spearman_per_test": float(np.nanmean(spearman(self.predicted, self.actual))),
             "slope": self.slope,
             **corrected,
             "base_shift": self.base_shift,
