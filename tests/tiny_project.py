@@ -133,3 +133,8 @@ def merged(settings: dict, changes: dict) -> dict:
         else:
             result[name] = value
     return {name: value for name, value in result.items() if value is not None}
+
+
+def shown(value: object) -> str:
+    """The name of a test's argument; sets in an order that every process has."""
+    return str(sorted(value)) if isinstance(value, set | frozenset) else str(value)

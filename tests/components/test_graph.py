@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from tiny_project import SETTINGS, merged
+from tiny_project import SETTINGS, merged, shown
 
 from influence_dag.components.assets import code_version, study_definitions
 from influence_dag.graph import artifacts
@@ -126,7 +126,7 @@ AFTER_THE_CURVATURE = {*OF_DIRECT, *OF_CG, "report"}
             {"direct/influences", "cg/influences", "direct/perturbation_influences"},
         ),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_code_versions_follow_the_settings_that_matter(changes, affected):
     before, after = study(), study(**changes)

@@ -5,7 +5,7 @@ import pytest
 import reference
 import torch
 from safetensors.torch import load_file
-from tiny_project import Project
+from tiny_project import Project, shown
 from torch import nn
 from torch.nn import functional as F
 
@@ -254,7 +254,7 @@ def test_a_refitted_model_changes_everything_truthfully(project):
         ({"summary": {"top": 4}}, {"direct/summary", "cg/summary"}),
         ({"damping": 0.2}, {"direct/influence_factors", "cg/influences"}),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_setting_costs_what_depends_on_it(project, changes, again):
     project.write_settings(**changes)
