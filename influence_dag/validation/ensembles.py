@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 
 from influence_dag.objective import Objective, Rows, without_denormals
@@ -18,10 +19,17 @@ _SPARSE = 0.75  # below this share of rows with a weight, members work on their 
 
 
 def in_float64(objective: Objective) -> Objective:
-    """The objective on a float64 copy of its module: the differences that refits make are small."""
-    if objective.dtype == torch.float64:
-        return objective
+    """The objective in float64, on a copy of its module: the differences of refits are small."""
+    return objective if objective.dtype == torch.float64 else at(objective, objective.params)
+
+
+def at(objective: Objective, theta: Float[Tensor, " p"]) -> Objective:
+    """The same model in float64 at another θ, on a module of its own."""
     module = copy.deepcopy(objective.module).double()
+    parameters, values = dict(module.named_parameters()), objective.unflatten(theta)
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
     return Objective(module, objective.loss, measurement=objective.measurement)
 
 
@@ -53,19 +61,27 @@ def member_values(
 
 
 def member_chunks(members: int, numbers: int) -> Iterator[slice]:
-    """Runs of members whose temporaries stay below a few tens of megabytes."""
+    """Runs of members whose temporaries stay about a hundred megabytes."""
     size = max(1, min(members, _NUMBERS // max(1, numbers)))
     for start in range(0, members, size):
         yield slice(start, start + size)
 
 
 def _width(objective: Objective, rows: Rows) -> int:
-    """About how many numbers a row needs on its way: its input and its output."""
-    with torch.no_grad():
-        output = objective.outputs(objective.params, rows[:1].x)
-    sizes: list[int] = [output.numel()]
+    """How many numbers one row needs on its way: its input, and what each layer returns."""
+    sizes: list[int] = []
     map_inputs(lambda leaf: sizes.append(leaf[0].numel()), rows.x)
-    return max(sizes)
+
+    def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel())
+
+    layers = [module for module in objective.module.modules() if not list(module.children())]
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in layers:
+            hooks.callback(layer.register_forward_hook(count).remove)
+        objective.outputs(objective.params, rows[:1].x)
+    return sum(sizes)
 
 
 def _over_members(function: Callable[[Tensor], Tensor], params: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ keeps $1/n$ on the others, which is what an influence is the derivative of); $1/
 $S$ fits the subset. All run in float64, in one vectorised minimisation.
 """
 
-import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from influence_dag.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.validation.ensembles import (
     WeightedLosses,
+    at,
     in_float64,
     is_linear_in_parameters,
     member_values,
@@ -61,12 +61,7 @@ class Refits:
 
     def member(self, position: int) -> Objective:
         """One member's model, on a module of its own: its θ is where derivatives are taken."""
-        module, theta = copy.deepcopy(self.objective.module), self.params[position]
-        values, parameters = self.objective.unflatten(theta), dict(module.named_parameters())
-        with torch.no_grad():
-            for name, value in values.items():
-                parameters[name].copy_(value)
-        return Objective(module, self.objective.loss, measurement=self.objective.measurement)
+        return at(self.objective, self.params[position])
 
     def losses(self, rows: Rows) -> Float[Tensor, "m k"]:
         """The loss of each row under each member."""

@@ -122,6 +122,18 @@ def test_refits_of_a_float32_model_are_float64(clouds):
     assert refits.converged.all()
 
 
+def test_refits_start_at_the_objectives_parameters_whatever_became_of_its_module(clouds):
+    objective = network(dtype=torch.float32)
+    start = objective.params.double()
+    with torch.no_grad():
+        for parameter in objective.module.parameters():
+            parameter.zero_()
+    weights = torch.full((1, 60), 1 / 60)
+    kept = refit(objective, clouds, weights, weight_decay=PENALTY, max_steps=0, on_failure="keep")
+    assert torch.equal(kept.params[0], start)
+    assert torch.equal(kept.member(0).params, start)
+
+
 def test_convolutions_and_recurrent_models_refit_too():
     class Recurrent(nn.Module):
         def __init__(self):
