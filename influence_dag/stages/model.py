@@ -1,7 +1,8 @@
 """The fitted module: built, fitted or loaded, and kept as a checkpoint."""
 
 import hashlib
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,25 @@ def source_key(study: Study) -> str:
 
 
 def _callable_hash(study: Study, name: object, field: str) -> str | None:
-    """Content hash of the file in which a `module:callable` is written."""
+    """Content hash of the file in which a `module:callable` is written.
+
+    A file that was edited since this process imported it is imported again: a key must never name
+    code that did not run.
+    """
     if not isinstance(name, str) or name in LOSSES:
         return None
     models.import_callable(name, study.root, field)
-    spec = importlib.util.find_spec(name.partition(":")[0])
-    return _file_hash(Path(spec.origin)) if spec and spec.origin else None
+    module = sys.modules[name.partition(":")[0]]
+    if module.__file__ is None:
+        return None
+    found = _file_hash(Path(module.__file__))
+    if _imported.setdefault(module.__file__, found) != found:
+        importlib.reload(module)
+        _imported[module.__file__] = found
+    return found
+
+
+_imported: dict[str, str | None] = {}  # file → hash of its content when it was imported
 
 
 def _file_hash(path: Path) -> str | None:

@@ -212,7 +212,9 @@ def test_a_loss_and_a_measurement_of_ones_own(tmp_path):
 
 
 def test_an_edited_model_is_fitted_again(project):
-    project.write_model(MODEL.replace("nn.Tanh()", "nn.Softplus()"))
+    """Also in the process that has imported it before."""
+    project.refresh()
+    (project.root / "tiny_model.py").write_text(MODEL.replace("nn.Tanh()", "nn.Softplus()"))
     assert "model" in computed(project.refresh())
     module = nn.Sequential(nn.Linear(3, 4), nn.Softplus(), nn.Linear(4, 3)).double()
     module.load_state_dict(load_file(project.store / "model/current/model.safetensors"))
