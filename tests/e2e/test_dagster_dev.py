@@ -4,6 +4,7 @@ One file, so that the tests share a server whichever way they are spread over pr
 """
 
 import shutil
+import time
 import warnings
 from pathlib import Path
 
@@ -130,6 +131,16 @@ def test_the_graph_of_the_study(page, server, finished_run, album):
     assert_not_blank(album / "graph.png")
 
 
+def picture_appears(page, timeout: float = 30.0) -> bool:
+    """The dialog is there before its picture is decoded."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if any(s.startswith("data:image/png") and width > 200 for s, width in page.images()):
+            return True
+        time.sleep(0.2)
+    return False
+
+
 @with_browser
 @pytest.mark.parametrize(
     "asset",
@@ -148,9 +159,7 @@ def test_an_asset_shows_its_numbers_and_its_picture(page, server, finished_run, 
     page.wait_for("[Show Markdown]")
     page.click("[Show Markdown]")
     page.wait_for("Close")
-    assert any(
-        source.startswith("data:image/png") and width > 200 for source, width in page.images()
-    )
+    assert picture_appears(page), "no picture within 30 s"
     file = album / f"{asset.replace('/', '-')}.png"
     page.photograph(file)
     assert_not_blank(file)
