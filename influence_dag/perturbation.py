@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jacrev, vjp, vmap
 
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.errors import ModelError
+from influence_dag.footprint import saved_numbers
 from influence_dag.layered_perturbation import layered_products
 from influence_dag.objective import Objective, Rows, without_denormals
 from influence_dag.perturbation_points import Point, perturbation_point
-from influence_dag.rows import input_leaves, map_inputs
+from influence_dag.rows import map_inputs
 
 Route = Literal["auto", "layered", "autograd", "jacobian"]
 
@@ -87,11 +87,11 @@ def _by_autograd(
     objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, chunk: int, point: Point
 ) -> Any:
     """One backward pass through the batch's gradient for each factor, `chunk` at a time."""
-    results = [
-        factors.new_empty(len(factors), len(rows), *leaf.shape[1:])
-        for leaf in point.leaves(rows[:1])
-    ]
-    for batch, block in _blocks(rows, chunk * _saved_numbers(objective, rows)):
+    one = point.leaves(rows[:1])
+    results = [factors.new_empty(len(factors), len(rows), *leaf.shape[1:]) for leaf in one]
+    # A row has the results, two passes through the graph and the gradients that run along it.
+    kept = max(sum(leaf.numel() for leaf in one), 3 * sum(saved_numbers(objective, rows)))
+    for batch, block in _blocks(rows, chunk * kept):
         pull_back = _mixed_products(objective, batch, point)
         for first in range(0, len(factors), chunk):
             some = slice(first, first + chunk)
@@ -113,21 +113,6 @@ def _mixed_products(
 
     _, pull_back, *_ = vjp(gradient, *point.leaves(rows))
     return vmap(pull_back)
-
-
-def _saved_numbers(objective: Objective, rows: Rows) -> int:
-    """About how many numbers one more row adds to what two passes keep of the model."""
-
-    def saved(few: Rows) -> int:
-        sizes: list[int] = []
-        theta = objective.params.clone().requires_grad_()
-        pack = lambda tensor: sizes.append(tensor.numel()) or tensor  # noqa: E731
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            objective.losses(theta, few)
-        return sum(sizes)
-
-    features = sum(leaf[0].numel() for leaf in input_leaves(rows.x))
-    return max(features, 3 * (saved(rows[:2]) - saved(rows[:1])), 1)
 
 
 # Small models: the mixed Jacobian -------------------------------------------------------------

@@ -204,7 +204,8 @@ def test_global_random_numbers_are_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("study", "shape", "out"), [("digits", (8, 8), 10), ("diabetes", (10,), 1)]
+    ("study", "shape", "out"),
+    [("digits", (8, 8), 10), ("digits_cnn", (8, 8), 10), ("diabetes", (10,), 1)],
 )
 def test_the_bundled_studies_build(study, shape, out):
     module = build(f"assets.{study}.model:build")

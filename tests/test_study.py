@@ -53,7 +53,7 @@ def test_settings_survive_json():
     assert StudySettings.model_validate_json(study.model_dump_json()) == study
 
 
-@pytest.mark.parametrize("study", ["digits", "diabetes"])
+@pytest.mark.parametrize("study", ["digits", "digits_cnn", "diabetes"])
 def test_bundled_studies_are_valid(study):
     assert load_study(ROOT / "assets" / study).root == ROOT
 

@@ -10,11 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
+from influence_dag.footprint import saved_numbers
 from influence_dag.objective import Objective, Rows, without_denormals
 
-# Columns differentiated together: a backward pass over 256 copies of a batch leaves the
-# processor's cache and takes twice as long a column.
+# Columns differentiated together, and numbers in the widest of their temporaries: a backward pass
+# over 256 copies of a batch leaves the processor's cache and takes twice as long a column, and
+# temporaries of tens of MiB go back to the system each time, to be mapped page by page again.
 _COLUMNS = 32
+_NUMBERS = 2**21
 
 Route = Literal["auto", "layered", "autograd"]
 
@@ -51,9 +54,9 @@ class BatchedCurvature(ABC):
         """The curvature times each row."""
         total = torch.zeros_like(vectors, dtype=torch.float64)
         for batch in self.rows.batches(self.batch_size):
-            product = self.product(batch)
-            for start in range(0, len(vectors), _COLUMNS):
-                chunk = slice(start, start + _COLUMNS)
+            product, size = self.product(batch), self._columns(batch)
+            for start in range(0, len(vectors), size):
+                chunk = slice(start, start + size)
                 total[chunk] += product(vectors[chunk])
         return (total / len(self.rows)).to(vectors.dtype)
 
@@ -76,11 +79,15 @@ class BatchedCurvature(ABC):
         total = torch.zeros(self.size, self.size, dtype=torch.float64, device=self.device)
         identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
         for batch in rows.batches(self.batch_size):
-            product = self.product(batch)
-            for start in range(0, self.size, _COLUMNS):
-                chunk = slice(start, start + _COLUMNS)
+            product, size = self.product(batch), self._columns(batch)
+            for start in range(0, self.size, size):
+                chunk = slice(start, start + size)
                 total[chunk] += product(identity[chunk])
         return (total + total.T).div_(2)
+
+    def _columns(self, batch: Rows) -> int:
+        widest = max(saved_numbers(self.objective, batch), default=1)
+        return max(1, min(_COLUMNS, _NUMBERS // max(1, widest * len(batch))))
 
     @abstractmethod
     def product(self, batch: Rows) -> Callable[[Float[Tensor, "k p"]], Float[Tensor, "k p"]]:
