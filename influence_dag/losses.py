@@ -22,7 +22,7 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 def mse(output: Tensor, target: Tensor) -> Tensor:
     """Mean over the outputs of the squared error of each sample (torch's convention)."""
     _same_size("mse", output, target)
-    return (output - target.reshape(output.shape)).square().flatten(1).mean(1)
+    return (output - target.reshape(output.shape)).square().reshape(len(output), -1).mean(1)
 
 
 def bce_with_logits(output: Tensor, target: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def bce_with_logits(output: Tensor, target: Tensor) -> Tensor:
     _same_size("bce_with_logits", output, target)
     target = target.reshape(output.shape).to(output.dtype)
     values = nn.functional.binary_cross_entropy_with_logits(output, target, reduction="none")
-    return values.flatten(1).mean(1)
+    return values.reshape(len(output), -1).mean(1)
 
 
 def _same_size(name: str, output: Tensor, target: Tensor) -> None:

@@ -326,3 +326,10 @@ def test_a_model_without_trainable_parameters_is_refused():
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_model_without_random_layers_passes_in_any_mode(mode, rows):
     Objective(getattr(network(), mode)(), "cross_entropy").check(rows)
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce_with_logits"])
+def test_a_model_may_return_one_number_a_row(loss):
+    outputs, targets = torch.randn(4), torch.rand(4)
+    of_columns = per_sample_loss(loss)(outputs[:, None], targets[:, None])
+    torch.testing.assert_close(per_sample_loss(loss)(outputs, targets), of_columns)
