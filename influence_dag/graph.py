@@ -89,7 +89,7 @@ def artifacts(study: Study) -> Iterator[Artifact]:
         yield Artifact(name, reads, "validation", _TORCH, VALIDATIONS[kind], kind, heavy=True)
     yield Artifact(
         "report",
-        tuple(f"{method}/influences" for method in methods),
+        tuple(f"{method}/{what}" for what in ("influences", "summary") for method in methods),
         "report",
         _ZARR,
         "How the methods agree: relative error, Pearson, Spearman per test row.",

@@ -8,7 +8,7 @@ publishes one new version. Nothing else decides what is recomputed.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -138,12 +138,14 @@ class Part:
     """Arrays of an artifact that are cut and computed together.
 
     `keys` has shape `(*grid, 16)` for the leading, chunked axes; further axes are whole.
-    `compute(tile)` returns the numbers of one rectangle of whole chunks for each array.
+    `compute(tile)` returns the numbers of one rectangle of whole chunks for each array. A part
+    that `merges` what earlier parts wrote is asked `compute(tile, draft)` and reads it there.
     """
 
     names: tuple[str, ...]
     keys: np.ndarray
-    compute: Callable[[Tile], Mapping[str, np.ndarray]]
+    compute: Callable[..., Mapping[str, np.ndarray]]
+    merges: bool = False
 
     def expected(self, layout: Layout) -> dict[str, np.ndarray]:
         shapes = {variable.name: len(variable.shape) for variable in layout.variables}
@@ -223,7 +225,7 @@ def _compute_part(
             }
             draft.write(name, (*tile.start, *tail), values, keys)
 
-    stream(work, part.compute, write)
+    stream(work, partial(part.compute, draft=draft) if part.merges else part.compute, write)
 
 
 def refresh_whole(

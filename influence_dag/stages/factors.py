@@ -35,7 +35,7 @@ def refresh(bench: Workbench, method: str) -> Update:
     """Solve for the test rows whose block is not stored under its key."""
     test = bench.axis("dataset", "test")
     size = bench.require("model").attrs["info"]["parameters"]
-    base = _base_key(bench, method)
+    base = base_key(bench, method)
     layout = _layout(bench, method, test, size, base)
     lead = layout.variables[0]
     names = tuple(variable.name for variable in layout.variables)
@@ -51,7 +51,7 @@ def refresh(bench: Workbench, method: str) -> Update:
     )
 
 
-def _base_key(bench: Workbench, method: str) -> str:
+def base_key(bench: Workbench, method: str) -> str:
     """Everything but the test row: θ, the factorisation, how it is solved, the measurement."""
     version = bench.require(curvature.artifact(method))
     settings = bench.settings.methods[method].model_dump(mode="json")

@@ -6,13 +6,13 @@ from itertools import combinations
 import numpy as np
 
 from influence_dag.labelled import Axis
-from influence_dag.stages import influences
+from influence_dag.stages import influences, summary
 from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
 from influence_dag.store import Coordinate
 from influence_dag.store.fingerprints import fingerprint
 
 ARTIFACT = "report"
-FORMULA = 1
+FORMULA = 2
 STRENGTH = ("mean", "mean_absolute", "largest")
 AGREEMENT = ("relative_error", "pearson", "spearman_per_test")
 
@@ -20,9 +20,8 @@ AGREEMENT = ("relative_error", "pearson", "spearman_per_test")
 def refresh(bench: Workbench) -> Update:
     """Compare each pair of methods: relative error, Pearson, mean Spearman per test row."""
     methods = bench.settings.methods.names
-    versions = {
-        method: bench.require(influences.artifact(method)).data_version for method in methods
-    }
+    read = [stage.artifact(method) for stage in (influences, summary) for method in methods]
+    versions = {name: bench.require(name).data_version for name in read}
     key = fingerprint(ARTIFACT, FORMULA, versions)
 
     def produce() -> Whole:
@@ -54,13 +53,21 @@ def _table(found: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -
 
 
 def strength(bench: Workbench, method: str) -> dict[str, float]:
-    """How large a method's influences are, over the rows that exist."""
-    count, total, absolute, largest = 0, 0.0, 0.0, 0.0
-    for block in _blocks(bench, method):
-        count, total = count + block.size, total + block.sum()
-        absolute, largest = absolute + np.abs(block).sum(), max(largest, np.abs(block).max())
-    count = max(1, count)
-    return {"mean": total / count, "mean_absolute": absolute / count, "largest": float(largest)}
+    """How large a method's influences are, from what its summary keeps (the last λ of a sweep)."""
+    version = bench.require(summary.artifact(method))
+    test, train = Axis.read(version, "test"), Axis.read(version, "train")
+
+    def last(name: str) -> np.ndarray:
+        dims = version.variables[name].dims
+        values = np.asarray(version.array(name)[...])
+        return values[-1] if dims[0] == "damping" else values
+
+    extremes = [last(f"{end}_influence")[test.valid, 0] for end in ("top", "bottom")]
+    return {
+        "mean": float(last("train_sum")[train.valid].sum() / (test.count * train.count)),
+        "mean_absolute": float(last("train_abs_mean")[train.valid].mean()),
+        "largest": float(np.abs(extremes).max()),
+    }
 
 
 def compare(bench: Workbench, first: str, second: str) -> dict[str, float]:

@@ -1,16 +1,30 @@
-"""What the arrays say in short: sums, strongest pairs, self-influence."""
+"""What the arrays say in short: sums, strongest pairs, self-influence.
+
+Kept by blocks as the influences are. Each block of influences leaves a sum and its strongest
+entries for each of its test rows; what is said of a test row is merged from these, so that an edit
+of the data reads the blocks that it touched and merges.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
 
-from influence_dag.labelled import Axis
+from influence_dag.execution import Tile
+from influence_dag.labelled import HOLE, Axis
 from influence_dag.method_settings import ITERATIVE
-from influence_dag.stages import curvature, factors, gradients, influences
-from influence_dag.stages.base import Result, Update, Whole, Workbench, refresh_whole
-from influence_dag.store import Version
-from influence_dag.store.fingerprints import fingerprint
+from influence_dag.solvers import Factorization
+from influence_dag.stages import curvature, factors, gradients, influences, rankings
+from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
+from influence_dag.stages.influences import pieces
+from influence_dag.store import Coordinate, Draft, Keys, Layout, Variable, combine
+from influence_dag.store.fingerprints import fingerprint, grid_keys
 
-FORMULA = 1
+FORMULA = 2
+
+Arrays = dict[str, np.ndarray]
 
 
 def artifact(method: str) -> str:
@@ -25,145 +39,240 @@ def wants_self_influence(bench: Workbench, method: str) -> bool:
 
 def refresh(bench: Workbench, method: str) -> Update:
     """Sums over each axis, the strongest helpers and harmers of each test row, self-influence."""
-    version = bench.require(influences.artifact(method))
-    gradient_version = bench.require(gradients.ARTIFACT).data_version
-    settings = bench.settings.summary.model_dump()
-    key = fingerprint("summary", FORMULA, version.data_version, gradient_version, settings)
-
-    def produce() -> Whole:
-        test, train = Axis.read(version, "test"), Axis.read(version, "train")
-        dims, _, coordinates = factors.damping_axis(bench)
-        sweeps = [
-            _one(bench, version, test, train, at)
-            for at in (range(len(bench.settings.dampings)) if dims else [None])
-        ]
-        arrays = _labelled(sweeps, dims)
-        if wants_self_influence(bench, method):
-            arrays |= _solves_of_training_rows(bench, method, train, dims)
-        attrs = {**factors.method_attributes(bench, method), "influences_version": version.number}
-        labels = (*test.coordinates(), *train.coordinates(), *coordinates)
-        return Whole(arrays, attrs, {"test_rows": test.count, "train_rows": train.count}, labels)
-
-    return refresh_whole(bench, artifact(method), key, produce)
+    summary = _Summary(bench, method)
+    info = {"test_rows": summary.test.count, "train_rows": summary.train.count}
+    return refresh_blocks(bench, artifact(method), summary.layout(), summary.parts(), info=info)
 
 
-_DIMS = {
-    "train_sum": ("train",),
-    "train_abs_mean": ("train",),
-    "test_sum": ("test",),
-    "top_train": ("test", "position"),
-    "top_influence": ("test", "position"),
-    "bottom_train": ("test", "position"),
-    "bottom_influence": ("test", "position"),
+_TRAIN, _TEST = ("train",), ("test",)
+_BLOCK, _STRONGEST = ("test", "train_block"), ("test", "position")
+_OF_TRAIN = {
+    "train_sum": (_TRAIN, "sum over test rows: positive, the training row helps on the whole"),
+    "train_abs_mean": (_TRAIN, "mean absolute influence over test rows"),
 }
-_MEANING = {
-    "train_sum": "sum over test rows: positive, the training row helps on the whole",
-    "train_abs_mean": "mean absolute influence over test rows",
-    "test_sum": "sum over training rows",
-    "top_train": "slots on the train axis of the most helpful training rows, strongest first",
-    "top_influence": "their influences",
-    "bottom_train": "slots on the train axis of the most harmful training rows, strongest first",
-    "bottom_influence": "their influences",
+_OF_BLOCKS = {
+    "block_sum": (_BLOCK, "sum over the training rows of a block of the influences"),
+    "block_influence": (
+        (*_BLOCK, "end", "block_position"),
+        "the largest and the smallest influences of a block, strongest first",
+    ),
+    "block_train": (
+        (*_BLOCK, "end", "block_position"),
+        "their slots on the train axis; -1 where a block has fewer rows",
+    ),
 }
-
-
-_TRAIN_SOLVES = {
+_OF_TEST = {
+    "test_sum": (_TEST, "sum over training rows"),
+    "top_train": (
+        _STRONGEST,
+        "slots on the train axis of the most helpful training rows, strongest first",
+    ),
+    "top_influence": (_STRONGEST, "their influences"),
+    "bottom_train": (
+        _STRONGEST,
+        "slots on the train axis of the most harmful training rows, strongest first",
+    ),
+    "bottom_influence": (_STRONGEST, "their influences"),
+}
+_OF_SOLVES = {
+    "self_influence": (_TRAIN, "influence of the training row on its own loss"),
+    "parameter_influence_norm": (
+        _TRAIN,
+        "how far the parameters move when the training row is left out",
+    ),
+}
+_MORE = {
     "self_influence": {
-        "long_name": "influence of the training row on its own loss",
         "formula": "∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)",
         "sign": "large: the model leans on this row alone, as it does on mislabelled ones",
         "units": "loss; not divided by n_train",
     },
     "parameter_influence_norm": {
-        "long_name": "how far the parameters move when the training row is left out",
         "formula": "‖(H + λI)⁻¹ ∇L(z_i)‖; leaving out z_i moves θ by about 1/n_train of it",
         "units": "parameter; not divided by n_train",
     },
 }
 
 
-def _labelled(sweeps: list[dict[str, np.ndarray]], dims: tuple[str, ...]) -> dict:
-    joined = {
-        name: np.stack([one[name] for one in sweeps]) if dims else sweeps[0][name] for name in _DIMS
-    }
-    return {
-        name: ((*dims, *_DIMS[name]), values, {"long_name": _MEANING[name]})
-        for name, values in joined.items()
-    }
+class _Summary:
+    """Layout, keys and blocks of one method's summary.
 
+    Sums are float64 and added in the order of the blocks, so that merging kept and new blocks
+    gives what a run from nothing gives.
+    """
 
-def _one(
-    bench: Workbench, version: Version, test: Axis, train: Axis, damping: int | None
-) -> dict[str, np.ndarray]:
-    array = version.array("influences")
-    rows = array.chunks[-2]
-    top = min(bench.settings.summary.top, train.count)
-    out = {
-        "train_sum": np.zeros(len(train)),
-        "train_abs_mean": np.zeros(len(train)),
-        "test_sum": np.full(len(test), np.nan),
-        **{f"{end}_train": np.full((len(test), top), -1, np.int64) for end in ("top", "bottom")},
-        **{f"{end}_influence": np.full((len(test), top), np.nan) for end in ("top", "bottom")},
-    }
-    for slots in influences.pieces(0, len(test), rows):
-        block = np.asarray(array[slots] if damping is None else array[damping, slots], np.float64)
-        _add(
-            out,
-            block[:, train.slots],
-            slots.start + np.flatnonzero(test.valid[slots]),
-            slots.start,
-            train.slots,
+    def __init__(self, bench: Workbench, method: str):
+        self.bench, self.method = bench, method
+        self.version = bench.require(influences.artifact(method))
+        self.test, self.train = Axis.read(self.version, "test"), Axis.read(self.version, "train")
+        self.dims, self.sizes, self.dampings = factors.damping_axis(bench)
+        self.chunks = self.version.variables["influences"].chunks[-2:]
+        self.top = min(bench.settings.summary.top, self.train.count)
+
+    def layout(self) -> Layout:
+        """Everything is cut as the influences are."""
+        named = _OF_TRAIN | _OF_BLOCKS | _OF_TEST
+        if wants_self_influence(self.bench, self.method):
+            named |= _OF_SOLVES
+        variables = tuple(self._variable(name, *entry) for name, entry in named.items())
+        ends = Coordinate("end", ("end",), np.array(rankings.ENDS))
+        labels = (*self.test.coordinates(), *self.train.coordinates(), *self.dampings, ends)
+        made = {**provenance(), "influences_version": self.version.number}
+        return Layout(variables, labels, factors.method_attributes(self.bench, self.method), made)
+
+    def _variable(self, name: str, dims: tuple[str, ...], long_name: str) -> Variable:
+        (test, train), few = self.chunks, min(self.top, self.chunks[1])
+        cut = {
+            "test": (len(self.test), test),
+            "train": (len(self.train), train),
+            "train_block": (-(-len(self.train) // train), 1),
+            "end": (len(rankings.ENDS),) * 2,
+            "position": (self.top,) * 2,
+            "block_position": (few,) * 2,
+        }
+        lengths, chunks = zip(*(cut[dim] for dim in dims), strict=True)
+        return Variable(
+            name,
+            (*self.dims, *dims),
+            (*self.sizes, *lengths),
+            "int64" if name.endswith("_train") else "float64",
+            (*(1 for _ in self.sizes), *chunks),
+            {"long_name": long_name, **_MORE.get(name, {})},
         )
-    out["train_abs_mean"] /= max(1, test.count)
-    for name in ("train_sum", "train_abs_mean"):
-        out[name][~train.valid] = np.nan
-    return out
+
+    def parts(self) -> list[Part]:
+        """What is computed from blocks of influences, then what is merged from that."""
+        read = (self.version.attrs["base_key"], self.bench.settings.store.max_relative_error)
+        tests, trains = self.test.digests(self.chunks[0]), self.train.digests(self.chunks[1])
+        of_train = self._keys("train", read, combine(tests))(trains)
+        of_blocks = self._keys("blocks", read, self.top)(tests, trains)
+        of_test = self._keys("test", read, self.top, combine(trains))(tests)
+        parts = [
+            Part(tuple(_OF_TRAIN), of_train, self._train),
+            Part(tuple(_OF_BLOCKS), of_blocks, self._blocks),
+            Part(tuple(_OF_TEST), of_test, self._test, merges=True),
+        ]
+        if wants_self_influence(self.bench, self.method):
+            solves = _Solves(self.bench, self.method, self.train)
+            keys = self._keys("solves", solves.key)(solves.rows.digests(self.chunks[1]))
+            parts.append(Part(tuple(_OF_SOLVES), keys, solves))
+        return parts
+
+    def _keys(self, *shared: object) -> Callable[..., Keys]:
+        prefix = fingerprint("summary", FORMULA, *shared)
+        return lambda *axes: grid_keys(prefix, *factors.damping_digests(self.bench), *axes)
+
+    def _read(self, damping: int | None, tests: slice, trains: slice) -> np.ndarray:
+        """One block of the influences in float64, with its holes."""
+        array = self.version.array("influences")
+        block = array[tests, trains] if damping is None else array[damping, tests, trains]
+        return np.asarray(block, np.float64)
+
+    def _train(self, tile: Tile) -> Arrays:
+        """Sums over the test rows that exist; NaN where a training row is missing."""
+        sums, (start, stop) = np.zeros((2, *tile.shape)), (tile.start[-1], tile.stop[-1])
+        for place, damping in _dampings(tile, 1):
+            for trains, tests in itertools.product(
+                pieces(start, stop, self.chunks[1]), pieces(0, len(self.test), self.chunks[0])
+            ):
+                block = self._read(damping, tests, trains)[self.test.valid[tests]]
+                at = (*place, slice(trains.start - start, trains.stop - start))
+                sums[(0, *at)] += block.sum(axis=0)
+                sums[(1, *at)] += np.abs(block).sum(axis=0)
+        sums[..., ~self.train.valid[start:stop]] = np.nan
+        return {"train_sum": sums[0], "train_abs_mean": sums[1] / max(1, self.test.count)}
+
+    def _blocks(self, tile: Tile) -> Arrays:
+        """Of each block of influences, the sum and the strongest entries of each test row."""
+        few = min(self.top, self.chunks[1])
+        sums = np.full(tile.shape, np.nan)
+        values = np.full((*tile.shape, len(rankings.ENDS), few), np.nan)
+        slots = np.full(values.shape, -1, np.int64)
+        start, stop = tile.start[-2], tile.stop[-2]
+        for place, damping in _dampings(tile, 2):
+            for tests, block in itertools.product(
+                pieces(start, stop, self.chunks[0]), range(tile.start[-1], tile.stop[-1])
+            ):
+                rows = tests.start - start + np.flatnonzero(self.test.valid[tests])
+                at = (*place, rows, block - tile.start[-1])
+                sums[at], values[at], slots[at] = self._block(damping, tests, block, few)
+        return {"block_sum": sums, "block_influence": values, "block_train": slots}
+
+    def _block(
+        self, damping: int | None, tests: slice, block: int, few: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        size = self.chunks[1]
+        trains = slice(block * size, min((block + 1) * size, len(self.train)))
+        valid = self.train.valid[trains]
+        found = self._read(damping, tests, trains)[self.test.valid[tests]][:, valid]
+        return found.sum(axis=1), *rankings.strongest(
+            found, trains.start + np.flatnonzero(valid), few
+        )
+
+    def _test(self, tile: Tile, draft: Draft) -> Arrays:
+        """What is said of a test row, from what its blocks have left."""
+        start, stop = tile.start[-1], tile.stop[-1]
+        sums = np.empty(tile.shape)
+        values = np.empty((*tile.shape, len(rankings.ENDS), self.top))
+        slots = np.empty(values.shape, np.int64)
+        arrays = [draft.array(name) for name in _OF_BLOCKS]
+        row_bytes = 8 * max(1, int(np.prod(arrays[1].shape[-3:])))
+        at_once = max(1, self.bench.settings.compute.block_bytes // (4 * row_bytes))
+        for place, damping in _dampings(tile, 1):
+            for tests in pieces(start, stop, at_once):
+                lead = (tests,) if damping is None else (damping, tests)
+                left = [np.asarray(array[lead]) for array in arrays]
+                at = (*place, slice(tests.start - start, tests.stop - start))
+                sums[at] = left[0].sum(axis=1)
+                values[at], slots[at] = rankings.merged(left[1], left[2], self.top)
+        return {"test_sum": sums} | {
+            f"{name}_{what}": array[..., end, :]
+            for end, name in enumerate(rankings.ENDS)
+            for what, array in (("train", slots), ("influence", values))
+        }
 
 
-def _add(
-    out: dict[str, np.ndarray],
-    block: np.ndarray,
-    rows: np.ndarray,
-    start: int,
-    train_slots: np.ndarray,
-) -> None:
-    """Take a run of test rows (of training rows that exist) into the sums and rankings."""
-    block = block[rows - start]
-    out["train_sum"][train_slots] += block.sum(axis=0)
-    out["train_abs_mean"][train_slots] += np.abs(block).sum(axis=0)
-    out["test_sum"][rows] = block.sum(axis=1)
-    for end, sign in (("top", -1.0), ("bottom", 1.0)):
-        top = out[f"{end}_train"].shape[1]
-        order = _smallest(sign * block, top)
-        out[f"{end}_train"][rows] = train_slots[order]
-        out[f"{end}_influence"][rows] = np.take_along_axis(block, order, axis=1)
+class _Solves:
+    """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` and `‖(H + λI)⁻¹ ∇L(z_i)‖` of each training row.
+
+    Of rows that the stored gradients do not have (they may be of another age than the influences)
+    nothing is said: NaN, and their keys are those of holes.
+    """
+
+    def __init__(self, bench: Workbench, method: str, train: Axis):
+        self.bench, self.method = bench, method
+        stored = bench.axis(gradients.ARTIFACT, "train").keys[: len(train)]
+        keys = np.full(len(train), HOLE)
+        keys[: len(stored)] = np.where(stored == train.keys[: len(stored)], stored, HOLE)
+        self.rows = Axis("train", train.ids, keys)
+        gradients_key = bench.require(gradients.ARTIFACT).attrs["base_key"]
+        self.key = fingerprint(factors.base_key(bench, method), gradients_key)
+        size = bench.require("model").attrs["info"]["parameters"]
+        self.at_once = max(1, bench.settings.compute.block_bytes // (8 * size))
+
+    @cached_property
+    def factorization(self) -> Factorization:
+        return curvature.load_factorization(self.bench, self.method)
+
+    def __call__(self, tile: Tile) -> Arrays:
+        start, stop = tile.start[-1], tile.stop[-1]
+        values = np.full((len(_OF_SOLVES), *tile.shape), np.nan)
+        for slots in pieces(start, stop, self.at_once):
+            present = np.flatnonzero(self.rows.valid[slots])
+            if not len(present):
+                continue
+            G = gradients.load_gradients(self.bench, slots).dense()[present]
+            for place, damping in _dampings(tile, 1):
+                value = self.bench.settings.dampings[damping or 0]
+                x = self.factorization.solve(G, damping=value).x
+                found = torch.stack([(x * G).sum(dim=1), x.norm(dim=1)]).double().cpu().numpy()
+                values[(slice(None), *place, slots.start - start + present)] = found
+        return dict(zip(_OF_SOLVES, values, strict=True))
 
 
-def _smallest(block: np.ndarray, count: int) -> np.ndarray:
-    """Columns of the smallest entries of each row, in order; all are not sorted for these few."""
-    few = np.sort(np.argpartition(block, count - 1, axis=1)[:, :count], axis=1)
-    order = np.argsort(np.take_along_axis(block, few, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(few, order, axis=1)
-
-
-def _solves_of_training_rows(
-    bench: Workbench, method: str, train: Axis, dims: tuple[str, ...]
-) -> dict[str, Result]:
-    """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` and `‖(H + λI)⁻¹ ∇L(z_i)‖` of each training row."""
-    factorization = curvature.load_factorization(bench, method)
-    size = bench.require("model").attrs["info"]["parameters"]
-    rows = max(1, bench.settings.compute.block_bytes // (8 * size))
-    values = np.full((2, len(bench.settings.dampings), len(train)), np.nan)
-    for slots in influences.pieces(0, len(train), rows):
-        present = np.flatnonzero(train.valid[slots])
-        if not len(present):
-            continue
-        G = gradients.load_gradients(bench, slots).dense()[present]
-        for k, damping in enumerate(bench.settings.dampings):
-            x = factorization.solve(G, damping=damping).x
-            found = torch.stack([(x * G).sum(dim=1), x.norm(dim=1)]).double().cpu().numpy()
-            values[:, k, slots.start + present] = found
-    return {
-        name: ((*dims, "train"), array if dims else array[0], attrs)
-        for (name, attrs), array in zip(_TRAIN_SOLVES.items(), values, strict=True)
-    }
+def _dampings(tile: Tile, own: int) -> Iterator[tuple[tuple[int, ...], int | None]]:
+    """Place in the tile and position in the sweep of each λ; one place () without a sweep."""
+    if len(tile.start) == own:
+        yield (), None
+    else:
+        yield from (((k - tile.start[0],), k) for k in range(tile.start[0], tile.stop[0]))

@@ -26,7 +26,7 @@ GRAPH = {
     "cg/influence_factors": {"dataset", "model", "cg/curvature"},
     "cg/influences": {"cg/influence_factors", "gradients"},
     "cg/summary": {"cg/influences", "gradients", "cg/curvature"},
-    "report": {"direct/influences", "cg/influences"},
+    "report": {f"{m}/{what}" for m in ("direct", "cg") for what in ("influences", "summary")},
 }
 
 
