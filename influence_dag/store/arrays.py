@@ -1,7 +1,7 @@
 """Zarr's part: how an array is encoded on disk, and a store that reads only what is sound."""
 
+import json
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +17,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from influence_dag.errors import StoreError
+from influence_dag.store.files import write_atomically
 from influence_dag.store.layout import ChunkIndex, Variable
 
 _CHECKSUM_BYTES = 4
@@ -86,15 +87,23 @@ def open_for_writing(folder: Path, name: str) -> zarr.Array:
         return zarr.open_array(folder, path=name, mode="r+")
 
 
-def consolidate(folder: Path) -> None:
-    """Gather all metadata in the group's own, so that opening reads one file.
+def write_group(folder: Path, attributes: Mapping[str, Any]) -> None:
+    """A group's attributes and the metadata of its arrays in its one file: opening reads no other.
 
-    Zarr warns that this is an extension of the format; it reads it back without a word, and other
-    implementations ignore it.
+    As `zarr.consolidate_metadata` writes them, an extension of the format that Zarr and xarray
+    read and other implementations ignore.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=UserWarning)
-        zarr.consolidate_metadata(folder, zarr_format=3)
+    members = {
+        file.parent.name: json.loads(file.read_bytes()) for file in folder.glob("*/zarr.json")
+    }
+    consolidated = {"kind": "inline", "must_understand": False}
+    content = {
+        "attributes": plain(attributes),
+        "zarr_format": 3,
+        "consolidated_metadata": consolidated | {"metadata": dict(sorted(members.items()))},
+        "node_type": "group",
+    }
+    write_atomically(folder / "zarr.json", json.dumps(content).encode())
 
 
 def chunk_file(variable: str, index: ChunkIndex) -> str:

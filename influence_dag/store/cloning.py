@@ -1,11 +1,12 @@
-"""How a new version begins: metadata written, unchanged files linked from the current one."""
+"""How a new version begins: what is unchanged is linked from the current one, the rest written."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import zarr
 
 from influence_dag.store.arrays import chunk_file, create_array, create_variable
-from influence_dag.store.files import link_or_copy
+from influence_dag.store.files import files_below, link_or_copy
 from influence_dag.store.fingerprints import Keys
 from influence_dag.store.layout import Layout
 from influence_dag.store.plans import carry, chunk_indices, is_present
@@ -21,15 +22,32 @@ def clone(base: Version | None, layout: Layout, folder: Path) -> Results:
     that were carried along.
     """
     group = zarr.open_group(folder, mode="w", zarr_format=3)
+    damaged = {damage.file.split("/")[0] for damage in base.damaged_files()} if base else set()
+    stored = base.parts if base else {}
+    kept = {name for name, part in layout.parts.items() if stored.get(name) == part} - damaged
     for variable in layout.variables:
-        create_variable(group, variable)
-    for coordinate in layout.coordinates:
-        create_array(group, coordinate.name, coordinate.dims, coordinate.values, coordinate.attrs)
+        if base and variable.name in kept:
+            _link(base, folder, [base.path / variable.name / "zarr.json"])
+        else:
+            create_variable(group, variable)
+    for item in layout.coordinates:
+        if base and item.name in kept:
+            _link(base, folder, files_below(base.path / item.name))
+        else:
+            create_array(group, item.name, item.dims, item.values, item.attrs)
     if base is None:
         return Results()
     for variable in layout.variables:
         _link_chunks(base.path, folder, variable.name, carry(base, variable)[0])
-    return _link_results(base, layout, folder)
+    return _link_results(base, layout, folder, damaged)
+
+
+def _link(base: Version, folder: Path, files: Iterable[Path]) -> None:
+    """Files of a version under the same names in a new folder."""
+    for file in files:
+        target = folder / file.relative_to(base.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(file, target)
 
 
 def _link_chunks(source: Path, target: Path, variable: str, keys: Keys) -> None:
@@ -43,17 +61,13 @@ def _link_chunks(source: Path, target: Path, variable: str, keys: Keys) -> None:
         link_or_copy(source / file, target / file)
 
 
-def _link_results(base: Version, layout: Layout, folder: Path) -> Results:
+def _link_results(base: Version, layout: Layout, folder: Path, damaged: set[str]) -> Results:
     if not _same_computation(base, layout):
         return Results()
-    taken = [item.name for item in (*layout.variables, *layout.coordinates)]
-    damaged = [damage.file.split("/")[0] for damage in base.damaged_files()]
-    results = base.results.without([*taken, *damaged])
-    for name in (*results.arrays, *results.files):
-        for file in _files(base.path / name):
-            target = folder / file.relative_to(base.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(file, target)
+    results = base.results.without([*layout.parts, *damaged])
+    for name in results.arrays:
+        _link(base, folder, files_below(base.path / name))
+    _link(base, folder, [base.path / name for name in results.files])
     return results
 
 
@@ -70,7 +84,3 @@ def _same_computation(base: Version, layout: Layout) -> bool:
         and base.sizes == layout.sizes
         and all(map(base.encodes_like, layout.variables))
     )
-
-
-def _files(path: Path) -> list[Path]:
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]

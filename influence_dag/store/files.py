@@ -150,23 +150,26 @@ def replace_link(link: Path, target: str) -> None:
     temporary.replace(link)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """Every file in a folder and in those inside it."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
+
+
 def make_durable(folder: Path) -> None:
     """Have the disk itself hold a folder's own files and all folder entries.
 
     Files with a second hard link belong to an older version, which was durable before.
     """
-    folders, files = [folder], []
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            folders.append(path)
-        elif path.stat().st_nlink == 1:
-            files.append(path)
+    paths = []
+    for parent, _, names in os.walk(folder):
+        paths += [path for name in names if os.stat(path := f"{parent}/{name}").st_nlink == 1]
+        paths.append(parent)
     with ThreadPoolExecutor(8) as pool:  # fsync waits for the disk, which takes several at once
-        list(pool.map(sync, files))
-        list(pool.map(sync, folders))
+        list(pool.map(sync, paths))
 
 
-def sync(path: Path) -> None:
+def sync(path: Path | str) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -186,10 +189,10 @@ def remove(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def stamp(path: Path) -> tuple[int, int] | None:
+def stamp(path: Path | str) -> tuple[int, int] | None:
     """Size and time of modification (ns), which change when a file is rewritten; None = gone."""
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_size, status.st_mtime_ns

@@ -25,7 +25,7 @@ _MIB = 2**20
 _SMALL_ARRAY = 10**9
 _LARGEST_CHUNK = 2**31 - 2**20  # Blosc compresses less than 2 GiB at once
 _WHOLE_FEATURES = 2**14
-RESERVED_NAMES = frozenset({"blocks", "block_files", "manifest.json", "zarr.json"})
+RESERVED_NAMES = frozenset({"blocks.npz", "manifest.json", "zarr.json"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +84,11 @@ class Variable:
             "codec": CODEC,
         }
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Stands for everything about the variable but its values."""
+        return fingerprint(self.name, self.encoding, self.shape, self.coordinate, self.attrs)
+
     @property
     def no_keys(self) -> NDArray[np.uint8]:
         """Keys of a variable of which nothing has been computed: zeros, `(*grid, 16)`."""
@@ -97,7 +102,7 @@ class Variable:
 
 @dataclass(frozen=True, eq=False)
 class Coordinate:
-    """Labels along dimensions (row ids, classes, feature names), written whole every time."""
+    """Labels along dimensions (row ids, classes, feature names), written whole when they change."""
 
     name: str
     dims: tuple[str, ...]
@@ -114,6 +119,11 @@ class Coordinate:
             raise StoreError(
                 f"coordinate {self.name!r}: values of shape {values.shape} for dims {self.dims}"
             )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Stands for the labels and all that is said about them."""
+        return fingerprint(self.name, self.dims, self.values, self.attrs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +162,12 @@ class Layout:
 
     @cached_property
     def fingerprint(self) -> str:
-        variables = [(v.name, v.encoding, v.shape, v.coordinate, v.attrs) for v in self.variables]
-        coordinates = [(c.name, c.dims, c.values, c.attrs) for c in self.coordinates]
-        return fingerprint("layout", 1, variables, coordinates, self.attrs)
+        return fingerprint("layout", 2, self.parts, self.attrs)
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """The fingerprint of each variable and coordinate: equal ones need not be written again."""
+        return {item.name: item.fingerprint for item in (*self.variables, *self.coordinates)}
 
     def _shapes(self) -> Iterator[tuple[str, tuple[str, ...], tuple[int, ...]]]:
         for variable in self.variables:

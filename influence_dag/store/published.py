@@ -1,5 +1,6 @@
 """A published version of an artifact: an ordinary Zarr v3 group that never changes again."""
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ from influence_dag.store.layout import ChunkIndex, Variable
 from influence_dag.store.results import Results
 
 MANIFEST = "manifest.json"
-KEYS_GROUP = "blocks"
-STAMPS_GROUP = "block_files"
+BLOCKS = "blocks.npz"
+KEYS, STAMPS = "keys", "files"  # of each variable's chunks, in that file
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Version:
 
     def keys(self, variable: str) -> Keys:
         """The keys under which the chunks were computed, `(*grid, 16)`."""
-        return self._bookkeeping(KEYS_GROUP, variable).astype(np.uint8, copy=False)
+        return self._bookkeeping(variable, KEYS)
 
     def file(self, name: str) -> bytes:
         """The content of a file that was added to the version."""
@@ -131,6 +132,11 @@ class Version:
         return stored is not None and stored["encoding"] == variable.encoding
 
     @property
+    def parts(self) -> dict[str, str]:
+        """The fingerprints of its variables and coordinates, as `Layout.parts`."""
+        return self.manifest["parts"]
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Length of every dimension of the variables and coordinates."""
         return self.manifest["sizes"]
@@ -170,14 +176,15 @@ class Version:
 
     def damaged_chunks(self, variable: str, *, checksums: bool = False) -> list[Damage]:
         """Damage among a variable's chunks."""
-        stamps = self._bookkeeping(STAMPS_GROUP, variable)
+        stamps = self._bookkeeping(variable, STAMPS)
+        known = map(tuple, stamps.reshape(-1, 2).tolist())
         found = []
-        for index in np.ndindex(stamps.shape[:-1]):
+        for index, published in zip(np.ndindex(stamps.shape[:-1]), known, strict=True):
             file = chunk_file(variable, index)
-            seen = stamp(self.path / file)
+            seen = stamp(f"{self.path}/{file}")
             if seen is None:
                 found.append(Damage(file, True, variable, index))
-            elif (checksums or seen != tuple(stamps[index])) and not checksum_matches(
+            elif (checksums or seen != published) and not checksum_matches(
                 (self.path / file).read_bytes()
             ):
                 found.append(Damage(file, False, variable, index))
@@ -186,21 +193,32 @@ class Version:
     def check_bookkeeping(self) -> None:
         """A `StoreError` when the manifest, or the keys or stamps of a variable, cannot be read."""
         for variable in self.variables:
-            self.keys(variable)
-            self._bookkeeping(STAMPS_GROUP, variable)
+            self._bookkeeping(variable, KEYS)
+            self._bookkeeping(variable, STAMPS)
 
     @cached_property
     def _store(self) -> CheckedStore:
         return CheckedStore(self.path, artifact=self.artifact)
 
-    def _bookkeeping(self, group: str, variable: str) -> NDArray:
+    def _bookkeeping(self, variable: str, what: str) -> NDArray:
         if variable not in self.variables:
             raise StoreError(f"{self.artifact} has no variable {variable!r}")
-        name = f"{group}/{variable}"
         try:
-            return np.asarray(zarr.open_array(self._store, path=name, mode="r")[...])
-        except (OSError, ValueError, KeyError) as error:
-            raise damaged(self.artifact, self.path, name, missing=False) from error
+            return self._blocks[f"{variable}.{what}"]
+        except KeyError as error:
+            raise damaged(self.artifact, self.path, BLOCKS, missing=False) from error
+
+    @cached_property
+    def _blocks(self) -> dict[str, NDArray]:
+        """Keys and stamps of all chunks, read once: a version never changes."""
+        try:
+            content = (self.path / BLOCKS).read_bytes()
+        except OSError as error:
+            raise damaged(self.artifact, self.path, BLOCKS, missing=True) from error
+        if crc32c(content) != self.manifest["files"].get(BLOCKS, [None])[-1]:
+            raise damaged(self.artifact, self.path, BLOCKS, missing=False)
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return dict(arrays)
 
     def _json(self, name: str) -> dict[str, Any]:
         try:

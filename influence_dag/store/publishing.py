@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
 from influence_dag.errors import StoreError
-from influence_dag.store.arrays import chunk_file, consolidate, crc32c, create_array, plain
+from influence_dag.store.arrays import chunk_file, crc32c, write_group
 from influence_dag.store.drafts import Draft
-from influence_dag.store.files import make_durable, remove, stamp
+from influence_dag.store.files import files_below, make_durable, remove, stamp
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.store.layout import Variable
-from influence_dag.store.published import KEYS_GROUP, MANIFEST, STAMPS_GROUP
+from influence_dag.store.published import BLOCKS, KEYS, MANIFEST, STAMPS
 
 
 def finish(draft: Draft) -> None:
@@ -22,7 +21,6 @@ def finish(draft: Draft) -> None:
     data_version = _data_version(draft)
     _write_bookkeeping(draft)
     _write_attributes(draft, data_version)
-    consolidate(draft.folder)
     manifest = json.dumps(_manifest(draft, data_version))
     (draft.folder / MANIFEST).write_text(manifest)
     make_durable(draft.folder)
@@ -34,7 +32,7 @@ def _sweep(draft: Draft) -> None:
     results = draft.results
     kept = {"zarr.json", *(item.name for item in layout), *results.arrays, *results.files}
     remove(path for path in list(draft.folder.iterdir()) if path.name not in kept)
-    remove(list(draft.folder.rglob("*.partial")))
+    remove([path for path in files_below(draft.folder) if path.suffix == ".partial"])
 
 
 def _data_version(draft: Draft) -> str:
@@ -43,18 +41,18 @@ def _data_version(draft: Draft) -> str:
 
 
 def _write_bookkeeping(draft: Draft) -> None:
-    group = zarr.open_group(draft.folder, mode="r+")
-    keys, stamps = group.create_group(KEYS_GROUP), group.create_group(STAMPS_GROUP)
+    blocks = {}
     for variable in draft.layout.variables:
-        create_array(keys, variable.name, None, draft.keys(variable.name), {})
-        create_array(stamps, variable.name, None, _stamps(draft.folder, variable), {})
+        blocks[f"{variable.name}.{KEYS}"] = draft.keys(variable.name)
+        blocks[f"{variable.name}.{STAMPS}"] = _stamps(draft.folder, variable)
+    np.savez(draft.folder / BLOCKS, **blocks)
 
 
 def _stamps(folder: Path, variable: Variable) -> np.ndarray:
     """Size and time of modification of every chunk file, `(*grid, 2)`."""
     stamps = np.empty((*variable.grid, 2), np.int64)
     for index in np.ndindex(variable.grid):
-        file = folder / chunk_file(variable.name, index)
+        file = f"{folder}/{chunk_file(variable.name, index)}"
         seen = stamp(file)
         if seen is None:
             raise StoreError(f"{file} vanished before it was published; run again")
@@ -75,8 +73,7 @@ def _write_attributes(draft: Draft, data_version: str) -> None:
     }
     if coordinates:
         attributes["coordinates"] = " ".join(coordinates)  # as xarray marks them
-    group = zarr.open_group(draft.folder, mode="r+")
-    group.attrs.put(plain(attributes))
+    write_group(draft.folder, attributes)
 
 
 def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
@@ -85,10 +82,11 @@ def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
         for variable in draft.layout.variables
     }
     return {
-        "format": 1,
+        "format": 2,
         "layout_fingerprint": draft.layout.fingerprint,
         "data_version": data_version,
         "variables": variables,
+        "parts": draft.layout.parts,
         "sizes": draft.layout.sizes,
         "results": draft.results.to_json(),
         "files": _small_files(draft.folder, variables),
@@ -98,9 +96,9 @@ def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
 def _small_files(folder: Path, variables: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
     """Size, time of modification and checksum of every file that is not a chunk of a variable."""
     files = {}
-    for path in folder.rglob("*"):
+    for path in files_below(folder):
         name = path.relative_to(folder)
-        if path.is_dir() or (name.parts[0] in variables and name.parts[1] == "c"):
+        if name.parts[0] in variables and name.parts[1] == "c":
             continue
         size, modified = stamp(path) or (0, 0)
         files[name.as_posix()] = (size, modified, crc32c(path.read_bytes()))

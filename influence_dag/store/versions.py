@@ -24,13 +24,14 @@ from influence_dag.store.files import (
     locked,
     remove,
     replace_link,
+    stamp,
     sync,
     uninterrupted,
 )
 from influence_dag.store.journal import Journal
 from influence_dag.store.layout import Layout
 from influence_dag.store.plans import Expected, Plan, make_plan
-from influence_dag.store.published import Version
+from influence_dag.store.published import BLOCKS, MANIFEST, Version
 from influence_dag.store.publishing import finish
 
 __all__ = ["ArtifactStore", "Draft", "Plan", "Version"]
@@ -53,6 +54,7 @@ class ArtifactStore:
             raise StoreError(f"keep_versions is {keep_versions}; at least the current one is kept")
         self.root = Path(root).absolute()
         self.keep_versions, self.lock_timeout = keep_versions, lock_timeout
+        self._opened: dict[Path, tuple[object, Version]] = {}
 
     def names(self) -> list[str]:
         """The artifacts that have a current version, sorted."""
@@ -72,7 +74,7 @@ class ArtifactStore:
         except FileNotFoundError:
             return None
         path = self._folder(name) / target
-        return Version(path, name) if path.is_dir() else None
+        return self._version(path, name) if path.is_dir() else None
 
     def version(self, name: str, number: int | None = None) -> Version:
         """One version by number, by default the current one."""
@@ -91,7 +93,7 @@ class ArtifactStore:
         if not folder.is_dir():
             return []
         complete = sorted(path.name for path in folder.iterdir() if _NUMBER.fullmatch(path.name))
-        return [Version(folder / number, name) for number in complete]
+        return [self._version(folder / number, name) for number in complete]
 
     def diff(self, name: str, before: int, after: int | None = None) -> Difference:
         """What changed from one version to another, by default to the current one."""
@@ -145,6 +147,15 @@ class ArtifactStore:
                 remove(paths)
                 removed += [path.relative_to(self.root).as_posix() for path in paths]
         return removed
+
+    def _version(self, path: Path, name: str) -> Version:
+        """The same object as before, with what it has read, while its bookkeeping is untouched."""
+        seen = stamp(path / MANIFEST), stamp(path / BLOCKS)
+        known, version = self._opened.get(path, (None, None))
+        if version is None or known != seen:
+            version = Version(path, name)
+            self._opened[path] = seen, version
+        return version
 
     def _folder(self, name: str) -> Path:
         parts = name.split("/")

@@ -82,7 +82,7 @@ def test_a_chunk_region_ends_at_the_array():
         ({"shape": (3,)}, "one entry a dimension"),
         ({"chunks": (0, 2)}, "chunks"),
         ({"name": "a b"}, "cannot name"),
-        ({"name": "blocks"}, "cannot name"),
+        ({"name": "blocks.npz"}, "cannot name"),
         ({"chunks": (2**15, 2**15)}, "smaller chunks"),
         ({"dtype": "int64", "max_relative_error": 0.1}, "only floats"),
     ],
