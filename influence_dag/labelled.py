@@ -7,6 +7,7 @@ the data touches only the chunks that hold the edited rows.
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -50,6 +51,12 @@ class Axis:
         """The number of rows, holes not counted."""
         return int(self.valid.sum())
 
+    @staticmethod
+    def coordinate_names(split: Split) -> tuple[str, ...]:
+        """What its coordinates are called; rows whose target is not one number have no label."""
+        return split, f"{split}_label", f"{split}_valid", f"{split}_key"
+
+    @cached_property
     def coordinates(self) -> tuple[Coordinate, ...]:
         """Ids, labels, `valid` and content keys as coordinates of an artifact."""
         name = self.name
@@ -134,8 +141,7 @@ def assign_slots(
     """
     if previous is None:
         raise ValueError("a first axis is made with `fresh_axis`")
-    old = {str(name): slot for slot, name in enumerate(previous.ids)}
-    slot_of = np.array([old.get(str(name), -1) for name in ids], dtype=np.int64)
+    slot_of = _slots_of(ids, previous.ids)
     known = slot_of >= 0
     was_valid = np.zeros(len(ids), bool)
     was_valid[known] = previous.valid[slot_of[known]]
@@ -157,6 +163,14 @@ def assign_slots(
     source = np.full(size, -1, np.int64)
     source[slot_of] = np.arange(len(ids))
     return _axis_from_source(previous, ids, keys, labels, source), source, change
+
+
+def _slots_of(ids: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    """The slot that each id had, −1 for a new one."""
+    if len(ids) == len(previous) and bool((ids == previous).all()):
+        return np.arange(len(ids))
+    old = {name: slot for slot, name in enumerate(previous.tolist())}
+    return np.array([old.get(name, -1) for name in ids.tolist()], dtype=np.int64)
 
 
 def fresh_axis(

@@ -55,7 +55,7 @@ def parameter_influences(store: ArtifactStore, method: str) -> xr.DataArray:
         solved = [factorization.solve(G, damping=dampings[k]).x.cpu().numpy() for k in which]
         return np.stack(solved) if len(dampings) > 1 else solved[0]
 
-    layout = _parameter_layout(bench, method, train.coordinates(), len(train))
+    layout = _parameter_layout(bench, method, train.coordinates, len(train))
     return _labelled(layout, layout["parameter_influences"], block)
 
 

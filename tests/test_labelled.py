@@ -141,7 +141,7 @@ def test_an_axis_reads_back_as_it_was_stored(tmp_path, labelled):
     keep = [0, 1, 3, 4]
     axis, _, _ = assign_slots(axis, ids[keep], keys[keep], labels[keep] if labelled else None)
     values = Variable("values", ("train",), (5,), "float64", (2,))
-    with ArtifactStore(tmp_path).new_version("some", Layout((values,), axis.coordinates())) as new:
+    with ArtifactStore(tmp_path).new_version("some", Layout((values,), axis.coordinates)) as new:
         chunks = {(k,): bytes([k + 1]) * 16 for k in range(3)}
         new.write("values", (0,), np.zeros(5), chunks)
     read = Axis.read(ArtifactStore(tmp_path).version("some"), "train")

@@ -8,7 +8,7 @@ publishes one new version. Nothing else decides what is recomputed.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from influence_dag.stages.updates import (
 )
 from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, Version
 from influence_dag.store.fingerprints import KEY_BYTES, fingerprint
+from influence_dag.store.layout import row_chunks
 from influence_dag.study import Study
 
 Report = Callable[[str], None]
@@ -51,6 +52,7 @@ class Workbench:
             lock_timeout=study.settings.store.lock_timeout,
         )
         self._required: dict[str, Version] = {}
+        self._axes: dict[tuple[str, ...], Axis] = {}
 
     def require(self, artifact: str) -> Version:
         """The version of an artifact that this stage reads.
@@ -79,7 +81,21 @@ class Workbench:
         return self.require(artifact)
 
     def axis(self, artifact: str, split: Split) -> Axis:
-        return Axis.read(self.require(artifact), split)
+        return self.axis_of(self.require(artifact), split)
+
+    def axis_of(self, version: Version, split: Split) -> Axis:
+        """The rows that a version was made with, read once however many artifacts share them."""
+        parts = version.parts
+        written = tuple(parts.get(name, "") for name in Axis.coordinate_names(split))
+        if written not in self._axes:
+            self._axes[written] = Axis.read(version, split)
+        return self._axes[written]
+
+    def remember(self, axis: Axis) -> None:
+        """Rows that are about to be written: nobody has to read them."""
+        parts = {coordinate.name: coordinate.fingerprint for coordinate in axis.coordinates}
+        names = Axis.coordinate_names(axis.name)
+        self._axes[tuple(parts.get(name, "") for name in names)] = axis
 
     def stable_chunks(
         self, artifact: str, variable: str, ideal: tuple[int, ...]
@@ -95,6 +111,11 @@ class Workbench:
         stored = current.array(variable).chunks[: len(ideal)]
         fits = all(want / 4 <= have <= want * 4 for have, want in zip(stored, ideal, strict=True))
         return stored if fits else ideal
+
+    def rows_a_chunk(self, artifact: str, variable: str, split: Split, n: int, size: int) -> int:
+        """Rows a chunk of an array whose n rows of `size` bytes are kept whole."""
+        asked = (self.chunk_override or {}).get(split)
+        return asked or self.stable_chunks(artifact, variable, (row_chunks(n, size),))[0]
 
     @property
     def chunk_override(self) -> dict[str, int] | None:
@@ -122,6 +143,7 @@ class Workbench:
         return {"study": self.study.name, "loss": self.settings.model.loss, **extra}
 
 
+@cache
 def provenance() -> dict[str, Any]:
     """Versions of what made an artifact: written with it, not part of its fingerprint."""
     from importlib.metadata import version

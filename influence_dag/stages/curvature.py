@@ -74,11 +74,11 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
 
 def _rows_of(bench: Workbench, seen: Version) -> tuple[Axis, Version]:
     current = bench.require("dataset")
-    if Axis.read(current, "train").fingerprint == seen.attrs["train_rows"]:
-        return Axis.read(current, "train"), current
+    if bench.axis_of(current, "train").fingerprint == seen.attrs["train_rows"]:
+        return bench.axis_of(current, "train"), current
     number = seen.attrs["dataset_version"]
     version = bench.store.version("dataset", number)
-    return Axis.read(version, "train"), version
+    return bench.axis_of(version, "train"), version
 
 
 def refresh(bench: Workbench, method: str) -> Update:

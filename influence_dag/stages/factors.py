@@ -116,7 +116,7 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
     attrs = method_attributes(bench, method, base_key=base)
     known = {"settings": bench.settings.model_dump(mode="json"), "project": str(bench.study.root)}
     made = {**provenance(), "study_settings": json.dumps(known)}
-    return Layout((factors, *per_row), (*test.coordinates(), *coordinates), attrs, made)
+    return Layout((factors, *per_row), (*test.coordinates, *coordinates), attrs, made)
 
 
 def method_attributes(bench: Workbench, method: str, **extra) -> dict:

@@ -9,7 +9,6 @@ from influence_dag.stages.base import Part, Update, Workbench, provenance, refre
 from influence_dag.stages.model import load_objective, load_rows, model_key
 from influence_dag.store import Layout, Variable
 from influence_dag.store.fingerprints import fingerprint, grid_keys
-from influence_dag.store.layout import row_chunks
 
 ARTIFACT = "gradients"
 FORMULA = 1
@@ -39,7 +38,7 @@ def _layout(bench: Workbench, train: Axis, captured: GradientLayout, base: str) 
         max(1, *(int(np.prod(shape)) for shape in captured.row_shapes.values())) * dtype.itemsize
     )
     first = next(iter(captured.row_shapes))
-    chunk = bench.stable_chunks(ARTIFACT, first, (row_chunks(len(train), row_bytes),))[0]
+    chunk = bench.rows_a_chunk(ARTIFACT, first, "train", len(train), row_bytes)
     variables = tuple(
         Variable(
             name,
@@ -59,7 +58,7 @@ def _layout(bench: Workbench, train: Axis, captured: GradientLayout, base: str) 
             "for the bias)"
         ),
     )
-    return Layout(variables, train.coordinates(), attrs, provenance())
+    return Layout(variables, train.coordinates, attrs, provenance())
 
 
 def _block(

@@ -71,7 +71,7 @@ def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -
     )
     attrs = factors.method_attributes(bench, method, base_key=base)
     return Layout(
-        (variable,), (*test.coordinates(), *train.coordinates(), *coordinates), attrs, provenance()
+        (variable,), (*test.coordinates, *train.coordinates, *coordinates), attrs, provenance()
     )
 
 

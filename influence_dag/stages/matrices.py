@@ -76,7 +76,7 @@ def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Who
         info |= {"largest_eigenvalue": float(values[-1]), "smallest_eigenvalue": float(values[0])}
     attrs = attributes(bench, settings_key, train.count, curvature=kind)
     notes = {"dataset_version": bench.require("dataset").number}
-    return Whole(arrays, attrs, info, train.coordinates(), notes=notes)
+    return Whole(arrays, attrs, info, train.coordinates, notes=notes)
 
 
 def _sum(bench: Workbench, kind: str, objective: Objective, rows) -> torch.Tensor:
@@ -91,7 +91,7 @@ def _updated(
     stored = bench.undamaged(kind)
     if stored is None or stored.attrs.get("settings_key") != settings_key:
         return None, 0
-    old = Axis.read(stored, "train")
+    old = bench.axis_of(stored, "train")
     before = _rows_seen(bench, stored, old)
     gone, come = _differences(old, train)
     if before is None or len(gone) + len(come) >= train.count:
@@ -111,7 +111,7 @@ def _rows_seen(bench: Workbench, stored: Version, old: Axis) -> Version | None:
     version = kept.get(stored.attrs.get("dataset_version", 0))
     if version is None or version.verify():
         return None
-    return version if Axis.read(version, "train").fingerprint == old.fingerprint else None
+    return version if bench.axis_of(version, "train").fingerprint == old.fingerprint else None
 
 
 def _differences(old: Axis, new: Axis) -> tuple[np.ndarray, np.ndarray]:

@@ -89,7 +89,7 @@ def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -
     attrs = factors.method_attributes(
         bench, method, base_key=base, scale=bench.settings.data.features.scale
     )
-    labels = (*test.coordinates(), *train.coordinates(), *coordinates, *_feature_coordinates(bench))
+    labels = (*test.coordinates, *train.coordinates, *coordinates, *_feature_coordinates(bench))
     return Layout(variables, labels, attrs, provenance())
 
 

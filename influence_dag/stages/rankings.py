@@ -40,7 +40,7 @@ def merged(values: np.ndarray, columns: np.ndarray, count: int) -> tuple[np.ndar
     )
     sign = np.array([_SIGN[name] for name in ENDS])[:, None]
     order = np.argsort(sign * values, axis=-1, kind="stable")[..., :count]  # NaN comes last
-    return tuple(np.take_along_axis(each, order, axis=-1) for each in (values, columns))
+    return np.take_along_axis(values, order, axis=-1), np.take_along_axis(columns, order, axis=-1)
 
 
 def _smallest(block: np.ndarray, count: int) -> np.ndarray:

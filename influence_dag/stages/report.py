@@ -5,7 +5,6 @@ from itertools import combinations
 
 import numpy as np
 
-from influence_dag.labelled import Axis
 from influence_dag.stages import influences, summary
 from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
 from influence_dag.store import Coordinate
@@ -55,7 +54,7 @@ def _table(found: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -
 def strength(bench: Workbench, method: str) -> dict[str, float]:
     """How large a method's influences are, from what its summary keeps (the last λ of a sweep)."""
     version = bench.require(summary.artifact(method))
-    test, train = Axis.read(version, "test"), Axis.read(version, "train")
+    test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
 
     def last(name: str) -> np.ndarray:
         dims = version.variables[name].dims
@@ -89,7 +88,7 @@ def compare(bench: Workbench, first: str, second: str) -> dict[str, float]:
 def _blocks(bench: Workbench, method: str) -> Iterator[np.ndarray]:
     """A method's influences by runs of test rows, holes left out, in float64."""
     version = bench.require(influences.artifact(method))
-    test, train = Axis.read(version, "test"), Axis.read(version, "train")
+    test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
     array = version.array("influences")
     for slots in influences.pieces(0, len(test), array.chunks[-2]):
         block = np.asarray(array[slots] if array.ndim == 2 else array[-1, slots], np.float64)

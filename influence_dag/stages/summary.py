@@ -46,11 +46,12 @@ def refresh(bench: Workbench, method: str) -> Update:
 
 _TRAIN, _TEST = ("train",), ("test",)
 _BLOCK, _STRONGEST = ("test", "train_block"), ("test", "position")
-_OF_TRAIN = {
+_Named = dict[str, tuple[tuple[str, ...], str]]  # name → dims, meaning
+_OF_TRAIN: _Named = {
     "train_sum": (_TRAIN, "sum over test rows: positive, the training row helps on the whole"),
     "train_abs_mean": (_TRAIN, "mean absolute influence over test rows"),
 }
-_OF_BLOCKS = {
+_OF_BLOCKS: _Named = {
     "block_sum": (_BLOCK, "sum over the training rows of a block of the influences"),
     "block_influence": (
         (*_BLOCK, "end", "block_position"),
@@ -61,7 +62,7 @@ _OF_BLOCKS = {
         "their slots on the train axis; -1 where a block has fewer rows",
     ),
 }
-_OF_TEST = {
+_OF_TEST: _Named = {
     "test_sum": (_TEST, "sum over training rows"),
     "top_train": (
         _STRONGEST,
@@ -74,7 +75,7 @@ _OF_TEST = {
     ),
     "bottom_influence": (_STRONGEST, "their influences"),
 }
-_OF_SOLVES = {
+_OF_SOLVES: _Named = {
     "self_influence": (_TRAIN, "influence of the training row on its own loss"),
     "parameter_influence_norm": (
         _TRAIN,
@@ -104,7 +105,10 @@ class _Summary:
     def __init__(self, bench: Workbench, method: str):
         self.bench, self.method = bench, method
         self.version = bench.require(influences.artifact(method))
-        self.test, self.train = Axis.read(self.version, "test"), Axis.read(self.version, "train")
+        self.test, self.train = (
+            bench.axis_of(self.version, "test"),
+            bench.axis_of(self.version, "train"),
+        )
         self.dims, self.sizes, self.dampings = factors.damping_axis(bench)
         self.chunks = self.version.variables["influences"].chunks[-2:]
         self.top = min(bench.settings.summary.top, self.train.count)
@@ -116,7 +120,7 @@ class _Summary:
             named |= _OF_SOLVES
         variables = tuple(self._variable(name, *entry) for name, entry in named.items())
         ends = Coordinate("end", ("end",), np.array(rankings.ENDS))
-        labels = (*self.test.coordinates(), *self.train.coordinates(), *self.dampings, ends)
+        labels = (*self.test.coordinates, *self.train.coordinates, *self.dampings, ends)
         made = {**provenance(), "influences_version": self.version.number}
         return Layout(variables, labels, factors.method_attributes(self.bench, self.method), made)
 

@@ -5,7 +5,6 @@ import torch
 
 from influence_dag import models
 from influence_dag.errors import IndefiniteError
-from influence_dag.labelled import Axis
 from influence_dag.objective import Objective, Rows
 from influence_dag.stages import influences
 from influence_dag.stages.base import Result, Update, Whole, Workbench, refresh_whole
@@ -59,7 +58,7 @@ def _stored(bench: Workbench, method: str, damping: int) -> torch.Tensor:
     version = bench.require(influences.artifact(method))
     array = version.array("influences")
     values = np.asarray(array[...] if array.ndim == 2 else array[damping], np.float64)
-    test, train = Axis.read(version, "test"), Axis.read(version, "train")
+    test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
     return torch.from_numpy(values[test.valid][:, train.valid])
 
 

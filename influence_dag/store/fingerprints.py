@@ -55,9 +55,9 @@ def row_fingerprints(columns: Mapping[str, NDArray]) -> Keys:
     schema = [(name, _type_name(array), array.shape[1:]) for name, array in arrays.items()]
     start = blake2b(b"".join(_encode(schema)), digest_size=KEY_BYTES)
     digests = bytearray()
-    for row in zip(*map(_rows_as_bytes, arrays.values()), strict=True):
+    for row in _joined_rows(list(arrays.values())):
         digest = start.copy()
-        digest.update(b"".join(row))
+        digest.update(row)
         digests += digest.digest()
     return np.frombuffer(bytes(digests), np.uint8).reshape(-1, KEY_BYTES)
 
@@ -147,6 +147,21 @@ def _encode_texts(texts: list) -> Iterator[bytes]:
         _text(wrong[0])
     yield _tagged(b"n", np.fromiter(map(len, texts), "<i8", len(texts)).tobytes())
     yield "".join(texts).encode()
+
+
+def _joined_rows(columns: list[NDArray]) -> Iterator[bytes | memoryview]:
+    """Each row's canonical bytes, column after column."""
+    if any(_is_text(each) or not each.size for each in columns):
+        yield from map(b"".join, zip(*map(_rows_as_bytes, columns), strict=True))
+        return
+    n = len(columns[0])
+    flat = [
+        np.ascontiguousarray(_little_endian(each)).reshape(n, -1).view(np.uint8) for each in columns
+    ]
+    table = np.concatenate(flat, axis=1)
+    rows, size = memoryview(table.tobytes()), table.shape[1]
+    for start in range(0, n * size, size):
+        yield rows[start : start + size]
 
 
 def _rows_as_bytes(array: NDArray) -> Iterator[bytes]:
