@@ -7,6 +7,7 @@ import numpy as np
 
 from influence_dag.stages import influences, summary
 from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
+from influence_dag.stages.rankings import ENDS
 from influence_dag.store import Coordinate
 from influence_dag.store.fingerprints import fingerprint
 
@@ -54,18 +55,18 @@ def _table(found: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -
 def strength(bench: Workbench, method: str) -> dict[str, float]:
     """How large a method's influences are, from what its summary keeps (the last λ of a sweep)."""
     version = bench.require(summary.artifact(method))
-    test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
+    valid = bench.axis_of(version, "test").valid
 
     def last(name: str) -> np.ndarray:
-        dims = version.variables[name].dims
+        swept = version.variables[name].dims[0] == "damping"
         values = np.asarray(version.array(name)[...])
-        return values[-1] if dims[0] == "damping" else values
+        return (values[-1] if swept else values)[valid]
 
-    extremes = [last(f"{end}_influence")[test.valid, 0] for end in ("top", "bottom")]
+    n_train = bench.axis_of(version, "train").count
     return {
-        "mean": float(last("train_sum")[train.valid].sum() / (test.count * train.count)),
-        "mean_absolute": float(last("train_abs_mean")[train.valid].mean()),
-        "largest": float(np.abs(extremes).max()),
+        "mean": float(last("test_sum").mean() / n_train),
+        "mean_absolute": float(last("test_abs_mean").mean()),
+        "largest": float(np.abs([last(f"{end}_influence")[:, 0] for end in ENDS]).max()),
     }
 
 

@@ -19,7 +19,7 @@ from influence_dag.solvers import Factorization
 from influence_dag.stages import curvature, factors, gradients, influences, rankings
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.influences import pieces
-from influence_dag.store import Coordinate, Draft, Keys, Layout, Variable, combine
+from influence_dag.store import Draft, Keys, Layout, Variable, combine
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 
 FORMULA = 2
@@ -45,25 +45,22 @@ def refresh(bench: Workbench, method: str) -> Update:
 
 
 _TRAIN, _TEST = ("train",), ("test",)
-_BLOCK, _STRONGEST = ("test", "train_block"), ("test", "position")
+_STRONGEST = ("test", "position")
 _Named = dict[str, tuple[tuple[str, ...], str]]  # name → dims, meaning
 _OF_TRAIN: _Named = {
     "train_sum": (_TRAIN, "sum over test rows: positive, the training row helps on the whole"),
     "train_abs_mean": (_TRAIN, "mean absolute influence over test rows"),
 }
 _OF_BLOCKS: _Named = {
-    "block_sum": (_BLOCK, "sum over the training rows of a block of the influences"),
-    "block_influence": (
-        (*_BLOCK, "end", "block_position"),
-        "the largest and the smallest influences of a block, strongest first",
-    ),
-    "block_train": (
-        (*_BLOCK, "end", "block_position"),
-        "their slots on the train axis; -1 where a block has fewer rows",
+    "blocks": (
+        ("test", "train_block", "entry"),
+        "what a block of the influences leaves to be merged, of each test row: sum, sum of "
+        "absolute values, its largest influences, its smallest, then the slots of both",
     ),
 }
 _OF_TEST: _Named = {
     "test_sum": (_TEST, "sum over training rows"),
+    "test_abs_mean": (_TEST, "mean absolute influence over training rows"),
     "top_train": (
         _STRONGEST,
         "slots on the train axis of the most helpful training rows, strongest first",
@@ -112,6 +109,7 @@ class _Summary:
         self.dims, self.sizes, self.dampings = factors.damping_axis(bench)
         self.chunks = self.version.variables["influences"].chunks[-2:]
         self.top = min(bench.settings.summary.top, self.train.count)
+        self.few = min(self.top, self.chunks[1])
 
     def layout(self) -> Layout:
         """Everything is cut as the influences are."""
@@ -119,20 +117,18 @@ class _Summary:
         if wants_self_influence(self.bench, self.method):
             named |= _OF_SOLVES
         variables = tuple(self._variable(name, *entry) for name, entry in named.items())
-        ends = Coordinate("end", ("end",), np.array(rankings.ENDS))
-        labels = (*self.test.coordinates, *self.train.coordinates, *self.dampings, ends)
+        labels = (*self.test.coordinates, *self.train.coordinates, *self.dampings)
         made = {**provenance(), "influences_version": self.version.number}
         return Layout(variables, labels, factors.method_attributes(self.bench, self.method), made)
 
     def _variable(self, name: str, dims: tuple[str, ...], long_name: str) -> Variable:
-        (test, train), few = self.chunks, min(self.top, self.chunks[1])
+        test, train = self.chunks
         cut = {
             "test": (len(self.test), test),
             "train": (len(self.train), train),
             "train_block": (-(-len(self.train) // train), 1),
-            "end": (len(rankings.ENDS),) * 2,
+            "entry": (2 + 4 * self.few,) * 2,
             "position": (self.top,) * 2,
-            "block_position": (few,) * 2,
         }
         lengths, chunks = zip(*(cut[dim] for dim in dims), strict=True)
         return Variable(
@@ -187,49 +183,44 @@ class _Summary:
         return {"train_sum": sums[0], "train_abs_mean": sums[1] / max(1, self.test.count)}
 
     def _blocks(self, tile: Tile) -> Arrays:
-        """Of each block of influences, the sum and the strongest entries of each test row."""
-        few = min(self.top, self.chunks[1])
-        sums = np.full(tile.shape, np.nan)
-        values = np.full((*tile.shape, len(rankings.ENDS), few), np.nan)
-        slots = np.full(values.shape, -1, np.int64)
+        """Of each block of influences, the sums and the strongest entries of each test row."""
+        left = np.full((*tile.shape, 2 + 4 * self.few), np.nan)
         start, stop = tile.start[-2], tile.stop[-2]
         for place, damping in _dampings(tile, 2):
             for tests, block in itertools.product(
                 pieces(start, stop, self.chunks[0]), range(tile.start[-1], tile.stop[-1])
             ):
                 rows = tests.start - start + np.flatnonzero(self.test.valid[tests])
-                at = (*place, rows, block - tile.start[-1])
-                sums[at], values[at], slots[at] = self._block(damping, tests, block, few)
-        return {"block_sum": sums, "block_influence": values, "block_train": slots}
+                left[(*place, rows, block - tile.start[-1])] = self._block(damping, tests, block)
+        return {"blocks": left}
 
-    def _block(
-        self, damping: int | None, tests: slice, block: int, few: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _block(self, damping: int | None, tests: slice, block: int) -> np.ndarray:
         size = self.chunks[1]
         trains = slice(block * size, min((block + 1) * size, len(self.train)))
-        valid = self.train.valid[trains]
-        found = self._read(damping, tests, trains)[self.test.valid[tests]][:, valid]
-        return found.sum(axis=1), *rankings.strongest(
-            found, trains.start + np.flatnonzero(valid), few
-        )
+        slots = trains.start + np.flatnonzero(self.train.valid[trains])
+        found = self._read(damping, tests, trains)[self.test.valid[tests]]
+        found = found[:, slots - trains.start]
+        sums = [found.sum(axis=1), np.abs(found).sum(axis=1)]
+        strongest = rankings.strongest(found, slots, self.few)
+        return np.column_stack([*sums, *(each.reshape(len(found), -1) for each in strongest)])
 
     def _test(self, tile: Tile, draft: Draft) -> Arrays:
         """What is said of a test row, from what its blocks have left."""
         start, stop = tile.start[-1], tile.stop[-1]
-        sums = np.empty(tile.shape)
-        values = np.empty((*tile.shape, len(rankings.ENDS), self.top))
-        slots = np.empty(values.shape, np.int64)
-        arrays = [draft.array(name) for name in _OF_BLOCKS]
-        row_bytes = 8 * max(1, int(np.prod(arrays[1].shape[-3:])))
+        sums = np.empty((2, *tile.shape))
+        values, slots = np.empty((2, *tile.shape, len(rankings.ENDS), self.top))
+        blocks = draft.array("blocks")
+        row_bytes = 8 * int(np.prod(blocks.shape[-2:]))
         at_once = max(1, self.bench.settings.compute.block_bytes // (4 * row_bytes))
         for place, damping in _dampings(tile, 1):
             for tests in pieces(start, stop, at_once):
-                lead = (tests,) if damping is None else (damping, tests)
-                left = [np.asarray(array[lead]) for array in arrays]
+                left = np.asarray(blocks[tests] if damping is None else blocks[damping, tests])
                 at = (*place, slice(tests.start - start, tests.stop - start))
-                sums[at] = left[0].sum(axis=1)
-                values[at], slots[at] = rankings.merged(left[1], left[2], self.top)
-        return {"test_sum": sums} | {
+                sums[(slice(None), *at)] = left[..., :2].sum(axis=1).T
+                few = left[..., 2:].reshape(*left.shape[:2], 2, len(rankings.ENDS), self.few)
+                values[at], slots[at] = rankings.merged(few[:, :, 0], few[:, :, 1], self.top)
+        slots = np.nan_to_num(slots, nan=-1).astype(np.int64)  # of test rows that are missing
+        return {"test_sum": sums[0], "test_abs_mean": sums[1] / max(1, self.train.count)} | {
             f"{name}_{what}": array[..., end, :]
             for end, name in enumerate(rankings.ENDS)
             for what, array in (("train", slots), ("influence", values))

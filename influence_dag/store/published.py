@@ -73,7 +73,9 @@ class Version:
         if variable not in self.variables:
             known = ", ".join(self.variables)
             raise StoreError(f"{self.artifact} has no variable {variable!r}; it has {known}")
-        return zarr.open_array(self._store, path=variable, mode="r")
+        if variable not in self._arrays:
+            self._arrays[variable] = zarr.open_array(self._store, path=variable, mode="r")
+        return self._arrays[variable]
 
     @property
     def coordinates(self) -> list[str]:
@@ -195,6 +197,10 @@ class Version:
         for variable in self.variables:
             self._bookkeeping(variable, KEYS)
             self._bookkeeping(variable, STAMPS)
+
+    @cached_property
+    def _arrays(self) -> dict[str, zarr.Array]:
+        return {}
 
     @cached_property
     def _store(self) -> CheckedStore:
