@@ -237,12 +237,12 @@ def load_rows(
     )
     split: Split = axis.name
 
+    first, last = (int(slots[0]), int(slots[-1])) if len(slots) else (0, -1)
+    is_run = last - first + 1 == len(slots) and bool((np.diff(slots) == 1).all())
+
     def read(name: str) -> torch.Tensor:
-        values = np.asarray(
-            version.array(name)[...]
-            if len(slots) == len(axis)
-            else version.array(name).oindex[slots]
-        )
+        array = version.array(name)
+        values = np.asarray(array[first : last + 1] if is_run else array.oindex[slots])
         tensor = torch.from_numpy(np.ascontiguousarray(values)).to(bench.device)
         return tensor.to(dtype or bench.dtype) if tensor.is_floating_point() else tensor
 

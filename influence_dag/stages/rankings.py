@@ -7,13 +7,12 @@ were cut into blocks.
 import numpy as np
 
 ENDS = ("top", "bottom")
-_SIGN = {"top": -1, "bottom": 1}  # the strongest of an end are the smallest under its sign
 
 
 def strongest(block: np.ndarray, columns: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` largest and smallest entries of each row, `(rows, 2, count)`, and their columns.
 
-    `columns` names those of the block, ascending. Where there are fewer: NaN, and column −1.
+    `columns` names those of the block, ascending. Where there are fewer: NaN, and column -1.
 
     >>> strongest(np.array([[1.0, 3.0, 2.0]]), np.array([5, 6, 7]), 2)[1]
     array([[[6, 7],
@@ -22,8 +21,8 @@ def strongest(block: np.ndarray, columns: np.ndarray, count: int) -> tuple[np.nd
     values = np.full((len(block), len(ENDS), count), np.nan)
     found = np.full(values.shape, -1, np.int64)
     few = min(count, block.shape[1])
-    for end, name in enumerate(ENDS):
-        order = _smallest(_SIGN[name] * block, few)
+    for end, signed in enumerate((-block, block)):
+        order = _smallest(signed, few)
         values[:, end, :few] = np.take_along_axis(block, order, axis=1)
         found[:, end, :few] = columns[order]
     return values, found
@@ -32,15 +31,16 @@ def strongest(block: np.ndarray, columns: np.ndarray, count: int) -> tuple[np.nd
 def merged(values: np.ndarray, columns: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The strongest of all blocks from those of each: `(rows, blocks, 2, k)` → `(rows, 2, count)`.
 
-    Blocks are in the order of their columns.
+    Blocks are in the order of their columns, and have `count` entries that are not NaN.
     """
-    rows, blocks, ends, few = values.shape
-    values, columns = (
-        each.transpose(0, 2, 1, 3).reshape(rows, ends, blocks * few) for each in (values, columns)
-    )
-    sign = np.array([_SIGN[name] for name in ENDS])[:, None]
-    order = np.argsort(sign * values, axis=-1, kind="stable")[..., :count]  # NaN comes last
-    return np.take_along_axis(values, order, axis=-1), np.take_along_axis(columns, order, axis=-1)
+    rows, best = len(values), []
+    for end, sign in enumerate((-1, 1)):
+        candidates = values[:, :, end].reshape(rows, -1)
+        order = _smallest(sign * candidates, count)
+        named = columns[:, :, end].reshape(rows, -1)
+        best.append([np.take_along_axis(each, order, axis=1) for each in (candidates, named)])
+    kept, names = (np.stack(each, axis=1) for each in zip(*best, strict=True))
+    return kept, names
 
 
 def _smallest(block: np.ndarray, count: int) -> np.ndarray:
