@@ -16,7 +16,7 @@ from influence_dag.project_code import code_hashes, code_key
 
 FILES = {
     "things/__init__.py": "",
-    "things/model.py": "import math\nimport torch\nfrom .layers import one\nfrom things import two\n",
+    "things/model.py": "import math\nfrom .layers import one\nfrom things import two\n",
     "things/layers.py": "from things.deep.inner import VALUE\n\n\ndef one():\n    return VALUE\n",
     "things/two.py": "def late():\n    import helper\n\n    return helper\n",
     "things/deep/inner.py": "VALUE = 1\n",

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from influence_dag.errors import StoreError
 from influence_dag.execution import Tile, stream, tiles
 from influence_dag.labelled import Axis, Split
+from influence_dag.stages.planned import Planned
 from influence_dag.stages.updates import (
     Update,
     current_update,
@@ -33,7 +34,8 @@ Report = Callable[[str], None]
 class Workbench:
     """A study opened for work: its store, and its model and rows read back from there.
 
-    With `plan_only` a refresh says what it would compute, and computes and writes nothing.
+    With `plan_only` a refresh says what it would compute, and computes and writes nothing; what it
+    would publish then stands in for the artifact (`Planned`), so that later stages can be planned.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Workbench:
             lock_timeout=study.settings.store.lock_timeout,
         )
         self._required: dict[str, Version] = {}
+        self._planned: dict[str, Planned] = {}
 
     def require(self, artifact: str) -> Version:
         """The version of an artifact that this stage reads.
@@ -58,6 +61,8 @@ class Workbench:
         Asked for again it is the same one, whatever another process publishes meanwhile: all
         that a stage reads belongs together.
         """
+        if artifact in self._planned:
+            return cast(Version, self._planned[artifact])
         version = self._required.get(artifact) or self.store.current(artifact)
         if version is None:
             raise StoreError(
@@ -67,6 +72,14 @@ class Workbench:
             )
         self._required[artifact] = version
         return version
+
+    def plan(self, artifact: str, layout: Layout | None = None) -> None:
+        """Note that an artifact is not current, and what is known of its next version."""
+        self._planned[artifact] = Planned(artifact, layout)
+
+    def is_planned(self, artifact: str) -> bool:
+        """Whether an artifact is to be computed, so that its numbers cannot be asked for."""
+        return artifact in self._planned
 
     def undamaged(self, artifact: str) -> Version | None:
         """The current version as something to start from: None without one, or a damaged one."""
@@ -95,6 +108,16 @@ class Workbench:
         stored = current.array(variable).chunks[: len(ideal)]
         fits = all(want / 4 <= have <= want * 4 for have, want in zip(stored, ideal, strict=True))
         return stored if fits else ideal
+
+    def row_chunk(self, artifact: str, variable: str, split: Split, ideal: tuple[int, ...]) -> int:
+        """Rows a chunk of an array whose rows are read whole: `ideal` ends with their number.
+
+        The study's own length where a chunk of that many rows is not too large, else a stable one.
+        """
+        asked = (self.chunk_override or {}).get(split)
+        if asked and asked <= ideal[-1]:
+            return asked
+        return self.stable_chunks(artifact, variable, ideal)[-1]
 
     @property
     def chunk_override(self) -> dict[str, int] | None:
@@ -128,6 +151,12 @@ def provenance() -> dict[str, Any]:
 
     names = ("influence-dag", "torch", "zarr", "numpy")
     return {"made_with": {name: version(name) for name in names}}
+
+
+def policies(bench: Workbench) -> dict[str, str]:
+    """What a version was made under: whether θ and the curvature follow the data."""
+    settings = bench.settings
+    return {"model.refit": settings.model.refit, "curvature.refresh": settings.curvature.refresh}
 
 
 Result = tuple[tuple[str, ...], np.ndarray, dict]  # dims, values, attributes
@@ -174,6 +203,7 @@ def refresh_blocks(
         return current_update(bench, artifact, kept=plan.reused, info=info)
     reasons = reasons_of(plan)
     if bench.plan_only:
+        bench.plan(artifact, layout)
         return planned_update(bench, artifact, plan.computed, plan.reused, reasons, info)
     with bench.store.new_version(artifact, layout) as draft:
         outdated = draft.outdated(expected)
@@ -181,6 +211,7 @@ def refresh_blocks(
             _compute_part(bench, draft, layout, part, expected, outdated)
         for name, (dims, values, attrs) in (results() if results else {}).items():
             draft.set_result(name, dims, values, attrs)
+        draft.set_attrs(policies=policies(bench))
     computed = sum(map(len, outdated.values()))
     total = sum(keys[..., 0].size for keys in expected.values())
     return finished_update(
@@ -244,6 +275,7 @@ def refresh_whole(
         return serves
     reasons = _why_whole(bench.store.current(artifact), key)
     if bench.plan_only:
+        bench.plan(artifact)
         return planned_update(bench, artifact, sum(reasons.values()), 0, reasons, {})
     with bench.store.exclusive(artifact):  # another process may be computing the same
         if serves := _reused(bench, artifact, key, reusable):
@@ -293,7 +325,8 @@ def _publish(bench: Workbench, artifact: str, key: str, made: "Whole") -> tuple[
         for variable, (_, values, _) in zip(variables, made.arrays.values(), strict=True):
             keys = dict.fromkeys(np.ndindex(*variable.grid), block_key)
             draft.write(variable.name, (0,) * values.ndim, values, keys)
-        draft.set_attrs(info=made.info, **made.notes)  # times and the like: told, not fingerprinted
+        # Times and the like: told, not fingerprinted.
+        draft.set_attrs(info=made.info, policies=policies(bench), **made.notes)
         for name, content in made.files.items():
             draft.add_file(name, content)
     return draft.chunks_written, draft.bytes_written

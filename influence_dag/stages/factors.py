@@ -89,9 +89,8 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
     dims, sizes, coordinates = damping_axis(bench)
     ones = (1,) * len(sizes)
     name = artifact(method)
-    chunk = bench.stable_chunks(
-        name, "influence_factors", (*ones, row_chunks(len(test), size * dtype.itemsize))
-    )[-1]
+    ideal = (*ones, row_chunks(len(test), size * dtype.itemsize))
+    chunk = bench.row_chunk(name, "influence_factors", "test", ideal)
     factors = Variable(
         "influence_factors",
         (*dims, "test", "param"),

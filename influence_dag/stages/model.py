@@ -37,7 +37,7 @@ def refresh(bench: Workbench) -> Update:
     update = refresh_whole(
         bench, ARTIFACT, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )
-    if update.is_current:
+    if update.is_current and not bench.is_planned("dataset"):
         check_targets(bench, load_objective(bench))  # of rows that the model has not seen
     return update
 
@@ -236,6 +236,13 @@ def load_rows(
         else {name: read(f"{split}_x_{name}") for name in names}
     )
     return Rows(x, read(f"{split}_y"))
+
+
+def stored_rows(bench: Workbench, split: Split, count: int) -> Rows:
+    """A few rows to try a model on: of the stored dataset, also while a newer one is planned."""
+    version = bench.store.version("dataset")
+    axis = Axis.read(version, split)
+    return load_rows(bench, axis, axis.slots[:count], version=version)
 
 
 def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Objective:
