@@ -7,15 +7,15 @@ seen and what would be right.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from influence_dag.errors import DataError
-from influence_dag.sources import Source, existing_path, is_callable_name, read_source
+from influence_dag.settings import is_callable_name
+from influence_dag.sources import Source, files, read_source
 from influence_dag.sources.digests import FileDigests
 from influence_dag.store.fingerprints import fingerprint, row_fingerprints
-from influence_dag.study import DataSettings, FeatureSettings
+from influence_dag.study import DataSettings, FeatureSettings, Which
 
 SHOWN = 5  # how many offending rows an error lists
 RESERVED_DIMS = ("test", "train", "param", "damping")  # names of other axes in the results
@@ -23,7 +23,7 @@ RESERVED_DIMS = ("test", "train", "param", "damping")  # names of other axes in 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The rows of one file, in its order.
+    """The rows of one split, in the order of its file or files.
 
     `x` maps input names to arrays `(n, *shape)`: `{"x": …}` for one input, the names of the
     module's arguments for several. `scale` is applied. Floating inputs stay floating, tables
@@ -46,7 +46,7 @@ class Split:
         return row_fingerprints({**{f"x.{name}": x for name, x in self.x.items()}, "y": self.y})
 
 
-def load_split(data: DataSettings, which: Literal["train", "test"], root: Path) -> Split:
+def load_split(data: DataSettings, which: Which, root: Path) -> Split:
     """Read and check one split; relative paths start at `root`.
 
     Raises `DataError` naming file, row, column, what was seen and what would be right.
@@ -103,7 +103,9 @@ def _check_columns(train: Split, test: Split, pair: str) -> None:
 
 
 def source_fingerprint(data: DataSettings, root: Path, *, remembered: Path | None = None) -> str:
-    """Content hash of both files, byte for byte; of the rows where a callable makes them.
+    """Content hash of all files, byte for byte; of the rows where a callable makes them.
+
+    A file that joins those that match a pattern is another content.
 
     `remembered` is a file that keeps the hashes by size and time of modification, so that files
     that were not touched are not read again.
@@ -114,20 +116,16 @@ def source_fingerprint(data: DataSettings, root: Path, *, remembered: Path | Non
     return found
 
 
-def _content(
-    data: DataSettings, which: Literal["train", "test"], root: Path, digests: FileDigests
-) -> str:
-    name = getattr(data, which)
-    if is_callable_name(name):
+def _content(data: DataSettings, which: Which, root: Path, digests: FileDigests) -> str:
+    if is_callable_name(data.names(which)[0]):
         split = load_split(data, which, root)
         return fingerprint(list(map(str, split.ids)), split.row_keys())
-    path = existing_path(name, which, root)
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return fingerprint(
         {
-            file.relative_to(path.parent).as_posix(): digests[file]
-            for file in files
-            if file.is_file()
+            f"{name}/{inside.relative_to(path)}": digests[inside]
+            for name, path in files(data, which, root).items()
+            for inside in (sorted(path.rglob("*")) if path.is_dir() else [path])
+            if inside.is_file()
         }
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from influence_dag.errors import ModelError, StudyError
 from influence_dag.fitting import FitReport, fit
+from influence_dag.project_code import forget_outdated
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import FitSettings, ModelSettings
 
@@ -33,6 +34,7 @@ __all__ = [
 def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
     """The callable that a setting names as `module:callable`, modules found from `root`.
 
+    Code of the project that was edited since this process imported it is imported again.
     Raises `StudyError` naming the setting `field` and what is missing.
     """
     module_name, _, attribute = name.partition(":")
@@ -50,7 +52,7 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
 
 
 def _import_from(module_name: str, root: Path, context: str) -> Any:
-    _forget_namesake(module_name.partition(".")[0], root)
+    forget_outdated(module_name, root)
     importlib.invalidate_caches()
     sys.path.insert(0, str(root))
     try:
@@ -65,18 +67,6 @@ def _import_from(module_name: str, root: Path, context: str) -> Any:
         ) from error
     finally:
         sys.path.remove(str(root))
-
-
-def _forget_namesake(package: str, root: Path) -> None:
-    # Projects call their folder of studies alike (`assets`): what another project's left in
-    # sys.modules would otherwise be taken for this one's.
-    own = [root / package / "__init__.py", root / f"{package}.py"]
-    loaded = getattr(sys.modules.get(package), "__file__", None)
-    if loaded is None or not any(path.is_file() for path in own):
-        return
-    if Path(loaded).resolve() not in [path.resolve() for path in own]:
-        for name in [key for key in sys.modules if f"{key}.".startswith(f"{package}.")]:
-            del sys.modules[name]
 
 
 @contextmanager

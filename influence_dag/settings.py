@@ -60,6 +60,11 @@ def callable_name(value: str) -> str:
     return value
 
 
+def is_callable_name(name: str) -> bool:
+    """True for `module:callable`, False for the path of a file."""
+    return ":" in name and "/" not in name
+
+
 Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
 CallableName = Annotated[str, AfterValidator(callable_name)]
 

@@ -99,7 +99,7 @@ def describe_versions(results: StudyResults, artifact: str) -> str:
 def describe_difference(
     results: StudyResults, artifact: str, before: int | None = None, after: int | None = None
 ) -> str:
-    """Rows that came and went, chunks that differ, values that moved most."""
+    """Rows that came, went and changed, chunks that differ, values that moved most."""
     if before is None:
         kept = [version.number for version in results.versions(artifact)]
         if len(kept) < 2:
@@ -107,8 +107,9 @@ def describe_difference(
         before = kept[-2]
     found = results.diff(artifact, before, after)
     lines = [f"{artifact}: version {found.before.number} → {found.after.number}"]
-    for what, labels in (("added", found.added), ("removed", found.removed)):
-        lines += [f"  {dim} {what}: {_some(names)}" for dim, names in labels.items() if names]
+    rows = {"added": found.added, "removed": found.removed, "changed": found.changed}
+    for what, labels in rows.items():
+        lines += [f"  {dim} {what}: {listed(names)}" for dim, names in labels.items() if names]
     for name, chunks in found.chunks.items():
         total = int(np.prod(found.after.variables[name].grid))
         lines.append(f"  {name}: {len(chunks)} of {total} chunks differ")
@@ -121,6 +122,7 @@ def _moved(change: Change) -> str:
     return f"{at}: {change.before:+.3g} → {change.after:+.3g}"
 
 
-def _some(names: list) -> str:
+def listed(names: list) -> str:
+    """The first few of a list of labels, and how many more there are."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(str, names[:SHOWN])) + rest

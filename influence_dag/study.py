@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -21,7 +22,14 @@ from pydantic import (
 )
 
 from influence_dag.method_settings import MethodsSettings
-from influence_dag.settings import Bytes, CallableName, Settings, callable_name, parse_bytes
+from influence_dag.settings import (
+    Bytes,
+    CallableName,
+    Settings,
+    callable_name,
+    is_callable_name,
+    parse_bytes,
+)
 
 
 class FeatureSettings(Settings):
@@ -53,17 +61,55 @@ class FeatureSettings(Settings):
         return self
 
 
-class DataSettings(Settings):
-    """Where the rows come from: `.csv`, `.parquet`, `.npz`, `.zarr` or `module:callable`."""
+Which = Literal["train", "test"]  # the two splits
 
-    train: str
-    test: str
+
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
+def _only_files(names: tuple[str, ...]) -> tuple[str, ...]:
+    callables = [name for name in names if is_callable_name(name)]
+    if callables or not names:
+        raise ValueError(
+            f"a list names one file or more, not the callable {callables[0]!r}"
+            if callables
+            else "an empty list; name at least one file"
+        )
+    return names
+
+
+Files = Annotated[
+    Annotated[str, Tag("one")]
+    | Annotated[tuple[str, ...], AfterValidator(_only_files), Tag("several")],
+    Discriminator(_one_or_several),
+]
+
+
+class DataSettings(Settings):
+    """Where the rows come from: `.csv`, `.parquet`, `.npz`, `.zarr` or `module:callable`.
+
+    A split may be several files, as a list or a pattern (`data/test-*.csv`, `**` for any folders
+    between): their rows together, each under an id of its own.
+    """
+
+    train: Files
+    test: Files
     id: str | None = Field(
         default=None,
         description="the column of row ids; without it the position is the id (not for .csv)",
     )
     target: str = "y"
     features: FeatureSettings = FeatureSettings()
+
+    def names(self, which: Which) -> tuple[str, ...]:
+        """What a split is read from: one name, or those of a list."""
+        named = getattr(self, which)
+        return (named,) if isinstance(named, str) else named
+
+    def described(self, which: Which) -> str:
+        """The same in words."""
+        return ", ".join(self.names(which))
 
 
 class FitSettings(Settings):
@@ -246,7 +292,10 @@ class StoreSettings(Settings):
     """Where the arrays go, how they are cut and how long old versions are kept."""
 
     path: str = "data/store"
-    chunks: Mapping[Literal["test", "train"], PositiveInt] | None = None
+    chunks: Mapping[Which, PositiveInt] | None = Field(
+        default=None,
+        description="rows a chunk along test and train; an edit costs the chunks that it touches",
+    )
     keep_versions: PositiveInt = 5
     lock_timeout: PositiveFloat = Field(
         default=3600.0, description="seconds to wait for another process at the same artifact"
@@ -258,13 +307,9 @@ def _store_settings(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-def _one_or_several(value: Any) -> str:
-    return "list" if isinstance(value, list | tuple) else "number"
-
-
 Damping = Annotated[
-    Annotated[NonNegativeFloat, Tag("number")]
-    | Annotated[tuple[NonNegativeFloat, ...], Tag("list")],
+    Annotated[NonNegativeFloat, Tag("one")]
+    | Annotated[tuple[NonNegativeFloat, ...], Tag("several")],
     Discriminator(_one_or_several),
 ]
 

@@ -18,8 +18,8 @@ class ArtifactStatus:
     """Whether what is stored of an artifact is what the data and settings ask for.
 
     `reasons` counts the blocks that are not current by why (`inputs changed`, `not computed`,
-    `damaged`, `labels or attributes changed`). While `waits_for` names an artifact that is not
-    current itself, what this one needs is not known, and the numbers of blocks are None.
+    `damaged`, `labels or attributes changed`). With `waits_for` that cannot be told yet, and the
+    numbers of blocks are None: it depends on numbers of an artifact that is yet to be computed.
     """
 
     artifact: str
@@ -88,8 +88,9 @@ def _row(status: ArtifactStatus) -> tuple[str, str, str, str]:
 def status(folder: str | Path) -> StudyStatus:
     """What `materialize` would compute in the study that a folder's `defs.yaml` describes.
 
-    The files are read and compared with what is stored; nothing is computed or written. What
-    reads an artifact that is not current waits for it: its own blocks cannot be told before.
+    The files are read and compared with what is stored; nothing is computed or written. Labels and
+    fingerprints of what is to be computed are known before its numbers, so most of what depends on
+    an edit is told as well; what depends on numbers (of a refit model, of a curvature) waits.
 
     Raises `StudyError` or `DataError` as a refresh would.
     """
@@ -99,21 +100,19 @@ def status(folder: str | Path) -> StudyStatus:
     if str(study.root) not in sys.path:
         sys.path.insert(0, str(study.root))  # the study's own callables live in the project
     bench = Workbench(study, plan_only=True)
-    found: dict[str, ArtifactStatus] = {}
-    for node in artifacts(study):
-        found[node.name] = _status_of(node, bench, found)
-    return StudyStatus(study.name, tuple(found.values()))
+    return StudyStatus(study.name, tuple(_status_of(node, bench) for node in artifacts(study)))
 
 
-def _status_of(
-    node: Artifact, bench: "Workbench", found: dict[str, ArtifactStatus]
-) -> ArtifactStatus:
+def _status_of(node: Artifact, bench: "Workbench") -> ArtifactStatus:
+    from influence_dag.stages.planned import NotComputedError
+
     stored = bench.store.current(node.name)
     version = stored.number if stored else None
-    for name in node.reads:  # `source` is no artifact
-        if name in found and not found[name].is_current:
-            return ArtifactStatus(node.name, version, waits_for=name)
-    planned = node.refresh(bench)
+    try:
+        planned = node.refresh(bench)
+    except NotComputedError as missing:
+        bench.plan(node.name)
+        return ArtifactStatus(node.name, version, waits_for=missing.artifact)
     return ArtifactStatus(
         node.name,
         version,

@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -457,3 +458,117 @@ def test_every_message_says_the_file_relative_to_the_project(tmp_path):
     with pytest.raises(DataError) as caught:
         load_csv(tmp_path, CSV.replace("-3", "nan"))
     assert not re.search(re.escape(str(tmp_path)), str(caught.value))
+
+
+# Several files
+
+
+HEADER, *LINES = CSV.splitlines(keepends=True)
+
+
+@pytest.fixture
+def parts(tmp_path) -> Path:
+    """The rows of `CSV` in two files."""
+    (tmp_path / "part-1.csv").write_text(HEADER + "".join(LINES[:2]))
+    (tmp_path / "part-2.csv").write_text(HEADER + LINES[2])
+    (tmp_path / "train.csv").write_text(CSV)
+    return tmp_path
+
+
+def several(train: Any = "part-*.csv", **options) -> DataSettings:
+    return DataSettings(train=train, test="-", **{"id": "id", "target": "label", **options})
+
+
+@pytest.mark.parametrize(
+    "train",
+    ["part-*.csv", ["part-2.csv", "part-1.csv"], ["part-?.csv", "part-1.csv"], "**/part-*.csv"],
+    ids=str,
+)
+def test_several_files_are_their_rows_together(parts, train):
+    split = load_split(several(train), "train", parts)
+    whole = load_split(several("train.csv"), "train", parts)
+    assert split.ids.tolist() == ["r0", "r1", "r2"]
+    np.testing.assert_array_equal(split.row_keys(), whole.row_keys())
+    assert split.source == (train if isinstance(train, str) else ", ".join(train))
+
+
+def test_a_file_that_is_called_like_a_pattern_is_that_file(parts):
+    (parts / "part-[2].csv").write_text(CSV)
+    assert len(load_split(several("part-[2].csv"), "train", parts)) == 3
+
+
+def test_a_file_without_rows_is_no_trouble_among_others(parts):
+    (parts / "part-0.csv").write_text(HEADER)
+    split = load_split(several(), "train", parts)
+    assert (len(split), split.y.dtype) == (3, np.int64)
+    for part in (1, 2):
+        (parts / f"part-{part}.csv").unlink()
+    with pytest.raises(DataError, match="no rows"):
+        load_split(several(), "train", parts)
+
+
+@ARRAY_FILES
+def test_several_array_files(tmp_path, file, save):
+    for part in (0, 1):
+        save(tmp_path, arrays(id=np.arange(4) + 4 * part))
+        (tmp_path / file).rename(tmp_path / f"{part}-{file}")
+    split = load_split(DataSettings(train=f"*-{file}", test="-"), "train", tmp_path)
+    assert split.ids.tolist() == list("01234567")
+    assert split.x["x"].shape == (8, 2, 3)
+
+
+def refused_parts(folder: Path, second: str, *words: str, **options) -> None:
+    (folder / "part-2.csv").write_text(second)
+    with pytest.raises(DataError) as caught:
+        load_split(several(**options), "train", folder)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_id_in_two_files_is_told_with_both_lines(parts):
+    words = ["part-*.csv: 1 ids appear more than once", "'r1' at part-1.csv line 3, part-2.csv"]
+    refused_parts(parts, HEADER + LINES[2] + "\n" + LINES[1], *words, "part-2.csv line 4")
+
+
+def test_a_bad_number_is_told_with_its_own_file_and_line(parts):
+    bad = LINES[2].replace("7", "seven")
+    refused_parts(parts, HEADER + bad, "part-2.csv: line 2 (id 'r2'), column 'b': seen 'seven'")
+    refused_parts(parts, HEADER + LINES[2].replace("7", ""), "part-2.csv line 2 (id 'r2')", "empty")
+
+
+def test_files_with_different_columns_are_refused_with_both_names(parts):
+    pair = "part-2.csv and part-1.csv differ in their feature columns"
+    refused_parts(parts, CSV.replace(",b,", ",c,"), pair, "c, b in one alone")
+    swapped = "id,b,a,label\nr2,7,0,2\n"
+    refused_parts(parts, swapped, pair, "their order", "data.features.columns")
+    split = load_split(several(features={"columns": ["a", "b"]}), "train", parts)
+    np.testing.assert_array_equal(split.x["x"][2], [0, 7])
+
+
+def test_several_files_need_ids(parts):
+    for part in (1, 2):
+        table = pd.read_csv(parts / f"part-{part}.csv").drop(columns="id")
+        table.to_parquet(parts / f"part-{part}.parquet")
+    with pytest.raises(DataError, match=r"part-1\.parquet: several files need `data\.id`"):
+        load_split(several("part-*.parquet", id=None), "train", parts)
+
+
+def test_names_that_nothing_has_are_told(parts):
+    with pytest.raises(DataError, match=r"data\.train: no file in .* matches 'prat-\*\.csv'"):
+        load_split(several("prat-*.csv"), "train", parts)
+    with pytest.raises(DataError, match=r"no file .*part-3\.csv; did you mean 'part-\d\.csv'"):
+        load_split(several(["part-1.csv", "part-3.csv"]), "train", parts)
+    for names, said in (([], "an empty list"), (["a:b", "c.csv"], "not the callable 'a:b'")):
+        with pytest.raises(ValueError, match=said):
+            several(names)
+
+
+def test_a_new_file_that_matches_is_another_content(parts):
+    data = DataSettings(train="part-*.csv", test="train.csv", id="id", target="label")
+    before = source_fingerprint(data, parts)
+    assert source_fingerprint(data, parts) == before
+    (parts / "part-3.csv").write_text(HEADER + "r3,1,1,1\n")
+    after = source_fingerprint(data, parts)
+    assert after != before
+    (parts / "part-3.csv").write_text(HEADER + "r3,1,1,2\n")
+    assert source_fingerprint(data, parts) not in (before, after)

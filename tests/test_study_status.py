@@ -28,17 +28,46 @@ def test_a_finished_study_is_current(project):
     assert (influences.version, influences.blocks_current, influences.why) == (1, 15, "current")
 
 
-def test_an_edit_is_told_with_its_rows_and_what_follows_waits(project):
+def test_an_edit_is_told_with_its_rows_and_what_follows_waits_for_a_refit(project):
     before = project.data_versions()
     project.edit("train", 11, height=3.0)
     status = idag.status(project.folder)
     dataset = status["dataset"]
     assert dataset.reasons == {"inputs changed": 2}
     assert dataset.why == "2 inputs changed, train: 1 changed"
-    assert status["model"].why == "waits for dataset"
-    assert status["direct/summary"].why == "waits for direct/influences"
+    assert status["model"].why == "1 inputs changed"
+    assert status["gradients"].why == status["cg/curvature"].why == "waits for model"
+    assert status["direct/summary"].why == "waits for gradients"
     assert len(status.outdated) == len(status.artifacts)
     assert project.data_versions() == before, "nothing was written"
+
+
+EDITS = {
+    "a training row": lambda project: project.edit("train", 11, height=3.0),
+    "a test row": lambda project: project.edit("test", 3, height=3.0, label=1),
+    "new rows": lambda project: [
+        project.write(split, [[f"{split}-new", 1, 2, 3, 0], *project.rows[split]])
+        for split in ("train", "test")
+    ],
+    "removed rows": lambda project: project.write("train", project.rows["train"][2:]),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_at_a_pinned_model_all_blocks_are_told_before_anything_is_computed(project, edit):
+    project.write_settings(**PINNED)
+    edit(project)
+    status = idag.status(project.folder)
+    updates = project.refresh()
+    for each in status.artifacts:
+        update = updates[each.artifact]
+        if each.artifact.endswith(("summary", "report")):
+            assert each.waits_for is not None  # it reads numbers
+            continue
+        assert each.waits_for is None
+        assert each.reasons == update.reasons, each.artifact
+        assert each.blocks_outdated == update.blocks_computed, each.artifact
+        assert each.blocks_current == update.blocks_reused, each.artifact
 
 
 def test_what_it_announces_is_what_a_refresh_computes(project):

@@ -76,7 +76,8 @@ def _source(study: Study):
             automation_condition=_condition(study, dg.AutomationCondition.on_cron("* * * * *")),
             group_name=study.name,
             description=(
-                f"The input files: {data.train} and {data.test}. Observing compares their content."
+                f"The input files: {data.described('train')} and {data.described('test')}. "
+                "Observing compares their content."
             ),
         )(source)
 

@@ -7,6 +7,7 @@ import dagster as dg
 import numpy as np
 
 from influence_dag import plots
+from influence_dag.components.changes import changes, made_from
 from influence_dag.labelled import Axis
 from influence_dag.stages.base import Update, Workbench
 from influence_dag.store import Version
@@ -29,6 +30,8 @@ def materialize_result(
     draw, metadata = PICTURES.get(update.artifact.rpartition("/")[2]), {}
     if draw and not context.instance.is_ephemeral:
         metadata = _drawn_before(context, update) or draw(bench, version, method)
+    if not context.instance.is_ephemeral:
+        metadata |= changes(bench, update) | made_from(bench, update, method)
     metadata |= _info(update) | _solves(version) | _numbers(update) | _arrays(version)
     return dg.MaterializeResult(data_version=dg.DataVersion(update.data_version), metadata=metadata)
 
@@ -49,7 +52,7 @@ def _numbers(update: Update) -> dict[str, Any]:
         "blocks_computed": update.blocks_computed,
         "blocks_reused": update.blocks_reused,
         "bytes_written": update.bytes_written,
-        "reasons": dg.MetadataValue.json(update.reasons),
+        "reasons": update.why or "current",
         "seconds": round(update.seconds, 3),
     }
 

@@ -4,6 +4,6 @@ Every format comes out as a `Source`; what a study demands of it is checked in `
 """
 
 from influence_dag.sources.base import Source
-from influence_dag.sources.read import existing_path, is_callable_name, read_source
+from influence_dag.sources.read import files, read_source
 
-__all__ = ["Source", "existing_path", "is_callable_name", "read_source"]
+__all__ = ["Source", "files", "read_source"]

@@ -13,7 +13,7 @@ INPUT = "x"  # the name of the input when there is only one
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What one split's file holds: inputs and target with the row as leading axis.
+    """What one split's files hold: inputs and target with the row as leading axis.
 
     `columns` are the feature columns of a table, `ids` is None where the position is the id and
     `line_of(position)` is where a person finds a row, for example `"line 7"`.

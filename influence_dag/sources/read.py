@@ -1,28 +1,48 @@
-"""Which reader a split takes."""
+"""Which reader a split takes, and which files it is made of."""
 
+from glob import glob, has_magic
 from pathlib import Path
 
 from influence_dag.errors import DataError
+from influence_dag.settings import is_callable_name
 from influence_dag.sources.arrays import read_npz, read_zarr
 from influence_dag.sources.base import Source, did_you_mean
 from influence_dag.sources.callables import read_callable
+from influence_dag.sources.joining import joined
 from influence_dag.sources.tables import read_csv, read_parquet
-from influence_dag.study import DataSettings
+from influence_dag.study import DataSettings, Which
 
 READERS = {".csv": read_csv, ".parquet": read_parquet, ".npz": read_npz, ".zarr": read_zarr}
 
 
-def is_callable_name(name: str) -> bool:
-    """True for `module:callable`, False for the path of a file."""
-    return ":" in name and "/" not in name
-
-
-def read_source(data: DataSettings, which: str, root: Path) -> Source:
+def read_source(data: DataSettings, which: Which, root: Path) -> Source:
     """Read the split `which` of the settings; `DataError` says what a file lacks."""
-    name = getattr(data, which)
-    if is_callable_name(name):
-        return read_callable(name, data, which, root)
-    path = existing_path(name, which, root)
+    names = data.names(which)
+    if is_callable_name(names[0]):
+        return read_callable(names[0], data, which, root)
+    sources = [_read(path, name, data, which) for name, path in files(data, which, root).items()]
+    if names == (sources[0].name,):
+        return sources[0]
+    return joined(data.described(which), sources)
+
+
+def files(data: DataSettings, which: Which, root: Path) -> dict[str, Path]:
+    """Name → file (or folder) of a split, sorted; names are relative to `root` as the settings are.
+
+    Raises `DataError` for a name or a pattern that nothing has.
+    """
+    found: dict[str, Path] = {}
+    for name in data.names(which):
+        matching = [name]
+        if has_magic(name) and not (root / name).exists():
+            matching = glob(name, root_dir=root, recursive=True)
+            if not matching:
+                raise DataError(f"data.{which}: no file in {root} matches {name!r}")
+        found |= {each: _existing(each, which, root) for each in matching}
+    return dict(sorted(found.items()))
+
+
+def _read(path: Path, name: str, data: DataSettings, which: Which) -> Source:
     if path.suffix not in READERS:
         raise DataError(
             f"data.{which}: {name} ends in {path.suffix or 'nothing'!r}; "
@@ -31,8 +51,7 @@ def read_source(data: DataSettings, which: str, root: Path) -> Source:
     return READERS[path.suffix](path, name, data)
 
 
-def existing_path(name: str, which: str, root: Path) -> Path:
-    """The file or folder of that name, relative to `root`."""
+def _existing(name: str, which: Which, root: Path) -> Path:
     path = root / name
     if not path.exists():
         neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

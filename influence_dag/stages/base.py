@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from influence_dag.errors import StoreError
 from influence_dag.execution import Tile, stream, tiles
 from influence_dag.labelled import Axis, Split
+from influence_dag.stages.planned import Planned
 from influence_dag.stages.updates import (
     Update,
     current_update,
@@ -34,7 +35,8 @@ Report = Callable[[str], None]
 class Workbench:
     """A study opened for work: its store, and its model and rows read back from there.
 
-    With `plan_only` a refresh says what it would compute, and computes and writes nothing.
+    With `plan_only` a refresh says what it would compute, and computes and writes nothing; what it
+    would publish then stands in for the artifact (`Planned`), so that later stages can be planned.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Workbench:
         )
         self._required: dict[str, Version] = {}
         self._axes: dict[tuple[str, ...], Axis] = {}
+        self._planned: dict[str, Planned] = {}
 
     def require(self, artifact: str) -> Version:
         """The version of an artifact that this stage reads.
@@ -60,6 +63,8 @@ class Workbench:
         Asked for again it is the same one, whatever another process publishes meanwhile: all
         that a stage reads belongs together.
         """
+        if artifact in self._planned:
+            return cast(Version, self._planned[artifact])
         version = self._required.get(artifact) or self.store.current(artifact)
         if version is None:
             raise StoreError(
@@ -69,6 +74,14 @@ class Workbench:
             )
         self._required[artifact] = version
         return version
+
+    def plan(self, artifact: str, layout: Layout | None = None) -> None:
+        """Note that an artifact is not current, and what is known of its next version."""
+        self._planned[artifact] = Planned(artifact, layout)
+
+    def is_planned(self, artifact: str) -> bool:
+        """Whether an artifact is to be computed, so that its numbers cannot be asked for."""
+        return artifact in self._planned
 
     def undamaged(self, artifact: str) -> Version | None:
         """The current version as something to start from: None without one, or a damaged one."""
@@ -112,10 +125,23 @@ class Workbench:
         fits = all(want / 4 <= have <= want * 4 for have, want in zip(stored, ideal, strict=True))
         return stored if fits else ideal
 
-    def rows_a_chunk(self, artifact: str, variable: str, split: Split, n: int, size: int) -> int:
-        """Rows a chunk of an array whose n rows of `size` bytes are kept whole."""
+    def row_chunk(
+        self,
+        artifact: str,
+        variable: str,
+        split: Split,
+        shape: tuple[int, ...],
+        row_bytes: int,
+    ) -> int:
+        """Rows a chunk of an array whose rows are kept whole: `shape` is what comes before a row.
+
+        The study's own length where a chunk of that many rows is not too large, else a stable one.
+        """
+        ideal = (*(1 for _ in shape[1:]), row_chunks(shape[-1], row_bytes))
         asked = (self.chunk_override or {}).get(split)
-        return asked or self.stable_chunks(artifact, variable, (row_chunks(n, size),))[0]
+        if asked and asked <= ideal[-1]:
+            return asked
+        return self.stable_chunks(artifact, variable, ideal)[-1]
 
     @property
     def chunk_override(self) -> dict[str, int] | None:
@@ -150,6 +176,12 @@ def provenance() -> dict[str, Any]:
 
     names = ("influence-dag", "torch", "zarr", "numpy")
     return {"made_with": {name: version(name) for name in names}}
+
+
+def policies(bench: Workbench) -> dict[str, str]:
+    """What a version was made under: whether θ and the curvature follow the data."""
+    settings = bench.settings
+    return {"model.refit": settings.model.refit, "curvature.refresh": settings.curvature.refresh}
 
 
 Result = tuple[tuple[str, ...], np.ndarray, dict]  # dims, values, attributes
@@ -198,6 +230,7 @@ def refresh_blocks(
         return current_update(bench, artifact, kept=plan.reused, info=info)
     reasons = reasons_of(plan)
     if bench.plan_only:
+        bench.plan(artifact, layout)
         return planned_update(bench, artifact, plan.computed, plan.reused, reasons, info)
     with bench.store.new_version(artifact, layout) as draft:
         outdated = draft.outdated(expected)
@@ -205,6 +238,7 @@ def refresh_blocks(
             _compute_part(bench, draft, layout, part, expected, outdated)
         for name, (dims, values, attrs) in (results() if results else {}).items():
             draft.set_result(name, dims, values, attrs)
+        draft.set_attrs(policies=policies(bench))
     computed = sum(map(len, outdated.values()))
     total = sum(keys[..., 0].size for keys in expected.values())
     return finished_update(
@@ -268,6 +302,7 @@ def refresh_whole(
         return serves
     reasons = _why_whole(bench.store.current(artifact), key)
     if bench.plan_only:
+        bench.plan(artifact)
         return planned_update(bench, artifact, sum(reasons.values()), 0, reasons, {})
     with bench.store.exclusive(artifact):  # another process may be computing the same
         if serves := _reused(bench, artifact, key, reusable):
@@ -317,7 +352,8 @@ def _publish(bench: Workbench, artifact: str, key: str, made: "Whole") -> tuple[
         for variable, (_, values, _) in zip(variables, made.arrays.values(), strict=True):
             keys = dict.fromkeys(np.ndindex(*variable.grid), block_key)
             draft.write(variable.name, (0,) * values.ndim, values, keys)
-        draft.set_attrs(info=made.info, **made.notes)  # times and the like: told, not fingerprinted
+        # Times and the like: told, not fingerprinted.
+        draft.set_attrs(info=made.info, policies=policies(bench), **made.notes)
         for name, content in made.files.items():
             draft.add_file(name, content)
     return draft.chunks_written, draft.bytes_written

@@ -6,8 +6,8 @@ import numpy as np
 
 from influence_dag.datasets import Split as TableSplit
 from influence_dag.datasets import load_splits, source_fingerprint
-from influence_dag.labelled import Axis, AxisChange, Split, assign_slots, fresh_axis
-from influence_dag.sources import is_callable_name
+from influence_dag.labelled import SPLITS, Axis, AxisChange, Split, assign_slots, fresh_axis
+from influence_dag.settings import is_callable_name
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.updates import current_update
 from influence_dag.store import Coordinate, Layout, Variable
@@ -48,7 +48,7 @@ def refresh(bench: Workbench) -> Update:
 def _source_key(bench: Workbench) -> str:
     """Stands for the files' bytes and all that decides how they are read and kept."""
     data, loss = bench.settings.data, bench.settings.model.loss
-    if any(map(is_callable_name, (data.train, data.test))):
+    if any(is_callable_name(name) for split in SPLITS for name in data.names(split)):
         return ""  # what code returns is known when it was called
     content = source_fingerprint(data, bench.study.root)
     how = (data.model_dump(mode="json"), bench.chunk_override, bench.study.name, loss)
@@ -88,13 +88,7 @@ def _layout(bench: Workbench, tables: dict, axes: dict[Split, Axis], source: str
     variables, coordinates = [], []
     for split, axis in axes.items():
         coordinates += axis.coordinates
-        table = tables[split]
-        for name, variable in input_names(table, split).items():
-            variables.append(
-                _variable(bench, variable, split, _dims(table, name), table.x[name], len(axis))
-            )
-        dims = tuple(f"target_{k}" for k in range(table.y.ndim - 1))
-        variables.append(_variable(bench, f"{split}_y", split, dims, table.y, len(axis)))
+        variables += _variables(bench, split, tables[split], len(axis))
     coordinates += feature_coordinates(tables["train"])
     attrs = bench.attributes(
         scale=bench.settings.data.features.scale,
@@ -132,15 +126,30 @@ def _stored_dtype(bench: Workbench, values: np.ndarray) -> np.dtype:
     return np.dtype(np.float64) if values.dtype.kind == "f" else np.dtype(np.int64)
 
 
-def _variable(
-    bench: Workbench, name: str, split: Split, dims: tuple[str, ...], values: np.ndarray, slots: int
-) -> Variable:
-    dtype = _stored_dtype(bench, values)
-    row_bytes = max(1, int(np.prod(values.shape[1:]))) * dtype.itemsize
-    chunk = bench.rows_a_chunk(ARTIFACT, name, split, slots, row_bytes)
-    return Variable(
-        name, (split, *dims), (slots, *values.shape[1:]), dtype.str, (chunk, *values.shape[1:]), {}
+def _variables(bench: Workbench, split: Split, table: TableSplit, slots: int) -> list[Variable]:
+    """Inputs and target of a split, all cut alike: they are read and keyed together."""
+    arrays = {
+        variable: (_dims(table, name), table.x[name])
+        for name, variable in input_names(table, split).items()
+    }
+    arrays[f"{split}_y"] = (tuple(f"target_{k}" for k in range(table.y.ndim - 1)), table.y)
+    dtypes = {name: _stored_dtype(bench, values) for name, (_, values) in arrays.items()}
+    row_bytes = max(
+        int(np.prod(values.shape[1:])) * dtypes[name].itemsize
+        for name, (_, values) in arrays.items()
     )
+    chunk = bench.row_chunk(ARTIFACT, next(iter(arrays)), split, (slots,), row_bytes)
+    return [
+        Variable(
+            name,
+            (split, *dims),
+            (slots, *values.shape[1:]),
+            dtypes[name].str,
+            (chunk, *values.shape[1:]),
+            {},
+        )
+        for name, (dims, values) in arrays.items()
+    ]
 
 
 def _part(

@@ -17,7 +17,6 @@ from influence_dag.stages.base import Part, Update, Workbench, provenance, refre
 from influence_dag.stages.model import load_objective, load_rows, measurement_key, model_key
 from influence_dag.store import Coordinate, Keys, Layout, Variable, Version, as_keys
 from influence_dag.store.fingerprints import fingerprint, grid_keys
-from influence_dag.store.layout import row_chunks
 
 FORMULA = 1
 PER_ROW = {
@@ -89,9 +88,8 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
     dims, sizes, coordinates = damping_axis(bench)
     ones = (1,) * len(sizes)
     name = artifact(method)
-    chunk = bench.stable_chunks(
-        name, "influence_factors", (*ones, row_chunks(len(test), size * dtype.itemsize))
-    )[-1]
+    shape = (*sizes, len(test))
+    chunk = bench.row_chunk(name, "influence_factors", "test", shape, size * dtype.itemsize)
     factors = Variable(
         "influence_factors",
         (*dims, "test", "param"),

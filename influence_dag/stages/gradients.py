@@ -6,7 +6,7 @@ import torch
 from influence_dag.gradients import GradientLayout, Gradients, gradient_layout, per_sample_gradients
 from influence_dag.labelled import Axis
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
-from influence_dag.stages.model import load_objective, load_rows, model_key
+from influence_dag.stages.model import load_objective, load_rows, model_key, stored_rows
 from influence_dag.store import Layout, Variable
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 
@@ -18,7 +18,7 @@ def refresh(bench: Workbench) -> Update:
     """∇θ L(z_i, θ) of every training row, as pairs (layer input, output gradient)."""
     train = bench.axis("dataset", "train")
     objective = load_objective(bench)
-    captured = gradient_layout(objective, load_rows(bench, train, train.slots[:2]))
+    captured = gradient_layout(objective, stored_rows(bench, "train", 2))
     base = fingerprint(ARTIFACT, FORMULA, model_key(bench), captured.to_json())
     layout = _layout(bench, train, captured, base)
     chunk = layout.variables[0].chunks[0]
@@ -38,7 +38,7 @@ def _layout(bench: Workbench, train: Axis, captured: GradientLayout, base: str) 
         max(1, *(int(np.prod(shape)) for shape in captured.row_shapes.values())) * dtype.itemsize
     )
     first = next(iter(captured.row_shapes))
-    chunk = bench.rows_a_chunk(ARTIFACT, first, "train", len(train), row_bytes)
+    chunk = bench.row_chunk(ARTIFACT, first, "train", (len(train),), row_bytes)
     variables = tuple(
         Variable(
             name,

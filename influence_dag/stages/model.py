@@ -1,8 +1,5 @@
 """The fitted module: built, fitted or loaded, and kept as a checkpoint."""
 
-import hashlib
-import importlib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from influence_dag.errors import DataError, ModelError
 from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.objective_checks import check_labels
+from influence_dag.project_code import code_key, file_hash
 from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
 from influence_dag.store import Coordinate, Version
 from influence_dag.store.fingerprints import fingerprint
@@ -39,7 +37,7 @@ def refresh(bench: Workbench) -> Update:
     update = refresh_whole(
         bench, ARTIFACT, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )
-    if update.is_current:
+    if update.is_current and not bench.is_planned("dataset"):
         check_targets(bench, load_objective(bench))  # of rows that the model has not seen
     return update
 
@@ -53,49 +51,36 @@ def _settings_key(study: Study) -> str:
         FORMULA,
         source_key(study),
         parameters,
-        _callable_hash(study, model.fit, "model.fit"),
+        _callable_key(study, model.fit, "model.fit"),
         checkpoint,
     )
 
 
 def source_key(study: Study) -> str:
-    """Hash of the code that makes the module and its loss: names and source files."""
+    """Hash of the code that makes the module and its loss: names and the project's files."""
     model = study.settings.model
     return fingerprint(
         *(
             part
             for field, name in (("model.build", model.build), ("model.loss", model.loss))
-            for part in (name, _callable_hash(study, name, field))
+            for part in (name, _callable_key(study, name, field))
         )
     )
 
 
-def _callable_hash(study: Study, name: object, field: str) -> str | None:
-    """Content hash of the file in which a `module:callable` is written.
+def _callable_key(study: Study, name: object, field: str) -> str | None:
+    """Fingerprint of the project's code behind a `module:callable`.
 
-    A file that was edited since this process imported it is imported again: a key must never name
-    code that did not run.
+    It is imported first, edited files anew: a key must never name code that did not run.
     """
     if not isinstance(name, str) or name in LOSSES:
         return None
     models.import_callable(name, study.root, field)
-    module = sys.modules[name.partition(":")[0]]
-    if module.__file__ is None:
-        return None
-    found = _file_hash(Path(module.__file__))
-    if _imported.setdefault(module.__file__, found) != found:
-        importlib.reload(module)
-        _imported[module.__file__] = found
-    return found
-
-
-_imported: dict[str, str | None] = {}  # file → hash of its content when it was imported
+    return code_key(name.partition(":")[0], study.root)
 
 
 def _file_hash(path: Path) -> str | None:
-    return (
-        hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else None
-    )
+    return file_hash(path.read_bytes()) if path.is_file() else None
 
 
 def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
@@ -255,6 +240,13 @@ def load_rows(
     return Rows(x, read(f"{split}_y"))
 
 
+def stored_rows(bench: Workbench, split: Split, count: int) -> Rows:
+    """A few rows to try a model on: of the stored dataset, also while a newer one is planned."""
+    version = bench.store.version("dataset")
+    axis = Axis.read(version, split)
+    return load_rows(bench, axis, axis.slots[:count], version=version)
+
+
 def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Objective:
     """The stored model and its loss (and measurement) in the study's precision, on its device."""
     settings, study = bench.settings.model, bench.study
@@ -276,4 +268,4 @@ def model_key(bench: Workbench) -> str:
 
 def measurement_key(study: Study) -> str:
     name = study.settings.model.measurement
-    return fingerprint(name, _callable_hash(study, name, "model.measurement"))
+    return fingerprint(name, _callable_key(study, name, "model.measurement"))

@@ -72,8 +72,10 @@ def _inputs(bench: Workbench) -> dict[str, tuple[tuple[str, ...], tuple[int, ...
     dataset = bench.require("dataset")
     names = list(dataset.attrs["inputs"])
     if len(names) == 1:
-        return {NAME: (tuple(dataset.attrs["feature_dims"]), dataset.array("train_x").shape[1:])}
-    shapes = {name: dataset.array(f"train_x_{name}").shape[1:] for name in names}
+        return {
+            NAME: (tuple(dataset.attrs["feature_dims"]), dataset.variables["train_x"].shape[1:])
+        }
+    shapes = {name: dataset.variables[f"train_x_{name}"].shape[1:] for name in names}
     return {
         f"{NAME}_{name}": (tuple(f"{name}_{k}" for k in range(len(shape))), shape)
         for name, shape in shapes.items()

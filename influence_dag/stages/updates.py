@@ -36,6 +36,11 @@ class Update:
         """True when nothing had to be computed."""
         return self.blocks_computed == 0 and self.bytes_written == 0 and not self.reasons
 
+    @property
+    def why(self) -> str:
+        """The reasons in words: `2 inputs changed, 1 damaged`; empty when there is none."""
+        return ", ".join(f"{n} {reason}" if n else reason for reason, n in self.reasons.items())
+
     def __str__(self) -> str:
         if self.is_current:
             return (

@@ -48,7 +48,7 @@ class Difference:
 
     @cached_property
     def added(self) -> dict[str, list[Any]]:
-        """Labels that are new, for each labelled dimension; holes (empty ids) aside."""
+        """Labels that are new, for each labelled dimension; slots without a row aside."""
         return {
             dim: _beyond(labels, self._old_labels.get(dim, []))
             for dim, labels in self._new_labels.items()
@@ -61,6 +61,15 @@ class Difference:
             dim: _beyond(labels, self._new_labels.get(dim, []))
             for dim, labels in self._old_labels.items()
         }
+
+    @cached_property
+    def changed(self) -> dict[str, list[Any]]:
+        """Labels that both versions have, whose content hash (coordinate `<dim>_key`) differs."""
+        found = {}
+        for dim in self._new_labels:
+            old, new = (_row_keys(version, dim) for version in (self.before, self.after))
+            found[dim] = [label for label, key in new.items() if old.get(label, key) != key]
+        return found
 
     @cached_property
     def attrs(self) -> dict[str, tuple[Any, Any]]:
@@ -93,7 +102,8 @@ class Difference:
         new = self._read(self.after, variable.name, new_places)
         old = self._read(self.before, variable.name, old_places)
         size = np.nan_to_num(np.abs(new - old), nan=0.0)
-        for flat in np.argsort(size, axis=None)[: -count - 1 : -1]:
+        few = min(count, size.size)
+        for flat in np.argpartition(size, -few, axis=None)[-few:] if few else ():
             entry = np.unravel_index(flat, size.shape)
             if size[entry]:
                 positions = [int(axis[i]) for axis, i in zip(new_places, entry, strict=True)]
@@ -146,8 +156,21 @@ class Difference:
 
 
 def _labels(version: Version) -> dict[str, list[Any]]:
-    """The labels of each dimension that has some."""
-    return {str(dim): index.tolist() for dim, index in version.open().indexes.items()}
+    """The labels of each dimension that has some; "" where `<dim>_valid` says that no row is."""
+    dataset, found = version.open(), {}
+    for dim, index in dataset.indexes.items():
+        valid = dataset.coords.get(f"{dim}_valid")
+        there = np.ones(len(index), bool) if valid is None else valid.values
+        found[str(dim)] = [x if ok else "" for x, ok in zip(index.tolist(), there, strict=True)]
+    return found
+
+
+def _row_keys(version: Version, dim: str) -> dict[Any, int]:
+    """Label → content hash of the rows that a version has along a dimension, holes aside."""
+    if f"{dim}_key" not in version.coordinates:
+        return {}
+    labels, keys = version.coordinate(dim).tolist(), version.coordinate(f"{dim}_key").tolist()
+    return {label: key for label, key in zip(labels, keys, strict=True) if key}  # 0: a hole
 
 
 def _beyond(labels: list[Any], others: list[Any]) -> list[Any]:

@@ -1,6 +1,7 @@
 """Any sequence of edits, settings, interruptions and refreshes ends in a from-scratch run's arrays.
 
-θ is a checkpoint, so that both runs describe the same model whatever the rows are.
+θ is a checkpoint, so that both runs describe the same model whatever the rows are. While the
+curvature is pinned, the run from scratch is given the stored one and the rows that it saw.
 """
 
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from safetensors.torch import load_file, save_file
 from test_chain import remove
 from tiny_project import Project
 
@@ -24,8 +26,9 @@ SETTINGS = {
     "methods": {"direct": {}, "cg": {"rtol": 1e-12, "rank": 8}},
 }
 FEWEST = 6  # rows left in a file
-PER_PAIR = ("direct/influences", "cg/influences", "direct/perturbation_influences")
-PER_ROW = ("direct/influence_factors", "cg/influence_factors", "direct/summary", "gradients")
+FITTED = ("hessian", "direct/curvature", "cg/curvature")
+SLOTS = ("top_train", "bottom_train")  # another numbering in another store
+SIGNS = ("eigenvectors",)  # of either sign
 
 splits = st.sampled_from(["train", "train", "test"])
 values = st.integers(-8, 8).map(lambda value: value / 4)
@@ -42,13 +45,14 @@ class History(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
         self.project = finished.copy(self.folder / "project")
-        shutil.copy(
-            self.project.store / "model/current/model.safetensors",
-            self.project.root / "theta.safetensors",
-        )
+        for name in ("theta.safetensors", "theta-0.safetensors"):
+            stored = self.project.store / "model/current/model.safetensors"
+            shutil.copy(stored, self.project.root / name)
         self.project.write_settings(**SETTINGS)
         self.added = 0
         self.pending = True
+        self.curvature = "on_change"
+        self.rows_of: dict[int, dict[str, dict[str, list]]] = {}  # dataset version → its rows
 
     def teardown(self):
         shutil.rmtree(self.folder)
@@ -87,6 +91,26 @@ class History(RuleBasedStateMachine):
         self.project.write_settings(damping=damping)
         self.pending = True
 
+    @rule(chunks=st.sampled_from([{"test": 4, "train": 8}, {"test": 3, "train": 16}]))
+    def the_chunks_are(self, chunks):
+        self.project.write_settings(store={"chunks": chunks})
+        self.pending = True
+
+    @rule(policy=st.sampled_from(["on_change", "pinned"]))
+    def the_curvature_is_refreshed(self, policy):
+        self.curvature = policy
+        self.project.write_settings(curvature={"refresh": policy}, model={"refit": policy})
+        self.pending = True
+
+    @rule(scale=st.sampled_from([1.0, 0.8]))
+    def the_checkpoint_is_replaced(self, scale):
+        stored = load_file(self.project.root / "theta-0.safetensors")
+        save_file(
+            {name: scale * value for name, value in stored.items()},
+            self.project.root / "theta.safetensors",
+        )
+        self.pending = True
+
     @precondition(lambda self: self.pending)
     @rule(writes=st.integers(0, 60))
     def a_refresh_is_interrupted(self, writes):
@@ -113,31 +137,49 @@ class History(RuleBasedStateMachine):
         self.project.refresh()
         self.pending = False
         scratch = self.project.copy(self.folder / "scratch")
+        kept = {"dataset", *FITTED} if self.curvature == "pinned" else set()
         try:
-            remove(scratch.store)
+            for name in set(scratch.results.artifacts) - kept:
+                remove(scratch.store / name)
             scratch.refresh()
             self.compare_with(scratch)
         finally:
             shutil.rmtree(scratch.root)
         self.check_versions()
+        self.check_differences()
 
     def compare_with(self, scratch: Project) -> None:
-        for name in (*PER_PAIR, *PER_ROW):
+        assert self.project.results.artifacts == scratch.results.artifacts
+        for name in scratch.results.artifacts:
             stored, wanted = (each.results.open(name).load() for each in (self.project, scratch))
             rows = {split: wanted[split] for split in ("test", "train") if split in wanted.dims}
             assert {split: stored.sizes[split] for split in rows} == {
                 split: len(ids) for split, ids in rows.items()
             }
-            for variable, array in wanted.data_vars.items():
-                if variable in ("top_train", "bottom_train"):
-                    continue  # slots: another numbering
-                np.testing.assert_allclose(
-                    stored[variable].sel({dim: rows[dim] for dim in array.dims if dim in rows}),
-                    array,
-                    rtol=1e-8,
-                    atol=1e-10,
-                    err_msg=f"{name}",
-                )
+            for variable in sorted({*wanted.data_vars} - {*SLOTS}):
+                seen, array = stored[variable], wanted[variable]
+                seen = seen.sel({dim: rows[dim] for dim in array.dims if dim in rows})
+                if variable in SIGNS:
+                    seen, array = abs(seen), abs(array)
+                np.testing.assert_allclose(seen, array, rtol=1e-7, atol=1e-9, err_msg=name)
+
+    def check_differences(self) -> None:
+        """Two kept versions of the dataset differ by the rows that the files differed by."""
+        results = self.project.results
+        numbers = [version.number for version in results.versions("dataset")]
+        self.rows_of[numbers[-1]] = {
+            split: {row[0]: row[1:] for row in rows} for split, rows in self.project.rows.items()
+        }
+        before = [number for number in numbers[:-1] if number in self.rows_of]
+        if not before:
+            return
+        found = results.diff("dataset", before[0])
+        for split in ("train", "test"):
+            old, new = self.rows_of[before[0]][split], self.rows_of[numbers[-1]][split]
+            both = old.keys() & new.keys()
+            assert set(found.added[split]) == new.keys() - old.keys()
+            assert set(found.removed[split]) == old.keys() - new.keys()
+            assert set(found.changed[split]) == {name for name in both if old[name] != new[name]}
 
     def check_versions(self) -> None:
         assert idag.status(self.project.folder).is_current
@@ -161,7 +203,7 @@ def run(finished: Project, *, examples: int, steps: int) -> None:
 
 
 def test_a_few_histories(finished_project):
-    run(finished_project, examples=2, steps=10)
+    run(finished_project, examples=2, steps=12)
 
 
 @pytest.mark.campaign

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import torch
 from test_chain import ALL, PINNED, assert_close, computed, remove, stored_module
-from tiny_project import Project
+from tiny_project import COLUMNS, Project
 from torch.nn import functional as F
 
 from influence_dag.errors import DataError
@@ -53,11 +54,11 @@ def all_at_once(project: Project) -> None:
         change(project)
 
 
-def wanted_influences(project: Project) -> np.ndarray:
+def wanted_influences(project: Project, damping: float = DAMPING) -> np.ndarray:
     """Autograd's answer at the stored θ, rows in the files' order."""
     train, test = project.tensors("train"), project.tensors("test")
     module = stored_module(project)
-    return reference.influences(module, F.cross_entropy, train, test, DAMPING).numpy()
+    return reference.influences(module, F.cross_entropy, train, test, damping).numpy()
 
 
 def in_file_order(project: Project, method: str = "direct") -> np.ndarray:
@@ -131,6 +132,95 @@ def test_conjugate_gradients_start_from_the_factors_before(pinned):
     cold = cold_project.results.open("cg/influence_factors").load()
     assert float(warm.niter.mean()) < float(cold.niter.mean())
     assert_close(warm.influence_factors, cold.influence_factors.values, 1e-8)
+
+
+def identities(version: Version) -> set[str]:
+    """Everything by which a version is known to others: fingerprints, keys of its chunks."""
+    attrs = ("data_version", "fingerprint", "train_rows", "base_key", "layout_fingerprint")
+    named = {version.attrs[name] for name in attrs if name in version.attrs}
+    keys = (version.keys(name).reshape(-1, 16) for name in version.variables)
+    return named | {key.tobytes().hex() for part in keys for key in part}
+
+
+def test_after_a_refit_everything_is_new_and_nothing_stale_is_anywhere(project):
+    """Every test row is edited as well, so that no chunk has a reason to stay."""
+    before = {name: project.results.store.version(name) for name in ALL}
+    old = set().union(*map(identities, before.values()))
+    inodes = {file.stat().st_ino for file in project.store.rglob("*") if file.is_file()}
+    for split in ("train", "test"):
+        for position in range(0, len(project.rows[split]), 4):
+            project.edit(split, position, depth=position / 7, label=2)
+    updates = project.refresh()
+    for name in ALL:
+        version = project.results.store.version(name)
+        assert updates[name].blocks_reused == 0, name
+        assert updates[name].blocks_computed, name
+        assert set(updates[name].reasons) == {"inputs changed"}, name
+        assert not identities(version) & old, name
+        for text in ("zarr.json", "manifest.json"):
+            said = (version.path / text).read_text()
+            assert not [identity for identity in old if identity in said], (name, text)
+        for variable in version.variables:
+            chunks = (version.path / variable / "c").rglob("*")
+            assert not {file.stat().st_ino for file in chunks if file.is_file()} & inodes
+    assert_close(in_file_order(project), wanted_influences(project, 0.05))
+    about = project.results.store.version("direct/influences").attrs
+    assert about["model_data_version"] == project.results.store.version("model").data_version
+    assert about["policies"] == {"model.refit": "on_change", "curvature.refresh": "on_change"}
+
+
+# Rows that arrive
+
+
+@pytest.mark.parametrize("arrives", ["as appended lines", "as a second file"])
+def test_new_test_rows_cost_their_own_chunks(project, arrives):
+    project.write_settings(data={"test": "test*.csv"}, store={"chunks": {"test": 5}})
+    project.refresh()
+    new = [[f"test-late-{k}", 0.3 * k, -0.2, 0.1 * k, k % 3] for k in range(4)]
+    if arrives == "as appended lines":
+        project.write("test", [*project.rows["test"], *new])
+    else:
+        rows = project.rows["test"]
+        project.write("test-late", new)
+        project.rows["test"] = rows + new
+    updates = project.refresh()
+    assert updates["dataset"].info["test"] == {"added": 4, "changed": 0, "removed": 0}
+    assert updates["direct/influences"].blocks_computed == 5, "one row of chunks"
+    assert updates["direct/perturbation_influences"].blocks_computed == 5
+    factors = updates["direct/influence_factors"]
+    assert (factors.blocks_computed, factors.blocks_reused) == (2, 4), "factors and residuals"
+    assert not computed(updates) & {"model", "gradients", "hessian", "direct/curvature"}
+    assert_close(in_file_order(project), wanted_influences(project, 0.05))
+
+
+@pytest.mark.parametrize("arrives", ["as appended lines", "as a second file"])
+def test_new_training_rows_at_pinned_policies_cost_their_own_chunks(project, arrives):
+    project.write_settings(**PINNED, data={"train": ["train.csv", "train-?.csv"]})
+    (project.root / "train-0.csv").write_text(",".join(COLUMNS) + "\n")
+    project.refresh()
+    new = [[f"train-late-{k}", 0.3 * k, -0.2, 0.1 * k, k % 3] for k in range(4)]
+    before = project.results["direct"].influences.load()
+    if arrives == "as appended lines":
+        project.write("train", [*project.rows["train"], *new])
+    else:
+        project.write("train-1", new)
+    updates = project.refresh()
+    assert updates["direct/influences"].blocks_computed == 3, "one column of chunks"
+    assert updates["direct/perturbation_influences"].blocks_computed == 3
+    assert {update.blocks_computed for name, update in updates.items() if name in FITTED} == {0}
+    after = project.results["direct"].influences
+    np.testing.assert_array_equal(after.sel(train=before.train), before)
+    x = torch.tensor([row[1:4] for row in new], dtype=torch.float64)
+    y = torch.tensor([row[4] for row in new])
+    gradients = reference.per_sample_gradients(stored_module(project), F.cross_entropy, x, y)
+    factors = project.results.influence_factors("direct").values
+    late = after.sel(train=[row[0] for row in new])
+    assert_close(late, factors @ gradients.numpy().T, 1e-12)
+
+
+FITTED = {"model", "hessian"} | {
+    f"{method}/{what}" for method in ("direct", "cg") for what in ("curvature", "influence_factors")
+}
 
 
 # Files that look different

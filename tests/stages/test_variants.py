@@ -54,6 +54,25 @@ def test_a_sweep_of_removed_rows(project):
         assert_close(influences.sel(damping=value), expected(project, "influences", value))
 
 
+def test_more_rows_than_a_chunk_of_inputs_holds(tmp_path):
+    width, rows = 1024, {"train": 300, "test": 5}  # 8 KiB a row: a chunk holds 128
+    model = MODEL.replace("nn.Linear(3, 4)", f"nn.Linear({width}, 1)").replace("4, 3", "1, 3")
+    project = Project(tmp_path, model=model, methods={"direct": None, "cg": None, "identity": {}})
+    rng = np.random.default_rng(0)
+    for split, n in rows.items():
+        x, y = rng.normal(size=(n, width)), np.arange(n) % 3
+        np.savez(tmp_path / f"{split}.npz", x=x, y=y)
+    project.settings["data"] = {split: f"{split}.npz" for split in rows}
+    project.write_settings(store={"chunks": None}, perturbation=None)
+    project.refresh()
+    stored = project.results.open("dataset")
+    assert (
+        stored.train_x.chunksizes["train"] == stored.train_y.chunksizes["train"] == (128, 128, 44)
+    )
+    assert stored.train_x.values.tolist() == np.load(tmp_path / "train.npz")["x"].tolist()
+    project.results["identity"].influences.load()
+
+
 def test_single_precision_agrees_to_its_precision(tmp_path):
     project = Project(tmp_path, compute={"dtype": "float32"}, methods={"cg": {"rtol": 1e-6}})
     project.refresh()

@@ -1,0 +1,79 @@
+"""What a materialisation was made from and what it changed: rows, and numbers that moved most."""
+
+import math
+from typing import Any
+
+import dagster as dg
+
+from influence_dag.showing import listed
+from influence_dag.stages.base import Update, Workbench
+from influence_dag.store.differences import Difference
+
+COMPARED = 50_000_000  # numbers in changed chunks, above which they are not read again to compare
+MOVED = 10  # entries in the table of those that moved most
+
+
+def changes(bench: Workbench, update: Update) -> dict[str, Any]:
+    """Against the version before: rows by their ids, and for influences what moved most.
+
+    Empty when nothing was computed, and for a first version.
+    """
+    earlier = [v for v in bench.store.versions(update.artifact) if v.number < update.version]
+    if update.is_current or not earlier:
+        return {}
+    found = Difference(earlier[-1], bench.require(update.artifact))
+    told = {"compared_with_version": found.before.number, **_rows(found)}
+    if update.artifact.rpartition("/")[2] == "influences":
+        told |= _moved(found)
+    return told
+
+
+def made_from(bench: Workbench, update: Update, method: str | None) -> dict[str, str]:
+    """The θ and the curvature behind a method's artifact, the rows that they saw, the policies."""
+    if method is None:
+        return {}
+    current, policies = bench.axis("dataset", "train").fingerprint, bench.settings
+    pairs = {
+        "model": ("model", policies.model.refit, "trained_on_rows"),
+        "curvature": (f"{method}/curvature", policies.curvature.refresh, "n_train"),
+    }
+    told = {}
+    for what, (artifact, policy, rows) in pairs.items():
+        version = bench.require(artifact)
+        if artifact != update.artifact:
+            count = version.attrs.get(rows) or version.attrs["info"][rows]
+            same = (
+                "the current"
+                if version.attrs["train_rows"] == current
+                else "other than the current"
+            )
+            told[what] = f"version {version.number}, from {count:,} rows, {same} ones ({policy})"
+    return told
+
+
+def _rows(found: Difference) -> dict[str, Any]:
+    """`train_rows_changed: 3: train-0004, train-0007, train-1204`, and the like."""
+    kinds = {"added": found.added, "removed": found.removed, "changed": found.changed}
+    return {
+        f"{dim}_rows_{kind}": f"{len(labels)}: {listed(labels)}"
+        for dim in ("train", "test")
+        for kind, by_dim in kinds.items()
+        if (labels := by_dim.get(dim))
+    }
+
+
+def _moved(found: Difference) -> dict[str, Any]:
+    variable = found.after.variables["influences"]
+    if len(found.chunks["influences"]) * math.prod(variable.chunks) > COMPARED:
+        return {"moved_most": "not looked for among so many numbers; `influence-dag diff` does"}
+    records = [
+        dg.TableRecord(
+            {
+                **{dim: str(label) for dim, label in change.labels.items()},
+                "before": f"{change.before:+.4g}",
+                "after": f"{change.after:+.4g}",
+            }
+        )
+        for change in found.largest_changes("influences", MOVED)
+    ]
+    return {"moved_most": dg.MetadataValue.table(records)} if records else {}

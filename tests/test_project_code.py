@@ -1,0 +1,206 @@
+"""Edited code of a project is seen wherever it stands, and runs instead of what was imported."""
+
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_project import Project
+
+import influence_dag as idag
+from influence_dag.models import import_callable
+from influence_dag.project_code import code_hashes, code_key
+
+FILES = {
+    "things/__init__.py": "",
+    "things/model.py": "import math\nfrom .layers import one\nfrom things import two\n",
+    "things/layers.py": "from things.deep.inner import VALUE\n\n\ndef one():\n    return VALUE\n",
+    "things/two.py": "def late():\n    import helper\n\n    return helper\n",
+    "things/deep/inner.py": "VALUE = 1\n",
+    "helper.py": "import things.model  # a circle is no trouble\n",
+    "bystander.py": "",
+    "math.py": "shadows = 'nothing: Python has a module of this name'\n",
+}
+NAMES = ("things", "helper", "bystander")
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] in NAMES]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_all(tmp_path, FILES)
+    return tmp_path
+
+
+def write_all(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+def one(root: Path) -> object:
+    return import_callable("things.model:one", root, "model.build")()
+
+
+def test_a_callable_is_made_of_all_that_its_module_imports_from_the_project(root):
+    files = set(code_hashes("things.model", root))
+    wanted = {"things", "things.model", "things.layers", "things.two", "things.deep.inner"}
+    assert files == {*wanted, "helper"}
+
+
+@pytest.mark.parametrize("file", sorted({*FILES} - {"bystander.py", "math.py"}))
+def test_an_edit_anywhere_in_it_is_another_key(root, file):
+    before = code_key("things.model", root)
+    (root / file).write_text(FILES[file] + "# edited\n")
+    assert code_key("things.model", root) != before
+
+
+@pytest.mark.parametrize("file", ["bystander.py", "math.py", "things/unrelated.py"])
+def test_an_edit_elsewhere_is_not(root, file):
+    before = code_key("things.model", root)
+    (root / file).write_text("# edited\n")
+    assert code_key("things.model", root) == before
+
+
+def test_modules_in_a_folder_on_the_path_belong_to_the_project(root, monkeypatch):
+    write_all(root, {"src/helper.py": "import bystander\n"})
+    (root / "helper.py").unlink()
+    assert "helper" not in code_hashes("things.model", root)
+    monkeypatch.syspath_prepend(str(root / "src"))
+    assert {"helper", "bystander"} <= set(code_hashes("things.model", root))
+
+
+def test_installed_modules_count_by_their_own_file(root):
+    assert code_hashes("torch.nn", root) == {}
+    assert code_key("torch.nn", root) != code_key("torch.optim", root)
+
+
+def test_what_was_edited_is_imported_again_though_the_edit_keeps_size_and_second(root):
+    for value in (1, 2, 3):
+        (root / "things/deep/inner.py").write_text(f"VALUE = {value}\n")
+        assert one(root) == value
+    assert one(root) == 3
+
+
+def test_what_was_not_edited_stays_the_same_object(root):
+    first = import_callable("things.model:one", root, "model.build")
+    assert import_callable("things.model:one", root, "model.build") is first
+
+
+def test_code_that_somebody_imported_before_an_edit_does_not_run(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root))
+    import_module("things.model")
+    (root / "things/deep/inner.py").write_text("VALUE = 7\n")
+    assert one(root) == 7
+
+
+def test_modules_of_the_same_name_are_each_projects_own(root, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_all(other, FILES | {"things/deep/inner.py": "VALUE = 2\n"})
+    assert [one(folder) for folder in (root, other, root)] == [1, 2, 1]
+
+
+# In a study
+
+SPLIT_MODEL = """\
+from torch import nn
+
+from tiny_layers import Activation
+
+
+def build():
+    return nn.Sequential(Activation(), nn.Linear(3, 3))
+"""
+LAYERS = """\
+import torch
+from torch import nn
+
+
+class Activation(nn.Module):
+    def forward(self, x):
+        return torch.tanh({scale} * x)
+
+
+def loss(output, target):
+    return {scale} * nn.functional.cross_entropy(output, target, reduction="none")
+
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, row):
+        x = torch.arange(3.0) * {scale} + torch.sin(torch.tensor(7.0 * row))
+        return x.double(), row % 3
+"""
+
+
+@pytest.fixture
+def split_project(tmp_path: Path) -> Iterator[Project]:
+    """A study whose model imports its activation from a module beside it."""
+    write_all(tmp_path, {"tiny_layers.py": LAYERS.format(scale="1.0")})
+    yield Project(tmp_path, model=SPLIT_MODEL, methods={"cg": None}, perturbation=None)
+    sys.modules.pop("tiny_layers", None)
+
+
+def from_nothing(project: Project, root: Path) -> Project:
+    other = project.copy(root)
+    for path in sorted(other.store.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    other.refresh()
+    return other
+
+
+def test_edited_layers_and_losses_are_computed_with(split_project, tmp_path_factory):
+    split_project.write_settings(model={"loss": "tiny_layers:loss"})
+    split_project.refresh()
+    write_all(split_project.root, {"tiny_layers.py": LAYERS.format(scale="2.0")})
+    assert idag.status(split_project.folder)["model"].reasons == {"inputs changed": 1}
+    updates = split_project.refresh()
+    assert [name for name, update in updates.items() if update.is_current] == ["dataset"]
+    wanted = from_nothing(split_project, tmp_path_factory.mktemp("scratch"))
+    np.testing.assert_allclose(
+        split_project.results["direct"].influences, wanted.results["direct"].influences, rtol=1e-9
+    )
+
+
+def test_an_edited_measurement_is_computed_with(split_project):
+    write_all(split_project.root, {"tiny_margin.py": "from tiny_layers import loss as margin\n"})
+    split_project.write_settings(model={"measurement": "tiny_margin:margin"})
+    split_project.refresh()
+    before = split_project.results["direct"].influences.values
+    write_all(split_project.root, {"tiny_margin.py": MARGIN})
+    updates = split_project.refresh()
+    assert not updates["direct/influence_factors"].is_current
+    assert updates["hessian"].is_current
+    np.testing.assert_allclose(split_project.results["direct"].influences, -before, rtol=1e-9)
+
+
+MARGIN = """\
+from tiny_layers import loss
+
+
+def margin(output, target):
+    return -loss(output, target)
+"""
+
+
+def test_edited_rows_of_a_callable_are_read(split_project):
+    data = {"train": "tiny_layers:Rows", "id": None, "target": None}
+    split_project.write_settings(data=data)
+    (split_project.root / "test.csv").unlink()
+    split_project.write_settings(data={"test": "tiny_layers:Rows"})
+    split_project.refresh()
+    before = split_project.results.open("dataset").train_x.values
+    write_all(split_project.root, {"tiny_layers.py": LAYERS.format(scale="2.0")})
+    assert split_project.refresh()["dataset"].info["train"]["changed"] == 12
+    shift = split_project.results.open("dataset").train_x.values - before
+    np.testing.assert_allclose(shift, torch.arange(3.0).expand(12, 3), atol=1e-6)
