@@ -110,6 +110,9 @@ class Project:
         other.root, other.rows = root, dict(self.rows)
         return other
 
+    def remove_store(self) -> None:
+        shutil.rmtree(self.store)
+
     def tensors(self, split: str, dtype: torch.dtype = torch.float64) -> tuple:
         """Features and labels as the model sees them, straight from the rows."""
         numbers = np.array([row[1:] for row in self.rows[split]], dtype=np.float64)

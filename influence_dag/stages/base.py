@@ -49,6 +49,7 @@ class Workbench:
             study.store_path,
             keep_versions=study.settings.store.keep_versions,
             lock_timeout=study.settings.store.lock_timeout,
+            report=report,
         )
         self._required: dict[str, Version] = {}
 

@@ -179,7 +179,7 @@ class Draft:
         with self._idle:
             closed, self._closed = self._closed, True
             while self._active:
-                with suppress(KeyboardInterrupt):  # an impatient second one
+                with suppress(BaseException):  # an impatient second interrupt
                     self._idle.wait()
         if not closed:
             self._journal.close()

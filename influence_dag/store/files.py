@@ -44,17 +44,20 @@ def explained(path: Path, doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path, *, timeout: float) -> Iterator[None]:
+def locked(
+    path: Path, *, timeout: float, report: Callable[[str], None] = lambda message: None
+) -> Iterator[None]:
     """Hold an exclusive lock on a file; after `timeout` seconds a `StoreError` names the holder.
 
-    `flock` belongs to the open file, so it excludes threads as well as processes and is released
-    by the system when its holder dies, however it dies. The file itself stays.
+    Who has to wait says so to `report` at once, with the holder's name. `flock` belongs to the open
+    file, so it excludes threads as well as processes and is released by the system when its holder
+    dies, however it dies. The file itself stays.
     """
     with explained(path.parent, "writing to"):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _acquire(descriptor, path, timeout)
+        _acquire(descriptor, path, timeout, report)
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
         with explained(path, "writing to"):
             os.ftruncate(descriptor, 0)
@@ -64,27 +67,35 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(descriptor: int, path: Path, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
+_POLL_SECONDS = 0.05
+
+
+def _acquire(
+    descriptor: int, path: Path, timeout: float, report: Callable[[str], None]
+) -> None:
+    deadline, tries = time.monotonic() + timeout, 0
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise StoreError(_held_message(path, timeout)) from None
-            time.sleep(min(0.05, timeout))
+                raise StoreError(
+                    f"{path.parent} is being written by {_holder(path)}; waited {timeout:g} s. Try "
+                    f"again when it is done, or raise `store.lock_timeout`"
+                ) from None
+        time.sleep(min(_POLL_SECONDS, timeout))
+        tries += 1
+        if tries == 1:  # by now a holder that has just come has written its name
+            report(f"waiting for {_holder(path)}, which writes {path.parent}")
 
 
-def _held_message(path: Path, timeout: float) -> str:
+def _holder(path: Path) -> str:
+    """Who holds a lock, as it wrote into the file."""
     try:
         holder = json.loads(path.read_bytes())
-        who = f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
     except (OSError, ValueError, KeyError):
-        who = "another process"
-    return (
-        f"{path.parent} is being written by {who}; waited {timeout:g} s. Try again when it is "
-        f"done, or raise `lock_timeout`"
-    )
+        return "another process"
 
 
 def uninterrupted(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -92,7 +103,8 @@ def uninterrupted(function: Callable[..., Result], *arguments: Any) -> Result:
 
     Zarr works on threads of its own: after Ctrl-C in this one they could still replace a file that
     the next run has written. So the call is made on another thread and waited for, however often
-    Ctrl-C is pressed; then the interrupt goes on.
+    Ctrl-C is pressed (and whatever exception a signal's handler makes of it); then the interrupt
+    goes on.
     """
     if threading.current_thread() is not threading.main_thread():
         return function(*arguments)  # only the main thread is interrupted
@@ -103,7 +115,7 @@ def uninterrupted(function: Callable[..., Result], *arguments: Any) -> Result:
     finally:
         outcome.cancel()  # does nothing once the call has begun
         while not outcome.done():
-            with suppress(KeyboardInterrupt):
+            with suppress(BaseException):
                 wait([outcome])
 
 
