@@ -70,9 +70,7 @@ def locked(
 _POLL_SECONDS = 0.05
 
 
-def _acquire(
-    descriptor: int, path: Path, timeout: float, report: Callable[[str], None]
-) -> None:
+def _acquire(descriptor: int, path: Path, timeout: float, report: Callable[[str], None]) -> None:
     deadline, tries = time.monotonic() + timeout, 0
     while True:
         try:

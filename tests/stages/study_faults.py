@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+FAULT = "fault while refreshing"
 _CHANGES = {"os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir"}
+_GROWS = {"os.link", "os.symlink", "os.mkdir"}
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,16 @@ def refresh_at(folder: str, moment: float) -> None:
 
 
 def count_changes(folder: str, report: str) -> None:
-    """Refresh, and write how often each artifact changed the store."""
+    """Refresh, and write how often each artifact changed the store and how many blocks it took."""
+    from influence_dag.graph import artifacts
+    from influence_dag.running import load_study
+    from influence_dag.stages.base import Workbench
+
     seen: Counter[str] = Counter()
     _on_changes(folder, lambda artifact: seen.update([artifact]))
-    refresh(folder)
-    Path(report).write_text(json.dumps(seen))
+    bench = Workbench(load_study(folder))
+    blocks = {node.name: node.refresh(bench).blocks_computed for node in artifacts(bench.study)}
+    Path(report).write_text(json.dumps({"changes": seen, "blocks": blocks}))
 
 
 def materialize(folder: str, moment: dict, sign: int) -> None:
@@ -108,7 +115,7 @@ def cancelled_run(folder: str, moment: dict, home: str) -> None:
     import dagster as dg
     from dagster._core.definitions.job_base import InMemoryJob
     from dagster._core.execution.api import execute_run_iterator
-    from dagster._utils.interrupts import send_interrupt, setup_interrupt_handlers
+    from dagster._utils.interrupts import setup_interrupt_handlers
 
     from influence_dag.components.assets import study_definitions
     from influence_dag.running import load_study
@@ -122,7 +129,7 @@ def cancelled_run(folder: str, moment: dict, home: str) -> None:
 
         def cancel() -> None:
             instance.report_run_canceling(run)
-            send_interrupt()
+            os.kill(os.getpid(), signal.SIGINT)  # as the server's watching thread does
 
         _at(folder, moment, cancel)
         with suppress(KeyboardInterrupt):
@@ -134,12 +141,13 @@ def full_disk(folder: str, moment: dict) -> None:
     """Refresh; from a moment on nothing can be written to the store any more."""
     import errno
 
-    moment = Moment(**moment)
-    left = [moment.change]
+    chosen = Moment(**moment)
+    left = chosen.change
 
     def fail(artifact: str) -> None:
-        left[0] -= artifact == moment.artifact
-        if left[0] <= 0:
+        nonlocal left
+        left -= artifact == chosen.artifact
+        if left <= 0:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     _on_changes(folder, fail, growing=True)
@@ -148,13 +156,19 @@ def full_disk(folder: str, moment: dict) -> None:
 
 def _at(folder: str, moment: dict, fault: Callable[[], None]) -> None:
     """Have a fault happen once, at a moment: at once in this thread, or later from another."""
-    chosen, seen = Moment(**moment), [0]
+    chosen, seen, current = Moment(**moment), 0, ""
+
+    def strike() -> None:
+        print(f"{FAULT} {current}", flush=True)
+        fault()
 
     def count(artifact: str) -> None:
-        seen[0] += artifact == chosen.artifact
-        if seen[0] == chosen.change and artifact == chosen.artifact:
-            seen[0] += 1  # once
-            threading.Timer(chosen.delay, fault).start() if chosen.delay else fault()
+        nonlocal seen, current
+        current = artifact
+        seen += artifact == chosen.artifact
+        if seen == chosen.change and artifact == chosen.artifact:
+            seen += 1  # once
+            threading.Timer(chosen.delay, strike).start() if chosen.delay else strike()
 
     _on_changes(folder, count)
 
@@ -173,8 +187,8 @@ def _on_changes(folder: str, act: Callable[[str], None], *, growing: bool = Fals
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
-        changes = event in (_CHANGES - {"os.remove", "os.rmdir", "os.rename"} if growing else _CHANGES)
-        if (writes or changes) and str(arguments[0]).startswith(store) and refreshing[0]:
+        changes = writes or event in (_GROWS if growing else _CHANGES)
+        if changes and refreshing[0] and str(arguments[0]).startswith(store):
             act(refreshing[0])
 
     Artifact.refresh = followed
