@@ -1,4 +1,4 @@
-"""Killed, terminated or cancelled during any artifact, a study is whole and the next run resumes."""
+"""Killed, terminated or cancelled in any artifact, a study is whole and the next run resumes."""
 
 import json
 import random
