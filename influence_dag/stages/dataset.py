@@ -4,9 +4,10 @@ import numpy as np
 
 from influence_dag.datasets import Split as TableSplit
 from influence_dag.datasets import load_splits
+from influence_dag.errors import StoreError
 from influence_dag.labelled import Axis, AxisChange, Split, assign_slots, fresh_axis
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
-from influence_dag.store import Coordinate, Layout, Variable
+from influence_dag.store import Coordinate, Layout, Variable, Version
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 from influence_dag.store.layout import row_chunks
 
@@ -22,7 +23,7 @@ def refresh(bench: Workbench) -> Update:
     current = bench.store.current(ARTIFACT)
     slotted = {}
     for split, table in tables.items():
-        previous = Axis.read(current, split) if current else None
+        previous = _slots_before(current, split)
         slotted[split] = _slots(previous, split, table)
     layout = _layout(bench, tables, {split: axis for split, (axis, _, _) in slotted.items()})
     parts = [
@@ -32,6 +33,14 @@ def refresh(bench: Workbench) -> Update:
     info = {split: vars(change) for split, (_, _, change) in slotted.items()}
     info["rows"] = {split: axis.count for split, (axis, _, _) in slotted.items()}
     return refresh_blocks(bench, ARTIFACT, layout, parts, info=info)
+
+
+def _slots_before(current: Version | None, split: Split) -> Axis | None:
+    """The slots that rows have; None before the first version, or when its labels are damaged."""
+    try:
+        return Axis.read(current, split) if current else None
+    except StoreError:
+        return None
 
 
 def _slots(

@@ -91,6 +91,10 @@ class ArtifactStore:
         path = self._folder(name) / target
         return Version(path, name) if path.is_dir() else None
 
+    def base(self, name: str) -> Version | None:
+        """The current version as something to start from: None when its bookkeeping is damaged."""
+        return _readable(self.current(name))
+
     def version(self, name: str, number: int | None = None) -> Version:
         """One version by number, by default the current one."""
         if number is None:
@@ -116,7 +120,7 @@ class ArtifactStore:
 
     def plan(self, name: str, layout: Layout, expected: Expected) -> Plan:
         """What would have to be computed; takes no lock and changes nothing."""
-        return make_plan(_readable(self.current(name)), layout, expected)
+        return make_plan(self.base(name), layout, expected)
 
     @contextmanager
     def new_version(self, name: str, layout: Layout) -> Iterator[Draft]:
@@ -181,7 +185,7 @@ class ArtifactStore:
         versions = self._folder(name) / "versions"
         versions.mkdir(parents=True, exist_ok=True)
         remove(list(versions.glob(".partial-*")))
-        base = _readable(self.current(name))
+        base = self.base(name)
         number = max((version.number for version in self.versions(name)), default=0) + 1
         folder = versions / f".partial-{number:06d}"
         results = uninterrupted(clone, base, layout, folder)
@@ -191,7 +195,7 @@ class ArtifactStore:
 
     def _resume(self, name: str, layout: Layout) -> Draft | None:
         """The unfinished version of an interrupted run, if it was begun for the same."""
-        base = _readable(self.current(name))
+        base = self.base(name)
         for path in (self._folder(name) / "versions").glob(_JOURNALS):
             journal = Journal.reopen(path)
             if journal is None:
@@ -247,7 +251,7 @@ class ArtifactStore:
         return [v.path for v in versions if v.number not in needed][:surplus]
 
     def _made_from(self, name: str) -> set[int]:
-        versions = (_readable(self.current(other)) for other in self.names())
+        versions = (self.base(other) for other in self.names())
         return {version.attrs.get(f"{name}_version", 0) for version in versions if version}
 
 
