@@ -31,16 +31,29 @@ _CAUSES = {
 
 
 @contextmanager
-def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn the operating system's errors into a `StoreError` that says what to do."""
+def explained(path: Path, doing: str, *, size: int | None = None) -> Iterator[None]:
+    """Turn the operating system's errors into a `StoreError` that says what to do.
+
+    `size` is how many bytes are being written, at most; a full disk is then told in numbers.
+    """
     try:
         yield
     except OSError as error:
         cause = _CAUSES.get(error.errno or 0, f"{error.strerror or error}")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            cause += _space(path, size)
         raise StoreError(
             f"{doing} {path} failed: {cause}. The current version is untouched and the next run "
             f"resumes what was finished"
         ) from error
+
+
+def _space(path: Path, size: int | None) -> str:
+    """` (4,096 bytes free, 65,536 to write)`, as far as it is known."""
+    found = next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
+    free = f"{shutil.disk_usage(found).free:,} bytes free" if found else ""
+    wanted = f"{size:,} to write" if size is not None else ""
+    return f" ({', '.join(filter(None, (free, wanted)))})"
 
 
 @contextmanager

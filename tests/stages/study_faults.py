@@ -21,7 +21,6 @@ from typing import Any
 
 FAULT = "fault while refreshing"
 _CHANGES = {"os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir"}
-_GROWS = {"os.link", "os.symlink", "os.mkdir"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def refresh(folder: str) -> None:
 
 
 def refresh_at(folder: str, moment: float) -> None:
-    """Refresh, beginning at a moment of the monotonic clock."""
+    """Refresh, beginning at a moment of the system's monotonic clock."""
     time.sleep(max(0.0, moment - time.monotonic()))
     refresh(folder)
 
@@ -102,10 +101,12 @@ def count_changes(folder: str, report: str) -> None:
     Path(report).write_text(json.dumps({"changes": seen, "blocks": blocks}))
 
 
-def materialize(folder: str, moment: dict, sign: int) -> None:
-    """`influence-dag materialize`, which gets a signal at a moment."""
+def materialize(folder: str, moment: dict, sign: int, home: str = "") -> None:
+    """`influence-dag materialize`, which gets a signal at a moment; recorded in `home`, if any."""
     from influence_dag.__main__ import main
 
+    if home:
+        os.environ["DAGSTER_HOME"] = home
     _at(folder, moment, lambda: os.kill(os.getpid(), sign))
     main(["materialize", folder, "--quiet"])
 
@@ -137,21 +138,27 @@ def cancelled_run(folder: str, moment: dict, home: str) -> None:
                 pass
 
 
-def full_disk(folder: str, moment: dict) -> None:
-    """Refresh; from a moment on nothing can be written to the store any more."""
-    import errno
+def reexecute(folder: str, home: str) -> None:
+    """Re-execute the last run from where it failed, as the UI's button does; says its steps."""
+    import dagster as dg
+    from dagster._core.definitions.reconstruct import build_reconstructable_job
 
-    chosen = Moment(**moment)
-    left = chosen.change
+    os.environ["DAGSTER_HOME"] = home
+    job = build_reconstructable_job("study_faults", "job_of", (folder,))
+    with dg.DagsterInstance.get() as instance:
+        (last,) = instance.get_runs(limit=1)
+        options = dg.ReexecutionOptions.from_failure(last.run_id, instance)
+        result = dg.execute_job(job, instance, reexecution_options=options, raise_on_error=True)
+        print("steps:", *(event.step_key for event in result.get_step_success_events()))
 
-    def fail(artifact: str) -> None:
-        nonlocal left
-        left -= artifact == chosen.artifact
-        if left <= 0:
-            raise OSError(errno.ENOSPC, "No space left on device")
 
-    _on_changes(folder, fail, growing=True)
-    refresh(folder)
+def job_of(folder: str) -> Any:
+    """The refresh job of a study, found again by Dagster in another process."""
+    from influence_dag.components.assets import study_definitions
+    from influence_dag.running import load_study
+
+    study = load_study(folder)
+    return study_definitions(study).resolve_job_def(f"{study.name}_refresh")
 
 
 def _at(folder: str, moment: dict, fault: Callable[[], None]) -> None:
@@ -173,7 +180,7 @@ def _at(folder: str, moment: dict, fault: Callable[[], None]) -> None:
     _on_changes(folder, count)
 
 
-def _on_changes(folder: str, act: Callable[[str], None], *, growing: bool = False) -> None:
+def _on_changes(folder: str, act: Callable[[str], None]) -> None:
     """Call `act` with the artifact under refresh at every change of the study's store."""
     from influence_dag.graph import Artifact
     from influence_dag.running import load_study
@@ -187,7 +194,7 @@ def _on_changes(folder: str, act: Callable[[str], None], *, growing: bool = Fals
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
-        changes = writes or event in (_GROWS if growing else _CHANGES)
+        changes = writes or event in _CHANGES
         if changes and refreshing[0] and str(arguments[0]).startswith(store):
             act(refreshing[0])
 

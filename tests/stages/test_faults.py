@@ -6,7 +6,6 @@ import re
 import signal
 import warnings
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import dagster as dg
@@ -42,13 +41,6 @@ class Setting:
     after: dict[str, Arrays]
     changes: dict[str, int]  # of the store, by artifact, in an undisturbed refresh
     blocks: dict[str, int]  # computed in it
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    launcher = Launcher()
-    yield launcher
-    launcher.close()
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +85,7 @@ def disturb(launcher: Launcher, project: Project, kind, moment: Moment) -> tuple
     output = project.root / "output"
     arguments = [str(project.folder), moment]
     if kind == CANCELLED:
-        home = project.root / "dagster"
-        if not home.exists():
-            home.mkdir()
-            (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
-        code = launcher.run(study_faults.cancelled_run, output, *arguments, str(home))
+        code = launcher.run(study_faults.cancelled_run, output, *arguments, dagster_home(project))
     else:
         code = launcher.run(study_faults.materialize, output, *arguments, int(kind))
     return code, output.read_text()
@@ -195,7 +183,7 @@ def test_ended_at_any_moment_of_any_artifact_a_study_is_whole_and_resumes(
 def assert_ended(project: Project, kind, code: int, said: str) -> None:
     """As that kind of fault should; or not at all, when the run was over before it came."""
     if kind == CANCELLED:
-        assert last_status(project).value in ("CANCELED", "SUCCESS"), said
+        assert statuses(project)[0] in ("CANCELED", "SUCCESS"), said
     elif kind == signal.SIGKILL:
         assert code in (-signal.SIGKILL, 0), said
     else:
@@ -204,6 +192,54 @@ def assert_ended(project: Project, kind, code: int, said: str) -> None:
         assert code == 0 or "interrupted. Every artifact that was stored is complete" in said
 
 
-def last_status(project: Project) -> dg.DagsterRunStatus:
+def dagster_home(project: Project) -> str:
+    """An instance of Dagster with this repository's settings."""
+    home = project.root / "dagster"
+    home.mkdir(exist_ok=True)
+    (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+    return str(home)
+
+
+def statuses(project: Project) -> list[str]:
+    """Of the recorded runs, the latest first."""
     with dg.DagsterInstance.from_config(str(project.root / "dagster")) as instance:
-        return instance.get_runs(limit=1)[0].status
+        return [run.status.value for run in instance.get_runs()]
+
+
+IN_THE_MIDDLE = Moment("direct/perturbation_influences", 40)
+
+
+def test_a_cancelled_run_goes_on_at_its_first_missing_block_when_it_is_executed_again(
+    setting, launcher, tmp_path
+):
+    project, output = setting.project.copy(tmp_path / "project"), tmp_path / "output"
+    folder, home = str(project.folder), dagster_home(project)
+    launcher.run(study_faults.cancelled_run, output, folder, IN_THE_MIDDLE, home)
+    assert statuses(project) == ["CANCELED"], output.read_text()
+    left = finished_blocks(project)
+    name = IN_THE_MIDDLE.artifact
+    assert 0 < left[name] < setting.blocks[name]
+    assert launcher.run(study_faults.reexecute, output, folder, home) == 0, output.read_text()
+    said = output.read_text()
+    steps = re.findall("steps: (.*)", said)[0].split()
+    assert "tiny__direct__perturbation_influences" in steps
+    assert "tiny__model" not in steps, "what had succeeded is not asked again"
+    computed = setting.blocks[name] - left[name]
+    assert f"{name}: version 2, {computed} blocks computed, {left[name]} kept" in said
+    assert statuses(project) == ["SUCCESS", "CANCELED"]
+    assert_ends_well(project, setting)
+
+
+def test_a_killed_run_is_recorded_as_failed_and_does_not_block_the_next(
+    setting, launcher, tmp_path
+):
+    """Its asset was in a pool of one place, which nobody would have freed."""
+    project, output = setting.project.copy(tmp_path / "project"), tmp_path / "output"
+    arguments = [str(project.folder), IN_THE_MIDDLE, int(signal.SIGKILL), dagster_home(project)]
+    assert launcher.run(study_faults.materialize, output, *arguments) == -signal.SIGKILL
+    assert statuses(project) == ["STARTED"], "nobody has noticed yet"
+    left = finished_blocks(project)
+    arguments[1] = Moment("none", 1)
+    assert launcher.run(study_faults.materialize, output, *arguments) == 0, output.read_text()
+    assert assert_taken_over(setting, left, output.read_text()) > 0
+    assert statuses(project) == ["SUCCESS", "FAILURE"]
