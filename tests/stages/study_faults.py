@@ -89,16 +89,21 @@ def refresh_at(folder: str, moment: float) -> None:
 
 
 def count_changes(folder: str, report: str) -> None:
-    """Refresh, and write how often each artifact changed the store and how many blocks it took."""
-    from influence_dag.graph import artifacts
-    from influence_dag.running import load_study
-    from influence_dag.stages.base import Workbench
+    """`influence-dag materialize`; writes how often each artifact changed the store, in order."""
+    from influence_dag.__main__ import main
 
     seen: Counter[str] = Counter()
     _on_changes(folder, lambda artifact: seen.update([artifact]))
-    bench = Workbench(load_study(folder))
-    blocks = {node.name: node.refresh(bench).blocks_computed for node in artifacts(bench.study)}
-    Path(report).write_text(json.dumps({"changes": seen, "blocks": blocks}))
+    try:
+        main(["materialize", folder, "--quiet"])
+    finally:
+        Path(report).write_text(json.dumps(seen))
+
+
+def killed_refresh(folder: str, moment: dict) -> None:
+    """Refresh, without Dagster, and be killed at a moment."""
+    _at(folder, moment, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    refresh(folder)
 
 
 def materialize(folder: str, moment: dict, sign: int, home: str = "") -> None:

@@ -25,6 +25,7 @@ from influence_dag.store.journal import Journal
 
 PER_BLOCK = ("dataset", "gradients", "influence_factors", "influences", "perturbation_influences")
 HISTORY = {"niter", "residual", "converged"}  # of an iterative solve: from where it started
+COMPUTED = r"^(\S+): version \d+, (\d+) blocks computed"
 CANCELLED = "cancelled"
 CAMPAIGN = pytest.param(3, marks=pytest.mark.campaign, id="all artifacts, three times")
 KINDS = [signal.SIGKILL, signal.SIGTERM, CANCELLED]
@@ -39,7 +40,7 @@ class Setting:
     project: Project
     before: dict[str, Arrays]
     after: dict[str, Arrays]
-    changes: dict[str, int]  # of the store, by artifact, in an undisturbed refresh
+    changes: dict[str, int]  # of the store, by artifact, in an undisturbed run and in its order
     blocks: dict[str, int]  # computed in it
 
 
@@ -58,7 +59,14 @@ def setting(finished_project, launcher, tmp_path_factory) -> Setting:
     scratch.remove_store()
     scratch.refresh()
     assert all_equal(stored(counted), stored(scratch))
-    return Setting(project, stored(project), stored(scratch), **json.loads(counts.read_text()))
+    blocks = re.findall(COMPUTED, (folder / "log").read_text(), re.M)
+    return Setting(
+        project,
+        stored(project),
+        stored(scratch),
+        changes=json.loads(counts.read_text()),
+        blocks={name: int(computed) for name, computed in blocks},
+    )
 
 
 def stored(project: Project) -> dict[str, Arrays]:
@@ -86,6 +94,8 @@ def disturb(launcher: Launcher, project: Project, kind, moment: Moment) -> tuple
     arguments = [str(project.folder), moment]
     if kind == CANCELLED:
         code = launcher.run(study_faults.cancelled_run, output, *arguments, dagster_home(project))
+    elif kind == signal.SIGKILL:
+        code = launcher.run(study_faults.killed_refresh, output, *arguments)
     else:
         code = launcher.run(study_faults.materialize, output, *arguments, int(kind))
     return code, output.read_text()
@@ -134,7 +144,7 @@ def finished_blocks(project: Project) -> dict[str, int]:
 def assert_taken_over(setting: Setting, left: dict[str, int], said: str) -> int:
     """Artifacts that a run went on with computed what was missing and no more."""
     taken = 0
-    for name, computed in re.findall(r"^(\S+): version \d+, (\d+) blocks computed", said, re.M):
+    for name, computed in re.findall(COMPUTED, said, re.M):
         if name.rpartition("/")[2] in PER_BLOCK and name in left:
             assert int(computed) == setting.blocks[name] - left[name], name
             taken += left[name]
@@ -163,7 +173,7 @@ def test_ended_at_any_moment_of_any_artifact_a_study_is_whole_and_resumes(
 ):
     """One run after the other is ended, each in a later artifact than the one before."""
     rng = random.Random(f"{kind} {rounds}")
-    names = list(setting.blocks)  # in the order of the graph
+    names = order_of(setting, kind)
     fell, taken = Counter(), 0
     for number in range(max(rounds, 1)):
         project = setting.project.copy(tmp_path / str(number))
@@ -178,6 +188,13 @@ def test_ended_at_any_moment_of_any_artifact_a_study_is_whole_and_resumes(
     print(f"\n{kind}: {fell.total()} faults, {taken} blocks taken over; {dict(fell)}")
     assert fell.total() >= (30 if rounds else 1)
     assert taken > 0 or not rounds
+
+
+def order_of(setting: Setting, kind) -> list[str]:
+    """The artifacts as that kind of run refreshes them: the stages' order, or Dagster's."""
+    if kind == signal.SIGKILL:
+        return [node.name for node in artifacts(load_study(setting.project.folder))]
+    return list(setting.changes)
 
 
 def assert_ended(project: Project, kind, code: int, said: str) -> None:
