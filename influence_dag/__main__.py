@@ -1,5 +1,6 @@
 """The command line: `influence-dag materialize assets/digits`."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ import click
 
 from influence_dag import __version__
 from influence_dag.errors import InfluenceDagError
+
+INTERRUPTED = 128 + signal.SIGINT  # the exit code, as shells have it
 
 
 @click.group()
@@ -22,10 +25,13 @@ def main() -> None:
 @click.option("--show", is_flag=True, help="Print where things are and what they say.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def materialize(folder: Path, show: bool, quiet: bool) -> None:
-    """Bring every artifact of the study in FOLDER (with a defs.yaml) up to date."""
-    from influence_dag.running import materialize as run
+    """Bring every artifact of the study in FOLDER (with a defs.yaml) up to date.
 
+    Interrupted (Ctrl-C, SIGTERM) it ends with exit code 130; run again, it goes on from there.
+    """
     with _errors_in_a_line():
+        from influence_dag.running import materialize as run
+
         results = run(folder, progress=False if quiet else None)
     if show:
         from influence_dag.showing import describe
@@ -100,11 +106,17 @@ def gc(folder: Path, keep: int | None) -> None:
 
 @contextmanager
 def _errors_in_a_line() -> Iterator[None]:
-    """What the user can mend is told without a traceback."""
+    """What the user can mend is told without a traceback; SIGTERM is told as Ctrl-C is."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except InfluenceDagError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt as interrupt:
+        click.echo(str(interrupt) or "interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.query import StudyResults, open_study
+from influence_dag.store import ArtifactStore
 from influence_dag.study import Study, StudySettings
 
 COMPONENT = "influence_dag.components.InfluenceStudy"
@@ -92,8 +93,9 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> StudyRes
     the run is recorded there and the UI shows it; otherwise nothing is recorded. `progress`
     shows a bar on standard error (default: when that is a terminal).
 
-    Raises what the failing stage raised (an `InfluenceDagError` for bad input), or
-    `InfluenceDagError` when an asset check fails. What was finished before stays.
+    Raises what the failing stage raised (an `InfluenceDagError` for bad input),
+    `InfluenceDagError` when an asset check fails, or `KeyboardInterrupt` after SIGINT or SIGTERM.
+    What was finished before stays.
     """
     from influence_dag.components.assets import study_definitions
     from influence_dag.components.console import in_process
@@ -101,7 +103,21 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> StudyRes
     study = load_study(folder)
     if str(study.root) not in sys.path:
         sys.path.insert(0, str(study.root))  # the study's own callables live in the project
-    failed = in_process(study_definitions(study), f"{study.name}_refresh", progress=progress)
+    definitions = study_definitions(study, pool=None)  # a killed run would never leave a pool
+    try:
+        failed = in_process(definitions, f"{study.name}_refresh", progress=progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_interrupted(study)) from None
     if failed:
         raise InfluenceDagError("asset checks failed:\n" + "\n".join(failed))
     return open_study(study.store_path)
+
+
+def _interrupted(study: Study) -> str:
+    """What an interrupted run leaves behind."""
+    left = ArtifactStore(study.store_path).unfinished()
+    blocks = "".join(f", and {count} finished blocks of {name}" for name, count in left.items())
+    return (
+        f"{study.name}: interrupted. Every artifact that was stored is complete{blocks}; run it "
+        "again to go on from there"
+    )

@@ -81,7 +81,12 @@ def _next(root: Path, method: str, results: StudyResults, influences: xr.DataArr
     ]
     if f"{method}/perturbation_influences" in results.artifacts:
         lines.append(f'  study.perturbation("{method}").sel(test="{test}")')
-    plain = f'  xarray.open_zarr("{root}/{method}/influences/current")'
+    path = (
+        root
+        / f"{method}/influences/versions"
+        / results.store.version(f"{method}/influences").path.name
+    )
+    plain = f'  xarray.open_zarr("{path}")'
     return [*lines, "or with xarray alone:", plain, "or in the browser: make ui"]
 
 

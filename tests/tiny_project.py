@@ -14,7 +14,7 @@ import yaml
 from influence_dag.graph import artifacts
 from influence_dag.query import StudyResults, open_study
 from influence_dag.running import load_study, materialize
-from influence_dag.stages.base import Update, Workbench
+from influence_dag.stages.base import Report, Update, Workbench
 
 COLUMNS = ["id", "height", "width", "depth", "label"]
 SETTINGS: dict[str, Any] = {
@@ -79,15 +79,15 @@ class Project:
 
     @property
     def store(self) -> Path:
-        return self.root / "store" / "tiny"
+        return self.root / self.settings["store"]["path"] / "tiny"
 
     def materialize(self) -> StudyResults:
         """The whole job with its checks, in this process."""
         return materialize(self.folder, progress=False)
 
-    def refresh(self) -> dict[str, Update]:
+    def refresh(self, report: Report = lambda message: None) -> dict[str, Update]:
         """Every stage in order, without Dagster around them."""
-        bench = self.bench()
+        bench = Workbench(load_study(self.folder), report)
         return {node.name: node.refresh(bench) for node in artifacts(bench.study)}
 
     def bench(self) -> Workbench:
@@ -109,6 +109,9 @@ class Project:
         other = copy.copy(self)
         other.root, other.rows = root, dict(self.rows)
         return other
+
+    def remove_store(self) -> None:
+        shutil.rmtree(self.store)
 
     def tensors(self, split: str, dtype: torch.dtype = torch.float64) -> tuple:
         """Features and labels as the model sees them, straight from the rows."""

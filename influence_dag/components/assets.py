@@ -12,8 +12,8 @@ from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import Study
 
 
-def study_definitions(study: Study) -> dg.Definitions:
-    """Assets, blocking checks and a refresh job of one study."""
+def study_definitions(study: Study, *, pool: str | None = "gpu") -> dg.Definitions:
+    """Assets, blocking checks and a refresh job of one study; heavy assets are in `pool`."""
     nodes = list(artifacts(study))
     job = dg.define_asset_job(
         f"{study.name}_refresh",
@@ -22,7 +22,7 @@ def study_definitions(study: Study) -> dg.Definitions:
         executor_def=dg.in_process_executor,
     )
     return dg.Definitions(
-        assets=[_source(study), *(_asset(study, node) for node in nodes)],
+        assets=[_source(study), *(_asset(study, node, pool) for node in nodes)],
         asset_checks=check_definitions(study, [node.name for node in nodes]),
         jobs=[job],
         schedules=list(_schedules(study, job)),
@@ -82,14 +82,14 @@ def _source(study: Study):
         )(source)
 
 
-def _asset(study: Study, node: Artifact) -> dg.AssetsDefinition:
+def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinition:
     @dg.asset(
         key=asset_key(study, node.name),
         deps=[asset_key(study, name) for name in node.reads],
         description=node.description,
         group_name=study.name,
         kinds={*node.kinds, *([node.method] if node.method else [])},
-        pool="gpu" if node.heavy else None,
+        pool=pool if node.heavy else None,
         automation_condition=_condition(study, dg.AutomationCondition.eager()),
         code_version=code_version(study, node),
         metadata={"store": dg.MetadataValue.path(str(study.store_path / node.name))},

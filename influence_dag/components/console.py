@@ -8,22 +8,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 from tqdm import tqdm
+
+from influence_dag.components.dead_runs import known_alive
 
 QUIET = {"loggers": {"progress": {}}}
 
 
 def in_process(definitions: dg.Definitions, job_name: str, *, progress: bool | None) -> list[str]:
-    """Execute the job; returns what the failed asset checks said. A failing asset raises."""
+    """Execute the job; returns what the failed asset checks said.
+
+    A failing asset raises, SIGINT and SIGTERM are a `KeyboardInterrupt`.
+    """
     shown = sys.stderr.isatty() if progress is None else progress
     total = len({node.name for node in definitions.resolve_job_def(job_name).nodes})
     with tqdm(total=total, unit="step", disable=not shown, file=sys.stderr) as bar:
         handler = _EventHandler(bar)
         logger = dg.Definitions(loggers={"progress": _logger(handler)})
         job = dg.Definitions.merge(definitions, logger).resolve_job_def(job_name)
-        with recorded_or_forgotten() as instance:
+        with recorded_or_forgotten() as instance, known_alive(instance) as run_id:
             try:
-                job.execute_in_process(instance=instance, raise_on_error=True, run_config=QUIET)
+                job.execute_in_process(
+                    instance=instance, raise_on_error=True, run_config=QUIET, run_id=run_id
+                )
+            except DagsterExecutionInterruptedError:
+                raise KeyboardInterrupt from None
             except dg.DagsterError:
                 if not handler.failed_checks:
                     raise  # else: a blocking check stopped the run, as it should

@@ -52,6 +52,7 @@ class Workbench:
             study.store_path,
             keep_versions=study.settings.store.keep_versions,
             lock_timeout=study.settings.store.lock_timeout,
+            report=report,
         )
         self._required: dict[str, Version] = {}
         self._axes: dict[tuple[str, ...], Axis] = {}
@@ -118,10 +119,10 @@ class Workbench:
         The ideal size follows the number of rows; keeping the old one means that appended
         rows leave the existing chunks as they are.
         """
-        current = self.store.current(artifact)
+        current = self.store.base(artifact)
         if current is None or variable not in current.variables:
             return ideal
-        stored = current.array(variable).chunks[: len(ideal)]
+        stored = current.variables[variable].chunks[: len(ideal)]
         fits = all(want / 4 <= have <= want * 4 for have, want in zip(stored, ideal, strict=True))
         return stored if fits else ideal
 
@@ -300,7 +301,7 @@ def refresh_whole(
     started = time.perf_counter()
     if serves := _reused(bench, artifact, key, reusable):
         return serves
-    reasons = _why_whole(bench.store.current(artifact), key)
+    reasons = _why_whole(bench.store.current(artifact))
     if bench.plan_only:
         bench.plan(artifact)
         return planned_update(bench, artifact, sum(reasons.values()), 0, reasons, {})
@@ -321,12 +322,14 @@ def refresh_whole(
     )
 
 
-def _why_whole(current: Version | None, key: str) -> dict[str, int]:
+def _why_whole(current: Version | None) -> dict[str, int]:
     """Why all blocks of an artifact that is made at once are to be made again."""
     if current is None:
         return {"not computed": 1}
+    if current.verify():
+        return {"damaged": 1}
     blocks = sum(int(np.prod(variable.grid)) for variable in current.variables.values())
-    return {"damaged" if current.attrs.get("fingerprint") == key else "inputs changed": blocks}
+    return {"inputs changed": blocks}
 
 
 def _reused(
@@ -334,10 +337,12 @@ def _reused(
 ) -> Update | None:
     """The stored version's update when it was made from the same, and is undamaged."""
     current = bench.store.current(artifact)
-    if current is None or not (current.attrs.get("fingerprint") == key or reusable(current)):
+    if current is None:
         return None
-    if damage := current.verify():
+    if damage := current.verify():  # first: its attributes may be among it
         bench.report(f"{artifact}: {len(damage)} files are damaged ({damage[0].file}); made again")
+        return None
+    if not (current.attrs.get("fingerprint") == key or reusable(current)):
         return None
     kept = sum(int(np.prod(variable.grid)) for variable in current.variables.values())
     return current_update(bench, artifact, kept=kept, info=current.attrs.get("info"))

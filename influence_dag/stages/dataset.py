@@ -6,11 +6,12 @@ import numpy as np
 
 from influence_dag.datasets import Split as TableSplit
 from influence_dag.datasets import load_splits, source_fingerprint
+from influence_dag.errors import StoreError
 from influence_dag.labelled import SPLITS, Axis, AxisChange, Split, assign_slots, fresh_axis
 from influence_dag.settings import is_callable_name
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.updates import current_update
-from influence_dag.store import Coordinate, Layout, Variable
+from influence_dag.store import Coordinate, Layout, Variable, Version
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 
 ARTIFACT = "dataset"
@@ -31,7 +32,7 @@ def refresh(bench: Workbench) -> Update:
     current = bench.store.current(ARTIFACT)
     slotted = {}
     for split, table in tables.items():
-        previous = bench.axis_of(current, split) if current else None
+        previous = _slots_before(bench, current, split)
         slotted[split] = _slots(previous, split, table)
         bench.remember(slotted[split][0])
     axes = {split: axis for split, (axis, _, _) in slotted.items()}
@@ -65,6 +66,14 @@ def _same_source(bench: Workbench, source: str) -> Update | None:
     info["rows"] = {split: bench.axis_of(stored, split).count for split in splits}
     kept = sum(int(np.prod(variable.grid)) for variable in stored.variables.values())
     return current_update(bench, ARTIFACT, kept=kept, info=info)
+
+
+def _slots_before(bench: Workbench, current: Version | None, split: Split) -> Axis | None:
+    """The slots that rows have; None before the first version, or when its labels are damaged."""
+    try:
+        return bench.axis_of(current, split) if current else None
+    except StoreError:
+        return None
 
 
 def _slots(

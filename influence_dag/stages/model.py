@@ -112,7 +112,7 @@ def _load_previous(bench: Workbench, module: nn.Module) -> None:
     """Start from the stored θ when the same code made it."""
     stored = bench.undamaged(ARTIFACT)
     if stored is not None and stored.attrs.get("source_key") == source_key(bench.study):
-        models.load_checkpoint(module, stored.path / "model.safetensors")
+        models.load_checkpoint(module, stored.sound_file("model.safetensors"))
 
 
 def check_targets(bench: Workbench, objective: Objective) -> None:
@@ -252,7 +252,7 @@ def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Obj
     settings, study = bench.settings.model, bench.study
     version = bench.require(ARTIFACT)
     module = models.build_module(settings, study.root, torch.float64)
-    models.load_checkpoint(module, version.path / "model.safetensors")
+    models.load_checkpoint(module, version.sound_file("model.safetensors"))
     module.eval().to(device=bench.device, dtype=dtype or bench.dtype)
     measurement = settings.measurement and models.import_callable(
         settings.measurement, study.root, "model.measurement"
@@ -262,7 +262,7 @@ def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Obj
 
 def model_key(bench: Workbench) -> str:
     """Fingerprint of θ, the code around it and the precision: what every derivative depends on."""
-    state = bench.require(ARTIFACT).path / "model.safetensors"
+    state = bench.require(ARTIFACT).sound_file("model.safetensors")
     return fingerprint(_file_hash(state), source_key(bench.study), bench.settings.compute.dtype)
 
 

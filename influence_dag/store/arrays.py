@@ -1,8 +1,10 @@
 """Zarr's part: how an array is encoded on disk, and a store that reads only what is sound."""
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -149,18 +151,27 @@ def plain(value: Any) -> Any:
 
 
 class CheckedStore(LocalStore):
-    """A version's folder, read-only, whose chunks are checked as they are read.
+    """A version's folder, read-only, whose files are checked as they are read.
 
-    A chunk that is missing (zarr would return the fill value) or whose checksum is wrong raises a
-    `StoreError` that names the artifact, the file and the cure.
+    A chunk that is missing (zarr would return the fill value) or a file whose checksum is wrong
+    raises a `StoreError` that names the artifact, the file and the cure. Chunks end in their
+    checksum; `checksums` has those of metadata by file.
     """
 
-    def __init__(self, root: Path, *, artifact: str = "", read_only: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        artifact: str = "",
+        checksums: Mapping[str, int] | None = None,
+        read_only: bool = True,
+    ) -> None:
         super().__init__(root, read_only=read_only)
-        self.artifact = artifact
+        self.artifact, self.checksums = artifact, dict(checksums or {})
 
     def with_read_only(self, read_only: bool = False) -> "CheckedStore":
-        return type(self)(self.root, artifact=self.artifact, read_only=read_only)
+        options = {"artifact": self.artifact, "checksums": self.checksums}
+        return type(self)(self.root, read_only=read_only, **options)
 
     async def get(
         self,
@@ -180,20 +191,30 @@ class CheckedStore(LocalStore):
         return self._checked(key, super().get_sync(key, prototype=prototype, byte_range=byte_range))
 
     def _checked(self, key: str, content: Buffer | None) -> Buffer | None:
-        if not _CHUNK.fullmatch(key):
+        is_chunk = _CHUNK.fullmatch(key)
+        if not is_chunk and key not in self.checksums:
             return content
-        if content is None or not checksum_matches(content.as_numpy_array()):
-            raise damaged(self.artifact, self.root, key, missing=content is None)
+        if content is None:
+            raise damaged(self.artifact, self.root, key, missing=True)
+        values = content.as_numpy_array()
+        if not (checksum_matches(values) if is_chunk else crc32c(values) == self.checksums[key]):
+            raise damaged(self.artifact, self.root, key, missing=False)
         return content
 
 
 def damaged(artifact: str, root: Path, file: str, *, missing: bool) -> StoreError:
-    """The error for a chunk that cannot be trusted."""
+    """The error for a file that cannot be trusted.
+
+    The file's time of modification is moved, because rot has left it alone: so the next refresh,
+    which reads no file that looks as it was published, looks into this one.
+    """
     if not root.exists():
         return StoreError(
             f"{artifact}: version {root.name} was removed while it was open; open the current "
             f"one again, or raise `keep_versions`"
         )
+    with suppress(OSError):  # a reader may not be allowed to
+        os.utime(root / file)
     seen = "is missing" if missing else "is damaged (its checksum does not match)"
     return StoreError(
         f"{artifact}: {root / file} {seen}; refresh the artifact to have it computed again, or "

@@ -111,7 +111,7 @@ class Draft:
         if target.max_relative_error:
             values = round_mantissas(values, target.max_relative_error)
         array = self.array(variable)
-        with self._writing(variable):
+        with self._writing(variable, values.nbytes):
             self._begin_writing(variable, keys)
             uninterrupted(array.__setitem__, region, values)
             self._journal.done(variable, keys)
@@ -135,7 +135,7 @@ class Draft:
         """A small array that came out of the computation (`niter`, a spectrum): a coordinate."""
         result = Coordinate(name, tuple(dims), values, dict(attrs or {}))
         self._check_fits(result)
-        with self._writing(name):
+        with self._writing(name, result.values.nbytes):
             self._drop(name)
             group = zarr.open_group(self.folder, mode="r+")
             uninterrupted(create_array, group, name, result.dims, result.values, result.attrs)
@@ -145,7 +145,7 @@ class Draft:
         """Put a file of another format (a checkpoint) into the version's folder."""
         if Path(name).name != name or name.startswith(".") or name in self._taken():
             raise StoreError(f"{name!r} cannot be the name of a file in {self.artifact}")
-        with self._writing(name):
+        with self._writing(name, len(content)):
             self._drop(name)
             write_atomically(self.folder / name, content)
         self._keep(Results(files=[name]))
@@ -179,19 +179,19 @@ class Draft:
         with self._idle:
             closed, self._closed = self._closed, True
             while self._active:
-                with suppress(KeyboardInterrupt):  # an impatient second one
+                with suppress(BaseException):  # an impatient second interrupt
                     self._idle.wait()
         if not closed:
             self._journal.close()
 
     @contextmanager
-    def _writing(self, name: str) -> Iterator[None]:
+    def _writing(self, name: str, size: int) -> Iterator[None]:
         with self._idle:
             if self._closed:
                 raise StoreError(f"{self.artifact} is closed: write inside its `with` block")
             self._active += 1
         try:
-            with explained(self.folder, f"writing {self.artifact}/{name} in"):
+            with explained(self.folder, f"writing {self.artifact}/{name} in", size=size):
                 yield
         finally:
             with self._idle:

@@ -31,30 +31,46 @@ _CAUSES = {
 
 
 @contextmanager
-def explained(path: Path, doing: str) -> Iterator[None]:
-    """Turn the operating system's errors into a `StoreError` that says what to do."""
+def explained(path: Path, doing: str, *, size: int | None = None) -> Iterator[None]:
+    """Turn the operating system's errors into a `StoreError` that says what to do.
+
+    `size` is how many bytes are being written, at most; a full disk is then told in numbers.
+    """
     try:
         yield
     except OSError as error:
         cause = _CAUSES.get(error.errno or 0, f"{error.strerror or error}")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            cause += _space(path, size)
         raise StoreError(
             f"{doing} {path} failed: {cause}. The current version is untouched and the next run "
             f"resumes what was finished"
         ) from error
 
 
+def _space(path: Path, size: int | None) -> str:
+    """` (4,096 bytes free, 65,536 to write)`, as far as it is known."""
+    found = next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
+    free = f"{shutil.disk_usage(found).free:,} bytes free" if found else ""
+    wanted = f"{size:,} to write" if size is not None else ""
+    return f" ({', '.join(filter(None, (free, wanted)))})"
+
+
 @contextmanager
-def locked(path: Path, *, timeout: float) -> Iterator[None]:
+def locked(
+    path: Path, *, timeout: float, report: Callable[[str], None] = lambda message: None
+) -> Iterator[None]:
     """Hold an exclusive lock on a file; after `timeout` seconds a `StoreError` names the holder.
 
-    `flock` belongs to the open file, so it excludes threads as well as processes and is released
-    by the system when its holder dies, however it dies. The file itself stays.
+    Who has to wait says so to `report` at once, with the holder's name. `flock` belongs to the open
+    file, so it excludes threads as well as processes and is released by the system when its holder
+    dies, however it dies. The file itself stays.
     """
     with explained(path.parent, "writing to"):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _acquire(descriptor, path, timeout)
+        _acquire(descriptor, path, timeout, report)
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
         with explained(path, "writing to"):
             os.ftruncate(descriptor, 0)
@@ -64,27 +80,33 @@ def locked(path: Path, *, timeout: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(descriptor: int, path: Path, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
+_POLL_SECONDS = 0.05
+
+
+def _acquire(descriptor: int, path: Path, timeout: float, report: Callable[[str], None]) -> None:
+    deadline, tries = time.monotonic() + timeout, 0
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise StoreError(_held_message(path, timeout)) from None
-            time.sleep(min(0.05, timeout))
+                raise StoreError(
+                    f"{path.parent} is being written by {_holder(path)}; waited {timeout:g} s. Try "
+                    f"again when it is done, or raise `store.lock_timeout`"
+                ) from None
+        time.sleep(min(_POLL_SECONDS, timeout))
+        tries += 1
+        if tries == 1:  # by now a holder that has just come has written its name
+            report(f"waiting for {_holder(path)}, which writes {path.parent}")
 
 
-def _held_message(path: Path, timeout: float) -> str:
+def _holder(path: Path) -> str:
+    """Who holds a lock, as it wrote into the file."""
     try:
         holder = json.loads(path.read_bytes())
-        who = f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
     except (OSError, ValueError, KeyError):
-        who = "another process"
-    return (
-        f"{path.parent} is being written by {who}; waited {timeout:g} s. Try again when it is "
-        f"done, or raise `lock_timeout`"
-    )
+        return "another process"
 
 
 def uninterrupted(function: Callable[..., Result], *arguments: Any) -> Result:
@@ -92,7 +114,8 @@ def uninterrupted(function: Callable[..., Result], *arguments: Any) -> Result:
 
     Zarr works on threads of its own: after Ctrl-C in this one they could still replace a file that
     the next run has written. So the call is made on another thread and waited for, however often
-    Ctrl-C is pressed; then the interrupt goes on.
+    Ctrl-C is pressed (and whatever exception a signal's handler makes of it); then the interrupt
+    goes on.
     """
     if threading.current_thread() is not threading.main_thread():
         return function(*arguments)  # only the main thread is interrupted
@@ -103,7 +126,7 @@ def uninterrupted(function: Callable[..., Result], *arguments: Any) -> Result:
     finally:
         outcome.cancel()  # does nothing once the call has begun
         while not outcome.done():
-            with suppress(KeyboardInterrupt):
+            with suppress(BaseException):
                 wait([outcome])
 
 

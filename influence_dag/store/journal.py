@@ -60,6 +60,16 @@ class Journal:
                 content = content[os.write(self._descriptor, content) :]
 
 
+def finished_chunks(path: Path) -> int:
+    """How many chunks the journal of an interrupted run vouches for."""
+    done: set[tuple[str, ChunkIndex]] = set()
+    for entry in _read_entries(path)[1:]:
+        name = str(entry.get("done") or entry.get("dirty"))
+        chunks = {(name, tuple(index)) for index in entry.get("chunks", [])}
+        done = done | chunks if "done" in entry else done - chunks
+    return len(done)
+
+
 def _read_entries(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().splitlines()

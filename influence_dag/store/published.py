@@ -80,7 +80,8 @@ class Version:
     @property
     def coordinates(self) -> list[str]:
         """Names of everything that labels the variables."""
-        return self._json("zarr.json")["attributes"].get("coordinates", "").split()
+        attrs = json.loads(self._sound("zarr.json"))["attributes"]
+        return attrs.get("coordinates", "").split()
 
     def coordinate(self, name: str) -> NDArray:
         """The values of a coordinate or a result, read at once."""
@@ -99,15 +100,17 @@ class Version:
         if name not in files:
             known = ", ".join(files) or "none"
             raise StoreError(f"{self.artifact} has no file {name!r}; it has {known}")
-        content = (self.path / name).read_bytes()
-        if crc32c(content) != self.manifest["files"][name][2]:
-            raise damaged(self.artifact, self.path, name, missing=False)
-        return content
+        return self._sound(name)
+
+    def sound_file(self, name: str) -> Path:
+        """Where a file that was added to the version lies, after a look at its content."""
+        self.file(name)
+        return self.path / name
 
     @cached_property
     def attrs(self) -> dict[str, Any]:
         """The group's attributes, provenance and results included."""
-        attrs = self._json("zarr.json")["attributes"]
+        attrs = json.loads(self._sound("zarr.json"))["attributes"]
         attrs.pop("coordinates", None)  # how xarray marks coordinates, and hides it too
         return attrs
 
@@ -150,17 +153,25 @@ class Version:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        return self._json(MANIFEST)
+        try:
+            return json.loads((self.path / MANIFEST).read_bytes())
+        except (OSError, ValueError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            raise damaged(self.artifact, self.path, MANIFEST, missing=missing) from error
 
     def verify(self, *, checksums: bool = False) -> tuple[Damage, ...]:
         """What of this version is missing or damaged; empty when it is sound.
 
         Files whose size and time of modification are as published are taken to be sound, others
-        are read; with `checksums` every file is read.
+        are read; with `checksums` every file is read. Bookkeeping that cannot be read is damage to
+        the manifest.
         """
-        found = list(self.damaged_files(checksums=checksums))
-        for variable in self.variables:
-            found += self.damaged_chunks(variable, checksums=checksums)
+        try:
+            found = list(self.damaged_files(checksums=checksums))
+            for variable in self.variables:
+                found += self.damaged_chunks(variable, checksums=checksums)
+        except StoreError:
+            return (Damage(MANIFEST, missing=not (self.path / MANIFEST).exists()),)
         return tuple(found)
 
     def damaged_files(self, *, checksums: bool = False) -> list[Damage]:
@@ -204,7 +215,8 @@ class Version:
 
     @cached_property
     def _store(self) -> CheckedStore:
-        return CheckedStore(self.path, artifact=self.artifact)
+        checksums = {name: entry[2] for name, entry in self.manifest["files"].items()}
+        return CheckedStore(self.path, artifact=self.artifact, checksums=checksums)
 
     def _bookkeeping(self, variable: str, what: str) -> NDArray:
         if variable not in self.variables:
@@ -226,12 +238,13 @@ class Version:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
 
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / name).read_bytes())
-        except (OSError, ValueError) as error:
-            missing = isinstance(error, FileNotFoundError)
-            raise damaged(self.artifact, self.path, name, missing=missing) from error
+    def _sound(self, name: str) -> bytes:
+        """The content of one of the version's small files; a `StoreError` when it is another."""
+        path = self.path / name
+        content = path.read_bytes() if path.is_file() else None
+        if content is None or crc32c(content) != self.manifest["files"][name][2]:
+            raise damaged(self.artifact, self.path, name, missing=content is None)
+        return content
 
 
 def _options(encoding: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from influence_dag.errors import StoreError
@@ -28,7 +28,7 @@ from influence_dag.store.files import (
     sync,
     uninterrupted,
 )
-from influence_dag.store.journal import Journal
+from influence_dag.store.journal import Journal, finished_chunks
 from influence_dag.store.layout import Layout
 from influence_dag.store.plans import Expected, Plan, make_plan
 from influence_dag.store.published import BLOCKS, MANIFEST, Version
@@ -37,6 +37,7 @@ from influence_dag.store.publishing import finish
 __all__ = ["ArtifactStore", "Draft", "Plan", "Version"]
 
 _NUMBER = re.compile(r"\d{6,}")
+_JOURNALS = ".partial-*.journal"
 
 
 class ArtifactStore:
@@ -44,27 +45,43 @@ class ArtifactStore:
 
     A process may be killed at any time: `current` names a complete version, and the next run goes
     on with the chunks that were finished. One writer an artifact at a time; another waits up to
-    `lock_timeout` seconds. Readers need no lock.
+    `lock_timeout` seconds and tells `report` for whom. Readers need no lock.
     """
 
     def __init__(
-        self, root: Path | str, *, keep_versions: int = 5, lock_timeout: float = 60.0
+        self,
+        root: Path | str,
+        *,
+        keep_versions: int = 5,
+        lock_timeout: float = 60.0,
+        report: Callable[[str], None] = lambda message: None,
     ) -> None:
         if keep_versions < 1:
             raise StoreError(f"keep_versions is {keep_versions}; at least the current one is kept")
         self.root = Path(root).absolute()
         self.keep_versions, self.lock_timeout = keep_versions, lock_timeout
         self._opened: dict[Path, tuple[object, Version]] = {}
+        self._report = report
 
     def names(self) -> list[str]:
         """The artifacts that have a current version, sorted."""
+        return [name for name in self._begun() if self.current(name)]
+
+    def unfinished(self) -> dict[str, int]:
+        """How many finished chunks interrupted runs have left for the next one, by artifact."""
+        left = {
+            name: sum(map(finished_chunks, (self._folder(name) / "versions").glob(_JOURNALS)))
+            for name in self._begun()
+        }
+        return {name: count for name, count in left.items() if count}
+
+    def _begun(self) -> list[str]:
+        """The artifacts that have a version or the beginning of one, sorted."""
         found = []
         for folder, inside, _ in os.walk(self.root):
             if "versions" in inside:
                 inside.remove("versions")
-                name = Path(folder).relative_to(self.root).as_posix()
-                if self.current(name):
-                    found.append(name)
+                found.append(Path(folder).relative_to(self.root).as_posix())
         return sorted(found)
 
     def current(self, name: str) -> Version | None:
@@ -75,6 +92,10 @@ class ArtifactStore:
             return None
         path = self._folder(name) / target
         return self._version(path, name) if path.is_dir() else None
+
+    def base(self, name: str) -> Version | None:
+        """The current version as something to start from: None when its bookkeeping is damaged."""
+        return _readable(self.current(name))
 
     def version(self, name: str, number: int | None = None) -> Version:
         """One version by number, by default the current one."""
@@ -101,7 +122,7 @@ class ArtifactStore:
 
     def plan(self, name: str, layout: Layout, expected: Expected) -> Plan:
         """What would have to be computed; takes no lock and changes nothing."""
-        return make_plan(_readable(self.current(name)), layout, expected)
+        return make_plan(self.base(name), layout, expected)
 
     @contextmanager
     def new_version(self, name: str, layout: Layout) -> Iterator[Draft]:
@@ -111,7 +132,7 @@ class ArtifactStore:
         the same layout.
         """
         folder = self._folder(name)
-        with locked(folder / ".lock", timeout=self.lock_timeout):
+        with self._locked(name, ".lock"):
             with explained(folder, f"preparing a version of {name} in"):
                 self._tidy(name)
                 draft = self._resume(name, layout) or self._begin(name, layout)
@@ -129,7 +150,7 @@ class ArtifactStore:
 
         For work that is done before there is anything to write; `new_version` has its own lock.
         """
-        with locked(self._folder(name) / ".refresh.lock", timeout=self.lock_timeout):
+        with self._locked(name, ".refresh.lock"):
             yield
 
     def gc(self, name: str | None = None) -> list[str]:
@@ -139,9 +160,9 @@ class ArtifactStore:
         raise a `StoreError` when they are read.
         """
         removed = []
-        for artifact in [name] if name else self.names():
+        for artifact in [name] if name else self._begun():
             folder = self._folder(artifact)
-            with locked(folder / ".lock", timeout=self.lock_timeout), explained(folder, "cleaning"):
+            with self._locked(artifact, ".lock"), explained(folder, "cleaning"):
                 self._tidy(artifact)
                 paths = [*(folder / "versions").glob(".partial-*"), *self._surplus(artifact)]
                 remove(paths)
@@ -157,6 +178,13 @@ class ArtifactStore:
             self._opened[path] = seen, version
         return version
 
+    def _locked(self, name: str, file: str) -> AbstractContextManager[None]:
+        return locked(
+            self._folder(name) / file,
+            timeout=self.lock_timeout,
+            report=lambda message: self._report(f"{name}: {message}"),
+        )
+
     def _folder(self, name: str) -> Path:
         parts = name.split("/")
         if not all(re.fullmatch(r"\w[\w.-]*", part) for part in parts) or "versions" in parts:
@@ -168,7 +196,7 @@ class ArtifactStore:
         versions = self._folder(name) / "versions"
         versions.mkdir(parents=True, exist_ok=True)
         remove(list(versions.glob(".partial-*")))
-        base = _readable(self.current(name))
+        base = self.base(name)
         number = max((version.number for version in self.versions(name)), default=0) + 1
         folder = versions / f".partial-{number:06d}"
         results = uninterrupted(clone, base, layout, folder)
@@ -178,8 +206,8 @@ class ArtifactStore:
 
     def _resume(self, name: str, layout: Layout) -> Draft | None:
         """The unfinished version of an interrupted run, if it was begun for the same."""
-        base = _readable(self.current(name))
-        for path in (self._folder(name) / "versions").glob(".partial-*.journal"):
+        base = self.base(name)
+        for path in (self._folder(name) / "versions").glob(_JOURNALS):
             journal = Journal.reopen(path)
             if journal is None:
                 continue
@@ -212,7 +240,7 @@ class ArtifactStore:
     def _tidy(self, name: str) -> None:
         """Finish what a kill interrupted between the two renames of publishing; drop leftovers."""
         folder = self._folder(name)
-        for journal in (folder / "versions").glob(".partial-*.journal"):
+        for journal in (folder / "versions").glob(_JOURNALS):
             published = _published_path(journal.with_suffix(""))
             if published.is_dir():
                 self._point_current(name, published)
@@ -234,7 +262,7 @@ class ArtifactStore:
         return [v.path for v in versions if v.number not in needed][:surplus]
 
     def _made_from(self, name: str) -> set[int]:
-        versions = (_readable(self.current(other)) for other in self.names())
+        versions = (self.base(other) for other in self.names())
         return {version.attrs.get(f"{name}_version", 0) for version in versions if version}
 
 

@@ -190,10 +190,12 @@ def test_a_signal_at_a_random_moment_leaves_a_whole_version(store, sign, times):
 def test_an_exception_in_the_computation_publishes_nothing_and_loses_nothing(store, error):
     interrupted_run(store, NEW, 4, error=error)
     assert_whole(store, OLD)
+    assert store.unfinished() == {NAME: 4}
     assert store.version(NAME).number == 1
     draft = refresh(store, NEW)
     assert draft.resumed
     assert draft.chunks_written == NEW_CHUNKS - 4
+    assert store.unfinished() == {}
     assert_whole(store, NEW)
 
 
@@ -267,6 +269,14 @@ def test_gc_removes_what_an_interrupted_run_left(store):
     assert_tidy(store)
 
 
+def test_gc_removes_the_beginning_of_an_artifact_that_was_never_finished(tmp_path):
+    store = ArtifactStore(tmp_path)
+    interrupted_run(store, NEW, 1)
+    assert store.names() == []
+    assert len(store.gc()) == 2
+    assert_tidy(store)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 def test_a_store_that_may_not_be_written_is_read_and_named_in_the_error(refreshed_once):
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
@@ -295,6 +305,47 @@ def test_a_second_writer_is_refused_with_the_name_of_the_first(store):
     running.process.kill()
     assert running.end().exit_code == -signal.SIGKILL
     refresh(impatient, NEW)
+
+
+def test_who_waits_says_at_once_for_whom(store):
+    said: list[str] = []
+    running = faults.start(faults.hold_lock, store.root, OLD, 0.5)
+    while not list((store.root / NAME / "versions").glob(".partial-*.journal")):
+        time.sleep(0.01)
+    refresh(ArtifactStore(store.root, lock_timeout=30, report=said.append), NEW)
+    (line,) = said
+    assert line.startswith(f"{NAME}: waiting for process {running.process.pid} on ")
+    assert line.endswith(f", which writes {store.root / NAME}")
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_write_is_waited_for_however_often_a_handler_of_signals_raises(store, times):
+    """As Dagster's does, whose interrupt is no KeyboardInterrupt."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def handler(*_):
+        raise Interrupt
+
+    def slow(array, *arguments):
+        if array.basename == "influences":
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)
+        write(array, *arguments)
+
+    before, write = signal.signal(signal.SIGINT, handler), zarr.Array.__setitem__
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(zarr.Array, "__setitem__", slow)
+            with pytest.raises(Interrupt), store.new_version(NAME, NEW.layout) as draft:
+                write_chunk(draft, NEW, (0, 1))
+        after = {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
+        time.sleep(0.2)
+        assert after == {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_thread_of_the_same_process_is_kept_apart_too(store):

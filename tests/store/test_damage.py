@@ -82,6 +82,35 @@ def test_rot_that_leaves_size_and_time_alone_is_found_by_checksums(version):
     assert version.verify(checksums=True) == (Damage(CHUNK, False, "influences", (1, 2)),)
     with pytest.raises(StoreError, match="is damaged"):
         version.open().influences.load()
+    assert version.verify() == (Damage(CHUNK, False, "influences", (1, 2)),), "it was seen"
+
+
+@pytest.mark.parametrize(
+    ("file", "read"),
+    [
+        ("zarr.json", lambda version: version.open()),
+        ("zarr.json", lambda version: version.attrs),
+        ("influences/zarr.json", lambda version: version.array("influences")),
+    ],
+)
+def test_metadata_with_another_bit_are_an_error_when_they_are_read(store, version, file, read):
+    path = version.path / file
+    flip_a_bit(path)
+    with pytest.raises(StoreError, match=f"{path} is damaged.*refresh the artifact"):
+        read(store.version(NAME))
+
+
+def test_a_bit_that_rots_in_the_metadata_is_found_by_the_reader_and_then_by_a_refresh(
+    store, version
+):
+    path, times = version.path / "zarr.json", (version.path / "zarr.json").stat()
+    flip_a_bit(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert store.plan(NAME, SAMPLE.layout, SAMPLE.expected).up_to_date
+    with pytest.raises(StoreError, match="is damaged"):
+        store.version(NAME).open()
+    assert not store.plan(NAME, SAMPLE.layout, SAMPLE.expected).up_to_date
+    assert refresh(store, SAMPLE).version.verify(checksums=True) == ()
 
 
 def test_a_file_that_was_only_touched_is_sound(store, version):
