@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -101,6 +101,12 @@ class PreconditionedSystem:
     def tensors(self) -> dict[str, Tensor]:
         return self.preconditioner.tensors()
 
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is known before any solve: the preconditioner, and what it knows of itself."""
+        known = getattr(self.preconditioner, "info", {})
+        return {"preconditioner": self.settings.preconditioner, **known}
+
     def solve(
         self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
@@ -179,14 +185,14 @@ class PreconditionedSystem:
         if state.negative.any() and self.settings.on_failure == "raise":
             ends = extreme_eigenvalues(self.curvature)
             raise indefinite_error(*ends, damping=damping, dtype=state.x.dtype)
-        message = self._explanation(state, residual, ~converged)
+        failed = ~converged
+        message = self._explanation(state, residual, failed)
+        error = NotConvergedError(message, rows=failed.nonzero()[:, 0].tolist())
         if self.settings.on_failure == "raise":
-            raise NotConvergedError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+            raise error
+        warnings.warn(str(error), RuntimeWarning, stacklevel=4)
 
     def _explanation(self, state: "_State", residual: Tensor, failed: Tensor) -> str:
-        rows = failed.nonzero()[:, 0].tolist()
-        named = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
         maxiter = self.settings.maxiter or 10 * state.x.shape[1]
         if (state.niter[failed] < maxiter).any() and not state.negative.any():
             cure = (
@@ -198,9 +204,9 @@ class PreconditionedSystem:
         if state.negative.any():
             cure = f"{int(state.negative.sum())} met negative curvature; {cure}"
         return (
-            f"{len(rows)} of {len(failed)} systems missed rtol={self.settings.rtol:g}, "
+            f"{int(failed.sum())} of {len(failed)} systems missed rtol={self.settings.rtol:g}, "
             f"atol={self.settings.atol:g} after {int(state.niter.max())} iterations "
-            f"(rows {named}; worst relative residual {residual[failed].max():.1e}); {cure}"
+            f"(rows {{rows}}; worst relative residual {residual[failed].max():.1e}); {cure}"
         )
 
 
@@ -226,4 +232,4 @@ class _State:
         """Relative norms of residuals by iteration."""
         if not self.lengths:
             return self.target.new_empty(len(self.target), 0)
-        return torch.stack(self.lengths, dim=1) / rhs.norm(dim=1, keepdim=True)
+        return relative(torch.stack(self.lengths, dim=1), rhs)

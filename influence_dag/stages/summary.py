@@ -160,7 +160,8 @@ def _solves_of_training_rows(
             continue
         G = gradients.load_gradients(bench, slots).dense()[present]
         for k, damping in enumerate(bench.settings.dampings):
-            x = factorization.solve(G, damping=damping).x
+            with factors.named_rows(train.ids[slots.start + present], f"{method}, training rows"):
+                x = factorization.solve(G, damping=damping).x
             found = torch.stack([(x * G).sum(dim=1), x.norm(dim=1)]).double().cpu().numpy()
             values[:, k, slots.start + present] = found
     return {
