@@ -175,8 +175,8 @@ def test_in_single_precision_cg_reaches_its_tolerance_or_names_one_that_it_reach
         solution = solve(1e-6)
     except NotConvergedError as error:
         solution = solve(float(re.search(r"raise rtol to ([\d.e-]+)", str(error))[1]))
-    assert solution.info["residual"].max() <= 3e-5
-    assert relative_error(solution.x, reference.damped_solve(G, rhs, damping)) <= 1e-4
+    assert solution.info["residual"].max() <= 1.5e-4
+    assert relative_error(solution.x, reference.damped_solve(G, rhs, damping)) <= 3e-4
 
 
 @pytest.mark.campaign
