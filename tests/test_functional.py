@@ -462,6 +462,7 @@ def test_parameters_are_read_at_each_call(model, train, test, training_data_load
 # Names and refusals ------------------------------------------------------------------------------
 
 
+ROUGH = {"scale": 2.0, "rtol": 1e-2}
 KEYWORDS = [  # method, settings as other libraries call them, a change of them
     ("direct", {}, {"hessian_perturbation": 0.6}),
     ("direct", {}, {"curvature": "gauss_newton"}),
@@ -471,11 +472,11 @@ KEYWORDS = [  # method, settings as other libraries call them, a change of them
     ("cg", {"preconditioner": "none"}, {"atol": 1e-1}),
     ("cg", {"preconditioner": "none"}, {"x0": 0.1}),
     ("cg", {"preconditioner": "none"}, {"maxiter": 2, "on_failure": "warn"}),
-    ("lissa", {"scale": 2.0}, {"maxiter": 2, "on_failure": "warn"}),
-    ("lissa", {"scale": 2.0}, {"dampen": 0.1}),
-    ("lissa", {"scale": 2.0}, {"scale": 3.0}),
-    ("lissa", {"scale": 2.0}, {"h0": 0.1}),
-    ("lissa", {"scale": 2.0}, {"rtol": 1e-2}),
+    ("lissa", ROUGH, {"maxiter": 2, "on_failure": "warn"}),
+    ("lissa", ROUGH, {"dampen": 0.1}),
+    ("lissa", ROUGH, {"scale": 3.0}),
+    ("lissa", ROUGH, {"h0": 0.1}),
+    ("lissa", ROUGH, {"rtol": 1e-1}),
     ("arnoldi", {"rank_estimate": 5}, {"rank_estimate": 6}),
     ("arnoldi", {"rank_estimate": 5}, {"tol": 0.5}),
 ]
