@@ -1,5 +1,7 @@
 """The errors of this package: one family, each saying what was seen, the limit and the cure."""
 
+from collections.abc import Sequence
+
 
 class InfluenceDagError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -25,7 +27,21 @@ class ModelError(InfluenceDagError):
 
 
 class NotConvergedError(InfluenceDagError):
-    """An iterative solve missed its tolerance."""
+    """An iterative solve missed its tolerance.
+
+    `rows` are the positions of the right-hand sides that did, `{rows}` in `message` stands for
+    them; `named` says the same with the names that a caller has for them.
+    """
+
+    def __init__(self, message: str, *, rows: Sequence[int] = (), names: Sequence[object] = ()):
+        self.message, self.rows = message, tuple(rows)
+        super().__init__(message.replace("{rows}", _listed(names or self.rows)))
+
+    def named(self, names: Sequence[object]) -> "NotConvergedError":
+        """The same error; `names` has one for each right-hand side."""
+        return NotConvergedError(
+            self.message, rows=self.rows, names=[names[row] for row in self.rows]
+        )
 
 
 class IndefiniteError(InfluenceDagError):
@@ -42,3 +58,7 @@ class IndefiniteError(InfluenceDagError):
 
 class StoreError(InfluenceDagError):
     """The array store is locked, read-only, damaged or lacks what was asked for."""
+
+
+def _listed(names: Sequence[object], most: int = 10) -> str:
+    return ", ".join(map(str, names[:most])) + (", …" if len(names) > most else "")

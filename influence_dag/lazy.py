@@ -10,10 +10,11 @@ import xarray as xr
 from dask.utils import SerializableLock
 
 from influence_dag.query import settings_of, without_holes
-from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable
+from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, Version
 from influence_dag.study import Study, StudySettings
 
 if TYPE_CHECKING:
+    from influence_dag.solvers.blocks import Blocks
     from influence_dag.stages.base import Workbench
 
 Block = Callable[[Sequence[int], Sequence[int]], np.ndarray]
@@ -42,7 +43,7 @@ def parameter_influences(store: ArtifactStore, method: str) -> xr.DataArray:
 
     Leaving out `z_i` moves the parameters by about `+1/n_train` of its row.
     """
-    from influence_dag.stages import curvature, gradients
+    from influence_dag.stages import curvature, factors, gradients
 
     bench = _bench(store, method)
     train = bench.axis(gradients.ARTIFACT, "train")
@@ -50,13 +51,78 @@ def parameter_influences(store: ArtifactStore, method: str) -> xr.DataArray:
     dampings = bench.settings.dampings
 
     def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        G = gradients.load_gradients(bench, slice(start[-2], stop[-2])).dense()
+        slots = slice(start[-2], stop[-2])
+        present = np.flatnonzero(train.valid[slots])
+        G = gradients.load_gradients(bench, slots).dense()
         which = range(start[0], stop[0]) if len(dampings) > 1 else [0]
-        solved = [factorization.solve(G, damping=dampings[k]).x.cpu().numpy() for k in which]
-        return np.stack(solved) if len(dampings) > 1 else solved[0]
+        values = np.full((len(which), *G.shape), np.nan, variable.dtype)
+        with factors.named_rows(train.ids[slots][present], f"{method}, training rows"):
+            for rows, k in zip(values, which, strict=True):
+                solved = factorization.solve(G[present], damping=dampings[k])
+                rows[present] = solved.x.cpu().numpy()
+        return values if len(dampings) > 1 else values[0]
 
     layout = _parameter_layout(bench, method, train.coordinates, len(train))
-    return _labelled(layout, layout["parameter_influences"], block)
+    (variable,) = layout.variables
+    return _labelled(layout, variable, block)
+
+
+def block_influences(
+    store: ArtifactStore, method: str, blocks: "Blocks | None" = None
+) -> xr.DataArray:
+    """The share of each block of parameters in the influences, dims `(block, …, test, train)`.
+
+    Shares add up to the stored influences. `blocks` are those of the method's settings, or those
+    that are asked for here: any factors can be cut, whatever the curvature couples.
+    """
+    from influence_dag.influence import influences
+    from influence_dag.solvers.blocks import parameter_blocks, split_by_block
+    from influence_dag.stages import curvature, factors, gradients
+
+    bench = _bench(store, method)
+    if blocks is None:
+        blocks = bench.settings.methods[method].blocks
+    positions = parameter_blocks(curvature.parameter_slices(bench), blocks)
+    names, dampings = list(positions), len(bench.settings.dampings)
+
+    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        which = range(start[1], stop[1]) if dampings > 1 else [None]
+        G = gradients.load_gradients(bench, slice(start[-1], stop[-1]))
+        index = {name: positions[name] for name in names[start[0] : stop[0]]}
+        values = []
+        for k in which:
+            s = factors.load_factors(bench, method, slice(start[-2], stop[-2]), k)
+            shares = split_by_block(s, index).values()
+            values.append(np.stack([influences(share, G).cpu().numpy() for share in shares]))
+        return np.stack(values, axis=1) if dampings > 1 else values[0]
+
+    layout = _block_layout(bench, store.version(f"{method}/influences"), method, names)
+    (variable,) = layout.variables
+    return _labelled(layout, variable, block)
+
+
+def _block_layout(bench: "Workbench", stored: Version, method: str, names: list[str]) -> Layout:
+    from influence_dag.stages import factors, gradients
+
+    test = bench.axis(factors.artifact(method), "test")
+    train = bench.axis(gradients.ARTIFACT, "train")
+    dims, sizes, dampings = factors.damping_axis(bench)
+    entry = stored.variables["influences"]
+    variable = Variable(
+        "block_influences",
+        ("block", *dims, "test", "train"),
+        (len(names), *sizes, len(test), len(train)),
+        entry.dtype,
+        (1, *entry.chunks),
+        {
+            "formula": "∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train), the terms of one block of parameters",
+            "sign": "as the influences, which are the sum over blocks",
+            "units": "loss; not divided by n_train",
+        },
+    )
+    block = Coordinate("block", ("block",), np.array(names, np.dtypes.StringDType()))
+    coordinates = (block, *test.coordinates, *train.coordinates, *dampings)
+    return Layout((variable,), coordinates, factors.method_attributes(bench, method))
 
 
 def _parameter_layout(

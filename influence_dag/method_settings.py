@@ -46,6 +46,22 @@ class MethodSettings(Settings):
         default={}, description="λ of single blocks, by name; the study's for the others"
     )
 
+    @model_validator(mode="after")
+    def _dampings_of_blocks(self) -> "MethodSettings":
+        if self.block_damping and isinstance(self.blocks, str) and self.blocks == "full":
+            raise ValueError(
+                "block_damping is λ of single blocks, and there is only one, of all parameters; "
+                "add blocks: layer or lists of parameter names"
+            )
+        if not isinstance(self.blocks, str):
+            known = [str(position) for position in range(len(self.blocks))]
+            if unknown := sorted(set(self.block_damping) - set(known)):
+                raise ValueError(
+                    f"block_damping names {', '.join(unknown)}; lists are known by their position, "
+                    f"here {', '.join(known)}"
+                )
+        return self
+
     @property
     def solver(self) -> dict[str, Any]:
         """The settings that the solver itself takes."""
@@ -54,7 +70,11 @@ class MethodSettings(Settings):
     @property
     def factorization(self) -> dict[str, Any]:
         """The settings that what is stored depends on; the others are about single solves."""
-        return self.model_dump(exclude={"rtol", "atol", "maxiter", "on_failure", "block_damping"})
+        return self.model_dump(exclude=self._of_solves)
+
+    @property
+    def _of_solves(self) -> set[str]:
+        return {"rtol", "atol", "maxiter", "on_failure", "block_damping"}
 
 
 class DirectSettings(MethodSettings):
@@ -79,7 +99,7 @@ class LissaSettings(MethodSettings):
     """A Neumann series (Agarwal et al. 2017), with all rows or with seeded mini-batches."""
 
     maxiter: PositiveInt = 1000
-    dampen: NonNegativeFloat = 0.0
+    dampen: Annotated[float, Field(ge=0, lt=1)] = 0.0
     scale: PositiveFloat | None = Field(default=None, description="default: estimated")
     rtol: PositiveFloat = 1e-4
     batch_size: PositiveInt | None = Field(default=None, description="default: all rows")
@@ -92,10 +112,20 @@ class ArnoldiSettings(MethodSettings):
 
     rank: PositiveInt = 50
     tol: PositiveFloat = 1e-6
-    complement: Literal["drop", "damping"] = "drop"
-    max_products: PositiveInt | None = None
+    complement: Literal["drop", "damping"] = Field(
+        default="drop", description="what becomes of the rest: dropped as published, or kept as λ"
+    )
+    max_products: PositiveInt | None = Field(default=None, description="default: 40 an eigenpair")
+    on_device: bool = Field(
+        default=False, description="small eigenproblems on compute.device, not on the processor"
+    )
     seed: int = 0
     on_failure: OnFailure = "raise"
+
+    @property
+    def _of_solves(self) -> set[str]:
+        # Pairs that missed the tolerance are kept under "warn" and must not serve "raise".
+        return {"on_device", "block_damping"}
 
 
 class NystroemSettings(MethodSettings):
@@ -120,6 +150,12 @@ class KroneckerSettings(MethodSettings):
 
 class IdentitySettings(MethodSettings):
     """Dot products of gradients: the baseline."""
+
+    @model_validator(mode="after")
+    def _no_damping(self) -> "IdentitySettings":
+        if self.block_damping:
+            raise ValueError("identity has no damping, of blocks or of all; leave it out")
+        return self
 
 
 class MethodsSettings(Settings):

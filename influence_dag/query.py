@@ -88,6 +88,16 @@ class StudyResults:
 
         return lazy_perturbation(self.store, method)
 
+    def block_influences(self, method: str, blocks: Any = None) -> xr.DataArray:
+        """The share of each block of parameters, dims `(block, test, train)`, computed when sliced.
+
+        Shares add up to the influences. `blocks` is `"full"`, `"layer"` (one for each module) or
+        lists of parameter names; by default those of the method's settings.
+        """
+        from influence_dag.lazy import block_influences
+
+        return block_influences(self.store, method, blocks)
+
     def parameter_influences(self, method: str) -> xr.DataArray:
         """`(H + λI)⁻¹ ∇L(z_train)`, dims `(train, param)`, computed when sliced.
 

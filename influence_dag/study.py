@@ -197,6 +197,13 @@ class PerturbationSettings(Settings):
     """Which methods also get perturbation influences (`test × train × features`)."""
 
     methods: tuple[str, ...]
+    wrt: str | None = Field(
+        default=None,
+        description=(
+            "a module of the model, such as an embedding: the derivative is in what it puts out; "
+            "default: in the model's inputs"
+        ),
+    )
     max_bytes: Bytes = Field(
         default=parse_bytes("64GiB"), description="refuse to store a tensor above this size"
     )

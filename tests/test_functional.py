@@ -6,15 +6,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from influence_dag.errors import IndefiniteError, ModelError
-from influence_dag.functional import (
+import influence_dag as idag
+from influence_dag import (
     InverseHvpResult,
     TorchTwiceDifferentiable,
     compute_influence_factors,
     compute_influences,
     solve_hvp,
 )
+from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.losses import reduced_loss
+from influence_dag.solvers import build
 
 FEATURES, OUTPUTS, TRAIN, TEST = 4, 2, 23, 5
 
@@ -408,6 +410,45 @@ def test_other_rows_can_be_scored_with_the_same_hessian(
     assert relative_error(some, expected) <= 2e-6
 
 
+@pytest.mark.parametrize("kind", ["up", "perturbation"])
+def test_saved_factors_serve_other_subsets_of_the_training_rows(
+    kind, model, train, test, wrapped_model, training_data_loader, test_data_loader, tmp_path
+):
+    made = compute_influence_factors(wrapped_model, training_data_loader, test_data_loader)
+    torch.save(made.x, tmp_path / "factors.pt")
+    factors = torch.load(tmp_path / "factors.pt")
+    subset = idag.Rows.from_loader(DataLoader(TensorDataset(*(t[3:7] for t in train))))
+    formula = reference.influences if kind == "up" else reference.perturbation_influences
+    expected = formula(model, nn.functional.mse_loss, train, test, 0.0)[:, 3:7]
+    if kind == "up":
+        gradients = idag.per_sample_gradients(wrapped_model.objective, subset)
+        values = idag.influences(factors, gradients)
+    else:
+        values = idag.perturbation_influences(wrapped_model.objective, factors, subset)
+    assert relative_error(values, expected) <= EXACT
+
+
+@pytest.mark.parametrize("name", ["direct", "cg", "lissa", "arnoldi", "nystroem", "ekfac", "kfac"])
+def test_a_stored_factorisation_serves_other_test_rows_and_dampings(
+    name, network, classification, tmp_path
+):
+    train, test = classification
+    objective = TorchTwiceDifferentiable(network, "cross_entropy").objective
+    curvature = idag.GaussNewton(objective, idag.Rows(*train))
+    settings = {"rank": 50} if name in ("arnoldi", "nystroem") else {}
+    method = build(name, settings)
+    torch.save(method.factorize(curvature).tensors(), tmp_path / "factorisation.pt")
+    restored = method.restore(torch.load(tmp_path / "factorisation.pt"), curvature)
+    gradients = idag.per_sample_gradients(objective, idag.Rows(*test)).dense()
+    for damping in (0.5, 1.0):
+        x = restored.solve(gradients, damping=damping).x
+        fresh = method.factorize(curvature).solve(gradients, damping=damping).x
+        assert relative_error(x, fresh) <= 1e-12
+        if name not in ("ekfac", "kfac"):
+            expected = reference.damped_solve(curvature.dense(), gradients, damping)
+            assert relative_error(x, expected) <= 5e-3
+
+
 def test_parameters_are_read_at_each_call(model, train, test, training_data_loader):
     wrapped = TorchTwiceDifferentiable(model, nn.functional.mse_loss)
     with torch.no_grad():
@@ -419,6 +460,64 @@ def test_parameters_are_read_at_each_call(model, train, test, training_data_load
 
 
 # Names and refusals ------------------------------------------------------------------------------
+
+
+ROUGH = {"scale": 2.0, "rtol": 1e-2}
+KEYWORDS = [  # method, settings as other libraries call them, a change of them
+    ("direct", {}, {"hessian_perturbation": 0.6}),
+    ("direct", {}, {"curvature": "gauss_newton"}),
+    ("direct", {}, {"blocks": "layer"}),
+    ("direct", {"blocks": "layer"}, {"block_damping": {"2": 1.5}}),
+    ("cg", {}, {"rtol": 1e-1, "preconditioner": "none"}),
+    ("cg", {"preconditioner": "none"}, {"atol": 1e-1}),
+    ("cg", {"preconditioner": "none"}, {"x0": 0.1}),
+    ("cg", {"preconditioner": "none"}, {"maxiter": 2, "on_failure": "warn"}),
+    ("lissa", ROUGH, {"maxiter": 2, "on_failure": "warn"}),
+    ("lissa", ROUGH, {"dampen": 0.1}),
+    ("lissa", ROUGH, {"scale": 3.0}),
+    ("lissa", ROUGH, {"h0": 0.1}),
+    ("lissa", ROUGH, {"rtol": 1e-1}),
+    ("arnoldi", {"rank_estimate": 5}, {"rank_estimate": 6}),
+    ("arnoldi", {"rank_estimate": 5}, {"tol": 0.5}),
+]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(("name", "settings", "change"), KEYWORDS)
+def test_each_keyword_has_an_effect(name, settings, change, network, classification):
+    train, _ = classification
+    wrapped = TorchTwiceDifferentiable(network, "cross_entropy")
+    b = torch.randn(2, wrapped.num_params).double()
+    change = {key: b * value if key in ("x0", "h0") else value for key, value in change.items()}
+
+    def x(arguments):
+        loader = DataLoader(TensorDataset(*train), batch_size=4)
+        return solve_hvp(name, wrapped, loader, b, **{"hessian_perturbation": 0.5} | arguments).x
+
+    assert relative_error(x(settings | change), x(settings)) >= 1e-14
+
+
+def test_the_small_eigenproblems_are_solved_where_the_caller_says(
+    network, classification, monkeypatch
+):
+    """Without a GPU both places are the processor: what is asked for is seen on its way there."""
+    from influence_dag.solvers import arnoldi
+
+    seen, search = [], arnoldi.leading_eigenpairs
+
+    def noted(curvature, rank, **settings):
+        seen.append(settings["small_device"])
+        return search(curvature, rank, **settings)
+
+    monkeypatch.setattr(arnoldi, "leading_eigenpairs", noted)
+    monkeypatch.setattr(idag.Hessian, "device", torch.device("cpu", 0))
+    train, _ = classification
+    wrapped = TorchTwiceDifferentiable(network, "cross_entropy")
+    b, loader = torch.ones(1, wrapped.num_params).double(), [train]
+    settings = {"hessian_perturbation": 0.5, "rank_estimate": 3}
+    for there in (False, True):
+        solve_hvp("arnoldi", wrapped, loader, b, eigen_computation_on_gpu=there, **settings)
+    assert seen == [torch.device("cpu"), torch.device("cpu", 0)]
 
 
 def test_names_may_be_enumerations_or_of_any_case(

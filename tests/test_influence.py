@@ -1,11 +1,14 @@
 import pytest
 import reference
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import CASES, LAYERED, digits, digits_mlp
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import influence_dag as idag
 from influence_dag.curvature import Hessian
 from influence_dag.errors import ModelError
 from influence_dag.gradients import per_sample_gradients
@@ -109,6 +112,36 @@ def test_leaving_a_row_out_changes_the_test_losses_by_the_influence_over_n(ridge
     assert (
         0.95 < float((changes * predicted[:, :40]).sum() / predicted[:, :40].square().sum()) < 1.1
     )
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(3, 20),
+    d=st.integers(1, 5),
+    damping=st.sampled_from([1e-4, 1e-3, 0.1]),
+)
+def test_predictions_move_with_the_sign_of_the_influence_when_a_row_is_left_out(
+    seed, n, d, damping
+):
+    """Of ridge regression, exactly: a refit moves a prediction by I / n / (1 - leverage)."""
+    torch.manual_seed(seed)
+    x, y, x_test = torch.randn(n, d).double(), torch.randn(n).double(), torch.randn(3, d).double()
+    module = nn.Linear(d, 1, bias=False).double()
+    module.weight.data = reference.ridge_fit(x, y, damping)[None]
+    wrapped = idag.TorchTwiceDifferentiable(
+        module, half_squared_error, measurement=lambda output, target: output[:, 0]
+    )
+    predicted = idag.compute_influences(
+        wrapped, [(x, y)], [(x_test, torch.zeros(3))], hessian_regularization=damping
+    )
+    H = x.T @ x / n + damping * torch.eye(d).double()
+    for i in range(n):
+        kept = torch.arange(n) != i
+        refit = torch.linalg.solve(H - torch.outer(x[i], x[i]) / n, x[kept].T @ y[kept] / n)
+        leverage = x[i] @ torch.linalg.solve(H, x[i]) / n
+        change = x_test @ (refit - module.weight[0])
+        assert_close(change, predicted[:, i] / n / (1 - leverage), rtol=1e-6, atol=1e-9)
 
 
 def test_moving_a_feature_changes_the_test_losses_by_minus_the_influence_over_n(ridge):

@@ -185,9 +185,7 @@ def _by_pairs_of_positions(
     first, second = torch.triu_indices(a.shape[1], a.shape[1], device=a.device)
     weight = torch.where(first == second, 1, 2).to(a.dtype)[:, None]
     squares_a = a[:, first] * a[:, second] * weight
-    squares_g = sum(
-        (part[:, first] * part[:, second] for part in g), torch.zeros((), dtype=g.dtype)
-    )
+    squares_g = sum((part[:, first] * part[:, second] for part in g), g.new_zeros(()))
     return squares_g.flatten(0, 1).T @ squares_a.flatten(0, 1)
 
 

@@ -102,9 +102,18 @@ def residuals(
     return relative(curvature.apply(x).add_(x, alpha=damping).sub_(rhs).norm(dim=1), rhs)
 
 
-def relative(residual: Float[Tensor, " k"], rhs: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:
+def relative(residual: Float[Tensor, "k ..."], rhs: Float[Tensor, "k p"]) -> Float[Tensor, "k ..."]:
     """Norms of residuals, divided by those of the right-hand sides; 0 stays 0."""
-    return torch.where(residual == 0, residual, residual / rhs.norm(dim=1))
+    length = rhs.norm(dim=1)[(...,) + (None,) * (residual.ndim - 1)]
+    return torch.where(residual == 0, residual, residual / length)
+
+
+def carried_on(history: Float[Tensor, "k _"], steps: int) -> Float[Tensor, "k steps"]:
+    """A residual by iteration, after the row has stopped the one that it stopped with."""
+    padded = torch.nn.functional.pad(history, (0, steps - history.shape[1]), value=torch.nan)
+    position = torch.arange(steps, device=history.device).expand_as(padded)
+    last = position.masked_fill(padded.isnan(), 0).cummax(dim=1).values if steps else position
+    return padded.gather(1, last).nan_to_num()
 
 
 def random_rows(

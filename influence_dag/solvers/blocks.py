@@ -1,15 +1,22 @@
 """Block-diagonal curvature: one solve for each group of parameters."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature, DenseCurvature
-from influence_dag.solvers.base import Factorization, Method, Solution
+from influence_dag.solvers.base import (
+    Factorization,
+    Method,
+    Solution,
+    carried_on,
+    relative,
+    residuals,
+)
 
 Blocks = Literal["full", "layer"] | Sequence[Sequence[str]]
 
@@ -117,7 +124,7 @@ class Blockwise:
     def factorize(self, curvature: Curvature) -> "BlockFactorization":
         return BlockFactorization(
             {
-                name: self.method.factorize(self._restricted(curvature, index))
+                name: self.method.factorize(self.restricted(curvature, index))
                 for name, index in self.blocks.items()
             },
             self,
@@ -137,15 +144,20 @@ class Blockwise:
         return BlockFactorization(
             {
                 name: self.method.restore(
-                    of_block(name), curvature and self._restricted(curvature, index)
+                    of_block(name), curvature and self.restricted(curvature, index)
                 )
                 for name, index in self.blocks.items()
             },
             self,
         )
 
-    def _restricted(self, curvature: Curvature, index: Tensor) -> Restricted:
+    def restricted(self, curvature: Curvature, index: Tensor) -> Restricted:
+        """The curvature on a block's parameters."""
         return Restricted(curvature, index.to(curvature.device))
+
+    def damping_of(self, block: str, damping: float) -> float:
+        """λ of a block in a solve with this damping."""
+        return self.dampings.get(block, damping)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,21 +174,76 @@ class BlockFactorization:
             for name, tensor in part.tensors().items()
         }
 
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is known before any solve, by block."""
+        return {
+            f"{block}.{key}": value
+            for block, part in self.parts.items()
+            for key, value in getattr(part, "info", {}).items()
+        }
+
     def solve(
         self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
-        """Solve block by block; info keys are `block.key`. Raises what the method raises."""
-        x, info = torch.zeros_like(rhs), {}
+        """Solve block by block; info keys are `block.key`. Raises what the method raises.
+
+        What iterative methods tell of each row is told of the blocks together as well: the most
+        `niter`, whether all are `converged`, and the relative `residual` of the whole row.
+        """
+        x, info, lengths = torch.zeros_like(rhs), {}, {}
         for block, part in self.parts.items():
             index = self.settings.blocks[block].to(rhs.device)
             solution = part.solve(
                 rhs[:, index],
-                damping=self.settings.dampings.get(block, damping),
+                damping=self.settings.damping_of(block, damping),
                 x0=None if x0 is None else x0[..., index],
             )
-            x[:, index] = solution.x
+            x[:, index], lengths[block] = solution.x, rhs[:, index].norm(dim=1)
             info |= {f"{block}.{key}": value for key, value in solution.info.items()}
-        return Solution(x, info)
+        return Solution(x, info | _of_whole_rows(info, lengths))
+
+    def residuals(
+        self,
+        curvature: Curvature,
+        x: Float[Tensor, "k p"],
+        rhs: Float[Tensor, "k p"],
+        damping: float,
+    ) -> Float[Tensor, " k"]:
+        r"""$\lVert (H_B + \lambda_B) x - b \rVert / \lVert b \rVert$ with H's blocks alone."""
+        parts, lengths = {}, {}
+        for block, index in self.settings.blocks.items():
+            part, index = self.settings.restricted(curvature, index), index.to(rhs.device)
+            b, lam = rhs[:, index], self.settings.damping_of(block, damping)
+            parts[f"{block}.residual"] = residuals(part, x[:, index], b, damping=lam)
+            lengths[block] = b.norm(dim=1)
+        return _of_whole_rows(parts, lengths)["residual"]
+
+
+_TOGETHER: dict[str, Callable[[Tensor], Tensor]] = {
+    "niter": lambda each: each.amax(dim=0),
+    "converged": lambda each: each.all(dim=0),
+    "max_perc_residual": lambda each: each.amax(dim=0),
+}
+
+
+def _of_whole_rows(info: Mapping[str, Any], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is told of every block's part of a row, told of the row; `lengths` are ‖b‖ by block."""
+
+    def each(key: str) -> list[Tensor]:
+        return [info[name] for block in lengths if (name := f"{block}.{key}") in info]
+
+    whole = {key: join(torch.stack(each(key))) for key, join in _TOGETHER.items() if each(key)}
+    norms = torch.stack(list(lengths.values()))
+    if shares := each("residual"):
+        whole["residual"] = relative((torch.stack(shares) * norms).norm(dim=0), norms.T)
+    if histories := each("residual_history"):
+        steps = max(history.shape[1] for history in histories)
+        shares = torch.stack([carried_on(history, steps) for history in histories])
+        curve = relative((shares * norms[..., None]).norm(dim=0), norms.T)
+        late = torch.arange(steps, device=curve.device) >= whole["niter"][:, None]
+        whole["residual_history"] = curve.masked_fill(late, torch.nan)
+    return whole
 
 
 def split_by_block(

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,6 +30,7 @@ from influence_dag.solvers.preconditioners import (
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 
 _ROUNDING = 8  # units: relative residuals below this are out of reach
+_STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
 
 
 @register("cg")
@@ -39,8 +40,10 @@ class ConjugateGradient:
 
     Hestenes & Stiefel (1952), preconditioned. A row stops when
     $\lVert r \rVert \le \max(\mathtt{rtol} \lVert b \rVert, \mathtt{atol})$ holds for its *true*
-    residual, where an rtol below eight units of rounding counts as that (1e-6 in float32). Step
-    lengths belong to single rows: what else is in the block changes no answer.
+    residual, where an rtol below eight units of rounding counts as that (1e-6 in float32), and a
+    residual that stopped falling before there is accepted below 64 units (8e-6 in float32): the
+    products have no more digits. Step lengths belong to single rows: what else is in the block
+    changes no answer.
 
     `preconditioner`: `"nystroem"` (of that `rank` and `seed`), `"jacobi"` (estimated from `rank`
     products), `"ekfac"` (for curvatures of a model) or `"none"`. `maxiter` counts products per
@@ -101,6 +104,12 @@ class PreconditionedSystem:
     def tensors(self) -> dict[str, Tensor]:
         return self.preconditioner.tensors()
 
+    @property
+    def info(self) -> dict[str, Any]:
+        """What is known before any solve: the preconditioner, and what it knows of itself."""
+        known = getattr(self.preconditioner, "info", {})
+        return {"preconditioner": self.settings.preconditioner, **known}
+
     def solve(
         self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
@@ -116,7 +125,9 @@ class PreconditionedSystem:
         state = self._start(rhs, target, damping, x0)
         self._iterate(state, rhs, damping)
         length = state.residual.norm(dim=1)
-        converged, residual = length <= target, relative(length, rhs)
+        residual = relative(length, rhs)
+        rounding = _STALLED * torch.finfo(rhs.dtype).eps
+        converged = (length <= target) | (state.stalled & (residual <= rounding))
         if not converged.all():
             self._report(state, residual, converged, damping)
         info = {
@@ -131,7 +142,8 @@ class PreconditionedSystem:
         x = torch.zeros_like(rhs) if x0 is None else x0.to(rhs).expand_as(rhs).clone()
         residual = rhs.clone() if x0 is None else rhs - self._apply(x, damping)
         niter = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
-        return _State(x, residual, target, niter, torch.zeros_like(niter, dtype=torch.bool))
+        negative, stalled = (torch.zeros_like(niter, dtype=torch.bool) for _ in range(2))
+        return _State(x, residual, target, niter, negative, stalled)
 
     def _iterate(self, state: "_State", rhs: Tensor, damping: float) -> None:
         """Descend; where the recurrence's residual strayed from the true one, start again there."""
@@ -143,8 +155,10 @@ class PreconditionedSystem:
             state.residual[rows] = rhs[rows] - self._apply(state.x[rows], damping)
             now = state.residual[rows].norm(dim=1)
             again = (now > state.target[rows]) & (state.niter[rows] < maxiter)
+            again &= ~state.negative[rows]
             # Less than halved by a whole descent: the dtype holds no more digits.
-            rows = rows[again & (now < before / 2) & ~state.negative[rows]]
+            state.stalled[rows] = again & ~(now < before / 2)
+            rows = rows[again & (now < before / 2)]
 
     def _descend(
         self, state: "_State", rows: Int[Tensor, " k"], damping: float, maxiter: int
@@ -179,28 +193,30 @@ class PreconditionedSystem:
         if state.negative.any() and self.settings.on_failure == "raise":
             ends = extreme_eigenvalues(self.curvature)
             raise indefinite_error(*ends, damping=damping, dtype=state.x.dtype)
-        message = self._explanation(state, residual, ~converged)
+        failed = ~converged
+        message = self._explanation(state, residual, failed)
+        error = NotConvergedError(message, rows=failed.nonzero()[:, 0].tolist())
         if self.settings.on_failure == "raise":
-            raise NotConvergedError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
+            raise error
+        warnings.warn(str(error), RuntimeWarning, stacklevel=4)
 
     def _explanation(self, state: "_State", residual: Tensor, failed: Tensor) -> str:
-        rows = failed.nonzero()[:, 0].tolist()
-        named = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
         maxiter = self.settings.maxiter or 10 * state.x.shape[1]
         if (state.niter[failed] < maxiter).any() and not state.negative.any():
+            # Where rounding ends a descent differs from one to the next: hence the margin.
+            within_reach = round_up(4 * residual[failed].max().item())
             cure = (
                 f"{state.x.dtype} holds no more digits: raise the damping, raise rtol to "
-                f"{round_up(residual[failed].max().item()):g}, or use float64"
+                f"{within_reach:g}, or use float64"
             )
         else:
             cure = "raise damping, maxiter or the preconditioner's rank"
         if state.negative.any():
             cure = f"{int(state.negative.sum())} met negative curvature; {cure}"
         return (
-            f"{len(rows)} of {len(failed)} systems missed rtol={self.settings.rtol:g}, "
+            f"{int(failed.sum())} of {len(failed)} systems missed rtol={self.settings.rtol:g}, "
             f"atol={self.settings.atol:g} after {int(state.niter.max())} iterations "
-            f"(rows {named}; worst relative residual {residual[failed].max():.1e}); {cure}"
+            f"(rows {{rows}}; worst relative residual {residual[failed].max():.1e}); {cure}"
         )
 
 
@@ -213,6 +229,7 @@ class _State:
     target: Float[Tensor, " k"]
     niter: Int[Tensor, " k"]
     negative: Bool[Tensor, " k"]
+    stalled: Bool[Tensor, " k"]
     lengths: list[Float[Tensor, " k"]] = field(default_factory=list)
 
     def record(self, rows: Int[Tensor, " m"], residual: Float[Tensor, "m p"]) -> Tensor:
@@ -226,4 +243,4 @@ class _State:
         """Relative norms of residuals by iteration."""
         if not self.lengths:
             return self.target.new_empty(len(self.target), 0)
-        return torch.stack(self.lengths, dim=1) / rhs.norm(dim=1, keepdim=True)
+        return relative(torch.stack(self.lengths, dim=1), rhs)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
@@ -53,6 +53,13 @@ class LiSSA:
     seed: int = 0
     on_failure: Literal["raise", "warn"] = "raise"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.dampen < 1:
+            raise ValueError(
+                f"dampen={self.dampen:g} leaves nothing of h from one step to the next; use a "
+                "number from 0 (none) to below 1"
+            )
+
     def factorize(self, curvature: Curvature) -> "NeumannSeries":
         largest = None if self.scale is not None else self._ends(curvature)[1]
         return NeumannSeries(curvature, self, largest)
@@ -80,15 +87,18 @@ class LiSSA:
             largest = 1.5 * max(largest, *tops)
         return smallest, largest
 
-    def divergence(self, curvature: Curvature, *, damping: float) -> Exception:
+    def divergence(self, curvature: Curvature, *, damping: float, scale: float) -> Exception:
         """What to raise for a series that diverges: which scale would do, or that none would."""
         smallest, largest = self._ends(curvature)
-        if smallest + damping <= 0:
+        better = max(_MARGIN * (largest + damping), torch.finfo(curvature.dtype).tiny)
+        if better <= scale:  # mini-batches whose eigenvalues the estimate has not met
+            better = 2 * scale
+        better = round_up(better)
+        if smallest + damping + self.dampen * better <= 0:
             return indefinite_error(smallest, largest, damping=damping, dtype=curvature.dtype)
-        scale = round_up(_MARGIN * (largest + damping))
         return NotConvergedError(
-            f"the series diverges with scale={self.scale}: it has to be above the largest "
-            f"eigenvalue plus the damping, about {largest + damping:.3g}; use scale={scale:g}"
+            f"the series diverges with scale={scale:g}: it has to be above the largest "
+            f"eigenvalue plus the damping, about {largest + damping:.3g}; use scale={better:g}"
         )
 
 
@@ -105,6 +115,12 @@ class NeumannSeries:
             return {}
         return {"largest_eigenvalue": torch.tensor(self.largest_eigenvalue, dtype=torch.float64)}
 
+    @property
+    def info(self) -> dict[str, float]:
+        """What is known before any solve: the estimate, where one was made."""
+        largest = self.largest_eigenvalue
+        return {} if largest is None else {"largest_eigenvalue": largest}
+
     def scale(self, damping: float) -> float:
         """s: as set, or just above the largest eigenvalue of the damped curvature."""
         if self.settings.scale is not None:
@@ -120,18 +136,21 @@ class NeumannSeries:
 
         Info: `scale`; per row `niter`, `converged`, `residual` (the true $\lVert r \rVert /
         \lVert b \rVert$, dampen counted as damping), `max_perc_residual` and `mean_perc_residual`
-        (largest and mean $|step / h|$ over the entries of h, for a step with all rows).
+        (largest and mean $|step / h|$ over the entries of h, for a step with all rows), and
+        `residual_history`, $\lVert step \rVert / \lVert b \rVert$ at the start of each step (of
+        mini-batches their own; NaN once the row has stopped).
         Raises `NotConvergedError` for rows that miss `rtol`, and with a scale that would do
         when the series diverges; `IndefiniteError` when no scale would.
         """
         scale = self.scale(damping)
         start = rhs.clone() if x0 is None else scale * x0.to(rhs).expand_as(rhs)
-        if self.settings.batch_size is None:
-            h, niter = self._descend(start, rhs, damping, scale)
-        else:
-            h, niter = self._average(start, rhs, damping, scale)
+        descend = self._descend if self.settings.batch_size is None else self._average
+        h, lengths = descend(start, rhs, damping, scale)
+        niter = (~lengths.isnan()).sum(dim=1)
+        history = lengths[:, : int(niter.max()) if len(rhs) else 0]
         step = self._step(self.curvature, h, rhs, damping, scale)
-        info = {"scale": scale, "niter": niter} | _quality(step, h, rhs, self.settings.rtol)
+        info = {"scale": scale, "niter": niter, "residual_history": relative(history, rhs)}
+        info |= _quality(step, h, rhs, self.settings.rtol)
         self._report(info, step, h)
         return Solution(h / scale, info)
 
@@ -143,63 +162,62 @@ class NeumannSeries:
 
     def _descend(
         self, h: Tensor, rhs: Tensor, damping: float, scale: float
-    ) -> tuple[Tensor, Int[Tensor, " k"]]:
+    ) -> tuple[Tensor, Float[Tensor, "k maxiter"]]:
         """Steps with all rows; each right-hand side leaves when its step is small enough."""
         h, rows = h.clone(), torch.arange(len(rhs), device=rhs.device)
-        niter, first = torch.zeros_like(rows), None
-        for _ in range(self.settings.maxiter):
+        lengths = rhs.new_full((len(rhs), self.settings.maxiter), torch.nan)
+        for t in range(self.settings.maxiter):
             if not len(rows):
                 break
             step = self._step(self.curvature, h[rows], rhs[rows], damping, scale)
             length = step.norm(dim=1)
-            first = length if first is None else first
-            self._check_growth(length, first, _GROWTH, damping)
+            self._check_growth(length, lengths[rows, 0] if t else length, _GROWTH, damping, scale)
+            lengths[rows, t] = length
             h[rows] += step
-            niter[rows] += 1
-            moving = length > self.settings.rtol * h[rows].norm(dim=1)
-            rows, first = rows[moving], first[moving]
-        return h, niter
+            rows = rows[length > self.settings.rtol * h[rows].norm(dim=1)]
+        return h, lengths
 
     def _average(
         self, h: Tensor, rhs: Tensor, damping: float, scale: float
-    ) -> tuple[Tensor, Int[Tensor, " k"]]:
+    ) -> tuple[Tensor, Float[Tensor, "k maxiter"]]:
         """Steps with mini-batches; the mean of the last half evens out their noise."""
         maxiter = self.settings.maxiter
-        h, total, first = h.clone(), torch.zeros_like(h), None
+        h, total = h.clone(), torch.zeros_like(h)
+        lengths = rhs.new_full((len(rhs), maxiter), torch.nan)
         steps = zip(range(maxiter), self.settings.batches(self.curvature), strict=False)
         for t, batch in steps:
             step = self._step(batch, h, rhs, damping, scale)
-            length = step.norm(dim=1)
-            first = length if first is None else first
-            self._check_growth(length, first, _NOISE, damping)
+            lengths[:, t] = step.norm(dim=1)
+            self._check_growth(lengths[:, t], lengths[:, 0], _NOISE, damping, scale)
             h += step
             if t >= maxiter // 2:
                 total += h
-        niter = torch.full((len(rhs),), maxiter, device=rhs.device)
-        return total / (maxiter - maxiter // 2), niter
+        return total / (maxiter - maxiter // 2), lengths
 
-    def _check_growth(self, length: Tensor, first: Tensor, limit: float, damping: float) -> None:
+    def _check_growth(
+        self, length: Tensor, first: Tensor, limit: float, damping: float, scale: float
+    ) -> None:
         # Written so that NaN counts as growth.
         if not (length <= limit * first).all():
-            raise self.settings.divergence(self.curvature, damping=damping)
+            raise self.settings.divergence(self.curvature, damping=damping, scale=scale)
 
     def _report(self, info: dict[str, Any], step: Tensor, h: Tensor) -> None:
         failed = ~info["converged"]
         if not failed.any():
             return
         rows = failed.nonzero()[:, 0].tolist()
-        named = ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
         cure = "raise maxiter or rtol" + (", or batch_size" if self.settings.batch_size else "")
         worst = (step.norm(dim=1) / h.norm(dim=1))[failed].max()
         message = (
             f"{len(rows)} of {len(failed)} series still move by {worst:.1e} a step after "
-            f"{self.settings.maxiter} steps with scale={info['scale']:g} (rows {named}; rtol="
+            f"{self.settings.maxiter} steps with scale={info['scale']:g} (rows {{rows}}; rtol="
             f"{self.settings.rtol:g}; worst relative residual {info['residual'].max():.1e}); "
             f"{cure}, lower scale towards the largest eigenvalue, or raise the damping"
         )
+        error = NotConvergedError(message, rows=rows)
         if self.settings.on_failure == "raise":
-            raise NotConvergedError(message)
-        warnings.warn(message, RuntimeWarning, stacklevel=3)
+            raise error
+        warnings.warn(str(error), RuntimeWarning, stacklevel=3)
 
 
 def _quality(step: Tensor, h: Tensor, rhs: Tensor, rtol: float) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from influence_dag.curvature import Curvature, DenseCurvature
+from influence_dag.errors import StudyError
 from influence_dag.labelled import Axis
 from influence_dag.solvers import Blockwise, Factorization, Method, build, parameter_blocks
 from influence_dag.stages import matrices
@@ -35,13 +36,15 @@ def uses_matrix(method: str) -> bool:
 def build_method(bench: Workbench, method: str) -> Method:
     """The solver with the study's settings, on blocks of parameters when the study says so."""
     asked, solver = bench.settings.methods[method], bench.settings.methods[method].solver
-    dampings = bench.settings.dampings
-    if method == "direct" and len(dampings) == 1 and not asked.block_damping:
-        solver["damping"] = dampings[0]
+    if method == "direct":
+        solver["damping"] = _factorised_for(bench, method)
     if asked.blocks == "full":
         return build(method, solver)
-    blocks = parameter_blocks(parameter_slices(bench), asked.blocks)
-    return Blockwise(method=build(method, solver), blocks=blocks, dampings=asked.block_damping)
+    try:
+        blocks = parameter_blocks(parameter_slices(bench), asked.blocks)
+        return Blockwise(method=build(method, solver), blocks=blocks, dampings=asked.block_damping)
+    except ValueError as error:
+        raise StudyError(f"{bench.study.name}: methods.{method}: {error}") from error
 
 
 def parameter_slices(bench: Workbench) -> dict[str, slice]:
@@ -118,8 +121,14 @@ def factorization_settings(bench: Workbench, method: str) -> dict:
     """The settings that the factorisation depends on."""
     settings, dampings = bench.settings.methods[method].factorization, bench.settings.dampings
     if method == "direct":
-        settings["damping"] = list(dampings) if len(dampings) == 1 else "any"
+        settings["damping"] = "any" if _factorised_for(bench, method) is None else list(dampings)
     return settings
+
+
+def _factorised_for(bench: Workbench, method: str) -> float | None:
+    """The one λ that a direct factorisation is for; None: it serves several."""
+    dampings, blocks = bench.settings.dampings, bench.settings.methods[method].block_damping
+    return dampings[0] if len(dampings) == 1 and not blocks else None
 
 
 def _labelled(name: str, tensor: torch.Tensor) -> tuple[tuple[str, ...], np.ndarray, dict]:

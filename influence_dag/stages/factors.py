@@ -1,24 +1,29 @@
 """Influence factors `(H + λI)⁻¹ ∇θ L(z_test)`, one row a test row."""
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
 import torch
 
 from influence_dag.curvature import Curvature
+from influence_dag.errors import NotConvergedError
 from influence_dag.gradients import per_sample_gradients
 from influence_dag.labelled import Axis
 from influence_dag.method_settings import ITERATIVE
 from influence_dag.solvers import Factorization
-from influence_dag.solvers.base import residuals
+from influence_dag.solvers.base import carried_on, residuals
+from influence_dag.solvers.blocks import BlockFactorization
 from influence_dag.stages import curvature
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.model import load_objective, load_rows, measurement_key, model_key
 from influence_dag.store import Coordinate, Keys, Layout, Variable, Version, as_keys
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 
-FORMULA = 1
+FORMULA = 2
+CURVE = 48  # iterations at which residuals are kept
 PER_ROW = {
     "residual": "relative residual ‖(H + λI) s − b‖ / ‖b‖",
     "niter": "iterations",
@@ -98,7 +103,7 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
         (*ones, chunk, size),
         {"formula": "(H + λI)⁻¹ ∇θ L(z_test)", "long_name": "influence factors"},
     )
-    iterative = ("niter", "converged") if method in ITERATIVE else ()
+    iterative = method in ITERATIVE
     per_row = tuple(
         Variable(
             info,
@@ -109,12 +114,45 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
             {"long_name": PER_ROW[info]},
             coordinate=True,
         )
-        for info in ("residual", *iterative)
+        for info in ("residual", *(("niter", "converged") if iterative else ()))
     )
+    if iterative:
+        steps = curve_steps(bench, method, size)
+        per_row += (_curve((*dims, "test"), (*sizes, len(test)), (*ones, chunk), len(steps)),)
+        about = {"long_name": "iteration, on a logarithmic scale"}
+        coordinates += (Coordinate("iteration", ("iteration",), steps, about),)
     attrs = method_attributes(bench, method, base_key=base)
     known = {"settings": bench.settings.model_dump(mode="json"), "project": str(bench.study.root)}
     made = {**provenance(), "study_settings": json.dumps(known)}
     return Layout((factors, *per_row), (*test.coordinates, *coordinates), attrs, made)
+
+
+def curve_steps(bench: Workbench, method: str, parameters: int) -> np.ndarray:
+    """The iterations whose residual is kept: some tens, on a logarithmic scale up to the limit."""
+    longest = getattr(bench.settings.methods[method], "maxiter", None) or 10 * parameters
+    return np.unique(np.geomspace(1, longest, CURVE).astype(np.int64))
+
+
+def _curve(dims, sizes, chunks, steps: int) -> Variable:
+    about = {"long_name": "relative residual by iteration; from where the row stopped, its last"}
+    return Variable(
+        "residual_history",
+        (*dims, "iteration"),
+        (*sizes, steps),
+        "float32",
+        (*chunks, steps),
+        about,
+        coordinate=True,
+    )
+
+
+def _curves(info: Mapping[str, torch.Tensor], steps: np.ndarray) -> torch.Tensor:
+    history, last = info["residual_history"], info["residual"][:, None]
+    history = carried_on(history, history.shape[1])
+    known = steps[steps <= history.shape[1]]
+    sampled = history[:, torch.from_numpy(known - 1).to(history.device)]
+    rest = last.expand(-1, len(steps) - len(known))
+    return torch.where(info["niter"][:, None] > 0, torch.cat([sampled, rest], dim=1), last)
 
 
 def method_attributes(bench: Workbench, method: str, **extra) -> dict:
@@ -194,16 +232,42 @@ class _Solver:
             name: np.full(count, np.nan, np.float32) for name in self.names
         }
         block["influence_factors"] = np.full((count, objective.size), np.nan, dtype)
+        steps = curve_steps(self.bench, self.method, objective.size)
+        if "residual_history" in block:
+            block["residual_history"] = np.full((count, len(steps)), np.nan, np.float32)
         if not len(present):
             return block
         rows = load_rows(self.bench, self.test, slots.start + present)
         rhs = per_sample_gradients(objective, rows, of="measurement").dense()
         x0 = self._previous(slots.start + present, damping, objective.size)
-        x, info = solve_with_residuals(factorization, operator, rhs, damping, x0)
+        with named_rows(self.test.ids[slots.start + present], f"{self.method}, test rows"):
+            x, info = solve_with_residuals(factorization, operator, rhs, damping, x0)
+        self._report(info, slots.start + present)
         block["influence_factors"][present] = x.cpu().numpy()
         for name in self.names[1:]:
-            block[name][present] = info[name].float().cpu().numpy()
+            values = _curves(info, steps) if name == "residual_history" else info[name]
+            block[name][present] = values.float().cpu().numpy()
         return block
+
+    def _report(self, info: Mapping[str, torch.Tensor], slots: np.ndarray) -> None:
+        """Name the rows that are kept although they missed the tolerance."""
+        late = ~info["converged"].cpu().numpy() if "converged" in info else np.zeros(0, bool)
+        if late.any():
+            names = ", ".join(map(str, self.test.ids[slots[late]]))
+            self.bench.report(
+                f"{artifact(self.method)}: {late.sum()} of {len(slots)} rows missed the tolerance "
+                f"and are marked in `converged`: {names}"
+            )
+
+
+@contextmanager
+def named_rows(ids: np.ndarray, what: str) -> Iterator[None]:
+    """Solves inside say which rows missed the tolerance by their ids."""
+    try:
+        yield
+    except NotConvergedError as error:
+        named = error.named(list(ids))
+        raise NotConvergedError(f"{what}: {named}", rows=named.rows) from error
 
 
 def solve_with_residuals(
@@ -213,12 +277,19 @@ def solve_with_residuals(
     damping: float,
     x0: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The solution and its info, which always has the relative residual of each row."""
+    """The solution and its info, which always has the relative residual of each row.
+
+    On blocks the residual is that of the system without what couples them, and with the blocks'
+    own dampings.
+    """
     solution = factorization.solve(rhs, damping=damping, x0=x0)
     info = dict(solution.info)
     if "residual" not in info:
         x, b = solution.x.to(operator.dtype), rhs.to(operator.dtype)
-        info["residual"] = residuals(operator, x, b, damping=damping)
+        if isinstance(factorization, BlockFactorization):
+            info["residual"] = factorization.residuals(operator, x, b, damping)
+        else:
+            info["residual"] = residuals(operator, x, b, damping=damping)
     return solution.x, info
 
 

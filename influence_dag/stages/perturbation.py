@@ -1,6 +1,6 @@
 """Perturbation influences `∂/∂x (s_testᵀ ∇θ L(x, y))`, streamed to the store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -9,6 +9,7 @@ from influence_dag.errors import StudyError
 from influence_dag.influence import perturbation_influences
 from influence_dag.labelled import Axis
 from influence_dag.objective import Objective
+from influence_dag.perturbation_points import module_output
 from influence_dag.settings import readable_bytes
 from influence_dag.stages import factors
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
@@ -50,8 +51,13 @@ def refresh(bench: Workbench, method: str) -> Update:
 def prepare(bench: Workbench, method: str) -> tuple[Layout, "Kernel"]:
     """What the artifact looks like, and what computes its blocks."""
     test, train = bench.axis(factors.artifact(method), "test"), bench.axis("dataset", "train")
-    base = fingerprint(NAME, FORMULA, bench.require(factors.artifact(method)).attrs["base_key"])
-    return _layout(bench, method, test, train, base), Kernel(bench, method, test, train)
+    wrt = _point(bench)
+    key = bench.require(factors.artifact(method)).attrs["base_key"]
+    base = fingerprint(NAME, FORMULA, key, *(() if wrt is None else (wrt,)))
+    inputs = _inputs(bench) if wrt is None else _output(bench, train, wrt)
+    layout = _layout(bench, method, test, train, base, inputs)
+    shapes = {name: shape for name, (_, shape) in inputs.items()}
+    return layout, Kernel(bench, method, test, train, shapes, wrt)
 
 
 def _part(bench: Workbench, kernel: "Kernel", variable: Variable, base: str) -> Part:
@@ -67,7 +73,24 @@ def _part(bench: Workbench, kernel: "Kernel", variable: Variable, base: str) -> 
     )
 
 
-def _inputs(bench: Workbench) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+Inputs = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
+
+
+def _point(bench: Workbench) -> str | None:
+    """The module in whose output the derivative is; None: in the inputs."""
+    asked = bench.settings.perturbation
+    return asked and asked.wrt
+
+
+def _output(bench: Workbench, train: Axis, wrt: str) -> Inputs:
+    """As `_inputs`, of what a module puts out for one row."""
+    rows = load_rows(bench, train, train.slots[:2])
+    shape = tuple(module_output(load_objective(bench), rows, wrt).shape[1:])
+    name = wrt.replace(".", "_")
+    return {NAME: (tuple(f"{name}_{k}" for k in range(len(shape))), shape)}
+
+
+def _inputs(bench: Workbench) -> Inputs:
     """Variable name → (feature dims, feature shape) of each input of the model."""
     dataset = bench.require("dataset")
     names = list(dataset.attrs["inputs"])
@@ -82,15 +105,17 @@ def _inputs(bench: Workbench) -> dict[str, tuple[tuple[str, ...], tuple[int, ...
     }
 
 
-def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -> Layout:
+def _layout(
+    bench: Workbench, method: str, test: Axis, train: Axis, base: str, inputs: Inputs
+) -> Layout:
     dims, sizes, coordinates = factors.damping_axis(bench)
     variables = tuple(
         _variable(bench, method, name, dims, sizes, (len(test), len(train)), *feature)
-        for name, feature in _inputs(bench).items()
+        for name, feature in inputs.items()
     )
-    attrs = factors.method_attributes(
-        bench, method, base_key=base, scale=bench.settings.data.features.scale
-    )
+    wrt = _point(bench)
+    about = {"scale": bench.settings.data.features.scale} if wrt is None else {"wrt": wrt}
+    attrs = factors.method_attributes(bench, method, base_key=base, **about)
     labels = (*test.coordinates, *train.coordinates, *coordinates, *_feature_coordinates(bench))
     return Layout(variables, labels, attrs, provenance())
 
@@ -112,17 +137,22 @@ def _variable(bench, method, name, dims, sizes, pair, feature_dims, feature_shap
         {
             "formula": "∂/∂x_train ( ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L((x_train, y_train)) )",
             "sign": SIGN,
-            "units": (
-                "loss per unit of the model's input (the column times `scale`); not divided by "
-                "n_train"
-            ),
+            "units": f"loss per unit of {_unit(bench)}; not divided by n_train",
             "long_name": "influence of each feature of the training row on the test row's loss",
         },
         max_relative_error=bench.settings.store.max_relative_error,
     )
 
 
+def _unit(bench: Workbench) -> str:
+    wrt = _point(bench)
+    given = "the model's input (the column times `scale`)"
+    return given if wrt is None else f"the output of module {wrt!r}"
+
+
 def _feature_coordinates(bench: Workbench) -> list[Coordinate]:
+    if _point(bench) is not None:
+        return []
     dataset = bench.require("dataset")
     dims = dataset.attrs["feature_dims"] if len(dataset.attrs["inputs"]) == 1 else []
     return [
@@ -153,8 +183,17 @@ def _check_budget(bench: Workbench, layout: Layout) -> None:
 class Kernel:
     """Computes blocks; the model is loaded when the first one is asked for."""
 
-    def __init__(self, bench: Workbench, method: str, test: Axis, train: Axis):
+    def __init__(
+        self,
+        bench: Workbench,
+        method: str,
+        test: Axis,
+        train: Axis,
+        shapes: Mapping[str, tuple[int, ...]],
+        wrt: str | None,
+    ):
         self.bench, self.method, self.test, self.train = bench, method, test, train
+        self.shapes, self.wrt = shapes, wrt
 
     @cached_property
     def objective(self) -> Objective:
@@ -179,7 +218,7 @@ class Kernel:
         shape = (
             tests.stop - tests.start,
             trains.stop - trains.start,
-            *_inputs(self.bench)[name][1],
+            *self.shapes[name],
         )
         block = np.full(shape, np.nan, self.bench.settings.compute.dtype)
         if not len(present):
@@ -187,7 +226,7 @@ class Kernel:
         rows = load_rows(self.bench, self.train, trains.start + present)
         for test in pieces(tests.start, tests.stop, self._rows_at_once):
             s = factors.load_factors(self.bench, self.method, test, damping)
-            values = perturbation_influences(self.objective, s, rows)
+            values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
             if isinstance(values, dict):
                 values = values[name.removeprefix(f"{NAME}_")]
             at = slice(test.start - tests.start, test.stop - tests.start)

@@ -256,10 +256,14 @@ class _Solves:
             present = np.flatnonzero(self.rows.valid[slots])
             if not len(present):
                 continue
-            G = gradients.load_gradients(self.bench, slots).dense()[present]
+            G, ids = (
+                gradients.load_gradients(self.bench, slots).dense()[present],
+                self.rows.ids[slots],
+            )
             for place, damping in _dampings(tile, 1):
                 value = self.bench.settings.dampings[damping or 0]
-                x = self.factorization.solve(G, damping=value).x
+                with factors.named_rows(ids, f"{self.method}, training rows"):
+                    x = self.factorization.solve(G, damping=value).x
                 found = torch.stack([(x * G).sum(dim=1), x.norm(dim=1)]).double().cpu().numpy()
                 values[(slice(None), *place, slots.start - start + present)] = found
         return dict(zip(_OF_SOLVES, values, strict=True))

@@ -3,6 +3,8 @@
 import pytest
 import reference
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import CASES, digits, digits_mlp
 from solver_systems import random_rhs, relative_error
 from torch import nn
@@ -69,25 +71,33 @@ def test_solves_are_those_of_the_matrix_that_the_blocks_stand_for(method, name, 
     assert relative_error(factorization.solve(rhs, damping=damping).x, expected) <= 1e-7
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("method", [EKFAC(), KFAC()], ids=repr)
-def test_bias_and_weight_keep_their_places(method, bias):
+@settings(max_examples=20, deadline=None)
+@given(
+    widths=st.tuples(st.integers(1, 5), st.integers(1, 4)),
+    bias=st.booleans(),
+    n=st.integers(1, 12),
+    method=st.sampled_from([EKFAC(), KFAC()]),
+    damping=st.sampled_from([1e-1, 1e-3]),
+    seed=st.integers(0, 10_000),
+)
+def test_bias_and_weight_keep_their_places(widths, bias, n, method, damping, seed):
     """One Linear layer with squared loss, where the factors are exact: G ⊗ A = 2/C I ⊗ A."""
-    module = nn.Linear(4, 3, bias=bias).double()
+    torch.manual_seed(seed)
+    module = nn.Linear(*widths, bias=bias).double()
     objective = Objective(module, "mse")
-    x = torch.randn(30, 4).double() + 1
-    rows = Rows(x, torch.randn(30, 3).double())
-    H = reference.hessian(module, nn.functional.mse_loss, x, rows.y)
+    x, y = torch.randn(n, widths[0]).double() + 1, torch.randn(n, widths[1]).double()
+    H = reference.hessian(module, nn.functional.mse_loss, x, y)
     rhs = random_rhs(6, objective.size)
-    actual = method.factorize(Hessian(objective, rows)).solve(rhs, damping=1e-3).x
-    assert_close(actual, reference.damped_solve(H, rhs, 1e-3))
+    actual = method.factorize(Hessian(objective, Rows(x, y))).solve(rhs, damping=damping).x
+    assert_close(actual, reference.damped_solve(H, rhs, damping), rtol=1e-6, atol=1e-8)
 
 
-@every
-def test_signs_of_eigenvectors_do_not_matter(method):
+@settings(max_examples=10, deadline=None)
+@given(method=st.sampled_from(METHODS), seed=st.integers(0, 10_000))
+def test_signs_of_eigenvectors_do_not_matter(method, seed):
     objective, rows = make("images")
     factorization = method.factorize(GaussNewton(objective, rows))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
 
     def flipped(name, tensor):
         if not name.endswith("eigenvectors"):
