@@ -182,6 +182,10 @@ class DatamodelsSettings(Settings):
     dampings: tuple[PositiveFloat, ...] = Field(
         default=(), description="of the exact solves beside the methods; default: the study's"
     )
+    initial_weights: Literal["same", "others"] = Field(
+        default="same",
+        description="where the subsets' fits start: as the full fit did, or each from its own seed",
+    )
     seed: int = 0
 
 

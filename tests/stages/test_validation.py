@@ -1,7 +1,15 @@
 """Validations as artifacts of a study."""
 
+import warnings
+
 import numpy as np
 import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+from torch.nn import functional as F
+
+from influence_dag.stages import validation
 
 CHOSEN = {
     "leave_one_out": {"rows": 6, "seed": 1},
@@ -34,6 +42,51 @@ def test_methods_are_scored_beside_exact_solves_and_baselines(validated):
     lds = dict(zip(candidates, found.lds.mean("test").values, strict=True))
     assert lds["direct"] == pytest.approx(lds["hessian"])
     assert lds["direct"] > 0.5
+
+
+def fresh(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+
+@pytest.mark.parametrize(("start", "seeds"), [("same", [0, 0, 0]), ("others", [1, 2, 3])])
+def test_subsets_models_start_at_fresh_weights(validated, tmp_path, monkeypatch, start, seeds):
+    project = validated.copy(tmp_path)
+    project.write_settings(validation={"datamodels": {"count": 3, "initial_weights": start}})
+    monkeypatch.setattr(validation, "MOST_STEPS", 0)  # where they start is where they end
+    with warnings.catch_warnings(action="ignore"):  # losses that are all the same have no ranks
+        project.refresh()
+    stored = project.results.open("validation/datamodels")
+    x, y = project.tensors("test")
+    expected = [F.cross_entropy(fresh(seed)(x), y, reduction="none").detach() for seed in seeds]
+    np.testing.assert_allclose(stored.found, torch.stack(expected), rtol=1e-6)
+    assert ("seeds 1 to 3" if start == "others" else "seed 0") in stored.attrs["refits_start"]
+
+
+def test_scores_follow_from_what_is_stored(validated):
+    stored = validated.results.open("validation/datamodels")
+    assert stored.attrs["info"]["converged"] == 8
+    assert (stored.membership.sum("train") == 20).all()
+    influences = validated.results["direct"].influences.sel(train=stored.train.values)
+    predicted = -(influences @ stored.membership.astype(float))
+    expected = [
+        spearmanr(predicted.sel(test=row), stored.found.sel(test=row))[0]
+        for row in stored.test.values
+    ]
+    np.testing.assert_allclose(stored.lds.sel(candidate="direct"), expected)
+
+
+def test_a_damping_is_chosen_on_one_draw_and_scored_on_another(validated, tmp_path):
+    project = validated.copy(tmp_path)
+    project.write_settings(
+        methods={"cg": None}, validation={"datamodels": {"count": 6, "dampings": [0.05, 1.0]}}
+    )
+    project.refresh()
+    attrs = project.results.open("validation/datamodels").attrs
+    assert attrs["dampings_chosen_on"] == "subsets drawn from seed 0"
+    assert attrs["scored_on"] == "subsets drawn from seed 1"
+    assert attrs["info"]["scores"]["hessian"]["damping"] in (0.05, 1.0)
+    assert attrs["info"]["scores"]["direct"]["damping"] == 0.05
 
 
 def test_flipped_labels_are_ranked(validated):
