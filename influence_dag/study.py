@@ -172,6 +172,10 @@ class LeaveOneOutSettings(Settings):
     rows: PositiveInt = Field(default=50, description="training rows to leave out, drawn")
     seed: int = 0
     method: str | None = Field(default=None, description="default: the study's first method")
+    tolerance: PositiveFloat = Field(
+        default=1e-8, description="norm of the penalised gradient that every refit has to reach"
+    )
+    max_steps: PositiveInt = 200
 
 
 class DatamodelsSettings(Settings):

@@ -20,8 +20,7 @@ from influence_dag.validation.leave_one_out import leave_one_out
 
 FORMULA = 2
 LARGEST_EXACT = 4000  # parameters up to which exact curvatures stand beside the methods
-STATIONARY = 1e-4  # gradient norm of subsets' fits: going on to 1e-6 moves no score's second digit
-MOST_STEPS = 3000
+STATIONARY, MOST_STEPS = 1e-4, 3000  # gradient norm at which fits from initial weights may end
 
 STRING = np.dtypes.StringDType()
 
@@ -100,6 +99,8 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
         weight_decay=_weight_decay(bench),
         index=index,
         influences=_stored(bench, method, nearest),
+        tolerance=settings.tolerance,
+        max_steps=settings.max_steps,
     )
     dims = ("test", "left_out")
     arrays: dict[str, Result] = {
@@ -194,6 +195,9 @@ def _label_errors(bench: Workbench, settings) -> Whole:
         seed=settings.seed,
         curvature=settings.curvature,
         start=_initial(bench)[0],
+        tolerance=STATIONARY,
+        max_steps=MOST_STEPS,
+        on_failure="keep",
     )
     ranked = {"self_influence": found.self_influence, "loss": found.loss}
     arrays: dict[str, Result] = {

@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
+from influence_dag.components.metadata import PICTURES
 from influence_dag.stages import validation
 
 CHOSEN = {
@@ -93,6 +94,13 @@ def test_flipped_labels_are_ranked(validated):
     found = validated.results.open("validation/label_errors")
     assert int(found.flipped.sum()) == 8
     assert found.self_influence.notnull().all()
+
+
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_each_validation_is_a_picture_too(validated, kind):
+    bench = validated.bench()
+    (picture,) = PICTURES[kind](bench, bench.require(f"validation/{kind}"), None).values()
+    assert "data:image/png;base64," in picture.value
 
 
 def test_nothing_is_refitted_when_nothing_changed(validated):
