@@ -1,16 +1,22 @@
 """Validations as artifacts of a study."""
 
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.components.metadata import PICTURES
 from influence_dag.stages import validation
+from influence_dag.study import ValidationSettings
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "validation.md"
 
 CHOSEN = {
     "leave_one_out": {"rows": 6, "seed": 1},
@@ -101,6 +107,14 @@ def test_each_validation_is_a_picture_too(validated, kind):
     bench = validated.bench()
     (picture,) = PICTURES[kind](bench, bench.require(f"validation/{kind}"), None).values()
     assert "data:image/png;base64," in picture.value
+
+
+def test_the_settings_that_the_documentation_shows_are_valid():
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    settings = ValidationSettings.model_validate(yaml.safe_load(text)["validation"])
+    assert settings.names == tuple(CHOSEN)
+    assert settings.datamodels
+    assert settings.datamodels.dampings == (0.0015, 0.01)
 
 
 def test_nothing_is_refitted_when_nothing_changed(validated):
