@@ -6,6 +6,7 @@
 #   make check      lint, format, types, tests, doctests, the README's example
 #   make bench      speed, as ratios within one run
 #   make campaign   the long numerical validation
+#   make fidelity   each method against exact solves and refits; the tables of docs/methods.md
 #   make clean      remove results, history, caches and .venv
 #
 # PYTHON=…       the interpreter to build .venv with (3.11 or newer)
@@ -25,7 +26,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test lint check bench campaign clean
+.PHONY: help demo ui test lint check bench campaign fidelity clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -67,6 +68,10 @@ bench: $(READY)
 
 campaign: $(READY)
 	$(BIN)/python -m pytest -m campaign
+
+# The figures are of one thread.
+fidelity: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py
 
 clean:
 	rm -rf $(VENV) .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

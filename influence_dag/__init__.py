@@ -33,6 +33,7 @@ _PUBLIC = {
     "status": "study_status",
     "open_study": "query",
     "StudyResults": "query",
+    "suspects": "suspect_rows",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

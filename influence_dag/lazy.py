@@ -28,7 +28,7 @@ def lazy_perturbation(store: ArtifactStore, method: str) -> xr.DataArray:
     """
     from influence_dag.stages import perturbation
 
-    layout, kernel = perturbation.prepare(_bench(store, method), method)
+    layout, kernel = perturbation.prepare(workbench_of(store, method), method)
     if len(layout.variables) > 1:
         names = ", ".join(variable.name for variable in layout.variables)
         raise NotImplementedError(
@@ -45,7 +45,7 @@ def parameter_influences(store: ArtifactStore, method: str) -> xr.DataArray:
     """
     from influence_dag.stages import curvature, factors, gradients
 
-    bench = _bench(store, method)
+    bench = workbench_of(store, method)
     train = bench.axis(gradients.ARTIFACT, "train")
     factorization = curvature.load_factorization(bench, method)
     dampings = bench.settings.dampings
@@ -150,7 +150,7 @@ def _parameter_layout(
     return Layout((variable,), (*labels, *dampings), attrs)
 
 
-def _bench(store: ArtifactStore, method: str) -> "Workbench":
+def workbench_of(store: ArtifactStore, method: str) -> "Workbench":
     """The study as it was when the method's factors were computed."""
     from influence_dag.stages.base import Workbench
 

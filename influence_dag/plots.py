@@ -6,7 +6,7 @@ global state, so they work in threads and without a screen.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -121,25 +121,52 @@ def image_grid(
     return figure
 
 
-def agreement(predicted: NDArray, actual: NDArray, *, title: str) -> Figure:
-    """Predicted against actual changes: on the diagonal the influences are right."""
-    figure = Figure(figsize=(4.2, 4.0), layout="constrained")
+def agreement(predictions: Mapping[str, NDArray], actual: NDArray, *, title: str) -> Figure:
+    """Predicted against actual changes, each kind of prediction with its correlation and slope.
+
+    On the diagonal, predictions are right.
+    """
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.subplots()
-    limit = float(max(np.abs(predicted).max(), np.abs(actual).max())) or 1.0
-    axes.plot([-limit, limit], [-limit, limit], color=NEUTRAL, linewidth=1)
-    axes.scatter(predicted.ravel(), actual.ravel(), s=3, alpha=0.4, color=HELPS, rasterized=True)
+    limit = float(max(np.abs(v).max() for v in (actual, *predictions.values()))) or 1.0
+    axes.plot([-limit, limit], [-limit, limit], color=NEUTRAL, linewidth=1, label="equal")
+    for (name, predicted), colour in zip(predictions.items(), (HELPS, HARMS), strict=False):
+        x, y = predicted.ravel(), actual.ravel()
+        with np.errstate(invalid="ignore"):
+            found = f"Pearson {np.corrcoef(x, y)[0, 1]:.3f}, slope {x @ y / (x @ x):.2f}"
+        axes.scatter(x, y, s=4, alpha=0.4, color=colour, label=f"{name}: {found}", rasterized=True)
     axes.set(xlabel="predicted change of the test loss", ylabel="change after a refit", title=title)
+    axes.legend(frameon=False, fontsize=7, loc="upper left")
     return figure
 
 
 def intervals(names: Sequence[str], values: NDArray, lower: NDArray, upper: NDArray) -> Figure:
-    """A score with its interval for each candidate, best first."""
-    figure = Figure(figsize=(5.2, 0.3 * len(names) + 1.0), layout="constrained")
+    """A score with its interval for each candidate, best first; zero says nothing."""
+    figure = Figure(figsize=(5.2, 0.3 * len(names) + 1.2), layout="constrained")
     axes = figure.subplots()
     spread = np.abs(np.stack([values - lower, upper - values]))
     axes.errorbar(values, range(len(names)), xerr=spread, fmt="o", color=HELPS, capsize=3)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="linear datamodelling score")
+    axes.axvline(0, color=NEUTRAL, linewidth=1)
+    axes.set(
+        yticks=range(len(names)), yticklabels=names,
+        xlabel="linear datamodelling score, with its 95 % interval",
+    )  # fmt: skip
     axes.invert_yaxis()
+    return figure
+
+
+def detection(rankings: Mapping[str, NDArray], positive: NDArray, *, title: str) -> Figure:
+    """The share of wrong rows among the first rows of each ranking, and of rows taken by chance."""
+    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    looked_at = np.linspace(0, 1, len(positive) + 1)
+    for (name, scores), colour in zip(rankings.items(), (HELPS, HARMS), strict=False):
+        hits = positive[np.argsort(-scores, kind="stable")]
+        found = np.concatenate([[0.0], np.cumsum(hits) / max(1, hits.sum())])
+        axes.plot(looked_at, found, color=colour, label=name)
+    axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="by chance")
+    axes.set(xlabel="share of rows looked at", ylabel="share of wrong labels found", title=title)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

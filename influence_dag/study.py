@@ -225,6 +225,10 @@ class LeaveOneOutSettings(Settings):
     rows: PositiveInt = Field(default=50, description="training rows to leave out, drawn")
     seed: int = 0
     method: str | None = Field(default=None, description="default: the study's first method")
+    tolerance: PositiveFloat = Field(
+        default=1e-8, description="norm of the penalised gradient that every refit has to reach"
+    )
+    max_steps: PositiveInt = 200
 
 
 class DatamodelsSettings(Settings):
@@ -234,6 +238,10 @@ class DatamodelsSettings(Settings):
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
     dampings: tuple[PositiveFloat, ...] = Field(
         default=(), description="of the exact solves beside the methods; default: the study's"
+    )
+    initial_weights: Literal["same", "others"] = Field(
+        default="same",
+        description="where the subsets' fits start: as the full fit did, or each from its own seed",
     )
     seed: int = 0
 

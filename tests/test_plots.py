@@ -32,6 +32,9 @@ def _is_text(artist) -> bool:
         plots.histogram(RNG.normal(size=1000)),
         plots.histogram(np.zeros(10)),
         plots.image_grid([DIGIT], [[DIGIT, GONE]], [[DIGIT]]),
+        plots.agreement({"flat": np.zeros((2, 3))}, np.zeros((2, 3)), title="nothing moved"),
+        plots.intervals(["loss"], np.array([0.1]), np.array([-0.1]), np.array([0.2])),
+        plots.detection({"loss": RNG.normal(size=9)}, np.zeros(9, bool), title="nothing wrong"),
         plots.feature_map(RNG.normal(size=(8, 8)), title="train-1 → test-2"),
         plots.feature_map(np.zeros((2, 3)), title="nothing"),
         plots.feature_bars(["age", "bmi"], np.array([1.0, -2.0]), title="train-1 → test-2"),
@@ -56,6 +59,30 @@ def test_an_image_grid_names_rows_and_labels():
     shown = texts(plots.image_grid([DIGIT], [[DIGIT, GONE]], [[GONE]]))
     assert shown.count("train-9 (1)") == 2
     assert shown.count("test-0 (3)") == 2
+
+
+def test_agreement_shows_the_diagonal_and_how_near_each_prediction_is():
+    actual = RNG.normal(size=(3, 4))
+    figure = plots.agreement({"half": actual / 2, "reversed": -actual}, actual, title="refits")
+    (axes,) = figure.axes
+    diagonal = axes.lines[0].get_xydata()
+    assert np.array_equal(diagonal[:, 0], diagonal[:, 1])
+    assert np.abs(diagonal).max() == np.abs(actual).max()
+    shown = texts(figure)
+    assert "half: Pearson 1.000, slope 2.00" in shown
+    assert "reversed: Pearson -1.000, slope -1.00" in shown
+    assert "predicted change" in shown
+    assert "after a refit" in shown
+
+
+def test_detection_counts_what_each_ranking_finds_first():
+    wrong = np.array([True, False, False, True])
+    scores = {"good": np.array([4.0, 1.0, 2.0, 3.0]), "bad": np.array([1.0, 4.0, 3.0, 2.0])}
+    (axes,) = plots.detection(scores, wrong, title="labels").axes
+    good, bad, chance = (line.get_ydata() for line in axes.lines)
+    assert np.array_equal(good, [0, 0.5, 1, 1, 1])
+    assert np.array_equal(bad, [0, 0, 0, 0.5, 1])
+    assert np.array_equal(chance, [0, 1])
 
 
 def test_markdown_holds_the_whole_picture():

@@ -13,7 +13,10 @@ from influence_dag.stages.base import Update, Workbench
 from influence_dag.store import Version
 
 DATA_VERSION_TAG = "dagster/data_version"
-DRAWN = ("spectrum", "convergence", "histogram", "strongest", "example", "agreement", "scores")
+DRAWN = (
+    "spectrum", "convergence", "histogram", "strongest", "example", "agreement", "scores",
+    "detection",
+)  # fmt: skip
 SHOWN = 5  # test rows in a picture
 SAMPLE = 200_000  # numbers in a histogram
 
@@ -92,11 +95,15 @@ def _solves(version: Version) -> dict[str, Any]:
 
 
 def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    if "eigenvalues" not in version.variables:
+    """Of a matrix, of the pairs that a method keeps, or of all layers or blocks together."""
+    names = [name for name in version.variables if name.endswith("eigenvalues")]
+    if not names:
         return {}
-    values = np.asarray(version.array("eigenvalues")[...], np.float64)
+    parts = [np.asarray(version.array(name)[...], np.float64).ravel() for name in names]
+    values = np.concatenate(parts)
+    matrix = "Gauss–Newton matrix" if "gauss_newton" in version.variables else "Hessian"
     title = (
-        f"Spectrum of the Hessian ({len(values):,} parameters)"
+        f"Spectrum of the {matrix} ({len(values):,} parameters)"
         if method is None
         else f"{method}: eigenvalues it keeps"
     )
@@ -208,17 +215,41 @@ def _perturbation(bench: Workbench, version: Version, method: str | None) -> dic
 
 
 def _leave_one_out(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    predicted, actual = (np.asarray(version.array(name)[...]) for name in ("predicted", "actual"))
-    figure = plots.agreement(predicted, actual, title="Leaving out single training rows")
+    told = {"predicted": "influence", "corrected": "with the row's leverage"}
+    predictions = {
+        words: np.asarray(version.array(name)[...])
+        for name, words in told.items()
+        if name in version.variables
+    }
+    actual = np.asarray(version.array("actual")[...])
+    figure = plots.agreement(predictions, actual, title="Leaving out single training rows")
     return {"agreement": dg.MetadataValue.md(plots.markdown(figure, "predicted against refits"))}
 
 
 def _datamodels(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
     scores = version.attrs["info"]["scores"]
+    names = [
+        name if score["damping"] is None else f"{name} (λ = {score['damping']:g})"
+        for name, score in scores.items()
+    ]
     values = np.array([score["lds"] for score in scores.values()])
     lower, upper = np.array([score["interval"] for score in scores.values()]).T
-    figure = plots.intervals(list(scores), values, lower, upper)
+    figure = plots.intervals(names, values, lower, upper)
     return {"scores": dg.MetadataValue.md(plots.markdown(figure, "linear datamodelling scores"))}
+
+
+def _label_errors(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
+    info = version.attrs["info"]
+    rankings = {
+        f"{name.replace('_', '-')}, AUC {info[name]['auc']:.3f}": np.asarray(
+            version.array(name)[...]
+        )
+        for name in ("self_influence", "loss")
+    }
+    flipped = np.asarray(version.array("flipped")[...])
+    title = f"{flipped.sum()} of {len(flipped)} labels were flipped"
+    figure = plots.detection(rankings, flipped, title=title)
+    return {"detection": dg.MetadataValue.md(plots.markdown(figure, "flipped labels found"))}
 
 
 PICTURES: dict[str, Callable[[Workbench, Version, str | None], dict[str, Any]]] = {
@@ -231,4 +262,5 @@ PICTURES: dict[str, Callable[[Workbench, Version, str | None], dict[str, Any]]] 
     "summary": _summary,
     "leave_one_out": _leave_one_out,
     "datamodels": _datamodels,
+    "label_errors": _label_errors,
 }

@@ -13,12 +13,13 @@ from influence_dag.store import Coordinate
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import FitSettings
 from influence_dag.validation.candidates import exact_candidates
-from influence_dag.validation.datamodels import datamodels
+from influence_dag.validation.datamodels import datamodels, initial_params
 from influence_dag.validation.label_errors import label_errors
 from influence_dag.validation.leave_one_out import leave_one_out
 
-FORMULA = 1
+FORMULA = 2
 LARGEST_EXACT = 4000  # parameters up to which exact curvatures stand beside the methods
+STATIONARY, MOST_STEPS = 1e-4, 3000  # gradient norm at which fits from initial weights may end
 
 STRING = np.dtypes.StringDType()
 
@@ -53,6 +54,22 @@ def _weight_decay(bench: Workbench) -> float:
     return fit.weight_decay if isinstance(fit, FitSettings) else min(bench.settings.dampings)
 
 
+def _initial(bench: Workbench, count: int = 1) -> torch.Tensor:
+    """θ as built with the fit's seed and the `count - 1` after it, one a row, before any fit."""
+    model = bench.settings.model
+    build = models.import_callable(model.build, bench.study.root, "model.build")
+    return initial_params(build, range(_seed(bench), _seed(bench) + count)).to(bench.device)
+
+
+def _built(bench: Workbench) -> str:
+    return f"at what model.build makes, seed {_seed(bench)}: where the pipeline's own fit starts"
+
+
+def _seed(bench: Workbench) -> int:
+    fit = bench.settings.model.fit
+    return fit.seed if isinstance(fit, FitSettings) else 0
+
+
 def _stored(bench: Workbench, method: str, damping: int) -> torch.Tensor:
     """A method's stored influences `(test, train)` without holes, float64."""
     version = bench.require(influences.artifact(method))
@@ -81,6 +98,8 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
         weight_decay=_weight_decay(bench),
         index=index,
         influences=_stored(bench, method, nearest),
+        tolerance=settings.tolerance,
+        max_steps=settings.max_steps,
     )
     dims = ("test", "left_out")
     arrays: dict[str, Result] = {
@@ -93,7 +112,8 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
         Coordinate("test", ("test",), _ids(bench, "test")),
         Coordinate("left_out", ("left_out",), _ids(bench, "train")[found.index]),
     )
-    return Whole(arrays, bench.attributes(method=method), found.summary(), coordinates)
+    attributes = bench.attributes(method=method, refits_start="at θ, the fit to all rows")
+    return Whole(arrays, attributes, found.summary(), coordinates)
 
 
 def _datamodels(bench: Workbench, settings) -> Whole:
@@ -104,6 +124,7 @@ def _datamodels(bench: Workbench, settings) -> Whole:
     }
     if objective.size <= LARGEST_EXACT:
         candidates |= _beside(bench, objective, train, test, settings.dampings or dampings)
+    start, told = _subset_starts(bench, settings)
     found = datamodels(
         objective,
         train,
@@ -113,15 +134,42 @@ def _datamodels(bench: Workbench, settings) -> Whole:
         fraction=settings.fraction,
         count=settings.count,
         seeds=(settings.seed, settings.seed + 1),
+        start=start,
+        tolerance=STATIONARY,
+        max_steps=MOST_STEPS,
         on_failure="keep",
     )
     per_test = np.stack([score.per_test for score in found.scores.values()])
-    arrays = {"lds": (("candidate", "test"), per_test, {"long_name": "Spearman over subsets"})}
+    what = "measurement" if bench.settings.model.measurement else "loss"
+    arrays: dict[str, Result] = {
+        "lds": (("candidate", "test"), per_test, {"long_name": "Spearman over subsets"}),
+        "found": (("subset", "test"), found.fits.values, {"long_name": f"{what} after the refit"}),
+        "membership": (("subset", "train"), found.fits.membership.numpy(), {}),
+    }
     coordinates = (
         Coordinate("candidate", ("candidate",), np.array(list(found.scores), STRING)),
         Coordinate("test", ("test",), _ids(bench, "test")),
+        Coordinate("train", ("train",), _ids(bench, "train")),
     )
-    return Whole(arrays, bench.attributes(), found.summary(), coordinates)
+    chosen = "not chosen" if found.chosen_on is None else f"subsets drawn from seed {settings.seed}"
+    attributes = bench.attributes(
+        refits_start=told,
+        dampings_chosen_on=chosen,
+        scored_on=f"subsets drawn from seed {settings.seed + 1}",
+    )
+    return Whole(arrays, attributes, found.summary(), coordinates)
+
+
+def _subset_starts(bench: Workbench, settings) -> tuple[torch.Tensor, str]:
+    """Where the subsets' fits start, one θ for all or one for each, and that in words.
+
+    Never at the stored θ, which has seen every row: a network would remember them.
+    """
+    if settings.initial_weights == "same":
+        return _initial(bench)[0], _built(bench)
+    others = _initial(bench, settings.count + 1)[1:]
+    seeds = f"{_seed(bench) + 1} to {_seed(bench) + settings.count}"
+    return others, f"each at what model.build makes, seeds {seeds}"
 
 
 def _beside(
@@ -137,7 +185,6 @@ def _beside(
 
 def _label_errors(bench: Workbench, settings) -> Whole:
     objective, train, _ = _loaded(bench)
-    fresh = models.build_module(bench.settings.model, bench.study.root, torch.float64)
     found = label_errors(
         objective,
         train,
@@ -146,7 +193,10 @@ def _label_errors(bench: Workbench, settings) -> Whole:
         share=settings.share,
         seed=settings.seed,
         curvature=settings.curvature,
-        start=Objective(fresh.eval(), objective.loss).params.to(bench.device),
+        start=_initial(bench)[0],
+        tolerance=STATIONARY,
+        max_steps=MOST_STEPS,
+        on_failure="keep",
     )
     ranked = {"self_influence": found.self_influence, "loss": found.loss}
     arrays: dict[str, Result] = {
@@ -155,7 +205,8 @@ def _label_errors(bench: Workbench, settings) -> Whole:
     }
     arrays["flipped"] = (("train",), found.flipped, {"long_name": "whether its label was flipped"})
     coordinates = (Coordinate("train", ("train",), _ids(bench, "train")),)
-    return Whole(arrays, bench.attributes(), found.summary(), coordinates)
+    attributes = bench.attributes(curvature=settings.curvature, refits_start=_built(bench))
+    return Whole(arrays, attributes, found.summary(), coordinates)
 
 
 _KINDS = {

@@ -1,6 +1,6 @@
 """Refits that show whether influences can be trusted, on any model that can be fitted again.
 
-`suspects`, which reads a stored study, is in `influence_dag.validation.suspects`.
+For a stored study as it is, `influence_dag.suspects` names the rows most likely mislabelled.
 """
 
 from influence_dag.validation.candidates import exact_candidates

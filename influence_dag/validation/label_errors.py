@@ -20,7 +20,7 @@ from influence_dag.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.validation.agreement import found_in_top, roc_auc
 from influence_dag.validation.ensembles import in_float64
-from influence_dag.validation.refits import refit
+from influence_dag.validation.refits import OnFailure, refit
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,12 +102,15 @@ def label_errors(
     start: Float[Tensor, " p"] | None = None,
     tolerance: float = 1e-6,
     max_steps: int = 1000,
+    on_failure: OnFailure = "raise",
 ) -> LabelErrors:
     """Flip `share` of the labels, fit again from `start` (default θ), rank the training rows.
 
     `damping` defaults to `weight_decay`. A network is best started at initial weights and ranked
     with the Gauss-Newton curvature or a larger damping: fitted to wrong labels, its Hessian is
-    often indefinite (`IndefiniteError` then names a damping that would do).
+    often indefinite (`IndefiniteError` then names a damping that would do). It also takes long to
+    get to a minimum, and the ranking hardly waits for it: with `on_failure="keep"` a fit that
+    misses `tolerance` is ranked as it is, its gradient's norm being in the summary.
     """
     objective, train = in_float64(objective), train.to(dtype=torch.float64)
     labels, flipped = flip_labels(train.y, share=share, seed=seed)
@@ -121,6 +124,7 @@ def label_errors(
         start=start,
         tolerance=tolerance,
         max_steps=max_steps,
+        on_failure=on_failure,
     )
     fitted = refits.member(0)
     influence = self_influences(

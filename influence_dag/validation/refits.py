@@ -99,8 +99,8 @@ def refit(
 
     `start` is where they begin: one vector for all, one a member, or (default) `objective.params`.
     `metric` multiplies rows by an approximate inverse of the penalised Hessian; `"auto"` takes
-    `default_metric`, with which refits near θ need a handful of steps, when they start there.
-    None is plain L-BFGS, right for networks that start elsewhere.
+    `default_metric`, with which refits near θ need a handful of steps, when they start there or
+    the model is linear in θ. None is plain L-BFGS, right for networks that start elsewhere.
 
     The members' rows share one evaluation a step, so that a thousand refits cost about as much
     as a thousand gradients times the steps of the slowest few. Buffers are constants.
@@ -112,7 +112,8 @@ def refit(
     weights = _checked(weights, rows).to(objective.params)
     started = time.perf_counter()
     if metric == "auto":
-        metric = default_metric(objective, rows, weight_decay) if start is None else None
+        near = start is None or is_linear_in_parameters(objective, rows)
+        metric = default_metric(objective, rows, weight_decay) if near else None
     points = _starts(objective, start, len(weights))
     problem = WeightedLosses.of(objective, rows, weights, weight_decay)
     parts = [

@@ -1,7 +1,22 @@
 """Validations as artifacts of a study."""
 
+import re
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
+import yaml
+from scipy.stats import spearmanr
+from torch import nn
+from torch.nn import functional as F
+
+from influence_dag.components.metadata import PICTURES
+from influence_dag.stages import validation
+from influence_dag.study import ValidationSettings
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "validation.md"
 
 CHOSEN = {
     "leave_one_out": {"rows": 6, "seed": 1},
@@ -36,10 +51,70 @@ def test_methods_are_scored_beside_exact_solves_and_baselines(validated):
     assert lds["direct"] > 0.5
 
 
+def fresh(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+
+
+@pytest.mark.parametrize(("start", "seeds"), [("same", [0, 0, 0]), ("others", [1, 2, 3])])
+def test_subsets_models_start_at_fresh_weights(validated, tmp_path, monkeypatch, start, seeds):
+    project = validated.copy(tmp_path)
+    project.write_settings(validation={"datamodels": {"count": 3, "initial_weights": start}})
+    monkeypatch.setattr(validation, "MOST_STEPS", 0)  # where they start is where they end
+    with warnings.catch_warnings(action="ignore"):  # losses that are all the same have no ranks
+        project.refresh()
+    stored = project.results.open("validation/datamodels")
+    x, y = project.tensors("test")
+    expected = [F.cross_entropy(fresh(seed)(x), y, reduction="none").detach() for seed in seeds]
+    np.testing.assert_allclose(stored.found, torch.stack(expected), rtol=1e-6)
+    assert ("seeds 1 to 3" if start == "others" else "seed 0") in stored.attrs["refits_start"]
+
+
+def test_scores_follow_from_what_is_stored(validated):
+    stored = validated.results.open("validation/datamodels")
+    assert stored.attrs["info"]["converged"] == 8
+    assert (stored.membership.sum("train") == 20).all()
+    influences = validated.results["direct"].influences.sel(train=stored.train.values)
+    predicted = -(influences @ stored.membership.astype(float))
+    expected = [
+        spearmanr(predicted.sel(test=row), stored.found.sel(test=row))[0]
+        for row in stored.test.values
+    ]
+    np.testing.assert_allclose(stored.lds.sel(candidate="direct"), expected)
+
+
+def test_a_damping_is_chosen_on_one_draw_and_scored_on_another(validated, tmp_path):
+    project = validated.copy(tmp_path)
+    project.write_settings(
+        methods={"cg": None}, validation={"datamodels": {"count": 6, "dampings": [0.05, 1.0]}}
+    )
+    project.refresh()
+    attrs = project.results.open("validation/datamodels").attrs
+    assert attrs["dampings_chosen_on"] == "subsets drawn from seed 0"
+    assert attrs["scored_on"] == "subsets drawn from seed 1"
+    assert attrs["info"]["scores"]["hessian"]["damping"] in (0.05, 1.0)
+    assert attrs["info"]["scores"]["direct"]["damping"] == 0.05
+
+
 def test_flipped_labels_are_ranked(validated):
     found = validated.results.open("validation/label_errors")
     assert int(found.flipped.sum()) == 8
     assert found.self_influence.notnull().all()
+
+
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_each_validation_is_a_picture_too(validated, kind):
+    bench = validated.bench()
+    (picture,) = PICTURES[kind](bench, bench.require(f"validation/{kind}"), None).values()
+    assert "data:image/png;base64," in picture.value
+
+
+def test_the_settings_that_the_documentation_shows_are_valid():
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", DOCUMENT.read_text(), re.MULTILINE | re.DOTALL)
+    settings = ValidationSettings.model_validate(yaml.safe_load(text)["validation"])
+    assert settings.names == tuple(CHOSEN)
+    assert settings.datamodels
+    assert settings.datamodels.dampings == (0.0015, 0.01)
 
 
 def test_nothing_is_refitted_when_nothing_changed(validated):

@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from influence_dag.errors import ModelError
+from influence_dag.errors import ModelError, NotConvergedError
 from influence_dag.objective import Objective, Rows
 from influence_dag.validation.label_errors import flip_labels, label_errors, self_influences
 
@@ -62,6 +62,16 @@ def test_self_influences_are_the_diagonal_of_the_training_rows_influences(curvat
     )
     influences = reference.influences(module, F.cross_entropy, (x, y), (x, y), 0.1)
     assert torch.allclose(seen, influences.diagonal(), rtol=1e-9)
+
+
+def test_a_fit_that_ends_early_is_refused_or_ranked_as_it_is(softmax, digits):
+    early = {"weight_decay": 1e-2, "start": torch.zeros(650), "max_steps": 1}
+    with pytest.raises(NotConvergedError, match="1 of 1 refits missed tolerance=1e-06"):
+        label_errors(softmax, digits[0], **early)
+    kept = label_errors(softmax, digits[0], **early, on_failure="keep").summary()
+    assert kept["converged"] == 0
+    assert kept["worst_gradient_norm"] > 1e-6
+    assert kept["self_influence"]["auc"] > 0.5
 
 
 def test_flipped_labels_are_other_classes_that_occur():

@@ -1,18 +1,14 @@
 """The training rows of a stored study that are most likely mislabelled."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from influence_dag.errors import StoreError
 from influence_dag.labelled import Axis
-from influence_dag.query import StudyResults, open_study, settings_of
-from influence_dag.study import Study, StudySettings
-
-if TYPE_CHECKING:
-    from influence_dag.stages.base import Workbench
+from influence_dag.lazy import workbench_of
+from influence_dag.query import StudyResults, open_study
 
 
 def suspects(
@@ -30,12 +26,12 @@ def suspects(
     Variables: `self_influence`; `loss` of the row at the stored θ; for a classifier `predicted`,
     the class that the model would give it. Coordinates: `train` (ids) and `train_label`. `method`
     defaults to the study's first that has self-influences, `damping` to the last of a sweep.
-    `suspects(...).to_dataframe()` is a table.
+    `idag.suspects(...).to_dataframe()` is a table.
 
     The losses come from the stored model, so the study's project has to be where it was. Raises
     `StoreError` when no self-influence is stored or `damping` is none of those stored.
 
-        >>> suspects("data/store/digits", 5)  # doctest: +SKIP
+        >>> idag.suspects("data/store/digits", 5)  # doctest: +SKIP
     """
     results = study if isinstance(study, StudyResults) else open_study(study)
     scores = _self_influence(results, method, damping)
@@ -78,22 +74,13 @@ def _at_damping(scores: xr.DataArray, damping: float | None) -> xr.DataArray:
     return scores.sel(damping=damping)
 
 
-def _workbench(results: StudyResults, method: str) -> "Workbench":
-    """The study as it was when the method's factors were computed."""
-    from influence_dag.stages.base import Workbench
-
-    known = settings_of(results.store, method)
-    settings = StudySettings.model_validate(known["settings"])
-    return Workbench(Study(results.store.root.name, settings, Path(known["project"])))
-
-
 def _seen_by_model(results: StudyResults, rows: xr.DataArray) -> dict[str, np.ndarray]:
     """Loss, and class for a classifier, of each row at the stored θ."""
     import torch
 
     from influence_dag.stages.model import load_objective, load_rows
 
-    bench = _workbench(results, rows.attrs["method"])
+    bench = workbench_of(results.store, rows.attrs["method"])
     axis = Axis.read(bench.require("dataset"), "train")
     slots = {str(axis.ids[slot]): slot for slot in axis.slots}
     missing = [str(row) for row in rows.train.values if str(row) not in slots]

@@ -7,8 +7,8 @@ from tiny_project import Project
 from torch import nn
 from torch.nn import functional as F
 
+from influence_dag import suspects
 from influence_dag.errors import StoreError
-from influence_dag.validation.suspects import suspects
 
 WRONG = [3, 17]
 
