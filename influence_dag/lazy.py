@@ -79,7 +79,7 @@ def block_influences(
     from influence_dag.solvers.blocks import parameter_blocks, split_by_block
     from influence_dag.stages import curvature, factors, gradients
 
-    bench = _bench(store, method)
+    bench = workbench_of(store, method)
     if blocks is None:
         blocks = bench.settings.methods[method].blocks
     positions = parameter_blocks(curvature.parameter_slices(bench), blocks)
