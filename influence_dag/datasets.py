@@ -41,9 +41,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def row_keys(self) -> np.ndarray:
+    def row_keys(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Hash of each row's inputs and target, uint8 `(n, 16)`; ids and order do not matter."""
-        return row_fingerprints({**{f"x.{name}": x for name, x in self.x.items()}, "y": self.y})
+        columns = {f"x.{name}": x[rows] for name, x in self.x.items()}
+        return row_fingerprints({**columns, "y": self.y[rows]})
 
 
 def load_split(data: DataSettings, which: Which, root: Path) -> Split:

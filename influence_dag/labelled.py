@@ -141,7 +141,7 @@ def assign_slots(
     """
     if previous is None:
         raise ValueError("a first axis is made with `fresh_axis`")
-    slot_of = _slots_of(ids, previous.ids)
+    slot_of = slots_of(ids, previous.ids)
     known = slot_of >= 0
     was_valid = np.zeros(len(ids), bool)
     was_valid[known] = previous.valid[slot_of[known]]
@@ -165,7 +165,7 @@ def assign_slots(
     return _axis_from_source(previous, ids, keys, labels, source), source, change
 
 
-def _slots_of(ids: np.ndarray, previous: np.ndarray) -> np.ndarray:
+def slots_of(ids: np.ndarray, previous: np.ndarray) -> np.ndarray:
     """The slot that each id had, −1 for a new one."""
     if len(ids) == len(previous) and bool((ids == previous).all()):
         return np.arange(len(ids))
@@ -182,9 +182,12 @@ def fresh_axis(
 
 def _axis_from_source(previous: Axis, ids, keys, labels, source: np.ndarray) -> Axis:
     present = source >= 0
-    slot_ids = np.empty(len(source), STRING)
-    slot_ids[: len(previous)] = previous.ids
-    slot_ids[present] = ids[source[present]].astype(STRING)
+    if len(ids) == len(source) and bool((source == np.arange(len(source))).all()):
+        slot_ids = ids.astype(STRING, copy=False)
+    else:
+        slot_ids = np.empty(len(source), STRING)
+        slot_ids[: len(previous)] = previous.ids
+        slot_ids[present] = ids[source[present]].astype(STRING)
     slot_keys = np.full(len(source), HOLE)
     slot_keys[present] = keys[source[present]]
     slot_labels = None

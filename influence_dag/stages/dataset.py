@@ -7,7 +7,15 @@ import numpy as np
 from influence_dag.datasets import Split as TableSplit
 from influence_dag.datasets import load_splits, source_fingerprint
 from influence_dag.errors import StoreError
-from influence_dag.labelled import SPLITS, Axis, AxisChange, Split, assign_slots, fresh_axis
+from influence_dag.labelled import (
+    SPLITS,
+    Axis,
+    AxisChange,
+    Split,
+    assign_slots,
+    fresh_axis,
+    slots_of,
+)
 from influence_dag.settings import is_callable_name
 from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.updates import current_update
@@ -29,11 +37,10 @@ def refresh(bench: Workbench) -> Update:
         return update
     train, test = load_splits(data, bench.study.root)
     tables: dict[Split, TableSplit] = {"train": train, "test": test}
-    current = bench.store.current(ARTIFACT)
+    stored = bench.store.current(ARTIFACT)
     slotted = {}
     for split, table in tables.items():
-        previous = _slots_before(bench, current, split)
-        slotted[split] = _slots(previous, split, table)
+        slotted[split] = _slots(bench, stored, split, table)
         bench.remember(slotted[split][0])
     axes = {split: axis for split, (axis, _, _) in slotted.items()}
     layout = _layout(bench, tables, axes, source)
@@ -77,15 +84,53 @@ def _slots_before(bench: Workbench, current: Version | None, split: Split) -> Ax
 
 
 def _slots(
-    previous: Axis | None, split: Split, table: TableSplit
+    bench: Workbench, stored: Version | None, split: Split, table: TableSplit
 ) -> tuple[Axis, np.ndarray, AxisChange]:
-    keys = np.ascontiguousarray(table.row_keys()[:, :8]).view("<u8").ravel()
-    keys = np.where(keys == 0, np.uint64(1), keys)  # 0 marks a hole
+    previous = _slots_before(bench, stored, split)
     labels = table.y if table.y.ndim == 1 else None
-    if previous is None:
-        axis, source = fresh_axis(split, table.ids, keys, labels)
+    if stored is None or previous is None:
+        axis, source = fresh_axis(split, table.ids, _row_keys(table), labels)
         return axis, source, AxisChange(added=len(axis))
+    keys = np.zeros(len(table), np.uint64)
+    slots = slots_of(table.ids, previous.ids)
+    kept = previous.valid[np.maximum(slots, 0)] & _as_stored(stored, split, table, slots)
+    keys[kept] = previous.keys[slots[kept]]
+    keys[~kept] = _row_keys(table, np.flatnonzero(~kept))
     return assign_slots(previous, table.ids, keys, labels)
+
+
+def _row_keys(table: TableSplit, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+    """64 bits of each row's hash; 0 is left to holes."""
+    keys = np.ascontiguousarray(table.row_keys(rows)[:, :8]).view("<u8").ravel()
+    return np.where(keys == 0, np.uint64(1), keys)
+
+
+def _as_stored(stored: Version, split: Split, table: TableSplit, slots: np.ndarray) -> np.ndarray:
+    """Which rows stand at their slots bit by bit, so that their stored hashes are theirs."""
+    same = slots >= 0
+    if stored.verify() or stored.attrs.get("row_types", {}).get(split) != _row_types(table):
+        return np.zeros_like(same)
+    for name, values in _arrays(table, split).items():
+        kept = stored.read(name)
+        if kept.shape[1:] != values.shape[1:] or kept.dtype != values.dtype:
+            return np.zeros_like(same)
+        old, new = (
+            np.ascontiguousarray(each).reshape(len(each), -1).view(np.uint64)
+            for each in (kept[np.maximum(slots, 0)], values)
+        )
+        same &= (old == new).all(axis=1)
+    return same
+
+
+def _row_types(table: TableSplit) -> dict[str, str]:
+    """Numbers of other types have other hashes, whatever they are stored as."""
+    return {**{name: x.dtype.str for name, x in table.x.items()}, "y": table.y.dtype.str}
+
+
+def _arrays(table: TableSplit, split: Split) -> dict[str, np.ndarray]:
+    """What is stored of a split, by variable."""
+    inputs = {variable: table.x[name] for name, variable in input_names(table, split).items()}
+    return {**inputs, f"{split}_y": table.y}
 
 
 def input_names(table: TableSplit, split: Split) -> dict[str, str]:
@@ -106,7 +151,8 @@ def _layout(bench: Workbench, tables: dict, axes: dict[Split, Axis], source: str
         note="x is what the model sees: the file's columns times `scale`",
     )
     made = {f"{split}_source": tables[split].source for split in tables}
-    made = {**provenance(), **made, "source_key": source}
+    types = {split: _row_types(table) for split, table in tables.items()}
+    made = {**provenance(), **made, "source_key": source, "row_types": types}
     return Layout(tuple(variables), tuple(coordinates), attrs, made)
 
 
@@ -169,8 +215,7 @@ def _part(
     axis: Axis,
     source: np.ndarray,
 ) -> Part:
-    arrays = {variable: table.x[name] for name, variable in input_names(table, split).items()}
-    arrays[f"{split}_y"] = table.y
+    arrays = _arrays(table, split)
     chunk = next(variable.chunks[0] for variable in layout.variables if variable.name in arrays)
 
     def compute(tile) -> dict[str, np.ndarray]:

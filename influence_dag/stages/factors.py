@@ -297,6 +297,6 @@ def load_factors(
     bench: Workbench, method: str, slots: slice, damping: int | None = None
 ) -> torch.Tensor:
     """A run of stored factors, `(test, param)`; `damping` is the position in a sweep."""
-    array = bench.require(artifact(method)).array("influence_factors")
-    values = array[slots] if damping is None else array[damping, slots]
-    return torch.from_numpy(np.asarray(values)).to(bench.device)
+    lead = () if damping is None else (slice(damping, damping + 1),)
+    values = bench.require(artifact(method)).read("influence_factors", *lead, slots)
+    return torch.from_numpy(values.reshape(values.shape[-2:])).to(bench.device)

@@ -88,7 +88,7 @@ def load_gradients(bench: Workbench, slots: slice) -> Gradients:
     version = bench.require(ARTIFACT)
     captured = GradientLayout.from_json(version.attrs["gradient_layout"])
     tensors = {
-        name: torch.from_numpy(np.asarray(version.array(name)[slots])).to(bench.device)
+        name: torch.from_numpy(version.read(name, slots)).to(bench.device)
         for name in captured.row_shapes
     }
     return captured.assemble(tensors)

@@ -124,7 +124,7 @@ def check_targets(bench: Workbench, objective: Objective) -> None:
     for split in splits:
         axis = bench.axis("dataset", split)
         few = load_rows(bench, axis, axis.slots[:2], dtype=objective.dtype)
-        labels = torch.from_numpy(np.asarray(bench.require("dataset").array(f"{split}_y")[...]))
+        labels = torch.from_numpy(bench.require("dataset").read(f"{split}_y"))
         try:
             check_labels(objective, few.x, labels[axis.slots].to(bench.device))
         except ModelError as error:
@@ -226,8 +226,10 @@ def load_rows(
     is_run = last - first + 1 == len(slots) and bool((np.diff(slots) == 1).all())
 
     def read(name: str) -> torch.Tensor:
-        array = version.array(name)
-        values = np.asarray(array[first : last + 1] if is_run else array.oindex[slots])
+        if is_run:
+            values = version.read(name, slice(first, last + 1))
+        else:
+            values = np.asarray(version.array(name).oindex[slots])
         tensor = torch.from_numpy(np.ascontiguousarray(values)).to(bench.device)
         return tensor.to(dtype or bench.dtype) if tensor.is_floating_point() else tensor
 

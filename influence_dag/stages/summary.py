@@ -164,9 +164,9 @@ class _Summary:
 
     def _read(self, damping: int | None, tests: slice, trains: slice) -> np.ndarray:
         """One block of the influences in float64, with its holes."""
-        array = self.version.array("influences")
-        block = array[tests, trains] if damping is None else array[damping, tests, trains]
-        return np.asarray(block, np.float64)
+        lead = () if damping is None else (slice(damping, damping + 1),)
+        block = self.version.read("influences", *lead, tests, trains)
+        return block.reshape(block.shape[-2:]).astype(np.float64)
 
     def _train(self, tile: Tile) -> Arrays:
         """Sums over the test rows that exist; NaN where a training row is missing."""
@@ -209,12 +209,13 @@ class _Summary:
         start, stop = tile.start[-1], tile.stop[-1]
         sums = np.empty((2, *tile.shape))
         values, slots = np.empty((2, *tile.shape, len(rankings.ENDS), self.top))
-        blocks = draft.array("blocks")
-        row_bytes = 8 * int(np.prod(blocks.shape[-2:]))
+        row_bytes = 8 * int(np.prod(draft.layout["blocks"].shape[-2:]))
         at_once = max(1, self.bench.settings.compute.block_bytes // (4 * row_bytes))
         for place, damping in _dampings(tile, 1):
             for tests in pieces(start, stop, at_once):
-                left = np.asarray(blocks[tests] if damping is None else blocks[damping, tests])
+                lead = () if damping is None else (slice(damping, damping + 1),)
+                left = draft.read("blocks", *lead, tests)
+                left = left.reshape(left.shape[-3:])
                 at = (*place, slice(tests.start - start, tests.stop - start))
                 sums[(slice(None), *at)] = left[..., :2].sum(axis=1).T
                 few = left[..., 2:].reshape(*left.shape[:2], 2, len(rankings.ENDS), self.few)

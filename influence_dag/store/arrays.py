@@ -22,6 +22,7 @@ from influence_dag.errors import StoreError
 from influence_dag.store.files import write_atomically
 from influence_dag.store.layout import ChunkIndex, Variable
 
+BLOSC: dict[str, Any] = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle"}
 _CHECKSUM_BYTES = 4
 Content = bytes | NDArray[np.uint8]
 
@@ -75,18 +76,12 @@ def _encoding(dtype: np.dtype) -> dict[str, Any]:
     fill: Any = np.dtype(dtype).type(np.nan) if dtype.kind in "fc" else None
     return {
         "compressors": (
-            BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"),
+            BloscCodec(**BLOSC),
             Crc32cCodec(),
         ),
         "fill_value": fill,
         "config": {"write_empty_chunks": True},
     }
-
-
-def open_for_writing(folder: Path, name: str) -> zarr.Array:
-    """A variable whose chunks are written whatever they hold."""
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        return zarr.open_array(folder, path=name, mode="r+")
 
 
 def write_group(folder: Path, attributes: Mapping[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """How a new version begins: what is unchanged is linked from the current one, the rest written."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,23 +43,23 @@ def clone(base: Version | None, layout: Layout, folder: Path) -> Results:
     return _link_results(base, layout, folder, damaged)
 
 
-def _link(base: Version, folder: Path, files: Iterable[Path]) -> None:
+def _link(base: Version, folder: Path, files: Iterable[Path | str]) -> None:
     """Files of a version under the same names in a new folder."""
     for file in files:
-        target = folder / file.relative_to(base.path)
+        target = folder / os.path.relpath(file, base.path)
         target.parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(file, target)
 
 
 def _link_chunks(source: Path, target: Path, variable: str, keys: Keys) -> None:
-    made: set[Path] = set()
+    made: set[str] = set()
     for index in chunk_indices(is_present(keys)):
         file = chunk_file(variable, index)
-        parent = (target / file).parent
+        parent = os.path.dirname(f"{target}/{file}")
         if parent not in made:
-            parent.mkdir(parents=True, exist_ok=True)
+            os.makedirs(parent, exist_ok=True)
             made.add(parent)
-        link_or_copy(source / file, target / file)
+        link_or_copy(f"{source}/{file}", f"{target}/{file}")
 
 
 def _link_results(base: Version, layout: Layout, folder: Path, damaged: set[str]) -> Results:

@@ -11,13 +11,8 @@ import zarr
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.store.arrays import (
-    chunk_file,
-    create_array,
-    open_for_writing,
-    plain,
-    round_mantissas,
-)
+from influence_dag.store.arrays import create_array, plain, round_mantissas
+from influence_dag.store.chunks import read_region, write_chunk
 from influence_dag.store.files import explained, uninterrupted, write_atomically
 from influence_dag.store.fingerprints import Keys, fingerprint
 from influence_dag.store.journal import Journal
@@ -56,7 +51,6 @@ class Draft:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._active, self._closed = 0, False
-        self._arrays: dict[str, zarr.Array] = {}
         self._expected: Expected = {}
         self._keys = {v.name: carry(base, v)[0] for v in layout.variables}
         self._inherited, self._own = Results(**journal.header["results"]), Results()
@@ -86,13 +80,11 @@ class Draft:
         """The keys of what the draft holds now; zeros where nothing has been computed."""
         return self._keys[self.layout[variable].name].copy()
 
-    def array(self, variable: str) -> zarr.Array:
-        """The variable as it is now, for reading back."""
-        name = self.layout[variable].name
-        with self._lock:
-            if name not in self._arrays:
-                self._arrays[name] = open_for_writing(self.folder, name)
-            return self._arrays[name]
+    def read(self, variable: str, *region: slice) -> NDArray:
+        """Values of a region as they are now, given by slices along the leading dimensions."""
+        return read_region(
+            self.layout[variable], region, lambda file: (self.folder / file).read_bytes()
+        )
 
     def write(
         self,
@@ -107,19 +99,33 @@ class Draft:
         two writers of one chunk would lose each other's values silently.
         """
         target = self.layout[variable]
-        region = _whole_chunks(target, start, values, keys)
+        _check_whole_chunks(target, start, values, keys)
         if target.max_relative_error:
             values = round_mantissas(values, target.max_relative_error)
-        array = self.array(variable)
         with self._writing(variable, values.nbytes):
             self._begin_writing(variable, keys)
-            uninterrupted(array.__setitem__, region, values)
+            size = uninterrupted(self._write_chunks, target, start, values, keys)
             self._journal.done(variable, keys)
-            size = sum((self.folder / chunk_file(variable, i)).stat().st_size for i in keys)
         with self._lock:
             _assign(self._keys[variable], keys)
             self.chunks_written += len(keys)
             self.bytes_written += size
+
+    def _write_chunks(
+        self,
+        variable: Variable,
+        start: tuple[int, ...],
+        values: NDArray,
+        keys: Iterable[ChunkIndex],
+    ) -> int:
+        size = 0
+        for index in keys:
+            region = variable.region(index)
+            inside = tuple(
+                slice(s.start - a, s.stop - a) for s, a in zip(region, start, strict=True)
+            )
+            size += write_chunk(self.folder, variable, index, values[inside])
+        return size
 
     def set_attrs(self, **attrs: Any) -> None:
         """Attributes that are results (solver info), next to the layout's own."""
@@ -245,10 +251,10 @@ class Draft:
                 )
 
 
-def _whole_chunks(
+def _check_whole_chunks(
     variable: Variable, start: tuple[int, ...], values: NDArray, keys: Mapping[ChunkIndex, bytes]
-) -> tuple[slice, ...]:
-    """The region that values at `start` fill, if it is whole chunks and `keys` names just those."""
+) -> None:
+    """A `StoreError` unless values at `start` fill whole chunks and `keys` names just those."""
     dimensions = {len(variable.shape), len(start), values.ndim}
     if values.dtype != variable.dtype or len(dimensions) > 1:
         raise StoreError(
@@ -268,7 +274,6 @@ def _whole_chunks(
             f"{variable.name!r}: region {start} to {stop} covers chunks {sorted(covered)}, keys of "
             f"16 bytes (not zeros) are needed for exactly these, got {sorted(keys)}"
         )
-    return tuple(map(slice, start, stop))
 
 
 def _assign(keys: Keys, new: Mapping[ChunkIndex, bytes]) -> None:

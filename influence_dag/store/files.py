@@ -149,7 +149,7 @@ def boot_id() -> str:
         return uuid.uuid4().hex
 
 
-def link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path | str, target: Path | str) -> None:
     """Hard link where the file system can, else a copy with the same time of modification."""
     try:
         os.link(source, target)
@@ -173,10 +173,10 @@ def replace_link(link: Path, target: str) -> None:
     temporary.replace(link)
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[str]:
     """Every file in a folder and in those inside it."""
     for parent, _, names in os.walk(folder):
-        yield from (Path(parent, name) for name in names)
+        yield from (f"{parent}/{name}" for name in names)
 
 
 def make_durable(folder: Path) -> None:

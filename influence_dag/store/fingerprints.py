@@ -143,10 +143,13 @@ def _encode_array(array: NDArray) -> Iterator[bytes]:
 
 def _encode_texts(texts: list) -> Iterator[bytes]:
     """How long each text is, and all of them: one pass a step, not one a text."""
-    if wrong := [text for text in texts if not isinstance(text, str)]:
-        _text(wrong[0])
+    try:
+        joined = "".join(texts)
+    except TypeError:
+        _text(next(text for text in texts if not isinstance(text, str)))
+        raise
     yield _tagged(b"n", np.fromiter(map(len, texts), "<i8", len(texts)).tobytes())
-    yield "".join(texts).encode()
+    yield joined.encode()
 
 
 def _joined_rows(columns: list[NDArray]) -> Iterator[bytes | memoryview]:

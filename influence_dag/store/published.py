@@ -21,6 +21,7 @@ from influence_dag.store.arrays import (
     crc32c,
     damaged,
 )
+from influence_dag.store.chunks import read_region
 from influence_dag.store.files import stamp
 from influence_dag.store.fingerprints import Keys
 from influence_dag.store.layout import ChunkIndex, Variable
@@ -76,6 +77,21 @@ class Version:
         if variable not in self._arrays:
             self._arrays[variable] = zarr.open_array(self._store, path=variable, mode="r")
         return self._arrays[variable]
+
+    def read(self, variable: str, *region: slice) -> NDArray:
+        """Values of a region, given by slices along the leading dimensions; as `array`, sooner."""
+        if variable not in self.variables:
+            self.array(variable)  # says what there is
+        return read_region(self.variables[variable], region, self._chunk)
+
+    def _chunk(self, file: str) -> bytes:
+        try:
+            content = (self.path / file).read_bytes()
+        except FileNotFoundError as error:
+            raise damaged(self.artifact, self.path, file, missing=True) from error
+        if not checksum_matches(content):
+            raise damaged(self.artifact, self.path, file, missing=False)
+        return content
 
     @property
     def coordinates(self) -> list[str]:

@@ -1,6 +1,7 @@
 """How a finished draft becomes a version: bookkeeping, metadata, and everything on the disk."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def _sweep(draft: Draft) -> None:
     results = draft.results
     kept = {"zarr.json", *(item.name for item in layout), *results.arrays, *results.files}
     remove(path for path in list(draft.folder.iterdir()) if path.name not in kept)
-    remove([path for path in files_below(draft.folder) if path.suffix == ".partial"])
+    remove([Path(path) for path in files_below(draft.folder) if path.endswith(".partial")])
 
 
 def _data_version(draft: Draft) -> str:
@@ -96,10 +97,10 @@ def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
 def _small_files(folder: Path, variables: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
     """Size, time of modification and checksum of every file that is not a chunk of a variable."""
     files = {}
+    chunks = tuple(f"{name}/c/" for name in variables)
     for path in files_below(folder):
-        name = path.relative_to(folder)
-        if name.parts[0] in variables and name.parts[1] == "c":
-            continue
-        size, modified = stamp(path) or (0, 0)
-        files[name.as_posix()] = (size, modified, crc32c(path.read_bytes()))
+        name = os.path.relpath(path, folder)
+        if not name.startswith(chunks):
+            size, modified = stamp(path) or (0, 0)
+            files[name] = (size, modified, crc32c(Path(path).read_bytes()))
     return files

@@ -1,0 +1,26 @@
+"""The strongest entries of rows, found in blocks and merged."""
+
+import numpy as np
+import pytest
+
+from influence_dag.stages import rankings
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+@pytest.mark.parametrize("values", [5, 10_000], ids=["many ties", "few"])
+def test_merged_blocks_are_the_ranking_of_the_whole_row(size, values):
+    row = np.random.default_rng(0).integers(values, size=(6, 40)).astype(float)
+    parts = [range(start, min(start + size, 40)) for start in range(0, 40, size)]
+    found = [rankings.strongest(row[:, part], np.array(part), min(4, size)) for part in parts]
+    blocks = (np.stack(each, axis=1) for each in zip(*found, strict=True))
+    strongest, columns = rankings.merged(*blocks, 4)
+    for end, sign in enumerate((-1, 1)):
+        wanted = np.argsort(sign * row, axis=1, kind="stable")[:, :4]
+        np.testing.assert_array_equal(columns[:, end], wanted)
+        np.testing.assert_array_equal(strongest[:, end], np.take_along_axis(row, wanted, axis=1))
+
+
+def test_a_block_with_fewer_entries_says_so():
+    values, columns = rankings.strongest(np.array([[2.0, 1.0]]), np.array([3, 4]), 3)
+    np.testing.assert_array_equal(columns, [[[3, 4, -1], [4, 3, -1]]])
+    np.testing.assert_array_equal(values, [[[2, 1, np.nan], [1, 2, np.nan]]])
