@@ -10,10 +10,14 @@ from influence_dag import plots
 from influence_dag.components.changes import changes, made_from
 from influence_dag.labelled import Axis
 from influence_dag.stages.base import Update, Workbench
+from influence_dag.stages.factors import RESIDUAL_CURVE
 from influence_dag.store import Version
 
 DATA_VERSION_TAG = "dagster/data_version"
-DRAWN = ("spectrum", "convergence", "histogram", "strongest", "example", "agreement", "scores")
+DRAWN = (
+    *("spectrum", "convergence", "residuals", "histogram", "strongest", "example"),
+    *("agreement", "scores"),
+)
 SHOWN = 5  # test rows in a picture
 SAMPLE = 200_000  # numbers in a histogram
 
@@ -92,25 +96,36 @@ def _solves(version: Version) -> dict[str, Any]:
 
 
 def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    if "eigenvalues" not in version.variables:
+    """The eigenvalues that are stored, of all layers or blocks together."""
+    names = [name for name in version.variables if name.endswith("eigenvalues")]
+    if not names:
         return {}
-    values = np.asarray(version.array("eigenvalues")[...], np.float64)
+    parts = [np.asarray(version.array(name)[...], np.float64).ravel() for name in names]
+    values = np.concatenate(parts)
     title = (
-        f"Spectrum of the Hessian ({len(values):,} parameters)"
+        f"Spectrum of {TITLES[version.artifact]} ({len(values):,} parameters)"
         if method is None
-        else f"{method}: eigenvalues it keeps"
+        else f"{method}: the {len(values):,} eigenvalues that it keeps"
     )
     figure = plots.spectrum(values, damping=bench.settings.dampings, title=title)
     return {"spectrum": dg.MetadataValue.md(plots.markdown(figure, "spectrum"))}
 
 
+TITLES = {"hessian": "the Hessian", "gauss_newton": "the Gauss–Newton matrix"}
+
+
 def _convergence(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    if "niter" not in version.variables:
-        return {}
-    settings = bench.settings.methods[str(method)]
-    niter, residual = (_of_rows(version, name) for name in ("niter", "residual"))
-    figure = plots.convergence(niter, residual, tolerance=getattr(settings, "rtol", None))
-    return {"convergence": dg.MetadataValue.md(plots.markdown(figure, "convergence"))}
+    iterative, curve = "niter" in version.variables, None
+    if RESIDUAL_CURVE in version.coordinates:
+        curve = version.coordinate(RESIDUAL_CURVE)
+    figure = plots.convergence(
+        _of_rows(version, "residual"),
+        niter=_of_rows(version, "niter") if iterative else None,
+        curve=curve,
+        tolerance=getattr(bench.settings.methods[str(method)], "rtol", None),
+    )
+    name = "convergence" if iterative else "residuals"
+    return {name: dg.MetadataValue.md(plots.markdown(figure, name))}
 
 
 def _of_rows(version: Version, name: str) -> np.ndarray:

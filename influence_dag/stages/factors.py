@@ -13,7 +13,7 @@ from influence_dag.method_settings import ITERATIVE
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import residuals
 from influence_dag.stages import curvature
-from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
+from influence_dag.stages.base import Part, Result, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.model import load_objective, load_rows, measurement_key, model_key
 from influence_dag.store import Coordinate, Keys, Layout, Variable, Version, as_keys
 from influence_dag.store.fingerprints import fingerprint, grid_keys
@@ -25,6 +25,8 @@ PER_ROW = {
     "niter": "iterations",
     "converged": "1 where the tolerance was met",
 }
+
+RESIDUAL_CURVE = "residual_by_iteration"
 
 
 def artifact(method: str) -> str:
@@ -47,6 +49,7 @@ def refresh(bench: Workbench, method: str) -> Update:
         artifact(method),
         layout,
         [Part(names, keys, solver)],
+        results=solver.curve,
         info=_info(bench, method, test),
     )
 
@@ -145,6 +148,7 @@ class _Solver:
     def __init__(self, bench: Workbench, method: str, test: Axis, names: tuple[str, ...]):
         self.bench, self.method, self.test, self.names = bench, method, test, names
         self._loaded: tuple | None = None
+        self._histories: list[np.ndarray] = []
 
     def __call__(self, tile) -> dict[str, np.ndarray]:
         slots = slice(tile.start[-1], tile.stop[-1])
@@ -204,7 +208,28 @@ class _Solver:
         block["influence_factors"][present] = x.cpu().numpy()
         for name in self.names[1:]:
             block[name][present] = info[name].float().cpu().numpy()
+        if "residual_history" in info:
+            self._histories.append(info["residual_history"].double().cpu().numpy())
         return block
+
+    def curve(self) -> dict[str, Result]:
+        """How the rows of these solves converged, where the solver tells: median and worst."""
+        steps = max((history.shape[1] for history in self._histories), default=0)
+        if not steps:
+            return {}
+        ends = [(0, 0), (0, steps)]
+        padded = [np.pad(h, ends, constant_values=np.nan)[:, :steps] for h in self._histories]
+        reached = _carried_on(np.concatenate(padded))
+        curve = np.stack([np.median(reached, axis=0), reached.max(axis=0)])
+        about = {"long_name": "relative residual after each iteration, of the last rows solved"}
+        return {RESIDUAL_CURVE: (("median_and_worst", "iteration"), curve, about)}
+
+
+def _carried_on(histories: np.ndarray) -> np.ndarray:
+    """Residuals by iteration without the rows that took none; one that has stopped stays."""
+    begun = histories[~np.isnan(histories).all(axis=1)]
+    last = np.where(np.isnan(begun), 0, np.arange(begun.shape[1]))
+    return np.take_along_axis(begun, np.maximum.accumulate(last, axis=1), axis=1)
 
 
 def solve_with_residuals(

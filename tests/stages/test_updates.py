@@ -169,6 +169,26 @@ def test_after_a_refit_everything_is_new_and_nothing_stale_is_anywhere(project):
     assert about["policies"] == {"model.refit": "on_change", "curvature.refresh": "on_change"}
 
 
+def test_above_a_quarter_of_holes_they_are_closed(pinned):
+    rows = pinned.rows["train"]
+    pinned.write("train", rows[10:])
+    pinned.refresh()
+    raw = pinned.results.store.version("direct/perturbation_influences").open()
+    assert raw.sizes["train"] == 40
+    assert raw.train_valid.values.tolist() == [False] * 10 + [True] * 30
+    values = raw.perturbation_influences
+    assert values[:, :10].isnull().all()
+    assert values[:, 10:].notnull().all()
+    assert pinned.results.perturbation("direct").sizes["train"] == 30
+    pinned.write("train", rows[11:])
+    pinned.refresh()
+    for name in ("gradients", "direct/influences", "direct/perturbation_influences"):
+        raw = pinned.results.store.version(name).open()
+        assert raw.sizes["train"] == 29
+        assert raw.train_valid.all()
+    assert_close(in_file_order(pinned), wanted_influences(pinned))
+
+
 # Rows that arrive
 
 
