@@ -7,13 +7,13 @@ import dagster as dg
 import numpy as np
 
 from influence_dag import plots
+from influence_dag.components.assets import DATA_VERSION_TAG
 from influence_dag.components.changes import changes, made_from
 from influence_dag.labelled import Axis
 from influence_dag.stages.base import Update, Workbench
 from influence_dag.stages.factors import RESIDUAL_CURVE
 from influence_dag.store import Version
 
-DATA_VERSION_TAG = "dagster/data_version"
 DRAWN = (
     *("spectrum", "convergence", "residuals", "histogram", "strongest", "example"),
     *("agreement", "scores"),
@@ -23,7 +23,11 @@ SAMPLE = 200_000  # numbers in a histogram
 
 
 def materialize_result(
-    context: dg.AssetExecutionContext, bench: Workbench, update: Update, method: str | None
+    context: dg.AssetExecutionContext,
+    bench: Workbench,
+    update: Update,
+    method: str | None,
+    tags: dict[str, str] | None = None,
 ) -> dg.MaterializeResult:
     """The result of one asset: its data version and everything worth seeing about it.
 
@@ -37,7 +41,8 @@ def materialize_result(
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, method)
     metadata |= _info(update) | _solves(version) | _numbers(update) | _arrays(version)
-    return dg.MaterializeResult(data_version=dg.DataVersion(update.data_version), metadata=metadata)
+    data_version = dg.DataVersion(update.data_version)
+    return dg.MaterializeResult(data_version=data_version, metadata=metadata, tags=tags)
 
 
 def _drawn_before(context: dg.AssetExecutionContext, update: Update) -> dict[str, Any]:
