@@ -48,7 +48,7 @@ def _sensors(study: Study) -> Iterator[dg.AutomationConditionSensorDefinition]:
     if study.settings.refresh.automation:
         yield dg.AutomationConditionSensorDefinition(
             f"{study.name}_automation",
-            target=dg.AssetSelection.groups(study.name),
+            target=dg.AssetSelection.groups(study.name, include_sources=True),
             description=f"Observes the files of {study.name} and refreshes what depends on them.",
             default_status=dg.DefaultSensorStatus.RUNNING,
         )
