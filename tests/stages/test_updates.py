@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from influence_dag.errors import DataError
 from influence_dag.graph import artifacts
+from influence_dag.stages.model import load_rows
 from influence_dag.store import Version
 
 DAMPING = 0.5  # at a pinned θ that an edit moves off its minimum, H alone may be indefinite
@@ -252,6 +253,17 @@ def test_the_order_of_rows_in_the_files_changes_nothing(project):
     assert project.data_versions() == before
 
 
+@pytest.mark.parametrize("count", [40, 7])
+def test_rows_are_read_in_the_order_asked_for(finished_project, count):
+    bench = finished_project.bench()
+    train = bench.axis("dataset", "train")
+    order = np.random.default_rng(0).permutation(train.slots)[:count]
+    x, y = finished_project.tensors("train")
+    rows = load_rows(bench, train, order)
+    torch.testing.assert_close(rows.x, x[order])
+    torch.testing.assert_close(rows.y, y[order])
+
+
 def rename(project: Project, split: str, old: str, new: str) -> None:
     path = project.root / f"{split}.csv"
     path.write_text(path.read_text().replace(old, new, 1))
@@ -336,6 +348,7 @@ def test_a_damaged_chunk_is_computed_again(project, finished_project, artifact, 
 REFRESH = """
 import json, sys
 from influence_dag.graph import artifacts
+from influence_dag.stages.model import load_rows
 from influence_dag.running import load_study
 from influence_dag.stages.base import Workbench
 
