@@ -127,7 +127,7 @@ def dagster_dev(project: Path, home: Path) -> Iterator[Server]:
 
 
 def _wait_until_it_answers(server: Server, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:
