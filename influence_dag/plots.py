@@ -9,6 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -61,26 +62,50 @@ def spectrum(
     return figure
 
 
-def convergence(niter: NDArray, residual: NDArray, *, tolerance: float | None = None) -> Figure:
-    """Iterations that each row took, and where its residual ended."""
-    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    bins = list(np.arange(niter.min() - 0.5, niter.max() + 1.5))
-    left.hist(niter, bins=bins, color=HELPS)
-    left.set(xlabel="iterations", ylabel="test rows", title="Iterations to tolerance")
-    right.plot(np.sort(np.maximum(residual, 1e-18)), color=HELPS, linewidth=1)
-    if tolerance:
-        right.axhline(
-            tolerance, color=NEUTRAL, linestyle="--", linewidth=1, label=f"rtol {tolerance:g}"
-        )
-        right.legend(frameon=False, fontsize=8)
-    right.set(
-        yscale="log",
-        xlabel="test rows, sorted",
-        ylabel="relative residual",
-        title="Residual ‖(H+λI)s−b‖/‖b‖",
-    )
+def convergence(
+    residual: NDArray,
+    *,
+    niter: NDArray | None = None,
+    curve: tuple[NDArray, NDArray] | None = None,
+    tolerance: float | None = None,
+) -> Figure:
+    """Where each row's residual ended; of iterative solves also the iterations that it took.
+
+    `curve` has some iterations, and the median and the worst residual after each of them, `(2, k)`.
+    """
+    panels = [(_residuals, residual)]
+    panels += [(_iterations, niter)] if niter is not None else []
+    panels += [(_curve, curve)] if curve is not None and curve[1].size else []
+    figure = Figure(figsize=(3.7 * len(panels), 3.0), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (draw, values) in zip(grid, panels, strict=True):
+        draw(axes, values)
+        if tolerance and draw is not _iterations:
+            label = f"tolerance {tolerance:g}"
+            axes.axhline(tolerance, color=NEUTRAL, linestyle="--", linewidth=1, label=label)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _residuals(axes: Axes, residual: NDArray) -> None:
+    axes.plot(np.sort(np.maximum(residual, 1e-18)), color=HELPS, linewidth=1)
+    title = "Residual ‖(H+λI)s−b‖/‖b‖"
+    axes.set(yscale="log", xlabel="test rows, sorted", ylabel="relative residual", title=title)
+
+
+def _iterations(axes: Axes, niter: NDArray) -> None:
+    axes.hist(niter, bins=list(np.arange(niter.min() - 0.5, niter.max() + 1.5)), color=HELPS)
+    axes.set(xlabel="iterations", ylabel="test rows", title="Iterations to tolerance")
+
+
+def _curve(axes: Axes, curve: tuple[NDArray, NDArray]) -> None:
+    iterations, residuals = curve
+    for values, label, colour in zip(
+        residuals, ("median row", "worst row"), (HELPS, HARMS), strict=True
+    ):
+        axes.plot(iterations, np.maximum(values, 1e-18), color=colour, linewidth=1, label=label)
+    axes.set(yscale="log", xlabel="iteration", ylabel="relative residual", title="Convergence")
 
 
 def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:

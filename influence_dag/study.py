@@ -61,11 +61,7 @@ class FeatureSettings(Settings):
         return self
 
 
-Which = Literal["train", "test"]  # the two splits
-
-
-def _one_or_several(value: Any) -> str:
-    return "several" if isinstance(value, list | tuple) else "one"
+Which = Literal["test", "train"]  # the two splits
 
 
 def _only_files(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -80,9 +76,9 @@ def _only_files(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Files = Annotated[
-    Annotated[str, Tag("one")]
-    | Annotated[tuple[str, ...], AfterValidator(_only_files), Tag("several")],
-    Discriminator(_one_or_several),
+    Annotated[str, Tag("name")]
+    | Annotated[tuple[str, ...], AfterValidator(_only_files), Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "name"),
 ]
 
 
@@ -323,9 +319,9 @@ def _store_settings(value: Any) -> Any:
 
 
 Damping = Annotated[
-    Annotated[NonNegativeFloat, Tag("one")]
-    | Annotated[tuple[NonNegativeFloat, ...], Tag("several")],
-    Discriminator(_one_or_several),
+    Annotated[NonNegativeFloat, Tag("number")]
+    | Annotated[tuple[NonNegativeFloat, ...], Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "number"),
 ]
 
 

@@ -22,13 +22,18 @@ def _is_text(artist) -> bool:
     return hasattr(artist, "get_text")
 
 
+CURVE = np.array([1, 4]), np.array([[0.1, 0.0], [0.2, 0.1]])
+
+
 @pytest.mark.parametrize(
     "figure",
     [
         plots.spectrum(np.array([2.0, 0.5, 0.0, -0.1]), damping=[0.01, 0.1]),
         plots.spectrum(np.zeros(3)),
-        plots.convergence(np.array([3.0, 4.0]), np.array([1e-7, 1e-8]), tolerance=1e-6),
-        plots.convergence(np.array([1.0]), np.array([0.0])),
+        plots.convergence(np.array([1e-7, 1e-8])),
+        plots.convergence(np.array([1e-7]), niter=np.array([3.0]), tolerance=1e-6),
+        plots.convergence(np.zeros(2), niter=np.ones(2), curve=CURVE),
+        plots.convergence(np.zeros(1), niter=np.zeros(1), curve=(np.empty(0), np.empty((2, 0)))),
         plots.histogram(RNG.normal(size=1000)),
         plots.histogram(np.zeros(10)),
         plots.image_grid([DIGIT], [[DIGIT, GONE]], [[DIGIT]]),

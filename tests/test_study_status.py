@@ -43,8 +43,6 @@ def test_an_edit_is_told_with_its_rows_and_what_follows_waits_for_a_refit(projec
 
 
 EDITS = {
-    "a training row": lambda project: project.edit("train", 11, height=3.0),
-    "a test row": lambda project: project.edit("test", 3, height=3.0, label=1),
     "new rows": lambda project: [
         project.write(split, [[f"{split}-new", 1, 2, 3, 0], *project.rows[split]])
         for split in ("train", "test")

@@ -11,6 +11,8 @@ from influence_dag.graph import Artifact, artifacts
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import Study
 
+DATA_VERSION_TAG = "dagster/data_version"
+
 
 def study_definitions(study: Study, *, pool: str | None = "gpu") -> dg.Definitions:
     """Assets, blocking checks and a refresh job of one study; heavy assets are in `pool`."""
@@ -46,7 +48,7 @@ def _sensors(study: Study) -> Iterator[dg.AutomationConditionSensorDefinition]:
     if study.settings.refresh.automation:
         yield dg.AutomationConditionSensorDefinition(
             f"{study.name}_automation",
-            target=dg.AssetSelection.groups(study.name),
+            target=dg.AssetSelection.groups(study.name, include_sources=True),
             description=f"Observes the files of {study.name} and refreshes what depends on them.",
             default_status=dg.DefaultSensorStatus.RUNNING,
         )
@@ -60,14 +62,19 @@ def asset_key(study: Study, name: str) -> dg.AssetKey:
     return dg.AssetKey([study.name, *name.split("/")])
 
 
+def _content(study: Study) -> str:
+    """The data version of the input files."""
+    from influence_dag.datasets import source_fingerprint
+
+    remembered = study.store_path / ".source.json"
+    return source_fingerprint(study.settings.data, study.root, remembered=remembered)
+
+
 def _source(study: Study):
     data = study.settings.data
 
     def source() -> dg.DataVersion:
-        from influence_dag.datasets import source_fingerprint
-
-        remembered = study.store_path / ".source.json"
-        return dg.DataVersion(source_fingerprint(data, study.root, remembered=remembered))
+        return dg.DataVersion(_content(study))
 
     with warnings.catch_warnings():  # that observable sources may still change is no user's concern
         warnings.simplefilter("ignore", dg.BetaWarning)
@@ -99,9 +106,21 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
         from influence_dag.stages.base import Workbench
 
         bench = Workbench(study, context.log.info)
-        return materialize_result(context, bench, node.refresh(bench), node.method)
+        tags = _source_seen(context, study) if "source" in node.reads else None
+        return materialize_result(context, bench, node.refresh(bench), node.method, tags)
 
     return asset
+
+
+def _source_seen(context: dg.AssetExecutionContext, study: Study) -> dict[str, str]:
+    """Observe the files before they are read, and say that this is the content that was read.
+
+    Dagster by itself notes the last observation, which may be of older files, or none: the dataset
+    would be out of sync with files that it has just read.
+    """
+    key, version = asset_key(study, "source"), _content(study)
+    context.log_event(dg.AssetObservation(key, tags={DATA_VERSION_TAG: version}))
+    return {f"dagster/input_data_version/{key.to_user_string()}": version}
 
 
 def code_version(study: Study, node: Artifact) -> str:

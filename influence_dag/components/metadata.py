@@ -7,22 +7,26 @@ import dagster as dg
 import numpy as np
 
 from influence_dag import plots
+from influence_dag.components.assets import DATA_VERSION_TAG
 from influence_dag.components.changes import changes, made_from
 from influence_dag.labelled import Axis
 from influence_dag.stages.base import Update, Workbench
 from influence_dag.store import Version
 
-DATA_VERSION_TAG = "dagster/data_version"
 DRAWN = (
-    "spectrum", "convergence", "histogram", "strongest", "example", "agreement", "scores",
-    "detection",
-)  # fmt: skip
+    *("spectrum", "convergence", "residuals", "histogram", "strongest", "example"),
+    *("agreement", "scores", "detection"),
+)
 SHOWN = 5  # test rows in a picture
 SAMPLE = 200_000  # numbers in a histogram
 
 
 def materialize_result(
-    context: dg.AssetExecutionContext, bench: Workbench, update: Update, method: str | None
+    context: dg.AssetExecutionContext,
+    bench: Workbench,
+    update: Update,
+    method: str | None,
+    tags: dict[str, str] | None = None,
 ) -> dg.MaterializeResult:
     """The result of one asset: its data version and everything worth seeing about it.
 
@@ -36,7 +40,8 @@ def materialize_result(
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, method)
     metadata |= _info(update) | _solves(version) | _numbers(update) | _arrays(version)
-    return dg.MaterializeResult(data_version=dg.DataVersion(update.data_version), metadata=metadata)
+    data_version = dg.DataVersion(update.data_version)
+    return dg.MaterializeResult(data_version=data_version, metadata=metadata, tags=tags)
 
 
 def _drawn_before(context: dg.AssetExecutionContext, update: Update) -> dict[str, Any]:
@@ -95,29 +100,48 @@ def _solves(version: Version) -> dict[str, Any]:
 
 
 def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    """Of a matrix, of the pairs that a method keeps, or of all layers or blocks together."""
+    """The eigenvalues that are stored, of all layers or blocks together."""
     names = [name for name in version.variables if name.endswith("eigenvalues")]
     if not names:
         return {}
     parts = [np.asarray(version.array(name)[...], np.float64).ravel() for name in names]
     values = np.concatenate(parts)
-    matrix = "Gauss–Newton matrix" if "gauss_newton" in version.variables else "Hessian"
     title = (
-        f"Spectrum of the {matrix} ({len(values):,} parameters)"
+        f"Spectrum of {TITLES[version.artifact]} ({len(values):,} parameters)"
         if method is None
-        else f"{method}: eigenvalues it keeps"
+        else f"{method}: the {len(values):,} eigenvalues that it keeps"
     )
     figure = plots.spectrum(values, damping=bench.settings.dampings, title=title)
     return {"spectrum": dg.MetadataValue.md(plots.markdown(figure, "spectrum"))}
 
 
+TITLES = {"hessian": "the Hessian", "gauss_newton": "the Gauss–Newton matrix"}
+
+
 def _convergence(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    if "niter" not in version.variables:
-        return {}
-    settings = bench.settings.methods[str(method)]
-    niter, residual = (_of_rows(version, name) for name in ("niter", "residual"))
-    figure = plots.convergence(niter, residual, tolerance=getattr(settings, "rtol", None))
-    return {"convergence": dg.MetadataValue.md(plots.markdown(figure, "convergence"))}
+    iterative = "niter" in version.variables
+    figure = plots.convergence(
+        _of_rows(version, "residual"),
+        niter=_of_rows(version, "niter") if iterative else None,
+        curve=_residual_curve(version) if iterative else None,
+        tolerance=getattr(bench.settings.methods[str(method)], "rtol", None),
+    )
+    name = "convergence" if iterative else "residuals"
+    return {name: dg.MetadataValue.md(plots.markdown(figure, name))}
+
+
+def _residual_curve(version: Version) -> tuple[np.ndarray, np.ndarray]:
+    """Iterations, and the median and the worst residual at them, of rows that took any."""
+    iterations = np.asarray(version.coordinate("iteration"))
+    valid = Axis.read(version, "test").valid
+    history = np.asarray(version.array("residual_history")[...], np.float64)[..., valid, :]
+    niter = _of_rows(version, "niter")
+    begun = history.reshape(-1, len(iterations))[niter > 0]
+    reached = iterations <= niter.max()
+    if not len(begun):
+        return iterations[:0], np.empty((2, 0))
+    curve = np.stack([np.median(begun, axis=0), begun.max(axis=0)])
+    return iterations[reached], curve[:, reached]
 
 
 def _of_rows(version: Version, name: str) -> np.ndarray:

@@ -41,6 +41,17 @@ def test_a_schedule_that_is_none_is_refused(project):
         load_study(project.folder)
 
 
+def test_automation_looks_at_the_files_itself(project):
+    defs = definitions(project, automation=True)
+    (sensor,) = defs.sensors or ()
+    assert isinstance(sensor, dg.AutomationConditionSensorDefinition)
+    study = load_study(project.folder)
+    watched = sensor.asset_selection.resolve(defs.resolve_asset_graph())
+    assert {asset_key(study, "source"), asset_key(study, "report")} <= watched
+    source = defs.resolve_asset_graph().get(asset_key(study, "source"))
+    assert source.automation_condition is not None
+
+
 def test_automation_follows_the_files(project):
     source, dataset = (asset_key(load_study(project.folder), n) for n in ("source", "dataset"))
     look = dg.define_asset_job("look", [source], executor_def=dg.in_process_executor)

@@ -28,6 +28,7 @@ mutation Launch($params: ExecutionParams!) {
   }
 }
 """
+STALE = "{ assetNodes { assetKey { path } staleStatus staleCauses { reason } } }"
 STATUS = "query Status($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
 EVENTS = """
 query Events($run: ID!) {
@@ -65,11 +66,27 @@ class Server:
 
     def launch(self, job: str) -> str:
         """Start a job; returns the id of its run."""
+        return self._launch(jobName=job)
+
+    def observe(self, *path: str) -> str:
+        """Look at a source, as the UI's button does; returns the id of the run."""
+        return self._launch(jobName="__ASSET_JOB", assetSelection=[{"path": list(path)}])
+
+    def _launch(self, **selector: Any) -> str:
         where = {"repositoryLocationName": "influence_dag", "repositoryName": "__repository__"}
-        params = {"selector": {**where, "jobName": job}, "runConfigData": {}}
+        params = {"selector": {**where, **selector}, "runConfigData": {}}
         answer = self.ask(LAUNCH, params=params)["launchRun"]
         assert answer["__typename"] == "LaunchRunSuccess", answer
         return answer["run"]["runId"]
+
+    def stale(self, group: str) -> dict[str, list[str]]:
+        """The assets of a group that are not fresh, each with the reasons that the UI shows."""
+        nodes = self.ask(STALE)["assetNodes"]
+        return {
+            "/".join(node["assetKey"]["path"][1:]): [c["reason"] for c in node["staleCauses"]]
+            for node in nodes
+            if node["assetKey"]["path"][0] == group and node["staleStatus"] not in ("FRESH", None)
+        }
 
     def wait(self, run: str, *, seconds: float) -> str:
         """How the run ended."""
@@ -110,7 +127,7 @@ def dagster_dev(project: Path, home: Path) -> Iterator[Server]:
 
 
 def _wait_until_it_answers(server: Server, process: subprocess.Popen, log: Path) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text()
         try:

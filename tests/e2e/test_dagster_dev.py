@@ -91,6 +91,30 @@ def test_a_second_run_computes_nothing(server, finished_run):
     assert sorted(path.name for path in versions.glob("**/versions/*")) == before
 
 
+def observe(server) -> dict[str, list[str]]:
+    assert server.wait(server.observe("digits", "source"), seconds=120) == "SUCCESS"
+    return server.stale("digits")
+
+
+@pytest.fixture(scope="module")
+def edited(server, finished_run):
+    """Three labels of the training file are others, and Dagster has looked at it."""
+    file = server.project / "data/digits/train.csv"
+    text = file.read_text()
+    assert observe(server) == {}, "observed, and as it was"
+    head, *rows = text.splitlines()
+    for place in (4, 7, 1204):
+        rows[place] = f"{rows[place].rpartition(',')[0]},0"
+    file.write_text("\n".join([head, *rows]) + "\n")
+    yield observe(server)
+    file.write_text(text)
+    assert observe(server) == {}, "the same content again"
+
+
+def test_an_edited_and_observed_file_makes_the_dataset_unsynced(edited):
+    assert edited == {"dataset": ["has a new dependency data version"]}
+
+
 # What a person sees
 
 with_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
@@ -129,6 +153,15 @@ def test_the_graph_of_the_study(page, server, finished_run, album):
     assert_unobstructed(text)
     page.photograph(album / "graph.png")
     assert_not_blank(album / "graph.png")
+
+
+@with_browser
+def test_the_graph_after_an_edit_says_what_is_unsynced(page, server, edited, album):
+    url = f"{server.url}/assets/digits/dataset?view=overview"
+    text = page.open(url, showing="Unsynced")
+    assert "source" in text
+    page.photograph(album / "unsynced.png")
+    assert_not_blank(album / "unsynced.png")
 
 
 def picture_appears(page, timeout: float = 30.0) -> bool:

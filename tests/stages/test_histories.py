@@ -203,7 +203,7 @@ def run(finished: Project, *, examples: int, steps: int) -> None:
 
 
 def test_a_few_histories(finished_project):
-    run(finished_project, examples=2, steps=12)
+    run(finished_project, examples=2, steps=8)
 
 
 @pytest.mark.campaign

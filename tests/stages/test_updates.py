@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from influence_dag.errors import DataError
 from influence_dag.graph import artifacts
+from influence_dag.stages.model import load_rows
 from influence_dag.store import Version
 
 DAMPING = 0.5  # at a pinned θ that an edit moves off its minimum, H alone may be indefinite
@@ -169,6 +170,26 @@ def test_after_a_refit_everything_is_new_and_nothing_stale_is_anywhere(project):
     assert about["policies"] == {"model.refit": "on_change", "curvature.refresh": "on_change"}
 
 
+def test_above_a_quarter_of_holes_they_are_closed(pinned):
+    rows = pinned.rows["train"]
+    pinned.write("train", rows[10:])
+    pinned.refresh()
+    raw = pinned.results.store.version("direct/perturbation_influences").open()
+    assert raw.sizes["train"] == 40
+    assert raw.train_valid.values.tolist() == [False] * 10 + [True] * 30
+    values = raw.perturbation_influences
+    assert values[:, :10].isnull().all()
+    assert values[:, 10:].notnull().all()
+    assert pinned.results.perturbation("direct").sizes["train"] == 30
+    pinned.write("train", rows[11:])
+    pinned.refresh()
+    for name in ("gradients", "direct/influences", "direct/perturbation_influences"):
+        raw = pinned.results.store.version(name).open()
+        assert raw.sizes["train"] == 29
+        assert raw.train_valid.all()
+    assert_close(in_file_order(pinned), wanted_influences(pinned))
+
+
 # Rows that arrive
 
 
@@ -193,17 +214,14 @@ def test_new_test_rows_cost_their_own_chunks(project, arrives):
     assert_close(in_file_order(project), wanted_influences(project, 0.05))
 
 
-@pytest.mark.parametrize("arrives", ["as appended lines", "as a second file"])
-def test_new_training_rows_at_pinned_policies_cost_their_own_chunks(project, arrives):
+def test_new_training_rows_at_pinned_policies_cost_their_own_chunks(project):
     project.write_settings(**PINNED, data={"train": ["train.csv", "train-?.csv"]})
     (project.root / "train-0.csv").write_text(",".join(COLUMNS) + "\n")
     project.refresh()
     new = [[f"train-late-{k}", 0.3 * k, -0.2, 0.1 * k, k % 3] for k in range(4)]
     before = project.results["direct"].influences.load()
-    if arrives == "as appended lines":
-        project.write("train", [*project.rows["train"], *new])
-    else:
-        project.write("train-1", new)
+    project.write("train", [*project.rows["train"], *new[:2]])
+    project.write("train-1", new[2:])
     updates = project.refresh()
     assert updates["direct/influences"].blocks_computed == 3, "one column of chunks"
     assert updates["direct/perturbation_influences"].blocks_computed == 3
@@ -233,6 +251,17 @@ def test_the_order_of_rows_in_the_files_changes_nothing(project):
     updates = project.refresh()
     assert computed(updates) == set()
     assert project.data_versions() == before
+
+
+@pytest.mark.parametrize("count", [40, 7])
+def test_rows_are_read_in_the_order_asked_for(finished_project, count):
+    bench = finished_project.bench()
+    train = bench.axis("dataset", "train")
+    order = np.random.default_rng(0).permutation(train.slots)[:count]
+    x, y = finished_project.tensors("train")
+    rows = load_rows(bench, train, order)
+    torch.testing.assert_close(rows.x, x[order])
+    torch.testing.assert_close(rows.y, y[order])
 
 
 def rename(project: Project, split: str, old: str, new: str) -> None:
@@ -319,6 +348,7 @@ def test_a_damaged_chunk_is_computed_again(project, finished_project, artifact, 
 REFRESH = """
 import json, sys
 from influence_dag.graph import artifacts
+from influence_dag.stages.model import load_rows
 from influence_dag.running import load_study
 from influence_dag.stages.base import Workbench
 
