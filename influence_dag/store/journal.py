@@ -64,7 +64,7 @@ def finished_chunks(path: Path) -> int:
     """How many chunks the journal of an interrupted run vouches for."""
     done: set[tuple[str, ChunkIndex]] = set()
     for entry in _read_entries(path)[1:]:
-        name = entry.get("done") or entry.get("dirty")
+        name = str(entry.get("done") or entry.get("dirty"))
         chunks = {(name, tuple(index)) for index in entry.get("chunks", [])}
         done = done | chunks if "done" in entry else done - chunks
     return len(done)
