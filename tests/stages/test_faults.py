@@ -228,7 +228,7 @@ def statuses(project: Project) -> list[str]:
         return [run.status.value for run in instance.get_runs()]
 
 
-IN_THE_MIDDLE = Moment("direct/perturbation_influences", 40)
+IN_THE_MIDDLE = Moment("direct/perturbation_influences", 20, below="/perturbation_influences/c/")
 
 
 def test_a_cancelled_run_goes_on_at_its_first_missing_block_when_it_is_executed_again(
