@@ -1,8 +1,8 @@
-"""Runs in a process of their own choosing: nobody else would notice that one has been killed.
+"""Recorded runs of the command line, which nobody watches, are known to be alive or dead.
 
-Dagster's server watches the runs that it has started. A run recorded by `influence-dag materialize`
-is its own process; killed, it would be shown as running for ever. So it holds a lock on a file
-while it lives, which the system takes from it however it ends, and the next one looks.
+Dagster's server watches the runs that it has started. One of `influence-dag materialize` is its own
+process; killed, it would be shown as running for ever. So it holds a lock on a file while it
+lives, which the system takes from it however it ends, and the next one looks.
 """
 
 import uuid

@@ -258,7 +258,10 @@ class ArtifactStore:
         if surplus <= 0:
             return []
         current = self.current(name)
-        needed = self._made_from(name) | {current.number if current else 0}
+        try:
+            needed = self._made_from(name) | {current.number if current else 0}
+        except StoreError:  # a damaged artifact does not say what it was made from: any of them
+            return []
         return [v.path for v in versions if v.number not in needed][:surplus]
 
     def _made_from(self, name: str) -> set[int]:

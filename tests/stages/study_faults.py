@@ -25,11 +25,15 @@ _CHANGES = {"os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.r
 
 @dataclass(frozen=True)
 class Moment:
-    """The `change`-th change of the store while `artifact` is refreshed, and `delay` s later."""
+    """The `change`-th change of the store while `artifact` is refreshed, and `delay` s later.
+
+    With `below` only changes of files whose path has it in it are counted.
+    """
 
     artifact: str
     change: int
     delay: float = 0.0
+    below: str = ""
 
 
 class Launcher:
@@ -93,7 +97,7 @@ def count_changes(folder: str, report: str) -> None:
     from influence_dag.__main__ import main
 
     seen: Counter[str] = Counter()
-    _on_changes(folder, lambda artifact: seen.update([artifact]))
+    _on_changes(folder, lambda artifact, _: seen.update([artifact]))
     try:
         main(["materialize", folder, "--quiet"])
     finally:
@@ -174,10 +178,10 @@ def _at(folder: str, moment: dict, fault: Callable[[], None]) -> None:
         print(f"{FAULT} {current}", flush=True)
         fault()
 
-    def count(artifact: str) -> None:
+    def count(artifact: str, path: str) -> None:
         nonlocal seen, current
         current = artifact
-        seen += artifact == chosen.artifact
+        seen += artifact == chosen.artifact and chosen.below in path
         if seen == chosen.change and artifact == chosen.artifact:
             seen += 1  # once
             threading.Timer(chosen.delay, strike).start() if chosen.delay else strike()
@@ -185,8 +189,8 @@ def _at(folder: str, moment: dict, fault: Callable[[], None]) -> None:
     _on_changes(folder, count)
 
 
-def _on_changes(folder: str, act: Callable[[str], None]) -> None:
-    """Call `act` with the artifact under refresh at every change of the study's store."""
+def _on_changes(folder: str, act: Callable[[str, str], None]) -> None:
+    """Call `act` with the artifact under refresh and the path at every change of the store."""
     from influence_dag.graph import Artifact
     from influence_dag.running import load_study
 
@@ -201,7 +205,7 @@ def _on_changes(folder: str, act: Callable[[str], None]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
         changes = writes or event in _CHANGES
         if changes and refreshing[0] and str(arguments[0]).startswith(store):
-            act(refreshing[0])
+            act(refreshing[0], str(arguments[0]))
 
     Artifact.refresh = followed
     sys.addaudithook(hook)

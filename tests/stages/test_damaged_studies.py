@@ -104,7 +104,6 @@ def assert_same(found: dict, wanted: dict) -> None:
     ("of", "harm"),
     [
         (chunk, rot),
-        (labels, delete),
         (group, truncate),
         *(
             pytest.param(of, harm, marks=pytest.mark.campaign)

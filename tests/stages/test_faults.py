@@ -27,8 +27,7 @@ PER_BLOCK = ("dataset", "gradients", "influence_factors", "influences", "perturb
 HISTORY = {"niter", "residual", "converged"}  # of an iterative solve: from where it started
 COMPUTED = r"^(\S+): version \d+, (\d+) blocks computed"
 CANCELLED = "cancelled"
-CAMPAIGN = pytest.param(3, marks=pytest.mark.campaign, id="all artifacts, three times")
-KINDS = [signal.SIGKILL, signal.SIGTERM, CANCELLED]
+KINDS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, CANCELLED: CANCELLED}
 
 Arrays = dict[str, np.ndarray]
 
@@ -164,10 +163,16 @@ def assert_ends_well(project: Project, setting: Setting) -> int:
 
 
 @pytest.mark.parametrize(
-    "rounds",
-    [pytest.param(3, marks=pytest.mark.campaign, id="all artifacts"), pytest.param(0, id="2")],
+    ("kind", "rounds"),
+    [
+        pytest.param(signal.SIGKILL, 0, id="SIGKILL in two artifacts"),
+        pytest.param(signal.SIGTERM, 0, id="SIGTERM in two artifacts"),
+        *(
+            pytest.param(kind, 3, id=f"{name} in every one", marks=pytest.mark.campaign)
+            for name, kind in KINDS.items()
+        ),
+    ],
 )
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: getattr(kind, "name", kind))
 def test_ended_at_any_moment_of_any_artifact_a_study_is_whole_and_resumes(
     setting, launcher, tmp_path, kind, rounds
 ):
@@ -223,7 +228,7 @@ def statuses(project: Project) -> list[str]:
         return [run.status.value for run in instance.get_runs()]
 
 
-IN_THE_MIDDLE = Moment("direct/perturbation_influences", 40)
+IN_THE_MIDDLE = Moment("direct/perturbation_influences", 20, below="/perturbation_influences/c/")
 
 
 def test_a_cancelled_run_goes_on_at_its_first_missing_block_when_it_is_executed_again(
