@@ -66,16 +66,16 @@ def convergence(
     residual: NDArray,
     *,
     niter: NDArray | None = None,
-    curve: tuple[NDArray, NDArray] | None = None,
+    curve: NDArray | None = None,
     tolerance: float | None = None,
 ) -> Figure:
     """Where each row's residual ended; of iterative solves also the iterations that it took.
 
-    `curve` has some iterations, and the median and the worst residual after each of them, `(2, k)`.
+    `curve` has iterations, and the median and the worst residual after each of them: `(3, k)`.
     """
     panels = [(_residuals, residual)]
     panels += [(_iterations, niter)] if niter is not None else []
-    panels += [(_curve, curve)] if curve is not None and curve[1].size else []
+    panels += [(_curve, curve)] if curve is not None and curve.size else []
     figure = Figure(figsize=(3.7 * len(panels), 3.0), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (draw, values) in zip(grid, panels, strict=True):
@@ -99,8 +99,8 @@ def _iterations(axes: Axes, niter: NDArray) -> None:
     axes.set(xlabel="iterations", ylabel="test rows", title="Iterations to tolerance")
 
 
-def _curve(axes: Axes, curve: tuple[NDArray, NDArray]) -> None:
-    iterations, residuals = curve
+def _curve(axes: Axes, curve: NDArray) -> None:
+    iterations, *residuals = curve
     for values, label, colour in zip(
         residuals, ("median row", "worst row"), (HELPS, HARMS), strict=True
     ):

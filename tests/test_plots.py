@@ -22,7 +22,7 @@ def _is_text(artist) -> bool:
     return hasattr(artist, "get_text")
 
 
-CURVE = np.array([1, 4]), np.array([[0.1, 0.0], [0.2, 0.1]])
+CURVE = np.array([[1, 4], [0.1, 0.0], [0.2, 0.1]])
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ CURVE = np.array([1, 4]), np.array([[0.1, 0.0], [0.2, 0.1]])
         plots.convergence(np.array([1e-7, 1e-8])),
         plots.convergence(np.array([1e-7]), niter=np.array([3.0]), tolerance=1e-6),
         plots.convergence(np.zeros(2), niter=np.ones(2), curve=CURVE),
-        plots.convergence(np.zeros(1), niter=np.zeros(1), curve=(np.empty(0), np.empty((2, 0)))),
+        plots.convergence(np.zeros(1), niter=np.zeros(1), curve=np.empty((3, 0))),
         plots.histogram(RNG.normal(size=1000)),
         plots.histogram(np.zeros(10)),
         plots.image_grid([DIGIT], [[DIGIT, GONE]], [[DIGIT]]),

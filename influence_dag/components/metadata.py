@@ -130,18 +130,17 @@ def _convergence(bench: Workbench, version: Version, method: str | None) -> dict
     return {name: dg.MetadataValue.md(plots.markdown(figure, name))}
 
 
-def _residual_curve(version: Version) -> tuple[np.ndarray, np.ndarray]:
-    """Iterations, and the median and the worst residual at them, of rows that took any."""
+def _residual_curve(version: Version) -> np.ndarray:
+    """Iterations, and the median and the worst residual at them, of rows that took any: (3, k)."""
     iterations = np.asarray(version.coordinate("iteration"))
     valid = Axis.read(version, "test").valid
     history = np.asarray(version.array("residual_history")[...], np.float64)[..., valid, :]
     niter = _of_rows(version, "niter")
     begun = history.reshape(-1, len(iterations))[niter > 0]
-    reached = iterations <= niter.max()
     if not len(begun):
-        return iterations[:0], np.empty((2, 0))
-    curve = np.stack([np.median(begun, axis=0), begun.max(axis=0)])
-    return iterations[reached], curve[:, reached]
+        return np.empty((3, 0))
+    curve = np.stack([iterations, np.median(begun, axis=0), begun.max(axis=0)])
+    return curve[:, iterations <= niter.max()]
 
 
 def _of_rows(version: Version, name: str) -> np.ndarray:
