@@ -61,10 +61,25 @@ def spectrum(
     return figure
 
 
-def convergence(niter: NDArray, residual: NDArray, *, tolerance: float | None = None) -> Figure:
-    """Iterations that each row took, and where its residual ended."""
-    figure = Figure(figsize=(7.2, 3.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def convergence(
+    niter: NDArray,
+    residual: NDArray,
+    curves: tuple[NDArray, NDArray],
+    *,
+    tolerance: float | None = None,
+) -> Figure:
+    """Residuals of rows by iteration, how many iterations each took, where its residual ended.
+
+    `curves` are the iterations and, one line a row, the relative residuals at them (NaN once the
+    row has stopped).
+    """
+    figure = Figure(figsize=(10.4, 3.0), layout="constrained")
+    first, left, right = figure.subplots(1, 3)
+    iterations, history = curves
+    shown = history[:: max(1, len(history) // 100)]
+    first.plot(iterations, np.maximum(shown, 1e-18).T, color=HELPS, linewidth=0.6, alpha=0.5)
+    first.set(xscale="log", yscale="log", xlabel="iteration", ylabel="relative residual")
+    first.set_title(f"Residuals of {len(shown)} solves")
     bins = list(np.arange(niter.min() - 0.5, niter.max() + 1.5))
     left.hist(niter, bins=bins, color=HELPS)
     left.set(xlabel="iterations", ylabel="test rows", title="Iterations to tolerance")

@@ -22,13 +22,16 @@ def _is_text(artist) -> bool:
     return hasattr(artist, "get_text")
 
 
+CURVES = np.array([1, 2, 4]), np.array([[0.1, 1e-3, np.nan], [0.3, 1e-2, 1e-8]])
+
+
 @pytest.mark.parametrize(
     "figure",
     [
         plots.spectrum(np.array([2.0, 0.5, 0.0, -0.1]), damping=[0.01, 0.1]),
         plots.spectrum(np.zeros(3)),
-        plots.convergence(np.array([3.0, 4.0]), np.array([1e-7, 1e-8]), tolerance=1e-6),
-        plots.convergence(np.array([1.0]), np.array([0.0])),
+        plots.convergence(np.array([3.0, 4.0]), np.array([1e-7, 1e-8]), CURVES, tolerance=1e-6),
+        plots.convergence(np.array([1.0]), np.array([0.0]), (np.array([1]), np.zeros((1, 1)))),
         plots.histogram(RNG.normal(size=1000)),
         plots.histogram(np.zeros(10)),
         plots.image_grid([DIGIT], [[DIGIT, GONE]], [[DIGIT]]),

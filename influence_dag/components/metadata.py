@@ -13,6 +13,7 @@ from influence_dag.store import Version
 
 DATA_VERSION_TAG = "dagster/data_version"
 DRAWN = ("spectrum", "convergence", "histogram", "strongest", "example", "agreement", "scores")
+EIGENVALUES = ("eigenvalues", "dense_eigenvalues")
 SHOWN = 5  # test rows in a picture
 SAMPLE = 200_000  # numbers in a histogram
 
@@ -89,9 +90,12 @@ def _solves(version: Version) -> dict[str, Any]:
 
 
 def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    if "eigenvalues" not in version.variables:
+    # Those of a layer's Kronecker factors and of a block are named `layer.eigenvalues`.
+    held = [name for name in version.variables if name.rpartition(".")[2] in EIGENVALUES]
+    if not held:
         return {}
-    values = np.asarray(version.array("eigenvalues")[...], np.float64)
+    parts = [np.asarray(version.array(name)[...], np.float64).ravel() for name in held]
+    values = np.concatenate(parts)
     title = (
         f"Spectrum of the Hessian ({len(values):,} parameters)"
         if method is None
@@ -106,7 +110,14 @@ def _convergence(bench: Workbench, version: Version, method: str | None) -> dict
         return {}
     settings = bench.settings.methods[str(method)]
     niter, residual = (_of_rows(version, name) for name in ("niter", "residual"))
-    figure = plots.convergence(niter, residual, tolerance=getattr(settings, "rtol", None))
+    iterations = np.asarray(version.coordinate("iteration"))
+    history = np.asarray(version.array("residual_history")[...], np.float64)
+    valid = Axis.read(version, "test").valid
+    curves = history[..., valid, :].reshape(-1, len(iterations))
+    curves[iterations > np.maximum(niter, 1)[:, None]] = np.nan
+    figure = plots.convergence(
+        niter, residual, (iterations, curves), tolerance=getattr(settings, "rtol", None)
+    )
     return {"convergence": dg.MetadataValue.md(plots.markdown(figure, "convergence"))}
 
 
