@@ -147,9 +147,8 @@ class NeumannSeries:
         descend = self._descend if self.settings.batch_size is None else self._average
         h, lengths = descend(start, rhs, damping, scale)
         niter = (~lengths.isnan()).sum(dim=1)
-        history = lengths[:, : int(niter.max()) if len(rhs) else 0]
         step = self._step(self.curvature, h, rhs, damping, scale)
-        info = {"scale": scale, "niter": niter, "residual_history": relative(history, rhs)}
+        info = {"scale": scale, "niter": niter, "residual_history": relative(lengths, rhs)}
         info |= _quality(step, h, rhs, self.settings.rtol)
         self._report(info, step, h)
         return Solution(h / scale, info)
@@ -162,37 +161,36 @@ class NeumannSeries:
 
     def _descend(
         self, h: Tensor, rhs: Tensor, damping: float, scale: float
-    ) -> tuple[Tensor, Float[Tensor, "k maxiter"]]:
+    ) -> tuple[Tensor, Float[Tensor, "k steps"]]:
         """Steps with all rows; each right-hand side leaves when its step is small enough."""
         h, rows = h.clone(), torch.arange(len(rhs), device=rhs.device)
-        lengths = rhs.new_full((len(rhs), self.settings.maxiter), torch.nan)
-        for t in range(self.settings.maxiter):
-            if not len(rows):
-                break
+        lengths: list[Tensor] = []
+        while len(rows) and len(lengths) < self.settings.maxiter:
             step = self._step(self.curvature, h[rows], rhs[rows], damping, scale)
             length = step.norm(dim=1)
-            self._check_growth(length, lengths[rows, 0] if t else length, _GROWTH, damping, scale)
-            lengths[rows, t] = length
+            lengths.append(torch.full_like(rhs[:, 0], torch.nan))
+            lengths[-1][rows] = length
+            self._check_growth(length, lengths[0][rows], _GROWTH, damping, scale)
             h[rows] += step
             rows = rows[length > self.settings.rtol * h[rows].norm(dim=1)]
-        return h, lengths
+        return h, torch.stack(lengths, dim=1) if lengths else rhs[:, :0]
 
     def _average(
         self, h: Tensor, rhs: Tensor, damping: float, scale: float
-    ) -> tuple[Tensor, Float[Tensor, "k maxiter"]]:
+    ) -> tuple[Tensor, Float[Tensor, "k steps"]]:
         """Steps with mini-batches; the mean of the last half evens out their noise."""
         maxiter = self.settings.maxiter
         h, total = h.clone(), torch.zeros_like(h)
-        lengths = rhs.new_full((len(rhs), maxiter), torch.nan)
+        lengths: list[Tensor] = []
         steps = zip(range(maxiter), self.settings.batches(self.curvature), strict=False)
         for t, batch in steps:
             step = self._step(batch, h, rhs, damping, scale)
-            lengths[:, t] = step.norm(dim=1)
-            self._check_growth(lengths[:, t], lengths[:, 0], _NOISE, damping, scale)
+            lengths.append(step.norm(dim=1))
+            self._check_growth(lengths[-1], lengths[0], _NOISE, damping, scale)
             h += step
             if t >= maxiter // 2:
                 total += h
-        return total / (maxiter - maxiter // 2), lengths
+        return total / (maxiter - maxiter // 2), torch.stack(lengths, dim=1)
 
     def _check_growth(
         self, length: Tensor, first: Tensor, limit: float, damping: float, scale: float

@@ -131,6 +131,14 @@ def test_a_series_that_did_not_get_there_says_so_and_one_that_may_does(regressio
         assert relative_error(x, problem.expected[:2]) <= 3e-2
 
 
+@pytest.mark.campaign
+def test_a_patient_series_converges_at_either_damping(regression):
+    """3,052 steps at λ = 1e-3, error 4e-4; 9,786 at 1e-4, error 2e-3."""
+    damping, problem = regression
+    series = LiSSA(rtol=1e-6, maxiter=12_000).factorize(DenseCurvature(problem.H))
+    assert relative_error(series.solve(problem.rhs, damping=damping).x, problem.expected) <= 5e-3
+
+
 @pytest.mark.parametrize("method", [EKFAC(), KFAC(), EKFAC(fisher="empirical")], ids=repr)
 def test_kronecker_factors_against_their_own_dense_inverse(method, regression):
     damping, problem = regression
@@ -181,18 +189,12 @@ def test_in_single_precision_cg_reaches_its_tolerance_or_names_one_that_it_reach
 
 @pytest.mark.campaign
 @dampings
-@pytest.mark.parametrize("name", ["nystroem", "arnoldi", "direct, any damping", "lissa"])
+@pytest.mark.parametrize("name", ["nystroem", "direct, any damping"])
 def test_all_eigenpairs_of_the_gauss_newton_matrix_of_a_network(name, damping, mlp):
     G, rhs = mlp
-    methods = {
-        "nystroem": Nystroem(rank=len(G)),
-        "arnoldi": Arnoldi(rank=len(G)),
-        "direct, any damping": Direct(),
-        "lissa": LiSSA(rtol=1e-6, maxiter=200_000),
-    }
-    x = methods[name].factorize(DenseCurvature(G)).solve(rhs, damping=damping).x
-    limit = 2e-2 if name == "lissa" else 1e-3
-    assert relative_error(x, reference.damped_solve(G, rhs, damping)) <= limit
+    method = Nystroem(rank=len(G)) if name == "nystroem" else Direct()
+    x = method.factorize(DenseCurvature(G)).solve(rhs, damping=damping).x
+    assert relative_error(x, reference.damped_solve(G, rhs, damping)) <= 1e-9
 
 
 # The MLP's Hessian: indefinite ------------------------------------------------------------------

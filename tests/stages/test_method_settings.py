@@ -172,6 +172,17 @@ def test_residuals_by_iteration_are_stored(study):
         np.testing.assert_array_less(curve[after], curve[:, :1].max())
 
 
+def test_parameter_influences_of_an_iterative_method_leave_holes_out(study):
+    study.write("train", study.rows["train"][1:])
+    with_methods(study, cg={"rtol": 1e-10, "rank": 8})
+    found = study.results.parameter_influences("cg")
+    assert found.sizes == {"train": 39, "param": 31}
+    module, train = stored_module(study), study.tensors("train")
+    gradients = reference.per_sample_gradients(module, F.cross_entropy, *train)
+    H = reference.hessian(module, F.cross_entropy, *train)
+    assert_close(found, reference.damped_solve(H, gradients, DAMPING).numpy(), 1e-8)
+
+
 # Each setting has an effect ---------------------------------------------------------------------
 
 ROUGH = {"rtol": 1e-2}
