@@ -11,6 +11,7 @@ from influence_dag.errors import InfluenceDagError
 from influence_dag.graph import artifacts
 from influence_dag.running import load_study
 from influence_dag.showing import describe
+from influence_dag.stages import checks
 
 
 def test_every_artifact_of_the_graph_is_stored(finished_project):
@@ -118,3 +119,11 @@ def test_a_failed_check_names_itself_and_stops_what_follows(project):
         project.materialize()
     after = project.data_versions()
     assert {name for name in after if after[name] != before[name]} == {"model"}
+
+
+def test_a_check_that_only_warns_is_printed_and_fails_nothing(project, monkeypatch, capsys):
+    monkeypatch.setattr(checks, "REFITS", 1.1)  # a correlation that nothing reaches
+    project.write_settings(validation={"leave_one_out": {"rows": 2}})
+    assert "validation/leave_one_out" in project.materialize().artifacts
+    said = capsys.readouterr().err
+    assert "warning: tiny/validation/leave_one_out: predicts_refits: Pearson" in said

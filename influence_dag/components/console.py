@@ -19,7 +19,8 @@ QUIET = {"loggers": {"progress": {}}}
 def in_process(definitions: dg.Definitions, job_name: str, *, progress: bool | None) -> list[str]:
     """Execute the job; returns what the failed asset checks said.
 
-    A failing asset raises, SIGINT and SIGTERM are a `KeyboardInterrupt`.
+    Checks that only warn are printed and stop nothing. A failing asset raises, SIGINT and SIGTERM
+    are a `KeyboardInterrupt`.
     """
     shown = sys.stderr.isatty() if progress is None else progress
     total = len({node.name for node in definitions.resolve_job_def(job_name).nodes})
@@ -85,5 +86,12 @@ class _EventHandler(logging.Handler):
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             found = event.asset_check_evaluation_data
             if not found.passed:
-                name = f"{found.asset_key.to_user_string()}: {found.check_name}"
-                self.failed_checks.append(f"{name}: {found.description}")
+                self._failed(found)
+
+    def _failed(self, found: dg.AssetCheckEvaluation) -> None:
+        name = f"{found.asset_key.to_user_string()}: {found.check_name}"
+        told = f"{name}: {found.description}"
+        if found.severity == dg.AssetCheckSeverity.WARN:
+            self.bar.write(f"warning: {told}", file=sys.stderr)
+        else:
+            self.failed_checks.append(told)

@@ -238,11 +238,9 @@ def _perturbation(bench: Workbench, version: Version, method: str | None) -> dic
 
 
 def _leave_one_out(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    told = {"predicted": "influence", "corrected": "with the row's leverage"}
+    arrays = {name: version.array(name) for name in version.variables if name != "actual"}
     predictions = {
-        words: np.asarray(version.array(name)[...])
-        for name, words in told.items()
-        if name in version.variables
+        str(array.attrs["long_name"]): np.asarray(array[...]) for array in arrays.values()
     }
     actual = np.asarray(version.array("actual")[...])
     figure = plots.agreement(predictions, actual, title="Leaving out single training rows")

@@ -102,12 +102,14 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
         max_steps=settings.max_steps,
     )
     dims = ("test", "left_out")
+    judged = f"{method} at λ = {bench.settings.dampings[nearest]:g}"
     arrays: dict[str, Result] = {
-        "predicted": (dims, found.predicted, {"formula": "+I / n_train", "method": method}),
+        "predicted": (dims, found.predicted, {"formula": "+I / n_train", "long_name": judged}),
         "actual": (dims, found.actual, {"long_name": "change of the test loss after a refit"}),
     }
     if found.corrected is not None:
-        arrays["corrected"] = (dims, found.corrected, {"long_name": "prediction with leverage"})
+        told = f"exact, with leverage, at λ = {_weight_decay(bench):g}"
+        arrays["corrected"] = (dims, found.corrected, {"long_name": told})
     coordinates = (
         Coordinate("test", ("test",), _ids(bench, "test")),
         Coordinate("left_out", ("left_out",), _ids(bench, "train")[found.index]),
