@@ -37,7 +37,7 @@ def test_an_edit_is_told_with_its_rows_and_what_follows_waits_for_a_refit(projec
     assert dataset.why == "2 inputs changed, train: 1 changed"
     assert status["model"].why == "1 inputs changed"
     assert status["gradients"].why == status["cg/curvature"].why == "waits for model"
-    assert status["direct/summary"].why == "waits for gradients"
+    assert status["direct/summary"].why == "waits for direct/influences"
     assert len(status.outdated) == len(status.artifacts)
     assert project.data_versions() == before, "nothing was written"
 

@@ -45,6 +45,8 @@ def merged(values: np.ndarray, columns: np.ndarray, count: int) -> tuple[np.ndar
 
 def _smallest(block: np.ndarray, count: int) -> np.ndarray:
     """Columns of the smallest entries of each row, in order; all are not sorted for these few."""
+    if not count:  # a block of holes
+        return np.empty((len(block), 0), np.intp)
     few = np.sort(np.argpartition(block, count - 1, axis=1)[:, :count], axis=1)
     kept = np.take_along_axis(block, few, axis=1)
     order = np.take_along_axis(few, np.argsort(kept, axis=1, kind="stable"), axis=1)

@@ -12,7 +12,7 @@ from influence_dag.store import Coordinate
 from influence_dag.store.fingerprints import fingerprint
 
 ARTIFACT = "report"
-FORMULA = 2
+FORMULA = 3
 STRENGTH = ("mean", "mean_absolute", "largest")
 AGREEMENT = ("relative_error", "pearson", "spearman_per_test")
 
@@ -72,15 +72,15 @@ def strength(bench: Workbench, method: str) -> dict[str, float]:
 
 def compare(bench: Workbench, first: str, second: str) -> dict[str, float]:
     """Agreement of two methods' influences, read by runs of test rows (the last λ of a sweep)."""
-    sums, ranks = np.zeros(6), []
+    sums, ranks = np.zeros(7), []
     for a, b in zip(_blocks(bench, first), _blocks(bench, second), strict=True):
-        sums += [a.size, a.sum(), b.sum(), (a * a).sum(), (b * b).sum(), (a * b).sum()]
+        moments = (a.sum(), b.sum(), (a * a).sum(), (b * b).sum(), (a * b).sum())
+        sums += [a.size, *moments, np.square(a - b).sum()]
         ranks += [_spearman(x, y) for x, y in zip(a, b, strict=True)]
-    n, sa, sb, saa, sbb, sab = sums
-    difference = saa + sbb - 2 * sab
+    n, sa, sb, saa, sbb, sab, difference = sums
     spread = np.sqrt((saa - sa**2 / n) * (sbb - sb**2 / n))
     return {
-        "relative_error": float(np.sqrt(max(difference, 0.0) / sbb)),
+        "relative_error": float(np.sqrt(difference / sbb)),
         "pearson": float((sab - sa * sb / n) / spread),
         "spearman_per_test": float(np.mean(ranks)),
     }

@@ -112,7 +112,7 @@ def edited(server, finished_run):
 
 
 def test_an_edited_and_observed_file_makes_the_dataset_unsynced(edited):
-    assert edited == {"dataset": ["has a new dependency data version"]}
+    assert edited == {"dataset": ["has a new data version"]}, "the root of it, the source"
 
 
 # What a person sees

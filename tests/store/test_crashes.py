@@ -13,11 +13,10 @@ from pathlib import Path
 import faults
 import numpy as np
 import pytest
-import zarr
 from stored_sample import NAME, Sample, chunk_files, refresh, refresh_with_results, write_chunk
 
 from influence_dag.errors import StoreError
-from influence_dag.store import ArtifactStore
+from influence_dag.store import ArtifactStore, drafts
 
 OLD = Sample()
 NEW = replace(OLD, train=(*range(8), *range(50, 70)))  # 7 of 12 chunks are other ones
@@ -113,7 +112,7 @@ def test_a_kill_at_any_point_leaves_a_whole_version_and_the_next_run_resumes(
         assert "total" in draft.version.open()
         assert_tidy(store)
         at, killed, resumed = at + stride, killed + 1, resumed + (0 < finished < NEW_CHUNKS)
-    assert killed > 100 / stride
+    assert killed > 80 / stride
     assert resumed > 20 / stride
 
 
@@ -200,15 +199,14 @@ def test_an_exception_in_the_computation_publishes_nothing_and_loses_nothing(sto
 
 
 def test_ctrl_c_during_a_write_waits_for_the_write_to_end(store, monkeypatch):
-    write = zarr.Array.__setitem__
+    write = drafts.write_chunk
 
-    def slow(array, *arguments):
-        if array.basename == "influences":
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.2)
-        write(array, *arguments)
+    def slow(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        return write(*arguments)
 
-    monkeypatch.setattr(zarr.Array, "__setitem__", slow)
+    monkeypatch.setattr(drafts, "write_chunk", slow)
     with pytest.raises(KeyboardInterrupt), store.new_version(NAME, NEW.layout) as draft:
         write_chunk(draft, NEW, (0, 1))
     monkeypatch.undo()
@@ -328,17 +326,16 @@ def test_a_write_is_waited_for_however_often_a_handler_of_signals_raises(store, 
     def handler(*_):
         raise Interrupt
 
-    def slow(array, *arguments):
-        if array.basename == "influences":
-            for _ in range(times):
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.1)
-        write(array, *arguments)
+    def slow(*arguments):
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+        return write(*arguments)
 
-    before, write = signal.signal(signal.SIGINT, handler), zarr.Array.__setitem__
+    before, write = signal.signal(signal.SIGINT, handler), drafts.write_chunk
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(zarr.Array, "__setitem__", slow)
+            patch.setattr(drafts, "write_chunk", slow)
             with pytest.raises(Interrupt), store.new_version(NAME, NEW.layout) as draft:
                 write_chunk(draft, NEW, (0, 1))
         after = {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
