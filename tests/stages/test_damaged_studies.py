@@ -95,7 +95,7 @@ def assert_same(found: dict, wanted: dict) -> None:
             if key in ("niter", "residual", "residual_history"):  # of a solve that began elsewhere
                 continue
             if values.dtype.kind == "f":
-                # How far a solve is from another differs as much as the solve does: by its tolerance.
+                # How far solves are from others differs by their tolerance.
                 atol = 1e-9 if name == "report" else 0
                 np.testing.assert_allclose(
                     found[name][key], values, rtol=1e-9, atol=atol, err_msg=name
