@@ -140,11 +140,11 @@ def _checked_ids(source: Source) -> np.ndarray:
         raise DataError(
             f"{source.name}: no id at {_some(source.line_of, empty)}; every row needs its own"
         )
-    positions: dict[str, list[int]] = {}
-    for position, identity in enumerate(ids):
-        positions.setdefault(identity, []).append(position)
-    repeated = [(identity, at) for identity, at in positions.items() if len(at) > 1]
-    if repeated:
+    if len(set(ids)) < len(ids):
+        positions: dict[str, list[int]] = {}
+        for position, identity in enumerate(ids):
+            positions.setdefault(identity, []).append(position)
+        repeated = [(identity, at) for identity, at in positions.items() if len(at) > 1]
         shown = "; ".join(
             f"{name!r} at {_some(source.line_of, at)}" for name, at in repeated[:SHOWN]
         )

@@ -154,7 +154,7 @@ def _matched(
     axis = Axis.read(version, split)
     slots = {str(axis.ids[slot]): slot for slot in axis.slots}
     at = np.array([slots.get(str(row), -1) for row in dataset[split].values], dtype=np.int64)
-    values = np.asarray(version.array(name)[...], np.float64)[..., np.maximum(at, 0)]
+    values = np.asarray(version.read(name), np.float64)[..., np.maximum(at, 0)]
     values[..., at < 0] = np.nan
     return tuple(version.variables[name].dims), values
 

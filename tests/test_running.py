@@ -67,7 +67,7 @@ def test_without_dagster_home_nothing_is_recorded(project, monkeypatch, tmp_path
 
 
 def test_a_damaged_chunk_is_seen_by_a_check_and_computed_again(project):
-    chunk = project.store / "direct/influences/current/influences/c/1/2"
+    chunk = project.store / "direct/influences/current/influences/c.1.2"
     chunk.write_bytes(chunk.read_bytes()[:-4])
     expected = project.results["cg"].influences.values
     project.materialize()

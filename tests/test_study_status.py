@@ -83,7 +83,7 @@ def test_what_it_announces_is_what_a_refresh_computes(project):
 
 
 def test_damage_settings_and_missing_artifacts_have_names(project):
-    chunk = project.store / "direct/influences/current/influences/c/1/2"
+    chunk = project.store / "direct/influences/current/influences/c.1.2"
     chunk.unlink()
     assert idag.status(project.folder)["direct/influences"].reasons == {"damaged": 1}
     project.refresh()

@@ -104,7 +104,7 @@ def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[st
     names = [name for name in version.variables if name.endswith("eigenvalues")]
     if not names:
         return {}
-    parts = [np.asarray(version.array(name)[...], np.float64).ravel() for name in names]
+    parts = [np.asarray(version.read(name), np.float64).ravel() for name in names]
     values = np.concatenate(parts)
     title = (
         f"Spectrum of {TITLES[version.artifact]} ({len(values):,} parameters)"
@@ -134,7 +134,7 @@ def _residual_curve(version: Version) -> np.ndarray:
     """Iterations, and the median and the worst residual at them, of rows that took any: (3, k)."""
     iterations = np.asarray(version.coordinate("iteration"))
     valid = Axis.read(version, "test").valid
-    history = np.asarray(version.array("residual_history")[...], np.float64)[..., valid, :]
+    history = np.asarray(version.read("residual_history"), np.float64)[..., valid, :]
     niter = _of_rows(version, "niter")
     begun = history.reshape(-1, len(iterations))[niter > 0]
     if not len(begun):
@@ -146,7 +146,7 @@ def _residual_curve(version: Version) -> np.ndarray:
 def _of_rows(version: Version, name: str) -> np.ndarray:
     """What a solve noted of each test row that exists."""
     valid = Axis.read(version, "test").valid
-    return np.asarray(version.array(name)[...], np.float64)[..., valid].ravel()
+    return np.asarray(version.read(name), np.float64)[..., valid].ravel()
 
 
 def _influences(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
@@ -242,7 +242,7 @@ def _leave_one_out(bench: Workbench, version: Version, method: str | None) -> di
     predictions = {
         str(array.attrs["long_name"]): np.asarray(array[...]) for array in arrays.values()
     }
-    actual = np.asarray(version.array("actual")[...])
+    actual = version.read("actual")
     figure = plots.agreement(predictions, actual, title="Leaving out single training rows")
     return {"agreement": dg.MetadataValue.md(plots.markdown(figure, "predicted against refits"))}
 
@@ -262,12 +262,10 @@ def _datamodels(bench: Workbench, version: Version, method: str | None) -> dict[
 def _label_errors(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
     info = version.attrs["info"]
     rankings = {
-        f"{name.replace('_', '-')}, AUC {info[name]['auc']:.3f}": np.asarray(
-            version.array(name)[...]
-        )
+        f"{name.replace('_', '-')}, AUC {info[name]['auc']:.3f}": np.asarray(version.read(name))
         for name in ("self_influence", "loss")
     }
-    flipped = np.asarray(version.array("flipped")[...])
+    flipped = version.read("flipped")
     title = f"{flipped.sum()} of {len(flipped)} labels were flipped"
     figure = plots.detection(rankings, flipped, title=title)
     return {"detection": dg.MetadataValue.md(plots.markdown(figure, "flipped labels found"))}

@@ -130,7 +130,7 @@ def residual_below(method: str) -> Check:
 
     def check(bench: Workbench) -> Outcome:
         version = bench.require(factors.artifact(method))
-        values = np.asarray(version.array("residual")[...], np.float64)
+        values = np.asarray(version.read("residual"), np.float64)
         valid = Axis.read(version, "test").valid
         worst = float(values[..., valid].max()) if valid.any() else 0.0
         settings = bench.settings.methods[method]

@@ -57,7 +57,7 @@ def parameter_slices(bench: Workbench) -> dict[str, slice]:
 
 
 def load_matrix(bench: Workbench, name: str) -> DenseCurvature:
-    matrix = torch.from_numpy(np.asarray(bench.require(name).array(name)[...]))
+    matrix = torch.from_numpy(bench.require(name).read(name))
     return DenseCurvature(matrix.to(bench.device))
 
 

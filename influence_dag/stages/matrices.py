@@ -96,7 +96,7 @@ def _updated(
     gone, come = _differences(old, train)
     if before is None or len(gone) + len(come) >= train.count:
         return None, 0
-    matrix = torch.from_numpy(np.asarray(stored.array(kind)[...])).to(bench.device)
+    matrix = torch.from_numpy(stored.read(kind)).to(bench.device)
     total = matrix * old.count
     for sign, axis, slots, version in ((-1, old, gone, before), (1, train, come, None)):
         if len(slots):

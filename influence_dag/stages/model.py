@@ -245,7 +245,7 @@ def load_rows(
 def stored_rows(bench: Workbench, split: Split, count: int) -> Rows:
     """A few rows to try a model on: of the stored dataset, also while a newer one is planned."""
     version = bench.store.version("dataset")
-    axis = Axis.read(version, split)
+    axis = bench.axis_of(version, split)
     return load_rows(bench, axis, axis.slots[:count], version=version)
 
 

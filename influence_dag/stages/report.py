@@ -59,7 +59,7 @@ def strength(bench: Workbench, method: str) -> dict[str, float]:
 
     def last(name: str) -> np.ndarray:
         swept = version.variables[name].dims[0] == "damping"
-        values = np.asarray(version.array(name)[...])
+        values = version.read(name)
         return (values[-1] if swept else values)[valid]
 
     n_train = bench.axis_of(version, "train").count

@@ -1,4 +1,4 @@
-"""Chunks of a variable, encoded and decoded as Zarr does with the codecs that `arrays` names.
+"""Chunks, encoded and decoded as Zarr does with the codecs that `arrays` names.
 
 Zarr takes a millisecond a chunk to find its way; a refresh that touches few chunks is made of such
 milliseconds. Whoever else reads goes through Zarr.
@@ -7,24 +7,24 @@ milliseconds. Whoever else reads goes through Zarr.
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
+from numcodecs.vlen import VLenUTF8
 from numpy.typing import NDArray
 
-from influence_dag.store.arrays import BLOSC, chunk_file, crc32c
+from influence_dag.store.arrays import BLOSC, chunk_file, crc32c, write_metadata
 from influence_dag.store.files import write_atomically
-from influence_dag.store.layout import ChunkIndex, Variable
+from influence_dag.store.layout import ChunkIndex, Coordinate, Variable
 
 Region = tuple[slice, ...]
 
 
 def write_chunk(folder: Path, variable: Variable, index: ChunkIndex, values: NDArray) -> int:
     """Write one chunk (clipped at the array's edge) as a whole file; returns the file's size."""
-    content = encoded(variable, values)
-    path = folder / chunk_file(variable.name, index)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content)
+    content = encoded(values, variable.chunks)
+    write_atomically(folder / chunk_file(variable.name, index), content)
     return len(content)
 
 
@@ -40,26 +40,56 @@ def read_region(variable: Variable, region: Region, load: Callable[[str], bytes]
     values = np.empty(tuple(map(len, spans)), variable.dtype)
     if values.size:
         for index, inside, place in _pieces(variable, spans):
-            values[place] = decoded(variable, load(chunk_file(variable.name, index)))[inside]
+            content = load(chunk_file(variable.name, index))
+            values[place] = decoded(content, values.dtype, variable.chunks)[inside]
     return values
 
 
-def encoded(variable: Variable, values: NDArray) -> bytes:
+def encoded(values: NDArray, shape: tuple[int, ...]) -> bytes:
     """A chunk file's content: little-endian numbers, Blosc, the CRC-32C of what it made."""
     full = values
-    if values.shape != variable.chunks:  # at the edge chunks are as large as elsewhere
-        fill = np.nan if np.dtype(variable.dtype).kind in "fc" else 0
-        full = np.full(variable.chunks, fill, variable.dtype)
+    if values.shape != shape:  # at the edge chunks are as large as elsewhere
+        full = np.full(shape, np.nan if values.dtype.kind in "fc" else 0, values.dtype)
         full[tuple(map(slice, values.shape))] = values
-    full = np.ascontiguousarray(full.astype(full.dtype.newbyteorder("<"), copy=False))
-    content = blosc.compress(full, BLOSC["cname"].encode(), BLOSC["clevel"], blosc.BITSHUFFLE)
+    if full.dtype.kind == "T":
+        buffer: Any = VLenUTF8().encode(full.astype(object).ravel())
+    else:
+        buffer = np.ascontiguousarray(full.astype(full.dtype.newbyteorder("<"), copy=False))
+    content = blosc.compress(buffer, BLOSC["cname"].encode(), BLOSC["clevel"], blosc.BITSHUFFLE)
     return content + crc32c(content).to_bytes(4, "little")
 
 
-def decoded(variable: Variable, content: bytes) -> NDArray:
-    """The numbers of a chunk file whose checksum is right."""
-    values = np.frombuffer(blosc.decompress(content[:-4]), variable.dtype)
-    return values.reshape(variable.chunks)
+def decoded(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> NDArray:
+    """The values of a chunk file whose checksum is right."""
+    buffer = blosc.decompress(content[:-4])
+    if dtype.kind == "T":
+        return VLenUTF8().decode(buffer).astype(dtype).reshape(shape)
+    return np.frombuffer(buffer, dtype).reshape(shape)
+
+
+def write_array(folder: Path, item: Coordinate) -> None:
+    """Write a small array whole: its metadata and its one chunk."""
+    values, chunk = item.values, whole_chunk(item.values.shape)
+    write_metadata(
+        folder / item.name, values.dtype, values.shape, chunk, dims=item.dims, attrs=item.attrs
+    )
+    if values.size:
+        write_atomically(folder / chunk_file(item.name, (0,) * values.ndim), encoded(values, chunk))
+
+
+def read_array(
+    name: str, dtype: np.dtype, shape: tuple[int, ...], load: Callable[[str], bytes]
+) -> NDArray:
+    """The values that `write_array` wrote; `load` reads a file."""
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    values = decoded(load(chunk_file(name, (0,) * len(shape))), dtype, whole_chunk(shape))
+    return values if values.flags.writeable else values.copy()
+
+
+def whole_chunk(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The chunk that holds all of an array; a chunk has no axis of length 0."""
+    return tuple(max(length, 1) for length in shape)
 
 
 def _pieces(variable: Variable, spans: list[range]) -> Iterator[tuple[ChunkIndex, Region, Region]]:

@@ -4,9 +4,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import zarr
-
-from influence_dag.store.arrays import chunk_file, create_array, create_variable
+from influence_dag.store.arrays import chunk_file, create_variable
+from influence_dag.store.chunks import write_array
 from influence_dag.store.files import files_below, link_or_copy
 from influence_dag.store.fingerprints import Keys
 from influence_dag.store.layout import Layout
@@ -18,11 +17,11 @@ from influence_dag.store.results import Results
 def clone(base: Version | None, layout: Layout, folder: Path) -> Results:
     """Fill a new folder with a layout and with all that is still right of a version.
 
-    Chunks are hard links under the new shape's metadata; Zarr replaces a file rather than writing
-    into it, so the older version never sees what is written to the clone. Returns the results
+    Chunks are hard links under the new shape's metadata; files are replaced rather than written
+    into, so the older version never sees what is written to the clone. Returns the results
     that were carried along.
     """
-    group = zarr.open_group(folder, mode="w", zarr_format=3)
+    folder.mkdir()
     damaged = {damage.file.split("/")[0] for damage in base.damaged_files()} if base else set()
     stored = base.parts if base else {}
     kept = {name for name, part in layout.parts.items() if stored.get(name) == part} - damaged
@@ -30,12 +29,12 @@ def clone(base: Version | None, layout: Layout, folder: Path) -> Results:
         if base and variable.name in kept:
             _link(base, folder, [base.path / variable.name / "zarr.json"])
         else:
-            create_variable(group, variable)
+            create_variable(folder, variable)
     for item in layout.coordinates:
         if base and item.name in kept:
             _link(base, folder, files_below(base.path / item.name))
         else:
-            create_array(group, item.name, item.dims, item.values, item.attrs)
+            write_array(folder, item)
     if base is None:
         return Results()
     for variable in layout.variables:
@@ -52,13 +51,8 @@ def _link(base: Version, folder: Path, files: Iterable[Path | str]) -> None:
 
 
 def _link_chunks(source: Path, target: Path, variable: str, keys: Keys) -> None:
-    made: set[str] = set()
     for index in chunk_indices(is_present(keys)):
         file = chunk_file(variable, index)
-        parent = os.path.dirname(f"{target}/{file}")
-        if parent not in made:
-            os.makedirs(parent, exist_ok=True)
-            made.add(parent)
         link_or_copy(f"{source}/{file}", f"{target}/{file}")
 
 

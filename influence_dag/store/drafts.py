@@ -7,13 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import zarr
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.store.arrays import create_array, plain, round_mantissas
-from influence_dag.store.chunks import read_region, write_chunk
-from influence_dag.store.files import explained, uninterrupted, write_atomically
+from influence_dag.store.arrays import plain, round_mantissas
+from influence_dag.store.chunks import read_region, write_array, write_chunk
+from influence_dag.store.files import explained, remove, write_atomically
 from influence_dag.store.fingerprints import Keys, fingerprint
 from influence_dag.store.journal import Journal
 from influence_dag.store.layout import RESERVED_NAMES, ChunkIndex, Coordinate, Layout, Variable
@@ -104,7 +103,7 @@ class Draft:
             values = round_mantissas(values, target.max_relative_error)
         with self._writing(variable, values.nbytes):
             self._begin_writing(variable, keys)
-            size = uninterrupted(self._write_chunks, target, start, values, keys)
+            size = self._write_chunks(target, start, values, keys)
             self._journal.done(variable, keys)
         with self._lock:
             _assign(self._keys[variable], keys)
@@ -143,8 +142,8 @@ class Draft:
         self._check_fits(result)
         with self._writing(name, result.values.nbytes):
             self._drop(name)
-            group = zarr.open_group(self.folder, mode="r+")
-            uninterrupted(create_array, group, name, result.dims, result.values, result.attrs)
+            remove([self.folder / name])
+            write_array(self.folder, result)
         self._keep(Results(arrays={name: list(dims)}))
 
     def add_file(self, name: str, content: bytes) -> None:

@@ -6,18 +6,14 @@ import json
 import os
 import shutil
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
 
 from influence_dag.errors import StoreError
-
-Result = TypeVar("Result")
 
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
 _CAUSES = {
@@ -107,35 +103,6 @@ def _holder(path: Path) -> str:
         return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
     except (OSError, ValueError, KeyError):
         return "another process"
-
-
-def uninterrupted(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function that writes through Zarr, and wait for it even when interrupted.
-
-    Zarr works on threads of its own: after Ctrl-C in this one they could still replace a file that
-    the next run has written. So the call is made on another thread and waited for, however often
-    Ctrl-C is pressed (and whatever exception a signal's handler makes of it); then the interrupt
-    goes on.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return function(*arguments)  # only the main thread is interrupted
-    outcome: Future[Result] = Future()
-    try:
-        threading.Thread(target=_call, args=(outcome, function, *arguments)).start()
-        return outcome.result()
-    finally:
-        outcome.cancel()  # does nothing once the call has begun
-        while not outcome.done():
-            with suppress(BaseException):
-                wait([outcome])
-
-
-def _call(outcome: Future[Result], function: Callable[..., Result], *arguments: Any) -> None:
-    if outcome.set_running_or_notify_cancel():
-        try:
-            outcome.set_result(function(*arguments))
-        except BaseException as error:
-            outcome.set_exception(error)
 
 
 def boot_id() -> str:

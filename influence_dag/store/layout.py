@@ -114,6 +114,11 @@ class Coordinate:
         values = np.asarray(self.values)
         if values.dtype.kind in "UO":
             values = np.asarray(values, dtype=np.dtypes.StringDType())
+        if values.dtype.kind not in "biufcT":
+            raise StoreError(
+                f"coordinate {self.name!r}: values are {values.dtype}; labels are numbers, truth "
+                "values or text"
+            )
         object.__setattr__(self, "values", values)
         if values.ndim != len(self.dims):
             raise StoreError(

@@ -21,7 +21,7 @@ from influence_dag.store.arrays import (
     crc32c,
     damaged,
 )
-from influence_dag.store.chunks import read_region
+from influence_dag.store.chunks import read_array, read_region
 from influence_dag.store.files import stamp
 from influence_dag.store.fingerprints import Keys
 from influence_dag.store.layout import ChunkIndex, Variable
@@ -29,6 +29,7 @@ from influence_dag.store.results import Results
 
 MANIFEST = "manifest.json"
 BLOCKS = "blocks.npz"
+FORMAT = 3  # of the bookkeeping and of the chunks' names
 KEYS, STAMPS = "keys", "files"  # of each variable's chunks, in that file
 
 
@@ -96,15 +97,19 @@ class Version:
     @property
     def coordinates(self) -> list[str]:
         """Names of everything that labels the variables."""
-        attrs = json.loads(self._sound("zarr.json"))["attributes"]
-        return attrs.get("coordinates", "").split()
+        return self._metadata["attributes"].get("coordinates", "").split()
 
     def coordinate(self, name: str) -> NDArray:
         """The values of a coordinate or a result, read at once."""
         if name not in self.coordinates:
             known = ", ".join(self.coordinates)
             raise StoreError(f"{self.artifact} has no coordinate {name!r}; it has {known}")
-        return np.asarray(zarr.open_array(self._store, path=name, mode="r")[...])
+        if name in self.variables:
+            return self.read(name)
+        array = self._metadata["consolidated_metadata"]["metadata"][name]
+        kind = array["data_type"]
+        dtype = np.dtypes.StringDType() if kind == "string" else np.dtype(kind)
+        return read_array(name, dtype, tuple(array["shape"]), self._chunk)
 
     def keys(self, variable: str) -> Keys:
         """The keys under which the chunks were computed, `(*grid, 16)`."""
@@ -126,9 +131,14 @@ class Version:
     @cached_property
     def attrs(self) -> dict[str, Any]:
         """The group's attributes, provenance and results included."""
-        attrs = json.loads(self._sound("zarr.json"))["attributes"]
+        attrs = dict(self._metadata["attributes"])
         attrs.pop("coordinates", None)  # how xarray marks coordinates, and hides it too
         return attrs
+
+    @cached_property
+    def _metadata(self) -> dict[str, Any]:
+        """The group's own file: its attributes and the metadata of its arrays."""
+        return json.loads(self._sound("zarr.json"))
 
     @property
     def data_version(self) -> str:
@@ -170,10 +180,17 @@ class Version:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         try:
-            return json.loads((self.path / MANIFEST).read_bytes())
+            manifest = json.loads((self.path / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             missing = isinstance(error, FileNotFoundError)
             raise damaged(self.artifact, self.path, MANIFEST, missing=missing) from error
+        if manifest.get("format") != FORMAT:
+            raise StoreError(
+                f"{self.artifact}: {self.path} was written by another influence_dag (format "
+                f"{manifest.get('format')}, this one's is {FORMAT}); refresh it to have it "
+                "computed again, or read it with plain xarray"
+            )
+        return manifest
 
     def verify(self, *, checksums: bool = False) -> tuple[Damage, ...]:
         """What of this version is missing or damaged; empty when it is sound.

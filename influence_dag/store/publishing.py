@@ -13,7 +13,7 @@ from influence_dag.store.drafts import Draft
 from influence_dag.store.files import files_below, make_durable, remove, stamp
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.store.layout import Variable
-from influence_dag.store.published import BLOCKS, KEYS, MANIFEST, STAMPS
+from influence_dag.store.published import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS
 
 
 def finish(draft: Draft) -> None:
@@ -82,25 +82,36 @@ def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
         variable.name: {"shape": list(variable.shape), "encoding": variable.encoding}
         for variable in draft.layout.variables
     }
+    known = draft.base.manifest["files"] if draft.base else {}
     return {
-        "format": 2,
+        "format": FORMAT,
         "layout_fingerprint": draft.layout.fingerprint,
         "data_version": data_version,
         "variables": variables,
         "parts": draft.layout.parts,
         "sizes": draft.layout.sizes,
         "results": draft.results.to_json(),
-        "files": _small_files(draft.folder, variables),
+        "files": _small_files(draft.folder, variables, known),
     }
 
 
-def _small_files(folder: Path, variables: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """Size, time of modification and checksum of every file that is not a chunk of a variable."""
+def _small_files(
+    folder: Path, variables: dict[str, Any], known: dict[str, tuple[int, int, int]]
+) -> dict[str, tuple[int, int, int]]:
+    """Size, time of modification and checksum of every file that is not a chunk of a variable.
+
+    Of files that are `known`, because they are those of the version before, nothing is read: what
+    rotted since then does not become right.
+    """
     files = {}
-    chunks = tuple(f"{name}/c/" for name in variables)
     for path in files_below(folder):
         name = os.path.relpath(path, folder)
-        if not name.startswith(chunks):
-            size, modified = stamp(path) or (0, 0)
-            files[name] = (size, modified, crc32c(Path(path).read_bytes()))
+        parent, _, file = name.rpartition("/")
+        if parent in variables and file != "zarr.json":
+            continue
+        seen = stamp(path) or (0, 0)
+        size, modified, checksum = known.get(name, (0, 0, 0))
+        if seen != (size, modified):
+            checksum = crc32c(Path(path).read_bytes())
+        files[name] = (*seen, checksum)
     return files

@@ -26,7 +26,6 @@ from influence_dag.store.files import (
     replace_link,
     stamp,
     sync,
-    uninterrupted,
 )
 from influence_dag.store.journal import Journal, finished_chunks
 from influence_dag.store.layout import Layout
@@ -199,7 +198,7 @@ class ArtifactStore:
         base = self.base(name)
         number = max((version.number for version in self.versions(name)), default=0) + 1
         folder = versions / f".partial-{number:06d}"
-        results = uninterrupted(clone, base, layout, folder)
+        results = clone(base, layout, folder)
         header = _header(layout, base) | {"results": results.to_json()}
         journal = Journal.begin(folder.with_name(f"{folder.name}.journal"), header)
         return Draft(name, folder, journal, layout, base)
@@ -223,7 +222,7 @@ class ArtifactStore:
         draft.check_complete()
         journal = draft.folder.with_name(f"{draft.folder.name}.journal")
         if draft.changed:
-            uninterrupted(finish, draft)
+            finish(draft)
             draft.folder.rename(_published_path(draft.folder))
             self._point_current(draft.artifact, _published_path(draft.folder))
             remove([journal, *self._surplus(draft.artifact)])

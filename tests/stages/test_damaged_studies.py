@@ -38,7 +38,7 @@ HARM = [truncate, delete, rot]
 def chunk(version: Version) -> str:
     """The last chunk of the largest variable."""
     name = max(version.variables, key=lambda name: np.prod(version.variables[name].shape))
-    return "/".join((name, "c", *(str(n - 1) for n in version.variables[name].grid)))
+    return f"{name}/{'.'.join(('c', *(str(n - 1) for n in version.variables[name].grid)))}"
 
 
 def metadata(version: Version) -> str:
@@ -50,14 +50,14 @@ def group(version: Version) -> str:
 
 
 def bookkeeping(version: Version) -> str:
-    return f"blocks/{next(iter(version.variables))}/c/0" + "/0" * len(
-        next(iter(version.variables.values())).grid
-    )
+    """Keys and stamps of all chunks, which refreshes need."""
+    assert (version.path / "blocks.npz").exists()
+    return "blocks.npz"
 
 
 def labels(version: Version) -> str:
     """A coordinate that tells which row is which, where the artifact has one."""
-    return next((f"{n}/c/0" for n in ("test", "train") if n in version.coordinates), "zarr.json")
+    return next((f"{n}/c.0" for n in ("test", "train") if n in version.coordinates), "zarr.json")
 
 
 FILES = [chunk, metadata, group, labels]
@@ -169,7 +169,7 @@ def test_a_current_that_points_nowhere_and_folders_of_strangers_are_no_obstacle(
     (stranger / ".partial-000009.journal").write_text('{"format": 0}\n{"wrote": 3}\n')
     with pytest.raises(StoreError, match="no 'gradients' yet"):
         project.results.open("gradients")
-    chunk = project.store / "hessian/current/hessian/c/0/0"
+    chunk = project.store / "hessian/current/hessian/c.0.0"
     chunk.unlink()  # so that a new version of it is begun
     project.refresh()
     assert_same(contents(project), before)

@@ -110,14 +110,9 @@ def files(version: Version) -> dict[str, dict[tuple[int, ...], tuple[int, int]]]
     """Array → chunk → (inode, size) of its file, straight from the folder."""
     found = {}
     for name in version.variables:
-        chunks = version.path / name / "c"
         found[name] = {
-            tuple(map(int, file.relative_to(chunks).parts)): (
-                file.stat().st_ino,
-                file.stat().st_size,
-            )
-            for file in chunks.rglob("*")
-            if file.is_file()
+            tuple(map(int, file.name.split(".")[1:])): (file.stat().st_ino, file.stat().st_size)
+            for file in (version.path / name).glob("c*")
         }
     return found
 

@@ -228,8 +228,8 @@ def statuses(project: Project) -> list[str]:
         return [run.status.value for run in instance.get_runs()]
 
 
-# Of 15 chunks: 18 folders and 15 links of the clone, then two changes for each that is written.
-IN_THE_MIDDLE = Moment("direct/perturbation_influences", 49, below="/perturbation_influences/c/")
+# Of 15 chunks: 15 links of the clone, then two changes for each that is written.
+IN_THE_MIDDLE = Moment("direct/perturbation_influences", 31, below="/perturbation_influences/c.")
 
 
 def test_a_cancelled_run_goes_on_at_its_first_missing_block_when_it_is_executed_again(

@@ -48,10 +48,11 @@ class Running(NamedTuple):
 
 
 def start(target: Callable[..., None], *arguments: Any) -> Running:
-    """Run a function in a process of its own; a `StoreError` in it is exit code 3."""
+    """Run a function in a process of its own, begun; a `StoreError` in it is exit code 3."""
     receiver, sender = _context.Pipe(duplex=False)
     process = _context.Process(target=_report, args=(sender, target, *arguments))
     process.start()
+    receiver.recv()  # before, signals would meet the handlers of the process that forks
     return Running(process, receiver)
 
 
@@ -113,6 +114,7 @@ def hold_lock(root: Path, sample: Sample, seconds: float) -> None:
 
 
 def _report(sender: Any, target: Callable[..., None], *arguments: Any) -> None:
+    sender.send("begun")
     try:
         target(*arguments)
     except StoreError as error:

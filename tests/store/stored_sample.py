@@ -97,9 +97,5 @@ def refresh_with_results(store: ArtifactStore, sample: Sample, name: str = NAME)
 
 def chunk_files(store: ArtifactStore, number: int | None = None) -> dict[str, tuple[int, bytes]]:
     """Inode and content of every chunk file of a version."""
-    folder = store.version(NAME, number).path / "influences" / "c"
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {
-        path.relative_to(folder).as_posix(): (path.stat().st_ino, path.read_bytes())
-        for path in files
-    }
+    files = (store.version(NAME, number).path / "influences").glob("c.*")
+    return {path.name.removeprefix("c."): (path.stat().st_ino, path.read_bytes()) for path in files}

@@ -1,13 +1,19 @@
-"""Chunks written and read directly are Zarr's, byte by byte."""
+"""Metadata and chunks written and read directly are Zarr's."""
+
+import json
 
 import numpy as np
 import pytest
 import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
 
-from influence_dag.store import Variable
+from influence_dag.errors import StoreError
+from influence_dag.store import Coordinate, Variable
 from influence_dag.store.arrays import chunk_file, create_variable
-from influence_dag.store.chunks import read_region, write_chunk
+from influence_dag.store.chunks import read_array, read_region, write_array, write_chunk
 
+STRING = np.dtypes.StringDType()
+ATTRS = {"long_name": "what it is", "sizes": [1, 2]}
 REGIONS = [
     (),
     (slice(2, 9),),
@@ -17,29 +23,88 @@ REGIONS = [
 ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+def zarrs_own(folder, name, dims, values, chunks) -> zarr.Array:
+    """The same array as Zarr itself makes it."""
+    array = zarr.open_group(folder, mode="a", zarr_format=3).create_array(
+        name,
+        shape=values.shape,
+        dtype=values.dtype,
+        chunks=chunks,
+        compressors=(BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()),
+        fill_value=values.dtype.type(np.nan) if values.dtype.kind in "fc" else None,
+        dimension_names=dims,
+        chunk_key_encoding={"name": "default", "separator": "."},
+        attributes=ATTRS,
+        config={"write_empty_chunks": True},
+    )
+    array[...] = values
+    return array
+
+
+def same_files(ours, theirs) -> bool:
+    """Whether two arrays' folders hold the same bytes, metadata compared as JSON."""
+    names = {path.relative_to(theirs) for path in theirs.rglob("*") if path.is_file()}
+    assert {path.relative_to(ours) for path in ours.rglob("*") if path.is_file()} == names
+    return all(
+        json.loads((ours / name).read_bytes()) == json.loads((theirs / name).read_bytes())
+        if name.name == "zarr.json"
+        else (ours / name).read_bytes() == (theirs / name).read_bytes()
+        for name in names
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "int64", "bool"])
 def test_zarr_writes_the_same_files_and_reads_them(tmp_path, dtype):
     values = (np.random.default_rng(0).normal(size=(10, 7)) * 9 + 1).astype(dtype)
-    variable = Variable("a", ("x", "y"), (10, 7), dtype, (4, 3))
+    variable = Variable("a", ("x", "y"), (10, 7), dtype, (4, 3), ATTRS)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    for folder in (ours, theirs):
-        create_variable(zarr.open_group(folder, mode="w", zarr_format=3), variable)
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        zarr.open_array(theirs, path="a", mode="r+")[...] = values
+    zarrs_own(theirs, "a", variable.dims, values, variable.chunks)
+    create_variable(ours, variable)
     for index in np.ndindex(variable.grid):
         size = write_chunk(ours, variable, index, values[variable.region(index)])
-        content = (ours / chunk_file("a", index)).read_bytes()
-        assert content == (theirs / chunk_file("a", index)).read_bytes()
-        assert size == len(content)
-    np.testing.assert_array_equal(zarr.open_array(ours, path="a", mode="r")[...], values)
+        assert size == (ours / chunk_file("a", index)).stat().st_size
+    assert same_files(ours / "a", theirs / "a")
     for region in REGIONS:
         read = read_region(variable, region, lambda file: (theirs / file).read_bytes())
         np.testing.assert_array_equal(read, values[region])
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array(["t0001", "", "naïve 数字 🙂", "x" * 300], STRING),
+        np.array([["a", "b"], ["c", "dé"]], STRING),
+        np.array([], STRING),
+        np.array("one", STRING),
+        np.array([True, False, True]),
+        np.arange(5, dtype=np.uint64) + 2**63,
+        np.array([1.5, np.nan, -np.inf]),
+        np.zeros((0, 3)),
+        np.array(2.5),
+        np.arange(6, dtype=">i4").reshape(2, 3).T,
+    ],
+    ids=lambda values: f"{values.dtype}{values.shape}",
+)
+def test_labels_are_zarrs_too(tmp_path, values):
+    dims = tuple("xyz"[: values.ndim])
+    write_array(tmp_path / "ours", Coordinate("a", dims, values, ATTRS))
+    whole = tuple(max(length, 1) for length in values.shape)
+    zarrs_own(tmp_path / "theirs", "a", dims, values, whole)
+    assert same_files(tmp_path / "ours" / "a", tmp_path / "theirs" / "a")
+    dtype = values.dtype if values.dtype.kind == "T" else values.dtype.newbyteorder("=")
+    read = read_array("a", dtype, values.shape, lambda f: (tmp_path / "theirs" / f).read_bytes())
+    np.testing.assert_array_equal(read, values)
+    assert read.dtype == dtype
+
+
 def test_a_number_is_a_chunk_without_dimensions(tmp_path):
     variable = Variable("a", (), (), "float64", ())
-    create_variable(zarr.open_group(tmp_path, mode="w", zarr_format=3), variable)
+    create_variable(tmp_path, variable)
     write_chunk(tmp_path, variable, (), np.array(2.5))
     assert zarr.open_array(tmp_path, path="a", mode="r")[...] == 2.5
     assert read_region(variable, (), lambda file: (tmp_path / file).read_bytes()) == 2.5
+
+
+def test_labels_of_a_type_that_is_not_kept_are_refused():
+    with pytest.raises(StoreError, match=r"'day'.*datetime64.*numbers, truth values or text"):
+        Coordinate("day", ("day",), np.array(["2026-01-01"], "datetime64[D]"))

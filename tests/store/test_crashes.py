@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -112,8 +113,8 @@ def test_a_kill_at_any_point_leaves_a_whole_version_and_the_next_run_resumes(
         assert "total" in draft.version.open()
         assert_tidy(store)
         at, killed, resumed = at + stride, killed + 1, resumed + (0 < finished < NEW_CHUNKS)
-    assert killed > 80 / stride
-    assert resumed > 20 / stride
+    assert killed > 60 / stride
+    assert resumed > 15 / stride
 
 
 @pytest.mark.parametrize("stride", [CAMPAIGN, pytest.param(29, id="every 29th point")])
@@ -155,7 +156,7 @@ def test_a_disk_that_fills_up_at_any_point_costs_only_time(refreshed_once, tmp_p
         assert_whole(store, NEW)
         assert_tidy(store)
         at += stride
-    assert at > 100
+    assert at > 60
 
 
 def test_files_that_may_not_grow_are_an_error_that_says_so(store):
@@ -198,22 +199,20 @@ def test_an_exception_in_the_computation_publishes_nothing_and_loses_nothing(sto
     assert_whole(store, NEW)
 
 
-def test_ctrl_c_during_a_write_waits_for_the_write_to_end(store, monkeypatch):
+def test_a_write_that_ctrl_c_cut_off_is_not_trusted(store, monkeypatch):
     write = drafts.write_chunk
 
-    def slow(*arguments):
+    def cut_off(*arguments):
+        size = write(*arguments)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.2)
-        return write(*arguments)
+        return size
 
-    monkeypatch.setattr(drafts, "write_chunk", slow)
+    monkeypatch.setattr(drafts, "write_chunk", cut_off)
     with pytest.raises(KeyboardInterrupt), store.new_version(NAME, NEW.layout) as draft:
         write_chunk(draft, NEW, (0, 1))
     monkeypatch.undo()
-    before = {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
-    time.sleep(0.3)
-    assert before == {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
-    assert refresh(store, NEW).chunks_written == NEW_CHUNKS, "the interrupted chunk is not trusted"
+    assert refresh(store, NEW).chunks_written == NEW_CHUNKS
+    assert_whole(store, NEW)
 
 
 def test_results_of_an_interrupted_run_stay_if_nothing_more_had_to_be_computed(store):
@@ -317,14 +316,20 @@ def test_who_waits_says_at_once_for_whom(store):
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_write_is_waited_for_however_often_a_handler_of_signals_raises(store, times):
-    """As Dagster's does, whose interrupt is no KeyboardInterrupt."""
+def test_writes_of_other_threads_are_waited_for_however_often_the_main_one_is_interrupted(
+    store, times
+):
+    """Also by what Dagster's handler raises, which is no KeyboardInterrupt."""
 
     class Interrupt(BaseException):
         pass
 
     def handler(*_):
         raise Interrupt
+
+    def write_in_a_thread(draft):
+        threading.Thread(target=write_chunk, args=(draft, NEW, (0, 1))).start()
+        time.sleep(5)
 
     def slow(*arguments):
         for _ in range(times):
@@ -337,10 +342,12 @@ def test_a_write_is_waited_for_however_often_a_handler_of_signals_raises(store, 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(drafts, "write_chunk", slow)
             with pytest.raises(Interrupt), store.new_version(NAME, NEW.layout) as draft:
-                write_chunk(draft, NEW, (0, 1))
+                write_in_a_thread(draft)
+        assert draft.chunks_written == 1
         after = {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
         time.sleep(0.2)
         assert after == {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
+        assert refresh(store, NEW).chunks_written == NEW_CHUNKS - 1
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -12,7 +12,7 @@ from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore, Damage
 
 SAMPLE = Sample()
-CHUNK = "influences/c/1/2"
+CHUNK = "influences/c.1.2"
 
 
 def truncate(path):
@@ -122,7 +122,7 @@ def test_a_file_that_was_only_touched_is_sound(store, version):
 
 
 @pytest.mark.parametrize("harm", HARM)
-@pytest.mark.parametrize("file", ["train/c/0", "valid/c/0"])
+@pytest.mark.parametrize("file", ["train/c.0", "valid/c.0"])
 def test_a_damaged_coordinate_is_written_again_and_nothing_computed(store, version, file, harm):
     harm(version.path / file)
     with pytest.raises(StoreError, match=f"{NAME}: {version.path / file} is"):
@@ -180,3 +180,25 @@ def test_a_dataset_whose_version_was_removed_says_so(store, tmp_path):
         refresh(ArtifactStore(store.root, keep_versions=1), SAMPLE.with_train({0: 9.0 + content}))
     with pytest.raises(StoreError, match="version 000001 was removed while it was open"):
         held.influences.load()
+
+
+def test_labels_that_rotted_do_not_become_right_in_the_versions_after(store, version):
+    """They are linked, and keep the checksum of what was written."""
+    path = version.path / "train/c.0"
+    times = path.stat()
+    flip_a_bit(path)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = refresh(store, SAMPLE.with_train({3: -1.0})).version
+    assert after.verify() == ()
+    assert after.verify(checksums=True) == (Damage("train/c.0", False),)
+    with pytest.raises(StoreError, match=r"train/c\.0 is damaged"):
+        after.open()
+
+
+def test_a_version_of_another_format_is_named_and_computed_anew(store, version):
+    manifest = json.loads((version.path / "manifest.json").read_text())
+    (version.path / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(StoreError, match=r"another influence_dag \(format 2, this one's is 3\)"):
+        ArtifactStore(store.root).version(NAME).open()
+    draft = refresh(ArtifactStore(store.root), SAMPLE)
+    assert (draft.chunks_written, draft.version.number) == (9, 2)

@@ -97,8 +97,8 @@ def test_one_changed_row_rewrites_its_own_chunks_and_links_the_others(store):
     draft = refresh(store, changed)
     assert draft.chunks_written == 3
     after = chunk_files(store)
-    assert new_files(before, after) == {"0/1", "1/1", "2/1"}
-    assert draft.bytes_written == sum(len(after[f"{i}/1"][1]) for i in range(3))
+    assert new_files(before, after) == {"0.1", "1.1", "2.1"}
+    assert draft.bytes_written == sum(len(after[f"{i}.1"][1]) for i in range(3))
     np.testing.assert_array_equal(draft.version.array("influences")[...], changed.values)
     assert chunk_files(store, 1) == before, "the older version's files are untouched"
 
@@ -139,7 +139,7 @@ def test_a_changed_shape_computes_only_what_it_touches(store, sample, outdated):
     draft = refresh(store, sample)
     assert draft.version.number == 2
     assert draft.chunks_written == len(outdated)
-    assert new_files(before, chunk_files(store)) == {f"{i}/{j}" for i, j in outdated}
+    assert new_files(before, chunk_files(store)) == {f"{i}.{j}" for i, j in outdated}
     np.testing.assert_array_equal(draft.version.open().influences.values, sample.values)
     assert draft.version.verify(checksums=True) == ()
     np.testing.assert_array_equal(store.version(NAME, 1).open().influences.values, SAMPLE.values)
@@ -191,7 +191,7 @@ def test_everything_new_is_on_the_disk_before_it_has_its_name(store, fsynced, mo
     new = {path for path in draft.version.path.rglob("*") if path.stat().st_ino not in published}
     names = {path.relative_to(draft.version.path) for path in new}
     assert set(map(Path, durable)) == {draft.folder, *(draft.folder / name for name in names)}
-    chunks = {f"influences/c/{j}/1" for j in range(3)}
+    chunks = {f"influences/c.{j}.1" for j in range(3)}
     written = {str(name) for name in names if (draft.version.path / name).is_file()}
     assert written == {"blocks.npz", "manifest.json", "zarr.json", *chunks}
     after = fsynced[len(durable) + 1 :]
