@@ -140,4 +140,5 @@ def test_a_hundred_rows_in_three_chunks(full_run):
     told("100 rows in 3 chunks", run, full)
     assert run.updates["direct/influences"].blocks_computed == 3
     assert run.new_bytes <= 0.1 * full.new_bytes
-    assert run.cpu <= 0.1 * full.cpu
+    # A .csv is parsed whole, which is 3 % by itself.
+    assert run.cpu <= (0.1 if bench.suffix == "npz" else 0.15) * full.cpu

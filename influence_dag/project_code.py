@@ -7,6 +7,7 @@ at run time is not seen.
 """
 
 import ast
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -97,7 +98,7 @@ def _file_of(name: str, root: Path) -> Path | None:
     if top in sys.stdlib_module_names or top == __package__ or _is_installed(top):
         return None
     relative = Path(*name.split("."))
-    for folder in _folders(root):
+    for folder in _folders(root, tuple(os.path.abspath(folder) for folder in sys.path)):
         for file in (folder / relative / "__init__.py", folder / relative.with_suffix(".py")):
             if file.is_file():
                 return file.resolve()
@@ -110,9 +111,10 @@ def _is_installed(top: str) -> bool:
     return file is not None and any(part in INSTALLED for part in Path(file).parts)
 
 
-def _folders(root: Path) -> list[Path]:
+@lru_cache(maxsize=16)
+def _folders(root: Path, search: tuple[str, ...]) -> list[Path]:
     """The project's folder, and those in it on Python's path (`src`), but no environment."""
-    below = (path for path in map(Path, sys.path) if path.resolve().is_relative_to(root))
+    below = (path for path in map(Path, search) if path.resolve().is_relative_to(root))
     own = (folder for folder in below if not any(part in INSTALLED for part in folder.parts))
     return list(dict.fromkeys((root, *own)))
 
