@@ -60,8 +60,7 @@ def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Who
     total, touched = _updated(bench, kind, train, objective, settings_key)
     if total is None:
         total, touched = _sum(bench, kind, objective, load_rows(bench, train)), train.count
-    matrix = total / train.count
-    matrix = (matrix + matrix.T) / 2
+    matrix = total.div_(train.count)  # sums are exactly symmetric, and so are their differences
     arrays: dict[str, Result] = {
         kind: (("param", "param_t"), matrix.cpu().numpy(), {"formula": MEANING[kind]})
     }
@@ -96,12 +95,11 @@ def _updated(
     gone, come = _differences(old, train)
     if before is None or len(gone) + len(come) >= train.count:
         return None, 0
-    matrix = torch.from_numpy(stored.read(kind)).to(bench.device)
-    total = matrix * old.count
+    total = torch.from_numpy(stored.read(kind)).to(bench.device).mul_(old.count)
     for sign, axis, slots, version in ((-1, old, gone, before), (1, train, come, None)):
         if len(slots):
             rows = load_rows(bench, axis, slots, version=version)
-            total += sign * _sum(bench, kind, objective, rows)
+            total.add_(_sum(bench, kind, objective, rows), alpha=sign)
     return total, len(gone) + len(come)
 
 

@@ -189,6 +189,8 @@ def test_ended_at_any_moment_of_any_artifact_a_study_is_whole_and_resumes(
             fell.update(re.findall(f"{study_faults.FAULT} (.*)", said))
             taken += assert_taken_over(setting, left, said)
             assert_old_or_new(project, setting)
+            if study_faults.FAULT not in said:  # the run was over: all of it is current
+                project = setting.project.copy(tmp_path / f"{number} {name.replace('/', ' ')}")
         taken += assert_ends_well(project, setting)
     print(f"\n{kind}: {fell.total()} faults, {taken} blocks taken over; {dict(fell)}")
     assert fell.total() >= (30 if rounds else 1)
