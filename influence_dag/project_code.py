@@ -7,8 +7,10 @@ at run time is not seen.
 """
 
 import ast
+import math
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache, lru_cache
@@ -19,6 +21,19 @@ from pathlib import Path
 from influence_dag.store.fingerprints import KEY_BYTES, fingerprint
 
 INSTALLED = ("site-packages", "dist-packages")
+
+
+def _process_began() -> float:
+    """When this process began, in seconds since the epoch; long ago where the system hides it."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return time.time() - since_boot + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return -math.inf
+
+
+_BEGAN = _process_began()  # now: a fork holds what was imported before it began itself
 
 _imported: dict[str, str] = {}  # name of a loaded module → hash of its file when it was imported
 
@@ -66,8 +81,9 @@ def forget_outdated(module: str, root: Path) -> None:
     """Make Python import a module's project code again, if what is loaded may be other code.
 
     That is: a file was edited since, or the module of that name is another project's, or somebody
-    else imported it, so that nobody knows what its file was then. All of it is forgotten then, and
-    its packages whole: one module holds what it imported of another.
+    else imported it and its file is younger than this process, so that nobody knows what it was
+    then. All of it is forgotten then, and its packages whole: one module holds what it imported of
+    another.
     """
     root, hashes = root.resolve(), code_hashes(module, root)
     outdated = {name for name in hashes if _is_outdated(name, hashes[name], root)}
@@ -86,10 +102,12 @@ def _is_outdated(name: str, content: str, root: Path) -> bool:
     loaded = sys.modules.get(name)
     if loaded is None:
         return _imported.pop(name, content) != content
-    file = getattr(loaded, "__file__", None)
-    if file is None or _imported.get(name) != content:
+    file, wanted = getattr(loaded, "__file__", None), _file_of(name, root)
+    if file is None or wanted is None or Path(file).resolve() != wanted:
         return True
-    return Path(file).resolve() != _file_of(name, root)
+    if name in _imported:
+        return _imported[name] != content
+    return wanted.stat().st_ctime > _BEGAN - 1  # clocks of files and of processes differ a little
 
 
 def _file_of(name: str, root: Path) -> Path | None:

@@ -1,6 +1,8 @@
 """Edited code of a project is seen wherever it stands, and runs instead of what was imported."""
 
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -100,6 +102,32 @@ def test_code_that_somebody_imported_before_an_edit_does_not_run(root, monkeypat
     import_module("things.model")
     (root / "things/deep/inner.py").write_text("VALUE = 7\n")
     assert one(root) == 7
+
+
+COUNTED = """\
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path.cwd()))
+import things.model
+from influence_dag.models import import_callable
+
+if sys.argv[1] == "edited":
+    (Path.cwd() / "things/two.py").write_text("# edited")
+again = import_callable("things.model:one", Path.cwd(), "model.build")
+print(again is things.model.one)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs the start of a process")
+@pytest.mark.parametrize("edited", ["as it was", "edited"])
+def test_what_a_script_imported_is_used_as_it_is_unless_it_may_have_been_edited(root, edited):
+    """Otherwise its classes would be others than the script's own."""
+    (root / "math.py").unlink()
+    time.sleep(1.2)  # the files have to be older than the process
+    script = [sys.executable, "-c", COUNTED, edited]
+    said = subprocess.run(script, cwd=root, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == str(edited == "as it was")
 
 
 def test_modules_of_the_same_name_are_each_projects_own(root, tmp_path_factory):
