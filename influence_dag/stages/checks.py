@@ -1,6 +1,6 @@
 """What must hold of the stored arrays, whatever computed them. Each check reads the store alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -48,14 +48,16 @@ def complete(artifact: str, *splits: str) -> Check:
 
 def _not_finite(version: Version, name: str, splits: tuple[str, ...]) -> int:
     """Numbers that are not finite among the rows that exist, read a chunk at a time."""
-    array = version.array(name)
-    if array.dtype.kind != "f":
+    variable = version.variables[name]
+    if np.dtype(variable.dtype).kind != "f":
         return 0
-    dims = version.variables[name].dims
     valid = {
-        dim: np.asarray(version.coordinate(f"{dim}_valid"), bool) for dim in dims if dim in splits
+        dim: np.asarray(version.coordinate(f"{dim}_valid"), bool)
+        for dim in variable.dims
+        if dim in splits
     }
-    return sum(_bad(np.asarray(array[region]), region, dims, valid) for region in _chunks(array))
+    regions = map(variable.region, np.ndindex(variable.grid))
+    return sum(_bad(version.read(name, *at), at, variable.dims, valid) for at in regions)
 
 
 def _bad(
@@ -68,16 +70,6 @@ def _bad(
         if dim in valid:
             block = np.compress(valid[dim][at], block, axis=axis)
     return int((~np.isfinite(block)).sum())
-
-
-def _chunks(array) -> Iterator[tuple[slice, ...]]:
-    grid = [range(0, size, chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
-    for index in np.ndindex(*map(len, grid)):
-        starts = [axis[k] for axis, k in zip(grid, index, strict=True)]
-        yield tuple(
-            slice(s, min(s + c, n))
-            for s, c, n in zip(starts, array.chunks, array.shape, strict=True)
-        )
 
 
 def gradient_norm(bench: Workbench) -> Outcome:
@@ -96,12 +88,11 @@ def symmetric(kind: str) -> Check:
     """The stored matrix equals its transpose."""
 
     def check(bench: Workbench) -> Outcome:
-        array = bench.require(kind).array(kind)
+        matrix = bench.require(kind).read(kind)
         worst = scale = 0.0
-        for rows in influences.pieces(0, array.shape[0], array.chunks[0]):
-            block, mirrored = np.asarray(array[rows]), np.asarray(array[:, rows]).T
-            worst = max(worst, float(np.abs(block - mirrored).max()))
-            scale = max(scale, float(np.abs(block).max()))
+        for rows in influences.pieces(0, len(matrix), 256):
+            worst = max(worst, float(np.abs(matrix[rows] - matrix[:, rows].T).max()))
+            scale = max(scale, float(np.abs(matrix[rows]).max()))
         message = f"largest asymmetry {worst:.1e} of {scale:.1e}"
         return Outcome(worst <= 1e-12 * scale, message, {"asymmetry": worst})
 
@@ -159,8 +150,8 @@ def matches_parts(method: str) -> Check:
             last = len(bench.settings.dampings) - 1
             s = factors.load_factors(bench, method, slice(i, i + 1), last if last else None)
             expected = load_gradients(bench, slice(j, j + 1)).inner(s).item()
-            array = version.array("influences")
-            stored = np.asarray(array[i, j] if array.ndim == 2 else array[last, i, j]).item()
+            lead = (slice(last, last + 1),) if last else ()
+            stored = version.read("influences", *lead, slice(i, i + 1), slice(j, j + 1)).item()
             worst, scale = max(worst, abs(stored - expected)), max(scale, abs(expected))
         limit = max(1e-4, 4 * bench.settings.store.max_relative_error)
         return Outcome(

@@ -138,9 +138,8 @@ def _labelled(name: str, tensor: torch.Tensor) -> tuple[tuple[str, ...], np.ndar
 
 
 def _tensor(bench: Workbench, version: Version, name: str) -> torch.Tensor:
-    array = version.array(name)
-    tensor = torch.from_numpy(np.asarray(array[...])).to(bench.device)
-    return tensor[0] if array.attrs["scalar"] else tensor
+    tensor = torch.from_numpy(version.read(name)).to(bench.device)
+    return tensor[0] if version.array(name).attrs["scalar"] else tensor
 
 
 def load_factorization(bench: Workbench, method: str) -> Factorization:

@@ -90,10 +90,12 @@ def _blocks(bench: Workbench, method: str) -> Iterator[np.ndarray]:
     """A method's influences by runs of test rows, holes left out, in float64."""
     version = bench.require(influences.artifact(method))
     test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
-    array = version.array("influences")
-    for slots in influences.pieces(0, len(test), array.chunks[-2]):
-        block = np.asarray(array[slots] if array.ndim == 2 else array[-1, slots], np.float64)
-        yield block[test.valid[slots]][:, train.valid]
+    variable = version.variables["influences"]
+    swept = variable.shape[:-2]  # () without a sweep
+    lead = tuple(slice(size - 1, size) for size in swept)
+    for slots in influences.pieces(0, len(test), variable.chunks[-2]):
+        block = version.read("influences", *lead, slots).reshape(-1, len(train))
+        yield block[test.valid[slots]][:, train.valid].astype(np.float64)
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float:

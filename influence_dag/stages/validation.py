@@ -73,8 +73,9 @@ def _seed(bench: Workbench) -> int:
 def _stored(bench: Workbench, method: str, damping: int) -> torch.Tensor:
     """A method's stored influences `(test, train)` without holes, float64."""
     version = bench.require(influences.artifact(method))
-    array = version.array("influences")
-    values = np.asarray(array[...] if array.ndim == 2 else array[damping], np.float64)
+    swept = len(version.variables["influences"].shape) > 2
+    values = version.read("influences", *((slice(damping, damping + 1),) if swept else ()))
+    values = values.reshape(values.shape[-2:]).astype(np.float64)
     test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
     return torch.from_numpy(values[test.valid][:, train.valid])
 

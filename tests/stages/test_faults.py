@@ -25,7 +25,7 @@ from influence_dag.store.journal import Journal
 
 PER_BLOCK = ("dataset", "gradients", "influence_factors", "influences", "perturbation_influences")
 HISTORY = {"niter", "residual", "converged"}  # of an iterative solve: from where it started
-COMPUTED = r"^(\S+): version \d+, (\d+) blocks computed"
+COMPUTED = r"(?:^| - )(\S+): version \d+, (\d+) blocks computed"  # said plainly, or logged
 CANCELLED = "cancelled"
 KINDS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, CANCELLED: CANCELLED}
 
