@@ -17,7 +17,8 @@ import yaml
 
 from influence_dag.graph import artifacts
 from influence_dag.running import load_study
-from influence_dag.stages.base import Update, Workbench
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench
 
 N_TEST, N_TRAIN, FEATURES, CLASSES = 250, 50_000, 15, 16
 CHUNK = 1024

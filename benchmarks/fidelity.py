@@ -29,6 +29,7 @@ from influence_dag import models
 from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hessian
 from influence_dag.datasets import load_splits
 from influence_dag.gradients import per_sample_gradients
+from influence_dag.model_settings import FitSettings
 from influence_dag.objective import Objective, Rows
 from influence_dag.running import load_study
 from influence_dag.solvers import (
@@ -42,7 +43,7 @@ from influence_dag.solvers import (
     Method,
     Nystroem,
 )
-from influence_dag.study import FitSettings, Study
+from influence_dag.study import Study
 from influence_dag.validation.agreement import spearman
 from influence_dag.validation.datamodels import (
     SubsetFits,

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from influence_dag.data_settings import DataSettings, FeatureSettings, Which
 from influence_dag.errors import DataError
 from influence_dag.settings import is_callable_name
 from influence_dag.sources import Source, files, read_source
 from influence_dag.sources.digests import FileDigests
 from influence_dag.store.fingerprints import fingerprint, row_fingerprints
-from influence_dag.study import DataSettings, FeatureSettings, Which
 
 SHOWN = 5  # how many offending rows an error lists
 RESERVED_DIMS = ("test", "train", "param", "damping")  # names of other axes in the results

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
+from influence_dag.model_settings import FitSettings
 from influence_dag.objective import LossFunction, Objective, Rows
-from influence_dag.study import FitSettings
 
 Report = Callable[[str], None]
 Product = Callable[[Tensor], Tensor]

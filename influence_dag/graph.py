@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from influence_dag.study import Study
 
 if TYPE_CHECKING:
-    from influence_dag.stages.base import Update, Workbench
+    from influence_dag.stages.updates import Update
+    from influence_dag.stages.workbench import Workbench
 
 _TORCH, _ZARR = frozenset({"torch"}), frozenset({"zarr"})
 _BOTH = _TORCH | _ZARR

@@ -15,7 +15,7 @@ from influence_dag.study import Study, StudySettings
 
 if TYPE_CHECKING:
     from influence_dag.solvers.blocks import Blocks
-    from influence_dag.stages.base import Workbench
+    from influence_dag.stages.workbench import Workbench
 
 Block = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 
@@ -152,7 +152,7 @@ def _parameter_layout(
 
 def workbench_of(store: ArtifactStore, method: str) -> "Workbench":
     """The study as it was when the method's factors were computed."""
-    from influence_dag.stages.base import Workbench
+    from influence_dag.stages.workbench import Workbench
 
     known = settings_of(store, method)
     settings = StudySettings.model_validate(known["settings"])

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from influence_dag.errors import ModelError, StudyError
 from influence_dag.fitting import FitReport, fit
+from influence_dag.model_settings import FitSettings, ModelSettings
 from influence_dag.project_code import forget_outdated
 from influence_dag.store.fingerprints import fingerprint
-from influence_dag.study import FitSettings, ModelSettings
 
 __all__ = [
     "FitReport",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -21,172 +20,15 @@ from pydantic import (
     model_validator,
 )
 
+from influence_dag.data_settings import DataSettings, Which
 from influence_dag.method_settings import MethodsSettings
+from influence_dag.model_settings import FitSettings, ModelSettings
 from influence_dag.settings import (
     Bytes,
-    CallableName,
     Settings,
-    callable_name,
-    is_callable_name,
     parse_bytes,
 )
-
-
-class FeatureSettings(Settings):
-    """How the feature columns become the model's input."""
-
-    dims: tuple[str, ...] | None = Field(
-        default=None, description="names of the feature dimensions; tabular default: ['feature']"
-    )
-    shape: tuple[PositiveInt, ...] | None = Field(
-        default=None, description="shape of one sample; tabular default: (number of columns,)"
-    )
-    scale: float = Field(
-        default=1.0,
-        description="the model sees x * scale; perturbation derivatives are per scaled unit",
-    )
-    columns: tuple[str, ...] | None = Field(
-        default=None, description="feature columns in order; default: all but id and target"
-    )
-
-    @model_validator(mode="after")
-    def _dims_match_shape(self) -> "FeatureSettings":
-        if self.dims is not None and self.shape is not None and len(self.dims) != len(self.shape):
-            raise ValueError(
-                f"dims {list(self.dims)} names {len(self.dims)} dimensions, shape "
-                f"{list(self.shape)} has {len(self.shape)}"
-            )
-        if self.dims is not None and len(set(self.dims)) != len(self.dims):
-            raise ValueError(f"dims {list(self.dims)} repeats a name")
-        return self
-
-
-Which = Literal["test", "train"]  # the two splits
-
-
-def _only_files(names: tuple[str, ...]) -> tuple[str, ...]:
-    callables = [name for name in names if is_callable_name(name)]
-    if callables or not names:
-        raise ValueError(
-            f"a list names one file or more, not the callable {callables[0]!r}"
-            if callables
-            else "an empty list; name at least one file"
-        )
-    return names
-
-
-Files = Annotated[
-    Annotated[str, Tag("name")]
-    | Annotated[tuple[str, ...], AfterValidator(_only_files), Tag("list")],
-    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "name"),
-]
-
-
-class DataSettings(Settings):
-    """Where the rows come from: `.csv`, `.parquet`, `.npz`, `.zarr` or `module:callable`.
-
-    A split may be several files, as a list or a pattern (`data/test-*.csv`, `**` for any folders
-    between): their rows together, each under an id of its own.
-    """
-
-    train: Files
-    test: Files
-    id: str | None = Field(
-        default=None,
-        description="the column of row ids; without it the position is the id (not for .csv)",
-    )
-    target: str = "y"
-    features: FeatureSettings = FeatureSettings()
-
-    def names(self, which: Which) -> tuple[str, ...]:
-        """What a split is read from: one name, or those of a list."""
-        named = getattr(self, which)
-        return (named,) if isinstance(named, str) else named
-
-    def described(self, which: Which) -> str:
-        """The same in words."""
-        return ", ".join(self.names(which))
-
-
-class FitSettings(Settings):
-    r"""How the pipeline fits the model: it minimises $(1/n) \sum_i L(z_i, θ) + (w/2) ‖θ‖²$."""
-
-    optimizer: Literal["lbfgs", "adam", "sgd"] = "lbfgs"
-    max_steps: PositiveInt = 500
-    weight_decay: NonNegativeFloat = Field(
-        default=0.0, description="w, the L2 penalty (w/2)‖θ‖² on every trainable parameter"
-    )
-    seed: int = 0
-    learning_rate: PositiveFloat | None = Field(
-        default=None, description="adam, sgd: the step size (lbfgs searches its own)"
-    )
-    batch_size: PositiveInt | None = Field(
-        default=None, description="adam, sgd: rows a step; default all of them"
-    )
-    tolerance: PositiveFloat = Field(
-        default=1e-6, description="lbfgs stops when the norm of the penalised gradient is below"
-    )
-    warm_start: bool = Field(
-        default=False,
-        description="a refit starts from the stored θ, so that where it ends depends on history",
-    )
-
-
-def _settings_or_name(value: Any) -> str:
-    return "mapping" if isinstance(value, dict | FitSettings) else "callable"
-
-
-Fit = Annotated[
-    Annotated[FitSettings, Tag("mapping")] | Annotated[CallableName, Tag("callable")],
-    Discriminator(_settings_or_name),
-]
-
-
-class ModelSettings(Settings):
-    """The module, its loss and where its parameters come from."""
-
-    build: CallableName = Field(description="module:callable that returns the torch.nn.Module")
-    loss: str = Field(
-        default="cross_entropy",
-        description=(
-            "cross_entropy | mse | bce_with_logits | module:callable (output, target) -> one "
-            "loss per sample"
-        ),
-    )
-    measurement: CallableName | None = Field(
-        default=None,
-        description="module:callable (output, target) -> one value per test row; default: the loss",
-    )
-    fit: Fit | None = Field(
-        default=None,
-        description=(
-            "fit settings, or module:callable (module, rows) that trains the module in place"
-        ),
-    )
-    checkpoint: str | None = Field(default=None, description="a .safetensors file of the module")
-    refit: Literal["on_change", "pinned"] = "on_change"
-
-    @model_validator(mode="after")
-    def _one_source_of_parameters(self) -> "ModelSettings":
-        if self.fit is not None and self.checkpoint is not None:
-            raise ValueError("give either `fit` or `checkpoint`, not both")
-        if self.fit is None and self.checkpoint is None:
-            raise ValueError(
-                "say where the parameters come from: `fit: {...}`, `fit: module:callable` or "
-                "`checkpoint: file.safetensors`"
-            )
-        if self.loss not in LOSSES:
-            try:
-                callable_name(self.loss)
-            except ValueError as error:
-                raise ValueError(
-                    f"loss {self.loss!r} is neither one of {', '.join(LOSSES)} nor "
-                    "'module:callable'"
-                ) from error
-        return self
-
-
-LOSSES = ("cross_entropy", "mse", "bce_with_logits")
+from influence_dag.validation_settings import ValidationSettings
 
 
 class PerturbationSettings(Settings):
@@ -213,54 +55,6 @@ class SummarySettings(Settings):
         default="auto",
         description="auto: all methods but the iterative ones, which need one solve a training row",
     )
-
-
-class LeaveOneOutSettings(Settings):
-    """Refits without single training rows, against what the influences predict."""
-
-    rows: PositiveInt = Field(default=50, description="training rows to leave out, drawn")
-    seed: int = 0
-    method: str | None = Field(default=None, description="default: the study's first method")
-    tolerance: PositiveFloat = Field(
-        default=1e-8, description="norm of the penalised gradient that every refit has to reach"
-    )
-    max_steps: PositiveInt = 200
-
-
-class DatamodelsSettings(Settings):
-    """Linear datamodelling score: refits on random subsets."""
-
-    count: PositiveInt = Field(default=50, description="subsets in each of two draws")
-    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    dampings: tuple[PositiveFloat, ...] = Field(
-        default=(), description="of the exact solves beside the methods; default: the study's"
-    )
-    initial_weights: Literal["same", "others"] = Field(
-        default="same",
-        description="where the subsets' fits start: as the full fit did, or each from its own seed",
-    )
-    seed: int = 0
-
-
-class LabelErrorsSettings(Settings):
-    """Flipped labels, to be found by self-influence."""
-
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    curvature: Literal["hessian", "gauss_newton"] = "gauss_newton"
-    seed: int = 0
-
-
-class ValidationSettings(Settings):
-    """Which validations are artifacts of the study; each costs refits."""
-
-    leave_one_out: LeaveOneOutSettings | None = None
-    datamodels: DatamodelsSettings | None = None
-    label_errors: LabelErrorsSettings | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The validations that are asked for."""
-        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
 class CurvatureSettings(Settings):

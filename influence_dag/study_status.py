@@ -10,7 +10,7 @@ from influence_dag.graph import Artifact, artifacts
 from influence_dag.running import load_study
 
 if TYPE_CHECKING:
-    from influence_dag.stages.base import Workbench
+    from influence_dag.stages.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def status(folder: str | Path) -> StudyStatus:
 
     Raises `StudyError` or `DataError` as a refresh would.
     """
-    from influence_dag.stages.base import Workbench
+    from influence_dag.stages.workbench import Workbench
 
     study = load_study(folder)
     if str(study.root) not in sys.path:

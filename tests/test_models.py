@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag import models
+from influence_dag.data_settings import DataSettings
 from influence_dag.datasets import load_split
 from influence_dag.errors import ModelError, StudyError
+from influence_dag.model_settings import FitSettings, ModelSettings
 from influence_dag.objective import Rows
-from influence_dag.study import DataSettings, FitSettings, ModelSettings
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,9 +7,10 @@ import yaml
 from pydantic import ValidationError
 
 from influence_dag.errors import StudyError
+from influence_dag.model_settings import LOSSES
 from influence_dag.running import load_study, project_root
 from influence_dag.settings import parse_bytes
-from influence_dag.study import LOSSES, Study, StudySettings
+from influence_dag.study import Study, StudySettings
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = {

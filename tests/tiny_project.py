@@ -14,7 +14,8 @@ import yaml
 from influence_dag.graph import artifacts
 from influence_dag.query import StudyResults, open_study
 from influence_dag.running import load_study, materialize
-from influence_dag.stages.base import Report, Update, Workbench
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Report, Workbench
 
 COLUMNS = ["id", "height", "width", "depth", "label"]
 SETTINGS: dict[str, Any] = {

@@ -103,7 +103,7 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
     )
     def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         from influence_dag.components.metadata import materialize_result
-        from influence_dag.stages.base import Workbench
+        from influence_dag.stages.workbench import Workbench
 
         bench = Workbench(study, context.log.info)
         tags = _source_seen(context, study) if "source" in node.reads else None

@@ -6,7 +6,8 @@ from typing import Any
 import dagster as dg
 
 from influence_dag.showing import listed
-from influence_dag.stages.base import Update, Workbench
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench
 from influence_dag.store.differences import Difference
 
 COMPARED = 50_000_000  # numbers in changed chunks, above which they are not read again to compare

@@ -113,7 +113,7 @@ def _definition(study: Study, artifact: str, found: list[Promise]) -> dg.AssetCh
 
     @dg.multi_asset_check(name="__".join([study.name, *artifact.split("/"), "checks"]), specs=specs)
     def checks(context: dg.AssetCheckExecutionContext):
-        from influence_dag.stages.base import Workbench
+        from influence_dag.stages.workbench import Workbench
 
         bench = Workbench(study, context.log.info)
         for promise in found:

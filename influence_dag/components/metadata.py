@@ -10,7 +10,8 @@ from influence_dag import plots
 from influence_dag.components.assets import DATA_VERSION_TAG
 from influence_dag.components.changes import changes, made_from
 from influence_dag.labelled import Axis
-from influence_dag.stages.base import Update, Workbench
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 
 DRAWN = (

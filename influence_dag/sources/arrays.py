@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from influence_dag.data_settings import DataSettings
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source, chosen, demand, same_length
-from influence_dag.study import DataSettings
 
 
 def read_npz(path: Path, name: str, data: DataSettings) -> Source:

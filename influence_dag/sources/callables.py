@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from influence_dag.data_settings import DataSettings
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source, chosen, same_length
-from influence_dag.study import DataSettings
 
 
 def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Source:

@@ -3,6 +3,7 @@
 from glob import glob, has_magic
 from pathlib import Path
 
+from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import DataError
 from influence_dag.settings import is_callable_name
 from influence_dag.sources.arrays import read_npz, read_zarr
@@ -10,7 +11,6 @@ from influence_dag.sources.base import Source, did_you_mean
 from influence_dag.sources.callables import read_callable
 from influence_dag.sources.joining import joined
 from influence_dag.sources.tables import read_csv, read_parquet
-from influence_dag.study import DataSettings, Which
 
 READERS = {".csv": read_csv, ".parquet": read_parquet, ".npz": read_npz, ".zarr": read_zarr}
 

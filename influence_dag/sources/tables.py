@@ -9,9 +9,9 @@ from typing import NoReturn
 import numpy as np
 import pandas as pd
 
+from influence_dag.data_settings import DataSettings
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source, demand, listed
-from influence_dag.study import DataSettings
 
 
 def read_csv(path: Path, name: str, data: DataSettings) -> Source:

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from influence_dag.labelled import Axis
 from influence_dag.stages import factors, influences, report
-from influence_dag.stages.base import Workbench
+from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 
 
@@ -122,7 +121,7 @@ def residual_below(method: str) -> Check:
     def check(bench: Workbench) -> Outcome:
         version = bench.require(factors.artifact(method))
         values = np.asarray(version.read("residual"), np.float64)
-        valid = Axis.read(version, "test").valid
+        valid = bench.axis_of(version, "test").valid
         worst = float(values[..., valid].max()) if valid.any() else 0.0
         settings = bench.settings.methods[method]
         limit = max(RESIDUAL[bench.settings.compute.dtype], getattr(settings, "rtol", 0.0))
@@ -143,7 +142,7 @@ def matches_parts(method: str) -> Check:
         from influence_dag.stages.gradients import load_gradients
 
         version = bench.require(influences.artifact(method))
-        test, train = Axis.read(version, "test"), Axis.read(version, "train")
+        test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
         rng = np.random.default_rng(0)
         worst = scale = 0.0
         for i, j in zip(rng.choice(test.slots, 16), rng.choice(train.slots, 16), strict=True):

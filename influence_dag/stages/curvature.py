@@ -11,8 +11,10 @@ from influence_dag.errors import StudyError
 from influence_dag.labelled import Axis
 from influence_dag.solvers import Blockwise, Factorization, Method, build, parameter_blocks
 from influence_dag.stages import matrices
-from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
 from influence_dag.stages.model import load_objective, load_rows, model_key
+from influence_dag.stages.refreshing import Whole, refresh_whole
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 from influence_dag.store.fingerprints import fingerprint
 

@@ -17,8 +17,9 @@ from influence_dag.labelled import (
     slots_of,
 )
 from influence_dag.settings import is_callable_name
-from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
-from influence_dag.stages.updates import current_update
+from influence_dag.stages.refreshing import Part, refresh_blocks
+from influence_dag.stages.updates import Update, current_update
+from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable, Version
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 

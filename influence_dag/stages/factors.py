@@ -17,8 +17,10 @@ from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import carried_on, residuals
 from influence_dag.solvers.blocks import BlockFactorization
 from influence_dag.stages import curvature
-from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.model import load_objective, load_rows, measurement_key, model_key
+from influence_dag.stages.refreshing import Part, refresh_blocks
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Keys, Layout, Variable, Version, as_keys
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 

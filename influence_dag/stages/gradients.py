@@ -5,8 +5,10 @@ import torch
 
 from influence_dag.gradients import GradientLayout, Gradients, gradient_layout, per_sample_gradients
 from influence_dag.labelled import Axis
-from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.model import load_objective, load_rows, model_key, stored_rows
+from influence_dag.stages.refreshing import Part, refresh_blocks
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 

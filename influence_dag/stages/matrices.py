@@ -6,8 +6,10 @@ import torch
 from influence_dag.curvature import GaussNewton, Hessian
 from influence_dag.labelled import Axis
 from influence_dag.objective import Objective
-from influence_dag.stages.base import Result, Update, Whole, Workbench, refresh_whole
 from influence_dag.stages.model import load_objective, load_rows, model_key
+from influence_dag.stages.refreshing import Result, Whole, refresh_whole
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 from influence_dag.store.fingerprints import fingerprint
 

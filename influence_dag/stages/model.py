@@ -10,13 +10,16 @@ from torch import nn
 from influence_dag import models
 from influence_dag.errors import DataError, ModelError
 from influence_dag.labelled import SPLITS, Axis, Split
+from influence_dag.model_settings import LOSSES, FitSettings
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.objective_checks import check_labels
 from influence_dag.project_code import code_key, file_hash
-from influence_dag.stages.base import Update, Whole, Workbench, refresh_whole
+from influence_dag.stages.refreshing import Whole, refresh_whole
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
 from influence_dag.store.fingerprints import fingerprint
-from influence_dag.study import LOSSES, FitSettings, Study
+from influence_dag.study import Study
 
 ARTIFACT = "model"
 FORMULA = 1

@@ -12,9 +12,11 @@ from influence_dag.objective import Objective
 from influence_dag.perturbation_points import module_output
 from influence_dag.settings import readable_bytes
 from influence_dag.stages import factors
-from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.influences import pieces
 from influence_dag.stages.model import load_objective, load_rows
+from influence_dag.stages.refreshing import Part, refresh_blocks
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 from influence_dag.store.layout import pair_chunks

@@ -17,8 +17,10 @@ from influence_dag.labelled import HOLE, Axis
 from influence_dag.method_settings import ITERATIVE
 from influence_dag.solvers import Factorization
 from influence_dag.stages import curvature, factors, gradients, influences, rankings
-from influence_dag.stages.base import Part, Update, Workbench, provenance, refresh_blocks
 from influence_dag.stages.influences import pieces
+from influence_dag.stages.refreshing import Part, refresh_blocks
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Draft, Keys, Layout, Variable, combine
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from influence_dag.store import Plan
 
 if TYPE_CHECKING:
-    from influence_dag.stages.base import Workbench
+    from influence_dag.stages.workbench import Workbench
 
 
 @dataclass(frozen=True)

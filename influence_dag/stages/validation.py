@@ -5,13 +5,15 @@ import torch
 
 from influence_dag import models
 from influence_dag.errors import IndefiniteError
+from influence_dag.model_settings import FitSettings
 from influence_dag.objective import Objective, Rows
 from influence_dag.stages import influences
-from influence_dag.stages.base import Result, Update, Whole, Workbench, refresh_whole
 from influence_dag.stages.model import load_objective, load_rows, model_key
+from influence_dag.stages.refreshing import Result, Whole, refresh_whole
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
 from influence_dag.store.fingerprints import fingerprint
-from influence_dag.study import FitSettings
 from influence_dag.validation.candidates import exact_candidates
 from influence_dag.validation.datamodels import datamodels, initial_params
 from influence_dag.validation.label_errors import label_errors

@@ -79,7 +79,7 @@ def refresh(folder: str) -> None:
     """Every stage in order, told as they are refreshed."""
     from influence_dag.graph import artifacts
     from influence_dag.running import load_study
-    from influence_dag.stages.base import Workbench
+    from influence_dag.stages.workbench import Workbench
 
     bench = Workbench(load_study(folder), lambda message: print(message, flush=True))
     for node in artifacts(bench.study):

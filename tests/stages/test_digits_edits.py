@@ -21,7 +21,8 @@ from influence_dag.errors import DataError
 from influence_dag.graph import artifacts
 from influence_dag.query import StudyResults, open_study
 from influence_dag.running import load_study
-from influence_dag.stages.base import Update, Workbench
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 
 TEST, TRAIN = 64, 128  # rows a chunk

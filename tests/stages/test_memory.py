@@ -11,7 +11,7 @@ MEASURE = """
 import json, resource, sys
 from influence_dag.graph import artifacts
 from influence_dag.running import load_study
-from influence_dag.stages.base import Workbench
+from influence_dag.stages.workbench import Workbench
 
 sys.path.insert(0, {root!r})
 bench = Workbench(load_study({folder!r}))

@@ -350,7 +350,7 @@ import json, sys
 from influence_dag.graph import artifacts
 from influence_dag.stages.model import load_rows
 from influence_dag.running import load_study
-from influence_dag.stages.base import Workbench
+from influence_dag.stages.workbench import Workbench
 
 sys.path.insert(0, {root!r})
 

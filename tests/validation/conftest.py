@@ -8,8 +8,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from influence_dag.fitting import fit
+from influence_dag.model_settings import FitSettings
 from influence_dag.objective import Objective, Rows
-from influence_dag.study import FitSettings
 
 PENALTY = 1e-2
 

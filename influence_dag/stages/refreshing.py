@@ -1,4 +1,4 @@
-"""What the stages share: a study's store and settings, and how an artifact is refreshed.
+"""How an artifact is refreshed, whatever it holds.
 
 Every artifact is a pure function of fingerprints. A stage computes the keys that its blocks
 ought to have, compares them with the keys that are stored, computes the difference and
@@ -8,15 +8,12 @@ publishes one new version. Nothing else decides what is recomputed.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from influence_dag.errors import StoreError
 from influence_dag.execution import Tile, stream, tiles
-from influence_dag.labelled import Axis, Split
-from influence_dag.stages.planned import Planned
 from influence_dag.stages.updates import (
     Update,
     current_update,
@@ -24,166 +21,9 @@ from influence_dag.stages.updates import (
     planned_update,
     reasons_of,
 )
-from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, Version
+from influence_dag.stages.workbench import Workbench, policies, provenance
+from influence_dag.store import Coordinate, Layout, Variable, Version
 from influence_dag.store.fingerprints import KEY_BYTES, fingerprint
-from influence_dag.store.layout import row_chunks
-from influence_dag.study import Study
-
-Report = Callable[[str], None]
-
-
-class Workbench:
-    """A study opened for work: its store, and its model and rows read back from there.
-
-    With `plan_only` a refresh says what it would compute, and computes and writes nothing; what it
-    would publish then stands in for the artifact (`Planned`), so that later stages can be planned.
-    """
-
-    def __init__(
-        self,
-        study: Study,
-        report: Report = lambda message: None,
-        *,
-        plan_only: bool = False,
-    ):
-        self.study, self.settings, self.report = study, study.settings, report
-        self.plan_only = plan_only
-        self.store = ArtifactStore(
-            study.store_path,
-            keep_versions=study.settings.store.keep_versions,
-            lock_timeout=study.settings.store.lock_timeout,
-            report=report,
-        )
-        self._required: dict[str, Version] = {}
-        self._axes: dict[tuple[str, ...], Axis] = {}
-        self._planned: dict[str, Planned] = {}
-
-    def require(self, artifact: str) -> Version:
-        """The version of an artifact that this stage reads.
-
-        Asked for again it is the same one, whatever another process publishes meanwhile: all
-        that a stage reads belongs together.
-        """
-        if artifact in self._planned:
-            return cast(Version, self._planned[artifact])
-        version = self._required.get(artifact) or self.store.current(artifact)
-        if version is None:
-            raise StoreError(
-                f"{self.study.name}/{artifact} has not been computed yet (nothing in "
-                f"{self.store.root / artifact}); "
-                f"materialise it first"
-            )
-        self._required[artifact] = version
-        return version
-
-    def plan(self, artifact: str, layout: Layout | None = None) -> None:
-        """Note that an artifact is not current, and what is known of its next version."""
-        self._planned[artifact] = Planned(artifact, layout)
-
-    def is_planned(self, artifact: str) -> bool:
-        """Whether an artifact is to be computed, so that its numbers cannot be asked for."""
-        return artifact in self._planned
-
-    def undamaged(self, artifact: str) -> Version | None:
-        """The current version as something to start from: None without one, or a damaged one."""
-        version = self.store.current(artifact)
-        return None if version is None or version.verify() else version
-
-    def published(self, artifact: str) -> Version:
-        """The version that is current now: what a refresh has just published."""
-        self._required.pop(artifact, None)
-        return self.require(artifact)
-
-    def axis(self, artifact: str, split: Split) -> Axis:
-        return self.axis_of(self.require(artifact), split)
-
-    def axis_of(self, version: Version, split: Split) -> Axis:
-        """The rows that a version was made with, read once however many artifacts share them."""
-        parts = version.parts
-        written = tuple(parts.get(name, "") for name in Axis.coordinate_names(split))
-        if written not in self._axes:
-            self._axes[written] = Axis.read(version, split)
-        return self._axes[written]
-
-    def remember(self, axis: Axis) -> None:
-        """Rows that are about to be written: nobody has to read them."""
-        parts = {coordinate.name: coordinate.fingerprint for coordinate in axis.coordinates}
-        names = Axis.coordinate_names(axis.name)
-        self._axes[tuple(parts.get(name, "") for name in names)] = axis
-
-    def stable_chunks(
-        self, artifact: str, variable: str, ideal: tuple[int, ...]
-    ) -> tuple[int, ...]:
-        """The stored chunk sizes while they are within a factor of 4 of the ideal ones.
-
-        The ideal size follows the number of rows; keeping the old one means that appended
-        rows leave the existing chunks as they are.
-        """
-        current = self.store.base(artifact)
-        if current is None or variable not in current.variables:
-            return ideal
-        stored = current.variables[variable].chunks[: len(ideal)]
-        fits = all(want / 4 <= have <= want * 4 for have, want in zip(stored, ideal, strict=True))
-        return stored if fits else ideal
-
-    def row_chunk(
-        self,
-        artifact: str,
-        variable: str,
-        split: Split,
-        shape: tuple[int, ...],
-        row_bytes: int,
-    ) -> int:
-        """Rows a chunk of an array whose rows are kept whole: `shape` is what comes before a row.
-
-        The study's own length where a chunk of that many rows is not too large, else a stable one.
-        """
-        ideal = (*(1 for _ in shape[1:]), row_chunks(shape[-1], row_bytes))
-        asked = (self.chunk_override or {}).get(split)
-        if asked and asked <= ideal[-1]:
-            return asked
-        return self.stable_chunks(artifact, variable, ideal)[-1]
-
-    @property
-    def chunk_override(self) -> dict[str, int] | None:
-        """Chunk sizes that the study asks for."""
-        chunks = self.settings.store.chunks
-        return None if chunks is None else {str(axis): size for axis, size in chunks.items()}
-
-    @cached_property
-    def device(self) -> Any:
-        import torch
-
-        wanted = self.settings.compute.device
-        if wanted == "auto":
-            wanted = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(wanted)
-
-    @cached_property
-    def dtype(self) -> Any:
-        import torch
-
-        return getattr(torch, self.settings.compute.dtype)
-
-    def attributes(self, **extra: Any) -> dict[str, Any]:
-        """Attributes that every artifact of the study carries."""
-        return {"study": self.study.name, "loss": self.settings.model.loss, **extra}
-
-
-@cache
-def provenance() -> dict[str, Any]:
-    """Versions of what made an artifact: written with it, not part of its fingerprint."""
-    from importlib.metadata import version
-
-    names = ("influence-dag", "torch", "zarr", "numpy")
-    return {"made_with": {name: version(name) for name in names}}
-
-
-def policies(bench: Workbench) -> dict[str, str]:
-    """What a version was made under: whether θ and the curvature follow the data."""
-    settings = bench.settings
-    return {"model.refit": settings.model.refit, "curvature.refresh": settings.curvature.refresh}
-
 
 Result = tuple[tuple[str, ...], np.ndarray, dict]  # dims, values, attributes
 

@@ -1,0 +1,93 @@
+"""Settings of a study's rows: the files or code they come from, and how columns become inputs."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from influence_dag.settings import (
+    Settings,
+    is_callable_name,
+)
+
+
+class FeatureSettings(Settings):
+    """How the feature columns become the model's input."""
+
+    dims: tuple[str, ...] | None = Field(
+        default=None, description="names of the feature dimensions; tabular default: ['feature']"
+    )
+    shape: tuple[PositiveInt, ...] | None = Field(
+        default=None, description="shape of one sample; tabular default: (number of columns,)"
+    )
+    scale: float = Field(
+        default=1.0,
+        description="the model sees x * scale; perturbation derivatives are per scaled unit",
+    )
+    columns: tuple[str, ...] | None = Field(
+        default=None, description="feature columns in order; default: all but id and target"
+    )
+
+    @model_validator(mode="after")
+    def _dims_match_shape(self) -> "FeatureSettings":
+        if self.dims is not None and self.shape is not None and len(self.dims) != len(self.shape):
+            raise ValueError(
+                f"dims {list(self.dims)} names {len(self.dims)} dimensions, shape "
+                f"{list(self.shape)} has {len(self.shape)}"
+            )
+        if self.dims is not None and len(set(self.dims)) != len(self.dims):
+            raise ValueError(f"dims {list(self.dims)} repeats a name")
+        return self
+
+
+Which = Literal["test", "train"]  # the two splits
+
+
+def _only_files(names: tuple[str, ...]) -> tuple[str, ...]:
+    callables = [name for name in names if is_callable_name(name)]
+    if callables or not names:
+        raise ValueError(
+            f"a list names one file or more, not the callable {callables[0]!r}"
+            if callables
+            else "an empty list; name at least one file"
+        )
+    return names
+
+
+Files = Annotated[
+    Annotated[str, Tag("name")]
+    | Annotated[tuple[str, ...], AfterValidator(_only_files), Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "name"),
+]
+
+
+class DataSettings(Settings):
+    """Where the rows come from: `.csv`, `.parquet`, `.npz`, `.zarr` or `module:callable`.
+
+    A split may be several files, as a list or a pattern (`data/test-*.csv`, `**` for any folders
+    between): their rows together, each under an id of its own.
+    """
+
+    train: Files
+    test: Files
+    id: str | None = Field(
+        default=None,
+        description="the column of row ids; without it the position is the id (not for .csv)",
+    )
+    target: str = "y"
+    features: FeatureSettings = FeatureSettings()
+
+    def names(self, which: Which) -> tuple[str, ...]:
+        """What a split is read from: one name, or those of a list."""
+        named = getattr(self, which)
+        return (named,) if isinstance(named, str) else named
+
+    def described(self, which: Which) -> str:
+        """The same in words."""
+        return ", ".join(self.names(which))
