@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.curvature.kronecker import KroneckerSums, kronecker_factors
+from influence_dag.curvature.kronecker import KroneckerSums, kronecker_factors, kronecker_sums
 from influence_dag.curvature.kronecker_fisher import FisherName
 from influence_dag.curvature.kronecker_pairs import FisherPairs, KroneckerLayout
 from influence_dag.curvature.operators import Curvature
@@ -46,6 +46,13 @@ class EKFAC:
         """
         return _factorization(self, curvature, corrected=True, sums=sums)
 
+    def sums(self, curvature: Curvature) -> KroneckerSums | None:
+        """Over the curvature's rows, to be added or taken away; None where rows are not alone.
+
+        (Which labels are drawn for a row depends on the rows before it.)
+        """
+        return _sums(self, curvature)
+
     def restore(
         self, tensors: Mapping[str, Tensor], curvature: Curvature | None
     ) -> "KroneckerFactorization":
@@ -71,6 +78,10 @@ class KFAC:
         """One pass over the curvature's rows, none with their `sums`. Raises as `EKFAC` does."""
         return _factorization(self, curvature, corrected=False, sums=sums)
 
+    def sums(self, curvature: Curvature) -> KroneckerSums | None:
+        """As `EKFAC.sums`."""
+        return _sums(self, curvature)
+
     def restore(
         self, tensors: Mapping[str, Tensor], curvature: Curvature | None
     ) -> "KroneckerFactorization":
@@ -88,6 +99,13 @@ def _pairs(method: EKFAC | KFAC, curvature: Any, index: Tensor | None) -> Fisher
     size = getattr(curvature, "batch_size", FisherPairs.batch_size)
     layout = layout if index is None else layout.within(index)
     return FisherPairs(objective, rows, layout, method.fisher, method.seed, size)
+
+
+def _sums(method: EKFAC | KFAC, curvature: Curvature) -> KroneckerSums | None:
+    if method.fisher == "sampled":
+        return None
+    pairs = _pairs(method, curvature, None)
+    return kronecker_sums(pairs, pairs.layout)
 
 
 def _factorization(

@@ -7,10 +7,21 @@ import numpy as np
 import torch
 
 from influence_dag.curvature import Curvature, DenseCurvature
+from influence_dag.curvature.kronecker import KroneckerSums
 from influence_dag.errors import StudyError
 from influence_dag.labelled import Axis
-from influence_dag.solvers import Blockwise, Factorization, Method, build, parameter_blocks
+from influence_dag.objective import Rows
+from influence_dag.solvers import (
+    EKFAC,
+    KFAC,
+    Blockwise,
+    Factorization,
+    Method,
+    build,
+    parameter_blocks,
+)
 from influence_dag.stages import matrices
+from influence_dag.stages.differences import row_changes
 from influence_dag.stages.model import load_objective, load_rows, model_key
 from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
@@ -72,7 +83,11 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
     if uses_matrix(method):
         return load_matrix(bench, kind(bench, method))
     axis, version = _rows_of(bench, seen) if seen else (bench.axis("dataset", "train"), None)
-    rows = load_rows(bench, axis, version=version)
+    return curvature_over(bench, method, load_rows(bench, axis, version=version))
+
+
+def curvature_over(bench: Workbench, method: str, rows: Rows) -> Curvature:
+    """The method's curvature as products over some rows."""
     curvature = matrices.KINDS[kind(bench, method)]
     return curvature(load_objective(bench), rows, batch_size=bench.settings.compute.batch_size)
 
@@ -94,7 +109,13 @@ def refresh(bench: Workbench, method: str) -> Update:
     key = fingerprint(settings_key, _read(bench, method, train.fingerprint))
 
     def produce() -> Whole:
-        factorization = build_method(bench, method).factorize(load_operator(bench, method))
+        solver, operator = build_method(bench, method), load_operator(bench, method)
+        sums, touched = _updated_sums(bench, method, solver, train, settings_key)
+        factorization = (
+            solver.factorize(operator, sums=sums)
+            if isinstance(solver, EKFAC | KFAC)
+            else solver.factorize(operator)
+        )
         arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
         attrs = matrices.attributes(
             bench,
@@ -106,6 +127,8 @@ def refresh(bench: Workbench, method: str) -> Update:
             train_rows=train.fingerprint,
         )
         info = dict(getattr(factorization, "info", {}))  # rank, captured share, layers …
+        if isinstance(solver, EKFAC | KFAC):
+            info["rows_summed"] = touched
         return Whole(
             arrays, attrs, info, notes={"dataset_version": bench.require("dataset").number}
         )
@@ -113,6 +136,34 @@ def refresh(bench: Workbench, method: str) -> Update:
     return refresh_whole(
         bench, artifact(method), key, produce, reusable=matrices.pinned(bench, settings_key)
     )
+
+
+def _updated_sums(
+    bench: Workbench, method: str, solver: Method, train: Axis, settings_key: str
+) -> tuple[KroneckerSums | None, int]:
+    """A Kronecker factorisation's sums over rows from the stored ones and the rows that differ.
+
+    And how many rows those are; None and all where all are to be summed. (Drawn labels depend on
+    all rows; blocks keep sums of their own, which are not taken up.)
+    """
+    stored = bench.undamaged(artifact(method))
+    if (
+        not isinstance(solver, EKFAC | KFAC)
+        or stored is None
+        or stored.attrs.get("settings_key") != settings_key
+    ):
+        return None, train.count
+    changes = row_changes(bench, stored, stored.attrs["train_rows"], train)
+    if changes is None:
+        return None, train.count
+    tensors = {name: _tensor(bench, stored, name) for name in stored.variables}
+    total = KroneckerSums.from_tensors(tensors)
+    for sign, rows in changes.signed(bench):
+        part = solver.sums(curvature_over(bench, method, rows))
+        if part is None:
+            return None, train.count
+        total = total + part if sign > 0 else total - part
+    return total, len(changes)
 
 
 def _read(bench: Workbench, method: str, train_rows: str) -> str:

@@ -1,16 +1,15 @@
 """The curvature as a matrix: computed over all rows once, then kept true by differences."""
 
-import numpy as np
 import torch
 
 from influence_dag.curvature import GaussNewton, Hessian
 from influence_dag.labelled import Axis
 from influence_dag.objective import Objective
+from influence_dag.stages.differences import row_changes
 from influence_dag.stages.model import load_objective, load_rows, model_key
 from influence_dag.stages.refreshing import Result, Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
-from influence_dag.store import Version
 from influence_dag.store.fingerprints import fingerprint
 
 FORMULA = 1
@@ -92,32 +91,11 @@ def _updated(
     stored = bench.undamaged(kind)
     if stored is None or stored.attrs.get("settings_key") != settings_key:
         return None, 0
-    old = bench.axis_of(stored, "train")
-    before = _rows_seen(bench, stored, old)
-    gone, come = _differences(old, train)
-    if before is None or len(gone) + len(come) >= train.count:
+    seen = bench.axis_of(stored, "train")
+    changes = row_changes(bench, stored, seen.fingerprint, train)
+    if changes is None:
         return None, 0
-    total = torch.from_numpy(stored.read(kind)).to(bench.device).mul_(old.count)
-    for sign, axis, slots, version in ((-1, old, gone, before), (1, train, come, None)):
-        if len(slots):
-            rows = load_rows(bench, axis, slots, version=version)
-            total.add_(_sum(bench, kind, objective, rows), alpha=sign)
-    return total, len(gone) + len(come)
-
-
-def _rows_seen(bench: Workbench, stored: Version, old: Axis) -> Version | None:
-    """The version of the dataset that a matrix was summed over, when it is still kept."""
-    kept = {version.number: version for version in bench.store.versions("dataset")}
-    version = kept.get(stored.attrs.get("dataset_version", 0))
-    if version is None or version.verify():
-        return None
-    return version if bench.axis_of(version, "train").fingerprint == old.fingerprint else None
-
-
-def _differences(old: Axis, new: Axis) -> tuple[np.ndarray, np.ndarray]:
-    """Slots of the old axis whose row is gone or changed, slots of the new whose row is new."""
-    size = max(len(old), len(new))
-    before, after = np.zeros(size, np.uint64), np.zeros(size, np.uint64)
-    before[: len(old)], after[: len(new)] = old.keys, new.keys
-    differ = before != after
-    return np.flatnonzero(differ & (before != 0)), np.flatnonzero(differ & (after != 0))
+    total = torch.from_numpy(stored.read(kind)).to(bench.device).mul_(seen.count)
+    for sign, rows in changes.signed(bench):
+        total.add_(_sum(bench, kind, objective, rows), alpha=sign)
+    return total, len(changes)

@@ -89,6 +89,32 @@ def test_differences_of_differences_do_not_drift(pinned):
     assert_close(pinned.results.open("hessian").hessian, rebuilt.numpy(), 1e-12)
 
 
+@pytest.mark.parametrize("method", ["kfac", "ekfac"])
+@pytest.mark.parametrize(
+    ("fisher", "change", "touched"),
+    [
+        ("exact", edit, 2),
+        ("exact", all_at_once, 5),
+        ("empirical", take_away, 3),
+        ("sampled", edit, 40),  # which labels are drawn depends on all rows
+    ],
+)
+def test_kronecker_sums_follow_the_rows_that_differ(
+    pinned, tmp_path, method, fisher, change, touched
+):
+    name = f"{method}/curvature"
+    methods = {"direct": None, "cg": None, method: {"fisher": fisher}}
+    pinned.write_settings(methods=methods, perturbation=None)
+    assert pinned.refresh()[name].info["rows_summed"] == 40
+    change(pinned)
+    assert pinned.refresh()[name].info["rows_summed"] == touched
+    scratch = pinned.copy(tmp_path / "scratch")
+    scratch.store.joinpath(name).rename(tmp_path / "removed")
+    assert scratch.refresh()[name].info["rows_summed"] == len(pinned.rows["train"])
+    wanted = scratch.results[method].influences.values
+    assert_close(pinned.results[method].influences, wanted, 1e-10)
+
+
 def test_all_rows_are_summed_when_the_old_ones_are_gone(pinned):
     edit(pinned)
     bench = pinned.bench()

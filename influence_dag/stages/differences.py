@@ -1,0 +1,59 @@
+"""Which rows a stored sum over rows has to lose and to gain."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from influence_dag.labelled import Axis
+from influence_dag.objective import Rows
+from influence_dag.stages.model import load_rows
+from influence_dag.stages.workbench import Workbench
+from influence_dag.store import Version
+
+
+@dataclass(frozen=True, eq=False)
+class RowChanges:
+    """Rows that a sum holds and should not (`gone`, slots of `old`), and the other way round.
+
+    `before` is the version of the dataset that still has what is gone.
+    """
+
+    old: Axis
+    before: Version
+    gone: np.ndarray
+    new: Axis
+    come: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.gone) + len(self.come)
+
+    def signed(self, bench: Workbench) -> Iterator[tuple[int, Rows]]:
+        """−1 and the rows to subtract, 1 and the rows to add; nothing where there are none."""
+        if len(self.gone):
+            yield -1, load_rows(bench, self.old, self.gone, version=self.before)
+        if len(self.come):
+            yield 1, load_rows(bench, self.new, self.come)
+
+
+def row_changes(bench: Workbench, stored: Version, seen: str, train: Axis) -> RowChanges | None:
+    """From the rows that a stored sum was formed over, of fingerprint `seen`, to the current ones.
+
+    None when all rows are to be summed: those it was formed over are no longer kept or damaged, or
+    as many would be touched as there are.
+    """
+    kept = {version.number: version for version in bench.store.versions("dataset")}
+    before = kept.get(stored.attrs.get("dataset_version", 0))
+    if before is None or before.verify():
+        return None
+    old = bench.axis_of(before, "train")
+    changes = RowChanges(old, before, _gone(old, train), train, _gone(train, old))
+    return changes if old.fingerprint == seen and len(changes) < train.count else None
+
+
+def _gone(old: Axis, new: Axis) -> np.ndarray:
+    """Slots of the old axis whose row is not at the same slot of the new one."""
+    after = np.zeros(len(old), np.uint64)
+    both = min(len(old), len(new))
+    after[:both] = new.keys[:both]
+    return np.flatnonzero(old.valid & (old.keys != after))
