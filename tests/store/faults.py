@@ -114,6 +114,7 @@ def hold_lock(root: Path, sample: Sample, seconds: float) -> None:
 
 
 def _report(sender: Any, target: Callable[..., None], *arguments: Any) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
     sender.send("begun")
     try:
         target(*arguments)
