@@ -40,6 +40,16 @@ class Running(NamedTuple):
     process: BaseProcess
     report: Any
 
+    def end_by(self, sign: int) -> Outcome:
+        """Send a signal until it is heard, as a person would.
+
+        Python drops an interrupt that falls into one of its own callbacks (of weak references).
+        """
+        while self.process.is_alive():
+            os.kill(self.process.pid or 0, sign)
+            self.process.join(10)
+        return self.end()
+
     def end(self) -> Outcome:
         self.process.join(60)
         assert self.process.exitcode is not None, "the process hangs"

@@ -178,8 +178,7 @@ def test_a_signal_at_a_random_moment_leaves_a_whole_version(store, sign, times):
     for _ in range(times):
         running = faults.start(faults.refresh_forever, store.root, [NEW, OLD])
         time.sleep(0.05 + rng.uniform(0, 0.3))
-        os.kill(running.process.pid, sign)
-        assert running.end().exit_code in (-sign, 1)
+        assert running.end_by(sign).exit_code in (-sign, 1)
         assert_whole(store, OLD, NEW)
     refresh(store, NEW)
     assert_whole(store, NEW)
