@@ -71,9 +71,11 @@ class Digits:
 
     def from_nothing(self, kept: Iterable[str]) -> StudyResults:
         """A run on the same files that starts from the `kept` artifacts alone."""
-        other = Digits(copy_project(self.root.with_name("scratch")), self.settings)
-        for split in ("train", "test"):
-            shutil.copy(self.path(split), other.path(split))
+        folder = self.root.with_name("scratch")
+        shutil.rmtree(folder, ignore_errors=True)
+        other = Digits(copy_project(folder), self.settings)
+        for path in (self.root / "data/digits").glob("*.csv"):
+            shutil.copy(path, other.root / "data/digits" / path.name)
         for name in kept:
             stored = other.root / "data/store/digits" / name
             shutil.copytree(self.root / "data/store/digits" / name, stored, symlinks=True)

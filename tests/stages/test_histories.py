@@ -27,7 +27,7 @@ SETTINGS = {
 }
 FEWEST = 6  # rows left in a file
 FITTED = ("hessian", "direct/curvature", "cg/curvature")
-SLOTS = ("top_train", "bottom_train")  # another numbering in another store
+SLOTS = ("top_train", "bottom_train", "blocks")  # another numbering in another store
 SIGNS = ("eigenvectors",)  # of either sign
 
 splits = st.sampled_from(["train", "train", "test"])
