@@ -51,7 +51,7 @@ def test_the_hessian(n, widths):
     )
     print(f"\n{update:.3f} of {rebuild:.3f} CPU s ({rebuild / update:.1f}x), error {error:.1e}")
     assert error < 1e-9
-    assert update <= rebuild / 5
+    assert update <= rebuild / 10
 
 
 @pytest.mark.parametrize("method", [KFAC(), EKFAC()], ids=["kfac", "ekfac"])
@@ -66,4 +66,4 @@ def test_kronecker_factors(method):
     update, rebuild = cpu_seconds(difference), cpu_seconds(lambda: method.factorize(everything))
     print(f"\n{update:.3f} of {rebuild:.3f} CPU s ({rebuild / update:.1f}x)")
     # EK-FAC's corrected eigenvalues need a pass over all rows in the new eigenbasis.
-    assert update <= rebuild / (5 if isinstance(method, KFAC) else 1)
+    assert update <= rebuild / (10 if isinstance(method, KFAC) else 1)

@@ -263,7 +263,7 @@ def _datamodels(bench: Workbench, version: Version, method: str | None) -> dict[
 def _label_errors(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
     info = version.attrs["info"]
     rankings = {
-        f"{name.replace('_', '-')}, AUC {info[name]['auc']:.3f}": np.asarray(version.read(name))
+        f"{name.replace('_', '-')}, AUC {info[name]['auc']:.3f}": version.read(name)
         for name in ("self_influence", "loss")
     }
     flipped = version.read("flipped")

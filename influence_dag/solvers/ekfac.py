@@ -47,9 +47,10 @@ class EKFAC:
         return _factorization(self, curvature, corrected=True, sums=sums)
 
     def sums(self, curvature: Curvature) -> KroneckerSums | None:
-        """Over the curvature's rows, to be added or taken away; None where rows are not alone.
+        """The sums over the curvature's rows that `factorize` takes, to be added and subtracted.
 
-        (Which labels are drawn for a row depends on the rows before it.)
+        None for `fisher="sampled"`: which label is drawn for a row depends on the rows before it.
+        Raises as `factorize` does.
         """
         return _sums(self, curvature)
 

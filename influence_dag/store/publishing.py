@@ -13,7 +13,7 @@ from influence_dag.store.drafts import Draft
 from influence_dag.store.files import files_below, make_durable, remove, stamp
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.store.layout import Variable
-from influence_dag.store.published import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS
+from influence_dag.store.published import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, Version
 
 
 def finish(draft: Draft) -> None:
@@ -82,7 +82,6 @@ def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
         variable.name: {"shape": list(variable.shape), "encoding": variable.encoding}
         for variable in draft.layout.variables
     }
-    known = draft.base.manifest["files"] if draft.base else {}
     return {
         "format": FORMAT,
         "layout_fingerprint": draft.layout.fingerprint,
@@ -91,27 +90,33 @@ def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
         "parts": draft.layout.parts,
         "sizes": draft.layout.sizes,
         "results": draft.results.to_json(),
-        "files": _small_files(draft.folder, variables, known),
+        "files": _small_files(draft, variables),
     }
 
 
-def _small_files(
-    folder: Path, variables: dict[str, Any], known: dict[str, tuple[int, int, int]]
-) -> dict[str, tuple[int, int, int]]:
+def _small_files(draft: Draft, variables: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
     """Size, time of modification and checksum of every file that is not a chunk of a variable.
 
-    Of files that are `known`, because they are those of the version before, nothing is read: what
+    Files that are links to those of the version before keep the checksum that they have there: what
     rotted since then does not become right.
     """
     files = {}
-    for path in files_below(folder):
-        name = os.path.relpath(path, folder)
+    for path in files_below(draft.folder):
+        name = os.path.relpath(path, draft.folder)
         parent, _, file = name.rpartition("/")
         if parent in variables and file != "zarr.json":
             continue
-        seen = stamp(path) or (0, 0)
-        size, modified, checksum = known.get(name, (0, 0, 0))
-        if seen != (size, modified):
+        size, modified = stamp(path) or (0, 0)
+        checksum = _linked_checksum(draft.base, name, path)
+        if checksum is None:
             checksum = crc32c(Path(path).read_bytes())
-        files[name] = (*seen, checksum)
+        files[name] = (size, modified, checksum)
     return files
+
+
+def _linked_checksum(base: Version | None, name: str, path: str) -> int | None:
+    """What the version before says of a file, if it is the same one and as it was published."""
+    known = base.manifest["files"].get(name) if base else None
+    if base is None or known is None or stamp(path) != tuple(known[:2]):
+        return None
+    return known[2] if os.path.samefile(path, base.path / name) else None

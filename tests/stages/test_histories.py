@@ -156,6 +156,9 @@ class History(RuleBasedStateMachine):
             assert {split: stored.sizes[split] for split in rows} == {
                 split: len(ids) for split, ids in rows.items()
             }
+            if "blocks" in stored:
+                merged = stored.blocks.isel(entry=0).sum("train_block")
+                np.testing.assert_allclose(merged, stored.test_sum, rtol=1e-12, atol=1e-12)
             for variable in sorted({*wanted.data_vars} - {*SLOTS}):
                 seen, array = stored[variable], wanted[variable]
                 seen = seen.sel({dim: rows[dim] for dim in array.dims if dim in rows})

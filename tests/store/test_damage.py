@@ -10,6 +10,7 @@ from stored_sample import NAME, Sample, refresh
 
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore, Damage
+from influence_dag.store.files import stamp
 
 SAMPLE = Sample()
 CHUNK = "influences/c.1.2"
@@ -202,3 +203,22 @@ def test_a_version_of_another_format_is_named_and_computed_anew(store, version):
         ArtifactStore(store.root).version(NAME).open()
     draft = refresh(ArtifactStore(store.root), SAMPLE)
     assert (draft.chunks_written, draft.version.number) == (9, 2)
+
+
+def test_on_a_coarse_clock_a_file_of_the_same_size_is_not_taken_for_the_one_before(
+    store, monkeypatch
+):
+    """Some file systems tell times of modification in seconds."""
+
+    def coarse(path):
+        seen = stamp(path)
+        return seen and (seen[0], 0)
+
+    for module in ("published", "publishing", "versions"):
+        monkeypatch.setattr(f"influence_dag.store.{module}.stamp", coarse)
+    refresh(store, SAMPLE)
+    after = refresh(store, SAMPLE.with_train({3: -1.0})).version
+    sizes = {(after.path.with_name(n) / "blocks.npz").stat().st_size for n in ("000001", "000002")}
+    assert len(sizes) == 1
+    assert after.verify(checksums=True) == ()
+    after.open().load()
