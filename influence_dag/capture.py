@@ -26,7 +26,7 @@ class NotCaptured(Exception):
         self.layers = layers
 
 
-def leaving_out(
+def without_uncaptured(
     compute: Callable[[frozenset[str]], _Result],
     *,
     without: Iterable[str] = (),

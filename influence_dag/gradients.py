@@ -15,7 +15,7 @@ from influence_dag.capture import (
     Pair,
     capture,
     is_capturable,
-    leaving_out,
+    without_uncaptured,
 )
 from influence_dag.gradient_blocks import (
     DenseGradients,
@@ -92,7 +92,7 @@ def with_layout(
     Starts from what a few rows of `sample` show; a layer that a later batch shows to be another
     (`NotCaptured`) is left to differentiation row by row, and `compute` is called again.
     """
-    return leaving_out(lambda names: compute(gradient_layout(objective, sample, without=names)))
+    return without_uncaptured(lambda names: compute(gradient_layout(objective, sample, without=names)))
 
 
 def _batch(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.capture import leaving_out
+from influence_dag.capture import without_uncaptured
 from influence_dag.curvature.kronecker import (
     KroneckerFactors,
     KroneckerSums,
@@ -118,7 +118,7 @@ def _sums(method: EKFAC | KFAC, curvature: Curvature) -> KroneckerSums | None:
         pairs = _pairs(method, curvature, None, without)
         return kronecker_sums(pairs, pairs.layout)
 
-    return leaving_out(sums)
+    return without_uncaptured(sums)
 
 
 def _factorization(
@@ -134,7 +134,7 @@ def _factorization(
         held = sums if sums is not None and sums.layout == pairs.layout else None
         return kronecker_factors(pairs, corrected=corrected, sums=held)
 
-    factors = leaving_out(factorised)
+    factors = without_uncaptured(factorised)
     sums, dtype = factors.sums, curvature.dtype
     if index is not None:
         sums = replace(sums, layout=sums.layout.relocated(index))
