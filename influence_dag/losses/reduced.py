@@ -99,7 +99,14 @@ class ReducedLoss:
         With `weights` of rows, the mean that they weigh is right as well.
         """
         losses, shares = self.parts.shares(output, target)
-        whole = self.parts.whole(output, target)
+        try:
+            whole = self.parts.whole(output, target)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"the loss fails on a batch with targets {described(target)}: "
+                f"{type(error).__name__}: {error}; torch wants class labels as int64 (n,) and "
+                "numbers in the outputs' type and shape: convert them in the data or in the loss"
+            ) from error
         if whole.shape == losses.shape:
             pairs = [(losses, losses.abs() + losses.abs().mean())]
         elif whole.numel() == 1:
