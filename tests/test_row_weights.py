@@ -181,7 +181,7 @@ def test_leaving_a_weighted_row_out_changes_losses_by_its_influence_over_the_wei
 def test_random_subsets_of_weighted_rows_are_ranked(softmax):
     objective, train, test = softmax
     found = datamodels(objective, train, test, weight_decay=0.02, count=40)
-    assert found.scores["hessian"].mean > 0.9
+    assert found.scores["hessian"].mean > 0.85
 
 
 def test_gradients_are_the_rows_own_times_their_weights(module, rows):

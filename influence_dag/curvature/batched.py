@@ -14,11 +14,11 @@ from torch import Tensor
 
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.curvature.products import (
+    balanced_vector,
     check_symmetric,
     check_symmetric_products,
-    parameter_groups,
     products_agree,
-    random_in_groups,
+    random_vectors,
 )
 from influence_dag.footprint import saved_numbers
 from influence_dag.objective import Objective, Rows, without_denormals
@@ -134,10 +134,10 @@ class BatchedCurvature(ABC):
 
     def _confirms(self, total: Float[Tensor, "p p"], rows: Rows) -> bool:
         """Whether products by double backward over all rows are those of the matrix."""
-        groups = parameter_groups(self.objective)
-        vectors = random_in_groups(groups, self.size).to(self.device, self.dtype)
-        products = self._sum_of(vectors, rows)
-        same = products_agree(total, vectors, products, groups, self.objective.dtype)
+        places = list(self.objective.slices.values())
+        vector = balanced_vector(total, places).to(self.dtype)
+        (product,) = self._sum_of(vector[None], rows)
+        same = products_agree(total, vector, product, places, self.dtype)
         if not same:
             warnings.warn(
                 f"{type(self.objective.module).__name__} is no chain of Linear and elementwise "
@@ -152,8 +152,7 @@ class BatchedCurvature(ABC):
         """The sum over all rows times vectors, of which u · (C v) = v · (C u) has been seen."""
         if not self.checked:
             self.check_derivatives(self.rows)
-            whole = [slice(0, self.size)] * 2
-            u, v = random_in_groups(whole, self.size).to(self.device, self.dtype)
+            u, v = random_vectors(2, self.size).to(self.device, self.dtype)
             Cu, Cv = self._sum_of(torch.stack([u, v]), self.rows)
             check_symmetric_products((u, Cu), (v, Cv), self.objective)
         return lambda vectors: self._sum_of(vectors, self.rows)
