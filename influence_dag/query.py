@@ -26,8 +26,10 @@ def open_study(path: str | Path) -> "StudyResults":
 class StudyResults:
     """A study's stored artifacts: datasets by method, versions, what is behind.
 
-    Arrays are lazy (dask, one block a stored chunk), coordinates are loaded. Slots that hold no
-    row are left out; `xr.open_zarr(".../current")` shows them as NaN with `train_valid` False.
+    Arrays are lazy (dask, even blocks of up to 128 MiB: a slice reads only the stored chunks that
+    it touches), coordinates are loaded, labels are numpy text, attributes numbers or text; so
+    whatever xarray offers works, and what is opened can be saved again. Slots that hold no row are
+    left out; `xr.open_zarr(".../current")` shows them as NaN with `train_valid` False.
     """
 
     def __init__(self, path: Path):
@@ -69,7 +71,8 @@ class StudyResults:
 
     def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
         """Any artifact as a lazy dataset without holes; by default its current version."""
-        return without_holes(self.store.version(artifact, version).open())
+        rows = without_holes(self.store.version(artifact, version).open(chunks=None))
+        return _in_blocks(rows)
 
     def perturbation(self, method: str, version: int | None = None) -> xr.DataArray:
         """`∂/∂x_train` of the influence, dims `(test, train, *features)`, lazy."""
@@ -160,14 +163,61 @@ def _matched(
 
 
 def without_holes(dataset: xr.Dataset) -> xr.Dataset:
-    """The rows that exist. Bookkeeping coordinates (`*_valid`, `*_key`) are dropped."""
+    """The rows that exist, `portable`. Bookkeeping coordinates (`*_valid`, `*_key`) are dropped."""
     for split in SPLITS:
         valid = dataset.coords.get(f"{split}_valid")
         if valid is not None and not bool(valid.all()):
             dataset = dataset.isel({split: np.flatnonzero(valid.values)})
-    return dataset.drop_vars(
-        [f"{split}_{what}" for split in SPLITS for what in ("valid", "key")], errors="ignore"
-    )
+    bookkeeping = [f"{split}_{what}" for split in SPLITS for what in ("valid", "key")]
+    return portable(dataset.drop_vars(bookkeeping, errors="ignore"))
+
+
+LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
+
+
+def portable(dataset: xr.Dataset) -> xr.Dataset:
+    """The same, free of what only this store's format has: it can be saved in any other.
+
+    Labels are numpy text (`<U`), which pandas, matplotlib, netCDF and Zarr 2 take and numpy's
+    variable-width strings are not; encodings, which would cut an array as the store does, are
+    dropped; attributes that are groups or tables become JSON.
+    """
+    labels = {
+        name: (array.dims, _text(array.values), array.attrs)
+        for name, array in dataset.coords.items()
+        if array.dtype.kind in "TO"
+    }
+    dataset = dataset.assign_coords(labels).drop_encoding()
+    for item in (dataset, *dataset.variables.values()):
+        item.attrs = {name: _attribute(value) for name, value in item.attrs.items()}
+    return dataset
+
+
+def _text(values: np.ndarray) -> np.ndarray:
+    longest = max(map(len, values.ravel().tolist()), default=0)
+    room = 4 * longest * values.size <= LARGEST_TEXT  # a text takes as much as the longest one
+    texts = values.astype(object)
+    return texts.astype(str) if room else texts
+
+
+def _attribute(value: Any) -> Any:
+    """A number, a text or a list of numbers as it is; anything else as JSON."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list) and value and all(type(item) in (int, float) for item in value):
+        return value
+    return json.dumps(value)
+
+
+def _in_blocks(dataset: xr.Dataset) -> xr.Dataset:
+    """Data as dask arrays of even blocks, whatever rows were left out.
+
+    Even ones, because Zarr's are: of uneven ones nothing could be saved.
+    """
+    variables = {name: array.variable for name, array in dataset.data_vars.items()}
+    return dataset.assign({name: each.chunk("auto") for name, each in variables.items()})
 
 
 @xr.register_dataarray_accessor("idag")

@@ -2,11 +2,10 @@
 
 import io
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -57,15 +56,15 @@ class Version:
     def number(self) -> int:
         return int(self.path.name)
 
-    def open(self, *, chunks: Mapping[str, int] | None = None) -> xr.Dataset:
+    def open(self, *, chunks: Literal["auto"] | None = "auto") -> xr.Dataset:
         """The version as a lazy dataset: coordinates loaded, data read when asked for.
 
-        Data are dask arrays of one block a stored chunk (or of `chunks`). A missing or damaged
-        chunk raises a `StoreError` when it is read. The dataset stays on this version, whatever is
-        published meanwhile.
+        Data are dask arrays of blocks of whole stored chunks, with `chunks=None` arrays that are
+        read when they are used. A missing or damaged chunk raises a `StoreError` when it is read.
+        The dataset stays on this version, whatever is published meanwhile.
         """
         self.manifest  # noqa: B018  (a version that cannot be read fails here, with a clear error)
-        dataset = xr.open_zarr(self._store, chunks=dict(chunks or {}), consolidated=True)
+        dataset = xr.open_zarr(self._store, chunks=chunks, consolidated=True)
         for coordinate in dataset.coords.values():
             coordinate.load()
         return dataset
