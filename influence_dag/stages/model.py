@@ -35,7 +35,7 @@ def refresh(bench: Workbench) -> Update:
         return pinned and version.attrs.get("settings_key") == settings_key
 
     # A checkpoint does not depend on the rows: an edited row leaves θ as it is.
-    data_key = None if bench.settings.model.checkpoint else train.fingerprint
+    data_key = None if bench.settings.model.checkpoint else (train.fingerprint, _types(bench))
     key = fingerprint(settings_key, data_key)
     update = refresh_whole(
         bench, ARTIFACT, key, lambda: _produce(bench, train, settings_key), reusable=reusable
@@ -268,7 +268,21 @@ def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Obj
 def model_key(bench: Workbench) -> str:
     """Fingerprint of θ, the code around it and the precision: what every derivative depends on."""
     state = bench.require(ARTIFACT).sound_file("model.safetensors")
-    return fingerprint(_file_hash(state), source_key(bench.study), bench.settings.compute.dtype)
+    code = source_key(bench.study)
+    return fingerprint(_file_hash(state), code, bench.settings.compute.dtype, _types(bench))
+
+
+def _types(bench: Workbench) -> dict[str, str]:
+    """Whether inputs are whole numbers or decimals, and targets, where the study's code sees them.
+
+    Rows are keyed by their values, 2 as 2.0: code may tell them apart, the named losses do not.
+    """
+    own_loss = bench.settings.model.loss not in LOSSES
+    return {
+        name: np.dtype(variable.dtype).kind
+        for name, variable in bench.require("dataset").variables.items()
+        if name.startswith("train_x") or (own_loss and name == "train_y")
+    }
 
 
 def measurement_key(study: Study) -> str:
