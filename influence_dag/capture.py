@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -11,25 +12,45 @@ from torch import Tensor, nn
 Pair: TypeAlias = tuple[Tensor, Tensor]
 
 
-def capture(
-    module: nn.Module, names: set[str], total: Callable[[], Tensor]
-) -> dict[str, list[Pair]]:
+class NotCaptured(Exception):
+    """On some batch, the gradients of these layers are not sums of products of their pairs."""
+
+    def __init__(self, layers: set[str]):
+        super().__init__(
+            f"the gradients of {', '.join(repr(name) for name in sorted(layers))} are not sums of "
+            "products of what one call of the layer takes and passes back for each row (rows that "
+            "change places, further calls, hooks): they are differentiated row by row"
+        )
+        self.layers = layers
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """For each named layer, a pair of inputs and output gradients a call; and the rows' values."""
+
+    pairs: dict[str, list[Pair]]
+    values: Float[Tensor, " n"]
+
+
+def capture(module: nn.Module, names: set[str], values: Callable[[], Tensor]) -> Captured:
     """For each call of each named layer, its inputs and its output's gradients, one a row.
 
-    `total` runs the module once and returns the sum of the rows' losses. The backward pass
-    stops at the layers' outputs: no weight gradient is formed.
+    `values` runs the module once and returns one number a row; gradients are those of their sum.
+    The backward pass stops at the layers' outputs: no weight gradient is formed. The graph stays,
+    for another pass through it.
     """
     calls: list[tuple[str, Tensor, Tensor]] = []
     with torch.enable_grad(), recorded_layers(module, names, calls):
-        loss = total()
+        rows = values()
+        total = rows.sum()
     pairs: dict[str, list[Pair]] = {name: [] for name in names}
-    if not calls:
-        return pairs
-    outputs = [output for _, _, output in calls]
-    gradients = torch.autograd.grad(loss, outputs, materialize_grads=True)
-    for (name, x, _), g in zip(calls, gradients, strict=True):
-        pairs[name].append(layer_pair(module.get_submodule(name), x.detach(), g))
-    return pairs
+    reached = [call for call in calls if call[2].requires_grad]
+    if reached:
+        outputs = [output for _, _, output in reached]
+        gradients = torch.autograd.grad(total, outputs, retain_graph=True, materialize_grads=True)
+        for (name, x, _), g in zip(reached, gradients, strict=True):
+            pairs[name].append(layer_pair(module.get_submodule(name), x.detach(), g))
+    return Captured(pairs, rows)
 
 
 @contextmanager
@@ -39,26 +60,42 @@ def recorded_layers(
     """Append name, input and output of each named layer to `calls` whenever it runs."""
 
     def record(name: str) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-            calls.append((name, inputs[0], output))
+        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: Any, output: Tensor) -> Tensor:
+            calls.append((name, inputs[0] if inputs else kwargs["input"], output))
             return output.clone()  # an in-place activation may follow
 
         return hook
 
     with ExitStack() as hooks:
         for name in names:
-            handle = module.get_submodule(name).register_forward_hook(record(name))
-            hooks.callback(handle.remove)
+            layer = module.get_submodule(name)
+            hooks.callback(layer.register_forward_hook(record(name), with_kwargs=True).remove)
         yield
 
 
 def layer_pair(layer: nn.Module, x: Tensor, g: Tensor) -> Pair:
     """Input and output gradient of a layer as `(n, [positions,] width)`."""
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        axes = 2 + len(layer.kernel_size)
+        if x.ndim != axes:  # a call without an axis of rows: shown as pairs of no row
+            return x.new_zeros(0), g.new_zeros(0)
         return _patches(layer, x), g.flatten(2).transpose(1, 2)
     if x.ndim > 3:
         return x.flatten(1, -2), g.flatten(1, -2)
     return x, g
+
+
+def pair_sums(
+    weights: Float[Tensor, " n"], a: Float[Tensor, "n *t d_in"], g: Float[Tensor, "n *t d_out"]
+) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, " d_out"]]:
+    r"""$\sum_i w_i \sum_t g_{it} a_{it}^\top$ and $\sum_i w_i \sum_t g_{it}$."""
+    weighted = (g * weights.reshape(-1, *[1] * (g.ndim - 1))).flatten(0, -2)
+    return weighted.T @ a.flatten(0, -2), weighted.sum(0)
+
+
+def pair_norms(a: Float[Tensor, "n *t d_in"], g: Float[Tensor, "n *t d_out"]) -> Float[Tensor, " n"]:
+    """Of each row, no less than the norm of its gradient of weight and bias."""
+    return (a.flatten(1).square().sum(1) + 1) * g.flatten(1).square().sum(1)
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, "n t d_in"]:
@@ -82,7 +119,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, "n t d_in
 
 
 def is_capturable(layer: nn.Module) -> bool:
-    """Whether the layer's gradient is a sum of products of `capture`'s pairs."""
+    """Whether the layer's gradient may be a sum of products of `capture`'s pairs."""
     if type(layer).forward is nn.Linear.forward:
         return True
     if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):

@@ -11,10 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hessian
-from influence_dag.gradients import gradient_layout, per_sample_gradients
+from influence_dag.gradients import GradientLayout, per_sample_gradients, with_layout
 from influence_dag.influence import influences, perturbation_influences
-from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss, reduced_loss
+from influence_dag.losses import LossFunction, per_sample_loss
+from influence_dag.objective import Objective, Rows
 from influence_dag.perturbation_points import perturbation_point
+from influence_dag.losses import reduced_loss
 from influence_dag.solvers import METHODS, Factorization, Method, Solution, build
 from influence_dag.solvers.blocks import Blocks, Blockwise, parameter_blocks, split_by_block
 
@@ -126,12 +128,14 @@ def compute_influences(
 
 
 def _up_weighted(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
-    layout = gradient_layout(objective, rows)
-    columns = [
-        influences(factors, per_sample_gradients(objective, batch, layout=layout))
-        for batch in rows.batches(_TRAINING_ROWS)
-    ]
-    return torch.cat(columns, dim=1)
+    def columns(layout: GradientLayout) -> Tensor:
+        parts = [
+            influences(factors, per_sample_gradients(objective, batch, layout=layout))
+            for batch in rows.batches(_TRAINING_ROWS)
+        ]
+        return torch.cat(parts, dim=1)
+
+    return with_layout(objective, rows, columns)
 
 
 def compute_influence_factors(

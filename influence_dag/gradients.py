@@ -1,15 +1,22 @@
 """Per-sample gradients by one batched backward pass that captures each layer's pair."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
-from influence_dag.capture import Pair, capture, is_capturable
+from influence_dag.capture import (
+    Captured,
+    NotCaptured,
+    Pair,
+    capture,
+    is_capturable,
+)
 from influence_dag.gradient_blocks import (
     DenseGradients,
     DenseLayout,
@@ -18,8 +25,9 @@ from influence_dag.gradient_blocks import (
     LinearGradients,
     LinearLayout,
 )
+from influence_dag.gradient_checks import check_batch
 from influence_dag.objective import Objective, Rows, without_denormals
-from influence_dag.rows import map_inputs
+from influence_dag.structures import map_tensors
 
 __all__ = [
     "DenseGradients",
@@ -28,12 +36,14 @@ __all__ = [
     "LinearGradients",
     "gradient_layout",
     "per_sample_gradients",
+    "with_layout",
 ]
 
 _SAMPLE = 3  # rows on which captured gradients are compared with autograd's
 _DENSE_NUMBERS = 2**25  # dense gradients differentiated at once
 
 Of = Literal["loss", "measurement"]
+_Result = TypeVar("_Result")
 
 
 @without_denormals
@@ -45,33 +55,108 @@ def per_sample_gradients(
     of: Of = "loss",
     batch_size: int = 512,
 ) -> Gradients:
-    r"""$\nabla_\theta L(z_i)$ of every row at `objective.params`, or of the measurement.
+    r"""$w_i \nabla_\theta L(z_i)$ of every row at `objective.params`, or of the measurement.
 
-    Costs about one batched gradient: the backward pass stops at each layer's output, the weight
-    products are never formed. Parameters that cannot be captured (embeddings, norms, recurrent
-    and tied weights) go through `vmap(grad)`.
+    w are the rows' weights, 1 without; a measurement (which is the loss where there is none) is
+    a test row's own and is not weighed.
+
+    Costs less than two batched gradients: the backward pass stops at each layer's output, the
+    weight products are never formed. Parameters that cannot be captured (embeddings, norms,
+    recurrent and tied weights) go through `vmap(grad)`. On every batch the gradients are held
+    against a backward pass of $\sum_i u_i L_i$ with fresh random u, tensor by tensor; layers for
+    which that fails are differentiated row by row. With a `layout` that names such a layer,
+    `NotCaptured` is raised (`with_layout` finds one that serves all rows).
+
+    Raises `ModelError` where the gradient of a row alone is not the one that it has in a batch.
     """
-    layout = layout or gradient_layout(objective, rows)
-    parts = [_batch(objective, batch, layout, of) for batch in rows.batches(batch_size)]
+    if layout is None:
+        return with_layout(
+            objective,
+            rows,
+            lambda found: per_sample_gradients(
+                objective, rows, layout=found, of=of, batch_size=batch_size
+            ),
+        )
+    parts = [
+        _batch(objective, batch, layout, of, seed) for seed, batch in enumerate(rows.batches(batch_size))
+    ]
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return layout.assemble(tensors)
 
 
-def _batch(objective: Objective, rows: Rows, layout: GradientLayout, of: Of) -> dict[str, Tensor]:
-    layers = [b.name if isinstance(b, LinearLayout) else b.layer for b in layout.blocks]
-    pairs = _capture(objective, rows, {name for name in layers if name is not None}, of)
+def with_layout(
+    objective: Objective,
+    sample: Rows,
+    compute: Callable[[GradientLayout], _Result],
+    *,
+    without: Iterable[str] = (),
+    report: Callable[[str], None] | None = None,
+) -> _Result:
+    """What `compute` makes with the layout of fewest numbers that serves all rows it meets.
+
+    Starts from what a few rows of `sample` show; a layer that a later batch shows to be another
+    (`NotCaptured`) is left to differentiation row by row, which is said once, and `compute` is
+    called again. `without` names layers that are known to be such.
+    """
+    dense = frozenset(without)
+    while True:
+        try:
+            return compute(gradient_layout(objective, sample, without=dense))
+        except NotCaptured as error:
+            (report or _warned)(str(error))
+            dense |= error.layers
+
+
+def _warned(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _batch(
+    objective: Objective, rows: Rows, layout: GradientLayout, of: Of, seed: int
+) -> dict[str, Tensor]:
+    layers = {b.name if isinstance(b, LinearLayout) else b.layer for b in layout.blocks} - {None}
+    theta = objective.params.clone().requires_grad_()
+    values = _values(objective, of)
+    captured = capture(objective.module, layers, lambda: values(theta, rows))
+    pairs = _single_pairs(captured, layout, len(rows))
     dense = [b for b in layout.blocks if isinstance(b, DenseLayout) and b.layer is None]
-    values = _dense_gradients(objective, rows, dense, of) if dense else {}
+    written = _dense_gradients(objective, rows, dense, of) if dense else {}
+    check_batch(
+        theta, captured.values, layout.blocks, pairs, written, seed=seed
+    )
     tensors: dict[str, Tensor] = {}
     for block in layout.blocks:
         (first, *_) = names = list(block.row_shapes)
         if isinstance(block, LinearLayout):
-            tensors |= dict(zip(names, pairs[block.name][0], strict=True))
+            tensors |= dict(zip(names, pairs[block.name], strict=True))
         elif block.layer is None:
-            tensors[first] = values[block.name]
+            tensors[first] = written[block.name]
         else:
-            tensors[first] = _formed(objective, block, *pairs[block.layer][0])
+            tensors[first] = _formed(objective, block, *pairs[block.layer])
     return tensors
+
+
+def _single_pairs(captured: Captured, layout: GradientLayout, rows: int) -> dict[str, Pair]:
+    """The one pair of each layer, in the shapes of the layout."""
+    shapes = {
+        block.name: tuple(block.row_shapes.values())
+        for block in layout.blocks
+        if isinstance(block, LinearLayout)
+    }
+    strange = {
+        name
+        for name, pairs in captured.pairs.items()
+        if len(pairs) != 1
+        or any(part.ndim < 2 or len(part) != rows for part in pairs[0])
+        or tuple(tuple(part.shape[1:]) for part in pairs[0]) != shapes.get(name, _shapes(pairs[0]))
+    }
+    if strange:
+        raise NotCaptured(strange)
+    return {name: pairs[0] for name, pairs in captured.pairs.items()}
+
+
+def _shapes(pair: Pair) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(part.shape[1:]) for part in pair)
 
 
 def _formed(objective: Objective, block: DenseLayout, a: Tensor, g: Tensor) -> Tensor:
@@ -80,14 +165,10 @@ def _formed(objective: Objective, block: DenseLayout, a: Tensor, g: Tensor) -> T
     return pair.bias_gradients() if is_bias else pair.weight_gradients()
 
 
-def _capture(objective: Objective, rows: Rows, names: set[str], of: Of) -> dict[str, list[Pair]]:
-    theta = objective.params.clone().requires_grad_()
-    values = _values(objective, of)
-    return capture(objective.module, names, lambda: values(theta, rows).sum())
-
-
 def _values(objective: Objective, of: Of) -> Callable[[Tensor, Rows], Tensor]:
-    return objective.losses if of == "loss" else objective.measurements
+    if of == "measurement":
+        return objective.measurements
+    return lambda theta, rows: rows.weighted(objective.losses(theta, rows))
 
 
 # The general way ------------------------------------------------------------------------------
@@ -100,8 +181,8 @@ def _dense_gradients(
     constant = objective.params
     cuts = [(block.start, block.stop) for block in blocks]
 
-    def value(subset: tuple[Tensor, ...], x: Any, y: Any) -> Tensor:
-        row = Rows(map_inputs(_unsqueeze, x), map_inputs(_unsqueeze, y))
+    def value(subset: tuple[Tensor, ...], x: Any, y: Any, weights: Any) -> Tensor:
+        row = Rows(*(map_tensors(_unsqueeze, part) for part in (x, y, weights)))
         return _values(objective, of)(_with(constant, cuts, subset), row).reshape(())
 
     subset = tuple(constant[start:stop] for start, stop in cuts)
@@ -116,13 +197,14 @@ def _dense_gradients(
 def _each_row(
     gradient: Callable[..., tuple[Tensor, ...]], subset: tuple[Tensor, ...], rows: Rows
 ) -> tuple[Tensor, ...]:
+    weights = None if rows.weights is None else 0
     try:
-        return vmap(gradient, in_dims=(None, 0, 0))(subset, rows.x, rows.y)
+        return vmap(gradient, in_dims=(None, 0, 0, weights))(subset, rows.x, rows.y, rows.weights)
     except RuntimeError:
         # Operators without a batching rule (some recurrent kernels, in-place code): slow but
         # right. An error that has another cause comes again from here.
         each = [
-            gradient(subset, map_inputs(_squeeze, row.x), map_inputs(_squeeze, row.y))
+            gradient(subset, *(map_tensors(_squeeze, part) for part in (row.x, row.y, row.weights)))
             for row in rows.batches(1)
         ]
         return tuple(torch.stack(values) for values in zip(*each, strict=True))
@@ -157,16 +239,20 @@ class _Candidate:
 
 
 @without_denormals
-def gradient_layout(objective: Objective, sample: Rows) -> GradientLayout:
+def gradient_layout(
+    objective: Objective, sample: Rows, *, without: Iterable[str] = ()
+) -> GradientLayout:
     """Which layers are captured as pairs and which parameters are kept dense.
 
     A layer is captured if it is a Linear or ungrouped Conv, called once, its weights used nowhere
     else, and if the captured gradients of a few rows are autograd's; it is kept as a pair
-    where that is smaller than its dense gradient.
+    where that is smaller than its dense gradient. Layers named in `without` are not.
     """
-    few = sample[:_SAMPLE]
-    candidates = _candidates(objective)
-    pairs = _capture(objective, few, {candidate.name for candidate in candidates}, "loss")
+    few = sample[:_SAMPLE].unweighted
+    candidates = [c for c in _candidates(objective) if c.name not in set(without)]
+    theta = objective.params.clone().requires_grad_()
+    names = {candidate.name for candidate in candidates}
+    pairs = capture(objective.module, names, lambda: objective.losses(theta, few)).pairs
     truth = _truth(objective, few)
     blocks: list[LinearLayout | DenseLayout] = []
     for candidate in candidates:

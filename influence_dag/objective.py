@@ -1,21 +1,21 @@
 """The loss of one sample and of the mean over samples, as pure functions of the parameters θ."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.backends import mha
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from influence_dag.errors import ModelError
-from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
+from influence_dag.losses import LossFunction, per_sample_loss
 from influence_dag.objective_checks import check_objective
+from influence_dag.losses import reduced_loss
 from influence_dag.rows import Inputs, Rows
+from influence_dag.twice_differentiable import TwiceDifferentiable
 
 __all__ = [
     "Inputs",
@@ -26,8 +26,6 @@ __all__ = [
     "per_sample_loss",
     "reduced_loss",
 ]
-
-_ATTENTION = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -103,8 +101,7 @@ class Objective:
         ).clone()
         self.params[self.params.abs() < torch.finfo(self.params.dtype).tiny] = 0.0
         self.slices = _slices(self.parameter_names, self.parameter_shapes)
-        self._recurrent = any(isinstance(layer, nn.RNNBase) for layer in module.modules())
-        self._attends = any(isinstance(layer, _ATTENTION) for layer in module.modules())
+        self._kernels = TwiceDifferentiable.of(module)
 
     @property
     def size(self) -> int:
@@ -126,20 +123,31 @@ class Objective:
             for name, shape in zip(self.parameter_names, self.parameter_shapes, strict=True)
         }
 
-    def outputs(self, theta: Float[Tensor, " p"], x: Any) -> Tensor:
-        """The module's outputs for a batch of inputs, leading axis = sample."""
-        args = () if isinstance(x, dict) else x if isinstance(x, tuple) else (x,)
+    def outputs(self, theta: Float[Tensor, " p"], x: Any) -> Any:
+        """The module's outputs for a batch of inputs, leading axis = sample.
+
+        What the module returns, a tensor or a structure of tensors; a number without axes, from
+        a module that squeezes the outputs of a single row, has its axis again.
+        """
+        args = tuple(x) if isinstance(x, tuple | list) else () if isinstance(x, dict) else (x,)
         kwargs = x if isinstance(x, dict) else {}
-        with self._twice_differentiable():
-            return functional_call(self.module, self.unflatten(theta), args, kwargs)
+        with self._kernels:
+            outputs = functional_call(self.module, self.unflatten(theta), args, kwargs)
+        if isinstance(outputs, Tensor) and outputs.ndim == 0:
+            return outputs.unsqueeze(0)
+        return outputs
 
     def losses(self, theta: Float[Tensor, " p"], rows: Rows) -> Tensor:
         """The loss of each row, shape `(b,)` (that the loss keeps to it is for `check` to see)."""
         return self.loss(self.outputs(theta, rows.x), rows.y)
 
+    def total_loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, ""]:
+        r"""$\sum_i w_i L(z_i, \theta)$ over the rows, w being their weights, or 1."""
+        return rows.weighted(self.losses(theta, rows)).sum()
+
     def mean_loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, ""]:
-        r"""$(1/n) \sum_i L(z_i, \theta)$ over the rows."""
-        return self.losses(theta, rows).mean()
+        r"""$\sum_i w_i L(z_i, \theta) / \sum_i w_i$ over the rows."""
+        return self.total_loss(theta, rows) / rows.weight_sum
 
     def measurements(self, theta: Float[Tensor, " p"], rows: Rows) -> Tensor:
         """What influences are on, shape `(b,)`: the measurement, or the loss without one."""
@@ -154,20 +162,6 @@ class Objective:
         losses. One forward pass over all rows, two backward passes over a few.
         """
         check_objective(self, rows)
-
-    @contextmanager
-    def _twice_differentiable(self) -> Iterator[None]:
-        # Fused attention and cuDNN's recurrent kernels have no second derivative. The fast path
-        # that encoders take where no gradient is asked for puts out zeros at padded positions:
-        # another loss than the one that is differentiated.
-        with ExitStack() as kernels:
-            kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self._attends:
-                kernels.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
-                mha.set_fastpath_enabled(False)
-            if self._recurrent:
-                kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
-            yield
 
 
 def _slices(names: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> dict[str, slice]:

@@ -1,20 +1,23 @@
 """What makes a model unusable for influence functions, found before work is lost."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad
 
 from influence_dag import losses
+from influence_dag.batching_checks import check_all_rows
 from influence_dag.errors import ModelError
-from influence_dag.rows import Inputs, Rows, input_leaves, map_inputs
+from influence_dag.losses import ignored_class
+from influence_dag.rows import Inputs, Rows
+from influence_dag.structures import described, map_tensors, tensors_of
+from influence_dag.twice_differentiable import no_derivative
 
 if TYPE_CHECKING:
     from influence_dag.objective import Objective
 
 _FEW = 4
-_BATCH = 1024
 _BATCH_NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -40,9 +43,9 @@ def check_objective(objective: "Objective", rows: Rows) -> None:
     _check_inputs_are_kept(objective, rows)
     check_labels(objective, rows[:_FEW].x, rows.y)
     _check_shapes(objective, rows)
+    _check_axis_of_rows(objective, rows)
     _check_repeats(objective, rows)
-    _check_independence(objective, rows)
-    _check_finite(objective, rows)
+    check_all_rows(objective, rows)
 
 
 def _check_modes(module: nn.Module) -> None:
@@ -69,13 +72,13 @@ def _uses_batch_statistics(layer: nn.Module) -> bool:
 
 def _check_inputs_are_kept(objective: "Objective", rows: Rows) -> None:
     """Run first, and on a copy: the other checks would change the rows that they are given."""
-    kept, given = rows[:_FEW].x, map_inputs(torch.clone, rows[:_FEW].x)
+    kept, given = rows[:_FEW].x, map_tensors(torch.clone, rows[:_FEW].x)
     try:
         with torch.no_grad():
             objective.outputs(objective.params, given)
     except Exception:
         return  # told with its cause by the checks that follow
-    for before, after in zip(input_leaves(kept), input_leaves(given), strict=True):
+    for before, after in zip(tensors_of(kept), tensors_of(given), strict=True):
         if not torch.equal(before.nan_to_num(), after.nan_to_num()):
             raise ModelError(
                 f"{type(objective.module).__name__} changes its inputs in place, so a second call "
@@ -83,26 +86,41 @@ def _check_inputs_are_kept(objective: "Objective", rows: Rows) -> None:
             )
 
 
-def check_labels(objective: "Objective", x: Inputs, labels: Tensor) -> None:
+def check_labels(objective: "Objective", x: Inputs, labels: Any) -> None:
     """Raise `ModelError` for a label that the loss has no output for; `x` are a few inputs."""
+    if not isinstance(labels, Tensor):
+        return
     if objective.loss is losses.bce_with_logits:
         outside = ((labels < 0) | (labels > 1)).flatten(1 if labels.ndim > 1 else 0)
         _refuse_label(outside, labels, "bce_with_logits wants targets between 0 and 1")
-    if objective.loss is not losses.cross_entropy or labels.ndim > 1:
+    ignored = ignored_class(objective.loss)
+    if ignored is None:
         return
+    outputs = _few_outputs(objective, x)
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        raise ModelError(
+            f"the model returns {described(outputs)}; cross-entropy wants one tensor (rows, "
+            "classes): for another output take a loss of your own, for example "
+            "lambda output, target: F.cross_entropy(output['logits'], target, reduction='none')"
+        )
     if labels.is_floating_point():
+        if labels.shape[1:] == outputs.shape[1:]:
+            return  # probabilities of the classes
         _refuse_label(labels % 1 != 0, labels, "cross_entropy wants whole numbers, one a class")
-        labels = labels.long()
+    classes = outputs.shape[1]
+    outside = (labels.long() < 0) | (labels.long() >= classes)
+    outside &= labels.long() != ignored
+    _refuse_label(outside, labels, f"the model has {classes} outputs (labels 0 to {classes - 1})")
+
+
+def _few_outputs(objective: "Objective", x: Inputs) -> Any:
     try:
         with torch.no_grad():
-            classes = objective.outputs(objective.params, x).shape[1]
+            return objective.outputs(objective.params, x)
     except Exception as error:
-        shapes = ", ".join(str(tuple(leaf.shape[1:])) for leaf in input_leaves(x))
         raise ModelError(
-            f"the model fails on inputs of shape {shapes}: {type(error).__name__}: {error}"
+            f"the model fails on inputs {described(x)}: {type(error).__name__}: {error}"
         ) from error
-    outside = (labels < 0) | (labels >= classes)
-    _refuse_label(outside, labels, f"the model has {classes} outputs (labels 0 to {classes - 1})")
 
 
 def _refuse_label(outside: Tensor, labels: Tensor, limit: str) -> None:
@@ -123,20 +141,35 @@ def _check_shapes(objective: "Objective", rows: Rows) -> None:
             raise ModelError(
                 f"the {what} fails on the first {len(few)} rows: {type(error).__name__}: {error}"
             ) from error
-        if values.shape != (len(few),):
+        if not isinstance(values, Tensor) or values.shape != (len(few),):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else described(values)
             raise ModelError(
-                f"the {what} returns shape {tuple(values.shape)} for {len(few)} rows; wanted one "
+                f"the {what} returns shape {shape} for {len(few)} rows; wanted one "
                 f"value per sample, shape ({len(few)},). For a loss that averages over the batch "
                 "use reduction='none' or influence_dag.reduced_loss"
             )
 
 
+def _check_axis_of_rows(objective: "Objective", rows: Rows) -> None:
+    """A single row's outputs keep the axis of rows; a number without any has it back already."""
+    if len(rows) < 2:
+        return
+    one, two = (_few_outputs(objective, rows[:count].x) for count in (1, 2))
+    for alone, pair in zip(tensors_of(one), tensors_of(two), strict=False):
+        if pair.shape[:1] == (2,) and alone.shape != (1, *pair.shape[1:]):
+            raise ModelError(
+                f"the model returns {tuple(alone.shape)} for one row and {tuple(pair.shape)} for "
+                "two: it loses the axis of rows, as squeeze() does; name the axis to take away, "
+                "for example squeeze(-1)"
+            )
+
+
 def _check_repeats(objective: "Objective", rows: Rows) -> None:
     few = rows[:_FEW]
-    gradient = grad(objective.mean_loss)
+    gradient = _gradient_of_mean
     pairs = {
         "loss": [objective.losses(objective.params, few) for _ in range(2)],
-        "gradient": [gradient(objective.params, few) for _ in range(2)],
+        "gradient": [gradient(objective, few) for _ in range(2)],
     }
     for what, (first, second) in pairs.items():
         if not torch.allclose(first, second, rtol=1e-3, atol=1e-6, equal_nan=True):
@@ -147,28 +180,8 @@ def _check_repeats(objective: "Objective", rows: Rows) -> None:
             )
 
 
-def _check_independence(objective: "Objective", rows: Rows) -> None:
-    few = rows[:_FEW]
-    with torch.no_grad():
-        together = objective.losses(objective.params, few)
-        alone = torch.cat([objective.losses(objective.params, row) for row in few.batches(1)])
-    if not torch.allclose(together, alone, rtol=1e-3, atol=1e-5, equal_nan=True):
-        raise ModelError(
-            "the loss of a row depends on the other rows of its batch (largest difference "
-            f"{(together - alone).abs().max():.1e}); every row has to stand for itself"
-        )
-
-
-def _check_finite(objective: "Objective", rows: Rows) -> None:
-    with torch.no_grad():
-        values = torch.cat(
-            [objective.losses(objective.params, batch) for batch in rows.batches(_BATCH)]
-        )
-    bad = (~torch.isfinite(values)).nonzero().flatten()
-    if len(bad):
-        raise ModelError(
-            f"the loss of row {int(bad[0])} is {values[bad[0]].item()} "
-            f"({len(bad)} of {len(values)} rows are not finite); look at its inputs, "
-            "and whether the model has diverged",
-            row=int(bad[0]),
-        )
+def _gradient_of_mean(objective: "Objective", rows: Rows) -> Tensor:
+    try:
+        return grad(objective.mean_loss)(objective.params, rows)
+    except RuntimeError as error:
+        raise no_derivative("first", objective, error) from error

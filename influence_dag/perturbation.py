@@ -14,7 +14,7 @@ from influence_dag.footprint import saved_numbers
 from influence_dag.layered_perturbation import layered_products
 from influence_dag.objective import Objective, Rows, without_denormals
 from influence_dag.perturbation_points import Point, perturbation_point
-from influence_dag.rows import map_inputs
+from influence_dag.structures import map_tensors
 
 Route = Literal["auto", "layered", "autograd", "jacobian"]
 
@@ -107,7 +107,7 @@ def _mixed_products(
 
     def gradient(*leaves: Tensor) -> Tensor:
         def total(theta: Tensor) -> Tensor:
-            return point.losses(objective, theta, rows, list(leaves)).sum()
+            return rows.weighted(point.losses(objective, theta, rows, list(leaves))).sum()
 
         return grad(total)(objective.params)
 
@@ -126,14 +126,15 @@ def _by_jacobian(
         raise ModelError("route='jacobian' is for a single input tensor; use route='autograd'")
 
     def gradient(theta: Tensor, x: Tensor, y: Any) -> Tensor:
-        target = map_inputs(lambda leaf: leaf.unsqueeze(0), y)
+        target = map_tensors(lambda leaf: leaf.unsqueeze(0), y)
         return grad(lambda x: objective.losses(theta, Rows(x.unsqueeze(0), target)).sum())(x)
 
     result = factors.new_empty(len(factors), *rows.x.shape)
     mixed = vmap(jacrev(gradient), in_dims=(None, 0, 0))
     for batch, block in _blocks(rows, objective.size * rows.x[0].numel()):
         jacobian = mixed(objective.params, batch.x, batch.y)
-        result[:, block] = (factors @ jacobian.flatten(0, -2).T).view(-1, *batch.x.shape)
+        products = (factors @ jacobian.flatten(0, -2).T).view(-1, *batch.x.shape)
+        result[:, block] = batch.weighted(products.transpose(0, 1)).transpose(0, 1)
     return result
 
 

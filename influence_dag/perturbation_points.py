@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
 from influence_dag.objective import Objective, Rows
-from influence_dag.rows import input_leaves, map_inputs
+from influence_dag.structures import map_tensors, tensors_of
 
 _SAMPLE = 2  # rows on which a module's output is looked at
 
@@ -39,25 +39,25 @@ class InputPoint(Point):
 
     def __init__(self, objective: Objective, rows: Rows):
         if not self.leaves(rows):
-            dtypes = ", ".join(str(leaf.dtype) for leaf in input_leaves(rows.x))
+            dtypes = ", ".join(str(leaf.dtype) for leaf in tensors_of(rows.x))
             raise ModelError(
                 f"inputs of dtype {dtypes} have no derivative; perturbation influences need a "
                 f"floating-point input{_cure(objective.module)}"
             )
 
     def leaves(self, rows: Rows) -> list[Tensor]:
-        return [leaf for leaf in input_leaves(rows.x) if leaf.is_floating_point()]
+        return [leaf for leaf in tensors_of(rows.x) if leaf.is_floating_point()]
 
     def losses(
         self, objective: Objective, theta: Float[Tensor, " p"], rows: Rows, leaves: list[Tensor]
     ) -> Float[Tensor, " n"]:
         remaining = iter(leaves)
-        x = map_inputs(lambda leaf: next(remaining) if leaf.is_floating_point() else leaf, rows.x)
+        x = map_tensors(lambda leaf: next(remaining) if leaf.is_floating_point() else leaf, rows.x)
         return objective.losses(theta, Rows(x, rows.y))
 
     def structured(self, rows: Rows, results: list[Tensor]) -> Any:
         remaining = iter(results)
-        filled = map_inputs(
+        filled = map_tensors(
             lambda leaf: next(remaining) if leaf.is_floating_point() else None, rows.x
         )
         if isinstance(filled, dict):

@@ -1,71 +1,104 @@
-"""Rows of data as tensors: inputs that are a tensor, a tuple or a dict of tensors, and targets."""
+"""Rows of data as tensors: inputs, targets and weights, whatever structure holds them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.errors import ModelError
+from influence_dag.structures import described, map_tensors, tensors_of
 
-Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+Inputs: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
 
-
-def map_inputs(function: Callable[[Tensor], Any], x: Any) -> Any:
-    """`function` of every tensor of a tensor, a tuple of tensors or a dict of tensors.
-
-    >>> map_inputs(len, {"image": torch.zeros(3, 8), "age": torch.zeros(3)})
-    {'image': 3, 'age': 3}
-    """
-    if isinstance(x, Tensor):
-        return function(x)
-    if isinstance(x, dict):
-        return {name: map_inputs(function, value) for name, value in x.items()}
-    return tuple(map_inputs(function, value) for value in x)
-
-
-def input_leaves(x: Any) -> list[Tensor]:
-    """The tensors of `x`, in order."""
-    leaves: list[Tensor] = []
-    map_inputs(leaves.append, x)
-    return leaves
+_TARGETS = ("labels", "label", "targets", "target", "y")  # of a batch that is one mapping
+_WEIGHTS = ("weights", "weight", "sample_weight")
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Samples `(x_i, y_i)` as tensors whose leading axis is the sample.
+    r"""Samples `(x_i, y_i)` as tensors whose leading axis is the sample, and how much each counts.
 
-    A tuple of inputs is passed to the model by position, a dict by name.
+    A tuple of inputs is passed to the model by position, a dict by name. With `weights` $w_i$,
+    shape `(n,)`, means over rows are $\sum_i w_i L_i / \sum_i w_i$: a weight of 2 is the row
+    twice. Without, every row counts once.
     """
 
     x: Any
     y: Any
+    weights: Float[Tensor, " n"] | None = None
 
     def __post_init__(self) -> None:
-        lengths = {len(leaf) for leaf in input_leaves((self.x, self.y))}
+        leaves = tensors_of((self.x, self.y, self.weights))
+        if any(leaf.ndim == 0 for leaf in leaves):
+            raise ModelError(
+                f"a batch holds a tensor without axes (inputs: {described(self.x)}; targets: "
+                f"{described(self.y)}); every tensor needs the sample as its leading axis"
+            )
+        lengths = {len(leaf) for leaf in leaves}
         if len(lengths) != 1:
             raise ModelError(
                 f"inputs and targets disagree on the number of rows: {sorted(lengths)}; "
                 "every tensor needs the sample as its leading axis"
             )
+        if self.weights is not None and self.weights.ndim != 1:
+            raise ModelError(
+                f"weights of rows have shape {tuple(self.weights.shape)}; one number a row is "
+                f"wanted, shape ({len(self.weights)},)"
+            )
 
     @classmethod
-    def from_loader(cls, loader: Iterable[tuple[Any, Any]]) -> "Rows":
-        """All `(x, y)` batches of a data loader in order, a ragged last batch included."""
-        batches = [(x, y) for x, y in loader]
+    def from_loader(cls, loader: Iterable[Any]) -> "Rows":
+        """All batches of a data loader in order, a ragged last one included.
+
+        A batch is `(x, y)`, `(x, y, weights)`, or a mapping with the targets under `labels`
+        (`label`, `targets`, `target`, `y`) and, if there are any, the rows' weights under
+        `weights`; what is left of it goes to the model by name. Arrays and lists of numbers
+        become tensors. Raises `ModelError` for anything else, saying what was seen.
+        """
+        batches = [_batch(batch) for batch in loader]
         if not batches:
             raise ModelError("the data loader is empty; at least one (x, y) batch is needed")
-        return cls(_concatenate([x for x, _ in batches]), _concatenate([y for _, y in batches]))
+        weights = [batch.weights for batch in batches]
+        known = [part for part in weights if part is not None]
+        if known and len(known) < len(batches):
+            raise ModelError("some batches of the loader have weights of rows and some have none")
+        return cls(
+            _concatenated([batch.x for batch in batches], "inputs"),
+            _concatenated([batch.y for batch in batches], "targets"),
+            checked_weights(torch.cat(known)) if known else None,
+        )
 
     def __len__(self) -> int:
-        return len(input_leaves(self.y)[0])
+        return len(tensors_of((self.y, self.x))[0])
 
     def __getitem__(self, index: slice | Tensor) -> "Rows":
-        return Rows(
-            map_inputs(lambda leaf: leaf[index], self.x),
-            map_inputs(lambda leaf: leaf[index], self.y),
-        )
+        return self.map(lambda leaf: leaf[index])
+
+    def map(self, function: Any) -> "Rows":
+        """The rows with `function` of each of their tensors, weights too."""
+        weights = None if self.weights is None else function(self.weights)
+        return Rows(map_tensors(function, self.x), map_tensors(function, self.y), weights)
+
+    @property
+    def weight_sum(self) -> float:
+        r"""$W = \sum_i w_i$, by which means are divided; n without weights."""
+        return float(len(self)) if self.weights is None else float(self.weights.double().sum())
+
+    def weighted(self, values: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Values of the rows, each times its row's weight."""
+        if self.weights is None:
+            return values
+        weights = self.weights.to(values.dtype)
+        return values * weights.reshape(-1, *[1] * (values.ndim - 1))
+
+    @property
+    def unweighted(self) -> "Rows":
+        """The same rows, each counting once: as test rows, whose losses are their own."""
+        return self if self.weights is None else Rows(self.x, self.y)
 
     def batches(self, size: int) -> Iterator["Rows"]:
         """Consecutive slices of at most `size` rows."""
@@ -80,13 +113,125 @@ class Rows:
         def move(leaf: Tensor) -> Tensor:
             return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
 
-        return Rows(map_inputs(move, self.x), map_inputs(move, self.y))
+        return self.map(move)
 
 
-def _concatenate(parts: list[Any]) -> Any:
+def checked_weights(weights: Tensor) -> Float[Tensor, " n"]:
+    """Weights of rows, if they can be such.
+
+    Raises `ModelError` for a weight that is negative or not finite, naming its row, for weights
+    that are all zero, and for whole numbers, which are more often positions of the rows.
+    """
+    if not weights.is_floating_point():
+        raise ModelError(
+            f"the weights of rows are {described(weights)}; weights are floating-point numbers "
+            "(write weights.double()), and a batch's third part is nothing else: drop positions "
+            "or ids of rows from it"
+        )
+    if weights.ndim == 2 and weights.shape[1] == 1:
+        weights = weights[:, 0]
+    wrong = (~(weights >= 0) | weights.isinf()).nonzero().flatten()
+    if len(wrong):
+        row = int(wrong[0])
+        raise ModelError(
+            f"row {row} has weight {weights[row].tolist()}; weights of rows are finite and not "
+            "negative",
+            row=row,
+        )
+    if not weights.sum() > 0:
+        raise ModelError("the weights of all rows are zero; at least one row has to count")
+    return weights
+
+
+# Batches of loaders ----------------------------------------------------------------------------
+
+
+def _batch(batch: Any) -> Rows:
+    if isinstance(batch, Rows):
+        return batch
+    if isinstance(batch, Mapping):
+        return _of_mapping(batch)
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        raise _not_a_batch(batch)
+    x, y, *weights = (_tensors(part, batch) for part in batch)
+    return Rows(x, y, checked_weights(_one_tensor(weights[0], batch)) if weights else None)
+
+
+def _of_mapping(batch: Mapping[str, Any]) -> Rows:
+    target = next((name for name in _TARGETS if name in batch), None)
+    if target is None:
+        raise _not_a_batch(batch)
+    weight = next((name for name in _WEIGHTS if name in batch), None)
+    x = {name: value for name, value in batch.items() if name not in (target, weight)}
+    if not x:
+        raise _not_a_batch(batch)
+    weights = None if weight is None else _one_tensor(_tensors(batch[weight], batch), batch)
+    return Rows(
+        _tensors(x, batch),
+        _tensors(batch[target], batch),
+        None if weights is None else checked_weights(weights),
+    )
+
+
+def _not_a_batch(batch: Any) -> ModelError:
+    return ModelError(
+        f"a batch of the data loader is a {described(batch)}; wanted (x, y), (x, y, weights of "
+        "rows) or a mapping with 'labels': collate it so, for example "
+        "DataLoader(data, collate_fn=lambda rows: (x, y))"
+    )
+
+
+def _tensors(value: Any, batch: Any) -> Any:
+    """Mappings as dicts, sequences as tuples, arrays and lists of numbers as tensors."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, Mapping):
+        return {name: _tensors(part, batch) for name, part in value.items()}
+    if isinstance(value, tuple | list) and value:
+        return _sequence(value, batch)
+    raise ModelError(
+        f"a batch of the data loader holds a {described(value)} ({described(batch)}); the model "
+        "and the loss are given tensors only: drop it from the batch, or encode it as numbers"
+    )
+
+
+def _sequence(value: tuple[Any, ...] | list[Any], batch: Any) -> Any:
+    if all(isinstance(part, bool | int | float) for part in value):
+        return torch.tensor(value)
+    if all(hasattr(part, "dtype") and part.ndim == 0 for part in value):
+        return torch.tensor([part.item() for part in value])
+    return tuple(_tensors(part, batch) for part in value)
+
+
+def _one_tensor(value: Any, batch: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise _not_a_batch(batch)
+    return value
+
+
+def _concatenated(parts: list[Any], what: str) -> Any:
     first = parts[0]
     if isinstance(first, Tensor):
-        return torch.cat(parts)
+        return _joined(parts, what)
     if isinstance(first, dict):
-        return {name: _concatenate([part[name] for part in parts]) for name in first}
-    return tuple(_concatenate([part[i] for part in parts]) for i in range(len(first)))
+        _same(parts, [list(part) if isinstance(part, dict) else None for part in parts], what)
+        return {name: _concatenated([part[name] for part in parts], what) for name in first}
+    _same(parts, [len(part) if isinstance(part, tuple) else None for part in parts], what)
+    return tuple(_concatenated([part[i] for part in parts], what) for i in range(len(first)))
+
+
+def _joined(parts: list[Any], what: str) -> Tensor:
+    _same(parts, [part.shape[1:] if isinstance(part, Tensor) else None for part in parts], what)
+    return torch.cat(parts)
+
+
+def _same(parts: list[Any], kinds: list[Any], what: str) -> None:
+    for part, kind in zip(parts, kinds, strict=True):
+        if kind != kinds[0]:
+            raise ModelError(
+                f"{what} differ from batch to batch: {described(parts[0])} and {described(part)}; "
+                "all rows need one structure and one shape: pad them to the longest row of the "
+                "data, and pass a mask or lengths as a further input"
+            )

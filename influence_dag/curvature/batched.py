@@ -1,8 +1,10 @@
 """Curvatures that are means over rows of second derivatives, summed batch by batch."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -10,8 +12,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
+from influence_dag.curvature.products import (
+    check_symmetric,
+    check_symmetric_products,
+    parameter_groups,
+    products_agree,
+    random_in_groups,
+)
 from influence_dag.footprint import saved_numbers
 from influence_dag.objective import Objective, Rows, without_denormals
+from influence_dag.twice_differentiable import no_derivative
 
 # Columns differentiated together, and numbers in the widest of their temporaries: a backward pass
 # over 256 copies of a batch leaves the processor's cache and takes twice as long a column, and
@@ -24,7 +34,7 @@ Route = Literal["auto", "layered", "autograd"]
 
 @dataclass(frozen=True, eq=False)
 class BatchedCurvature(ABC):
-    """Mean over `rows` at `objective.params`; sums over batches are in float64.
+    """Weighted mean over `rows` at `objective.params`; sums over batches are in float64.
 
     `route` says how `dense` is formed: by matrix products for networks of Linear and
     elementwise layers ("layered"), one product a column for any model ("autograd"), or the
@@ -51,39 +61,87 @@ class BatchedCurvature(ABC):
 
     @without_denormals
     def apply(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
-        """The curvature times each row."""
-        total = torch.zeros_like(vectors, dtype=torch.float64)
-        for batch in self.rows.batches(self.batch_size):
-            product, size = self.product(batch), self._columns(batch)
-            for start in range(0, len(vectors), size):
-                chunk = slice(start, start + size)
-                total[chunk] += product(vectors[chunk])
-        return (total / len(self.rows)).to(vectors.dtype)
+        """The curvature times each row.
+
+        Raises `ModelError` where torch has no second derivative, or one that is not symmetric.
+        """
+        self._check_symmetry
+        return self._sum_of(vectors, self.rows).div_(self.rows.weight_sum).to(vectors.dtype)
 
     def dense(self) -> Float[Tensor, "p p"]:
         """The matrix, exactly symmetric."""
-        return self.dense_sum(self.rows).div_(len(self.rows)).to(self.dtype)
+        return self.dense_sum(self.rows).div_(self.rows.weight_sum).to(self.dtype)
 
     @without_denormals
     def dense_sum(self, rows: Rows) -> Float[Tensor, "p p"]:
-        """The sum, not the mean, over any rows in float64: what an update adds or subtracts."""
+        """The weighted sum, not the mean, over any rows in float64: what an update adds or takes.
+
+        In closed form where the network is layered, if random products with double backward over
+        all of the rows agree; else column by column. Raises as `apply`.
+        """
         if self.route != "autograd":
             network = LayeredNetwork.of(self.objective, rows)
             if network is not None:
-                return self.layered_sum(network, rows)
+                total = self.layered_sum(network, rows)
+                if self._confirms(total, rows):
+                    return total
+                network = None
             if self.route == "layered":
                 raise not_layered(self.objective)
         return self._sum_of_products(rows)
 
-    def _sum_of_products(self, rows: Rows) -> Float[Tensor, "p p"]:
-        total = torch.zeros(self.size, self.size, dtype=torch.float64, device=self.device)
-        identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
+    def _sum_of(self, vectors: Float[Tensor, "k p"], rows: Rows) -> Float[Tensor, "k p"]:
+        """The sum over rows times each vector, float64."""
+        total = torch.zeros_like(vectors, dtype=torch.float64)
         for batch in rows.batches(self.batch_size):
-            product, size = self.product(batch), self._columns(batch)
-            for start in range(0, self.size, size):
+            product, size = self._product(batch), self._columns(batch)
+            for start in range(0, len(vectors), size):
                 chunk = slice(start, start + size)
-                total[chunk] += product(identity[chunk])
+                total[chunk] += product(vectors[chunk])
+        return total
+
+    def _product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
+        """`product`, whose errors are in our words."""
+        try:
+            product = self.product(batch)
+        except (RuntimeError, NotImplementedError) as error:
+            raise no_derivative("second", self.objective, error) from error
+
+        def checked(vectors: Tensor) -> Tensor:
+            try:
+                return product(vectors)
+            except (RuntimeError, NotImplementedError) as error:
+                raise no_derivative("second", self.objective, error) from error
+
+        return checked
+
+    def _sum_of_products(self, rows: Rows) -> Float[Tensor, "p p"]:
+        identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
+        total = self._sum_of(identity, rows)
+        check_symmetric(total, self.objective)
         return (total + total.T).div_(2)
+
+    def _confirms(self, total: Float[Tensor, "p p"], rows: Rows) -> bool:
+        """Whether products by double backward over all rows are those of the matrix."""
+        groups = parameter_groups(self.objective)
+        vectors = random_in_groups(groups, self.size).to(self.device, self.dtype)
+        products = self._sum_of(vectors, rows)
+        same = products_agree(total, vectors, products, groups, self.objective.dtype)
+        if not same:
+            warnings.warn(
+                f"{type(self.objective.module).__name__} is no chain of Linear and elementwise "
+                "layers for all of its rows: its curvature is formed column by column",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        return same
+
+    @cached_property
+    def _check_symmetry(self) -> None:
+        """Raise `ModelError` unless u · (C v) = v · (C u) for random u and v, over all rows."""
+        u, v = random_in_groups([slice(0, self.size)] * 2, self.size).to(self.device, self.dtype)
+        Cu, Cv = self._sum_of(torch.stack([u, v]), self.rows)
+        check_symmetric_products((u, Cu), (v, Cv), self.objective)
 
     def _columns(self, batch: Rows) -> int:
         widest = max(saved_numbers(self.objective, batch), default=1)

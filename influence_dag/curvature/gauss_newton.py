@@ -10,6 +10,7 @@ from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.curvature.layered import LayeredNetwork, gauss_newton_product
 from influence_dag.curvature.structured import second_derivative_sum
 from influence_dag.objective import Rows
+from influence_dag.outputs import OutputSpace
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +25,9 @@ class GaussNewton(BatchedCurvature):
     """
 
     def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
+        space = OutputSpace.of(self.objective, batch)
         return gauss_newton_product(
-            lambda theta: self.objective.outputs(theta, batch.x),
-            self.objective.params,
-            lambda outputs: self.objective.loss(outputs, batch.y),
+            space.leaves, self.objective.params, lambda f: batch.weighted(space.losses(f))
         )
 
     def layered_sum(self, network: LayeredNetwork, rows: Rows) -> Float[Tensor, "p p"]:

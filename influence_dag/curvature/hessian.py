@@ -24,7 +24,7 @@ class Hessian(BatchedCurvature):
 
     def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
         def total_loss(theta: Tensor) -> Tensor:
-            return self.objective.losses(theta, batch).sum()
+            return self.objective.total_loss(theta, batch)
 
         _, pull_back, *_ = vjp(grad(total_loss), self.objective.params)
         return vmap(lambda vector: pull_back(vector)[0])

@@ -28,11 +28,12 @@ class KroneckerSums:
     For each captured layer $\sum_i \sum_t \tilde a_{it} \tilde a_{it}^\top$ (`activations`) and
     $\sum_i \sum_t \sum_c g_{itc} g_{itc}^\top$ (`gradients`), t running over `positions` (1
     for a Linear layer on vectors); for each dense group the Fisher's block (`dense`), all in the
-    order of `layout`. `rows` counts the i.
+    order of `layout`. `rows` counts the i; rows with weights add those times their terms, and
+    count as much.
     """
 
     layout: KroneckerLayout
-    rows: int
+    rows: float
     positions: tuple[int, ...]
     activations: tuple[Float[Tensor, "_ _"], ...]
     gradients: tuple[Float[Tensor, "_ _"], ...]
@@ -62,7 +63,8 @@ class KroneckerSums:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything as named tensors, those of a block under its name."""
-        named = {"rows": torch.tensor(self.rows), **self.layout.tensors()}
+        rows = torch.tensor(self.rows, dtype=torch.float64)
+        named = {"rows": rows, **self.layout.tensors()}
         for i, layer in enumerate(self.layout.layers):
             named[joined(layer.name, "positions")] = torch.tensor(self.positions[i])
             named[joined(layer.name, "activation_sum")] = self.activations[i]
@@ -78,7 +80,7 @@ class KroneckerSums:
         layers = [layer.name for layer in layout.layers]
         return cls(
             layout,
-            int(tensors["rows"]),
+            float(tensors["rows"]),
             tuple(int(tensors[joined(name, "positions")]) for name in layers),
             tuple(tensors[joined(name, "activation_sum")] for name in layers),
             tuple(tensors[joined(name, "gradient_sum")] for name in layers),
@@ -116,7 +118,7 @@ def _batch_sums(batch: FisherBatch, layout: KroneckerLayout) -> KroneckerSums:
         layout,
         batch.rows,
         tuple(a.shape[1] if a.ndim == 3 else 1 for a, _ in batch.pairs),
-        tuple(_gram(a) for a, _ in batch.pairs),
+        tuple(_gram(batch.root_weighted(a)) for a, _ in batch.pairs),
         tuple(_gram(g) for _, g in batch.pairs),
         tuple(_gram(values) for values in batch.dense),
     )
@@ -151,7 +153,7 @@ def corrected_eigenvalues(
 
     The best diagonal in that basis in the Frobenius norm (George et al. 2018).
     """
-    rows, totals = 0, [torch.zeros_like(basis.product_eigenvalues()) for basis in bases]
+    rows, totals = 0.0, [torch.zeros_like(basis.product_eigenvalues()) for basis in bases]
     rotations: list[tuple[Tensor, Tensor]] = []
     for batch in pairs:
         rows += batch.rows

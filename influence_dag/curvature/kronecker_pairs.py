@@ -1,20 +1,25 @@
 """Pairs of layer inputs and output gradients under a Fisher, batch by batch."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from influence_dag.capture import layer_pair, recorded_layers
+from influence_dag.capture import NotCaptured, Pair, layer_pair, recorded_layers
 from influence_dag.curvature.kronecker_fisher import FisherName, output_roots
 from influence_dag.errors import ModelError
 from influence_dag.gradient_blocks import DenseLayout, GradientLayout, LinearLayout
+from influence_dag.gradient_checks import check_batch
 from influence_dag.gradients import gradient_layout, per_sample_gradients
 from influence_dag.objective import Objective, Rows, without_denormals
+from influence_dag.outputs import OutputSpace, flat
+from influence_dag.structures import tensors_of
 
 _LARGEST_DENSE = 2**13  # parameters of one dense block: 512 MiB in float64, a minute of eigh
 _NUMBERS = 2**25  # numbers captured at once
@@ -55,12 +60,15 @@ class KroneckerLayout:
     dense: tuple[DenseGroup, ...]
 
     @classmethod
-    def of(cls, objective: Objective, sample: Rows) -> "KroneckerLayout":
+    def of(
+        cls, objective: Objective, sample: Rows, *, without: Iterable[str] = ()
+    ) -> "KroneckerLayout":
         """Every layer that `gradient_layout` finds capturable and whose weight is trainable.
 
-        Raises `ModelError` for a dense block that is too large, naming it.
+        Layers named in `without` become dense blocks. Raises `ModelError` for a dense block that
+        is too large, naming it.
         """
-        blocks = gradient_layout(objective, sample).blocks
+        blocks = gradient_layout(objective, sample, without=without).blocks
         found = {b.name if isinstance(b, LinearLayout) else b.layer for b in blocks}
         layers = []
         for name in objective.parameter_names:
@@ -188,12 +196,21 @@ class FisherBatch:
     r"""What one batch of b rows adds to each block, for c root vectors a row.
 
     `pairs`, a layer each: inputs $\tilde a$ `(b, [t,] d_in)`, a 1 appended for the bias, and
-    gradients $g_c$ `(c, b, [t,] d_out)`. `dense`, a group each: gradients `(c b, size)`.
+    gradients $g_c$ `(c, b, [t,] d_out)`. `dense`, a group each: gradients `(c b, size)`. Both
+    gradients are times the roots of the rows' weights, where there are some; `rows` is the sum of
+    the weights.
     """
 
-    rows: int
+    rows: float
     pairs: list[tuple[Tensor, Tensor]]
     dense: list[Tensor]
+    weights: Float[Tensor, " b"] | None = None
+
+    def root_weighted(self, a: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """Inputs times the roots of the rows' weights."""
+        if self.weights is None:
+            return a
+        return a * self.weights.to(a.dtype).sqrt().reshape(-1, *[1] * (a.ndim - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,42 +246,75 @@ class FisherPairs:
         names = {layer.name for layer in self.layout.layers}
         calls: list[tuple[str, Tensor, Tensor]] = []
         theta = self.objective.params.clone().requires_grad_()
+        space = OutputSpace.of(self.objective, rows).used()
         with torch.enable_grad(), recorded_layers(self.objective.module, names, calls):
-            outputs = self.objective.outputs(theta, rows.x)
+            outputs = flat(space.leaves(theta))
         roots = output_roots(
-            self.objective.loss, outputs.detach(), rows.y, fisher=self.fisher, generator=generator
+            space.loss_of_flat, outputs.detach(), rows.y, fisher=self.fisher, generator=generator
         )
-        found = self._pairs(calls, outputs, roots)
-        pairs = [found[layer.name] for layer in self.layout.layers]
-        return FisherBatch(len(rows), pairs, self._dense(rows, roots))
+        if rows.weights is not None:
+            roots = roots * rows.weights.to(roots).sqrt()[:, None]
+        pairs = self._pairs(calls, theta, outputs, roots) if names else []
+        return FisherBatch(rows.weight_sum, pairs, self._dense(rows, roots), rows.weights)
 
     def _pairs(
-        self, calls: list[tuple[str, Tensor, Tensor]], outputs: Tensor, roots: Tensor
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        if not calls:
-            return {}
-        layer_outputs = [output for _, _, output in calls]
+        self,
+        calls: list[tuple[str, Tensor, Tensor]],
+        theta: Tensor,
+        outputs: Float[Tensor, "n m"],
+        roots: Float[Tensor, "c n m"],
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's pair for all root vectors, held against a backward pass to θ."""
+        self._check_calls(calls)
         gradients = [
             torch.autograd.grad(
-                outputs, layer_outputs, root, retain_graph=True, materialize_grads=True
+                outputs, [out for _, _, out in calls], root, retain_graph=True, materialize_grads=True
             )
             for root in roots
         ]
-        biased = {layer.name for layer in self.layout.layers if layer.bias}
         pairs = {}
         for (name, x, _), parts in zip(calls, zip(*gradients, strict=True), strict=True):
             layer = self.objective.module.get_submodule(name)
             a, g = layer_pair(layer, x.detach(), torch.cat(parts))
-            pairs[name] = _with_one(a) if name in biased else a, g.unflatten(0, (len(roots), -1))
-        return pairs
+            if a.ndim < 2 or len(a) != len(outputs) or len(g) != len(outputs) * len(roots):
+                raise NotCaptured({name})
+            pairs[name] = a, g.unflatten(0, (len(roots), -1))
+        self._check_pairs(pairs, theta, outputs, roots)
+        biased = {layer.name for layer in self.layout.layers if layer.bias}
+        return [
+            (_with_one(a) if name in biased else a, g)
+            for name, (a, g) in ((layer.name, pairs[layer.name]) for layer in self.layout.layers)
+        ]
 
-    def _dense(self, rows: Rows, roots: Float[Tensor, "c n *m"]) -> list[Tensor]:
+    def _check_calls(self, calls: list[tuple[str, Tensor, Tensor]]) -> None:
+        seen = Counter(name for name, _, output in calls if output.requires_grad)
+        strange = {layer.name for layer in self.layout.layers if seen[layer.name] != 1}
+        if strange:
+            raise NotCaptured(strange)
+
+    def _check_pairs(
+        self, pairs: dict[str, Pair], theta: Tensor, outputs: Tensor, roots: Tensor
+    ) -> None:
+        r"""$\sum_{ic} u_i r_c g_{ic}$ of the pairs against one backward pass of $u_i r_c v_{ic}$."""
+        generator = torch.Generator().manual_seed(len(outputs))
+        r = torch.randn(len(roots), generator=generator, dtype=torch.float64).to(roots)
+        mixed = {
+            name: (a, torch.einsum("c,c...->...", r, g)) for name, (a, g) in pairs.items()
+        }
+        blocks = [
+            LinearLayout(layer.name, layer.weight, layer.bias, 0, 0) for layer in self.layout.layers
+        ]
+        with torch.enable_grad():
+            values = (outputs * torch.einsum("c,cnm->nm", r, roots)).sum(1)
+        check_batch(theta, values, blocks, mixed, {}, seed=len(outputs))
+
+    def _dense(self, rows: Rows, roots: Float[Tensor, "c n m"]) -> list[Tensor]:
         """Gradients of v · f, sample by sample, for what is not captured."""
         groups = self.layout.dense
         if not groups:
             return []
         linear = copy.copy(self.objective)
-        linear.loss = _inner
+        linear.loss = _Inner(OutputSpace.of(self.objective, rows[:1]).used().places)
         blocks = tuple(
             DenseLayout(str(start), start, stop) for group in groups for start, stop in group.places
         )
@@ -280,8 +330,15 @@ class FisherPairs:
         ]
 
 
-def _inner(outputs: Tensor, vectors: Tensor) -> Tensor:
-    return (outputs * vectors).reshape(len(outputs), -1).sum(1)
+@dataclass(frozen=True)
+class _Inner:
+    """The product of each row's outputs, at some places of a structure, with a vector."""
+
+    places: tuple[int, ...]
+
+    def __call__(self, outputs: Any, vectors: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
+        tensors = tensors_of(outputs)
+        return (flat(tuple(tensors[place] for place in self.places)) * vectors).sum(1)
 
 
 def _with_one(a: Tensor) -> Tensor:

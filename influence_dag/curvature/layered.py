@@ -12,6 +12,7 @@ from torch.func import grad, vjp, vmap
 from influence_dag.curvature.tracing import Segment, linear_chain
 from influence_dag.errors import ModelError
 from influence_dag.objective import LossFunction, Objective, Rows
+from influence_dag.outputs import Leaves
 
 _SAMPLE = 3  # rows on which the chain is compared with the module
 
@@ -85,6 +86,8 @@ class LayeredNetwork:
         chain = linear_chain(objective.module) if isinstance(sample.x, Tensor) else None
         if chain is None or _shares_parameters(objective, chain.linears, chain.segments):
             return None
+        if not all(map(_is_plain, chain.linears)):
+            return None
         layers = tuple(_layer(objective, linear) for linear in chain.linears)
         prefix, *activations, tail = chain.segments
         network = cls(prefix, layers, tuple(activations), tail, objective.loss, objective.size)
@@ -100,9 +103,11 @@ class LayeredNetwork:
             slopes.append(slope)
             seconds.append(second)
         z = self.layers[-1](a)
-        gradient, output_product = self._head(z, rows.y)
+        gradient, output_product = self._head(z, rows)
         if gauss_newton:
-            output_product = gauss_newton_product(self.tail, z, lambda f: self.loss(f, rows.y))
+            output_product = gauss_newton_product(
+                lambda z: (self.tail(z),), z, lambda f: rows.weighted(self.loss(f[0], rows.y))
+            )
         gradients, bends = [gradient], []
         for layer, slope, second in zip(
             self.layers[:0:-1], slopes[::-1], seconds[::-1], strict=True
@@ -112,11 +117,11 @@ class LayeredNetwork:
             bends.insert(0, second * back)
         return NetworkPass(inputs, gradients, slopes, bends, output_product)
 
-    def _head(self, z: Tensor, y: Any) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    def _head(self, z: Tensor, rows: Rows) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The loss's gradient in the last pre-activations, and products with its Hessian."""
         z = z.detach().requires_grad_()
         with torch.enable_grad():
-            total = self.loss(self.tail(z.clone()), y).sum()
+            total = rows.weighted(self.loss(self.tail(z.clone()), rows.y)).sum()
             (gradient,) = torch.autograd.grad(total, z, create_graph=True)
 
         def product(vectors: Float[Tensor, "k n c"]) -> Float[Tensor, "k n c"]:
@@ -143,6 +148,8 @@ class LayeredNetwork:
             return False
         result = self.tail(self.layers[-1](a))
         expected = objective.outputs(objective.params, rows.x)
+        if not isinstance(expected, Tensor):
+            return False
         tolerance = 1e-5 * float(expected.abs().max())
         return result.shape == expected.shape and bool(
             torch.allclose(result, expected, rtol=1e-4, atol=tolerance)
@@ -150,12 +157,13 @@ class LayeredNetwork:
 
 
 def gauss_newton_product(
-    function: Callable[[Tensor], Tensor], point: Tensor, loss: Callable[[Tensor], Tensor]
+    function: Callable[[Tensor], Leaves], point: Tensor, loss: Callable[[Leaves], Tensor]
 ) -> Callable[[Tensor], Tensor]:
     r"""Products with $J^\top \nabla_f^2 L \, J$, J being the function's Jacobian at the point.
 
-    J v comes from reverse mode twice (the pull-back is linear, so its own pull-back is J):
-    forward mode is missing for recurrent layers and attention kernels. Takes a batch of vectors.
+    The function returns a tuple of outputs, the loss takes it. J v comes from reverse mode twice
+    (the pull-back is linear, so its own pull-back is J): forward mode is missing for recurrent
+    layers and attention kernels. Takes a batch of vectors.
     """
     outputs, pull_back, *_ = vjp(lambda argument: function(argument.clone()), point)
     _, push, *_ = vjp(lambda u: pull_back(u)[0], outputs)
@@ -179,6 +187,12 @@ def _shares_parameters(
     uses = [id(p) for layer in linears for p in layer.parameters() if id(p) in trainable]
     others = {id(p) for segment in segments for p in segment.parameters()}
     return len(uses) != len(set(uses)) or bool(others & trainable)
+
+
+def _is_plain(linear: nn.Linear) -> bool:
+    """Whether weight and bias are parameters, not computed from others, and no hook intervenes."""
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks)
+    return {"weight", "bias"} <= linear._parameters.keys() and not any(hooks)
 
 
 def _layer(objective: Objective, linear: nn.Linear) -> LinearLayer:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from influence_dag.objective import Objective, Rows, without_denormals
-from influence_dag.rows import map_inputs
+from influence_dag.structures import map_tensors
 
 _NUMBERS = 2**23  # of the largest temporary of a batch of members, about
 _SPARSE = 0.75  # below this share of rows with a weight, members work on their own rows alone
@@ -70,7 +70,7 @@ def member_chunks(members: int, numbers: int) -> Iterator[slice]:
 def _width(objective: Objective, rows: Rows) -> int:
     """How many numbers one row needs on its way: its input, and what each layer returns."""
     sizes: list[int] = []
-    map_inputs(lambda leaf: sizes.append(leaf[0].numel()), rows.x)
+    map_tensors(lambda leaf: sizes.append(leaf[0].numel()), rows.x)
 
     def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):

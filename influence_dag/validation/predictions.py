@@ -11,7 +11,7 @@ from torch.func import grad, jacrev, vmap
 from influence_dag.curvature import Hessian
 from influence_dag.gradients import per_sample_gradients
 from influence_dag.objective import Objective, Rows
-from influence_dag.rows import map_inputs
+from influence_dag.structures import map_tensors
 from influence_dag.solvers import Direct, Factorization
 
 _NUMBERS = 2**23  # of the Jacobians held at once
@@ -73,7 +73,7 @@ class ExactPredictions:
         theta, run = self.objective.params, self.objective.outputs
 
         def one(point: Tensor, x: Tensor) -> Tensor:
-            return run(point, map_inputs(lambda leaf: leaf.unsqueeze(0), x))[0].flatten()
+            return run(point, map_tensors(lambda leaf: leaf.unsqueeze(0), x))[0].flatten()
 
         width = run(theta, rows[:1].x).numel()
         for batch in rows.batches(max(1, _NUMBERS // (width * len(theta)))):
@@ -88,7 +88,7 @@ def _output_derivatives(
     shape = outputs.shape[1:]
 
     def loss(f: Tensor, target: Tensor) -> Tensor:
-        one = map_inputs(lambda leaf: leaf.unsqueeze(0), target)
+        one = map_tensors(lambda leaf: leaf.unsqueeze(0), target)
         return objective.loss(f.view(1, *shape), one).reshape(())
 
     flat = outputs.flatten(1)

@@ -1,0 +1,92 @@
+"""Gradients of the rows of a batch against the gradient of the batch."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.capture import NotCaptured, Pair, pair_norms, pair_sums
+from influence_dag.errors import ModelError
+from influence_dag.gradient_blocks import DenseLayout, LinearLayout
+
+# Of random sums over rows, relative to the norm of their terms: float64, and float32 and below.
+_TOLERANCE, _LOOSE = {torch.float64: 1e-11}, 1e-4
+
+
+def check_batch(
+    theta: Tensor,
+    values: Float[Tensor, " n"],
+    blocks: Sequence[LinearLayout | DenseLayout],
+    pairs: dict[str, Pair],
+    written: dict[str, Tensor],
+    *,
+    seed: int,
+) -> None:
+    r"""Compare $\sum_i u_i g_i$ with a backward pass of $\sum_i u_i L_i$, tensor by tensor.
+
+    `values` are the rows' losses with their graph to `theta`; `pairs` are those of the blocks that
+    are made of a layer's, `written` the dense gradients of the others.
+
+    Of one sum over rows those that changed places would be unseen; of a randomly weighted one
+    they are not. u is divided by the norms of the rows, so that small ones count like large.
+    """
+    squares = sum(
+        (pair_norms(*pair) for pair in pairs.values()), torch.zeros_like(values.detach())
+    ) + sum((part.square().sum(1) for part in written.values()), torch.zeros_like(values.detach()))
+    u = random_weights(squares.sqrt(), seed)
+    with torch.enable_grad():
+        (truth,) = torch.autograd.grad((u * values).sum(), theta, allow_unused=True)
+    truth = torch.zeros_like(theta) if truth is None else truth
+    tolerance = _TOLERANCE.get(theta.dtype, _LOOSE)
+    strange = set()
+    for block in blocks:
+        name = block.name if isinstance(block, LinearLayout) else block.layer
+        if name is None:
+            _check_rows(block, u, written[block.name], truth, 10 * tolerance)
+        elif not _is_sum(block, u, pairs[name], truth, tolerance):
+            strange.add(name)
+    if strange:
+        raise NotCaptured(strange)
+
+
+def random_weights(norms: Float[Tensor, " n"], seed: int) -> Float[Tensor, " n"]:
+    """Random numbers over the norms of rows, which are taken to be no smaller than rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(len(norms), generator=generator, dtype=torch.float64).to(norms)
+    floor = norms.max() * torch.finfo(norms.dtype).eps ** 0.5
+    return u / norms.clamp(min=floor if floor > 0 else torch.ones_like(floor))
+
+
+def _is_sum(
+    block: LinearLayout | DenseLayout, u: Tensor, pair: Pair, truth: Tensor, tolerance: float
+) -> bool:
+    scale = float((u.square() * pair_norms(*pair)).sum().sqrt())
+    return all(
+        (values.reshape(-1) - truth[start:stop]).norm() <= tolerance * scale
+        for (start, stop), values in _sums(block, u, pair)
+    )
+
+
+def _sums(
+    block: LinearLayout | DenseLayout, u: Tensor, pair: Pair
+) -> list[tuple[tuple[int, int], Tensor]]:
+    weight, bias = pair_sums(u, *pair)
+    if isinstance(block, DenseLayout):
+        size = block.stop - block.start
+        return [((block.start, block.stop), weight if size == weight.numel() else bias)]
+    places = [(block.weight, weight), (block.bias, bias)]
+    return [(place, values) for place, values in places if place]
+
+
+def _check_rows(
+    block: DenseLayout, u: Tensor, values: Tensor, truth: Tensor, tolerance: float
+) -> None:
+    scale = (u.square() * values.square().sum(1)).sum().sqrt()
+    wrong = (u @ values - truth[block.start : block.stop]).norm()
+    if not wrong <= tolerance * scale:
+        raise ModelError(
+            f"the gradients of {block.name!r} row by row are not those in a batch (their random "
+            f"sum differs by {float(wrong / scale):.1e}): the loss of a row depends on the other "
+            "rows of its batch; every row has to stand for itself"
+        )

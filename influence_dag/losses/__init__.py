@@ -1,0 +1,23 @@
+from influence_dag.losses.named import (
+    IGNORED,
+    LOSSES,
+    LossFunction,
+    bce_with_logits,
+    cross_entropy,
+    mse,
+    per_sample_loss,
+)
+from influence_dag.losses.reduced import ReducedLoss, ignored_class, reduced_loss
+
+__all__ = [
+    "IGNORED",
+    "LOSSES",
+    "LossFunction",
+    "ReducedLoss",
+    "bce_with_logits",
+    "cross_entropy",
+    "ignored_class",
+    "mse",
+    "per_sample_loss",
+    "reduced_loss",
+]

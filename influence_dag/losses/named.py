@@ -1,0 +1,92 @@
+"""Losses of one value per sample, `(output, target) → (batch,)`."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from influence_dag.errors import ModelError
+
+LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
+
+IGNORED = -100  # the class index that torch leaves out of means
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each sample, from logits.
+
+    Targets are class indices of any integer type, whole floats or booleans, `(batch,)` or
+    `(batch, 1)`, or probabilities of the classes in the output's shape. Further positions
+    `(batch, classes, …)` are averaged, those with the target -100 left out; a sample of which
+    nothing is left has loss 0.
+    """
+    target = class_targets(output, target)
+    values = nn.functional.cross_entropy(output, target, reduction="none")
+    if values.ndim == 1:
+        return values
+    if target.is_floating_point():
+        return values.flatten(1).mean(1)
+    return mean_of_labelled(values, target != IGNORED)
+
+
+def mean_of_labelled(values: Tensor, labelled: Tensor) -> Tensor:
+    """The mean over each sample's positions that have a label; 0 where none has."""
+    count = labelled.flatten(1).sum(1)
+    return values.flatten(1).sum(1) / count.clamp(min=1)
+
+
+def class_targets(output: Tensor, target: Tensor) -> Tensor:
+    """Class indices as int64 in the shape that torch wants, or probabilities as they are."""
+    if target.is_floating_point() and target.shape == output.shape:
+        return target.to(output.dtype)
+    wanted = (*output.shape[:1], *output.shape[2:])
+    if target.shape == (*wanted, 1):
+        target = target.squeeze(-1)
+    return target.long()
+
+
+def mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over the outputs of the squared error of each sample (torch's convention)."""
+    values = (output - number_targets("mse", output, target)).square()
+    return values.reshape(len(output), -1).mean(1)
+
+
+def bce_with_logits(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over the outputs of the binary cross-entropy of each sample, from logits."""
+    target = number_targets("bce_with_logits", output, target)
+    values = nn.functional.binary_cross_entropy_with_logits(output, target, reduction="none")
+    return values.reshape(len(output), -1).mean(1)
+
+
+def number_targets(name: str, output: Tensor, target: Tensor) -> Tensor:
+    """Targets in the shape and type of the outputs.
+
+    (batch, 1) against (batch,) is what a regression usually has: torch would broadcast it to
+    (batch, batch) and go on. `ModelError` where a sample has another number of targets.
+    """
+    if len(output) != len(target) or output[0].numel() != target[0].numel():
+        raise ModelError(
+            f"{name}: the model returns {output[0].numel()} numbers a sample "
+            f"{tuple(output.shape)}, the target has {target[0].numel()} {tuple(target.shape)}"
+        )
+    return target.reshape(output.shape).to(output.dtype)
+
+
+LOSSES: dict[str, LossFunction] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse,
+    "bce_with_logits": bce_with_logits,
+}
+
+
+def per_sample_loss(loss: str | LossFunction) -> LossFunction:
+    """The loss of that name, or the callable itself: `(output, target) → (batch,)`."""
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise ModelError(
+            f"unknown loss {loss!r}; known are {', '.join(LOSSES)}, or pass a callable "
+            "(output, target) -> one value per sample"
+        )
+    return LOSSES[loss]

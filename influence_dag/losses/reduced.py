@@ -1,0 +1,283 @@
+r"""Losses that reduce a batch to one number, made one value per sample.
+
+A torch-style loss is known by its values on batches. Row i is given $v_i$, its value on a batch
+of that row alone, and the row's loss is $L_i = c_i v_i$ with the weight $c_i$ that the loss gives
+it (1, or the class weight $w_{y_i}$ of torch's own losses). That this is what the loss means is
+seen on every batch: its value has to be
+
+$$ \sum_i c_i v_i / \sum_i c_i \quad\text{(a mean)} \qquad\text{or}\qquad \sum_i c_i v_i . $$
+
+A loss for which it is neither weighs rows by something that its values on single rows do not show
+(class weights in a function of one's own, positions that are ignored in some rows) and is refused.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn import functional as F
+
+from influence_dag.errors import ModelError
+from influence_dag.losses.named import (
+    IGNORED,
+    LossFunction,
+    class_targets,
+    cross_entropy,
+    mean_of_labelled,
+    number_targets,
+)
+from influence_dag.structures import described, tensors_of, with_tensors
+
+_OF_CLASSES = (F.cross_entropy, F.nll_loss)
+_OF_NUMBERS = (
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+)
+_MODULES: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.CrossEntropyLoss: F.cross_entropy,
+    nn.NLLLoss: F.nll_loss,
+    nn.MSELoss: F.mse_loss,
+    nn.L1Loss: F.l1_loss,
+    nn.SmoothL1Loss: F.smooth_l1_loss,
+    nn.HuberLoss: F.huber_loss,
+    nn.BCELoss: F.binary_cross_entropy,
+    nn.BCEWithLogitsLoss: F.binary_cross_entropy_with_logits,
+}
+
+
+def reduced_loss(loss: LossFunction) -> "ReducedLoss":
+    """A torch-style loss that returns one number for a batch, made one value per sample.
+
+    Torch's own losses, as modules, functions or `functools.partial` of those, are asked for
+    their values without reduction; class weights multiply (sample i counts `w[y_i]` times, and
+    the mean over n samples is divided by n, not by the sum of weights), and positions with the
+    ignored index are left out of a sample's mean. Any other loss is called on batches of one.
+    A loss that already returns one value per sample comes out unchanged.
+
+    >>> import torch
+    >>> reduced_loss(nn.functional.mse_loss)(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
+    tensor([1., 9.])
+    """
+    if isinstance(loss, ReducedLoss):
+        return loss
+    known = _torch_loss(loss)
+    return ReducedLoss(loss, known or _OneByOne(loss))
+
+
+def ignored_class(loss: LossFunction) -> int | None:
+    """The index that a loss of class indices leaves out; None for losses of other targets."""
+    if loss is cross_entropy:
+        return IGNORED
+    parts = loss.parts if isinstance(loss, ReducedLoss) else None
+    if isinstance(parts, _TorchLoss) and parts.function in _OF_CLASSES:
+        return parts.settings.get("ignore_index", IGNORED)
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class ReducedLoss:
+    """`(output, target) → (batch,)` from the loss `whole` of batches."""
+
+    whole: LossFunction
+    parts: "_TorchLoss | _OneByOne"
+
+    def __call__(self, output: Any, target: Any) -> Tensor:
+        return self.parts.losses(output, target)
+
+    def check(self, output: Any, target: Any, weights: Tensor | None, *, tolerance: float) -> None:
+        """Raise `ModelError` unless the batch's loss is a mean or sum of what its rows are given.
+
+        With `weights` of rows, the mean that they weigh is right as well.
+        """
+        losses, shares = self.parts.shares(output, target)
+        whole = self.parts.whole(output, target)
+        if whole.shape == losses.shape:
+            pairs = [(losses, losses.abs() + losses.abs().mean())]
+        elif whole.numel() == 1:
+            whole = whole.reshape(())
+            pairs = list(_reductions(losses, shares, weights))
+        else:
+            raise ModelError(
+                f"the loss returns {tuple(whole.shape)} for a batch of {len(losses)} rows; it has "
+                "to return one number, or one a row"
+            )
+        if not any(bool(((found - whole).abs() <= tolerance * size).all()) for found, size in pairs):
+            raise _weighs_rows(whole, pairs[0][0])
+
+
+def _reductions(
+    losses: Tensor, shares: Tensor, weights: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The means and sums that a batch's loss may be, each with that of the absolute values."""
+    for w in [torch.ones_like(losses)] + ([] if weights is None else [weights.to(losses)]):
+        total, size = (w * losses).sum(), (w * losses).abs().sum()
+        yield total / (w * shares).sum(), size / (w * shares).sum()
+        yield total, size
+
+
+def _weighs_rows(whole: Tensor, found: Tensor) -> ModelError:
+    seen = f"{whole.item():.6g}" if whole.numel() == 1 else "not that of its rows"
+    mean = f", the mean of its rows' losses is {found.item():.6g}" if found.numel() == 1 else ""
+    return ModelError(
+        f"the loss of a batch is {seen}{mean}: it weighs rows in a way that their losses on their "
+        "own do not show (class weights or ignored positions inside it, broadcasting of shapes "
+        "that differ). Give a loss of one value a row (reduction='none'), torch's own loss with "
+        "its `weight`, loss='cross_entropy' for the mean over each row's labelled positions, or "
+        "the weights of rows beside them: batches (x, y, weights)"
+    )
+
+
+# Torch's own losses ----------------------------------------------------------------------------
+
+
+def _torch_loss(loss: Any) -> "_TorchLoss | None":
+    """What is known of a loss of torch's: its function and its settings."""
+    if isinstance(loss, functools.partial) and not loss.args:
+        settings, function = dict(loss.keywords), loss.func
+    else:
+        settings, function = {}, loss
+    if isinstance(function, nn.Module) and not settings:
+        return _of_module(function)
+    known = (*_OF_CLASSES, *_OF_NUMBERS)
+    if function not in known or {"reduce", "size_average"} & settings.keys():
+        return None
+    reduction = settings.pop("reduction", "mean")
+    return _TorchLoss(function, settings, reduction)
+
+
+def _of_module(module: nn.Module) -> "_TorchLoss | None":
+    function = _MODULES.get(type(module))
+    if function is None:
+        return None
+    accepted = inspect.signature(function).parameters
+    settings = {
+        name: getattr(module, name)
+        for name in ("weight", "ignore_index", "label_smoothing", "pos_weight", "beta", "delta")
+        if name in accepted and hasattr(module, name)
+    }
+    return _TorchLoss(function, settings, str(module.reduction))
+
+
+@dataclass(frozen=True, eq=False)
+class _TorchLoss:
+    """A loss of torch's without reduction, averaged over what a sample has of positions."""
+
+    function: Callable[..., Tensor]
+    settings: dict[str, Any]
+    reduction: str
+
+    def losses(self, output: Any, target: Any) -> Tensor:
+        return self.shares(output, target)[0]
+
+    def shares(self, output: Any, target: Any) -> tuple[Tensor, Tensor]:
+        """$L_i = c_i v_i$ and the weights $c_i$ of the rows among the batch's."""
+        values, target = self._evaluated(output, target, "none")
+        if not self._of_classes or target.is_floating_point():
+            losses = self._one_a_row(values)
+            return losses, torch.ones_like(losses)
+        labelled = target != self.settings.get("ignore_index", IGNORED)
+        if target.ndim == 1:
+            values, labelled = values[:, None], labelled[:, None]
+        if self.reduction != "mean":
+            losses = self._one_a_row(values)
+            return losses, torch.ones_like(losses)
+        return mean_of_labelled(values, labelled), self._weights(target, labelled, values)
+
+    def _weights(self, target: Tensor, labelled: Tensor, like: Tensor) -> Tensor:
+        weight = self.settings.get("weight")
+        if weight is None:
+            return labelled.flatten(1).any(1).to(like)
+        classes = torch.where(labelled, target.reshape(labelled.shape), 0)
+        return mean_of_labelled(torch.where(labelled, weight.to(like)[classes], 0.0), labelled)
+
+    def whole(self, output: Any, target: Any) -> Tensor:
+        return self._evaluated(output, target, self.reduction)[0]
+
+    @property
+    def _of_classes(self) -> bool:
+        return self.function in _OF_CLASSES
+
+    def _one_a_row(self, values: Tensor) -> Tensor:
+        if self.reduction == "none" and values[0].numel() != 1:
+            raise _several(values[:1])
+        flat = values.reshape(len(values), -1)
+        return flat.sum(1) if self.reduction == "sum" else flat.mean(1)
+
+    def _evaluated(self, output: Any, target: Any, reduction: str) -> tuple[Tensor, Tensor]:
+        if not isinstance(output, Tensor) or not isinstance(target, Tensor):
+            raise ModelError(
+                f"the model returns a {described(output)} and the target is a {described(target)}; "
+                "torch's losses take one tensor each: write a loss of your own, for example "
+                "lambda output, target: F.cross_entropy(output['logits'], target)"
+            )
+        if self._of_classes:
+            target = class_targets(output, target)
+        else:
+            target = number_targets(self.function.__name__, output, target)
+        settings = {
+            name: value.to(output) if isinstance(value, Tensor) else value
+            for name, value in self.settings.items()
+        }
+        return self.function(output, target, **settings, reduction=reduction), target
+
+
+# Any other loss --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _OneByOne:
+    """A loss called on batches of one."""
+
+    loss: LossFunction
+
+    def losses(self, output: Any, target: Any) -> Tensor:
+        rows = len(tensors_of((target, output))[0])
+        leaves = tensors_of((output, target))
+        split = [leaf.ndim > 0 and len(leaf) == rows for leaf in leaves]
+
+        def of_one(*rowwise: Tensor) -> Tensor:
+            remaining = iter(rowwise)
+            parts = [
+                next(remaining).unsqueeze(0) if own else leaf
+                for leaf, own in zip(leaves, split, strict=True)
+            ]
+            value = self.loss(*with_tensors((output, target), parts))
+            return _one_number(value)
+
+        batched = [leaf for leaf, own in zip(leaves, split, strict=True) if own]
+        try:
+            return vmap(of_one)(*batched)
+        except RuntimeError:
+            # A loss that looks at its values (`if (variance < 0).any()`): slow but right. An
+            # error that has another cause comes again from here.
+            return torch.stack([of_one(*row) for row in zip(*batched, strict=True)])
+
+    def shares(self, output: Any, target: Any) -> tuple[Tensor, Tensor]:
+        losses = self.losses(output, target)
+        return losses, torch.ones_like(losses)
+
+    def whole(self, output: Any, target: Any) -> Tensor:
+        return self.loss(output, target)
+
+
+def _one_number(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise _several(value)
+    return value.reshape(())
+
+
+def _several(value: Any) -> ModelError:
+    return ModelError(
+        f"the loss returns {described(value)} for a batch of one; it has to reduce each sample to "
+        "one number"
+    )

@@ -1,0 +1,85 @@
+"""Which of torch's kernels a module may use, so that its second derivatives exist and are right."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.backends import mha
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from influence_dag.errors import ModelError
+
+_ATTENTION = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
+
+
+@dataclass(eq=False)
+class TwiceDifferentiable:
+    """A context in which a module is run.
+
+    Fused attention and cuDNN's recurrent kernels have no second derivative. The fast path that
+    encoders take where no gradient is asked for puts out zeros at padded positions: another loss
+    than the one that is differentiated. The fused kernel of weight normalisation has a second
+    derivative that is wrong: it is not symmetric.
+    """
+
+    attends: bool
+    recurrent: bool
+    normalises_weights: bool
+    _entered: list[ExitStack] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "TwiceDifferentiable":
+        layers = list(module.modules())
+        return cls(
+            any(isinstance(layer, _ATTENTION) for layer in layers),
+            any(isinstance(layer, nn.RNNBase) for layer in layers),
+            any(map(_normalises_weights, layers)),
+        )
+
+    def __enter__(self) -> None:
+        with ExitStack() as kernels:
+            kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.attends:
+                kernels.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
+                mha.set_fastpath_enabled(False)
+            if self.recurrent:
+                kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
+            if self.normalises_weights:
+                kernels.enter_context(_UnfusedWeightNorm())
+            self._entered.append(kernels.pop_all())
+
+    def __exit__(self, *raised: Any) -> None:
+        self._entered.pop().close()
+
+
+def _normalises_weights(layer: nn.Module) -> bool:
+    """Whether the layer is a weight normalisation, or has one in its old form, as a hook."""
+    kinds = (type(layer), *(type(hook) for hook in layer._forward_pre_hooks.values()))
+    return any(kind.__name__ in ("_WeightNorm", "WeightNorm") for kind in kinds)
+
+
+class _UnfusedWeightNorm(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """$g v / \\lVert v \\rVert$, the norm over all axes but `dim` (-1: over all)."""
+    others = [axis for axis in range(v.ndim) if axis != dim % v.ndim or dim == -1]
+    return v * (g / v.square().sum(others, keepdim=True).sqrt())
+
+
+def no_derivative(which: str, objective: Any, error: Exception) -> ModelError:
+    """The error for a model of which torch has no first or second derivative."""
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{type(objective.module).__name__} or its loss has no {which} derivative: {said}; replace "
+        "the part that torch cannot differentiate (an autograd.Function without setup_context, an "
+        "EmbeddingBag or a sparse Embedding, a loss with numpy inside) by plain operations, or "
+        "freeze the parameters behind it"
+    )
