@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.query import StudyResults, open_study
 from influence_dag.store import ArtifactStore
-from influence_dag.study import Study, StudySettings
+from influence_dag.study import Study, StudySettings, study_name
 
 COMPONENT = "influence_dag.components.InfluenceStudy"
 
@@ -35,7 +35,7 @@ def load_study(folder: str | Path) -> Study:
         settings = StudySettings.model_validate(content.get("attributes") or {})
     except ValidationError as error:
         raise StudyError(_explained(path, error)) from error
-    return Study(path.parent.name, settings, project_root(path.parent))
+    return Study(study_name(path.parent), settings, project_root(path.parent))
 
 
 def project_root(folder: Path) -> Path:

@@ -4,6 +4,8 @@ Every setting that changes a number takes part in fingerprints; those that only 
 or how fast (device, block size, store path) do not.
 """
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +23,7 @@ from pydantic import (
 )
 
 from influence_dag.data_settings import DataSettings, Which
+from influence_dag.errors import StudyError
 from influence_dag.method_settings import MethodsSettings
 from influence_dag.model_settings import FitSettings, ModelSettings
 from influence_dag.settings import (
@@ -170,6 +173,24 @@ class StudySettings(Settings):
             assert isinstance(self.model.fit, FitSettings)
             return (self.model.fit.weight_decay,)
         return self.damping if isinstance(self.damping, tuple) else (self.damping,)
+
+
+def study_name(folder: Path) -> str:
+    """The name of the study in a folder, which is the folder's; `StudyError` for one that is none.
+
+    It is part of the keys of Dagster's assets and of the names of jobs, which have letters from a
+    to z, digits and underscores; it stands for the study in the store and in URLs as it is.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_]+", folder.name):
+        return folder.name
+    plain = unicodedata.normalize("NFKD", folder.name.replace("ß", "ss"))
+    plain = plain.encode("ascii", "ignore").decode()
+    better = re.sub(r"[^A-Za-z0-9_]+", "_", plain).strip("_") or "my_study"
+    raise StudyError(
+        f"{folder}: the folder's name is the study's, and {folder.name!r} has characters other "
+        f"than the letters a to z and A to Z, digits and _, which Dagster's assets do not take; "
+        f"rename the folder, for example to {better}"
+    )
 
 
 class Study:

@@ -206,6 +206,21 @@ class Version:
             return (Damage(MANIFEST, missing=not (self.path / MANIFEST).exists()),)
         return tuple(found)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether its bookkeeping can be read and every file is there; contents are not read."""
+        try:
+            self.check_bookkeeping()
+        except StoreError:
+            return False
+        chunks = (
+            chunk_file(name, index)
+            for name, variable in self.variables.items()
+            for index in np.ndindex(*variable.grid)
+        )
+        files = (*self.manifest["files"], *chunks)
+        return all(stamp(f"{self.path}/{name}") is not None for name in files)
+
     def damaged_files(self, *, checksums: bool = False) -> list[Damage]:
         """Damage among metadata, coordinates, results and added files."""
         found = []
