@@ -52,7 +52,7 @@ def network():
 def test_leave_one_out_refits_in_plain_refits(benchmark, softmax, digits):
     """200 refits without one row each, against L-BFGS on one of them, both started at θ."""
     train = digits[0]
-    weights = leaving_out(1500, range(LEFT_OUT))
+    weights = leaving_out(train.shares, range(LEFT_OUT))
 
     def together():
         refit(softmax, train, weights, weight_decay=1e-2)

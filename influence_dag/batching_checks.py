@@ -68,11 +68,8 @@ def _losses(
                 loss.check(outputs, rows.y, rows.weights, tolerance=_tolerance(objective))
     if u is None:
         return values.detach(), None
-    if not values.requires_grad:
-        raise ModelError(
-            "the loss does not depend on the parameters that autograd sees: something in the model "
-            "or the loss detaches them (detach(), .data, numpy, torch.no_grad())"
-        )
+    if not values.requires_grad:  # a batch of which no row depends on θ
+        return values.detach(), torch.zeros_like(theta)
     (gradient,) = torch.autograd.grad((u * values).sum(), theta)
     return values.detach(), gradient
 

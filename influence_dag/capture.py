@@ -1,15 +1,17 @@
 """What a Linear or convolution layer's gradients are made of, caught by hooks."""
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
+_Result = TypeVar("_Result")
 
 
 class NotCaptured(Exception):
@@ -22,6 +24,30 @@ class NotCaptured(Exception):
             "change places, further calls, hooks): they are differentiated row by row"
         )
         self.layers = layers
+
+
+def without_uncaptured(
+    compute: Callable[[frozenset[str]], _Result],
+    *,
+    without: Iterable[str] = (),
+    report: Callable[[str], None] | None = None,
+) -> _Result:
+    """What `compute` makes without the layers that a batch shows not to be captured.
+
+    `compute` is given the names of layers to leave to differentiation row by row, `without` at
+    first, and is called again when it raises `NotCaptured`, which is reported (warned of).
+    """
+    names = frozenset(without)
+    while True:
+        try:
+            return compute(names)
+        except NotCaptured as error:
+            (report or _warned)(str(error))
+            names |= error.layers
+
+
+def _warned(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 @dataclass(frozen=True, eq=False)

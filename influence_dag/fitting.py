@@ -93,7 +93,9 @@ class _Problem:
         self.rows, self.penalty = rows.to(dtype=self.objective.dtype), penalty
 
     def loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, ""]:
-        return self.objective.mean_loss(theta, rows) + self.penalty / 2 * theta @ theta
+        """An unbiased estimate from some rows of the penalised mean over all."""
+        share = len(rows) / len(self.rows) * self.rows.weight_sum
+        return self.objective.total_loss(theta, rows) / share + self.penalty / 2 * theta @ theta
 
     def value_and_gradient(
         self, theta: Float[Tensor, " p"]

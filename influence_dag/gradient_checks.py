@@ -34,6 +34,7 @@ def check_batch(
     squares = sum(
         (pair_norms(*pair) for pair in pairs.values()), torch.zeros_like(values.detach())
     ) + sum((part.square().sum(1) for part in written.values()), torch.zeros_like(values.detach()))
+    _check_finite(squares)
     u = random_weights(squares.sqrt(), seed)
     with torch.enable_grad():
         (truth,) = torch.autograd.grad((u * values).sum(), theta, allow_unused=True)
@@ -48,6 +49,18 @@ def check_batch(
             strange.add(name)
     if strange:
         raise NotCaptured(strange)
+
+
+def _check_finite(squares: Float[Tensor, " n"]) -> None:
+    bad = (~squares.isfinite()).nonzero().flatten()
+    if len(bad):
+        row = int(bad[0])
+        raise ModelError(
+            f"the gradient of row {row} of a batch is not finite ({len(bad)} of {len(squares)} "
+            "rows): the loss has no derivative there (a root or a norm of zeros, a logarithm of 0) "
+            "or overflows; look at the row's inputs",
+            row=row,
+        )
 
 
 def random_weights(norms: Float[Tensor, " n"], seed: int) -> Float[Tensor, " n"]:

@@ -1,6 +1,5 @@
 """Per-sample gradients by one batched backward pass that captures each layer's pair."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -16,6 +15,7 @@ from influence_dag.capture import (
     Pair,
     capture,
     is_capturable,
+    without_uncaptured,
 )
 from influence_dag.gradient_blocks import (
     DenseGradients,
@@ -85,30 +85,14 @@ def per_sample_gradients(
 
 
 def with_layout(
-    objective: Objective,
-    sample: Rows,
-    compute: Callable[[GradientLayout], _Result],
-    *,
-    without: Iterable[str] = (),
-    report: Callable[[str], None] | None = None,
+    objective: Objective, sample: Rows, compute: Callable[[GradientLayout], _Result]
 ) -> _Result:
     """What `compute` makes with the layout of fewest numbers that serves all rows it meets.
 
     Starts from what a few rows of `sample` show; a layer that a later batch shows to be another
-    (`NotCaptured`) is left to differentiation row by row, which is said once, and `compute` is
-    called again. `without` names layers that are known to be such.
+    (`NotCaptured`) is left to differentiation row by row, and `compute` is called again.
     """
-    dense = frozenset(without)
-    while True:
-        try:
-            return compute(gradient_layout(objective, sample, without=dense))
-        except NotCaptured as error:
-            (report or _warned)(str(error))
-            dense |= error.layers
-
-
-def _warned(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    return without_uncaptured(lambda names: compute(gradient_layout(objective, sample, without=names)))
 
 
 def _batch(
@@ -177,17 +161,16 @@ def _values(objective: Objective, of: Of) -> Callable[[Tensor, Rows], Tensor]:
 def _dense_gradients(
     objective: Objective, rows: Rows, blocks: list[DenseLayout], of: Of
 ) -> dict[str, Tensor]:
-    """Gradients of some parameters, one row at a time under vmap."""
+    """Gradients of some parameters, each row a batch of its own, under vmap where that can be."""
     constant = objective.params
     cuts = [(block.start, block.stop) for block in blocks]
 
-    def value(subset: tuple[Tensor, ...], x: Any, y: Any, weights: Any) -> Tensor:
-        row = Rows(*(map_tensors(_unsqueeze, part) for part in (x, y, weights)))
+    def value(subset: tuple[Tensor, ...], row: Rows) -> Tensor:
         return _values(objective, of)(_with(constant, cuts, subset), row).reshape(())
 
     subset = tuple(constant[start:stop] for start, stop in cuts)
     size = max(1, _DENSE_NUMBERS // sum(stop - start for start, stop in cuts))
-    parts = [_each_row(grad(value), subset, batch) for batch in rows.batches(size)]
+    parts = [_each_row(value, subset, batch) for batch in rows.batches(size)]
     return {
         block.name: torch.cat(values)
         for block, values in zip(blocks, zip(*parts, strict=True), strict=True)
@@ -195,27 +178,34 @@ def _dense_gradients(
 
 
 def _each_row(
-    gradient: Callable[..., tuple[Tensor, ...]], subset: tuple[Tensor, ...], rows: Rows
+    value: Callable[[tuple[Tensor, ...], Rows], Tensor], subset: tuple[Tensor, ...], rows: Rows
 ) -> tuple[Tensor, ...]:
-    weights = None if rows.weights is None else 0
+    def of_one(subset: tuple[Tensor, ...], x: Any, y: Any, weights: Any) -> Tensor:
+        return value(subset, Rows(*(map_tensors(_unsqueeze, part) for part in (x, y, weights))))
+
     try:
-        return vmap(gradient, in_dims=(None, 0, 0, weights))(subset, rows.x, rows.y, rows.weights)
+        in_dims = (None, 0, 0, None if rows.weights is None else 0)
+        return vmap(grad(of_one), in_dims)(subset, rows.x, rows.y, rows.weights)
     except RuntimeError:
-        # Operators without a batching rule (some recurrent kernels, in-place code): slow but
-        # right. An error that has another cause comes again from here.
-        each = [
-            gradient(subset, *(map_tensors(_squeeze, part) for part in (row.x, row.y, row.weights)))
-            for row in rows.batches(1)
-        ]
+        # Code that looks at its data, operators without a batching rule, packed sequences: slow
+        # but right. An error that has another cause comes again from here.
+        each = [_plain_gradient(value, subset, row) for row in rows.batches(1)]
         return tuple(torch.stack(values) for values in zip(*each, strict=True))
+
+
+def _plain_gradient(
+    value: Callable[[tuple[Tensor, ...], Rows], Tensor], subset: tuple[Tensor, ...], row: Rows
+) -> tuple[Tensor, ...]:
+    leaves = tuple(part.detach().requires_grad_() for part in subset)
+    with torch.enable_grad():
+        total = value(leaves, row)
+    if not total.requires_grad:
+        return tuple(map(torch.zeros_like, leaves))
+    return torch.autograd.grad(total, leaves, materialize_grads=True)
 
 
 def _unsqueeze(leaf: Tensor) -> Tensor:
     return leaf.unsqueeze(0)
-
-
-def _squeeze(leaf: Tensor) -> Tensor:
-    return leaf.squeeze(0)
 
 
 def _with(theta: Tensor, cuts: list[tuple[int, int]], subset: tuple[Tensor, ...]) -> Tensor:

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
 
 from influence_dag import losses
 from influence_dag.batching_checks import check_all_rows
@@ -181,7 +180,15 @@ def _check_repeats(objective: "Objective", rows: Rows) -> None:
 
 
 def _gradient_of_mean(objective: "Objective", rows: Rows) -> Tensor:
+    theta = objective.params.clone().requires_grad_()
+    with torch.enable_grad():
+        loss = objective.mean_loss(theta, rows)
+    if not loss.requires_grad:
+        raise ModelError(
+            "the loss does not depend on the parameters that autograd sees: something in the model "
+            "or the loss detaches them (detach(), .data, numpy, torch.no_grad())"
+        )
     try:
-        return grad(objective.mean_loss)(objective.params, rows)
+        return torch.autograd.grad(loss, theta)[0]
     except RuntimeError as error:
         raise no_derivative("first", objective, error) from error

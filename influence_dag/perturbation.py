@@ -1,9 +1,11 @@
 """Perturbation influences: derivatives of up-weighting influences in the training inputs."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jacrev, vjp, vmap
@@ -11,14 +13,19 @@ from torch.func import grad, jacrev, vjp, vmap
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.errors import ModelError
 from influence_dag.footprint import saved_numbers
+from influence_dag.gradient_checks import random_weights
 from influence_dag.layered_perturbation import layered_products
 from influence_dag.objective import Objective, Rows, without_denormals
-from influence_dag.perturbation_points import Point, perturbation_point
-from influence_dag.structures import map_tensors
+from influence_dag.perturbation_points import InputPoint, Point, perturbation_point
+from influence_dag.structures import map_tensors, tensors_of
+from influence_dag.twice_differentiable import NOT_FOLLOWED, no_derivative, plain_gradient
 
 Route = Literal["auto", "layered", "autograd", "jacobian"]
 
 _NUMBERS = 2**24  # held at once by one differentiation
+# Of random sums over factors, relative to the norm of a row's terms: float64, and below.
+_TOLERANCE, _LOOSE = {torch.float64: 1e-9}, 1e-3
+_SMALL_ROWS = 1e-3  # of the largest row's terms: what rounding may amount to in a small row's
 _SMALL = 2048  # parameters × features up to which the mixed Jacobian is the fastest
 
 
@@ -49,20 +56,77 @@ def perturbation_influences(
     Raises `ModelError` when there is nothing to differentiate in, naming what there is.
     """
     point = perturbation_point(objective, rows, wrt)
-    if wrt is not None:
-        if route not in ("auto", "autograd"):
-            raise ModelError(f"route={route!r} takes inputs; with wrt={wrt!r} use route='autograd'")
-        return _by_autograd(objective, factors, rows, chunk, point)
+    if wrt is not None and route not in ("auto", "autograd"):
+        raise ModelError(f"route={route!r} takes inputs; with wrt={wrt!r} use route='autograd'")
+    found = None if wrt else _by_a_short_cut(objective, factors, rows, route, chunk)
+    if found is None:
+        found = _by_autograd(objective, factors, rows, chunk, point)
+    _check_finite(found)
+    return found
+
+
+def _by_a_short_cut(
+    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, route: Route, chunk: int
+) -> Tensor | None:
+    """The products by a route for some models only; None where there is none, or it is wrong.
+
+    A random combination of the factors is taken through every row by autograd, and has to give
+    the same combination of the products.
+    """
+    found = _first_products(objective, factors, rows, route, chunk)
+    if found is None or _confirmed(objective, factors, rows, found):
+        return found
+    warnings.warn(
+        f"{type(objective.module).__name__} is not for all rows what it is for the first: their "
+        "perturbation influences are differentiated by autograd",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return None
+
+
+def _first_products(
+    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, route: Route, chunk: int
+) -> Tensor | None:
     if route == "jacobian":
         return _by_jacobian(objective, factors, rows)
     if route == "auto" and _is_small(objective, rows):
         # An operator without a batching rule (some recurrent kernels) is no reason to fail.
-        with suppress(RuntimeError):
+        with suppress(*NOT_FOLLOWED):
             return _by_jacobian(objective, factors, rows)
     network = _network(objective, rows, route)
-    if network is not None:
-        return layered_products(network, factors, rows, chunk=chunk)
-    return _by_autograd(objective, factors, rows, chunk, point)
+    with suppress(*NOT_FOLLOWED):
+        return network and layered_products(network, factors, rows, chunk=chunk)
+    return None
+
+
+def _confirmed(
+    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, found: Float[Tensor, "k n _"]
+) -> bool:
+    if not found.isfinite().all():
+        return False
+    u = random_weights(factors.norm(dim=1), len(rows))
+    point = InputPoint(objective, rows)
+    truth = _by_autograd(objective, (u @ factors)[None], rows, 1, point)[0].flatten(1)
+    flat = found.flatten(2)
+    difference = (torch.einsum("k,knf->nf", u, flat) - truth).norm(dim=1)
+    scale = torch.einsum("k,kn->n", u.square(), flat.square().sum(2)).sqrt()
+    tolerance = _TOLERANCE.get(objective.dtype, _LOOSE)
+    return bool((difference <= tolerance * (scale + _SMALL_ROWS * scale.max())).all())
+
+
+def _check_finite(found: Any) -> None:
+    for leaf in tensors_of(found):
+        bad = (~leaf.isfinite()).flatten(2).any(2).any(0).nonzero().flatten()
+        if len(bad):
+            row = int(bad[0])
+            raise ModelError(
+                f"the perturbation influences of training row {row} are not finite ({len(bad)} of "
+                f"{leaf.shape[1]} rows): the model has no derivative in its inputs there (a root "
+                "or a norm of zeros, as of LPPool2d), or it overflows; move the row off that "
+                "point, or ask for the derivative in a later module's output (wrt)",
+                row=row,
+            )
 
 
 def _network(objective: Objective, rows: Rows, route: Route) -> LayeredNetwork | None:
@@ -105,14 +169,34 @@ def _mixed_products(
 ) -> Callable[[Float[Tensor, "k p"]], tuple[Tensor, ...]]:
     """The function s ↦ ∂/∂x (s · ∇θ Σ L) for the tensors x of the point, recorded once."""
 
-    def gradient(*leaves: Tensor) -> Tensor:
-        def total(theta: Tensor) -> Tensor:
-            return rows.weighted(point.losses(objective, theta, rows, list(leaves))).sum()
+    def total(theta: Tensor, leaves: tuple[Tensor, ...]) -> Tensor:
+        return rows.weighted(point.losses(objective, theta, rows, list(leaves))).sum()
 
-        return grad(total)(objective.params)
+    with suppress(*NOT_FOLLOWED):
+        _, pull_back, *_ = vjp(lambda *x: grad(total)(objective.params, x), *point.leaves(rows))
+        pull_back(objective.params)  # some operators fail when they are asked only
+        return vmap(pull_back)
+    try:
+        return _plain_mixed_products(objective, point.leaves(rows), total)
+    except NOT_FOLLOWED as error:
+        raise no_derivative("mixed second", objective, error) from error
 
-    _, pull_back, *_ = vjp(gradient, *point.leaves(rows))
-    return vmap(pull_back)
+
+def _plain_mixed_products(
+    objective: Objective, leaves: list[Tensor], total: Callable[..., Tensor]
+) -> Callable[[Float[Tensor, "k p"]], tuple[Tensor, ...]]:
+    """The same by autograd as it stands, a factor at a time, where torch.func cannot follow."""
+    theta = objective.params.clone().requires_grad_()
+    points = tuple(leaf.detach().clone().requires_grad_() for leaf in leaves)
+    with torch.enable_grad():
+        gradient = plain_gradient(total(theta, points), theta, create_graph=True)
+
+    def products(factors: Float[Tensor, "k p"]) -> tuple[Tensor, ...]:
+        each = [[plain_gradient(gradient, x, factor) for x in points] for factor in factors]
+        return tuple(map(torch.stack, zip(*each, strict=True)))
+
+    products(objective.params[None])
+    return products
 
 
 # Small models: the mixed Jacobian -------------------------------------------------------------

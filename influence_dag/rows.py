@@ -88,6 +88,13 @@ class Rows:
         r"""$W = \sum_i w_i$, by which means are divided; n without weights."""
         return float(len(self)) if self.weights is None else float(self.weights.double().sum())
 
+    @property
+    def shares(self) -> Float[Tensor, " n"]:
+        """What each row's loss counts in the mean, $w_i / W$, float64; 1/n without weights."""
+        if self.weights is None:
+            return torch.full((len(self),), 1 / len(self), dtype=torch.float64)
+        return self.weights.double().cpu() / self.weight_sum
+
     def weighted(self, values: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
         """Values of the rows, each times its row's weight."""
         if self.weights is None:

@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from influence_dag.errors import ModelError
 
+NOT_FOLLOWED = (RuntimeError, NotImplementedError)  # what torch raises for what it cannot do
+
 _ATTENTION = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
@@ -83,3 +85,18 @@ def no_derivative(which: str, objective: Any, error: Exception) -> ModelError:
         "EmbeddingBag or a sparse Embedding, a loss with numpy inside) by plain operations, or "
         "freeze the parameters behind it"
     )
+
+
+def plain_gradient(
+    values: Tensor, at: Tensor, weights: Tensor | None = None, *, create_graph: bool = False
+) -> Tensor:
+    """The gradient of `weights · values` by autograd as it stands, zero where nothing depends.
+
+    The graph is kept. What torch.func cannot follow (packed sequences, buffers that count calls,
+    custom functions of the older kind) is differentiated so, a vector at a time.
+    """
+    if not values.requires_grad:
+        return torch.zeros_like(at)
+    return torch.autograd.grad(
+        values, at, weights, retain_graph=True, create_graph=create_graph, materialize_grads=True
+    )[0]

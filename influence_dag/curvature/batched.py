@@ -3,6 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -21,7 +22,7 @@ from influence_dag.curvature.products import (
 )
 from influence_dag.footprint import saved_numbers
 from influence_dag.objective import Objective, Rows, without_denormals
-from influence_dag.twice_differentiable import no_derivative
+from influence_dag.twice_differentiable import NOT_FOLLOWED, no_derivative
 
 # Columns differentiated together, and numbers in the widest of their temporaries: a backward pass
 # over 256 copies of a batch leaves the processor's cache and takes twice as long a column, and
@@ -81,11 +82,11 @@ class BatchedCurvature(ABC):
         """
         if self.route != "autograd":
             network = LayeredNetwork.of(self.objective, rows)
-            if network is not None:
-                total = self.layered_sum(network, rows)
-                if self._confirms(total, rows):
-                    return total
-                network = None
+            with suppress(*NOT_FOLLOWED):  # a loss without a second derivative, told below
+                if network is not None:
+                    total = self.layered_sum(network, rows)
+                    if self._confirms(total, rows):
+                        return total
             if self.route == "layered":
                 raise not_layered(self.objective)
         return self._sum_of_products(rows)
@@ -101,19 +102,17 @@ class BatchedCurvature(ABC):
         return total
 
     def _product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
-        """`product`, whose errors are in our words."""
-        try:
+        """`product`; by plain autograd where torch.func cannot follow the model."""
+        with suppress(*NOT_FOLLOWED):
             product = self.product(batch)
-        except (RuntimeError, NotImplementedError) as error:
+            product(self.objective.params[None])  # some operators fail when they are asked only
+            return product
+        try:
+            plain = self.plain_product(batch)
+            plain(self.objective.params)
+        except NOT_FOLLOWED as error:
             raise no_derivative("second", self.objective, error) from error
-
-        def checked(vectors: Tensor) -> Tensor:
-            try:
-                return product(vectors)
-            except (RuntimeError, NotImplementedError) as error:
-                raise no_derivative("second", self.objective, error) from error
-
-        return checked
+        return lambda vectors: torch.stack([plain(vector) for vector in vectors])
 
     def _sum_of_products(self, rows: Rows) -> Float[Tensor, "p p"]:
         identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
@@ -150,6 +149,10 @@ class BatchedCurvature(ABC):
     @abstractmethod
     def product(self, batch: Rows) -> Callable[[Float[Tensor, "k p"]], Float[Tensor, "k p"]]:
         """Row vectors times the sum over one batch; what is recorded is recorded once."""
+
+    @abstractmethod
+    def plain_product(self, batch: Rows) -> Callable[[Float[Tensor, " p"]], Float[Tensor, " p"]]:
+        """The same for one vector at a time, without torch.func."""
 
     @abstractmethod
     def layered_sum(self, network: LayeredNetwork, rows: Rows) -> Float[Tensor, "p p"]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,7 +11,8 @@ from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.curvature.layered import LayeredNetwork, gauss_newton_product
 from influence_dag.curvature.structured import second_derivative_sum
 from influence_dag.objective import Rows
-from influence_dag.outputs import OutputSpace
+from influence_dag.outputs import OutputSpace, flat
+from influence_dag.twice_differentiable import plain_gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +31,23 @@ class GaussNewton(BatchedCurvature):
         return gauss_newton_product(
             space.leaves, self.objective.params, lambda f: batch.weighted(space.losses(f))
         )
+
+    def plain_product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
+        space = OutputSpace.of(self.objective, batch)
+        theta = self.objective.params.clone().requires_grad_()
+        with torch.enable_grad():
+            outputs = flat(space.leaves(theta))
+            u = torch.zeros_like(outputs).requires_grad_()
+            pulled = plain_gradient(outputs, theta, u, create_graph=True)
+            point = outputs.detach().requires_grad_()
+            total = batch.weighted(space.loss_of_flat(point, batch.y)).sum()
+            slope = plain_gradient(total, point, create_graph=True)
+
+        def product(vector: Tensor) -> Tensor:
+            pushed = plain_gradient(pulled, u, vector)
+            return plain_gradient(outputs, theta, plain_gradient(slope, point, pushed))
+
+        return product
 
     def layered_sum(self, network: LayeredNetwork, rows: Rows) -> Float[Tensor, "p p"]:
         return second_derivative_sum(network, rows, gauss_newton=True, batch_size=self.batch_size)

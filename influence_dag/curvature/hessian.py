@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vjp, vmap
@@ -11,6 +12,7 @@ from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.curvature.layered import LayeredNetwork
 from influence_dag.curvature.structured import second_derivative_sum
 from influence_dag.objective import Rows
+from influence_dag.twice_differentiable import plain_gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +30,13 @@ class Hessian(BatchedCurvature):
 
         _, pull_back, *_ = vjp(grad(total_loss), self.objective.params)
         return vmap(lambda vector: pull_back(vector)[0])
+
+    def plain_product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
+        theta = self.objective.params.clone().requires_grad_()
+        with torch.enable_grad():
+            total = self.objective.total_loss(theta, batch)
+            gradient = plain_gradient(total, theta, create_graph=True)
+        return lambda vector: plain_gradient(gradient, theta, vector)
 
     def layered_sum(self, network: LayeredNetwork, rows: Rows) -> Float[Tensor, "p p"]:
         return second_derivative_sum(network, rows, batch_size=self.batch_size)

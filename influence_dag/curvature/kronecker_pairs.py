@@ -18,7 +18,7 @@ from influence_dag.gradient_blocks import DenseLayout, GradientLayout, LinearLay
 from influence_dag.gradient_checks import check_batch
 from influence_dag.gradients import gradient_layout, per_sample_gradients
 from influence_dag.objective import Objective, Rows, without_denormals
-from influence_dag.outputs import OutputSpace, flat
+from influence_dag.outputs import Leaves, OutputSpace, flat
 from influence_dag.structures import tensors_of
 
 _LARGEST_DENSE = 2**13  # parameters of one dense block: 512 MiB in float64, a minute of eigh
@@ -248,14 +248,24 @@ class FisherPairs:
         theta = self.objective.params.clone().requires_grad_()
         space = OutputSpace.of(self.objective, rows).used()
         with torch.enable_grad(), recorded_layers(self.objective.module, names, calls):
-            outputs = flat(space.leaves(theta))
-        roots = output_roots(
-            space.loss_of_flat, outputs.detach(), rows.y, fisher=self.fisher, generator=generator
-        )
+            leaves = space.leaves(theta)
+            outputs = flat(leaves)
+        roots = self._roots(space, leaves, generator)
         if rows.weights is not None:
             roots = roots * rows.weights.to(roots).sqrt()[:, None]
         pairs = self._pairs(calls, theta, outputs, roots) if names else []
         return FisherBatch(rows.weight_sum, pairs, self._dense(rows, roots), rows.weights)
+
+    def _roots(
+        self, space: OutputSpace, leaves: Leaves, generator: torch.Generator
+    ) -> Float[Tensor, "c n m"]:
+        """Root vectors in the flat outputs; a loss of one tensor is asked in its own shape."""
+        one = isinstance(space.template, Tensor)
+        loss, outputs = (self.objective.loss, leaves[0]) if one else (space.loss_of_flat, flat(leaves))
+        roots = output_roots(
+            loss, outputs.detach(), space.rows.y, fisher=self.fisher, generator=generator
+        )
+        return roots.reshape(*roots.shape[:2], -1)
 
     def _pairs(
         self,

@@ -8,7 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.curvature.kronecker import KroneckerSums, kronecker_factors, kronecker_sums
+from influence_dag.capture import without_uncaptured
+from influence_dag.curvature.kronecker import (
+    KroneckerFactors,
+    KroneckerSums,
+    kronecker_factors,
+    kronecker_sums,
+)
 from influence_dag.curvature.kronecker_fisher import FisherName
 from influence_dag.curvature.kronecker_pairs import FisherPairs, KroneckerLayout
 from influence_dag.curvature.operators import Curvature
@@ -89,14 +95,16 @@ class KFAC:
         return KroneckerFactorization.from_tensors(tensors)
 
 
-def _pairs(method: EKFAC | KFAC, curvature: Any, index: Tensor | None) -> FisherPairs:
+def _pairs(
+    method: EKFAC | KFAC, curvature: Any, index: Tensor | None, without: frozenset[str]
+) -> FisherPairs:
     if not (hasattr(curvature, "objective") and hasattr(curvature, "rows")):
         raise ValueError(
             f"{type(method).__name__} looks into the layers of a model; {type(curvature).__name__} "
             "has none: give it Hessian(objective, rows) or GaussNewton(objective, rows)"
         )
     objective, rows = curvature.objective, curvature.rows
-    layout = KroneckerLayout.of(objective, rows)
+    layout = KroneckerLayout.of(objective, rows, without=without)
     size = getattr(curvature, "batch_size", FisherPairs.batch_size)
     layout = layout if index is None else layout.within(index)
     return FisherPairs(objective, rows, layout, method.fisher, method.seed, size)
@@ -105,8 +113,12 @@ def _pairs(method: EKFAC | KFAC, curvature: Any, index: Tensor | None) -> Fisher
 def _sums(method: EKFAC | KFAC, curvature: Curvature) -> KroneckerSums | None:
     if method.fisher == "sampled":
         return None
-    pairs = _pairs(method, curvature, None)
-    return kronecker_sums(pairs, pairs.layout)
+
+    def sums(without: frozenset[str]) -> KroneckerSums:
+        pairs = _pairs(method, curvature, None, without)
+        return kronecker_sums(pairs, pairs.layout)
+
+    return without_uncaptured(sums)
 
 
 def _factorization(
@@ -115,9 +127,15 @@ def _factorization(
     index = None
     if isinstance(curvature, Restricted):
         curvature, index = curvature.curvature, curvature.index
-    pairs = _pairs(method, curvature, index)
-    factors = kronecker_factors(pairs, corrected=corrected, sums=sums)
-    sums, dtype = factors.sums, pairs.objective.dtype
+
+    def factorised(without: frozenset[str]) -> KroneckerFactors:
+        pairs = _pairs(method, curvature, index, without)
+        # Sums at hand are of the layers that were captured when they were made.
+        held = sums if sums is not None and sums.layout == pairs.layout else None
+        return kronecker_factors(pairs, corrected=corrected, sums=held)
+
+    factors = without_uncaptured(factorised)
+    sums, dtype = factors.sums, curvature.dtype
     if index is not None:
         sums = replace(sums, layout=sums.layout.relocated(index))
     layers = zip(sums.layout.layers, factors.bases, factors.eigenvalues, strict=True)

@@ -3,8 +3,10 @@
 import numpy as np
 import torch
 
+from influence_dag.capture import without_uncaptured
 from influence_dag.gradients import GradientLayout, Gradients, gradient_layout, per_sample_gradients
 from influence_dag.labelled import Axis
+from influence_dag.objective import Objective
 from influence_dag.stages.model import load_objective, load_rows, model_key, stored_rows
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
@@ -17,12 +19,30 @@ FORMULA = 1
 
 
 def refresh(bench: Workbench) -> Update:
-    """∇θ L(z_i, θ) of every training row, as pairs (layer input, output gradient)."""
+    """∇θ L(z_i, θ) of every training row, as pairs (layer input, output gradient).
+
+    A layer that some rows show not to be captured is kept dense for all of them, and stays so
+    while θ and its code are the same.
+    """
+    objective, known = load_objective(bench), _uncaptured(bench)
+    return without_uncaptured(
+        lambda names: _refresh(bench, objective, names), without=known, report=bench.report
+    )
+
+
+def _uncaptured(bench: Workbench) -> list[str]:
+    """Layers that rows of the stored version have shown not to be captured, with the same θ."""
+    stored = bench.undamaged(ARTIFACT)
+    if stored is None or stored.attrs.get("model_key") != model_key(bench):
+        return []
+    return stored.attrs.get("uncaptured_layers", [])
+
+
+def _refresh(bench: Workbench, objective: Objective, without: frozenset[str]) -> Update:
     train = bench.axis("dataset", "train")
-    objective = load_objective(bench)
-    captured = gradient_layout(objective, stored_rows(bench, "train", 2))
+    captured = gradient_layout(objective, stored_rows(bench, "train", 2), without=without)
     base = fingerprint(ARTIFACT, FORMULA, model_key(bench), captured.to_json())
-    layout = _layout(bench, train, captured, base)
+    layout = _layout(bench, train, captured, base, without)
     chunk = layout.variables[0].chunks[0]
 
     def compute(tile) -> dict[str, np.ndarray]:
@@ -31,10 +51,14 @@ def refresh(bench: Workbench) -> Update:
     part = Part(tuple(captured.row_shapes), grid_keys(base, train.digests(chunk)), compute)
     numbers = sum(int(np.prod(shape)) for shape in captured.row_shapes.values())
     info = {"rows": train.count, "numbers_per_row": numbers, "parameters": objective.size}
+    if without:
+        info["layers_row_by_row"] = ", ".join(sorted(without))
     return refresh_blocks(bench, ARTIFACT, layout, [part], info=info)
 
 
-def _layout(bench: Workbench, train: Axis, captured: GradientLayout, base: str) -> Layout:
+def _layout(
+    bench: Workbench, train: Axis, captured: GradientLayout, base: str, without: frozenset[str]
+) -> Layout:
     dtype = np.dtype(bench.settings.compute.dtype)
     row_bytes = (
         max(1, *(int(np.prod(shape)) for shape in captured.row_shapes.values())) * dtype.itemsize
@@ -55,6 +79,8 @@ def _layout(bench: Workbench, train: Axis, captured: GradientLayout, base: str) 
     attrs = bench.attributes(
         base_key=base,
         gradient_layout=captured.to_json(),
+        model_key=model_key(bench),
+        uncaptured_layers=sorted(without),
         formula=(
             "∇θ L(z_i, θ); a linear layer's part is output_gradients ⊗ activations (1 appended "
             "for the bias)"

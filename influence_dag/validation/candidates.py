@@ -33,8 +33,8 @@ def exact_candidates(
     curvatures: dict[str, Curvature] = {"hessian": Hessian(objective, train)}
     if not is_linear_in_parameters(objective, train):
         curvatures["gauss_newton"] = GaussNewton(objective, train)
-    curvatures["empirical_fisher"] = DenseCurvature(gradients.T @ gradients / len(train))
-    losses = objective.losses(objective.params, train).detach()
+    curvatures["empirical_fisher"] = DenseCurvature(_fisher(objective, train))
+    losses = train.weighted(objective.losses(objective.params, train)).detach()
     return {
         **{
             name: _swept(curvature, measured, gradients, dampings)
@@ -43,6 +43,11 @@ def exact_candidates(
         "gradient_dot": {None: measured @ gradients.T},
         "loss": {None: -losses.expand(len(test), -1)},
     }
+
+
+def _fisher(objective: Objective, train: Rows) -> Float[Tensor, "p p"]:
+    gradients = per_sample_gradients(objective, train.unweighted).dense()
+    return gradients.T @ train.weighted(gradients) / train.weight_sum
 
 
 def _swept(

@@ -50,17 +50,29 @@ class SubsetFits:
     membership: Bool[Tensor, "m n"]
     values: Float[Array, "m k"]
     refits: dict[str, Any] = field(default_factory=dict)
+    row_weights: Float[Tensor, " n"] | None = None
 
     @property
     def weights(self) -> Float[Tensor, "m n"]:
         """The weight of each row in each subset's mean loss."""
-        members = self.membership.double()
+        members = self.membership.double() * self._row_weights
         return members / members.sum(dim=1, keepdim=True)
 
     def predicted(self, influences: Float[Tensor, "k n"]) -> Float[Array, "k m"]:
-        """Predicted change of each test row's loss from the full model to each subset's."""
-        influences = influences.to("cpu", torch.float64)
-        return (-influences @ (self.weights - 1 / self.membership.shape[1]).T).numpy()
+        r"""Predicted change of each test row's loss from the full model to each subset's.
+
+        $-\sum_i I_i (m_i / W_S - 1 / W)$, with $I_i$ that has the row's weight in it.
+        """
+        members = self.membership.double()
+        inside = (members * self._row_weights).sum(dim=1, keepdim=True)
+        moved = members / inside - 1 / self._row_weights.sum()
+        return (-influences.to("cpu", torch.float64) @ moved.T).numpy()
+
+    @property
+    def _row_weights(self) -> Float[Tensor, " n"]:
+        if self.row_weights is None:
+            return torch.ones(self.membership.shape[1], dtype=torch.float64)
+        return self.row_weights.to("cpu", torch.float64)
 
 
 def fit_subsets(
@@ -81,7 +93,7 @@ def fit_subsets(
     initial weights of the full fit, or others for each member (`initial_params`): started at θ,
     every subset's model would have seen all the data.
     """
-    weights = SubsetFits(membership, np.empty(0)).weights
+    weights = SubsetFits(membership, np.empty(0), row_weights=train.weights).weights
     refits = refit(
         objective,
         train,
@@ -92,7 +104,8 @@ def fit_subsets(
         max_steps=max_steps,
         on_failure=on_failure,
     )
-    return SubsetFits(membership, refits.measurements(test).numpy(force=True), refits.summary())
+    values = refits.measurements(test).numpy(force=True)
+    return SubsetFits(membership, values, refits.summary(), train.weights)
 
 
 def initial_params(build: Callable[[], nn.Module], seeds: range) -> Float[Tensor, "m p"]:

@@ -76,7 +76,7 @@ def feature_moves(
     rows, features = torch.as_tensor(list(moves)).T
     exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
     P = perturbation_influences(objective, exact.factors(test), train[rows]).flatten(2)
-    predicted = -epsilon / len(train) * P[:, torch.arange(len(rows)), features]
+    predicted = -epsilon / train.weight_sum * P[:, torch.arange(len(rows)), features]
     more, weights = _moved(train, rows, features, epsilon)
     refits = refit(
         objective,
@@ -106,8 +106,8 @@ def _moved(
     step = torch.tensor([epsilon, -epsilon], dtype=moved.dtype, device=moved.device)
     moved.view(2 * m, -1)[torch.arange(2 * m), features.repeat(2)] += step.repeat_interleave(m)
     weights = torch.zeros(2 * m, n + 2 * m, dtype=torch.float64)
-    weights[:, :n] = 1 / n
+    weights[:, :n] = train.shares
     weights[torch.arange(2 * m), rows.repeat(2)] = 0.0
-    weights[torch.arange(2 * m), n + torch.arange(2 * m)] = 1 / n
+    weights[torch.arange(2 * m), n + torch.arange(2 * m)] = train.shares[rows.repeat(2)]
     targets = train[rows.repeat(2)].y
     return Rows(torch.cat([train.x, moved]), torch.cat([train.y, targets])), weights

@@ -83,11 +83,11 @@ def self_influences(
     damping: float,
     curvature: Literal["hessian", "gauss_newton"] = "hessian",
 ) -> Float[Tensor, " n"]:
-    r"""$\nabla L(z_i)^\top (H + \lambda I)^{-1} \nabla L(z_i)$ of each row, exactly solved."""
+    r"""$\nabla L(z_i)^\top (H + \lambda I)^{-1} w_i \nabla L(z_i)$ of each row, exactly solved."""
     matrix = {"hessian": Hessian, "gauss_newton": GaussNewton}[curvature](objective, rows)
-    gradients = per_sample_gradients(objective, rows).dense()
+    gradients = per_sample_gradients(objective, rows.unweighted).dense()
     solved = Direct(damping=damping).factorize(matrix).solve(gradients, damping=damping).x
-    return (solved * gradients).sum(dim=1)
+    return rows.weighted((solved * gradients).sum(dim=1))
 
 
 def label_errors(
@@ -114,12 +114,11 @@ def label_errors(
     """
     objective, train = in_float64(objective), train.to(dtype=torch.float64)
     labels, flipped = flip_labels(train.y, share=share, seed=seed)
-    rows = Rows(train.x, labels)
-    full = torch.full((1, len(rows)), 1 / len(rows), dtype=torch.float64)
+    rows = Rows(train.x, labels, train.weights)
     refits = refit(
         objective,
         rows,
-        full,
+        rows.shares[None],
         weight_decay=weight_decay,
         start=start,
         tolerance=tolerance,

@@ -124,7 +124,7 @@ def leave_one_out(
     before, measured = objective.measurements(objective.params, test), refits.measurements(test)
     return LeaveOneOut(
         chosen.numpy(force=True),
-        predicted.div(len(train)).numpy(force=True),
+        predicted.div(train.weight_sum).numpy(force=True),
         (measured[1:] - measured[0]).T.numpy(force=True),
         _corrected(exact, test, train[chosen], leverage),
         measured[0].numpy(force=True),
@@ -139,7 +139,7 @@ def _corrected(
     if leverage is False or (leverage == "auto" and exact.objective.size > _LARGEST_EXACT):
         return None
     try:
-        return exact.corrected_influences(test, rows).div(len(exact.train)).numpy(force=True)
+        return exact.corrected_influences(test, rows).div(exact.train.weight_sum).numpy(force=True)
     except IndefiniteError:
         if leverage is True:
             raise

@@ -67,7 +67,7 @@ def parameter_changes(
     objective, train = in_float64(objective), train.to(dtype=torch.float64)
     chosen = torch.as_tensor(range(len(train)) if index is None else index)
     exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
-    predicted = exact.solve(exact.gradients(train[chosen])) / len(train)
+    predicted = exact.solve(exact.gradients(train[chosen])) / train.weight_sum
     refits = refit_without(
         objective,
         train,

@@ -57,19 +57,24 @@ class ExactPredictions:
         a model linear in θ; elsewhere only the Gauss-Newton part of the row is left out. With
         squared loss and one output the residual is divided by one minus its leverage.
         """
-        return torch.cat([self._corrected(*part) for part in self._jacobians(rows)])
+        parts = [self._corrected(*part) for part in self._jacobians(rows)]
+        return rows.weighted(torch.cat(parts))
 
     def _corrected(
-        self, J: Float[Tensor, "b c p"], outputs: Float[Tensor, "b ..."], y: Tensor
+        self,
+        J: Float[Tensor, "b c p"],
+        outputs: Float[Tensor, "b ..."],
+        y: Tensor,
+        shares: Float[Tensor, " b"],
     ) -> Float[Tensor, "b p"]:
         g, S = _output_derivatives(self.objective, outputs, y)
         K = self.solve(J.flatten(0, 1)).view(J.shape) @ J.mT
         identity = torch.eye(J.shape[1], dtype=J.dtype, device=J.device)
-        coefficients = torch.linalg.solve(identity - S @ K / len(self.train), g)
+        coefficients = torch.linalg.solve(identity - shares[:, None, None] * (S @ K), g)
         return torch.einsum("bcp,bc->bp", J, coefficients)
 
-    def _jacobians(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Jacobians of the outputs in θ, the outputs and the targets, batch by batch."""
+    def _jacobians(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Jacobians of outputs in θ, outputs, targets, shares in the mean, batch by batch."""
         theta, run = self.objective.params, self.objective.outputs
 
         def one(point: Tensor, x: Tensor) -> Tensor:
@@ -78,7 +83,8 @@ class ExactPredictions:
         width = run(theta, rows[:1].x).numel()
         for batch in rows.batches(max(1, _NUMBERS // (width * len(theta)))):
             J = vmap(jacrev(one), in_dims=(None, 0))(theta, batch.x)
-            yield J.detach(), run(theta, batch.x).detach(), batch.y
+            shares = batch.weighted(J.new_ones(len(batch))) / self.train.weight_sum
+            yield J.detach(), run(theta, batch.x).detach(), batch.y, shares
 
 
 def _output_derivatives(

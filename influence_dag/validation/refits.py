@@ -147,8 +147,7 @@ def refit_without(
     The full fit is among them because θ, often trained in float32, may be a little off the
     minimum: differences from member 0 are due to the missing row alone.
     """
-    full = torch.full((1, len(rows)), 1 / len(rows), dtype=torch.float64)
-    weights = torch.cat([full, leaving_out(len(rows), index)])
+    weights = torch.cat([rows.shares[None], leaving_out(rows.shares, index)])
     return refit(
         objective,
         rows,
@@ -167,7 +166,7 @@ def default_metric(objective: Objective, rows: Rows, weight_decay: float) -> Met
     """
     if objective.size > _LARGEST_METRIC or weight_decay == 0:
         return None
-    full = torch.full((1, len(rows)), 1 / len(rows), dtype=torch.float64, device=objective.device)
+    full = rows.shares[None].to(objective.device)
     problem = WeightedLosses.of(objective, rows, full, weight_decay)
     _, gradient = problem.value_and_gradient(objective.params[None])
     if gradient.norm() > _STATIONARY and not is_linear_in_parameters(objective, rows):
@@ -176,14 +175,16 @@ def default_metric(objective: Objective, rows: Rows, weight_decay: float) -> Met
     return lambda vectors: factorization.solve(vectors, damping=weight_decay).x
 
 
-def leaving_out(n: int, index: Sequence[int] | Int[Tensor, " m"]) -> Float[Tensor, "m n"]:
-    """Weights 1/n with a zero at each chosen row; n stays that of all rows.
+def leaving_out(
+    shares: Float[Tensor, " n"], index: Sequence[int] | Int[Tensor, " m"]
+) -> Float[Tensor, "m n"]:
+    """The rows' shares in the mean with a zero at each chosen row; the others stay as they are.
 
-    >>> leaving_out(4, [2])
-    tensor([[0.2500, 0.2500, 0.0000, 0.2500]], dtype=torch.float64)
+    >>> leaving_out(torch.full((4,), 1 / 4), [2])
+    tensor([[0.2500, 0.2500, 0.0000, 0.2500]])
     """
     index = torch.as_tensor(index)
-    weights = torch.full((len(index), n), 1 / n, dtype=torch.float64)
+    weights = shares.repeat(len(index), 1)
     weights[torch.arange(len(index)), index] = 0.0
     return weights
 

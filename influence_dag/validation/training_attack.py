@@ -148,7 +148,7 @@ class _State:
     perturbation: Float[Tensor, "..."]
     loss: float
     output: Tensor
-    rows: int
+    weight_sum: float
 
     @classmethod
     def at(
@@ -159,7 +159,7 @@ class _State:
         with torch.no_grad():
             output = objective.outputs(objective.params, test.x)[0]
             loss = float(objective.measurements(objective.params, test))
-        return cls(objective, train.x[row], P, loss, output, len(train))
+        return cls(objective, train.x[row], P, loss, output, train.weight_sum)
 
     @property
     def top(self) -> int:
@@ -167,7 +167,7 @@ class _State:
 
     def predict(self, x: Tensor) -> float:
         r"""The test loss after a refit with the input x: $L - (x - x_i) \cdot P / n$."""
-        return self.loss - float(((x - self.x) * self.perturbation).sum()) / self.rows
+        return self.loss - float(((x - self.x) * self.perturbation).sum()) / self.weight_sum
 
 
 def _result(row: int, course: list[_State], predicted: list[float]) -> TrainingAttack:
@@ -187,8 +187,7 @@ def _result(row: int, course: list[_State], predicted: list[float]) -> TrainingA
 def _fitted_again(
     objective: Objective, train: Rows, weight_decay: float, tolerance: float
 ) -> Objective:
-    full = torch.full((1, len(train)), 1 / len(train), dtype=torch.float64)
-    refits = refit(objective, train, full, weight_decay=weight_decay, tolerance=tolerance)
+    refits = refit(objective, train, train.shares[None], weight_decay=weight_decay, tolerance=tolerance)
     return refits.member(0)
 
 
@@ -212,7 +211,7 @@ def _projected(x: Tensor, box: tuple[Tensor, Tensor]) -> Tensor:
 def _with_input(train: Rows, row: int, x: Tensor) -> Rows:
     inputs = train.x.clone()
     inputs[row] = x
-    return Rows(inputs, train.y)
+    return Rows(inputs, train.y, train.weights)
 
 
 def _check(train: Rows, test: Rows) -> None:

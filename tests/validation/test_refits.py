@@ -52,7 +52,7 @@ def test_weighted_ridge_regressions_are_those_of_the_normal_equations(regression
 
 def test_leaving_out_keeps_the_weights_of_the_others(regression):
     objective, rows = regression
-    refits = refit(objective, rows, leaving_out(30, [4, 17]), weight_decay=PENALTY)
+    refits = refit(objective, rows, leaving_out(rows.shares, [4, 17]), weight_decay=PENALTY)
     for position, theta in zip([4, 17], refits.params, strict=True):
         weights = torch.full((30,), 1 / 30, dtype=torch.float64)
         weights[position] = 0
@@ -148,7 +148,7 @@ def test_convolutions_and_recurrent_models_refit_too():
     convolution = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2))
     for module, rows in [(convolution, images), (Recurrent(), sequences)]:
         objective = Objective(module.double(), "cross_entropy")
-        refits = refit(objective, rows, leaving_out(12, [0, 5]), weight_decay=0.1)
+        refits = refit(objective, rows, leaving_out(rows.shares, [0, 5]), weight_decay=0.1)
         assert refits.converged.all()
 
 
