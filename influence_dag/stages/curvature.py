@@ -60,6 +60,12 @@ def build_method(bench: Workbench, method: str) -> Method:
         raise StudyError(f"{bench.study.name}: methods.{method}: {error}") from error
 
 
+def block_names(bench: Workbench, method: str) -> tuple[str, ...]:
+    """The blocks of parameters that a method works on, by name; none where it works on all."""
+    blocks = bench.settings.methods[method].blocks
+    return () if blocks == "full" else tuple(parameter_blocks(parameter_slices(bench), blocks))
+
+
 def parameter_slices(bench: Workbench) -> dict[str, slice]:
     """Where each named parameter lies in the parameter vector."""
     attrs = bench.require("model").attrs

@@ -9,16 +9,13 @@ from influence_dag.stages.differences import row_changes
 from influence_dag.stages.model import load_objective, load_rows, model_key
 from influence_dag.stages.refreshing import Result, Whole, refresh_whole
 from influence_dag.stages.updates import Update
+from influence_dag.stages.wording import matrix_formula
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store.fingerprints import fingerprint
 
 FORMULA = 1
 LARGEST_SPECTRUM = 6000  # parameters up to which all eigenvalues are computed (p³ work)
 KINDS = {"hessian": Hessian, "gauss_newton": GaussNewton}
-MEANING = {
-    "hessian": "H = (1/n) Σ_i ∇²L(z_i, θ)",
-    "gauss_newton": "G = (1/n) Σ_i J_iᵀ (∂²L/∂output²) J_i",
-}
 
 
 def refresh(bench: Workbench, kind: str) -> Update:
@@ -63,7 +60,7 @@ def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Who
         total, touched = _sum(bench, kind, objective, load_rows(bench, train)), train.count
     matrix = total.div_(train.count)  # sums are exactly symmetric, and so are their differences
     arrays: dict[str, Result] = {
-        kind: (("param", "param_t"), matrix.cpu().numpy(), {"formula": MEANING[kind]})
+        kind: (("param", "param_t"), matrix.cpu().numpy(), {"formula": matrix_formula(kind)})
     }
     info = {"parameters": objective.size, "n_train": train.count, "rows_differentiated": touched}
     if objective.size <= LARGEST_SPECTRUM:
