@@ -103,10 +103,11 @@ def block_influences(
 
 def _block_layout(bench: "Workbench", stored: Version, method: str, names: list[str]) -> Layout:
     from influence_dag.stages import factors, gradients
+    from influence_dag.stages.wording import wording_of
 
     test = bench.axis(factors.artifact(method), "test")
     train = bench.axis(gradients.ARTIFACT, "train")
-    dims, sizes, dampings = factors.damping_axis(bench)
+    dims, sizes, dampings = factors.damping_axis(bench, method)
     entry = stored.variables["influences"]
     variable = Variable(
         "block_influences",
@@ -114,11 +115,7 @@ def _block_layout(bench: "Workbench", stored: Version, method: str, names: list[
         (len(names), *sizes, len(test), len(train)),
         entry.dtype,
         (1, *entry.chunks),
-        {
-            "formula": "∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train), the terms of one block of parameters",
-            "sign": "as the influences, which are the sum over blocks",
-            "units": "loss; not divided by n_train",
-        },
+        wording_of(bench, method).block_influences(),
     )
     block = Coordinate("block", ("block",), np.array(names, np.dtypes.StringDType()))
     coordinates = (block, *test.coordinates, *train.coordinates, *dampings)
@@ -129,8 +126,9 @@ def _parameter_layout(
     bench: "Workbench", method: str, labels: tuple[Coordinate, ...], rows: int
 ) -> Layout:
     from influence_dag.stages import factors
+    from influence_dag.stages.wording import wording_of
 
-    dims, sizes, dampings = factors.damping_axis(bench)
+    dims, sizes, dampings = factors.damping_axis(bench, method)
     size = bench.require("model").attrs["info"]["parameters"]
     dtype = np.dtype(bench.settings.compute.dtype)
     chunk = max(1, min(rows, bench.settings.compute.block_bytes // (size * dtype.itemsize)))
@@ -140,11 +138,7 @@ def _parameter_layout(
         (*sizes, rows, size),
         dtype.name,
         (*(1 for _ in sizes), chunk, size),
-        {
-            "formula": "(H + λI)⁻¹ ∇L(z_train)",
-            "sign": "leaving out the training row moves the parameters by about +1/n_train of it",
-            "units": "parameter; not divided by n_train",
-        },
+        wording_of(bench, method).parameter_influences(),
     )
     attrs = factors.method_attributes(bench, method)
     return Layout((variable,), (*labels, *dampings), attrs)

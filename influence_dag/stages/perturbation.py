@@ -16,6 +16,7 @@ from influence_dag.stages.influences import pieces
 from influence_dag.stages.model import load_objective, load_rows
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
+from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable
 from influence_dag.store.fingerprints import fingerprint, grid_keys
@@ -23,10 +24,6 @@ from influence_dag.store.layout import pair_chunks
 
 FORMULA = 1
 NAME = "perturbation_influences"
-SIGN = (
-    "moving feature f of the training row by ε changes the test loss by about −ε P / n_train: "
-    "positive, more of it helps"
-)
 
 
 def artifact(method: str) -> str:
@@ -110,7 +107,7 @@ def _inputs(bench: Workbench) -> Inputs:
 def _layout(
     bench: Workbench, method: str, test: Axis, train: Axis, base: str, inputs: Inputs
 ) -> Layout:
-    dims, sizes, coordinates = factors.damping_axis(bench)
+    dims, sizes, coordinates = factors.damping_axis(bench, method)
     variables = tuple(
         _variable(bench, method, name, dims, sizes, (len(test), len(train)), *feature)
         for name, feature in inputs.items()
@@ -136,20 +133,16 @@ def _variable(bench, method, name, dims, sizes, pair, feature_dims, feature_shap
         (*sizes, *pair, *feature_shape),
         dtype.str,
         (*ones, *chunks, *feature_shape),
-        {
-            "formula": "∂/∂x_train ( ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L((x_train, y_train)) )",
-            "sign": SIGN,
-            "units": f"loss per unit of {_unit(bench)}; not divided by n_train",
-            "long_name": "influence of each feature of the training row on the test row's loss",
-        },
+        _words(bench, method),
         max_relative_error=bench.settings.store.max_relative_error,
     )
 
 
-def _unit(bench: Workbench) -> str:
-    wrt = _point(bench)
-    given = "the model's input (the column times `scale`)"
-    return given if wrt is None else f"the output of module {wrt!r}"
+def _words(bench: Workbench, method: str) -> dict[str, str]:
+    wrt, words = _point(bench), wording_of(bench, method)
+    if wrt is not None:
+        return words.perturbation(f"the output a of module {wrt!r}", "component", "a")
+    return words.perturbation("the model's input (the column times `scale`)", "feature")
 
 
 def _feature_coordinates(bench: Workbench) -> list[Coordinate]:

@@ -132,21 +132,22 @@ def refresh_whole(
     produce: Callable[[], "Whole"],
     *,
     reusable: Callable[[Version], bool] = lambda version: False,
+    again: bool = False,
 ) -> Update:
     """Bring an artifact up to date that is computed all at once: a fit, a factorisation, a summary.
 
     `key` is the fingerprint of everything it reads; `reusable` may accept a stored version made
-    from other inputs (a pinned policy).
+    from other inputs (a pinned policy). `again` makes it anew whatever is stored.
     """
     started = time.perf_counter()
-    if serves := _reused(bench, artifact, key, reusable):
+    if not again and (serves := _reused(bench, artifact, key, reusable)):
         return serves
     reasons = _why_whole(bench.store.current(artifact))
     if bench.plan_only:
         bench.plan(artifact)
         return planned_update(bench, artifact, sum(reasons.values()), 0, reasons, {})
     with bench.store.exclusive(artifact):  # another process may be computing the same
-        if serves := _reused(bench, artifact, key, reusable):
+        if not again and (serves := _reused(bench, artifact, key, reusable)):
             return serves
         made = produce()
         blocks, written = _publish(bench, artifact, key, made)

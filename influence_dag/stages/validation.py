@@ -106,9 +106,10 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     )
     dims = ("test", "left_out")
     judged = f"{method} at λ = {bench.settings.dampings[nearest]:g}"
+    what = "measurement" if bench.settings.model.measurement else "loss"
     arrays: dict[str, Result] = {
         "predicted": (dims, found.predicted, {"formula": "+I / n_train", "long_name": judged}),
-        "actual": (dims, found.actual, {"long_name": "change of the test loss after a refit"}),
+        "actual": (dims, found.actual, {"long_name": f"change of the test {what} after a refit"}),
     }
     if found.corrected is not None:
         told = f"exact, with leverage, at λ = {_weight_decay(bench):g}"
