@@ -107,17 +107,21 @@ def _confirmed(
         return False
     u = random_weights(factors.norm(dim=1), len(rows))
     point = InputPoint(objective, rows)
-    truth = _by_autograd(objective, (u @ factors)[None], rows, 1, point)[0].flatten(1)
-    flat = found.flatten(2)
+    truth = _flat(_by_autograd(objective, (u @ factors)[None], rows, 1, point))[0]
+    flat = _flat(found)
     difference = (torch.einsum("k,knf->nf", u, flat) - truth).norm(dim=1)
     scale = torch.einsum("k,kn->n", u.square(), flat.square().sum(2)).sqrt()
     tolerance = _TOLERANCE.get(objective.dtype, _LOOSE)
     return bool((difference <= tolerance * (scale + _SMALL_ROWS * scale.max())).all())
 
 
+def _flat(products: Float[Tensor, "k n *features"]) -> Float[Tensor, "k n f"]:
+    return products.reshape(*products.shape[:2], -1)
+
+
 def _check_finite(found: Any) -> None:
     for leaf in tensors_of(found):
-        bad = (~leaf.isfinite()).flatten(2).any(2).any(0).nonzero().flatten()
+        bad = (~_flat(leaf).isfinite()).any(2).any(0).nonzero().flatten()
         if len(bad):
             row = int(bad[0])
             raise ModelError(

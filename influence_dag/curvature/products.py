@@ -1,4 +1,4 @@
-"""Random products with a curvature: what shows that two routes give one matrix, and a symmetric one."""
+"""Random products with a curvature: they show whether two routes agree, and its symmetry."""
 
 import torch
 from jaxtyping import Float
@@ -73,7 +73,7 @@ def check_symmetric_products(
     difference = float((u.double() @ Cv.double() - v.double() @ Cu.double()).abs())
     # A product in lower precision is off by rounding in each of its p entries.
     slack = max(1.0, len(u) ** 0.5 / 100)
-    _refuse_above(difference, float((Cu.double().norm() + Cv.double().norm())), objective, slack)
+    _refuse_above(difference, float(Cu.double().norm() + Cv.double().norm()), objective, slack)
 
 
 def _refuse_above(difference: float, scale: float, objective: Objective, slack: float) -> None:
