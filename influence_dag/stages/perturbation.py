@@ -141,7 +141,7 @@ def _variable(bench, method, name, dims, sizes, pair, feature_dims, feature_shap
 def _words(bench: Workbench, method: str) -> dict[str, str]:
     wrt, words = _point(bench), wording_of(bench, method)
     if wrt is not None:
-        return words.perturbation(f"the output a of module {wrt!r}", "component", "a")
+        return words.perturbation(f"the output of module {wrt!r} (a)", "component", "a")
     return words.perturbation("the model's input (the column times `scale`)", "feature")
 
 
