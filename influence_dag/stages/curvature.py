@@ -125,7 +125,7 @@ def refresh(bench: Workbench, method: str) -> Update:
         attrs = matrices.attributes(
             bench,
             settings_key,
-            train.count,
+            train,
             method=method,
             method_settings=fitted,
             curvature=kind(bench, method),

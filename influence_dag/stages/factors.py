@@ -164,6 +164,8 @@ def method_attributes(bench: Workbench, method: str, **extra) -> dict:
         method_settings=bench.settings.methods[method].model_dump(mode="json"),
         damping=words.damping(curvature.block_names(bench, method)),
         n_train=version.attrs["n_train"],
+        weights=version.attrs["weights"],
+        weight_sum=version.attrs["weight_sum"],
         curvature=words.curvature,
         measurement=bench.settings.model.measurement or "the loss",
         symbols=words.symbols,

@@ -9,7 +9,7 @@ from influence_dag.labelled import Axis
 from influence_dag.objective import Objective, Rows
 from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import Digits
-from influence_dag.stages.model import load_objective, load_rows, model_key
+from influence_dag.stages.model import load_objective, load_rows, model_key, weight_sum
 from influence_dag.stages.refreshing import Result, Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import matrix_formula
@@ -25,9 +25,10 @@ def refresh(bench: Workbench, kind: str) -> Update:
     """The exact matrix over the training rows, float64, with its eigenvalues.
 
     It is a sum over rows. At the same θ a change of rows is an update by the difference,
-    `n_new H_new = n_old H_old − Σ_removed + Σ_added`, exact to rounding; when that would touch
-    as many rows as there are, or lose digits (`digits`), or the old rows are no longer kept, all
-    are summed again. So are those of a difference that would be refused further on.
+    `n_new H_new = n_old H_old − Σ_removed + Σ_added` (n: the sum of weights where rows have some),
+    exact to rounding; when that would touch as many rows as there are, or lose digits (`digits`),
+    or the old rows are no longer kept, all are summed again. So are those of a difference that
+    would be refused further on.
     """
     train = bench.axis("dataset", "train")
     settings_key = fingerprint(kind, FORMULA, model_key(bench))
@@ -47,11 +48,13 @@ def pinned(bench: Workbench, settings_key: str):
     return lambda version: keep and version.attrs.get("settings_key") == settings_key
 
 
-def attributes(bench: Workbench, settings_key: str, n_train: int, **extra) -> dict:
+def attributes(bench: Workbench, settings_key: str, train: Axis, **extra) -> dict:
     """What every curvature artifact says about the θ and the rows that it saw."""
     return bench.attributes(
         settings_key=settings_key,
-        n_train=n_train,
+        n_train=train.count,
+        weights=bench.require("dataset").attrs.get("weights", "none"),
+        weight_sum=weight_sum(bench, train),
         model_data_version=bench.require("model").data_version,
         **extra,
     )
@@ -75,17 +78,17 @@ def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Who
     summed = _by_difference(bench, kind, train, objective, settings_key)
     if summed is None:
         summed = _over_all(bench, kind, train, objective)
-    matrix, values = _mean(summed, train)
+    matrix, values = _mean(summed, weight_sum(bench, train))
     if summed.is_difference and not _plausible(bench, kind, matrix, values):
         bench.report(f"{kind}: made by difference it would be refused; all rows are summed again")
         summed = _over_all(bench, kind, train, objective)
-        matrix, values = _mean(summed, train)
+        matrix, values = _mean(summed, weight_sum(bench, train))
     return _whole(bench, kind, train, settings_key, summed, matrix, values)
 
 
-def _mean(summed: _Summed, train: Axis) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _mean(summed: _Summed, weight: float) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The matrix and its eigenvalues, where these are computed."""
-    matrix = summed.total.div_(train.count)  # sums are exactly symmetric, so are their differences
+    matrix = summed.total.div_(weight)  # sums are exactly symmetric, so are their differences
     if len(matrix) > LARGEST_SPECTRUM or not bool(matrix.isfinite().all()):
         return matrix, None
     return matrix, torch.linalg.eigvalsh(matrix)
@@ -114,7 +117,8 @@ def _whole(
     matrix: torch.Tensor,
     values: torch.Tensor | None,
 ) -> Whole:
-    about = {"formula": matrix_formula(kind)}
+    attrs = attributes(bench, settings_key, train, curvature=kind)
+    about = {"formula": matrix_formula(kind, attrs["weights"])}
     arrays: dict[str, Result] = {kind: (("param", "param_t"), matrix.cpu().numpy(), about)}
     info = {
         "parameters": len(matrix),
@@ -125,7 +129,6 @@ def _whole(
         named = {"long_name": "eigenvalues, largest first"}
         arrays["eigenvalues"] = (("rank",), values.flip(0).cpu().numpy(), named)
         info |= {"largest_eigenvalue": float(values[-1]), "smallest_eigenvalue": float(values[0])}
-    attrs = attributes(bench, settings_key, train.count, curvature=kind)
     notes = {
         "dataset_version": bench.require("dataset").number,
         "error_of_differences": summed.error,
@@ -153,7 +156,8 @@ def _by_difference(
     changes = row_changes(bench, stored, seen.fingerprint, train)
     if changes is None:
         return None
-    before = torch.from_numpy(stored.read(kind)).to(bench.device).mul_(seen.count)
+    before = torch.from_numpy(stored.read(kind)).to(bench.device)
+    before.mul_(weight_sum(bench, seen, version=changes.before))
     total, parts = before.clone(), []
     for sign, rows in changes.signed(bench):
         parts.append(_curvature(bench, kind, objective, rows).dense_sum(rows))
@@ -163,7 +167,9 @@ def _by_difference(
     shown = 0.0
     if error <= digits.limit:
         shown = digits.measured(
-            total, _curvature(bench, kind, objective, load_rows(bench, train)), train.count
+            total,
+            _curvature(bench, kind, objective, load_rows(bench, train)),
+            weight_sum(bench, train),
         )
     if error > digits.limit or shown > digits.of_products:
         told = f"up to {error:.0e}" if error > digits.limit else f"{shown:.0e}"
@@ -185,6 +191,7 @@ def make_anew(bench: Workbench, kind: str) -> Update:
 
     def produce() -> Whole:
         summed = _over_all(bench, kind, train, load_objective(bench))
-        return _whole(bench, kind, train, settings_key, summed, *_mean(summed, train))
+        mean = _mean(summed, weight_sum(bench, train))
+        return _whole(bench, kind, train, settings_key, summed, *mean)
 
     return refresh_whole(bench, kind, key, produce, again=True)

@@ -229,7 +229,10 @@ def load_rows(
     dtype: torch.dtype | None = None,
     version: Version | None = None,
 ) -> Rows:
-    """Rows of the dataset artifact as tensors; by default every row that exists, without holes."""
+    """Rows of the dataset artifact as tensors; by default every row that exists, without holes.
+
+    Training rows come with their weights where the study names some.
+    """
     version = version or bench.require("dataset")
     slots = (
         axis.slots
@@ -255,7 +258,19 @@ def load_rows(
         if len(names) == 1
         else {name: read(f"{split}_x_{name}") for name in names}
     )
-    return Rows(x, read(f"{split}_y"))
+    weights = read(f"{split}_weight") if f"{split}_weight" in version.variables else None
+    return Rows(x, read(f"{split}_y"), weights)
+
+
+def weight_sum(bench: Workbench, train: Axis, *, version: Version | None = None) -> float:
+    """`Σ w_i` of training rows, by which means over them are divided: their number without weights.
+
+    `version` is the one of the dataset that has them, by default the current one.
+    """
+    version = version or bench.require("dataset")
+    if "train_weight" not in version.variables:
+        return float(train.count)
+    return float(version.read("train_weight")[train.slots].sum())
 
 
 def stored_rows(bench: Workbench, split: Split, count: int) -> Rows:
