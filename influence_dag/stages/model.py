@@ -1,5 +1,6 @@
 """The fitted module: built, fitted or loaded, and kept as a checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from influence_dag import models
 from influence_dag.errors import DataError, ModelError
 from influence_dag.labelled import SPLITS, Axis, Split
-from influence_dag.model_settings import LOSSES, FitSettings
+from influence_dag.model_settings import LOSSES, FitSettings, ModelSettings
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.objective_checks import check_labels
 from influence_dag.project_code import code_key, file_hash
@@ -63,13 +64,14 @@ def _settings_key(study: Study) -> str:
 def source_key(study: Study) -> str:
     """Hash of the code that makes the module and its loss: names and the project's files."""
     model = study.settings.model
-    return fingerprint(
-        *(
-            part
-            for field, name in (("model.build", model.build), ("model.loss", model.loss))
-            for part in (name, _callable_key(study, name, field))
-        )
-    )
+    fields = {model.build: "model.build", model.loss: "model.loss"}
+    return key_of_source(model, lambda name: _callable_key(study, name, fields[name]))
+
+
+def key_of_source(model: ModelSettings, key: Callable[[str], str | None]) -> str:
+    """The same with the key of each callable's code as `key` has it; named losses have none."""
+    build, loss = model.build, model.loss
+    return fingerprint(build, key(build), loss, None if loss in LOSSES else key(loss))
 
 
 def _callable_key(study: Study, name: object, field: str) -> str | None:

@@ -49,9 +49,9 @@ def check_rebuilt(study: Study, fitted: Fitted, stored: bytes) -> None:
             _check_start(settings.build, fitted.started_from, module)
         models.load_state(module, stored, "the state that was just fitted")
         loss = _function(study, settings.loss, "model.loss")
-        measure = settings.measurement
-        measure = measure and _function(study, measure, "model.measurement")
-        again = Objective(module.eval(), per_sample_loss(loss), measurement=measure)
+        measure, field = settings.measurement, "model.measurement"
+        measurement = _function(study, measure, field) if measure else None
+        again = Objective(module.eval(), per_sample_loss(loss), measurement=measurement)
         _check_same(fitted, again, by=settings.fit if isinstance(settings.fit, str) else "the fit")
 
 
@@ -91,25 +91,19 @@ def _check_same(fitted: Fitted, again: Objective, *, by: str) -> None:
 def _values(
     fitted: Fitted, again: Objective, rows: Rows, tested: bool
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What is to be equal, of the fitted objective and of the one made anew: name, numbers, ids."""
-    both = (fitted.objective, again)
-    outputs = [_outputs(objective, rows, fitted.batch_size) for objective in both]
+    """What is to be equal, of the fitted objective and of the one made anew."""
+    mine = fitted.objective
+    outputs = [_outputs(objective, rows, fitted.batch_size) for objective in (mine, again)]
     for one, other in zip(*outputs, strict=True):
         yield "outputs", one, other
     if tested:
-        if fitted.objective.measurement is not None:
-            yield (
-                "measurements",
-                *(_each(objective.measurements, rows, fitted) for objective in both),
-            )
+        if mine.measurement is not None:
+            measured = [_each(each.measurements, rows, fitted) for each in (mine, again)]
+            yield "measurements", measured[0], measured[1]
         return
-    yield "losses", *(_each(objective.losses, rows, fitted) for objective in both)
-    few = [rows[k : k + 1] for k in range(min(FIRST, len(rows)))]
-    yield (
-        "gradients",
-        *(torch.stack([_gradient(objective, row) for row in few]) for objective in both),
-    )
-    yield "mean gradients", *(_gradient(objective, rows)[None] for objective in both)
+    yield "losses", _each(mine.losses, rows, fitted), _each(again.losses, rows, fitted)
+    yield "gradients", _gradients(mine, rows), _gradients(again, rows)
+    yield "mean gradients", _gradient(mine, rows)[None], _gradient(again, rows)[None]
 
 
 def _outputs(objective: Objective, rows: Rows, size: int) -> list[Tensor]:
@@ -124,6 +118,12 @@ def _each(function: Any, rows: Rows, fitted: Fitted) -> Tensor:
     theta = fitted.objective.params
     with torch.no_grad():
         return torch.cat([function(theta, batch) for batch in rows.batches(fitted.batch_size)])
+
+
+def _gradients(objective: Objective, rows: Rows) -> Tensor:
+    """Of the first rows, one by one."""
+    few = min(FIRST, len(rows))
+    return torch.stack([_gradient(objective, rows[k : k + 1].unweighted) for k in range(few)])
 
 
 def _gradient(objective: Objective, rows: Rows) -> Tensor:
