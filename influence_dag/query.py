@@ -15,12 +15,15 @@ from influence_dag.store import ArtifactStore, Version
 from influence_dag.store.differences import Difference
 
 
-def open_study(path: str | Path) -> "StudyResults":
+def open_study(path: str | Path, project: str | Path | None = None) -> "StudyResults":
     """The results of a study, for example `open_study("data/store/digits")`.
 
-    Raises `StoreError` when the folder holds no artifacts.
+    What is computed when sliced needs the study's code, which is imported from `project` (a
+    folder), by default from the project in which the store lies (the nearest folder above it with
+    a `pyproject.toml`), and from nowhere else. Raises `StoreError` when the folder holds no
+    artifacts.
     """
-    return StudyResults(Path(path))
+    return StudyResults(Path(path), None if project is None else Path(project))
 
 
 class StudyResults:
@@ -32,8 +35,8 @@ class StudyResults:
     left out; `xr.open_zarr(".../current")` shows them as NaN with `train_valid` False.
     """
 
-    def __init__(self, path: Path):
-        self.store = ArtifactStore(path)
+    def __init__(self, path: Path, project: Path | None = None):
+        self.store, self.project = ArtifactStore(path), project and project.absolute()
         if not self.store.names():
             raise StoreError(
                 f"no study at {self.store.root}: no artifact has been stored there; materialise "
@@ -85,11 +88,11 @@ class StudyResults:
     def lazy_perturbation(self, method: str) -> xr.DataArray:
         """The same numbers as `perturbation`, computed when sliced and never stored.
 
-        Needs the study's project (its model and data) where it was when the model was stored.
+        Needs the study's code: see `open_study`.
         """
         from influence_dag.lazy import lazy_perturbation
 
-        return lazy_perturbation(self.store, method)
+        return lazy_perturbation(self.store, method, self.project)
 
     def block_influences(self, method: str, blocks: Any = None) -> xr.DataArray:
         """The share of each block of parameters, dims `(block, test, train)`, computed when sliced.
@@ -99,7 +102,7 @@ class StudyResults:
         """
         from influence_dag.lazy import block_influences
 
-        return block_influences(self.store, method, blocks)
+        return block_influences(self.store, method, blocks, self.project)
 
     def parameter_influences(self, method: str) -> xr.DataArray:
         """`(H + λI)⁻¹ ∇L(z_train)`, dims `(train, param)`, computed when sliced.
@@ -109,7 +112,7 @@ class StudyResults:
         """
         from influence_dag.lazy import parameter_influences
 
-        return parameter_influences(self.store, method)
+        return parameter_influences(self.store, method, self.project)
 
     def diff(self, artifact: str, before: int, after: int | None = None) -> Difference:
         """What changed between two versions: rows, chunks, and the values that moved most.

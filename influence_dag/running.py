@@ -112,7 +112,7 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> StudyRes
         raise KeyboardInterrupt(_interrupted(study)) from None
     if failed:
         raise InfluenceDagError("asset checks failed:\n" + "\n".join(failed))
-    return open_study(study.store_path)
+    return open_study(study.store_path, project=study.root)
 
 
 def _interrupted(study: Study) -> str:

@@ -121,6 +121,9 @@ def refresh(bench: Workbench, method: str) -> Update:
         solver = build_method(bench, method)
         updated = _updated_sums(bench, method, solver, train, settings_key)
         factorization = _factorized(bench, method, solver, updated)
+        for name, tensor in factorization.tensors().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise matrices.not_finite(f"{artifact(method)}: {name}", tensor)
         arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
         attrs = matrices.attributes(
             bench,

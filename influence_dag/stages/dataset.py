@@ -252,7 +252,8 @@ def _part(
         }
 
     base = fingerprint(ARTIFACT, FORMULA, bench.settings.data.features.scale)
-    return Part(tuple(arrays), grid_keys(base, axis.digests(chunk)), compute)
+    keys = grid_keys(base, axis.digests(chunk))
+    return Part(tuple(arrays), keys, compute, may_lack=True)  # sources look at every row
 
 
 def _pick(values: np.ndarray, rows: np.ndarray, dtype: np.dtype) -> np.ndarray:

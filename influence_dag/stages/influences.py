@@ -29,12 +29,7 @@ def refresh(bench: Workbench, method: str) -> Update:
         bench.axis(factors.artifact(method), "test"),
         bench.axis(gradients.ARTIFACT, "train"),
     )
-    base = fingerprint(
-        "influences",
-        FORMULA,
-        bench.require(factors.artifact(method)).attrs["base_key"],
-        bench.require(gradients.ARTIFACT).attrs["base_key"],
-    )
+    base = base_key(bench, method)
     layout = _layout(bench, method, test, train, base)
     chunks = layout.variables[0].chunks
     keys = grid_keys(
@@ -43,6 +38,16 @@ def refresh(bench: Workbench, method: str) -> Update:
     part = Part(("influences",), keys, _Product(bench, method))
     info = {"method": method, "test_rows": test.count, "train_rows": train.count}
     return refresh_blocks(bench, artifact(method), layout, [part], info=info)
+
+
+def base_key(bench: Workbench, method: str) -> str:
+    """Everything but the rows: the factors' key and the gradients'."""
+    keys = (bench.require(name).attrs["base_key"] for name in _reads(method))
+    return fingerprint("influences", FORMULA, *keys)
+
+
+def _reads(method: str) -> tuple[str, str]:
+    return factors.artifact(method), gradients.ARTIFACT
 
 
 def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -> Layout:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from influence_dag.curvature import GaussNewton, Hessian
+from influence_dag.errors import ModelError
 from influence_dag.labelled import Axis
 from influence_dag.objective import Objective, Rows
 from influence_dag.stages.differences import row_changes
@@ -83,7 +84,19 @@ def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Who
         bench.report(f"{kind}: made by difference it would be refused; all rows are summed again")
         summed = _over_all(bench, kind, train, objective)
         matrix, values = _mean(summed, weight_sum(bench, train))
+    if not bool(matrix.isfinite().all()):
+        raise not_finite(kind, matrix)
     return _whole(bench, kind, train, settings_key, summed, matrix, values)
+
+
+def not_finite(name: str, matrix: torch.Tensor) -> ModelError:
+    """What to raise for a curvature over all rows that has entries which are no numbers."""
+    count = int((~matrix.isfinite()).sum())
+    return ModelError(
+        f"{name}: {count} of {matrix.numel()} entries are not finite: the loss has no second "
+        "derivative at some training row, or overflows; look at rows with extreme features, scale "
+        "the columns, or compute in float64"
+    )
 
 
 def _mean(summed: _Summed, weight: float) -> tuple[torch.Tensor, torch.Tensor | None]:

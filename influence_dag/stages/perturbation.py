@@ -1,11 +1,12 @@
 """Perturbation influences `∂/∂x (s_testᵀ ∇θ L(x, y))`, streamed to the store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
 
-from influence_dag.errors import StudyError
+from influence_dag.errors import ModelError, StudyError
 from influence_dag.influence import perturbation_influences
 from influence_dag.labelled import Axis
 from influence_dag.objective import Objective
@@ -141,7 +142,7 @@ def _variable(bench, method, name, dims, sizes, pair, feature_dims, feature_shap
 def _words(bench: Workbench, method: str) -> dict[str, str]:
     wrt, words = _point(bench), wording_of(bench, method)
     if wrt is not None:
-        return words.perturbation(f"the output a of module {wrt!r}", "component", "a")
+        return words.perturbation(f"the output of module {wrt!r} (a)", "component", "a")
     return words.perturbation("the model's input (the column times `scale`)", "feature")
 
 
@@ -220,13 +221,26 @@ class Kernel:
             return block
         rows = load_rows(self.bench, self.train, trains.start + present)
         for test in pieces(tests.start, tests.stop, self._rows_at_once):
-            s = factors.load_factors(self.bench, self.method, test, damping)
-            values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
+            asked = np.flatnonzero(self.test.valid[test])
+            if not len(asked):
+                continue
+            s = factors.load_factors(self.bench, self.method, test, damping)[asked]
+            with self._named(trains.start + present):
+                values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
             if isinstance(values, dict):
                 values = values[name.removeprefix(f"{NAME}_")]
-            at = slice(test.start - tests.start, test.stop - tests.start)
-            if len(present) == shape[1]:
-                block[at] = values.cpu().numpy()
-            else:
-                block[at, present] = values.cpu().numpy()
+            at = test.start - tests.start + asked
+            block[np.ix_(at, present)] = values.cpu().numpy()
         return block
+
+    @contextmanager
+    def _named(self, slots: np.ndarray) -> Iterator[None]:
+        """What is said of a training row inside is said with its id."""
+        try:
+            yield
+        except ModelError as error:
+            if error.row is None:
+                raise
+            row = repr(str(self.train.ids[slots[error.row]]))
+            said = str(error).replace(f"training row {error.row} ", f"training row {row} ")
+            raise ModelError(f"{artifact(self.method)}: {said}", row=error.row) from error

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.execution import Tile, stream, tiles
+from influence_dag.stages.finite import Finite
 from influence_dag.stages.updates import (
     Update,
     current_update,
@@ -35,12 +36,14 @@ class Part:
     `keys` has shape `(*grid, 16)` for the leading, chunked axes; further axes are whole.
     `compute(tile)` returns the numbers of one rectangle of whole chunks for each array. A part
     that `merges` what earlier parts wrote is asked `compute(tile, draft)` and reads it there.
+    Numbers of rows that exist have to be finite, unless NaN says something (`may_lack`).
     """
 
     names: tuple[str, ...]
     keys: np.ndarray
     compute: Callable[..., Mapping[str, np.ndarray]]
     merges: bool = False
+    may_lack: bool = False
 
     def expected(self, layout: Layout) -> dict[str, np.ndarray]:
         shapes = {variable.name: len(variable.shape) for variable in layout.variables}
@@ -113,8 +116,12 @@ def _compute_part(
         ),
     )
 
+    finite = None if part.may_lack else Finite(draft.artifact, layout)
+
     def write(tile: Tile, arrays: Mapping[str, np.ndarray]) -> None:
         for name, values in arrays.items():
+            if finite:
+                finite.check(name, values, tile.start)
             tail = (0,) * (values.ndim - depth)
             keys = {
                 (*index, *tail): expected[name][(*index, *tail)].tobytes()

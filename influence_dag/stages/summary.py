@@ -120,14 +120,14 @@ class _Summary:
         of_blocks = self._keys("blocks", read, self.top)(tests, trains)
         of_test = self._keys("test", read, self.top, combine(trains))(tests)
         parts = [
-            Part(tuple(_OF_TRAIN), of_train, self._train),
-            Part(tuple(_OF_BLOCKS), of_blocks, self._blocks),
-            Part(tuple(_OF_TEST), of_test, self._test, merges=True),
+            Part(tuple(_OF_TRAIN), of_train, self._train, may_lack=True),
+            Part(tuple(_OF_BLOCKS), of_blocks, self._blocks, may_lack=True),
+            Part(tuple(_OF_TEST), of_test, self._test, merges=True, may_lack=True),
         ]
         if wants_self_influence(self.bench, self.method):
             solves = _Solves(self.bench, self.method, self.train)
             keys = self._keys("solves", solves.key)(solves.rows.digests(self.chunks[1]))
-            parts.append(Part(tuple(_OF_SOLVES), keys, solves))
+            parts.append(Part(tuple(_OF_SOLVES), keys, solves, may_lack=True))
         return parts
 
     def _keys(self, *shared: object) -> Callable[..., Keys]:

@@ -252,7 +252,7 @@ def test_the_derivative_in_a_module_speaks_of_its_output(fitted, tmp_path):
     project.refresh()
     about = project.results.perturbation("direct").attrs
     assert about["formula"] == ("∂/∂a_train ( ∇m(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train; a_train) )")
-    assert about["units"].startswith("measurement per unit of the output a of module '0'")
+    assert about["units"].startswith("measurement per unit of the output of module '0' (a)")
     array = project.results.perturbation("direct").load()
     meaning = meaning_of(project, project.results.open("direct/influences"))
     factors = evaluated("∇m(z_test)ᵀ (H + λI)⁻¹", meaning)
