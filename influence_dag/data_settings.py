@@ -8,6 +8,7 @@ from pydantic import (
     Field,
     PositiveInt,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -31,8 +32,17 @@ class FeatureSettings(Settings):
         description="the model sees x * scale; perturbation derivatives are per scaled unit",
     )
     columns: tuple[str, ...] | None = Field(
-        default=None, description="feature columns in order; default: all but id and target"
+        default=None, description="feature columns in order; default: all but id, target, weight"
     )
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_keeps_something(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError(
+                "a scale of 0 leaves nothing of the features; 1 leaves them as they are"
+            )
+        return value
 
     @model_validator(mode="after")
     def _dims_match_shape(self) -> "FeatureSettings":
@@ -81,7 +91,29 @@ class DataSettings(Settings):
         description="the column of row ids; without it the position is the id (not for .csv)",
     )
     target: str = "y"
+    weight: str | None = Field(
+        default=None,
+        description=(
+            "the column (or array) of the training rows' weights: sums and means over training "
+            "rows are weighted, 2 counts as the row twice; a callable yields (x, y, weight) instead"
+        ),
+    )
     features: FeatureSettings = FeatureSettings()
+
+    @model_validator(mode="after")
+    def _roles_differ(self) -> "DataSettings":
+        roles = {"id": self.id, "target": self.target, "weight": self.weight}
+        named = [name for name in roles.values() if name is not None]
+        if twice := {name for name in named if named.count(name) > 1}:
+            name = twice.pop()
+            both = " and ".join(role for role, each in roles.items() if each == name)
+            raise ValueError(f"{both} both name {name!r}; each needs a column of its own")
+        return self
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The columns that are no features."""
+        return tuple(name for name in (self.id, self.target, self.weight) if name is not None)
 
     def names(self, which: Which) -> tuple[str, ...]:
         """What a split is read from: one name, or those of a list."""

@@ -4,8 +4,7 @@ Input problems end here, as a `DataError` that names the file, the row, the colu
 seen and what would be right.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +14,11 @@ from influence_dag.errors import DataError
 from influence_dag.settings import is_callable_name
 from influence_dag.sources import Source, files, read_source
 from influence_dag.sources.digests import FileDigests
+from influence_dag.sources.ids import checked_ids
+from influence_dag.sources.numbers import canonical, decimal, whole
 from influence_dag.store.fingerprints import fingerprint, row_fingerprints
 
-SHOWN = 5  # how many offending rows an error lists
+SHOWN = 5  # how many columns an error lists
 RESERVED_DIMS = ("test", "train", "param", "damping")  # names of other axes in the results
 
 
@@ -29,6 +30,7 @@ class Split:
     module's arguments for several. `scale` is applied. Floating inputs stay floating, tables
     are float64, unscaled integer arrays are integers. `y` is int64 for whole-number columns.
     `feature_names` are a table's feature columns, row-major where the input has a shape.
+    `weights` (n,) are those of training rows, None where all count alike; test rows have none.
     """
 
     ids: np.ndarray
@@ -37,14 +39,20 @@ class Split:
     feature_names: tuple[str, ...] | None
     dims: tuple[str, ...]
     source: str
+    weights: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def row_keys(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Hash of each row's inputs and target, uint8 `(n, 16)`; ids and order do not matter."""
-        columns = {f"x.{name}": x[rows] for name, x in self.x.items()}
-        return row_fingerprints({**columns, "y": self.y[rows]})
+        """Hash of each row's inputs, target and weight, uint8 `(n, 16)`.
+
+        Ids and order do not matter, nor does it whether 2 was written as 2.0.
+        """
+        columns = {f"x.{name}": x for name, x in self.x.items()} | {"y": self.y}
+        if self.weights is not None:
+            columns["weight"] = self.weights
+        return row_fingerprints({name: canonical(each[rows]) for name, each in columns.items()})
 
 
 def load_split(data: DataSettings, which: Which, root: Path) -> Split:
@@ -55,18 +63,19 @@ def load_split(data: DataSettings, which: Which, root: Path) -> Split:
     source = read_source(data, which, root)
     if not len(source.target):
         raise DataError(f"{source.name}: the {which} split has no rows; at least one is needed")
-    ids = _checked_ids(source)
+    ids = checked_ids(source)
     _check_finite(source)
     x = {name: _scaled(source, name, data.features) for name in source.inputs}
     dims = _dims(source, data.features, x)
-    return Split(ids, x, _target(source), source.columns, dims, source.name)
+    weights = _weights(source, data) if which == "train" else None
+    return Split(ids, x, _target(source), source.columns, dims, source.name, weights)
 
 
 def load_splits(data: DataSettings, root: Path) -> tuple[Split, Split]:
     """The training and the test rows, checked against each other."""
     train, test = load_split(data, "train", root), load_split(data, "test", root)
     check_alike(train, test)
-    return train, test
+    return _of_one_type(train, test), _of_one_type(test, train)
 
 
 def check_alike(train: Split, test: Split) -> None:
@@ -79,11 +88,28 @@ def check_alike(train: Split, test: Split) -> None:
         seen, wanted = test.x[name].shape[1:], train.x[name].shape[1:]
         if seen != wanted:
             raise DataError(f"{pair} disagree on the shape of {name}: {seen} and {wanted} a row")
-    if train.y.shape[1:] != test.y.shape[1:] or train.y.dtype.kind != test.y.dtype.kind:
+    if train.y.shape[1:] != test.y.shape[1:]:
         raise DataError(
             f"{pair} disagree on the target: {test.y.dtype} of shape {test.y.shape[1:]} and "
             f"{train.y.dtype} of shape {train.y.shape[1:]} a row"
         )
+
+
+def _of_one_type(split: Split, other: Split) -> Split:
+    """The split, its whole numbers as decimals where the other split has decimals.
+
+    2 and 2.0 are the same target: what one file happens to hold does not decide a type.
+    """
+
+    def alike(values: np.ndarray, others: np.ndarray, name: str) -> np.ndarray:
+        if values.dtype.kind == "f" or others.dtype.kind != "f":
+            return values
+        return decimal(
+            values, name=name, row_name=lambda row: f"{split.source}: id {split.ids[row]!r}"
+        )
+
+    x = {name: alike(values, other.x[name], name) for name, values in split.x.items()}
+    return replace(split, x=x, y=alike(split.y, other.y, "target"))
 
 
 def _check_columns(train: Split, test: Split, pair: str) -> None:
@@ -131,42 +157,6 @@ def _content(data: DataSettings, which: Which, root: Path, digests: FileDigests)
     )
 
 
-def _checked_ids(source: Source) -> np.ndarray:
-    if source.ids is None:
-        return np.arange(len(source.target)).astype(np.dtypes.StringDType())
-    ids = _as_text(source)
-    empty = [position for position, identity in enumerate(ids) if not identity]
-    if empty:
-        raise DataError(
-            f"{source.name}: no id at {_some(source.line_of, empty)}; every row needs its own"
-        )
-    if len(set(ids)) < len(ids):
-        positions: dict[str, list[int]] = {}
-        for position, identity in enumerate(ids):
-            positions.setdefault(identity, []).append(position)
-        repeated = [(identity, at) for identity, at in positions.items() if len(at) > 1]
-        shown = "; ".join(
-            f"{name!r} at {_some(source.line_of, at)}" for name, at in repeated[:SHOWN]
-        )
-        raise DataError(
-            f"{source.name}: {len(repeated)} ids appear more than once: {shown}; ids must be unique"
-        )
-    return np.array(ids, dtype=np.dtypes.StringDType())
-
-
-def _as_text(source: Source) -> list[str]:
-    assert source.ids is not None
-    if source.ids.ndim != 1 or source.ids.dtype.kind in "fcb":
-        raise DataError(
-            f"{source.name}: ids are {source.ids.dtype} of shape {source.ids.shape}; expected one "
-            "text or whole number a row"
-        )
-    return [
-        "" if identity is None or identity != identity else str(identity)
-        for identity in source.ids.tolist()
-    ]
-
-
 def _check_finite(source: Source) -> None:
     for name, values in {**source.inputs, "target": source.target}.items():
         if values.dtype.kind not in "fiub":
@@ -198,6 +188,8 @@ def _seen(source: Source, value: float) -> str:
 def _scaled(source: Source, name: str, features: FeatureSettings) -> np.ndarray:
     """The input in the study's shape, times its scale."""
     values = source.inputs[name]
+    if values.dtype == np.uint64:
+        values = whole(values, name=name, row_name=source.place_of)
     if features.shape is not None:
         values = _shaped(source, name, values, features.shape)
     elif source.columns is not None and not source.columns:
@@ -246,9 +238,32 @@ def _dims(source: Source, features: FeatureSettings, x: dict[str, np.ndarray]) -
 
 
 def _target(source: Source) -> np.ndarray:
-    return source.target.astype(np.int64) if source.target.dtype.kind in "iub" else source.target
+    if source.target.dtype.kind == "f":
+        return source.target
+    return whole(source.target, name="target", row_name=source.place_of)
 
 
-def _some(line_of: Callable[[int], str], positions: list[int]) -> str:
-    rest = f" and {len(positions) - SHOWN} more" if len(positions) > SHOWN else ""
-    return ", ".join(map(line_of, positions[:SHOWN])) + rest
+def _weights(source: Source, data: DataSettings) -> np.ndarray | None:
+    """How often each training row counts, float64 `(n,)`."""
+    if data.weight is None:
+        return None
+    if source.weights is None:
+        raise DataError(f"{source.name}: no weight column {data.weight!r} (data.weight)")
+    if source.weights.ndim != 1 or source.weights.dtype.kind not in "fiub":
+        raise DataError(
+            f"{source.name}: the weights ({data.weight}) are {source.weights.dtype} of shape "
+            f"{source.weights.shape}; expected one number a row"
+        )
+    weights = source.weights.astype(np.float64)
+    wrong = ~(np.isfinite(weights) & (weights >= 0))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"{source.place_of(row)}, weight {data.weight!r}: seen {weights[row]}, expected a "
+            f"finite number that is not negative ({int(wrong.sum())} such rows)"
+        )
+    if not weights.any():
+        raise DataError(
+            f"{source.name}: the weights ({data.weight}) are all 0; at least one row has to count"
+        )
+    return weights

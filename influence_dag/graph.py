@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from influence_dag.stages.wording import Wording, matrix_formula
 from influence_dag.study import Study
 
 if TYPE_CHECKING:
@@ -14,10 +15,7 @@ if TYPE_CHECKING:
 _TORCH, _ZARR = frozenset({"torch"}), frozenset({"zarr"})
 _BOTH = _TORCH | _ZARR
 
-MATRICES = {
-    "hessian": "H = (1/n) Σ ∇²L(z_i, θ), exact, with its eigenvalues.",
-    "gauss_newton": "G = (1/n) Σ J_iᵀ (∂²L/∂output²) J_i, exact, with its eigenvalues.",
-}
+MATRICES = ("hessian", "gauss_newton")
 VALIDATIONS = {
     "leave_one_out": "Refits without single training rows against what the influences predict.",
     "datamodels": "Linear datamodelling score: refits on subsets, predicted and found.",
@@ -81,7 +79,8 @@ def artifacts(study: Study) -> Iterator[Artifact]:
     )
     for kind in dict.fromkeys(filter(None, (matrix_of(study, method) for method in methods))):
         reads = ("dataset", "model")
-        yield Artifact(kind, reads, "matrices", _BOTH, MATRICES[kind], kind, heavy=True)
+        about = f"{matrix_formula(kind)}, exact, with its eigenvalues."
+        yield Artifact(kind, reads, "matrices", _BOTH, about, kind, heavy=True)
     for method in methods:
         yield from _method_artifacts(study, method)
     for kind in study.settings.validation.names:
@@ -105,7 +104,7 @@ def matrix_of(study: Study, method: str) -> str | None:
 
 
 def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
-    matrix = matrix_of(study, method)
+    matrix, words = matrix_of(study, method), Wording(study.settings, method)
     factors, influences = f"{method}/influence_factors", f"{method}/influences"
     yield Artifact(
         f"{method}/curvature",
@@ -121,7 +120,7 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
         ("dataset", "model", f"{method}/curvature", *([matrix] if matrix else [])),
         "factors",
         _BOTH,
-        "(H + λI)⁻¹ ∇θ L(z_test), one row a test row.",
+        f"{words.factors()['formula']}, one row a test row.",
         method,
         heavy=True,
     )
@@ -130,8 +129,7 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
         (factors, "gradients"),
         "influences",
         _BOTH,
-        "I[test, train] = ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train). "
-        "Positive: the training row helps the test row.",
+        f"I[test, train] = {words.influences()['formula']}, {words.influences()['sign']}.",
         method,
         heavy=True,
     )
@@ -141,8 +139,8 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
             (factors, "dataset", "model"),
             "perturbation",
             _BOTH,
-            "P[test, train, feature] = ∂/∂x_train of the influence. "
-            "Positive: more of the feature lowers the test loss.",
+            f"P[test, train, feature] = ∂/∂x_train of the influence on {words.what}. "
+            f"Positive: more of the feature lowers it.",
             method,
             heavy=True,
         )

@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 from dask.utils import SerializableLock
 
-from influence_dag.query import settings_of, without_holes
+from influence_dag.query import without_holes
+from influence_dag.reopened import check_influences, workbench_of
 from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, Version
-from influence_dag.study import Study, StudySettings
 
 if TYPE_CHECKING:
     from influence_dag.solvers.blocks import Blocks
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 Block = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 
 
-def lazy_perturbation(store: ArtifactStore, method: str) -> xr.DataArray:
+def lazy_perturbation(
+    store: ArtifactStore, method: str, project: Path | None = None
+) -> xr.DataArray:
     """Perturbation influences, dims `(test, train, *features)`, computed on demand.
 
     Each block differentiates the stored model at the stored training rows; the values equal the
@@ -28,7 +30,9 @@ def lazy_perturbation(store: ArtifactStore, method: str) -> xr.DataArray:
     """
     from influence_dag.stages import perturbation
 
-    layout, kernel = perturbation.prepare(workbench_of(store, method), method)
+    bench = workbench_of(store, method, project)
+    check_influences(bench, method, rows="dataset")
+    layout, kernel = perturbation.prepare(bench, method)
     if len(layout.variables) > 1:
         names = ", ".join(variable.name for variable in layout.variables)
         raise NotImplementedError(
@@ -38,14 +42,17 @@ def lazy_perturbation(store: ArtifactStore, method: str) -> xr.DataArray:
     return _labelled(layout, variable, lambda start, stop: kernel.block(variable.name, start, stop))
 
 
-def parameter_influences(store: ArtifactStore, method: str) -> xr.DataArray:
+def parameter_influences(
+    store: ArtifactStore, method: str, project: Path | None = None
+) -> xr.DataArray:
     """`(H + λI)⁻¹ ∇L(z_i)` of each training row, dims `(train, param)`, computed on demand.
 
     Leaving out `z_i` moves the parameters by about `+1/n_train` of its row.
     """
     from influence_dag.stages import curvature, factors, gradients
 
-    bench = workbench_of(store, method)
+    bench = workbench_of(store, method, project)
+    check_influences(bench, method)
     train = bench.axis(gradients.ARTIFACT, "train")
     factorization = curvature.load_factorization(bench, method)
     dampings = bench.settings.dampings
@@ -68,7 +75,10 @@ def parameter_influences(store: ArtifactStore, method: str) -> xr.DataArray:
 
 
 def block_influences(
-    store: ArtifactStore, method: str, blocks: "Blocks | None" = None
+    store: ArtifactStore,
+    method: str,
+    blocks: "Blocks | None" = None,
+    project: Path | None = None,
 ) -> xr.DataArray:
     """The share of each block of parameters in the influences, dims `(block, …, test, train)`.
 
@@ -79,7 +89,8 @@ def block_influences(
     from influence_dag.solvers.blocks import parameter_blocks, split_by_block
     from influence_dag.stages import curvature, factors, gradients
 
-    bench = workbench_of(store, method)
+    bench = workbench_of(store, method, project)
+    check_influences(bench, method)
     if blocks is None:
         blocks = bench.settings.methods[method].blocks
     positions = parameter_blocks(curvature.parameter_slices(bench), blocks)
@@ -103,10 +114,11 @@ def block_influences(
 
 def _block_layout(bench: "Workbench", stored: Version, method: str, names: list[str]) -> Layout:
     from influence_dag.stages import factors, gradients
+    from influence_dag.stages.wording import wording_of
 
     test = bench.axis(factors.artifact(method), "test")
     train = bench.axis(gradients.ARTIFACT, "train")
-    dims, sizes, dampings = factors.damping_axis(bench)
+    dims, sizes, dampings = factors.damping_axis(bench, method)
     entry = stored.variables["influences"]
     variable = Variable(
         "block_influences",
@@ -114,11 +126,7 @@ def _block_layout(bench: "Workbench", stored: Version, method: str, names: list[
         (len(names), *sizes, len(test), len(train)),
         entry.dtype,
         (1, *entry.chunks),
-        {
-            "formula": "∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train), the terms of one block of parameters",
-            "sign": "as the influences, which are the sum over blocks",
-            "units": "loss; not divided by n_train",
-        },
+        wording_of(bench, method).block_influences(),
     )
     block = Coordinate("block", ("block",), np.array(names, np.dtypes.StringDType()))
     coordinates = (block, *test.coordinates, *train.coordinates, *dampings)
@@ -129,8 +137,9 @@ def _parameter_layout(
     bench: "Workbench", method: str, labels: tuple[Coordinate, ...], rows: int
 ) -> Layout:
     from influence_dag.stages import factors
+    from influence_dag.stages.wording import wording_of
 
-    dims, sizes, dampings = factors.damping_axis(bench)
+    dims, sizes, dampings = factors.damping_axis(bench, method)
     size = bench.require("model").attrs["info"]["parameters"]
     dtype = np.dtype(bench.settings.compute.dtype)
     chunk = max(1, min(rows, bench.settings.compute.block_bytes // (size * dtype.itemsize)))
@@ -140,23 +149,10 @@ def _parameter_layout(
         (*sizes, rows, size),
         dtype.name,
         (*(1 for _ in sizes), chunk, size),
-        {
-            "formula": "(H + λI)⁻¹ ∇L(z_train)",
-            "sign": "leaving out the training row moves the parameters by about +1/n_train of it",
-            "units": "parameter; not divided by n_train",
-        },
+        wording_of(bench, method).parameter_influences(),
     )
     attrs = factors.method_attributes(bench, method)
     return Layout((variable,), (*labels, *dampings), attrs)
-
-
-def workbench_of(store: ArtifactStore, method: str) -> "Workbench":
-    """The study as it was when the method's factors were computed."""
-    from influence_dag.stages.workbench import Workbench
-
-    known = settings_of(store, method)
-    settings = StudySettings.model_validate(known["settings"])
-    return Workbench(Study(store.root.name, settings, Path(known["project"])))
 
 
 def _labelled(layout: Layout, variable: Variable, compute: Block) -> xr.DataArray:

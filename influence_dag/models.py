@@ -1,22 +1,24 @@
 """Modules: built from a study's callable, fitted, written to and read from safetensors."""
 
 import importlib
+import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
-from influence_dag.errors import ModelError, StudyError
+from influence_dag.errors import InfluenceDagError, ModelError, StudyError
 from influence_dag.fitting import FitReport, fit
 from influence_dag.model_settings import FitSettings, ModelSettings
-from influence_dag.project_code import forget_outdated
+from influence_dag.project_code import code_hashes, forget_outdated
 from influence_dag.store.fingerprints import fingerprint
 
 __all__ = [
@@ -24,7 +26,9 @@ __all__ = [
     "build_module",
     "fit",
     "import_callable",
+    "imported_anew",
     "load_checkpoint",
+    "load_state",
     "save_checkpoint",
     "seeded",
     "state_fingerprint",
@@ -65,16 +69,60 @@ def _import_from(module_name: str, root: Path, context: str) -> Any:
         raise StudyError(
             f"{context}: no module {error.name!r}; looked in {root} and in the installed packages"
         ) from error
+    except SyntaxError as error:
+        where = f"{error.filename}:{error.lineno}"
+        raise StudyError(f"{context}: {where}: not Python: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, InfluenceDagError):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise StudyError(
+            f"{context}: importing {module_name} ended in {said:.500}; code that a study names "
+            "has to be importable, without running anything"
+        ) from error
     finally:
         sys.path.remove(str(root))
 
 
 @contextmanager
+def imported_anew(names: Sequence[str], root: Path) -> Iterator[None]:
+    """The project's modules behind `module:callable` names as another process would import them.
+
+    Inside, none of them is loaded; afterwards those that were are again, and no others. What they
+    keep in globals is therefore not there inside. Modules from outside the project stay.
+    """
+    modules = {name.partition(":")[0] for name in names}
+    code = {each for module in modules for each in code_hashes(module, root)}
+    packages = {name.partition(".")[0] for name in code}
+
+    def loaded() -> list[str]:
+        return [name for name in sys.modules if name.partition(".")[0] in packages]
+
+    kept = {name: sys.modules.pop(name) for name in loaded()}
+    try:
+        yield
+    finally:
+        for name in loaded():
+            del sys.modules[name]
+        sys.modules.update(kept)
+
+
+@contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's random numbers start from `seed` inside, and are as before afterwards."""
+    """Random numbers of torch, numpy and Python start from `seed` inside.
+
+    Afterwards they go on as if nothing had been drawn.
+    """
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        yield
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(of_python)
 
 
 def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.Module:
@@ -104,24 +152,33 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+    _fill(module, stored, str(path))
+
+
+def load_state(module: nn.Module, content: bytes, name: str) -> None:
+    """The same from the bytes of such a file; `name` says in errors where they are from."""
+    _fill(module, load(content), name)
+
+
+def _fill(module: nn.Module, stored: Mapping[str, Tensor], name: str) -> None:
     wanted = _state(module)
     complaints = [
         *(
-            f"{name} is missing (wanted {_shape(wanted[name])})"
-            for name in wanted
-            if name not in stored
+            f"{key} is missing (wanted {_shape(wanted[key])})"
+            for key in wanted
+            if key not in stored
         ),
-        *(f"{name} is unexpected {_shape(stored[name])}" for name in stored if name not in wanted),
+        *(f"{key} is unexpected {_shape(stored[key])}" for key in stored if key not in wanted),
         *(
-            f"{name} has shape {_shape(stored[name])}, the module's is {_shape(wanted[name])}"
-            for name in wanted
-            if name in stored and stored[name].shape != wanted[name].shape
+            f"{key} has shape {_shape(stored[key])}, the module's is {_shape(wanted[key])}"
+            for key in wanted
+            if key in stored and stored[key].shape != wanted[key].shape
         ),
-        *(f"{name} is not finite" for name in stored if not stored[name].isfinite().all()),
+        *(f"{key} is not finite" for key in stored if not stored[key].isfinite().all()),
     ]
     if complaints:
         raise ModelError(
-            f"{path} does not fit {type(module).__name__}: {'; '.join(complaints)}; "
+            f"{name} does not fit {type(module).__name__}: {'; '.join(complaints)}; "
             "load the checkpoint of the module that model.build returns"
         )
     module.load_state_dict(stored)

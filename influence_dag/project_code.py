@@ -82,12 +82,13 @@ def forget_outdated(module: str, root: Path) -> None:
 
     That is: a file was edited since, or the module of that name is another project's, or somebody
     else imported it and its file is younger than this process, so that nobody knows what it was
-    then. All of it is forgotten then, and its packages whole: one module holds what it imported of
-    another.
+    then. All of it is forgotten then, and its packages whole, and whatever else of the project
+    imports it: one module holds what it imported of another.
     """
     root, hashes = root.resolve(), code_hashes(module, root)
     outdated = {name for name in hashes if _is_outdated(name, hashes[name], root)}
-    for package in {name.partition(".")[0] for name in (hashes if outdated else ())}:
+    forgotten = hashes.keys() | _importing(outdated, root) if outdated else set()
+    for package in {name.partition(".")[0] for name in forgotten}:
         for name in [name for name in sys.modules if f"{name}.".startswith(f"{package}.")]:
             del sys.modules[name]
             _imported.pop(name, None)
@@ -96,6 +97,12 @@ def forget_outdated(module: str, root: Path) -> None:
         with suppress(OSError, AttributeError):
             Path(cache_from_source(str(_file_of(name, root)))).unlink()
     _imported.update(hashes)
+
+
+def _importing(outdated: set[str], root: Path) -> set[str]:
+    """Loaded modules of the project that import one of these, directly or not."""
+    known = [name for name in _imported if name in sys.modules]
+    return {name for name in known if outdated & code_hashes(name, root).keys()}
 
 
 def _is_outdated(name: str, content: str, root: Path) -> bool:

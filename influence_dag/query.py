@@ -15,23 +15,28 @@ from influence_dag.store import ArtifactStore, Version
 from influence_dag.store.differences import Difference
 
 
-def open_study(path: str | Path) -> "StudyResults":
+def open_study(path: str | Path, project: str | Path | None = None) -> "StudyResults":
     """The results of a study, for example `open_study("data/store/digits")`.
 
-    Raises `StoreError` when the folder holds no artifacts.
+    What is computed when sliced needs the study's code, which is imported from `project` (a
+    folder), by default from the project in which the store lies (the nearest folder above it with
+    a `pyproject.toml`), and from nowhere else. Raises `StoreError` when the folder holds no
+    artifacts.
     """
-    return StudyResults(Path(path))
+    return StudyResults(Path(path), None if project is None else Path(project))
 
 
 class StudyResults:
     """A study's stored artifacts: datasets by method, versions, what is behind.
 
-    Arrays are lazy (dask, one block a stored chunk), coordinates are loaded. Slots that hold no
-    row are left out; `xr.open_zarr(".../current")` shows them as NaN with `train_valid` False.
+    Arrays are lazy (dask, even blocks of up to 128 MiB: a slice reads only the stored chunks that
+    it touches), coordinates are loaded, labels are numpy text, attributes numbers or text; so
+    whatever xarray offers works, and what is opened can be saved again. Slots that hold no row are
+    left out; `xr.open_zarr(".../current")` shows them as NaN with `train_valid` False.
     """
 
-    def __init__(self, path: Path):
-        self.store = ArtifactStore(path)
+    def __init__(self, path: Path, project: Path | None = None):
+        self.store, self.project = ArtifactStore(path), project and project.absolute()
         if not self.store.names():
             raise StoreError(
                 f"no study at {self.store.root}: no artifact has been stored there; materialise "
@@ -69,7 +74,8 @@ class StudyResults:
 
     def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
         """Any artifact as a lazy dataset without holes; by default its current version."""
-        return without_holes(self.store.version(artifact, version).open())
+        rows = without_holes(self.store.version(artifact, version).open(chunks=None))
+        return _in_blocks(rows)
 
     def perturbation(self, method: str, version: int | None = None) -> xr.DataArray:
         """`∂/∂x_train` of the influence, dims `(test, train, *features)`, lazy."""
@@ -82,11 +88,11 @@ class StudyResults:
     def lazy_perturbation(self, method: str) -> xr.DataArray:
         """The same numbers as `perturbation`, computed when sliced and never stored.
 
-        Needs the study's project (its model and data) where it was when the model was stored.
+        Needs the study's code: see `open_study`.
         """
         from influence_dag.lazy import lazy_perturbation
 
-        return lazy_perturbation(self.store, method)
+        return lazy_perturbation(self.store, method, self.project)
 
     def block_influences(self, method: str, blocks: Any = None) -> xr.DataArray:
         """The share of each block of parameters, dims `(block, test, train)`, computed when sliced.
@@ -96,7 +102,7 @@ class StudyResults:
         """
         from influence_dag.lazy import block_influences
 
-        return block_influences(self.store, method, blocks)
+        return block_influences(self.store, method, blocks, self.project)
 
     def parameter_influences(self, method: str) -> xr.DataArray:
         """`(H + λI)⁻¹ ∇L(z_train)`, dims `(train, param)`, computed when sliced.
@@ -106,7 +112,7 @@ class StudyResults:
         """
         from influence_dag.lazy import parameter_influences
 
-        return parameter_influences(self.store, method)
+        return parameter_influences(self.store, method, self.project)
 
     def diff(self, artifact: str, before: int, after: int | None = None) -> Difference:
         """What changed between two versions: rows, chunks, and the values that moved most.
@@ -160,14 +166,61 @@ def _matched(
 
 
 def without_holes(dataset: xr.Dataset) -> xr.Dataset:
-    """The rows that exist. Bookkeeping coordinates (`*_valid`, `*_key`) are dropped."""
+    """The rows that exist, `portable`. Bookkeeping coordinates (`*_valid`, `*_key`) are dropped."""
     for split in SPLITS:
         valid = dataset.coords.get(f"{split}_valid")
         if valid is not None and not bool(valid.all()):
             dataset = dataset.isel({split: np.flatnonzero(valid.values)})
-    return dataset.drop_vars(
-        [f"{split}_{what}" for split in SPLITS for what in ("valid", "key")], errors="ignore"
-    )
+    bookkeeping = [f"{split}_{what}" for split in SPLITS for what in ("valid", "key")]
+    return portable(dataset.drop_vars(bookkeeping, errors="ignore"))
+
+
+LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
+
+
+def portable(dataset: xr.Dataset) -> xr.Dataset:
+    """The same, free of what only this store's format has: it can be saved in any other.
+
+    Labels are numpy text (`<U`), which pandas, matplotlib, netCDF and Zarr 2 take and numpy's
+    variable-width strings are not; encodings, which would cut an array as the store does, are
+    dropped; attributes that are groups or tables become JSON.
+    """
+    labels = {
+        name: (array.dims, _text(array.values), array.attrs)
+        for name, array in dataset.coords.items()
+        if array.dtype.kind in "TO"
+    }
+    dataset = dataset.assign_coords(labels).drop_encoding()
+    for item in (dataset, *dataset.variables.values()):
+        item.attrs = {name: _attribute(value) for name, value in item.attrs.items()}
+    return dataset
+
+
+def _text(values: np.ndarray) -> np.ndarray:
+    longest = max(map(len, values.ravel().tolist()), default=0)
+    room = 4 * longest * values.size <= LARGEST_TEXT  # a text takes as much as the longest one
+    texts = values.astype(object)
+    return texts.astype(str) if room else texts
+
+
+def _attribute(value: Any) -> Any:
+    """A number, a text or a list of numbers as it is; anything else as JSON."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list) and value and all(type(item) in (int, float) for item in value):
+        return value
+    return json.dumps(value)
+
+
+def _in_blocks(dataset: xr.Dataset) -> xr.Dataset:
+    """Data as dask arrays of even blocks, whatever rows were left out.
+
+    Even ones, because Zarr's are: of uneven ones nothing could be saved.
+    """
+    variables = {name: array.variable for name, array in dataset.data_vars.items()}
+    return dataset.assign({name: each.chunk("auto") for name, each in variables.items()})
 
 
 @xr.register_dataarray_accessor("idag")

@@ -41,6 +41,8 @@ def _artifact_lines(results: StudyResults) -> list[str]:
 
 def _contents(results: StudyResults, name: str) -> str:
     version = results.store.version(name)
+    if not version.variables:
+        return f"version {version.number}, no arrays"
     largest = max(version.variables.values(), key=lambda entry: np.prod(entry.shape))
     shape = " × ".join(
         f"{dim} {size:,}" for dim, size in zip(largest.dims, largest.shape, strict=True)

@@ -4,11 +4,14 @@ Every setting that changes a number takes part in fingerprints; those that only 
 or how fast (device, block size, store path) do not.
 """
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -21,13 +24,10 @@ from pydantic import (
 )
 
 from influence_dag.data_settings import DataSettings, Which
+from influence_dag.errors import StudyError
 from influence_dag.method_settings import MethodsSettings
 from influence_dag.model_settings import FitSettings, ModelSettings
-from influence_dag.settings import (
-    Bytes,
-    Settings,
-    parse_bytes,
-)
+from influence_dag.settings import Bytes, Settings, is_cron, parse_bytes, path_name
 from influence_dag.validation_settings import ValidationSettings
 
 
@@ -76,10 +76,10 @@ class RefreshSettings(Settings):
     @field_validator("schedule")
     @classmethod
     def _five_fields(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("@") and len(value.split()) != 5:
+        if value is not None and not is_cron(value):
             raise ValueError(
-                f"{value!r} is not a cron string; write minute, hour, day, month and weekday, for "
-                "example '0 3 * * *'"
+                f"{value[:80]!r} is not a cron string; write minute, hour, day, month and weekday, "
+                "for example '0 3 * * *'"
             )
         return value
 
@@ -96,7 +96,7 @@ class ComputeSettings(Settings):
 class StoreSettings(Settings):
     """Where the arrays go, how they are cut and how long old versions are kept."""
 
-    path: str = "data/store"
+    path: Annotated[str, AfterValidator(path_name)] = "data/store"
     chunks: Mapping[Which, PositiveInt] | None = Field(
         default=None,
         description="rows a chunk along test and train; an edit costs the chunks that it touches",
@@ -172,6 +172,24 @@ class StudySettings(Settings):
         return self.damping if isinstance(self.damping, tuple) else (self.damping,)
 
 
+def study_name(folder: Path) -> str:
+    """The name of the study in a folder, which is the folder's; `StudyError` for one that is none.
+
+    It is part of the keys of Dagster's assets and of the names of jobs, which have letters from a
+    to z, digits and underscores; it stands for the study in the store and in URLs as it is.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_]+", folder.name):
+        return folder.name
+    plain = unicodedata.normalize("NFKD", folder.name.replace("ß", "ss"))
+    plain = plain.encode("ascii", "ignore").decode()
+    better = re.sub(r"[^A-Za-z0-9_]+", "_", plain).strip("_") or "my_study"
+    raise StudyError(
+        f"{folder}: the folder's name is the study's, and {folder.name!r} has characters other "
+        f"than the letters a to z and A to Z, digits and _, which Dagster's assets do not take; "
+        f"rename the folder, for example to {better}"
+    )
+
+
 class Study:
     """Settings with a name and a place: what the stages work on.
 
@@ -182,7 +200,7 @@ class Study:
         self.name, self.settings, self.root = name, settings, Path(root).resolve()
 
     def path(self, relative: str) -> Path:
-        return self.root / relative
+        return self.root / Path(relative).expanduser()
 
     @property
     def store_path(self) -> Path:

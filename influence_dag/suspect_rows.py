@@ -7,8 +7,8 @@ import xarray as xr
 
 from influence_dag.errors import StoreError
 from influence_dag.labelled import Axis
-from influence_dag.lazy import workbench_of
 from influence_dag.query import StudyResults, open_study
+from influence_dag.reopened import workbench_of
 
 
 def suspects(
@@ -28,7 +28,7 @@ def suspects(
     defaults to the study's first that has self-influences, `damping` to the last of a sweep.
     `idag.suspects(...).to_dataframe()` is a table.
 
-    The losses come from the stored model, so the study's project has to be where it was. Raises
+    The losses come from the stored model, which needs the study's code (see `open_study`). Raises
     `StoreError` when no self-influence is stored or `damping` is none of those stored.
 
         >>> idag.suspects("data/store/digits", 5)  # doctest: +SKIP
@@ -80,7 +80,7 @@ def _seen_by_model(results: StudyResults, rows: xr.DataArray) -> dict[str, np.nd
 
     from influence_dag.stages.model import load_objective, load_rows
 
-    bench = workbench_of(results.store, rows.attrs["method"])
+    bench = workbench_of(results.store, rows.attrs["method"], results.project)
     axis = Axis.read(bench.require("dataset"), "train")
     slots = {str(axis.ids[slot]): slot for slot in axis.slots}
     missing = [str(row) for row in rows.train.values if str(row) not in slots]

@@ -1,5 +1,7 @@
 """Stored results as xarray: through `open_study`, and with xarray alone."""
 
+import json
+import pickle
 import subprocess
 import sys
 import time
@@ -8,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.figure import Figure
 
 import influence_dag as idag
 from influence_dag.errors import StoreError
@@ -43,7 +46,7 @@ def test_an_unknown_method_is_answered_with_the_known_ones(study):
 def test_influences_are_lazy_and_their_rows_are_known(study):
     dataset = study["cg"]
     assert dataset.influences.dims == ("test", "train")
-    assert dataset.influences.chunks == ((4, 4, 2), (8,) * 5)
+    assert dataset.influences.chunks == ((10,), (40,))  # of whole stored chunks, up to 128 MiB
     assert dataset.test.values.tolist()[:2] == ["test-00", "test-01"]
     assert dataset.train_label.values.tolist() == [k % 3 for k in range(40)]
     assert {"residual", "niter", "converged"} <= dataset.coords.keys()
@@ -141,6 +144,92 @@ def test_versions_can_be_listed_and_opened(project):
     xr.testing.assert_identical(study.open("direct/influences", version=1).load(), first)
     with pytest.raises(StoreError, match=r"no version 7; kept are \[1, 2\]"):
         study.open("direct/influences", version=7)
+
+
+# What xarray, pandas and matplotlib are asked for
+
+
+SAVED = {
+    "zarr": lambda dataset, path: dataset.to_zarr(path),
+    "zarr 2": lambda dataset, path: dataset.to_zarr(path, zarr_format=2),
+    "netcdf": lambda dataset, path: dataset.to_netcdf(path, engine="scipy"),
+}
+OPENED = {
+    "zarr": xr.open_zarr,
+    "zarr 2": xr.open_zarr,
+    "netcdf": lambda path: xr.open_dataset(path, engine="scipy"),
+}
+
+
+@pytest.mark.parametrize("form", SAVED)
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda dataset: dataset,
+        lambda dataset: dataset.isel(train=slice(3, None)),
+        lambda dataset: dataset.isel(train=slice(None, None, 7), test=[4, 1]),
+        lambda dataset: dataset.sel(train=["train-07", "train-03"]),
+        lambda dataset: dataset.isel(test=0),
+    ],
+    ids=["all", "slice", "steps", "names", "one row"],
+)
+def test_results_are_saved_in_other_formats(study, tmp_path, form, part):
+    wanted = part(study["direct"])
+    SAVED[form](wanted, tmp_path / "saved")
+    read = OPENED[form](tmp_path / "saved")
+    np.testing.assert_array_equal(read.influences.values, wanted.influences.values)
+    assert read.train.values.tolist() == wanted.train.values.tolist()
+    assert read.train_label.values.tolist() == wanted.train_label.values.tolist()
+
+
+@pytest.mark.parametrize("form", SAVED)
+def test_every_artifact_is_saved_in_other_formats(study, tmp_path, form):
+    for position, artifact in enumerate(study.artifacts):
+        wanted, path = study.open(artifact), tmp_path / str(position)
+        SAVED[form](wanted, path)
+        read = OPENED[form](path)
+        for name, array in wanted.data_vars.items():
+            np.testing.assert_array_equal(read[name].values, array.values)
+
+
+def test_results_with_holes_are_saved_too(project, tmp_path):
+    project.write("train", project.rows["train"][:5] + project.rows["train"][7:])
+    project.refresh()
+    shown = project.results["direct"]
+    shown.to_zarr(tmp_path / "saved")
+    np.testing.assert_array_equal(
+        xr.open_zarr(tmp_path / "saved").influences.values, shown.influences.values
+    )
+
+
+def test_questions_of_xarray_are_answered_by_name(influences):
+    values, names = influences.values, influences.train.values
+    assert influences.idxmax("train").values.tolist() == names[values.argmax(1)].tolist()
+    pairs = influences.coarsen(train=2, coord_func={"train": "min"}).mean()  # names have no mean
+    np.testing.assert_allclose(pairs.values, values.reshape(10, 20, 2).mean(2))
+    assert pairs.train.values.tolist() == names[::2].tolist()
+    frame = influences.to_pandas()
+    assert frame.loc["test-03", "train-07"] == values[3, 7]
+    assert influences.groupby("train_label").sum().sizes["train_label"] == 3
+    assert influences.sel(test="test-03").train.astype(str).values.tolist() == names.tolist()
+    assert np.asarray(influences.train, dtype=str).tolist() == names.tolist()
+    assert names.dtype.kind == "U"
+    assert influences.test.str.upper().values[0] == "TEST-00"
+    assert influences.sortby("train", ascending=False).train.values[0] == "train-39"
+
+
+def test_results_are_pickled_and_drawn(study, influences):
+    copy = pickle.loads(pickle.dumps(study["direct"]))
+    np.testing.assert_array_equal(copy.influences.values, influences.values)
+    axes = Figure().subplots()
+    influences.isel(test=0, train=slice(5)).plot(ax=axes)
+    drawn = axes.lines[0].get_ydata()
+    np.testing.assert_array_equal(np.asarray(drawn), influences.values[0, :5])
+
+
+def test_attributes_that_are_groups_are_json(study):
+    settings = json.loads(study["direct"].attrs["method_settings"])
+    assert settings["curvature"] == "hessian"
 
 
 # With xarray alone

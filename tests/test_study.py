@@ -1,5 +1,6 @@
 """The settings of a study: what is accepted, what is refused, and with which words."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from influence_dag.errors import StudyError
 from influence_dag.model_settings import LOSSES
 from influence_dag.running import load_study, project_root
 from influence_dag.settings import parse_bytes
-from influence_dag.study import Study, StudySettings
+from influence_dag.study import Study, StudySettings, study_name
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = {
@@ -167,6 +168,35 @@ def test_a_study_is_named_after_its_folder_and_paths_start_at_the_project(tmp_pa
     assert study.store_path == tmp_path / "data/store/mine"
     assert study.path("a.csv") == tmp_path / "a.csv"
     assert isinstance(study, Study)
+
+
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("my-study", "my_study"),
+        ("größe", "grosse"),
+        ("v1.2", "v1_2"),
+        ("two words", "two_words"),
+        ("naïve", "naive"),
+        ("$x{y}", "x_y"),
+        ("学习", "my_study"),
+    ],
+)
+def test_a_folder_whose_name_dagster_does_not_take_is_refused_with_a_better_one(
+    tmp_path, name, better
+):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "defs.yaml").write_text(
+        yaml.safe_dump({"type": "influence_dag.components.InfluenceStudy", "attributes": MINIMAL})
+    )
+    with pytest.raises(StudyError, match=rf"{re.escape(name)}: .*for example to {better}$"):
+        load_study(folder)
+
+
+@pytest.mark.parametrize("name", ["my_study", "A1", "2024", "_x"])
+def test_letters_digits_and_underscores_name_a_study(name):
+    assert study_name(Path(name)) == name
 
 
 def test_without_a_project_paths_start_at_the_working_directory(tmp_path, monkeypatch):

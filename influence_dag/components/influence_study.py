@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from influence_dag.components.assets import study_definitions
 from influence_dag.components.scaffold import InfluenceStudyScaffolder
-from influence_dag.study import Study, StudySettings
+from influence_dag.study import Study, StudySettings, study_name
 
 
 @dg.scaffold_with(InfluenceStudyScaffolder)
@@ -45,5 +45,5 @@ class InfluenceStudy(dg.Component):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         path = Path(str(context.path))
-        name = path.parent.name if path.is_file() else path.name
+        name = study_name(path.parent if path.is_file() else path)
         return study_definitions(Study(name, self.settings, Path(context.project_root)))

@@ -1,5 +1,7 @@
-"""Arrays: .npz and .zarr, with the target, perhaps ids, and one input or several."""
+"""Arrays: .npz and .zarr, with the target, perhaps ids and weights, and one input or several."""
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,32 +13,35 @@ from influence_dag.sources.base import INPUT, Source, chosen, demand, same_lengt
 
 def read_npz(path: Path, name: str, data: DataSettings) -> Source:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array (.npy), not an archive of named ones")
+        with file:
             arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{name}: not a readable .npz of plain arrays: {error}") from error
-    return _arrays(arrays, name, data)
+    return array_source(arrays, name, data)
 
 
 def read_zarr(path: Path, name: str, data: DataSettings) -> Source:
-    import zarr  # here: the formats that most studies use do not need it
+    from influence_dag.sources.zarr_groups import read_group  # here: most studies do not need it
 
-    try:
-        group = zarr.open_group(path, mode="r")
-    except (FileNotFoundError, ValueError) as error:
-        raise DataError(f"{name}: not a readable Zarr group: {error}") from error
-    return _arrays({key: np.asarray(array[...]) for key, array in group.arrays()}, name, data)
+    return array_source(read_group(path, name, data), name, data)
 
 
-def _arrays(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -> Source:
-    """The target, ids where there are some, and every other array as an input."""
+def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -> Source:
+    """The target, ids and weights where there are some, and every other array as an input."""
     ids = arrays.pop("id", None) if data.id is None else None
     if data.id is not None:
         demand(name, arrays, data.id, "id", "data.id")
         ids = arrays.pop(data.id)
     demand(name, arrays, data.target, "target", "data.target")
     target = arrays.pop(data.target)
+    weights = arrays.pop(data.weight, None) if data.weight is not None else None
     inputs = chosen(name, arrays, data.features.columns)
+    for key, values in inputs.items():
+        if not isinstance(values, np.ndarray):
+            raise DataError(f"{name}: {key} is no array of numbers ({type(values).__name__})")
     if len(inputs) == 1:
         inputs = {INPUT: next(iter(inputs.values()))}
-    return same_length(Source(name, inputs, target, ids))
+    return same_length(Source(name, inputs, target, ids, weights=weights))

@@ -15,8 +15,9 @@ INPUT = "x"  # the name of the input when there is only one
 class Source:
     """What one split's files hold: inputs and target with the row as leading axis.
 
-    `columns` are the feature columns of a table, `ids` is None where the position is the id and
-    `line_of(position)` is where a person finds a row, for example `"line 7"`.
+    `columns` are the feature columns of a table, `ids` is None where the position is the id,
+    `weights` is None where rows count alike, and `line_of(position)` is where a person finds a row,
+    for example `"line 7"`.
     """
 
     name: str
@@ -25,17 +26,24 @@ class Source:
     ids: np.ndarray | None = None
     columns: tuple[str, ...] | None = None
     line_of: Callable[[int], str] = "row {}".format
+    weights: np.ndarray | None = None
 
     def row_name(self, position: int) -> str:
         """`line 7 (id 'train-0005')`."""
         identity = "" if self.ids is None else f" (id {str(self.ids[position])!r})"
         return f"{self.line_of(position)}{identity}"
 
+    def place_of(self, position: int) -> str:
+        """`train.csv: line 7 (id 'train-0005')`."""
+        return f"{self.name}: {self.row_name(position)}"
+
 
 def same_length(source: Source) -> Source:
     arrays = {**source.inputs, "target": source.target}
     if source.ids is not None:
         arrays["id"] = source.ids
+    if source.weights is not None:
+        arrays["weight"] = source.weights
     lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
     if len(set(lengths.values())) > 1 or None in lengths.values():
         raise DataError(

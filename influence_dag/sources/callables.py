@@ -21,7 +21,10 @@ def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Sour
         )
     if len(dataset) == 0:
         raise DataError(f"data.{which}: {name} is empty; at least one row is needed")
-    inputs, targets = zip(*(_item(dataset, name, row) for row in range(len(dataset))), strict=True)
+    weighted = data.weight is not None and which == "train"
+    sizes = (3,) if weighted else (2,) if data.weight is None else (2, 3)
+    items = [_item(dataset, name, row, sizes) for row in range(len(dataset))]
+    inputs, targets, weights = zip(*items, strict=True)
     ids = None if data.id is None else getattr(dataset, data.id, None)
     if data.id is not None and ids is None:
         raise DataError(f"{name}: the dataset has no attribute {data.id!r} (data.id) with row ids")
@@ -31,21 +34,37 @@ def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Sour
     arrays = {key: _stack(name, key, [row[key] for row in inputs]) for key in inputs[0]}
     wanted = chosen(name, arrays, data.features.columns)
     target = _stack(name, "y", list(targets))
-    return same_length(Source(name, wanted, target, None if ids is None else np.asarray(ids)))
+    return same_length(
+        Source(
+            name,
+            wanted,
+            target,
+            None if ids is None else np.asarray(ids),
+            weights=_stack(name, "weight", list(weights)) if weighted else None,
+        )
+    )
 
 
-def _item(dataset: Any, name: str, row: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _item(
+    dataset: Any, name: str, row: int, sizes: tuple[int, ...]
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Inputs by name, target and weight (1 where there is none) of a row, of so many parts."""
     item = dataset[row]
-    if not (isinstance(item, tuple | list) and len(item) == 2):
-        raise DataError(f"{name}: row {row} is a {type(item).__name__}; expected a pair (x, y)")
-    x, y = item
+    size = len(item) if isinstance(item, tuple | list) else 0
+    if size not in sizes:
+        expected = "a pair (x, y)" if 2 in sizes else "(x, y, weight), as data.weight is set"
+        seen = f"{type(item).__name__}{f' of {size}' if size else ''}"
+        cure = "; set data.weight if the third part is the row's weight" if size == 3 else ""
+        raise DataError(f"{name}: row {row} is a {seen}; expected {expected}{cure}")
+    x, y, weight = item if size == 3 else (*item, 1.0)
     if isinstance(x, tuple | list):
         raise DataError(
             f"{name}: row {row} has a {type(x).__name__} as x; expected one tensor, or a dict "
             "whose names are the arguments of the module's forward"
         )
     named = x if isinstance(x, dict) else {INPUT: x}
-    return {key: np.asarray(value) for key, value in named.items()}, np.asarray(y)
+    arrays = {key: np.asarray(value) for key, value in named.items()}
+    return arrays, np.asarray(y), np.asarray(weight)
 
 
 def _stack(name: str, key: str, rows: list[np.ndarray]) -> np.ndarray:

@@ -1,11 +1,12 @@
 """Several files of one split: their rows as those of one file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from influence_dag.errors import DataError
 from influence_dag.sources.base import Source, listed
+from influence_dag.sources.numbers import decimal, whole
 
 
 def joined(name: str, sources: Sequence[Source]) -> Source:
@@ -23,13 +24,30 @@ def joined(name: str, sources: Sequence[Source]) -> Source:
         return f"{sources[file].name} {sources[file].line_of(position - int(starts[file]))}"
 
     ids = [np.asarray(source.ids, object) for source in sources]
+    weights = [source.weights for source in sources if source.weights is not None]
     return Source(
         name,
-        {key: np.concatenate([source.inputs[key] for source in sources]) for key in first.inputs},
-        np.concatenate([source.target for source in sources]),
+        {key: _together(sources, key, lambda s, key=key: s.inputs[key]) for key in first.inputs},
+        _together(sources, "target", lambda source: source.target),
         np.concatenate(ids) if len(ids) > 1 else first.ids,
         first.columns,
         line_of,
+        np.concatenate(weights) if len(weights) == len(sources) else None,
+    )
+
+
+def _together(
+    sources: Sequence[Source], name: str, of: Callable[[Source], np.ndarray]
+) -> np.ndarray:
+    """The files' arrays as one: whole numbers in some and decimals in others are decimals."""
+    kinds = {of(source).dtype.kind for source in sources}
+    if len(sources) == 1 or not kinds <= set("fiub"):
+        return np.concatenate([of(source) for source in sources])
+    as_one = decimal if "f" in kinds else whole
+    if kinds == {"f"}:
+        return np.concatenate([of(source) for source in sources])
+    return np.concatenate(
+        [as_one(of(source), name=name, row_name=source.place_of) for source in sources]
     )
 
 
@@ -49,6 +67,8 @@ def _check_alike(first: Source, other: Source) -> None:
             f"{f'{listed(own[0] + own[1])} in one alone' if any(own) else 'their order'}; "
             "data.features.columns can name those to use, in order"
         )
+    if (first.weights is None) != (other.weights is None):
+        raise DataError(f"{pair} differ: only one of them has the weights that data.weight names")
     for key in (*first.inputs, "target"):
         a, b = ({**s.inputs, "target": s.target}[key].shape[1:] for s in (other, first))
         if a != b:

@@ -1,5 +1,6 @@
 """Which reader a split takes, and which files it is made of."""
 
+import os
 from glob import glob, has_magic
 from pathlib import Path
 
@@ -8,8 +9,8 @@ from influence_dag.errors import DataError
 from influence_dag.settings import is_callable_name
 from influence_dag.sources.arrays import read_npz, read_zarr
 from influence_dag.sources.base import Source, did_you_mean
-from influence_dag.sources.callables import read_callable
 from influence_dag.sources.joining import joined
+from influence_dag.sources.repeats import read_repeatably
 from influence_dag.sources.tables import read_csv, read_parquet
 
 READERS = {".csv": read_csv, ".parquet": read_parquet, ".npz": read_npz, ".zarr": read_zarr}
@@ -19,9 +20,9 @@ def read_source(data: DataSettings, which: Which, root: Path) -> Source:
     """Read the split `which` of the settings; `DataError` says what a file lacks."""
     names = data.names(which)
     if is_callable_name(names[0]):
-        return read_callable(names[0], data, which, root)
+        return read_repeatably(names[0], data, which, root)
     sources = [_read(path, name, data, which) for name, path in files(data, which, root).items()]
-    if names == (sources[0].name,):
+    if [os.path.expanduser(name) for name in names] == [sources[0].name]:
         return sources[0]
     return joined(data.described(which), sources)
 
@@ -32,7 +33,8 @@ def files(data: DataSettings, which: Which, root: Path) -> dict[str, Path]:
     Raises `DataError` for a name or a pattern that nothing has.
     """
     found: dict[str, Path] = {}
-    for name in data.names(which):
+    for written in data.names(which):
+        name = os.path.expanduser(written)
         matching = [name]
         if has_magic(name) and not (root / name).exists():
             matching = glob(name, root_dir=root, recursive=True)
@@ -53,7 +55,13 @@ def _read(path: Path, name: str, data: DataSettings, which: Which) -> Source:
 
 def _existing(name: str, which: Which, root: Path) -> Path:
     path = root / name
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise DataError(f"data.{which}: {name:.200} is no file: {error.strerror}") from error
+    if not there:
         neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"data.{which}: no file {path}{did_you_mean(path.name, neighbours)}")
+    if not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
+        raise DataError(f"data.{which}: {path} is neither a file nor a folder")
     return path

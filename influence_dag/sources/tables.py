@@ -1,10 +1,13 @@
 """Tables: .csv and .parquet."""
 
 import csv
+import io
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
@@ -12,58 +15,109 @@ import pandas as pd
 from influence_dag.data_settings import DataSettings
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source, demand, listed
+from influence_dag.sources.numbers import EXACT, decimal, from_text, whole
+
+# What pandas takes for an empty cell when nothing is said; ids are spared it.
+EMPTY_CELLS = (
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+    "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
+)  # fmt: skip
+_NO_NAME = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 
 
 def read_csv(path: Path, name: str, data: DataSettings) -> Source:
-    header = _csv_header(path)
+    content = _content(path, name)
+    header = _csv_header(content, path)
     if data.id is None:
         raise DataError(
             f"{name}: a .csv needs `data.id`, the column of row ids, because an edited file "
             f"shifts positions; its columns are {listed(header)}"
         )
+    _check_names(name, header, data)
     demand(name, header, data.id, "id", "data.id")
+    frame = _frame(content, name, header, data.id)
+    _check_quotes(name, frame[data.id], len(header), content)
+    frame[data.id] = frame[data.id].str.strip()
+    return _table(
+        frame,
+        name,
+        data,
+        lambda position: f"line {_csv_line(content, position)}",
+        lambda column: _frame(content, name, header, column)[column].to_numpy(object),
+    )
+
+
+def _check_quotes(name: str, ids: pd.Series, columns: int, content: bytes) -> None:
+    """A `DataError` for an id that holds a whole row, as where a quote is never closed.
+
+    In a column of numbers such a cell is no number; an id may hold anything.
+    """
+    for position in np.flatnonzero(ids.str.contains("\n", regex=False, na=False)).tolist():
+        lines = str(ids.iloc[position]).splitlines()
+        if any(line.count(",") >= columns - 1 for line in lines):
+            raise DataError(
+                f"{name}: line {_csv_line(content, position)}: the id is {len(lines)} lines long "
+                "and holds whole rows: a quote is opened and not closed; close it, or double it "
+                "where it belongs to the text"
+            )
+
+
+def _content(path: Path, name: str) -> bytes:
+    """The file's bytes, read once: values, ids and lines are of the same moment."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name}: not a readable file: {error.strerror}") from error
+
+
+def _frame(content: bytes, name: str, header: Sequence[str], text: str) -> pd.DataFrame:
+    """The table, with one column as the text that stands in it.
+
+    `007` and `NA` are ids as they stand: never parsed, never "missing".
+    """
     with warnings.catch_warnings():
         # pandas only warns of rows that are longer than the header, and cuts them off.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         try:
-            frame = pd.read_csv(path, index_col=False, encoding="utf-8-sig")
-            # `007` and `NA` are ids as they stand: never parsed, never "missing".
-            text = pd.read_csv(
-                path,
-                usecols=[data.id],
-                dtype=str,
-                keep_default_na=False,
+            return pd.read_csv(
+                io.BytesIO(content),
+                index_col=False,
                 encoding="utf-8-sig",
+                dtype={text: str},
+                keep_default_na=False,
+                na_values={column: list(EMPTY_CELLS) for column in header if column != text},
             )
         except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
             raise DataError(f"{name}: not a well-formed .csv: {str(error).strip()}") from error
-    frame[data.id] = text[data.id].str.strip()
-    return _table(frame, name, data, lambda position: f"line {_csv_line(path, position)}")
 
 
-def _csv_header(path: Path) -> list[str]:
+def _csv_header(content: bytes, path: Path) -> list[str]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
-            header = next(csv.reader(lines), [])
+        header = next(_records(content), [])
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text file in UTF-8: {error}") from error
+    except csv.Error as error:
+        raise DataError(f"{path}: line 1 is no header of a .csv: {error}") from error
     if not header:
         raise DataError(f"{path}: the file is empty; a header line and rows are needed")
-    repeated = sorted({column for column in header if header.count(column) > 1})
+    repeated = sorted({column for column in header if column and header.count(column) > 1})
     if repeated:
         raise DataError(f"{path}: line 1 names the column {repeated[0]!r} more than once")
     return header
 
 
-def _csv_line(path: Path, position: int) -> int:
+def _records(content: bytes):
+    return csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
+
+
+def _csv_line(content: bytes, position: int) -> int:
     """The line on which a row of the table starts: blank lines and quoted newlines count."""
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader, seen, start = csv.reader(lines), -2, 1
-        for record in reader:
-            seen += bool(record)
-            if seen == position:
-                return start
-            start = reader.line_num + 1
+    reader, seen, start = _records(content), -2, 1
+    for record in reader:
+        seen += bool(record)
+        if seen == position:
+            return start
+        start = reader.line_num + 1
     raise IndexError(position)
 
 
@@ -78,40 +132,99 @@ def read_parquet(path: Path, name: str, data: DataSettings) -> Source:
         raise DataError(f"{name}: not a readable .parquet file: {error}") from error
     if data.id is not None and data.id not in frame and data.id in frame.index.names:
         frame = frame.reset_index()
+    _check_names(name, list(map(str, frame.columns)), data)
     return _table(frame, name, data, "row {}".format)
 
 
+def _check_names(name: str, header: Sequence[str], data: DataSettings) -> None:
+    """A `DataError` for a column without a name that would be taken for a feature.
+
+    Saved tables have one where the row numbers of a data frame were saved with it.
+    """
+    if data.features.columns is not None:
+        return
+    nameless = [each for each in header if each not in data.roles and _NO_NAME.fullmatch(each)]
+    if nameless:
+        position = list(header).index(nameless[0])
+        shown = f" ({nameless[0]!r})" if nameless[0].strip() else ""
+        raise DataError(
+            f"{name}: column {position + 1} of {len(header)}{shown} has no name of its own: row "
+            "numbers that were saved along are no feature; save without them (pandas: "
+            "`frame.to_csv(path, index=False)`), give the column a name, or list the features in "
+            "data.features.columns"
+        )
+
+
 def _table(
-    frame: pd.DataFrame, name: str, data: DataSettings, line_of: Callable[[int], str]
+    frame: pd.DataFrame,
+    name: str,
+    data: DataSettings,
+    line_of: Callable[[int], str],
+    text_of: Callable[[str], np.ndarray] | None = None,
 ) -> Source:
+    """The columns in their roles; `text_of` has a column as it stands in the file."""
     columns = list(map(str, frame.columns))
     frame = frame.set_axis(columns, axis=1)
     if data.id is not None:
         demand(name, columns, data.id, "id", "data.id")
     demand(name, columns, data.target, "target", "data.target")
-    features = data.features.columns or [c for c in columns if c not in (data.id, data.target)]
+    features = data.features.columns or [c for c in columns if c not in data.roles]
     for column in features:
         demand(name, columns, column, "feature", "data.features.columns")
     ids = None if data.id is None else frame[data.id].to_numpy(object)
     source = Source(name, {}, np.empty(0), ids, line_of=line_of)
-    numbers = [_numbers(source, pd.Series(frame[column])) for column in features]
-    x = np.column_stack(numbers).astype(np.float64) if numbers else np.empty((len(frame), 0))
-    target = _numbers(source, pd.Series(frame[data.target]))
-    return Source(name, {INPUT: x}, target, ids, tuple(features), line_of)
+    read = partial(_column, source, frame, text_of)
+    x = [decimal(read(column), **_told(source, column)) for column in features]
+    return Source(
+        name,
+        {INPUT: np.column_stack(x) if x else np.empty((len(frame), 0))},
+        read(data.target),
+        ids,
+        tuple(features),
+        line_of,
+        read(data.weight) if data.weight in columns else None,
+    )
 
 
-def _numbers(source: Source, column: pd.Series) -> np.ndarray:
+def _told(source: Source, column: str) -> dict[str, Any]:
+    return {"name": f"column {column!r}", "row_name": source.place_of}
+
+
+def _column(
+    source: Source,
+    frame: pd.DataFrame,
+    text_of: Callable[[str], np.ndarray] | None,
+    name: str,
+) -> np.ndarray:
     """The column as int64 if all are whole numbers or booleans, else float64; empty is NaN."""
-    if pd.api.types.is_integer_dtype(column) or pd.api.types.is_bool_dtype(column):
-        if not column.isna().any():
-            return column.to_numpy(np.int64, copy=True)
-    elif not pd.api.types.is_numeric_dtype(column):
-        text = column.map(str, na_action="ignore")
-        column = pd.Series(pd.to_numeric(text, errors="coerce"))
-        wrong = (column.isna() & text.notna()).to_numpy()
-        if wrong.any():
-            _not_a_number(source, str(column.name), text.to_numpy(object), wrong)
-    return column.to_numpy(np.float64, copy=True, na_value=np.nan)
+    column = pd.Series(frame[name])
+    is_whole = pd.api.types.is_integer_dtype(column) or pd.api.types.is_bool_dtype(column)
+    if is_whole and not column.isna().any():
+        return whole(_plain(column), **_told(source, name))
+    if pd.api.types.is_numeric_dtype(column):
+        numbers = column.to_numpy(np.float64, copy=True, na_value=np.nan)
+        if text_of is not None and (np.abs(numbers) >= EXACT).any():
+            from_text(text_of(name), numbers, **_told(source, name))
+        return numbers
+    return _parsed(source, name, column)
+
+
+def _plain(column: pd.Series) -> np.ndarray:
+    """Integers without a gap in the numpy type of their width."""
+    unsigned = str(column.dtype).lower().startswith("uint64")
+    return column.to_numpy(np.uint64 if unsigned else np.int64, copy=True)
+
+
+def _parsed(source: Source, name: str, column: pd.Series) -> np.ndarray:
+    """The numbers that stand in a column of texts."""
+    text = column.map(str, na_action="ignore")
+    numbers = pd.Series(pd.to_numeric(text, errors="coerce"))
+    wrong = (numbers.isna() & text.notna()).to_numpy()
+    if wrong.any():
+        _not_a_number(source, name, text.to_numpy(object), wrong)
+    values = numbers.to_numpy(np.float64, copy=True, na_value=np.nan)
+    from_text(text.to_numpy(object), values, **_told(source, name))
+    return values
 
 
 def _not_a_number(source: Source, column: str, seen: np.ndarray, wrong: np.ndarray) -> NoReturn:

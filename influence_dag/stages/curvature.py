@@ -2,13 +2,15 @@
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from influence_dag.curvature import Curvature, DenseCurvature
 from influence_dag.curvature.kronecker import KroneckerSums
-from influence_dag.errors import StudyError
+from influence_dag.errors import IndefiniteError, ModelError, StudyError
 from influence_dag.labelled import Axis
 from influence_dag.objective import Rows
 from influence_dag.solvers import (
@@ -22,6 +24,7 @@ from influence_dag.solvers import (
 )
 from influence_dag.stages import matrices
 from influence_dag.stages.differences import row_changes
+from influence_dag.stages.digits import Digits
 from influence_dag.stages.model import load_objective, load_rows, model_key
 from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
@@ -29,7 +32,7 @@ from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 from influence_dag.store.fingerprints import fingerprint
 
-FORMULA = 1
+FORMULA = 2
 
 
 def artifact(method: str) -> str:
@@ -58,6 +61,12 @@ def build_method(bench: Workbench, method: str) -> Method:
         return Blockwise(method=build(method, solver), blocks=blocks, dampings=asked.block_damping)
     except ValueError as error:
         raise StudyError(f"{bench.study.name}: methods.{method}: {error}") from error
+
+
+def block_names(bench: Workbench, method: str) -> tuple[str, ...]:
+    """The blocks of parameters that a method works on, by name; none where it works on all."""
+    blocks = bench.settings.methods[method].blocks
+    return () if blocks == "full" else tuple(parameter_blocks(parameter_slices(bench), blocks))
 
 
 def parameter_slices(bench: Workbench) -> dict[str, slice]:
@@ -109,18 +118,17 @@ def refresh(bench: Workbench, method: str) -> Update:
     key = fingerprint(settings_key, _read(bench, method, train.fingerprint))
 
     def produce() -> Whole:
-        solver, operator = build_method(bench, method), load_operator(bench, method)
-        sums, touched = _updated_sums(bench, method, solver, train, settings_key)
-        factorization = (
-            solver.factorize(operator, sums=sums)
-            if isinstance(solver, EKFAC | KFAC)
-            else solver.factorize(operator)
-        )
+        solver = build_method(bench, method)
+        updated = _updated_sums(bench, method, solver, train, settings_key)
+        factorization = _factorized(bench, method, solver, updated)
+        for name, tensor in factorization.tensors().items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                raise matrices.not_finite(f"{artifact(method)}: {name}", tensor)
         arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
         attrs = matrices.attributes(
             bench,
             settings_key,
-            train.count,
+            train,
             method=method,
             method_settings=fitted,
             curvature=kind(bench, method),
@@ -128,23 +136,50 @@ def refresh(bench: Workbench, method: str) -> Update:
         )
         info = dict(getattr(factorization, "info", {}))  # rank, captured share, layers …
         if isinstance(solver, EKFAC | KFAC):
-            info["rows_summed"] = touched
-        return Whole(
-            arrays, attrs, info, notes={"dataset_version": bench.require("dataset").number}
-        )
+            info["rows_summed"] = updated.rows if updated else train.count
+        notes = {
+            "dataset_version": bench.require("dataset").number,
+            "error_of_differences": updated.errors if updated else {},
+        }
+        return Whole(arrays, attrs, info, notes=notes)
 
     return refresh_whole(
         bench, artifact(method), key, produce, reusable=matrices.pinned(bench, settings_key)
     )
 
 
+def _factorized(
+    bench: Workbench, method: str, solver: Method, updated: "_UpdatedSums | None"
+) -> Factorization:
+    """A matrix that was made by differences is made anew before anyone is refused."""
+    operator = load_operator(bench, method)
+    if isinstance(solver, EKFAC | KFAC):
+        return solver.factorize(operator, sums=updated and updated.sums)
+    try:
+        return solver.factorize(operator)
+    except (IndefiniteError, ModelError):
+        matrix = kind(bench, method)
+        if not uses_matrix(method) or not matrices.is_difference(bench, matrix):
+            raise
+        matrices.make_anew(bench, matrix)
+        return solver.factorize(load_operator(bench, method))
+
+
+@dataclass(frozen=True, eq=False)
+class _UpdatedSums:
+    """Kronecker sums from stored ones and `rows` that differ; what each sum has lost by that."""
+
+    sums: KroneckerSums
+    rows: int
+    errors: dict[str, float]
+
+
 def _updated_sums(
     bench: Workbench, method: str, solver: Method, train: Axis, settings_key: str
-) -> tuple[KroneckerSums | None, int]:
-    """A Kronecker factorisation's sums over rows from the stored ones and the rows that differ.
+) -> _UpdatedSums | None:
+    """A Kronecker factorisation's sums over rows; None where all rows are to be summed.
 
-    And how many rows those are; None and all where all are to be summed. (Drawn labels depend on
-    all rows; blocks keep sums of their own, which are not taken up.)
+    (Drawn labels depend on all rows; blocks keep sums of their own, which are not taken up.)
     """
     stored = bench.undamaged(artifact(method))
     if (
@@ -152,18 +187,58 @@ def _updated_sums(
         or stored is None
         or stored.attrs.get("settings_key") != settings_key
     ):
-        return None, train.count
+        return None
     changes = row_changes(bench, stored, stored.attrs["train_rows"], train)
     if changes is None:
-        return None, train.count
+        return None
     tensors = {name: _tensor(bench, stored, name) for name in stored.variables}
-    total = KroneckerSums.from_tensors(tensors)
+    before = total = KroneckerSums.from_tensors(tensors)
+    parts = []
     for sign, rows in changes.signed(bench):
         part = solver.sums(curvature_over(bench, method, rows))
         if part is None:
-            return None, train.count
+            return None
+        parts.append(part)
         total = total + part if sign > 0 else total - part
-    return total, len(changes)
+    errors = _errors(bench, stored.attrs["error_of_differences"], before, parts, total)
+    if lost := _lost(bench, errors, total):
+        bench.report(f"{artifact(method)}: {lost}; all rows are summed again")
+        return None
+    return _UpdatedSums(total, len(changes), errors)
+
+
+def _matrices(sums: KroneckerSums) -> dict[str, torch.Tensor]:
+    """The matrices among the tensors: one of activations and of gradients a layer, dense blocks."""
+    return {name: each for name, each in sums.tensors().items() if name.endswith("_sum")}
+
+
+def _errors(
+    bench: Workbench,
+    errors: Mapping[str, float],
+    before: KroneckerSums,
+    parts: Sequence[KroneckerSums],
+    total: KroneckerSums,
+) -> dict[str, float]:
+    """The bound of each sum, from what it had and what came and went."""
+    old, each = _matrices(before), [_matrices(part) for part in parts]
+    return {
+        name: Digits(bench.dtype).after(
+            errors.get(name, 0.0), old[name], [part[name] for part in each], matrix
+        )
+        for name, matrix in _matrices(total).items()
+    }
+
+
+def _lost(bench: Workbench, errors: Mapping[str, float], total: KroneckerSums) -> str:
+    """Why a difference cannot be used, in words; empty where it can."""
+    digits = Digits(bench.dtype)
+    worst = max(errors, key=errors.__getitem__, default="")
+    if worst and errors[worst] > digits.limit:
+        return f"a difference would be wrong by up to {errors[worst]:.0e} ({worst})"
+    for name, matrix in _matrices(total).items():
+        if not bool(matrix.isfinite().all()) or not digits.is_semidefinite(matrix):
+            return f"{name}, made by difference, is no sum of squares any more"
+    return ""
 
 
 def _read(bench: Workbench, method: str, train_rows: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 
 from influence_dag.datasets import Split as TableSplit
 from influence_dag.datasets import load_splits, source_fingerprint
-from influence_dag.errors import StoreError
+from influence_dag.errors import DataError, StoreError
 from influence_dag.labelled import (
     SPLITS,
     Axis,
@@ -17,6 +17,7 @@ from influence_dag.labelled import (
     slots_of,
 )
 from influence_dag.settings import is_callable_name
+from influence_dag.sources.numbers import canonical
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update, current_update
 from influence_dag.stages.workbench import Workbench, provenance
@@ -24,7 +25,8 @@ from influence_dag.store import Coordinate, Layout, Variable, Version
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 
 ARTIFACT = "dataset"
-FORMULA = 1  # raise when stored values would come out differently
+FORMULA = 2  # raise when stored values would come out differently
+READINGS = 3  # how often files that change while they are read are read again
 
 
 def refresh(bench: Workbench) -> Update:
@@ -32,11 +34,10 @@ def refresh(bench: Workbench) -> Update:
 
     Files whose bytes are those of the stored version are not parsed.
     """
-    data = bench.settings.data
     source = _source_key(bench)
     if update := _same_source(bench, source):
         return update
-    train, test = load_splits(data, bench.study.root)
+    (train, test), source = _read(bench, source)
     tables: dict[Split, TableSplit] = {"train": train, "test": test}
     stored = bench.store.current(ARTIFACT)
     slotted = {}
@@ -52,6 +53,23 @@ def refresh(bench: Workbench) -> Update:
     info = {split: vars(change) for split, (_, _, change) in slotted.items()}
     info["rows"] = {split: axis.count for split, (axis, _, _) in slotted.items()}
     return refresh_blocks(bench, ARTIFACT, layout, parts, info=info)
+
+
+def _read(bench: Workbench, key: str) -> tuple[tuple[TableSplit, TableSplit], str]:
+    """The rows, and the key of the very bytes that they were read from.
+
+    A file that is replaced between its hash and its reading would be published under the key of
+    what it was: so it is hashed before and after, and read again until both agree.
+    """
+    for _ in range(READINGS):
+        splits = load_splits(bench.settings.data, bench.study.root)
+        before, key = key, _source_key(bench)
+        if key == before:
+            return splits, key
+    raise DataError(
+        f"{bench.study.name}: the data files change while they are read (tried {READINGS} times); "
+        "refresh again when they are written"
+    )
 
 
 def _source_key(bench: Workbench) -> str:
@@ -109,10 +127,13 @@ def _row_keys(table: TableSplit, rows: np.ndarray | slice = slice(None)) -> np.n
 def _as_stored(stored: Version, split: Split, table: TableSplit, slots: np.ndarray) -> np.ndarray:
     """Which rows stand at their slots bit by bit, so that their stored hashes are theirs."""
     same = slots >= 0
-    if stored.verify() or stored.attrs.get("row_types", {}).get(split) != _row_types(table):
+    weighted = stored.attrs.get("weights", "none") != "none" and split == "train"
+    if stored.attrs.get("rows_formula") != FORMULA or stored.verify():
+        return np.zeros_like(same)
+    if weighted != (table.weights is not None):
         return np.zeros_like(same)
     for name, values in _arrays(table, split).items():
-        kept = stored.read(name)
+        kept, values = canonical(stored.read(name)), canonical(values)
         if kept.shape[1:] != values.shape[1:] or kept.dtype != values.dtype:
             return np.zeros_like(same)
         old, new = (
@@ -123,15 +144,11 @@ def _as_stored(stored: Version, split: Split, table: TableSplit, slots: np.ndarr
     return same
 
 
-def _row_types(table: TableSplit) -> dict[str, str]:
-    """Numbers of other types have other hashes, whatever they are stored as."""
-    return {**{name: x.dtype.str for name, x in table.x.items()}, "y": table.y.dtype.str}
-
-
 def _arrays(table: TableSplit, split: Split) -> dict[str, np.ndarray]:
     """What is stored of a split, by variable."""
     inputs = {variable: table.x[name] for name, variable in input_names(table, split).items()}
-    return {**inputs, f"{split}_y": table.y}
+    weights = {} if table.weights is None else {f"{split}_weight": table.weights}
+    return {**inputs, f"{split}_y": table.y, **weights}
 
 
 def input_names(table: TableSplit, split: Split) -> dict[str, str]:
@@ -149,11 +166,11 @@ def _layout(bench: Workbench, tables: dict, axes: dict[Split, Axis], source: str
         scale=bench.settings.data.features.scale,
         inputs=list(tables["train"].x),
         feature_dims=list(_dims(tables["train"], next(iter(tables["train"].x)))),
+        weights=bench.settings.data.weight or "none",
         note="x is what the model sees: the file's columns times `scale`",
     )
     made = {f"{split}_source": tables[split].source for split in tables}
-    types = {split: _row_types(table) for split, table in tables.items()}
-    made = {**provenance(), **made, "source_key": source, "row_types": types}
+    made = {**provenance(), **made, "source_key": source, "rows_formula": FORMULA}
     return Layout(tuple(variables), tuple(coordinates), attrs, made)
 
 
@@ -182,6 +199,12 @@ def _stored_dtype(bench: Workbench, values: np.ndarray) -> np.dtype:
     return np.dtype(np.float64) if values.dtype.kind == "f" else np.dtype(np.int64)
 
 
+_WEIGHT = {
+    "long_name": "weight of the row in sums and means over training rows",
+    "note": "2 counts as the row twice",
+}
+
+
 def _variables(bench: Workbench, split: Split, table: TableSplit, slots: int) -> list[Variable]:
     """Inputs and target of a split, all cut alike: they are read and keyed together."""
     arrays = {
@@ -189,6 +212,8 @@ def _variables(bench: Workbench, split: Split, table: TableSplit, slots: int) ->
         for name, variable in input_names(table, split).items()
     }
     arrays[f"{split}_y"] = (tuple(f"target_{k}" for k in range(table.y.ndim - 1)), table.y)
+    if table.weights is not None:
+        arrays[f"{split}_weight"] = ((), table.weights)
     dtypes = {name: _stored_dtype(bench, values) for name, (_, values) in arrays.items()}
     row_bytes = max(
         int(np.prod(values.shape[1:])) * dtypes[name].itemsize
@@ -202,7 +227,7 @@ def _variables(bench: Workbench, split: Split, table: TableSplit, slots: int) ->
             (slots, *values.shape[1:]),
             dtypes[name].str,
             (chunk, *values.shape[1:]),
-            {},
+            _WEIGHT if name == f"{split}_weight" else {},
         )
         for name, (dims, values) in arrays.items()
     ]
@@ -227,7 +252,8 @@ def _part(
         }
 
     base = fingerprint(ARTIFACT, FORMULA, bench.settings.data.features.scale)
-    return Part(tuple(arrays), grid_keys(base, axis.digests(chunk)), compute)
+    keys = grid_keys(base, axis.digests(chunk))
+    return Part(tuple(arrays), keys, compute, may_lack=True)  # sources look at every row
 
 
 def _pick(values: np.ndarray, rows: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -20,17 +20,14 @@ from influence_dag.stages import curvature
 from influence_dag.stages.model import load_objective, load_rows, measurement_key, model_key
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
+from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Keys, Layout, Variable, Version, as_keys
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 
 FORMULA = 2
 CURVE = 48  # iterations at which residuals are kept
-PER_ROW = {
-    "residual": "relative residual ‖(H + λI) s − b‖ / ‖b‖",
-    "niter": "iterations",
-    "converged": "1 where the tolerance was met",
-}
+PER_ROW = {"niter": "iterations", "converged": "1 where the tolerance was met"}
 
 
 def artifact(method: str) -> str:
@@ -80,19 +77,20 @@ def damping_digests(bench: Workbench) -> list[Keys]:
 
 
 def damping_axis(
-    bench: Workbench,
+    bench: Workbench, method: str
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[Coordinate, ...]]:
     """Leading dims, their sizes and coordinates: empty with one λ."""
     dampings = bench.settings.dampings
     if len(dampings) == 1:
         return (), (), ()
-    values = Coordinate("damping", ("damping",), np.array(dampings), {"long_name": "λ of H + λI"})
+    about = {"long_name": wording_of(bench, method).damping_axis}
+    values = Coordinate("damping", ("damping",), np.array(dampings), about)
     return ("damping",), (len(dampings),), (values,)
 
 
 def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> Layout:
-    dtype = np.dtype(bench.settings.compute.dtype)
-    dims, sizes, coordinates = damping_axis(bench)
+    dtype, words = np.dtype(bench.settings.compute.dtype), wording_of(bench, method)
+    dims, sizes, coordinates = damping_axis(bench, method)
     ones = (1,) * len(sizes)
     name = artifact(method)
     shape = (*sizes, len(test))
@@ -103,9 +101,10 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
         (*sizes, len(test), size),
         dtype.str,
         (*ones, chunk, size),
-        {"formula": "(H + λI)⁻¹ ∇θ L(z_test)", "long_name": "influence factors"},
+        words.factors(),
     )
     iterative = method in ITERATIVE
+    said = {"residual": words.residual(), **PER_ROW}
     per_row = tuple(
         Variable(
             info,
@@ -113,7 +112,7 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
             (*sizes, len(test)),
             "float32",
             (*ones, chunk),
-            {"long_name": PER_ROW[info]},
+            {"long_name": said[info]},
             coordinate=True,
         )
         for info in ("residual", *(("niter", "converged") if iterative else ()))
@@ -159,15 +158,17 @@ def _curves(info: Mapping[str, torch.Tensor], steps: np.ndarray) -> torch.Tensor
 
 def method_attributes(bench: Workbench, method: str, **extra) -> dict:
     """What every array of a method says about itself."""
-    version = bench.require(curvature.artifact(method))
-    dampings = bench.settings.dampings
+    version, words = bench.require(curvature.artifact(method)), wording_of(bench, method)
     return bench.attributes(
         method=method,
         method_settings=bench.settings.methods[method].model_dump(mode="json"),
-        damping=dampings[0] if len(dampings) == 1 else list(dampings),
+        damping=words.damping(curvature.block_names(bench, method)),
         n_train=version.attrs["n_train"],
-        curvature=curvature.kind(bench, method),
+        weights=version.attrs["weights"],
+        weight_sum=version.attrs["weight_sum"],
+        curvature=words.curvature,
         measurement=bench.settings.model.measurement or "the loss",
+        symbols=words.symbols,
         model_data_version=bench.require("model").data_version,
         curvature_data_version=version.data_version,
         **extra,
@@ -208,6 +209,10 @@ class _Solver:
         """The factors of the refresh before, where a solve can start from some."""
         return self.bench.undamaged(artifact(self.method)) if self.method in ITERATIVE else None
 
+    @cached_property
+    def _blocks(self) -> tuple[str, ...]:
+        return curvature.block_names(self.bench, self.method)
+
     def _previous(self, slots: np.ndarray, damping: float, size: int) -> torch.Tensor | None:
         """Stored factors of the same slots, from which an iterative solve starts; zero elsewhere.
 
@@ -215,7 +220,9 @@ class _Solver:
         iterations it takes, not what comes out.
         """
         stored = self._stored
-        if stored is None or stored.attrs["damping"] != damping:
+        alone = len(self.bench.settings.dampings) == 1
+        about = wording_of(self.bench, self.method)
+        if stored is None or not alone or stored.attrs["damping"] != about.damping(self._blocks):
             return None
         array = stored.array("influence_factors")
         start = torch.zeros(len(slots), size, dtype=self.bench.dtype)

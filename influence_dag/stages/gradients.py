@@ -52,8 +52,11 @@ def _refresh(bench: Workbench, objective: Objective, without: frozenset[str]) ->
 
     part = Part(tuple(captured.row_shapes), grid_keys(base, train.digests(chunk)), compute)
     numbers = sum(int(np.prod(shape)) for shape in captured.row_shapes.values())
-    info: dict[str, Any] = {"rows": train.count, "numbers_per_row": numbers}
-    info["parameters"] = objective.size
+    info: dict[str, Any] = {
+        "rows": train.count,
+        "numbers_per_row": numbers,
+        "parameters": objective.size,
+    }
     if without:
         info["layers_row_by_row"] = ", ".join(sorted(without))
     return refresh_blocks(bench, ARTIFACT, layout, [part], info=info)

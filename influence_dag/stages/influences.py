@@ -10,16 +10,13 @@ from influence_dag.labelled import Axis
 from influence_dag.stages import factors, gradients
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
+from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 from influence_dag.store.layout import pair_chunks
 
 FORMULA = 1
-SIGN = (
-    "positive: the training row helps the test row; "
-    "leaving it out changes the test loss by about +I/n_train"
-)
 
 
 def artifact(method: str) -> str:
@@ -32,12 +29,7 @@ def refresh(bench: Workbench, method: str) -> Update:
         bench.axis(factors.artifact(method), "test"),
         bench.axis(gradients.ARTIFACT, "train"),
     )
-    base = fingerprint(
-        "influences",
-        FORMULA,
-        bench.require(factors.artifact(method)).attrs["base_key"],
-        bench.require(gradients.ARTIFACT).attrs["base_key"],
-    )
+    base = base_key(bench, method)
     layout = _layout(bench, method, test, train, base)
     chunks = layout.variables[0].chunks
     keys = grid_keys(
@@ -48,9 +40,19 @@ def refresh(bench: Workbench, method: str) -> Update:
     return refresh_blocks(bench, artifact(method), layout, [part], info=info)
 
 
+def base_key(bench: Workbench, method: str) -> str:
+    """Everything but the rows: the factors' key and the gradients'."""
+    keys = (bench.require(name).attrs["base_key"] for name in _reads(method))
+    return fingerprint("influences", FORMULA, *keys)
+
+
+def _reads(method: str) -> tuple[str, str]:
+    return factors.artifact(method), gradients.ARTIFACT
+
+
 def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -> Layout:
     dtype = np.dtype(bench.settings.compute.dtype)
-    dims, sizes, coordinates = factors.damping_axis(bench)
+    dims, sizes, coordinates = factors.damping_axis(bench, method)
     override = bench.chunk_override
     ideal = pair_chunks(len(test), len(train), itemsize=dtype.itemsize, override=override)
     if not override:
@@ -63,12 +65,7 @@ def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -
         (*sizes, len(test), len(train)),
         dtype.str,
         (*(1 for _ in sizes), *ideal),
-        {
-            "formula": "∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train)",
-            "sign": SIGN,
-            "units": "loss; not divided by n_train",
-            "long_name": "influence of the training row on the test row's loss",
-        },
+        wording_of(bench, method).influences(),
         max_relative_error=bench.settings.store.max_relative_error,
     )
     attrs = factors.method_attributes(bench, method, base_key=base)

@@ -1,32 +1,35 @@
 """The curvature as a matrix: computed over all rows once, then kept true by differences."""
 
+from dataclasses import dataclass
+
 import torch
 
 from influence_dag.curvature import GaussNewton, Hessian
+from influence_dag.errors import ModelError
 from influence_dag.labelled import Axis
-from influence_dag.objective import Objective
+from influence_dag.objective import Objective, Rows
 from influence_dag.stages.differences import row_changes
-from influence_dag.stages.model import load_objective, load_rows, model_key
+from influence_dag.stages.digits import Digits
+from influence_dag.stages.model import load_objective, load_rows, model_key, weight_sum
 from influence_dag.stages.refreshing import Result, Whole, refresh_whole
 from influence_dag.stages.updates import Update
+from influence_dag.stages.wording import matrix_formula
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store.fingerprints import fingerprint
 
-FORMULA = 1
+FORMULA = 2
 LARGEST_SPECTRUM = 6000  # parameters up to which all eigenvalues are computed (p³ work)
 KINDS = {"hessian": Hessian, "gauss_newton": GaussNewton}
-MEANING = {
-    "hessian": "H = (1/n) Σ_i ∇²L(z_i, θ)",
-    "gauss_newton": "G = (1/n) Σ_i J_iᵀ (∂²L/∂output²) J_i",
-}
 
 
 def refresh(bench: Workbench, kind: str) -> Update:
     """The exact matrix over the training rows, float64, with its eigenvalues.
 
     It is a sum over rows. At the same θ a change of rows is an update by the difference,
-    `n_new H_new = n_old H_old − Σ_removed + Σ_added`, exact to rounding; when that would touch
-    as many rows as there are, or the old rows are no longer kept, all are summed again.
+    `n_new H_new = n_old H_old − Σ_removed + Σ_added` (n: the sum of weights where rows have some),
+    exact to rounding; when that would touch as many rows as there are, or lose digits (`digits`),
+    or the old rows are no longer kept, all are summed again. So are those of a difference that
+    would be refused further on.
     """
     train = bench.axis("dataset", "train")
     settings_key = fingerprint(kind, FORMULA, model_key(bench))
@@ -46,56 +49,162 @@ def pinned(bench: Workbench, settings_key: str):
     return lambda version: keep and version.attrs.get("settings_key") == settings_key
 
 
-def attributes(bench: Workbench, settings_key: str, n_train: int, **extra) -> dict:
+def attributes(bench: Workbench, settings_key: str, train: Axis, **extra) -> dict:
     """What every curvature artifact says about the θ and the rows that it saw."""
     return bench.attributes(
         settings_key=settings_key,
-        n_train=n_train,
+        n_train=train.count,
+        weights=bench.require("dataset").attrs.get("weights", "none"),
+        weight_sum=weight_sum(bench, train),
         model_data_version=bench.require("model").data_version,
         **extra,
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Summed:
+    """A sum over the current rows: how many were differentiated, what it lost by differences."""
+
+    total: torch.Tensor
+    rows: int
+    error: float = 0.0
+
+    @property
+    def is_difference(self) -> bool:
+        return self.error > 0
+
+
 def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Whole:
     objective = load_objective(bench)
-    total, touched = _updated(bench, kind, train, objective, settings_key)
-    if total is None:
-        total, touched = _sum(bench, kind, objective, load_rows(bench, train)), train.count
-    matrix = total.div_(train.count)  # sums are exactly symmetric, and so are their differences
-    arrays: dict[str, Result] = {
-        kind: (("param", "param_t"), matrix.cpu().numpy(), {"formula": MEANING[kind]})
+    summed = _by_difference(bench, kind, train, objective, settings_key)
+    if summed is None:
+        summed = _over_all(bench, kind, train, objective)
+    matrix, values = _mean(summed, weight_sum(bench, train))
+    if summed.is_difference and not _plausible(bench, kind, matrix, values):
+        bench.report(f"{kind}: made by difference it would be refused; all rows are summed again")
+        summed = _over_all(bench, kind, train, objective)
+        matrix, values = _mean(summed, weight_sum(bench, train))
+    if not bool(matrix.isfinite().all()):
+        raise not_finite(kind, matrix)
+    return _whole(bench, kind, train, settings_key, summed, matrix, values)
+
+
+def not_finite(name: str, matrix: torch.Tensor) -> ModelError:
+    """What to raise for a curvature over all rows that has entries which are no numbers."""
+    count = int((~matrix.isfinite()).sum())
+    return ModelError(
+        f"{name}: {count} of {matrix.numel()} entries are not finite: the loss has no second "
+        "derivative at some training row, or overflows; look at rows with extreme features, scale "
+        "the columns, or compute in float64"
+    )
+
+
+def _mean(summed: _Summed, weight: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The matrix and its eigenvalues, where these are computed."""
+    matrix = summed.total.div_(weight)  # sums are exactly symmetric, so are their differences
+    if len(matrix) > LARGEST_SPECTRUM or not bool(matrix.isfinite().all()):
+        return matrix, None
+    return matrix, torch.linalg.eigvalsh(matrix)
+
+
+def _plausible(
+    bench: Workbench, kind: str, matrix: torch.Tensor, values: torch.Tensor | None
+) -> bool:
+    """Whether what follows takes it: finite, and positive definite with the damping if it must."""
+    if not bool(matrix.isfinite().all()):
+        return False
+    if kind == "gauss_newton" and not Digits(bench.dtype).is_semidefinite(matrix):
+        return False
+    direct = bench.settings.methods.direct
+    if values is None or kind != "hessian" or direct is None or direct.on_indefinite != "raise":
+        return True
+    return float(values[0]) + min(bench.settings.dampings) > 0
+
+
+def _whole(
+    bench: Workbench,
+    kind: str,
+    train: Axis,
+    settings_key: str,
+    summed: _Summed,
+    matrix: torch.Tensor,
+    values: torch.Tensor | None,
+) -> Whole:
+    attrs = attributes(bench, settings_key, train, curvature=kind)
+    about = {"formula": matrix_formula(kind, attrs["weights"])}
+    arrays: dict[str, Result] = {kind: (("param", "param_t"), matrix.cpu().numpy(), about)}
+    info = {
+        "parameters": len(matrix),
+        "n_train": train.count,
+        "rows_differentiated": summed.rows,
     }
-    info = {"parameters": objective.size, "n_train": train.count, "rows_differentiated": touched}
-    if objective.size <= LARGEST_SPECTRUM:
-        values = torch.linalg.eigvalsh(matrix)
-        arrays["eigenvalues"] = (
-            ("rank",),
-            values.flip(0).cpu().numpy(),
-            {"long_name": "eigenvalues, largest first"},
-        )
+    if values is not None:
+        named = {"long_name": "eigenvalues, largest first"}
+        arrays["eigenvalues"] = (("rank",), values.flip(0).cpu().numpy(), named)
         info |= {"largest_eigenvalue": float(values[-1]), "smallest_eigenvalue": float(values[0])}
-    attrs = attributes(bench, settings_key, train.count, curvature=kind)
-    notes = {"dataset_version": bench.require("dataset").number}
+    notes = {
+        "dataset_version": bench.require("dataset").number,
+        "error_of_differences": summed.error,
+    }
     return Whole(arrays, attrs, info, train.coordinates, notes=notes)
 
 
-def _sum(bench: Workbench, kind: str, objective: Objective, rows) -> torch.Tensor:
-    curvature = KINDS[kind](objective, rows, batch_size=bench.settings.compute.batch_size)
-    return curvature.dense_sum(rows)
+def _curvature(bench: Workbench, kind: str, objective: Objective, rows: Rows):
+    return KINDS[kind](objective, rows, batch_size=bench.settings.compute.batch_size)
 
 
-def _updated(
+def _over_all(bench: Workbench, kind: str, train: Axis, objective: Objective) -> _Summed:
+    rows = load_rows(bench, train)
+    return _Summed(_curvature(bench, kind, objective, rows).dense_sum(rows), train.count)
+
+
+def _by_difference(
     bench: Workbench, kind: str, train: Axis, objective: Objective, settings_key: str
-) -> tuple[torch.Tensor | None, int]:
-    """The sum over rows from the stored one and the rows that differ, and how many those are."""
+) -> _Summed | None:
+    """The sum from the stored one and the rows that differ; None where it has to be made anew."""
     stored = bench.undamaged(kind)
     if stored is None or stored.attrs.get("settings_key") != settings_key:
-        return None, 0
+        return None
     seen = bench.axis_of(stored, "train")
     changes = row_changes(bench, stored, seen.fingerprint, train)
     if changes is None:
-        return None, 0
-    total = torch.from_numpy(stored.read(kind)).to(bench.device).mul_(seen.count)
+        return None
+    before = torch.from_numpy(stored.read(kind)).to(bench.device)
+    before.mul_(weight_sum(bench, seen, version=changes.before))
+    total, parts = before.clone(), []
     for sign, rows in changes.signed(bench):
-        total.add_(_sum(bench, kind, objective, rows), alpha=sign)
-    return total, len(changes)
+        parts.append(_curvature(bench, kind, objective, rows).dense_sum(rows))
+        total.add_(parts[-1], alpha=sign)
+    digits = Digits(bench.dtype)
+    error = digits.after(stored.attrs["error_of_differences"], before, parts, total)
+    shown = 0.0
+    if error <= digits.limit:
+        shown = digits.measured(
+            total,
+            _curvature(bench, kind, objective, load_rows(bench, train)),
+            weight_sum(bench, train),
+        )
+    if error > digits.limit or shown > digits.of_products:
+        told = f"up to {error:.0e}" if error > digits.limit else f"{shown:.0e}"
+        bench.report(f"{kind}: a difference would be wrong by {told}; all rows are summed again")
+        return None
+    return _Summed(total, len(changes), error)
+
+
+def is_difference(bench: Workbench, kind: str) -> bool:
+    """Whether the stored matrix was brought up to date by differences."""
+    return bench.require(kind).attrs.get("error_of_differences", 0.0) > 0
+
+
+def make_anew(bench: Workbench, kind: str) -> Update:
+    """Sum the stored matrix over all rows again, although it is the one that is asked for."""
+    train = bench.axis("dataset", "train")
+    settings_key = fingerprint(kind, FORMULA, model_key(bench))
+    key = fingerprint(settings_key, train.fingerprint)
+
+    def produce() -> Whole:
+        summed = _over_all(bench, kind, train, load_objective(bench))
+        mean = _mean(summed, weight_sum(bench, train))
+        return _whole(bench, kind, train, settings_key, summed, *mean)
+
+    return refresh_whole(bench, kind, key, produce, again=True)

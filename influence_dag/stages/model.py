@@ -1,5 +1,6 @@
 """The fitted module: built, fitted or loaded, and kept as a checkpoint."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch import nn
 from influence_dag import models
 from influence_dag.errors import DataError, ModelError
 from influence_dag.labelled import SPLITS, Axis, Split
-from influence_dag.model_settings import LOSSES, FitSettings
+from influence_dag.model_settings import LOSSES, FitSettings, ModelSettings
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.objective_checks import check_labels
 from influence_dag.project_code import code_key, file_hash
+from influence_dag.stages.rebuilt import Fitted, check_rebuilt
 from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
@@ -35,7 +37,7 @@ def refresh(bench: Workbench) -> Update:
         return pinned and version.attrs.get("settings_key") == settings_key
 
     # A checkpoint does not depend on the rows: an edited row leaves θ as it is.
-    data_key = None if bench.settings.model.checkpoint else train.fingerprint
+    data_key = None if bench.settings.model.checkpoint else (train.fingerprint, _types(bench))
     key = fingerprint(settings_key, data_key)
     update = refresh_whole(
         bench, ARTIFACT, key, lambda: _produce(bench, train, settings_key), reusable=reusable
@@ -62,13 +64,14 @@ def _settings_key(study: Study) -> str:
 def source_key(study: Study) -> str:
     """Hash of the code that makes the module and its loss: names and the project's files."""
     model = study.settings.model
-    return fingerprint(
-        *(
-            part
-            for field, name in (("model.build", model.build), ("model.loss", model.loss))
-            for part in (name, _callable_key(study, name, field))
-        )
-    )
+    fields = {model.build: "model.build", model.loss: "model.loss"}
+    return key_of_source(model, lambda name: _callable_key(study, name, fields[name]))
+
+
+def key_of_source(model: ModelSettings, key: Callable[[str], str | None]) -> str:
+    """The same with the key of each callable's code as `key` has it; named losses have none."""
+    build, loss = model.build, model.loss
+    return fingerprint(build, key(build), loss, None if loss in LOSSES else key(loss))
 
 
 def _callable_key(study: Study, name: object, field: str) -> str | None:
@@ -91,6 +94,7 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     rows = load_rows(bench, train, dtype=torch.float64)
     module = models.build_module(settings, study.root, torch.float64).to(bench.device)
     loss = study_loss(study)
+    started_from = {name: value.clone() for name, value in module.state_dict().items()}
     report: Any = None
     check_targets(bench, Objective(module.eval(), loss))
     if settings.checkpoint:
@@ -106,9 +110,14 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
         with models.seeded(0):
             models.import_callable(settings.fit, study.root, "model.fit")(module, rows)
     module.eval()
-    objective = Objective(module, loss)
+    objective = Objective(module, loss, measurement=study_measurement(study))
     objective.check(rows)
-    return _artifact(bench, train, objective, rows, settings_key, report)
+    made = _artifact(bench, train, objective, rows, settings_key, report)
+    test = bench.axis("dataset", "test")
+    seen = {train: rows, test: load_rows(bench, test, dtype=torch.float64)}
+    fitted = Fitted(objective, started_from, seen, bench.settings.compute.batch_size)
+    check_rebuilt(study, fitted, made.files["model.safetensors"])
+    return made
 
 
 def _load_previous(bench: Workbench, module: nn.Module) -> None:
@@ -208,6 +217,12 @@ def study_loss(study: Study) -> LossFunction:
     )
 
 
+def study_measurement(study: Study) -> LossFunction | None:
+    """The study's measurement; None where it is the loss."""
+    name = study.settings.model.measurement
+    return models.import_callable(name, study.root, "model.measurement") if name else None
+
+
 def load_rows(
     bench: Workbench,
     axis: Axis,
@@ -216,7 +231,10 @@ def load_rows(
     dtype: torch.dtype | None = None,
     version: Version | None = None,
 ) -> Rows:
-    """Rows of the dataset artifact as tensors; by default every row that exists, without holes."""
+    """Rows of the dataset artifact as tensors; by default every row that exists, without holes.
+
+    Training rows come with their weights where the study names some.
+    """
     version = version or bench.require("dataset")
     slots = (
         axis.slots
@@ -242,7 +260,19 @@ def load_rows(
         if len(names) == 1
         else {name: read(f"{split}_x_{name}") for name in names}
     )
-    return Rows(x, read(f"{split}_y"))
+    weights = read(f"{split}_weight") if f"{split}_weight" in version.variables else None
+    return Rows(x, read(f"{split}_y"), weights)
+
+
+def weight_sum(bench: Workbench, train: Axis, *, version: Version | None = None) -> float:
+    """`Σ w_i` of training rows, by which means over them are divided: their number without weights.
+
+    `version` is the one of the dataset that has them, by default the current one.
+    """
+    version = version or bench.require("dataset")
+    if "train_weight" not in version.variables:
+        return float(train.count)
+    return float(version.read("train_weight")[train.slots].sum())
 
 
 def stored_rows(bench: Workbench, split: Split, count: int) -> Rows:
@@ -259,16 +289,27 @@ def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Obj
     module = models.build_module(settings, study.root, torch.float64)
     models.load_checkpoint(module, version.sound_file("model.safetensors"))
     module.eval().to(device=bench.device, dtype=dtype or bench.dtype)
-    measurement = settings.measurement and models.import_callable(
-        settings.measurement, study.root, "model.measurement"
-    )
-    return Objective(module, study_loss(study), measurement=measurement or None)
+    return Objective(module, study_loss(study), measurement=study_measurement(study))
 
 
 def model_key(bench: Workbench) -> str:
     """Fingerprint of θ, the code around it and the precision: what every derivative depends on."""
     state = bench.require(ARTIFACT).sound_file("model.safetensors")
-    return fingerprint(_file_hash(state), source_key(bench.study), bench.settings.compute.dtype)
+    code = source_key(bench.study)
+    return fingerprint(_file_hash(state), code, bench.settings.compute.dtype, _types(bench))
+
+
+def _types(bench: Workbench) -> dict[str, str]:
+    """Whether inputs are whole numbers or decimals, and targets, where the study's code sees them.
+
+    Rows are keyed by their values, 2 as 2.0: code may tell them apart, the named losses do not.
+    """
+    own_loss = bench.settings.model.loss not in LOSSES
+    return {
+        name: np.dtype(variable.dtype).kind
+        for name, variable in bench.require("dataset").variables.items()
+        if name.startswith("train_x") or (own_loss and name == "train_y")
+    }
 
 
 def measurement_key(study: Study) -> str:

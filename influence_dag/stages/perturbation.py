@@ -1,11 +1,12 @@
 """Perturbation influences `∂/∂x (s_testᵀ ∇θ L(x, y))`, streamed to the store."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 
 import numpy as np
 
-from influence_dag.errors import StudyError
+from influence_dag.errors import ModelError, StudyError
 from influence_dag.influence import perturbation_influences
 from influence_dag.labelled import Axis
 from influence_dag.objective import Objective
@@ -16,6 +17,7 @@ from influence_dag.stages.influences import pieces
 from influence_dag.stages.model import load_objective, load_rows
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
+from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable
 from influence_dag.store.fingerprints import fingerprint, grid_keys
@@ -23,10 +25,6 @@ from influence_dag.store.layout import pair_chunks
 
 FORMULA = 1
 NAME = "perturbation_influences"
-SIGN = (
-    "moving feature f of the training row by ε changes the test loss by about −ε P / n_train: "
-    "positive, more of it helps"
-)
 
 
 def artifact(method: str) -> str:
@@ -110,7 +108,7 @@ def _inputs(bench: Workbench) -> Inputs:
 def _layout(
     bench: Workbench, method: str, test: Axis, train: Axis, base: str, inputs: Inputs
 ) -> Layout:
-    dims, sizes, coordinates = factors.damping_axis(bench)
+    dims, sizes, coordinates = factors.damping_axis(bench, method)
     variables = tuple(
         _variable(bench, method, name, dims, sizes, (len(test), len(train)), *feature)
         for name, feature in inputs.items()
@@ -136,20 +134,16 @@ def _variable(bench, method, name, dims, sizes, pair, feature_dims, feature_shap
         (*sizes, *pair, *feature_shape),
         dtype.str,
         (*ones, *chunks, *feature_shape),
-        {
-            "formula": "∂/∂x_train ( ∇L(z_test)ᵀ (H + λI)⁻¹ ∇L((x_train, y_train)) )",
-            "sign": SIGN,
-            "units": f"loss per unit of {_unit(bench)}; not divided by n_train",
-            "long_name": "influence of each feature of the training row on the test row's loss",
-        },
+        _words(bench, method),
         max_relative_error=bench.settings.store.max_relative_error,
     )
 
 
-def _unit(bench: Workbench) -> str:
-    wrt = _point(bench)
-    given = "the model's input (the column times `scale`)"
-    return given if wrt is None else f"the output of module {wrt!r}"
+def _words(bench: Workbench, method: str) -> dict[str, str]:
+    wrt, words = _point(bench), wording_of(bench, method)
+    if wrt is not None:
+        return words.perturbation(f"the output of module {wrt!r} (a)", "component", "a")
+    return words.perturbation("the model's input (the column times `scale`)", "feature")
 
 
 def _feature_coordinates(bench: Workbench) -> list[Coordinate]:
@@ -227,13 +221,26 @@ class Kernel:
             return block
         rows = load_rows(self.bench, self.train, trains.start + present)
         for test in pieces(tests.start, tests.stop, self._rows_at_once):
-            s = factors.load_factors(self.bench, self.method, test, damping)
-            values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
+            asked = np.flatnonzero(self.test.valid[test])
+            if not len(asked):
+                continue
+            s = factors.load_factors(self.bench, self.method, test, damping)[asked]
+            with self._named(trains.start + present):
+                values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
             if isinstance(values, dict):
                 values = values[name.removeprefix(f"{NAME}_")]
-            at = slice(test.start - tests.start, test.stop - tests.start)
-            if len(present) == shape[1]:
-                block[at] = values.cpu().numpy()
-            else:
-                block[at, present] = values.cpu().numpy()
+            at = test.start - tests.start + asked
+            block[np.ix_(at, present)] = values.cpu().numpy()
         return block
+
+    @contextmanager
+    def _named(self, slots: np.ndarray) -> Iterator[None]:
+        """What is said of a training row inside is said with its id."""
+        try:
+            yield
+        except ModelError as error:
+            if error.row is None:
+                raise
+            row = repr(str(self.train.ids[slots[error.row]]))
+            said = str(error).replace(f"training row {error.row} ", f"training row {row} ")
+            raise ModelError(f"{artifact(self.method)}: {said}", row=error.row) from error

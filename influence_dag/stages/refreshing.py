@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.execution import Tile, stream, tiles
+from influence_dag.stages.finite import Finite
 from influence_dag.stages.updates import (
     Update,
     current_update,
@@ -35,12 +36,14 @@ class Part:
     `keys` has shape `(*grid, 16)` for the leading, chunked axes; further axes are whole.
     `compute(tile)` returns the numbers of one rectangle of whole chunks for each array. A part
     that `merges` what earlier parts wrote is asked `compute(tile, draft)` and reads it there.
+    Numbers of rows that exist have to be finite, unless NaN says something (`may_lack`).
     """
 
     names: tuple[str, ...]
     keys: np.ndarray
     compute: Callable[..., Mapping[str, np.ndarray]]
     merges: bool = False
+    may_lack: bool = False
 
     def expected(self, layout: Layout) -> dict[str, np.ndarray]:
         shapes = {variable.name: len(variable.shape) for variable in layout.variables}
@@ -113,8 +116,12 @@ def _compute_part(
         ),
     )
 
+    finite = None if part.may_lack else Finite(draft.artifact, layout)
+
     def write(tile: Tile, arrays: Mapping[str, np.ndarray]) -> None:
         for name, values in arrays.items():
+            if finite:
+                finite.check(name, values, tile.start)
             tail = (0,) * (values.ndim - depth)
             keys = {
                 (*index, *tail): expected[name][(*index, *tail)].tobytes()
@@ -132,21 +139,22 @@ def refresh_whole(
     produce: Callable[[], "Whole"],
     *,
     reusable: Callable[[Version], bool] = lambda version: False,
+    again: bool = False,
 ) -> Update:
     """Bring an artifact up to date that is computed all at once: a fit, a factorisation, a summary.
 
     `key` is the fingerprint of everything it reads; `reusable` may accept a stored version made
-    from other inputs (a pinned policy).
+    from other inputs (a pinned policy). `again` makes it anew whatever is stored.
     """
     started = time.perf_counter()
-    if serves := _reused(bench, artifact, key, reusable):
+    if not again and (serves := _reused(bench, artifact, key, reusable)):
         return serves
     reasons = _why_whole(bench.store.current(artifact))
     if bench.plan_only:
         bench.plan(artifact)
         return planned_update(bench, artifact, sum(reasons.values()), 0, reasons, {})
     with bench.store.exclusive(artifact):  # another process may be computing the same
-        if serves := _reused(bench, artifact, key, reusable):
+        if not again and (serves := _reused(bench, artifact, key, reusable)):
             return serves
         made = produce()
         blocks, written = _publish(bench, artifact, key, made)

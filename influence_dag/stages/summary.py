@@ -20,6 +20,7 @@ from influence_dag.stages import curvature, factors, gradients, influences, rank
 from influence_dag.stages.influences import pieces
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
+from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Draft, Keys, Layout, Variable, combine
 from influence_dag.store.fingerprints import fingerprint, grid_keys
@@ -48,50 +49,18 @@ def refresh(bench: Workbench, method: str) -> Update:
 
 _TRAIN, _TEST = ("train",), ("test",)
 _STRONGEST = ("test", "position")
-_Named = dict[str, tuple[tuple[str, ...], str]]  # name → dims, meaning
-_OF_TRAIN: _Named = {
-    "train_sum": (_TRAIN, "sum over test rows: positive, the training row helps on the whole"),
-    "train_abs_mean": (_TRAIN, "mean absolute influence over test rows"),
-}
-_OF_BLOCKS: _Named = {
-    "blocks": (
-        ("test", "train_block", "entry"),
-        "what a block of the influences leaves to be merged, of each test row: sum, sum of "
-        "absolute values, its largest influences, its smallest, then the slots of both",
-    ),
-}
+_Named = dict[str, tuple[str, ...]]  # name → dims
+_OF_TRAIN: _Named = {"train_sum": _TRAIN, "train_abs_mean": _TRAIN}
+_OF_BLOCKS: _Named = {"blocks": ("test", "train_block", "entry")}
 _OF_TEST: _Named = {
-    "test_sum": (_TEST, "sum over training rows"),
-    "test_abs_mean": (_TEST, "mean absolute influence over training rows"),
-    "top_train": (
-        _STRONGEST,
-        "slots on the train axis of the most helpful training rows, strongest first",
-    ),
-    "top_influence": (_STRONGEST, "their influences"),
-    "bottom_train": (
-        _STRONGEST,
-        "slots on the train axis of the most harmful training rows, strongest first",
-    ),
-    "bottom_influence": (_STRONGEST, "their influences"),
+    "test_sum": _TEST,
+    "test_abs_mean": _TEST,
+    "top_train": _STRONGEST,
+    "top_influence": _STRONGEST,
+    "bottom_train": _STRONGEST,
+    "bottom_influence": _STRONGEST,
 }
-_OF_SOLVES: _Named = {
-    "self_influence": (_TRAIN, "influence of the training row on its own loss"),
-    "parameter_influence_norm": (
-        _TRAIN,
-        "how far the parameters move when the training row is left out",
-    ),
-}
-_MORE = {
-    "self_influence": {
-        "formula": "∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)",
-        "sign": "large: the model leans on this row alone, as it does on mislabelled ones",
-        "units": "loss; not divided by n_train",
-    },
-    "parameter_influence_norm": {
-        "formula": "‖(H + λI)⁻¹ ∇L(z_i)‖; leaving out z_i moves θ by about 1/n_train of it",
-        "units": "parameter; not divided by n_train",
-    },
-}
+_OF_SOLVES: _Named = {"self_influence": _TRAIN, "parameter_influence_norm": _TRAIN}
 
 
 class _Summary:
@@ -108,7 +77,7 @@ class _Summary:
             bench.axis_of(self.version, "test"),
             bench.axis_of(self.version, "train"),
         )
-        self.dims, self.sizes, self.dampings = factors.damping_axis(bench)
+        self.dims, self.sizes, self.dampings = factors.damping_axis(bench, method)
         self.chunks = self.version.variables["influences"].chunks[-2:]
         self.top = min(bench.settings.summary.top, self.train.count)
         self.few = min(self.top, self.chunks[1])
@@ -118,12 +87,13 @@ class _Summary:
         named = _OF_TRAIN | _OF_BLOCKS | _OF_TEST
         if wants_self_influence(self.bench, self.method):
             named |= _OF_SOLVES
-        variables = tuple(self._variable(name, *entry) for name, entry in named.items())
+        words = wording_of(self.bench, self.method).summary()
+        variables = tuple(self._variable(name, dims, words[name]) for name, dims in named.items())
         labels = (*self.test.coordinates, *self.train.coordinates, *self.dampings)
         made = {**provenance(), "influences_version": self.version.number}
         return Layout(variables, labels, factors.method_attributes(self.bench, self.method), made)
 
-    def _variable(self, name: str, dims: tuple[str, ...], long_name: str) -> Variable:
+    def _variable(self, name: str, dims: tuple[str, ...], about: dict[str, str]) -> Variable:
         test, train = self.chunks
         cut = {
             "test": (len(self.test), test),
@@ -139,7 +109,7 @@ class _Summary:
             (*self.sizes, *lengths),
             "int64" if name.endswith("_train") else "float64",
             (*(1 for _ in self.sizes), *chunks),
-            {"long_name": long_name, **_MORE.get(name, {})},
+            about,
         )
 
     def parts(self) -> list[Part]:
@@ -150,14 +120,14 @@ class _Summary:
         of_blocks = self._keys("blocks", read, self.top)(tests, trains)
         of_test = self._keys("test", read, self.top, combine(trains))(tests)
         parts = [
-            Part(tuple(_OF_TRAIN), of_train, self._train),
-            Part(tuple(_OF_BLOCKS), of_blocks, self._blocks),
-            Part(tuple(_OF_TEST), of_test, self._test, merges=True),
+            Part(tuple(_OF_TRAIN), of_train, self._train, may_lack=True),
+            Part(tuple(_OF_BLOCKS), of_blocks, self._blocks, may_lack=True),
+            Part(tuple(_OF_TEST), of_test, self._test, merges=True, may_lack=True),
         ]
         if wants_self_influence(self.bench, self.method):
             solves = _Solves(self.bench, self.method, self.train)
             keys = self._keys("solves", solves.key)(solves.rows.digests(self.chunks[1]))
-            parts.append(Part(tuple(_OF_SOLVES), keys, solves))
+            parts.append(Part(tuple(_OF_SOLVES), keys, solves, may_lack=True))
         return parts
 
     def _keys(self, *shared: object) -> Callable[..., Keys]:

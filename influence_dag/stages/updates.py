@@ -56,6 +56,8 @@ class Update:
 def current_update(
     bench: "Workbench", artifact: str, *, kept: int, info: Mapping[str, Any] | None
 ) -> Update:
+    if not bench.plan_only:
+        bench.store.restore_pointer(artifact)  # a copied store may lack it
     version = bench.published(artifact)
     update = Update(
         artifact, version.number, version.path, version.data_version, 0, kept, info=dict(info or {})

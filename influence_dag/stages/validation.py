@@ -11,6 +11,7 @@ from influence_dag.stages import influences
 from influence_dag.stages.model import load_objective, load_rows, model_key
 from influence_dag.stages.refreshing import Result, Whole, refresh_whole
 from influence_dag.stages.updates import Update
+from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
 from influence_dag.store.fingerprints import fingerprint
@@ -105,10 +106,12 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
         max_steps=settings.max_steps,
     )
     dims = ("test", "left_out")
+    told = {"formula": f"+I / {wording_of(bench, method).count}"}
     judged = f"{method} at λ = {bench.settings.dampings[nearest]:g}"
+    what = "measurement" if bench.settings.model.measurement else "loss"
     arrays: dict[str, Result] = {
-        "predicted": (dims, found.predicted, {"formula": "+I / n_train", "long_name": judged}),
-        "actual": (dims, found.actual, {"long_name": "change of the test loss after a refit"}),
+        "predicted": (dims, found.predicted, {**told, "long_name": judged}),
+        "actual": (dims, found.actual, {"long_name": f"change of the test {what} after a refit"}),
     }
     if found.corrected is not None:
         told = f"exact, with leverage, at λ = {_weight_decay(bench):g}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from influence_dag.store.arrays import chunk_file, create_variable
 from influence_dag.store.chunks import write_array
-from influence_dag.store.files import files_below, link_or_copy
+from influence_dag.store.files import link_or_copy
 from influence_dag.store.fingerprints import Keys
 from influence_dag.store.layout import Layout
 from influence_dag.store.plans import carry, chunk_indices, is_present
@@ -32,7 +32,7 @@ def clone(base: Version | None, layout: Layout, folder: Path) -> Results:
             create_variable(folder, variable)
     for item in layout.coordinates:
         if base and item.name in kept:
-            _link(base, folder, files_below(base.path / item.name))
+            _link(base, folder, _published_files(base, item.name))
         else:
             write_array(folder, item)
     if base is None:
@@ -50,6 +50,11 @@ def _link(base: Version, folder: Path, files: Iterable[Path | str]) -> None:
         link_or_copy(file, target)
 
 
+def _published_files(base: Version, array: str) -> list[Path]:
+    """The files of a coordinate or a result: those that were published, whatever lies beside."""
+    return [base.path / name for name in base.manifest["files"] if name.startswith(f"{array}/")]
+
+
 def _link_chunks(source: Path, target: Path, variable: str, keys: Keys) -> None:
     for index in chunk_indices(is_present(keys)):
         file = chunk_file(variable, index)
@@ -61,7 +66,7 @@ def _link_results(base: Version, layout: Layout, folder: Path, damaged: set[str]
         return Results()
     results = base.results.without([*layout.parts, *damaged])
     for name in results.arrays:
-        _link(base, folder, files_below(base.path / name))
+        _link(base, folder, _published_files(base, name))
     _link(base, folder, [base.path / name for name in results.files])
     return results
 

@@ -1,6 +1,6 @@
 """Versioned artifacts in a folder: plan, write, publish at once, keep some old versions.
 
-<root>/<artifact>/current → versions/000007      what readers open
+<root>/<artifact>/current → versions/000007      what readers open (`store/pointers.py`)
 <root>/<artifact>/versions/000007/               a Zarr v3 group, never changed again
 <root>/<artifact>/versions/.partial-000008/      a version in the making, and beside it
 <root>/<artifact>/versions/.partial-000008.journal   what of it can be trusted
@@ -23,19 +23,20 @@ from influence_dag.store.files import (
     explained,
     locked,
     remove,
-    replace_link,
     stamp,
     sync,
 )
 from influence_dag.store.journal import Journal, finished_chunks
 from influence_dag.store.layout import Layout
 from influence_dag.store.plans import Expected, Plan, make_plan
+from influence_dag.store.pointers import CURRENT, is_pointer, numbered, point, pointed_to
 from influence_dag.store.published import BLOCKS, MANIFEST, Version
 from influence_dag.store.publishing import finish
 
 __all__ = ["ArtifactStore", "Draft", "Plan", "Version"]
 
-_NUMBER = re.compile(r"\d{6,}")
+_PART = re.compile(r"\w[\w.-]*")  # of an artifact's name
+_NO_ARTIFACTS = {"versions", CURRENT}
 _JOURNALS = ".partial-*.journal"
 
 
@@ -75,22 +76,35 @@ class ArtifactStore:
         return {name: count for name, count in left.items() if count}
 
     def _begun(self) -> list[str]:
-        """The artifacts that have a version or the beginning of one, sorted."""
+        """The artifacts that have a version or the beginning of one, sorted.
+
+        Folders that a person, a server or a sync tool has put beside them (`.snapshot`, `@eaDir`,
+        `Copy of direct`) are passed over.
+        """
         found = []
         for folder, inside, _ in os.walk(self.root):
             if "versions" in inside:
-                inside.remove("versions")
                 found.append(Path(folder).relative_to(self.root).as_posix())
+            inside[:] = [n for n in inside if _PART.fullmatch(n) and n not in _NO_ARTIFACTS]
         return sorted(found)
 
     def current(self, name: str) -> Version | None:
-        """The newest complete version; None before the first."""
-        try:
-            target = os.readlink(self._folder(name) / "current")
-        except FileNotFoundError:
-            return None
-        path = self._folder(name) / target
-        return self._version(path, name) if path.is_dir() else None
+        """The newest complete version; None before the first.
+
+        Where the link to it is lost, as in a copy of the store, a warning says what is taken.
+        """
+        path = pointed_to(self._folder(name))
+        return self._version(path, name) if path else None
+
+    def restore_pointer(self, name: str) -> None:
+        """Make `current` a link again where a copy has left a folder, or nothing."""
+        folder = self._folder(name)
+        if is_pointer(folder / CURRENT):
+            return
+        with self._locked(name, ".lock"), explained(folder, f"pointing {name} to its version in"):
+            path = pointed_to(folder)
+            if path and not is_pointer(folder / CURRENT):
+                self._point_current(name, path)
 
     def base(self, name: str) -> Version | None:
         """The current version as something to start from: None when its bookkeeping is damaged."""
@@ -109,11 +123,7 @@ class ArtifactStore:
 
     def versions(self, name: str) -> list[Version]:
         """All kept versions, oldest first."""
-        folder = self._folder(name) / "versions"
-        if not folder.is_dir():
-            return []
-        complete = sorted(path.name for path in folder.iterdir() if _NUMBER.fullmatch(path.name))
-        return [self._version(folder / number, name) for number in complete]
+        return [self._version(path, name) for path in numbered(self._folder(name))]
 
     def diff(self, name: str, before: int, after: int | None = None) -> Difference:
         """What changed from one version to another, by default to the current one."""
@@ -186,7 +196,7 @@ class ArtifactStore:
 
     def _folder(self, name: str) -> Path:
         parts = name.split("/")
-        if not all(re.fullmatch(r"\w[\w.-]*", part) for part in parts) or "versions" in parts:
+        if not all(map(_PART.fullmatch, parts)) or not _NO_ARTIFACTS.isdisjoint(parts):
             raise StoreError(f"{name!r} cannot name an artifact: words, joined by slashes")
         return self.root / name
 
@@ -233,7 +243,7 @@ class ArtifactStore:
     def _point_current(self, name: str, version: Path) -> None:
         folder = self._folder(name)
         sync(version.parent)
-        replace_link(folder / "current", f"versions/{version.name}")
+        point(folder, version)
         sync(folder)
 
     def _tidy(self, name: str) -> None:
@@ -244,7 +254,7 @@ class ArtifactStore:
             if published.is_dir():
                 self._point_current(name, published)
                 remove([journal])
-        remove([*(folder / "versions").glob(".trash-*"), *folder.glob(".current.*.partial")])
+        remove([*(folder / "versions").glob(".trash-*"), *folder.glob("*current.*.partial")])
 
     def _surplus(self, name: str) -> list[Path]:
         """Versions beyond `keep_versions`, oldest first, never the current one.

@@ -21,6 +21,7 @@ from numpy import ndarray as Array
 from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
+from influence_dag.models import seeded
 from influence_dag.objective import Objective, Rows
 from influence_dag.validation.agreement import bootstrap_spearman, pearson, spearman
 from influence_dag.validation.candidates import Candidates, exact_candidates
@@ -109,11 +110,10 @@ def fit_subsets(
 
 
 def initial_params(build: Callable[[], nn.Module], seeds: range) -> Float[Tensor, "m p"]:
-    """Flat parameters of freshly built modules, one for each seed; torch's own state is kept."""
+    """Flat parameters of freshly built modules, one for each seed; generators go on as before."""
     built = []
-    with torch.random.fork_rng():
-        for seed in seeds:
-            torch.manual_seed(seed)
+    for seed in seeds:
+        with seeded(seed):
             built.append(Objective(build(), "mse").params.double())
     return torch.stack(built)
 

@@ -1,0 +1,76 @@
+"""Whole numbers and decimals: kept exactly, or refused with the row that cannot be."""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from influence_dag.errors import DataError
+
+EXACT = 2**53
+"""Every whole number below is a float64 as well; of those from here on only some are."""
+
+_WHOLE = re.compile(r"\s*[+-]?\d+\s*")
+_LIMIT = np.iinfo(np.int64)
+RowName = Callable[[int], str]
+
+
+def canonical(values: np.ndarray) -> np.ndarray:
+    """The same numbers in the one type in which they are compared and hashed.
+
+    That is float64, so that 2 and 2.0 are equal whatever the file, or an edit of another row, made
+    of the column; and int64 for whole numbers that float64 cannot tell apart.
+    """
+    if values.dtype.kind == "f" or not values.size:
+        return values.astype(np.float64)
+    if _beyond(values).any():
+        return values.astype(np.int64)
+    return values.astype(np.float64)
+
+
+def whole(values: np.ndarray, *, name: str, row_name: RowName) -> np.ndarray:
+    """Integers or truth values as int64; a `DataError` for those from 2⁶³ on, which would wrap."""
+    if values.dtype == np.uint64:
+        _refuse(values, values > np.uint64(_LIMIT.max), "an int64", name, row_name)
+    return values.astype(np.int64)
+
+
+def decimal(values: np.ndarray, *, name: str, row_name: RowName) -> np.ndarray:
+    """Numbers as float64; a `DataError` for a whole number that float64 would round."""
+    if values.dtype.kind == "f":
+        return values.astype(np.float64)
+    beyond = _beyond(values)
+    if beyond.any():
+        inexact = np.zeros(values.shape, bool)
+        inexact[beyond] = [int(float(each)) != each for each in values[beyond].tolist()]
+        _refuse(values, inexact, "a float64", name, row_name)
+    return values.astype(np.float64)
+
+
+def from_text(texts: np.ndarray, numbers: np.ndarray, *, name: str, row_name: RowName) -> None:
+    """A `DataError` where digits alone stood in a file and a float64 has rounded them."""
+    for row in np.flatnonzero(np.abs(numbers) >= EXACT).tolist():
+        if _WHOLE.fullmatch(str(texts[row])) and int(texts[row]) != int(numbers[row]):
+            mask = np.arange(len(texts)) == row
+            _refuse(np.asarray(texts, object), mask, "a float64", name, row_name)
+
+
+def _beyond(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
+        return np.zeros(values.shape, bool)
+    above = values > EXACT
+    return above | (values < -EXACT) if values.dtype.kind == "i" else above
+
+
+def _refuse(
+    values: np.ndarray, wrong: np.ndarray, type_: str, name: str, row_name: RowName
+) -> None:
+    """Raise for the first row in which something is wrong, if there is one."""
+    if not wrong.any():
+        return
+    position = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    raise DataError(
+        f"{row_name(int(position[0]))}, {name}: seen {values[position]}, a whole number that "
+        f"{type_} cannot hold exactly ({int(wrong.sum())} such); numbers of identification belong "
+        "into the id, others can be made smaller or written as decimals"
+    )

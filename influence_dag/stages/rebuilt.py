@@ -1,0 +1,208 @@
+"""Whether the module that later stages build is the one that was fitted.
+
+What is stored of a model is its state dict. A mean in a plain attribute, a closure, a global of the
+code that fitted it, numbers that `model.build` draws from a generator nobody seeds: later stages
+would differentiate another model. So the module is built once more, by code imported anew, filled
+with what is about to be stored, and compared on every row.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from influence_dag import models
+from influence_dag.errors import ModelError
+from influence_dag.labelled import Axis
+from influence_dag.model_settings import LOSSES
+from influence_dag.objective import Objective, Rows, per_sample_loss
+from influence_dag.structures import tensors_of
+from influence_dag.study import Study
+
+CLOSE = 1e-9  # of the largest number: two builds of one module round alike
+FIRST = 8  # rows whose gradients are compared one by one
+_PLACES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fitted objective, the state dict that its module began with, and rows to compare on."""
+
+    objective: Objective
+    started_from: Mapping[str, Tensor]
+    rows: Mapping[Axis, Rows]
+    batch_size: int
+
+
+def check_rebuilt(study: Study, fitted: Fitted, stored: bytes) -> None:
+    """Raise `ModelError` for what differs, by name, once the module is built and filled anew."""
+    settings = study.settings.model
+    named = (settings.build, settings.loss, settings.measurement)
+    code = [name for name in named if name and name not in LOSSES]
+    with models.imported_anew(code, study.root):
+        module = models.build_module(settings, study.root, torch.float64)
+        module = module.to(fitted.objective.device)
+        if settings.fit is not None:
+            _check_start(settings.build, fitted.started_from, module)
+        models.load_state(module, stored, "the state that was just fitted")
+        loss = _function(study, settings.loss, "model.loss")
+        measure, field = settings.measurement, "model.measurement"
+        measurement = _function(study, measure, field) if measure else None
+        again = Objective(module.eval(), per_sample_loss(loss), measurement=measurement)
+        _check_same(fitted, again, by=settings.fit if isinstance(settings.fit, str) else "the fit")
+
+
+def _function(study: Study, name: str, field: str) -> Any:
+    return name if name in LOSSES else models.import_callable(name, study.root, field)
+
+
+def _check_start(build: str, first: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Built twice from the same seeds, a module starts from the same numbers."""
+    second = module.state_dict()
+    moved = [
+        name
+        for name, value in second.items()
+        if name not in first or not torch.equal(first[name].to(value), value)
+    ]
+    if moved:
+        raise ModelError(
+            f"model.build: {build} makes another {_listed(moved)} each time it is called, although "
+            "the generators of torch, numpy and random are seeded before; draw from these, or from "
+            "a generator of your own with a fixed seed"
+        )
+
+
+def _check_same(fitted: Fitted, again: Objective, *, by: str) -> None:
+    mine = fitted.objective
+    if mine.parameter_names != again.parameter_names:
+        changed = sorted(set(mine.parameter_names) ^ set(again.parameter_names))
+        raise ModelError(
+            f"{by} changed which parameters are trainable ({_listed(changed)}): later stages build "
+            "the module anew, and would not know; set requires_grad in model.build"
+        )
+    for axis, rows in fitted.rows.items():
+        for what, one, other in _values(fitted, again, rows, axis.name == "test"):
+            _compare(what, one, other, mine, again, by, axis)
+
+
+def _values(
+    fitted: Fitted, again: Objective, rows: Rows, tested: bool
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What is to be equal, of the fitted objective and of the one made anew."""
+    mine = fitted.objective
+    outputs = [_outputs(objective, rows, fitted.batch_size) for objective in (mine, again)]
+    for one, other in zip(*outputs, strict=True):
+        yield "outputs", one, other
+    if tested:
+        if mine.measurement is not None:
+            measured = [_each(each.measurements, rows, fitted) for each in (mine, again)]
+            yield "measurements", measured[0], measured[1]
+        return
+    yield "losses", _each(mine.losses, rows, fitted), _each(again.losses, rows, fitted)
+    yield "gradients", _gradients(mine, rows), _gradients(again, rows)
+    yield "mean gradients", _gradient(mine, rows)[None], _gradient(again, rows)[None]
+
+
+def _outputs(objective: Objective, rows: Rows, size: int) -> list[Tensor]:
+    with torch.no_grad():
+        batches = [
+            tensors_of(objective.outputs(objective.params, batch.x)) for batch in rows.batches(size)
+        ]
+    return [torch.cat([leaf.detach() for leaf in leaves]) for leaves in zip(*batches, strict=True)]
+
+
+def _each(function: Any, rows: Rows, fitted: Fitted) -> Tensor:
+    theta = fitted.objective.params
+    with torch.no_grad():
+        return torch.cat([function(theta, batch) for batch in rows.batches(fitted.batch_size)])
+
+
+def _gradients(objective: Objective, rows: Rows) -> Tensor:
+    """Of the first rows, one by one."""
+    few = min(FIRST, len(rows))
+    return torch.stack([_gradient(objective, rows[k : k + 1].unweighted) for k in range(few)])
+
+
+def _gradient(objective: Objective, rows: Rows) -> Tensor:
+    theta = objective.params.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(objective.mean_loss(theta, rows), theta)
+    return gradient
+
+
+def _compare(
+    what: str, one: Tensor, other: Tensor, fitted: Objective, again: Objective, by: str, axis: Axis
+) -> None:
+    if one.shape == other.shape:
+        difference = (one.double() - other.double()).abs().nan_to_num(torch.inf)
+        difference[(one == other) | (one.isnan() & other.isnan())] = 0.0
+        scale = one.double().nan_to_num(0, 0, 0).abs().max() if one.numel() else one.new_zeros(())
+        apart = difference > CLOSE * scale
+        if not apart.any():
+            return
+        row, size = int(apart.nonzero()[0, 0]), f"by up to {float(difference.max()):.2g}"
+    else:
+        row, size = 0, f"in shape, {tuple(one.shape)} and {tuple(other.shape)}"
+    at = "" if what == "mean gradients" else f", first at {axis.name} row {_id(axis, row)!r}"
+    outside = _left_outside(fitted, again)
+    raise ModelError(
+        "the module that model.build makes, with the parameters and buffers that are stored, is "
+        f"not the one that {by} has left: {what} differ {size}{at}.{outside} What a fit finds out "
+        "belongs into parameters or buffers (self.register_buffer('mean', torch.zeros(3)) in the "
+        "module, module.mean.copy_(…) in the fit), and so does what model.build draws"
+    )
+
+
+def _id(axis: Axis, row: int) -> str:
+    return str(axis.ids[axis.slots[row]])
+
+
+def _left_outside(fitted: Objective, again: Objective) -> str:
+    """Attributes and buffers by which the two modules differ, in words."""
+    found = sorted(set(_differing(fitted.module, again.module)))
+    if found:
+        return f" They differ in {_listed(found)}, which no state dict holds."
+    return (
+        " All that they have is in the state dict: it is code that remembers (a global, a "
+        "closure), or that draws."
+    )
+
+
+def _differing(one: nn.Module, other: nn.Module) -> Iterator[str]:
+    others = dict(other.named_modules())
+    for name, module in one.named_modules():
+        twin = others.get(name)
+        if twin is None:
+            yield name
+            continue
+        mine, theirs = (_own(each) for each in (module, twin))
+        for key in mine.keys() | theirs.keys():
+            if key not in mine or key not in theirs or not _equal(mine[key], theirs[key]):
+                yield f"{name}.{key}" if name else key
+
+
+def _own(module: nn.Module) -> dict[str, Any]:
+    """Plain attributes and buffers that are not saved."""
+    hidden = {name: module._buffers[name] for name in module._non_persistent_buffers_set}
+    plain = {name: value for name, value in vars(module).items() if name not in _PLACES}
+    return plain | hidden
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other.to(one))
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return np.array_equal(one, other)
+    if isinstance(one, int | float | str | bool | tuple | list | dict) or one is None:
+        try:
+            return bool(one == other)
+        except (RuntimeError, ValueError):
+            return False
+    return type(one).__qualname__ == type(other).__qualname__ and not callable(one)
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(map(repr, names[:most]))
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")

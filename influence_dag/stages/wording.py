@@ -1,0 +1,346 @@
+"""What stored arrays say about themselves, made from the settings they were computed with.
+
+Formulas are of products, powers of −1 and transposes of symbols, so that a reader (and a test) can
+evaluate them; `symbols` says what each stands for. No torch: the graph's descriptions come from
+here as well.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from influence_dag.method_settings import (
+    ArnoldiSettings,
+    IdentitySettings,
+    KroneckerSettings,
+    LissaSettings,
+    MethodSettings,
+    NystroemSettings,
+)
+from influence_dag.study import StudySettings
+
+if TYPE_CHECKING:
+    from influence_dag.stages.workbench import Workbench
+
+MATRIX = {"hessian": "H", "gauss_newton": "G"}
+_TERM = {"hessian": "∇²L(z_i, θ)", "gauss_newton": "J_iᵀ (∂²L/∂output²) J_i"}
+_FISHER = {
+    "exact": "the exact Fisher G",
+    "sampled": "the Fisher of labels drawn from the model",
+    "empirical": "the empirical Fisher, of the data's labels",
+}
+
+
+def matrix_formula(kind: str, weights: str = "none") -> str:
+    """Of which rows the matrix is the mean, and of what.
+
+    >>> matrix_formula("hessian")
+    'H = (1/n_train) Σ_i ∇²L(z_i, θ)'
+    """
+    if weights == "none":
+        return f"{MATRIX[kind]} = (1/n_train) Σ_i {_TERM[kind]}"
+    return f"{MATRIX[kind]} = (1/weight_sum) Σ_i w_i {_TERM[kind]}"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """The words for one method's arrays; `weights` names the column of row weights, or `none`.
+
+    >>> settings = {"data": {"train": "a.csv", "test": "b.csv", "target": "y"},
+    ...             "model": {"build": "m:b", "fit": {}}, "methods": {"direct": {}}}
+    >>> Wording(StudySettings.model_validate(settings), "direct").influences()["formula"]
+    '∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train)'
+    """
+
+    settings: StudySettings
+    method: str
+    weights: str = "none"
+
+    @property
+    def asked(self) -> MethodSettings:
+        return self.settings.methods[self.method]
+
+    @property
+    def is_dot_product(self) -> bool:
+        """Whether no curvature takes part."""
+        return isinstance(self.asked, IdentitySettings)
+
+    # Symbols
+
+    @property
+    def tested(self) -> str:
+        """What of a test row is differentiated: `L`, its loss, or `m`, the measurement."""
+        return "m" if self.settings.model.measurement else "L"
+
+    @property
+    def what(self) -> str:
+        return "the measurement m of the test row" if self.tested == "m" else "the test loss"
+
+    @property
+    def count(self) -> str:
+        """What influences are divided by, to be changes."""
+        return "n_train" if self.weights == "none" else "weight_sum"
+
+    @property
+    def test(self) -> str:
+        return f"∇{self.tested}(z_test)"
+
+    def train(self, row: str = "z_train") -> str:
+        """The gradient of a training row, times its weight where rows have weights."""
+        weight = "" if self.weights == "none" else "w_train "
+        return f"{weight}∇L({row})"
+
+    @property
+    def matrix(self) -> str:
+        """The letter of what is damped and inverted."""
+        if isinstance(self.asked, KroneckerSettings):
+            return "F"
+        if isinstance(self.asked, ArnoldiSettings | NystroemSettings):
+            return f"{MATRIX[self.asked.curvature]}_k"
+        letter = MATRIX[self.asked.curvature]
+        return f"|{letter}|" if getattr(self.asked, "on_indefinite", "") == "absolute" else letter
+
+    @property
+    def _in_blocks(self) -> bool:
+        return self.asked.blocks != "full"
+
+    @property
+    def shift(self) -> str:
+        """What is added to the matrix: `λI`, or the λ of each block on its diagonal."""
+        damping = "Λ" if self.asked.block_damping else "λI"
+        dampen = isinstance(self.asked, LissaSettings) and self.asked.dampen
+        return f"{damping} + d s I" if dampen else damping
+
+    @property
+    def system(self) -> str:
+        """`H + λI`."""
+        return f"{self.matrix}{'_B' if self._in_blocks else ''} + {self.shift}"
+
+    @property
+    def inverse(self) -> str:
+        """`(H + λI)⁻¹ `, or nothing where no curvature takes part."""
+        if self.is_dot_product:
+            return ""
+        if isinstance(self.asked, ArnoldiSettings) and self.asked.complement == "drop":
+            return f"P ({self.system})⁻¹ "
+        return f"({self.system})⁻¹ "
+
+    @cached_property
+    def symbols(self) -> str:
+        """What the letters of the formulas stand for, one after the other."""
+        return "; ".join(self._symbols())
+
+    def _symbols(self) -> Iterator[str]:
+        yield f"L = {self.settings.model.loss}"
+        if measurement := self.settings.model.measurement:
+            yield f"m = {measurement}"
+        if self.weights != "none":
+            yield f"w = {self.weights}, the rows' weights"
+        if self.is_dot_product:
+            return
+        yield matrix_formula(self.asked.curvature, self.weights)
+        yield from self._approximation()
+        if self._in_blocks:
+            yield f"{self.matrix}_B = {self.matrix} without what couples the blocks of parameters"
+        yield (
+            "Λ = the λ of each parameter's block (damping)"
+            if self.asked.block_damping
+            else ("λ = damping")
+        )
+        if isinstance(self.asked, LissaSettings) and self.asked.dampen:
+            scale = self.asked.scale or "just above the largest eigenvalue, estimated"
+            yield f"d = {self.asked.dampen:g}, s = {scale}"
+
+    def _approximation(self) -> Iterator[str]:
+        asked, letter = self.asked, MATRIX[self.asked.curvature]
+        if isinstance(asked, KroneckerSettings):
+            kept = "eigenvalues corrected" if self.method == "ekfac" else "each layer's G_l ⊗ A_l"
+            if asked.fisher == "exact" and letter == "H":
+                yield matrix_formula("gauss_newton", self.weights)
+            yield f"F = {_FISHER[asked.fisher]} in Kronecker factors of each layer, {kept}"
+        if isinstance(asked, ArnoldiSettings):
+            yield f"{letter}_k = the {asked.rank} eigenpairs of {letter} of largest |eigenvalue|"
+            if asked.complement == "drop":
+                yield "P = the projection on these eigenvectors"
+        if isinstance(asked, NystroemSettings):
+            yield f"{letter}_k = the Nyström approximation of {letter} of rank {asked.rank}"
+        if self.matrix.startswith("|"):
+            yield f"|{letter}| = {letter} with the absolute values of its eigenvalues"
+
+    @property
+    def curvature(self) -> str:
+        """Of the attributes: the matrix that is meant."""
+        if self.is_dot_product:
+            return "none"
+        if isinstance(self.asked, KroneckerSettings):
+            return f"{self.asked.fisher} Fisher in Kronecker factors"
+        return self.asked.curvature
+
+    def damping(self, blocks: tuple[str, ...] = ()) -> Any:
+        """Of the attributes: λ, the λs of a sweep, those of each block by name, or none."""
+        if self.is_dot_product:
+            return "none"
+        dampings = self.settings.dampings
+        of_study = dampings[0] if len(dampings) == 1 else list(dampings)
+        if not self.asked.block_damping:
+            return of_study
+        return {block: self.asked.block_damping.get(block, of_study) for block in blocks}
+
+    @property
+    def damping_axis(self) -> str:
+        """What the coordinate of a sweep says."""
+        if self.is_dot_product:
+            return "λ of the study's other methods; plays no part here"
+        if self.asked.block_damping:
+            return "λ of the blocks that have none of their own (attribute `damping`)"
+        return f"λ of {self.system}"
+
+    # Arrays
+
+    def influences(self) -> dict[str, str]:
+        return {
+            "formula": f"{self.test}ᵀ {self.inverse}{self.train()}",
+            "sign": self._sign_of_influences,
+            "units": f"{self._unit}; not divided by {self.count}",
+            "long_name": f"influence of the training row on {self.what}",
+        }
+
+    def block_influences(self) -> dict[str, str]:
+        about = self.influences()
+        return {
+            "formula": f"{about['formula']}, the terms of one block of parameters",
+            "sign": "as the influences, which are the sum over blocks",
+            "units": about["units"],
+        }
+
+    @property
+    def _sign_of_influences(self) -> str:
+        if self.is_dot_product:
+            return (
+                f"positive: {self._helps}; a gradient step of size η on it alone changes "
+                f"{self.what} by about −η I"
+            )
+        return (
+            f"positive: {self._helps}; leaving it out changes {self.what} by about +I/{self.count}"
+        )
+
+    @property
+    def _helps(self) -> str:
+        if self.tested == "m":
+            return "the training row lowers m of the test row"
+        return "the training row helps the test row"
+
+    @property
+    def _unit(self) -> str:
+        """Of the influences: those of what is tested, or of a product of two gradients."""
+        tested = "measurement" if self.tested == "m" else "loss"
+        return f"{tested} · loss / parameter²" if self.is_dot_product else tested
+
+    def factors(self) -> dict[str, str]:
+        tested = "measurement" if self.tested == "m" else "loss"
+        units = f"{tested} / parameter" if self.is_dot_product else "parameter"
+        if self.tested == "m" and not self.is_dot_product:
+            units = "parameter · measurement / loss"
+        formula = f"{self.inverse}∇θ {self.tested}(z_test)"
+        return {"formula": formula, "units": units, "long_name": "influence factors"}
+
+    def residual(self) -> str:
+        """The system is that of the matrix itself, also where an approximation of it is solved."""
+        letter = MATRIX[self.asked.curvature] + ("_B" if self._in_blocks else "")
+        of = " of s = b, λ being the study's" if self.is_dot_product else ""
+        return f"relative residual ‖({letter} + {self.shift}) s − b‖ / ‖b‖{of}"
+
+    def perturbation(self, unit: str, moved: str, point: str = "x") -> dict[str, str]:
+        """`point` is what is differentiated in: the input x, or a, the output of a module."""
+        at = f"({point}_train, y_train)" if point == "x" else f"z_train; {point}_train"
+        return {
+            "formula": f"∂/∂{point}_train ( {self.test}ᵀ {self.inverse}{self.train(at)} )",
+            "sign": self._sign_of_moves(moved),
+            "units": f"{self._unit} per unit of {unit}; not divided by {self.count}",
+            "long_name": f"influence of each {moved} of the training row on {self.what}",
+        }
+
+    def _sign_of_moves(self, moved: str) -> str:
+        helps = "more of it lowers m" if self.tested == "m" else "more of it helps"
+        if self.is_dot_product:
+            return (
+                f"moving {moved} f of the training row by ε changes by about −η ε P what a "
+                f"gradient step of size η on the row does to {self.what}: positive, {helps}"
+            )
+        return (
+            f"moving {moved} f of the training row by ε changes {self.what} by about "
+            f"−ε P / {self.count}: positive, {helps}"
+        )
+
+    def self_influence(self) -> dict[str, str]:
+        unit = "loss² / parameter²" if self.is_dot_product else "loss"
+        return {
+            "formula": f"{self.train('z_i')}ᵀ {self.inverse}{self.train('z_i')}".replace(
+                "w_train", "w_i"
+            ),
+            "sign": "large: the model leans on this row alone, as it does on mislabelled ones",
+            "units": f"{unit}; not divided by {self.count}",
+            "long_name": "influence of the training row on its own loss",
+        }
+
+    def parameter_influences(self) -> dict[str, str]:
+        unit = "loss / parameter" if self.is_dot_product else "parameter"
+        return {
+            "formula": f"{self.inverse}{self.train()}",
+            "sign": self._sign_of_parameters,
+            "units": f"{unit}; not divided by {self.count}",
+        }
+
+    @property
+    def _sign_of_parameters(self) -> str:
+        if self.is_dot_product:
+            return "a gradient step of size η on the training row moves the parameters by −η of it"
+        return f"leaving out the training row moves the parameters by about +1/{self.count} of it"
+
+    def parameter_influence_norm(self) -> dict[str, str]:
+        about = self.parameter_influences()
+        formula = about["formula"].replace("_train", "_i")
+        return {
+            "formula": f"‖{formula}‖",
+            "sign": "how far the parameters move: " + self._sign_of_parameters,
+            "units": about["units"],
+            "long_name": "length of the training row's parameter influence",
+        }
+
+    def summary(self) -> dict[str, dict[str, str]]:
+        """Of each array of a summary; a training row helps or harms, or lowers or raises m."""
+        if self.tested == "m":
+            most, least = "that lower m most", "that raise m most"
+            on_the_whole = "positive, the training row lowers m on the whole"
+        else:
+            most, least = "that help most", "that harm most"
+            on_the_whole = "positive, the training row helps on the whole"
+        named = {
+            "train_sum": f"sum over test rows: {on_the_whole}",
+            "train_abs_mean": "mean absolute influence over test rows",
+            "blocks": (
+                "what a block of the influences leaves to be merged, of each test row: sum, sum of "
+                "absolute values, its largest influences, its smallest, then the slots of both"
+            ),
+            "test_sum": "sum over training rows",
+            "test_abs_mean": "mean absolute influence over training rows",
+            "top_train": f"slots on the train axis of the training rows {most}, strongest first",
+            "top_influence": "their influences",
+            "bottom_train": (
+                f"slots on the train axis of the training rows {least}, strongest first"
+            ),
+            "bottom_influence": "their influences",
+        }
+        about = {name: {"long_name": text} for name, text in named.items()}
+        solves = {
+            "self_influence": self.self_influence(),
+            "parameter_influence_norm": self.parameter_influence_norm(),
+        }
+        return about | solves
+
+
+def wording_of(bench: "Workbench", method: str) -> Wording:
+    """The words for a method's arrays in a study at work, row weights as its dataset has them."""
+    weights = bench.require("dataset").attrs.get("weights", "none")
+    return Wording(bench.settings, method, weights)

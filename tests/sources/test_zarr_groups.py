@@ -1,0 +1,110 @@
+"""Zarr groups: read as xarray reads them, or refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from influence_dag.data_settings import DataSettings
+from influence_dag.datasets import load_split
+from influence_dag.errors import DataError
+
+X = np.array([[0.5, 1.25], [-3.0, 2.0], [7.0, 0.01], [1.0, -1.0]])
+
+
+def dataset(x=X) -> xr.Dataset:
+    ids = np.array(list("abcd"), object)
+    return xr.Dataset(
+        {"x": (("row", "feature"), x), "y": ("row", [0, 1, 2, 1]), "id": ("row", ids)},
+        {"feature": ["u", "v"], "row": [10, 20, 30, 40], "place": ("row", [1.0, 2.0, 3.0, 4.0])},
+    )
+
+
+def read(folder, **options):
+    settings = DataSettings(train="t.zarr", test="t.zarr", **options)
+    return load_split(settings, "train", folder)
+
+
+VERSIONS = pytest.mark.parametrize("form", [2, 3])
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@VERSIONS
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {},
+        {"dtype": "int16", "scale_factor": 0.01, "_FillValue": -9999},
+        {"dtype": "int32", "scale_factor": 0.5, "add_offset": 3.0, "_FillValue": -1},
+        {"dtype": "float32", "missing_value": 9.0, "_FillValue": 9.0},
+        {"chunks": (3, 1)},
+    ],
+    ids=["plain", "packed", "offset", "missing", "chunks"],
+)
+def test_numbers_are_those_that_xarray_reads(tmp_path, form, encoding):
+    dataset().to_zarr(tmp_path / "t.zarr", zarr_format=form, encoding={"x": encoding})
+    split = read(tmp_path)
+    with xr.open_zarr(tmp_path / "t.zarr") as opened:
+        np.testing.assert_array_equal(split.x["x"], opened.x.values)
+        assert split.y.tolist() == opened.y.values.tolist()
+    assert split.ids.tolist() == list("abcd")
+    assert list(split.x) == ["x"]  # labels of the axes are no inputs
+
+
+@VERSIONS
+def test_a_masked_number_is_refused_with_its_row(tmp_path, form):
+    x = X.copy()
+    x[3, 1] = np.nan
+    packed = {"x": {"dtype": "int16", "scale_factor": 0.01, "_FillValue": -9999}}
+    dataset(x).to_zarr(tmp_path / "t.zarr", zarr_format=form, encoding=packed)
+    with pytest.raises(DataError, match=r"t\.zarr: row 3 \(id 'd'\), x\[1\]: seen nan"):
+        read(tmp_path)
+
+
+def test_times_are_no_numbers(tmp_path):
+    when = np.array(["2024-01-01", "2024-01-02", "2024-01-04", "2024-01-05"], "datetime64[ns]")
+    made = dataset().drop_vars("y").assign(y=("row", when))
+    made.to_zarr(tmp_path / "t.zarr")
+    with pytest.raises(DataError, match=r"target holds datetime64\[ns\]; expected numbers"):
+        read(tmp_path)
+
+
+def test_ids_may_be_the_labels_of_the_rows(tmp_path):
+    dataset().drop_vars("id").to_zarr(tmp_path / "t.zarr")
+    assert read(tmp_path, id="row").ids.tolist() == ["10", "20", "30", "40"]
+
+
+@VERSIONS
+@pytest.mark.parametrize("array", ["x", "y", "id"])
+def test_a_chunk_that_is_not_there_is_told(tmp_path, form, array):
+    chunks = {name: {"chunks": (2, 2)[: each.ndim]} for name, each in dataset().data_vars.items()}
+    dataset().to_zarr(tmp_path / "t.zarr", zarr_format=form, encoding=chunks)
+    read(tmp_path)
+    folder = tmp_path / "t.zarr" / array
+    lost = next(path for path in sorted(folder.rglob("*")) if path.name in ("0", "0.0"))
+    shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    with pytest.raises(DataError, match=rf"t\.zarr: {array}: 1 of its 2 chunks are not stored"):
+        read(tmp_path)
+
+
+def test_arrays_without_names_of_axes_are_read_as_they_are(tmp_path):
+    group = zarr.open_group(tmp_path / "t.zarr", mode="w")
+    for name, values in {"x": X, "y": np.arange(4)}.items():
+        group.create_array(name, data=values)
+    np.testing.assert_array_equal(read(tmp_path).x["x"], X)
+    group["x"].attrs["scale_factor"] = 0.1
+    with pytest.raises(DataError, match="x has the attribute 'scale_factor'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["chunk", "metadata"])
+def test_garbage_is_told_with_the_file(tmp_path, harm):
+    dataset().to_zarr(tmp_path / "t.zarr", consolidated=False)
+    if harm == "chunk":
+        next(p for p in (tmp_path / "t.zarr/x/c").rglob("*") if p.is_file()).write_bytes(b"junk")
+    else:
+        (tmp_path / "t.zarr/x/zarr.json").write_text('{"a')
+    with pytest.raises(DataError, match=r"t\.zarr: not a readable Zarr group"):
+        read(tmp_path)

@@ -1,0 +1,135 @@
+"""Types of columns and moments of reading: what a study stores is what its files hold."""
+
+import itertools
+
+import numpy as np
+import pytest
+from tiny_project import Project
+
+from influence_dag.errors import DataError
+from influence_dag.stages import dataset
+
+MODEL = "from torch import nn\n\n\ndef build():\n    return nn.Linear(3, 1)\n"
+
+
+@pytest.fixture(scope="module")
+def regression(tmp_path_factory) -> Project:
+    """Ridge regression on targets that happen to be whole numbers, θ pinned."""
+    made = Project(tmp_path_factory.mktemp("regression"), model=MODEL, methods={"cg": None})
+    made.write_settings(
+        model={"loss": "mse", "refit": "pinned", "fit": {"tolerance": 1e-10}}, damping=0.05
+    )
+    made.refresh()
+    return made
+
+
+def closed_form(made: Project) -> np.ndarray:
+    """`∇L(z_test)ᵀ (2 XᵀX/n + λI)⁻¹ ∇L(z_train)` of squared errors, at the stored θ."""
+    theta = made.results.open("model").parameters.values
+    gradients, hessian = {}, np.zeros(())
+    for split in ("train", "test"):
+        numbers = np.array([row[1:] for row in made.rows[split]], float)
+        x = np.hstack([numbers[:, :3], np.ones((len(numbers), 1))])
+        gradients[split] = 2 * (x @ theta - numbers[:, 3])[:, None] * x
+        hessian = 2 * x.T @ x / len(x) if split == "train" else hessian
+    return gradients["test"] @ np.linalg.solve(hessian + 0.05 * np.eye(4), gradients["train"].T)
+
+
+def served(made: Project) -> np.ndarray:
+    ids = {split: [row[0] for row in made.rows[split]] for split in ("test", "train")}
+    return made.results["direct"].influences.sel(**ids).values
+
+
+def test_whole_targets_are_decimals_as_soon_as_one_is(regression, tmp_path):
+    made = regression.copy(tmp_path)
+    np.testing.assert_allclose(served(made), closed_form(made), rtol=1e-9)
+    made.edit("train", 11, label=1.5)
+    updates = made.refresh()
+    assert updates["dataset"].info["train"] == {"added": 0, "changed": 1, "removed": 0}
+    assert updates["dataset"].info["test"] == {"added": 0, "changed": 0, "removed": 0}
+    gradients = updates["gradients"]
+    assert gradients.blocks_computed * 4 == gradients.blocks_reused  # of 5 chunks of rows
+    np.testing.assert_allclose(served(made), closed_form(made), rtol=1e-9)
+    made.edit("train", 11, label=2)
+    made.refresh()
+    np.testing.assert_allclose(served(made), closed_form(made), rtol=1e-9)
+    assert made.results.open("dataset").train_y.dtype == np.int64
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_either_split_may_have_the_decimals(tmp_path, split):
+    made = Project(tmp_path, model=MODEL, methods={"cg": None})
+    made.write_settings(model={"loss": "mse"})
+    made.edit(split, 3, label=0.5)
+    made.refresh()
+    np.testing.assert_allclose(served(made), closed_form(made), rtol=1e-9)
+
+
+OWN_LOSS = MODEL + (
+    "\n\ndef loss(output, target):\n"
+    "    factor = 1.0 if target.is_floating_point() else 3.0\n"
+    "    return factor * (output[:, 0] - target).square()\n"
+)
+
+
+def test_code_that_tells_types_apart_is_never_served_what_the_other_type_gave(tmp_path):
+    made = Project(tmp_path, model=OWN_LOSS, methods={"cg": None})
+    made.write_settings(model={"loss": "tiny_model:loss"})
+    made.refresh()
+    made.edit("test", 3, label=0.5)
+    made.refresh()
+    again = Project(tmp_path / "anew", model=OWN_LOSS, methods={"cg": None})
+    again.write_settings(model={"loss": "tiny_model:loss"})
+    again.edit("test", 3, label=0.5)
+    again.refresh()
+    np.testing.assert_allclose(served(made), served(again), rtol=1e-7)
+
+
+# Files that change while they are read
+
+
+def swapped(made: Project, monkeypatch, contents) -> None:
+    """Before each reading the training file gets the next of some contents."""
+    read, left = dataset.load_splits, iter(contents)
+
+    def reading(*arguments):
+        (made.root / "train.csv").write_bytes(next(left))
+        return read(*arguments)
+
+    monkeypatch.setattr(dataset, "load_splits", reading)
+
+
+def test_a_file_replaced_between_hash_and_reading_is_not_stored_under_the_old_key(
+    regression, tmp_path, monkeypatch
+):
+    made = regression.copy(tmp_path)
+    old = (made.root / "train.csv").read_bytes()
+    made.edit("train", 0, label=2)
+    between = (made.root / "train.csv").read_bytes()
+    made.edit("train", 5, label=2)  # so that there is something to read
+    with monkeypatch.context() as patched:
+        swapped(made, patched, [between, between])
+        made.refresh()
+    (made.root / "train.csv").write_bytes(old)
+    made.rows["train"] = [list(row) for row in regression.rows["train"]]
+    assert not made.refresh()["dataset"].is_current
+    np.testing.assert_allclose(served(made), closed_form(made), rtol=1e-9)
+
+
+def test_a_file_that_never_holds_still_is_an_error_that_says_so(regression, tmp_path, monkeypatch):
+    made = regression.copy(tmp_path)
+    before = served(made)
+    lines = (made.root / "train.csv").read_text()
+    made.edit("train", 0, label=2)
+    contents = (f"{lines}train-{k},0,0,{k},1\n".encode() for k in itertools.count(100))
+    swapped(made, monkeypatch, contents)
+    with pytest.raises(DataError, match=r"tiny: the data files change while they are read"):
+        made.refresh()
+    made.rows = {split: [list(row) for row in rows] for split, rows in regression.rows.items()}
+    np.testing.assert_array_equal(served(made), before)
+
+
+def test_a_decimal_label_of_a_classification_is_told_with_its_row(project):
+    project.edit("test", 3, label=0.5)
+    with pytest.raises(DataError, match=r"test\.csv: row 'test-03', column 'label'"):
+        project.refresh()

@@ -1,0 +1,94 @@
+"""No NaN leaves a stage without a word: rows and features are named, nothing is published."""
+
+import numpy as np
+import pytest
+from test_chain import assert_close, expected
+from tiny_project import Project
+
+from influence_dag.errors import ModelError
+
+POOLED = """\
+from torch import nn
+
+
+class Length(nn.Module):
+    def forward(self, x):
+        return x.square().sum(1, keepdim=True).sqrt()
+
+
+def build():
+    return nn.Sequential(Length(), nn.Linear(1, 3))
+"""
+ROOTED = """\
+import torch
+from torch import nn
+
+
+class Rooted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3, bias=False)
+
+    def forward(self, x):
+        return self.layer(x).abs().sqrt()
+
+
+def build():
+    return Rooted()
+"""
+
+
+def with_zeros(root, model: str, split: str = "train") -> Project:
+    project = Project(root, model=model, methods={"cg": None}, damping=0.5)
+    rows = [list(row) for row in project.rows[split]]
+    rows[13][1:4] = [0.0, 0.0, 0.0]
+    project.write(split, rows)
+    return project
+
+
+def test_a_perturbation_at_a_point_without_a_derivative_names_the_row(tmp_path):
+    project = with_zeros(tmp_path, POOLED)
+    with pytest.raises(ModelError) as caught:
+        project.refresh()
+    said = str(caught.value)
+    assert "direct/perturbation_influences: the perturbation influences of training row" in said
+    assert "'train-13' are not finite" in said
+    assert "direct/perturbation_influences" not in project.results.artifacts
+    assert project.results["direct"].influences.notnull().all()
+
+
+def test_a_gradient_at_a_point_without_one_is_refused(tmp_path):
+    project = with_zeros(tmp_path, ROOTED)
+    with pytest.raises(ModelError, match=r"finite|nan"):
+        project.refresh()
+    assert not {"gradients", "hessian"} & set(project.results.artifacts)
+
+
+def test_every_stage_looks_at_what_it_writes(project, monkeypatch):
+    """Whatever a kernel does: here one that returns NaN for one pair."""
+    from influence_dag.stages import influences
+
+    right = influences.influences_block
+
+    def wrong(factors, gradients):
+        values = right(factors, gradients)
+        values[1, 2] = np.nan
+        return values
+
+    monkeypatch.setattr(influences, "influences_block", wrong)
+    project.edit("test", 1, height=0.3)
+    with pytest.raises(ModelError) as caught:
+        project.refresh()
+    assert str(caught.value).startswith(
+        "direct/influences: influences is not finite at test 'test-01', train 'train-02'"
+    )
+
+
+def test_holes_of_either_axis_are_no_fault(project):
+    project.write("train", project.rows["train"][1:])
+    project.write("test", [row for k, row in enumerate(project.rows["test"]) if k != 6])
+    project.refresh()
+    assert_close(project.results["direct"].influences, expected(project, "influences"))
+    assert_close(
+        project.results.perturbation("direct"), expected(project, "perturbation_influences")
+    )
