@@ -5,6 +5,7 @@ a letter stands for is looked up in the `symbols` beside the formula, never assu
 computed is written out here for a network Linear, Tanh, Linear under cross entropy.
 """
 
+import json
 import re
 
 import numpy as np
@@ -13,35 +14,45 @@ import torch
 from torch.nn import functional as F
 
 TOKEN = re.compile(
-    r"∇(?:θ )?[Lm]\(z_\w+\)|\|[HG]\|(?:_B)?|[HGF](?:_k)?(?:_B)?(?![a-z])|d s I|λI|Λ|P|ᵀ|⁻¹|[()+‖]"
+    r"(?:w_\w+ )?∇(?:θ )?[Lm]\(z_\w+\)|"
+    r"\|[HG]\|(?:_B)?|[HGF](?:_k)?(?:_B)?(?![a-z])|d s I|λI|Λ|P|ᵀ|⁻¹|[()+‖]"
 )
+
+
+def dampings(about):
+    """λ as the attributes have it: a number, those of a sweep, or (as JSON) those of blocks."""
+    said = about["damping"]
+    return json.loads(said) if isinstance(said, str) and said.startswith("{") else said
 
 
 class Meaning:
     """The numbers behind the letters, for one array's attributes, a fitted module and its rows."""
 
-    def __init__(self, about, module, train, test, functions, sizes):
+    def __init__(self, about, module, train, test, functions, sizes, weights=None):
         self.about, self.module, self.train, self.test = about, module, train, test
         self.functions, self.sizes = functions, sizes  # of m and others by name; of parameters
         pairs = (entry.split(" = ", 1) for entry in about["symbols"].split("; "))
         self.symbols = dict(pairs)
-        self.damping = about["damping"]
+        self.damping, self.weights = dampings(about), weights
 
     def at(self, damping):
         self.damping = damping
         return self
 
-    def gradient(self, letter, rows):
+    def gradient(self, letter, rows, weighted=False):
         name = self.symbols[letter]
         loss = self.functions[name]
         of_batch = loss if name in ("cross_entropy",) else lambda o, y: loss(o, y).mean()
         split = {"z_test": self.test, "z_train": self.train, "z_i": self.train}[rows]
-        return reference.per_sample_gradients(self.module, of_batch, *split).numpy().T
+        found = reference.per_sample_gradients(self.module, of_batch, *split).numpy().T
+        return found * self.weights if weighted else found
 
     def matrix(self, letter):
         """A letter's matrix from its definition."""
         said = self.symbols[letter]
         count = self.about["n_train"]
+        if said == "(1/weight_sum) Σ_i w_i ∇²L(z_i, θ)":
+            return self._weighted_hessian() / self.about["weight_sum"]
         if said == "(1/n_train) Σ_i ∇²L(z_i, θ)":
             mean = reference.hessian(self.module, F.cross_entropy, *self.train).numpy()
             return mean * len(self.train[1]) / count
@@ -58,6 +69,14 @@ class Meaning:
         fisher = "the exact Fisher G in Kronecker factors of each layer, "
         assert said.startswith(fisher), said
         return self._kronecker(said.removeprefix(fisher) == "eigenvalues corrected")
+
+    def _weighted_hessian(self):
+        x, y = self.train
+        each = (
+            w * reference.hessian(self.module, F.cross_entropy, x[k : k + 1], y[k : k + 1]).numpy()
+            for k, w in enumerate(self.weights)
+        )
+        return sum(each)
 
     def projection(self):
         assert self.symbols["P"] == "the projection on these eigenvectors"
@@ -174,8 +193,10 @@ def _factor(tokens, meaning):
         assert tokens[0] == {"(": ")", "‖": "‖"}[head]
         tokens = tokens[1:]
         value = np.linalg.norm(value, axis=0) if head == "‖" else value
-    elif match := re.fullmatch(r"∇(?:θ )?([Lm])\((z_\w+)\)", head):
-        value = meaning.gradient(*match.groups())
+    elif match := re.fullmatch(r"(w_\w+ )?∇(?:θ )?([Lm])\((z_\w+)\)", head):
+        weight, *rest = match.groups()
+        assert not weight or meaning.symbols["w"].endswith(", the rows' weights")
+        value = meaning.gradient(*rest, weighted=bool(weight))
     elif head == "P":
         value = meaning.projection()
     elif head in ("λI", "Λ", "d s I"):

@@ -12,6 +12,7 @@ from influence_dag.objective import Objective
 from influence_dag.stages.model import load_objective, load_rows, model_key, stored_rows
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
+from influence_dag.stages.wording import gradients_formula
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
 from influence_dag.store.fingerprints import fingerprint, grid_keys
@@ -87,10 +88,7 @@ def _layout(
         gradient_layout=captured.to_json(),
         model_key=model_key(bench),
         uncaptured_layers=sorted(without),
-        formula=(
-            "∇θ L(z_i, θ); a linear layer's part is output_gradients ⊗ activations (1 appended "
-            "for the bias)"
-        ),
+        formula=gradients_formula(bench.require("dataset").attrs.get("weights", "none")),
     )
     return Layout(variables, train.coordinates, attrs, provenance())
 

@@ -212,6 +212,12 @@ class _Solves:
         stored = bench.axis(gradients.ARTIFACT, "train").keys[: len(train)]
         keys = np.full(len(train), HOLE)
         keys[: len(stored)] = np.where(stored == train.keys[: len(stored)], stored, HOLE)
+        self.weighted = bench.require("dataset").attrs.get("weights", "none") != "none"
+        if self.weighted:  # of rows that the dataset has otherwise no weight is known
+            now = np.full(len(train), HOLE)
+            current = bench.axis("dataset", "train").keys[: len(train)]
+            now[: len(current)] = current
+            keys = np.where(keys == now, keys, HOLE)
         self.rows = Axis("train", train.ids, keys)
         gradients_key = bench.require(gradients.ARTIFACT).attrs["base_key"]
         self.key = fingerprint(factors.base_key(bench, method), gradients_key)
@@ -237,9 +243,20 @@ class _Solves:
                 value = self.bench.settings.dampings[damping or 0]
                 with factors.named_rows(ids, f"{self.method}, training rows"):
                     x = self.factorization.solve(G, damping=value).x
-                found = torch.stack([(x * G).sum(dim=1), x.norm(dim=1)]).double().cpu().numpy()
+                own = (x * G).sum(dim=1) / self._weights(slots.start + present, x)
+                found = torch.stack([own, x.norm(dim=1)]).double().cpu().numpy()
                 values[(slice(None), *place, slots.start - start + present)] = found
         return dict(zip(_OF_SOLVES, values, strict=True))
+
+    def _weights(self, slots: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+        """Stored gradients have them as a factor, which counts once in a self-influence.
+
+        1 for rows of weight 0, whose gradients are 0.
+        """
+        if not self.weighted:
+            return like.new_ones(len(slots))
+        weights = self.bench.require("dataset").read("train_weight")[slots]
+        return torch.from_numpy(np.where(weights == 0, 1.0, weights)).to(like)
 
 
 def _dampings(tile: Tile, own: int) -> Iterator[tuple[tuple[int, ...], int | None]]:

@@ -43,6 +43,15 @@ def matrix_formula(kind: str, weights: str = "none") -> str:
     return f"{MATRIX[kind]} = (1/weight_sum) Σ_i w_i {_TERM[kind]}"
 
 
+def gradients_formula(weights: str = "none") -> str:
+    """Of the stored per-sample gradients, which have the rows' weights as factors."""
+    weight = "" if weights == "none" else "w_i "
+    return (
+        f"{weight}∇θ L(z_i, θ); a linear layer's part is output_gradients ⊗ activations (1 "
+        "appended for the bias)"
+    )
+
+
 @dataclass(frozen=True)
 class Wording:
     """The words for one method's arrays; `weights` names the column of row weights, or `none`.
@@ -275,10 +284,9 @@ class Wording:
 
     def self_influence(self) -> dict[str, str]:
         unit = "loss² / parameter²" if self.is_dot_product else "loss"
+        own = self.train("z_i").replace("w_train", "w_i")
         return {
-            "formula": f"{self.train('z_i')}ᵀ {self.inverse}{self.train('z_i')}".replace(
-                "w_train", "w_i"
-            ),
+            "formula": f"∇L(z_i)ᵀ {self.inverse}{own}",
             "sign": "large: the model leans on this row alone, as it does on mislabelled ones",
             "units": f"{unit}; not divided by {self.count}",
             "long_name": "influence of the training row on its own loss",

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import reference
 import torch
-from formulas import Meaning, evaluated, residual
+from formulas import Meaning, dampings, evaluated, residual
 from safetensors.torch import load_file
 from test_chain import assert_close
+from test_weighted_studies import Weighted
 from tiny_project import MODEL, Project
 from torch import nn
 from torch.nn import functional as F
@@ -91,12 +92,11 @@ def meaning_of(project, array) -> Meaning:
 
 def by_damping(array, dataset):
     """The array at each λ that its attributes name: one, those of blocks, or a sweep."""
-    about = dataset.attrs
     if "damping" not in array.dims:
-        yield about["damping"], array
+        yield dampings(dataset.attrs), array
         return
     for k, value in enumerate(array.damping.values):
-        said = about["damping"]
+        said = dampings(dataset.attrs)
         if isinstance(said, dict):
             said = {block: v[k] if isinstance(v, list) else v for block, v in said.items()}
         else:
@@ -228,6 +228,41 @@ def test_units_and_names_are_of_what_is_measured(variant):
     if method == "identity":
         wanted += " · loss / parameter²"
     assert unit == f"{wanted}; not divided by n_train"
+
+
+@pytest.mark.parametrize("method", ["direct", "identity"])
+def test_weights_of_rows_are_in_the_formulas(tmp_path, method):
+    project = Weighted(
+        tmp_path, model=MEASURED, data={"weight": "importance"}, methods={"cg": None}
+    )
+    only(project, {method: {}})
+    project.refresh()
+    dataset = project.results.open(f"{method}/influences").load()
+    assert dataset.attrs["weight_sum"] == 30.0
+    rows = project.tensors("train"), project.tensors("test")
+    weights = np.array(project.weights["train"])
+    meaning = Meaning(dataset.attrs, module_of(project), *rows, functions(), SIZES, weights)
+    words = dataset.influences.attrs
+    assert_close(dataset.influences, evaluated(words["formula"], meaning), 1e-8)
+    assert words["units"].endswith("not divided by weight_sum")
+    assert "n_train" not in words["sign"]
+    summary = project.results.open(f"{method}/summary").load()
+    own = summary.self_influence
+    assert "w_i ∇L(z_i)" in own.attrs["formula"]
+    assert_close(own, np.diag(evaluated(own.attrs["formula"], meaning)), 1e-8)
+    length = summary.parameter_influence_norm
+    assert_close(length, evaluated(length.attrs["formula"], meaning), 1e-8)
+    moves = project.results.parameter_influences(method)
+    assert_close(moves, evaluated(moves.attrs["formula"], meaning).T, 1e-8)
+    inside = re.fullmatch(
+        r"∂/∂x_train \( (.*) w_train ∇L\(\(x_train, y_train\)\) \)",
+        project.results.perturbation(method).attrs["formula"],
+    )[1]
+    factors = torch.from_numpy(evaluated(inside, meaning).copy())
+    mixed = reference.mixed_products(meaning.module, F.cross_entropy, factors, *meaning.train)
+    wanted = mixed.numpy() * weights[None, :, None]
+    assert_close(project.results.perturbation(method), wanted, 1e-8)
+    assert project.results.open("gradients").attrs["formula"].startswith("w_i ∇θ L(z_i, θ)")
 
 
 def test_a_pinned_curvature_speaks_of_the_rows_that_it_saw(fitted, tmp_path):
