@@ -13,11 +13,9 @@ from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.base import (
     Solution,
-    indefinite_error,
     needed,
     register,
     relative,
-    round_up,
 )
 from influence_dag.solvers.ekfac import EKFAC
 from influence_dag.solvers.nystroem import Nystroem
@@ -27,10 +25,12 @@ from influence_dag.solvers.preconditioners import (
     PreconditionerName,
     Unpreconditioned,
 )
+from influence_dag.solvers.rounding import indefinite_error, noise, round_up, rounding
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
+_PATIENCE = 100, 500  # iterations, about p, within which a residual has to halve once
 
 
 @register("cg")
@@ -44,6 +44,11 @@ class ConjugateGradient:
     residual that stopped falling before there is accepted below 64 units (8e-6 in float32): the
     products have no more digits. Step lengths belong to single rows: what else is in the block
     changes no answer.
+
+    A singular H needs no damping where b is in its range: what starts there stays there, and the
+    answer is the one of least norm. Directions along which the curvature is zero to rounding are
+    not followed, and a row whose residual has not halved within p iterations (at least 100, at most
+    500) stops; then a residual of the size of rounding of the longest b counts as met as well.
 
     `preconditioner`: `"nystroem"` (of that `rank` and `seed`), `"jacobi"` (estimated from `rank`
     products), `"ekfac"` (for curvatures of a model) or `"none"`. `maxiter` counts products per
@@ -126,8 +131,10 @@ class PreconditionedSystem:
         self._iterate(state, rhs, damping)
         length = state.residual.norm(dim=1)
         residual = relative(length, rhs)
-        rounding = _STALLED * torch.finfo(rhs.dtype).eps
-        converged = (length <= target) | (state.stalled & (residual <= rounding))
+        converged = length <= target
+        if state.stalled.any():
+            lowest = (_STALLED * torch.finfo(rhs.dtype).eps * rhs.norm(dim=1)).clamp(min=noise(rhs))
+            converged |= state.stalled & (length <= lowest)
         if not converged.all():
             self._report(state, residual, converged, damping)
         info = {
@@ -150,10 +157,14 @@ class PreconditionedSystem:
         maxiter = self.settings.maxiter or 10 * rhs.shape[1]
         rows = (state.residual.norm(dim=1) > state.target).nonzero()[:, 0]
         while len(rows):
-            before = state.residual[rows].norm(dim=1)
+            before, start = state.residual[rows].norm(dim=1), state.x[rows]
             self._descend(state, rows, damping, maxiter)
             state.residual[rows] = rhs[rows] - self._apply(state.x[rows], damping)
             now = state.residual[rows].norm(dim=1)
+            worse = ~(now <= before) & (state.niter[rows] < maxiter)
+            if worse.any():
+                state.x[rows[worse]] = start[worse]
+                state.residual[rows[worse]] = rhs[rows[worse]] - self._apply(start[worse], damping)
             again = (now > state.target[rows]) & (state.niter[rows] < maxiter)
             again &= ~state.negative[rows]
             # Less than halved by a whole descent: the dtype holds no more digits.
@@ -166,20 +177,21 @@ class PreconditionedSystem:
         """Plain preconditioned CG from the residuals of `rows`; rows leave as they finish."""
         residual = state.residual[rows]
         direction = z = self.preconditioner.precondition(residual, damping=damping)
-        rz = (residual * z).sum(1)
+        rz, progress = (residual * z).sum(1), _Progress.of(residual)
         while len(rows):
             product = self._apply(direction, damping)
             curvature = (direction * product).sum(1)
-            negative = curvature <= 0
-            step = torch.where(negative, 0, rz / curvature)[:, None]
+            zero = progress.rounding(direction, product)
+            negative, flat = curvature < -zero, curvature <= zero
+            step = torch.where(flat, 0, rz / curvature)[:, None]
             state.x[rows] += step * direction
             residual = residual - step * product
             state.niter[rows] += 1
             state.negative[rows] = negative
             length = state.record(rows, residual)
-            unfinished = (length > state.target[rows]) & ~negative
-            go_on = unfinished & (state.niter[rows] < maxiter)
-            rows, residual = rows[go_on], residual[go_on]
+            go_on = (length > state.target[rows]) & ~flat & (state.niter[rows] < maxiter)
+            go_on &= ~progress.stalled(length)
+            rows, residual, progress = rows[go_on], residual[go_on], progress.of_rows(go_on)
             z = self.preconditioner.precondition(residual, damping=damping)
             rz, previous = (residual * z).sum(1), rz[go_on]
             direction = z + (rz / previous)[:, None] * direction[go_on]
@@ -192,7 +204,7 @@ class PreconditionedSystem:
     ) -> None:
         if state.negative.any() and self.settings.on_failure == "raise":
             ends = extreme_eigenvalues(self.curvature)
-            raise indefinite_error(*ends, damping=damping, dtype=state.x.dtype)
+            raise indefinite_error(*ends, damping=damping, dtype=state.x.dtype, size=state.x.shape[1])
         failed = ~converged
         message = self._explanation(state, residual, failed)
         error = NotConvergedError(message, rows=failed.nonzero()[:, 0].tolist())
@@ -218,6 +230,44 @@ class PreconditionedSystem:
             f"atol={self.settings.atol:g} after {int(state.niter.max())} iterations "
             f"(rows {{rows}}; worst relative residual {residual[failed].max():.1e}); {cure}"
         )
+
+
+@dataclass(eq=False)
+class _Progress:
+    """Whether rows still get anywhere: `mark` is the residual that has to halve, since `age`."""
+
+    mark: Float[Tensor, " k"]
+    age: Int[Tensor, " k"]
+    norm: Float[Tensor, " k"]
+    size: int
+
+    @classmethod
+    def of(cls, residual: Float[Tensor, "k p"]) -> "_Progress":
+        length = residual.norm(dim=1)
+        zero = torch.zeros_like(length)
+        return cls(length, zero.to(torch.int64), zero, residual.shape[1])
+
+    def of_rows(self, kept: Bool[Tensor, " k"]) -> "_Progress":
+        return _Progress(self.mark[kept], self.age[kept], self.norm[kept], self.size)
+
+    def rounding(
+        self, direction: Float[Tensor, "k p"], product: Float[Tensor, "k p"]
+    ) -> Float[Tensor, " k"]:
+        r"""How large $d^	op A d$ may be where it is nothing but rounding.
+
+        $\lVert A \rVert$ is known from below, by the products that the row has seen.
+        """
+        square = direction.square().sum(1)
+        self.norm = torch.maximum(self.norm, (product.square().sum(1) / square).sqrt().nan_to_num())
+        return rounding(direction.dtype, self.size) * self.norm * square
+
+    def stalled(self, length: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
+        """Note the residuals of one more iteration."""
+        halved = length <= self.mark / 2
+        self.mark = torch.where(halved, length, self.mark)
+        self.age = torch.where(halved, 0, self.age + 1)
+        least, most = _PATIENCE
+        return self.age >= min(max(self.size, least), most)
 
 
 @dataclass(eq=False)

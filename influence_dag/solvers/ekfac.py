@@ -12,9 +12,10 @@ from influence_dag.curvature.kronecker import KroneckerSums, kronecker_factors, 
 from influence_dag.curvature.kronecker_fisher import FisherName
 from influence_dag.curvature.kronecker_pairs import FisherPairs, KroneckerLayout
 from influence_dag.curvature.operators import Curvature
-from influence_dag.solvers.base import Solution, indefinite_error, register
+from influence_dag.solvers.base import Solution, register
 from influence_dag.solvers.blocks import Restricted
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock, restored_blocks
+from influence_dag.solvers.rounding import indefinite_error
 
 
 @register("ekfac")
@@ -171,8 +172,12 @@ class KroneckerFactorization:
             raise indefinite_error(*ends, damping=damping, dtype=dtype)
 
     def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
-        r"""$P^{-1} r$ with $P = F + \lambda I$; eigenvalues at rounding count as rounding."""
-        floor = torch.finfo(rows.dtype).eps * self.largest_eigenvalue
+        r"""$P^{-1} r$ with $P = F + \lambda I$; small eigenvalues count as $\sqrt\epsilon$ the largest.
+
+        Without a damping F is often singular: dividing by its rounding would leave nothing else.
+        """
+        floor = torch.finfo(rows.dtype).eps ** 0.5 * self.largest_eigenvalue
+        floor = 0.0 if damping > floor else floor
         return self._divided(rows, damping, floor)
 
     def _divided(self, rows: Tensor, damping: float, floor: float) -> Tensor:

@@ -13,13 +13,12 @@ from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.base import (
     Solution,
-    indefinite_error,
     needed,
     register,
     relative,
-    round_up,
 )
 from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
+from influence_dag.solvers.rounding import indefinite_error, round_up
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 
 _MARGIN = 1.05  # of the scale over the largest eigenvalue
