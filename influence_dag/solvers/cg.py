@@ -17,6 +17,7 @@ from influence_dag.solvers.base import (
     register,
     relative,
 )
+from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.ekfac import EKFAC
 from influence_dag.solvers.nystroem import Nystroem
 from influence_dag.solvers.preconditioners import (
@@ -30,6 +31,7 @@ from influence_dag.solvers.spectrum import extreme_eigenvalues
 
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
+_LEAST = 1000  # iterations a row by default
 _PATIENCE = 100, 500  # iterations, about p, within which a residual has to halve once
 
 
@@ -46,13 +48,14 @@ class ConjugateGradient:
     changes no answer.
 
     A singular H needs no damping where b is in its range: what starts there stays there, and the
-    answer is the one of least norm. Directions along which the curvature is zero to rounding are
+    answer is the one of least norm. (`"jacobi"` and `"ekfac"` would lead out of the range: without
+    damping they are not used.) Directions along which the curvature is zero to rounding are
     not followed, and a row whose residual has not halved within p iterations (at least 100, at most
     500) stops; then a residual of the size of rounding of the longest b counts as met as well.
 
     `preconditioner`: `"nystroem"` (of that `rank` and `seed`), `"jacobi"` (estimated from `rank`
     products), `"ekfac"` (for curvatures of a model) or `"none"`. `maxiter` counts products per
-    row; default 10 p. Rows that miss the tolerance raise `NotConvergedError`, or with
+    row; default 10 p, at least 1,000. Rows that miss the tolerance raise `NotConvergedError`, or with
     `on_failure="warn"` are kept and marked in `converged`.
     """
 
@@ -76,6 +79,10 @@ class ConjugateGradient:
         elif self.preconditioner != "none":
             stored = self._approximation().restore(tensors, None)
         return PreconditionedSystem(needed(curvature, "cg"), stored, self)
+
+    def most(self, size: int) -> int:
+        """The iterations that a row may take."""
+        return self.maxiter or max(10 * size, _LEAST)
 
     def _precondition(self, curvature: Curvature) -> Preconditioner:
         if self.preconditioner == "none":
@@ -154,7 +161,7 @@ class PreconditionedSystem:
 
     def _iterate(self, state: "_State", rhs: Tensor, damping: float) -> None:
         """Descend; where the recurrence's residual strayed from the true one, start again there."""
-        maxiter = self.settings.maxiter or 10 * rhs.shape[1]
+        maxiter = self.settings.most(rhs.shape[1])
         rows = (state.residual.norm(dim=1) > state.target).nonzero()[:, 0]
         while len(rows):
             before, start = state.residual[rows].norm(dim=1), state.x[rows]
@@ -175,9 +182,9 @@ class PreconditionedSystem:
         self, state: "_State", rows: Int[Tensor, " k"], damping: float, maxiter: int
     ) -> None:
         """Plain preconditioned CG from the residuals of `rows`; rows leave as they finish."""
-        residual = state.residual[rows]
-        direction = z = self.preconditioner.precondition(residual, damping=damping)
-        rz, progress = (residual * z).sum(1), _Progress.of(residual)
+        residual, preconditioner = state.residual[rows], self._at(damping)
+        direction = z = preconditioner.precondition(residual, damping=damping)
+        rz, progress = (residual * z).sum(1), _Progress.of(residual, state.x[rows])
         while len(rows):
             product = self._apply(direction, damping)
             curvature = (direction * product).sum(1)
@@ -189,12 +196,20 @@ class PreconditionedSystem:
             state.niter[rows] += 1
             state.negative[rows] = negative
             length = state.record(rows, residual)
-            go_on = (length > state.target[rows]) & ~flat & (state.niter[rows] < maxiter)
-            go_on &= ~progress.stalled(length)
+            unfinished = length > state.target[rows]
+            over = flat | progress.stalled(length, state.x[rows])
+            back = unfinished & over & (length > progress.mark)
+            state.x[rows[back]] = progress.best[back]
+            go_on = unfinished & ~over & (state.niter[rows] < maxiter)
             rows, residual, progress = rows[go_on], residual[go_on], progress.of_rows(go_on)
-            z = self.preconditioner.precondition(residual, damping=damping)
+            z = preconditioner.precondition(residual, damping=damping)
             rz, previous = (residual * z).sum(1), rz[go_on]
             direction = z + (rz / previous)[:, None] * direction[go_on]
+
+    def _at(self, damping: float) -> Preconditioner:
+        """Without damping only what keeps rows of the range of H within it."""
+        within = damping > 0 or isinstance(self.preconditioner, Eigenbasis)
+        return self.preconditioner if within else Unpreconditioned()
 
     def _apply(self, vectors: Tensor, damping: float) -> Tensor:
         return self.curvature.apply(vectors).add(vectors, alpha=damping)
@@ -204,7 +219,9 @@ class PreconditionedSystem:
     ) -> None:
         if state.negative.any() and self.settings.on_failure == "raise":
             ends = extreme_eigenvalues(self.curvature)
-            raise indefinite_error(*ends, damping=damping, dtype=state.x.dtype, size=state.x.shape[1])
+            raise indefinite_error(
+                *ends, damping=damping, dtype=state.x.dtype, size=state.x.shape[1]
+            )
         failed = ~converged
         message = self._explanation(state, residual, failed)
         error = NotConvergedError(message, rows=failed.nonzero()[:, 0].tolist())
@@ -213,7 +230,7 @@ class PreconditionedSystem:
         warnings.warn(str(error), RuntimeWarning, stacklevel=4)
 
     def _explanation(self, state: "_State", residual: Tensor, failed: Tensor) -> str:
-        maxiter = self.settings.maxiter or 10 * state.x.shape[1]
+        maxiter = self.settings.most(state.x.shape[1])
         if (state.niter[failed] < maxiter).any() and not state.negative.any():
             # Where rounding ends a descent differs from one to the next: hence the margin.
             within_reach = round_up(4 * residual[failed].max().item())
@@ -234,21 +251,21 @@ class PreconditionedSystem:
 
 @dataclass(eq=False)
 class _Progress:
-    """Whether rows still get anywhere: `mark` is the residual that has to halve, since `age`."""
+    """Whether rows still get anywhere: `mark`, the residual of `best`, has to halve in time."""
 
+    best: Float[Tensor, "k p"]
     mark: Float[Tensor, " k"]
     age: Int[Tensor, " k"]
     norm: Float[Tensor, " k"]
-    size: int
 
     @classmethod
-    def of(cls, residual: Float[Tensor, "k p"]) -> "_Progress":
+    def of(cls, residual: Float[Tensor, "k p"], x: Float[Tensor, "k p"]) -> "_Progress":
         length = residual.norm(dim=1)
         zero = torch.zeros_like(length)
-        return cls(length, zero.to(torch.int64), zero, residual.shape[1])
+        return cls(x, length, zero.to(torch.int64), zero)
 
     def of_rows(self, kept: Bool[Tensor, " k"]) -> "_Progress":
-        return _Progress(self.mark[kept], self.age[kept], self.norm[kept], self.size)
+        return _Progress(*(each[kept] for each in (self.best, self.mark, self.age, self.norm)))
 
     def rounding(
         self, direction: Float[Tensor, "k p"], product: Float[Tensor, "k p"]
@@ -259,15 +276,17 @@ class _Progress:
         """
         square = direction.square().sum(1)
         self.norm = torch.maximum(self.norm, (product.square().sum(1) / square).sqrt().nan_to_num())
-        return rounding(direction.dtype, self.size) * self.norm * square
+        return rounding(direction.dtype, direction.shape[1]) * self.norm * square
 
-    def stalled(self, length: Float[Tensor, " k"]) -> Bool[Tensor, " k"]:
-        """Note the residuals of one more iteration."""
+    def stalled(self, length: Float[Tensor, " k"], x: Float[Tensor, "k p"]) -> Bool[Tensor, " k"]:
+        """Note one more iteration, and where it has led."""
         halved = length <= self.mark / 2
+        if halved.any():
+            self.best = torch.where(halved[:, None], x, self.best)
         self.mark = torch.where(halved, length, self.mark)
         self.age = torch.where(halved, 0, self.age + 1)
         least, most = _PATIENCE
-        return self.age >= min(max(self.size, least), most)
+        return self.age >= min(max(x.shape[1], least), most)
 
 
 @dataclass(eq=False)

@@ -97,9 +97,7 @@ class Direct:
             factor = LUFactor(lu, pivots, damping)
             if precision.clear(factor, lu.diagonal().abs(), norm):
                 return factor
-        raise indefinite_error(
-            *ends, damping=damping, dtype=precision.dtype, size=len(matrix)
-        )
+        raise indefinite_error(*ends, damping=damping, dtype=precision.dtype, size=len(matrix))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from influence_dag.curvature.kronecker_pairs import FisherPairs, KroneckerLayout
 from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import Solution, register
 from influence_dag.solvers.blocks import Restricted
+from influence_dag.solvers.dampings import AutomaticDamping
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock, restored_blocks
 from influence_dag.solvers.rounding import indefinite_error
 
@@ -172,9 +173,10 @@ class KroneckerFactorization:
             raise indefinite_error(*ends, damping=damping, dtype=dtype)
 
     def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
-        r"""$P^{-1} r$ with $P = F + \lambda I$; small eigenvalues count as $\sqrt\epsilon$ the largest.
+        r"""$P^{-1} r$ with $P = F + \lambda I$; small eigenvalues are lifted.
 
-        Without a damping F is often singular: dividing by its rounding would leave nothing else.
+        To $\sqrt\epsilon$ of the largest: without a damping F is often singular, and dividing by
+        its rounding would leave nothing else.
         """
         floor = torch.finfo(rows.dtype).eps ** 0.5 * self.largest_eigenvalue
         floor = 0.0 if damping > floor else floor
@@ -187,6 +189,12 @@ class KroneckerFactorization:
             rotated = block.rotate([rows[:, slice(*place)] for place in block.places])
             block.put_back(rotated * divisor.reciprocal().to(rotated.dtype), out)
         return out
+
+    @property
+    def automatic_damping(self) -> AutomaticDamping:
+        """The mean of the raw eigenvalues: the trace over p of what stands for the curvature."""
+        values = torch.cat([block.eigenvalues.flatten().double() for block in self.blocks])
+        return AutomaticDamping(values.mean().item(), "trace / p of the Kronecker factors")
 
     @property
     def smallest_eigenvalue(self) -> float:

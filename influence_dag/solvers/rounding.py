@@ -1,4 +1,4 @@
-"""What rounding leaves of a curvature: which eigenvalues are zero, which equations have an answer."""
+"""What rounding leaves of a curvature: which eigenvalues are zero, which b have an answer."""
 
 import math
 
