@@ -17,11 +17,13 @@ from influence_dag.solvers import (
     KFAC,
     METHODS,
     Blockwise,
+    ConjugateGradient,
     Direct,
     Factorization,
     Identity,
     LiSSA,
     Method,
+    Nystroem,
     Solution,
     build,
     parameter_blocks,
@@ -33,6 +35,7 @@ from influence_dag.solvers.direct import CholeskyFactor
 from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.forming import worth_forming
 from influence_dag.solvers.rounding import rounding
+from influence_dag.validation.ensembles import in_float64
 
 Damping: TypeAlias = float | Literal["auto"]
 
@@ -45,6 +48,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "lissa": {"on_failure": "warn"},
     "arnoldi": {"on_indefinite": "allow"},
 }
+_LARGEST_PRECISE = 4096  # parameters of a problem that is taken to float64
 _CURVATURES = {"hessian": Hessian, "gauss_newton": GaussNewton}
 
 
@@ -94,16 +98,47 @@ class Inversion:
     ) -> InverseHvpResult:
         """Solve for the gradients of the test rows."""
         objective.check(test)
+        objective.check(train)
+        dtype = objective.dtype
+        objective, train, test = self._precise(objective, train, test)
         gradients = per_sample_gradients(objective, test, of="measurement").dense()
-        return self.solve(objective, train, gradients, batch=batch)
+        return _as(dtype, self._solve(objective, train, gradients, batch))
 
     def solve(
         self, objective: Objective, rows: Rows, rhs: Tensor, *, batch: int | None = None
     ) -> InverseHvpResult:
         """Solve with the curvature of these training rows, of which a loader draws `batch`."""
         objective.check(rows)
+        dtype = objective.dtype
+        objective, rows, _ = self._precise(objective, rows, rows[:1])
+        return _as(dtype, self._solve(objective, rows, rhs.to(objective.dtype), batch))
+
+    def _precise(
+        self, objective: Objective, train: Rows, test: Rows
+    ) -> tuple[Objective, Rows, Rows]:
+        """The problem in float64, on a copy of the model, where no damping hides its rounding.
+
+        Without a damping the digits of H decide what can be told from zero: float32 has too few for
+        an ordinary classifier. Where H would not be formed anyway, or the model holds to a dtype of
+        its own, it stays as it is.
+        """
+        exact = isinstance(self.method, Direct | ConjugateGradient | Nystroem)
+        small = worth_forming(self.method, size=objective.size, rows=len(test), damping=0.0)
+        if self.damping != 0 or not exact or not small or objective.size > _LARGEST_PRECISE:
+            return objective, train, test
+        rows = train.to(dtype=torch.float64), test.to(dtype=torch.float64)
+        try:
+            double = in_float64(objective)
+            double.check(rows[0][:2])
+        except Exception:  # whatever a model of the caller's raises when its dtype changes
+            return objective, train, test
+        return double, *rows
+
+    def _solve(
+        self, objective: Objective, rows: Rows, rhs: Tensor, batch: int | None
+    ) -> InverseHvpResult:
         operator = self._operator(_CURVATURES[self.curvature](objective, rows), len(rhs))
-        method = self._of_batches(operator, batch)
+        method = self._fitted_to(operator, batch)
         factorization, known = self._factorize(objective, method, operator)
         solution = factorization.solve(rhs, damping=known.value, x0=self.start)
         _warn_of_negative(factorization, known.value, rhs.dtype)
@@ -119,14 +154,21 @@ class Inversion:
             return DenseCurvature(curvature.dense())
         return curvature
 
-    def _of_batches(self, operator: Curvature, batch: int | None) -> Method:
-        """LiSSA draws a batch of the loader's size a step, as published, where H is not formed."""
-        method = self.method
-        if not isinstance(method, LiSSA) or isinstance(operator, DenseCurvature):
-            return method
-        if method.batch_size is not None or batch is None:
-            return method
-        return replace(method, batch_size=batch, anchored=True)
+    def _fitted_to(self, operator: Curvature, batch: int | None) -> Method:
+        """The method with what depends on whether H is formed.
+
+        Where it is not, LiSSA draws a batch of the loader's size a step, as published. Where it is,
+        conjugate gradients without damping, which may need any number of steps, get all its
+        eigenpairs for a preconditioner.
+        """
+        method, formed = self.method, isinstance(operator, DenseCurvature)
+        if isinstance(method, LiSSA) and not formed and method.batch_size is None and batch:
+            return replace(method, batch_size=batch, anchored=True)
+        if isinstance(method, ConjugateGradient) and formed and self.damping == 0:
+            asked = method.preconditioner, method.rank
+            if asked == (ConjugateGradient.preconditioner, ConjugateGradient.rank):
+                return replace(method, rank=operator.size)
+        return method
 
     def _factorize(
         self, objective: Objective, method: Method, operator: Curvature
@@ -173,6 +215,16 @@ class Inversion:
             info["optimal"] = info["converged"]
             info["gamma"] = info["residual"] * rhs.norm(dim=1)
         return info
+
+
+def _as(dtype: torch.dtype, result: InverseHvpResult) -> InverseHvpResult:
+    """The result in the caller's precision, whichever it was found in."""
+
+    def cast(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if floating else value
+
+    return InverseHvpResult(cast(result.x), {key: cast(v) for key, v in result.info.items()})
 
 
 def choice(argument: str, value: Any, accepted: tuple[str, ...]) -> str:

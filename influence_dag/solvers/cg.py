@@ -32,7 +32,7 @@ from influence_dag.solvers.spectrum import extreme_eigenvalues
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
 _LEAST = 1000  # iterations a row by default
-_PATIENCE = 100, 500  # iterations, about p, within which a residual has to halve once
+_PATIENCE = 100, 300  # iterations, about p, within which a residual has to halve once
 
 
 @register("cg")
@@ -51,12 +51,12 @@ class ConjugateGradient:
     answer is the one of least norm. (`"jacobi"` and `"ekfac"` would lead out of the range: without
     damping they are not used.) Directions along which the curvature is zero to rounding are
     not followed, and a row whose residual has not halved within p iterations (at least 100, at most
-    500) stops; then a residual of the size of rounding of the longest b counts as met as well.
+    300) stops; then a residual of the size of rounding of the longest b counts as met as well.
 
     `preconditioner`: `"nystroem"` (of that `rank` and `seed`), `"jacobi"` (estimated from `rank`
     products), `"ekfac"` (for curvatures of a model) or `"none"`. `maxiter` counts products per
-    row; default 10 p, at least 1,000. Rows that miss the tolerance raise `NotConvergedError`, or with
-    `on_failure="warn"` are kept and marked in `converged`.
+    row; default 10 p, at least 1,000. Rows that miss the tolerance raise `NotConvergedError`, or
+    with `on_failure="warn"` are kept and marked in `converged`.
     """
 
     rtol: float = 1e-6
@@ -234,9 +234,11 @@ class PreconditionedSystem:
         if (state.niter[failed] < maxiter).any() and not state.negative.any():
             # Where rounding ends a descent differs from one to the next: hence the margin.
             within_reach = round_up(4 * residual[failed].max().item())
+            double = state.x.dtype == torch.float64
+            more = "standardise the columns" if double else "use float64"
             cure = (
                 f"{state.x.dtype} holds no more digits: raise the damping, raise rtol to "
-                f"{within_reach:g}, or use float64"
+                f"{within_reach:g}, or {more}"
             )
         else:
             cure = "raise damping, maxiter or the preconditioner's rank"
