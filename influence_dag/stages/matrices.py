@@ -118,7 +118,8 @@ def _plausible(
     direct = bench.settings.methods.direct
     if values is None or kind != "hessian" or direct is None or direct.on_indefinite != "raise":
         return True
-    return float(values[0]) + min(bench.settings.dampings) > 0
+    known = bench.settings.dampings or (float(values.abs().mean()),)
+    return float(values[0]) + min(known) > 0
 
 
 def _whole(

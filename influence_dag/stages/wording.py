@@ -186,11 +186,13 @@ class Wording:
             return f"{self.asked.fisher} Fisher in Kronecker factors"
         return self.asked.curvature
 
-    def damping(self, blocks: tuple[str, ...] = ()) -> Any:
-        """Of the attributes: λ, the λs of a sweep, those of each block by name, or none."""
+    def damping(self, dampings: tuple[float, ...], blocks: tuple[str, ...] = ()) -> Any:
+        """Of the attributes: λ, the λs of a sweep, those of each block by name, or none.
+
+        `dampings` are the method's, which with `damping: auto` its curvature says.
+        """
         if self.is_dot_product:
             return "none"
-        dampings = self.settings.dampings
         of_study = dampings[0] if len(dampings) == 1 else list(dampings)
         if not self.asked.block_damping:
             return of_study
