@@ -14,7 +14,7 @@ Pair: TypeAlias = tuple[Tensor, Tensor]
 _Result = TypeVar("_Result")
 
 
-class NotCaptured(Exception):
+class NotCaptured(Exception):  # noqa: N818 - a signal between rooms, never seen by a user
     """On some batch, the gradients of these layers are not sums of products of their pairs."""
 
     def __init__(self, layers: set[str]):
@@ -119,7 +119,9 @@ def pair_sums(
     return weighted.T @ a.flatten(0, -2), weighted.sum(0)
 
 
-def pair_norms(a: Float[Tensor, "n *t d_in"], g: Float[Tensor, "n *t d_out"]) -> Float[Tensor, " n"]:
+def pair_norms(
+    a: Float[Tensor, "n *t d_in"], g: Float[Tensor, "n *t d_out"]
+) -> Float[Tensor, " n"]:
     """Of each row, no less than the norm of its gradient of weight and bias."""
     return (a.flatten(1).square().sum(1) + 1) * g.flatten(1).square().sum(1)
 

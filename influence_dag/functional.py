@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hessian
 from influence_dag.gradients import GradientLayout, per_sample_gradients, with_layout
 from influence_dag.influence import influences, perturbation_influences
-from influence_dag.losses import LossFunction, per_sample_loss
+from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective import Objective, Rows
 from influence_dag.perturbation_points import perturbation_point
-from influence_dag.losses import reduced_loss
 from influence_dag.solvers import METHODS, Factorization, Method, Solution, build
 from influence_dag.solvers.blocks import Blocks, Blockwise, parameter_blocks, split_by_block
 

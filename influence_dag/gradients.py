@@ -78,7 +78,8 @@ def per_sample_gradients(
             ),
         )
     parts = [
-        _batch(objective, batch, layout, of, seed) for seed, batch in enumerate(rows.batches(batch_size))
+        _batch(objective, batch, layout, of, seed)
+        for seed, batch in enumerate(rows.batches(batch_size))
     ]
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return layout.assemble(tensors)
@@ -92,22 +93,23 @@ def with_layout(
     Starts from what a few rows of `sample` show; a layer that a later batch shows to be another
     (`NotCaptured`) is left to differentiation row by row, and `compute` is called again.
     """
-    return without_uncaptured(lambda names: compute(gradient_layout(objective, sample, without=names)))
+    return without_uncaptured(
+        lambda names: compute(gradient_layout(objective, sample, without=names))
+    )
 
 
 def _batch(
     objective: Objective, rows: Rows, layout: GradientLayout, of: Of, seed: int
 ) -> dict[str, Tensor]:
-    layers = {b.name if isinstance(b, LinearLayout) else b.layer for b in layout.blocks} - {None}
+    names = (b.name if isinstance(b, LinearLayout) else b.layer for b in layout.blocks)
+    layers = {name for name in names if name is not None}
     theta = objective.params.clone().requires_grad_()
     values = _values(objective, of)
     captured = capture(objective.module, layers, lambda: values(theta, rows))
     pairs = _single_pairs(captured, layout, len(rows))
     dense = [b for b in layout.blocks if isinstance(b, DenseLayout) and b.layer is None]
     written = _dense_gradients(objective, rows, dense, of) if dense else {}
-    check_batch(
-        theta, captured.values, layout.blocks, pairs, written, seed=seed
-    )
+    check_batch(theta, captured.values, layout.blocks, pairs, written, seed=seed)
     tensors: dict[str, Tensor] = {}
     for block in layout.blocks:
         (first, *_) = names = list(block.row_shapes)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from influence_dag.errors import ModelError
-from influence_dag.losses import LossFunction, per_sample_loss
+from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective_checks import check_objective
-from influence_dag.losses import reduced_loss
 from influence_dag.rows import Inputs, Rows
 from influence_dag.twice_differentiable import TwiceDifferentiable
 
@@ -129,10 +128,14 @@ class Objective:
         What the module returns, a tensor or a structure of tensors; a number without axes, from
         a module that squeezes the outputs of a single row, has its axis again.
         """
+        return self.run(self.unflatten(theta), x)
+
+    def run(self, state: dict[str, Tensor], x: Any) -> Any:
+        """The outputs with some named parameters and buffers in the place of the module's own."""
         args = tuple(x) if isinstance(x, tuple | list) else () if isinstance(x, dict) else (x,)
         kwargs = x if isinstance(x, dict) else {}
         with self._kernels:
-            outputs = functional_call(self.module, self.unflatten(theta), args, kwargs)
+            outputs = functional_call(self.module, state, args, kwargs)
         if isinstance(outputs, Tensor) and outputs.ndim == 0:
             return outputs.unsqueeze(0)
         return outputs

@@ -65,7 +65,7 @@ class OutputSpace:
         return OutputSpace(self.objective, self.rows, self.template, used)
 
     def loss_of_flat(self, outputs: Float[Tensor, "n m"], targets: Any) -> Float[Tensor, " n"]:
-        """The loss of each row as a function of `flat(leaves)`, for the rows' own targets or others."""
+        """The loss of each row as a function of `flat(leaves)`, for any targets."""
         tensors = tensors_of(self.template)
         shapes = [tensors[place].shape for place in self.places]
         widths = [shape[1:].numel() for shape in shapes]

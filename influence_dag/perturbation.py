@@ -25,6 +25,7 @@ Route = Literal["auto", "layered", "autograd", "jacobian"]
 _NUMBERS = 2**24  # held at once by one differentiation
 # Of random sums over factors, relative to the norm of a row's terms: float64, and below.
 _TOLERANCE, _LOOSE = {torch.float64: 1e-9}, 1e-3
+_FEW = 8  # factors from which the size of a row's terms is taken
 _SMALL_ROWS = 1e-3  # of the largest row's terms: what rounding may amount to in a small row's
 _SMALL = 2048  # parameters × features up to which the mixed Jacobian is the fastest
 
@@ -103,21 +104,25 @@ def _first_products(
 def _confirmed(
     objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, found: Float[Tensor, "k n _"]
 ) -> bool:
-    if not found.isfinite().all():
-        return False
     u = random_weights(factors.norm(dim=1), len(rows))
     point = InputPoint(objective, rows)
-    truth = _by_autograd(objective, (u @ factors)[None], rows, 1, point)[0].flatten(1)
-    flat = found.flatten(2)
-    difference = (torch.einsum("k,knf->nf", u, flat) - truth).norm(dim=1)
-    scale = torch.einsum("k,kn->n", u.square(), flat.square().sum(2)).sqrt()
+    truth = _flat(_by_autograd(objective, (u @ factors)[None], rows, 1, point))[0]
+    flat = _flat(found)
+    difference = (torch.tensordot(u, flat, dims=1) - truth).norm(dim=1)
+    some = slice(None, None, max(1, len(u) // _FEW))
+    terms = torch.einsum("k,knf->nf", u[some].square(), flat[some].square())
+    scale = (terms.sum(1) * len(u) / len(u[some])).sqrt() + truth.norm(dim=1)
     tolerance = _TOLERANCE.get(objective.dtype, _LOOSE)
     return bool((difference <= tolerance * (scale + _SMALL_ROWS * scale.max())).all())
 
 
+def _flat(products: Float[Tensor, "k n *features"]) -> Float[Tensor, "k n f"]:
+    return products.reshape(*products.shape[:2], -1)
+
+
 def _check_finite(found: Any) -> None:
     for leaf in tensors_of(found):
-        bad = (~leaf.isfinite()).flatten(2).any(2).any(0).nonzero().flatten()
+        bad = (~_flat(leaf).sum(0).isfinite()).any(1).nonzero().flatten()
         if len(bad):
             row = int(bad[0])
             raise ModelError(

@@ -135,8 +135,6 @@ def checked_weights(weights: Tensor) -> Float[Tensor, " n"]:
             "(write weights.double()), and a batch's third part is nothing else: drop positions "
             "or ids of rows from it"
         )
-    if weights.ndim == 2 and weights.shape[1] == 1:
-        weights = weights[:, 0]
     wrong = (~(weights >= 0) | weights.isinf()).nonzero().flatten()
     if len(wrong):
         row = int(wrong[0])
@@ -161,7 +159,7 @@ def _batch(batch: Any) -> Rows:
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise _not_a_batch(batch)
     x, y, *weights = (_tensors(part, batch) for part in batch)
-    return Rows(x, y, checked_weights(_one_tensor(weights[0], batch)) if weights else None)
+    return Rows(x, y, _row_weights(weights[0], batch) if weights else None)
 
 
 def _of_mapping(batch: Mapping[str, Any]) -> Rows:
@@ -172,12 +170,8 @@ def _of_mapping(batch: Mapping[str, Any]) -> Rows:
     x = {name: value for name, value in batch.items() if name not in (target, weight)}
     if not x:
         raise _not_a_batch(batch)
-    weights = None if weight is None else _one_tensor(_tensors(batch[weight], batch), batch)
-    return Rows(
-        _tensors(x, batch),
-        _tensors(batch[target], batch),
-        None if weights is None else checked_weights(weights),
-    )
+    weights = None if weight is None else _row_weights(_tensors(batch[weight], batch), batch)
+    return Rows(_tensors(x, batch), _tensors(batch[target], batch), weights)
 
 
 def _not_a_batch(batch: Any) -> ModelError:
@@ -212,10 +206,10 @@ def _sequence(value: tuple[Any, ...] | list[Any], batch: Any) -> Any:
     return tuple(_tensors(part, batch) for part in value)
 
 
-def _one_tensor(value: Any, batch: Any) -> Tensor:
+def _row_weights(value: Any, batch: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise _not_a_batch(batch)
-    return value
+    return value.squeeze(1) if value.ndim == 2 and value.shape[1] == 1 else value
 
 
 def _concatenated(parts: list[Any], what: str) -> Any:

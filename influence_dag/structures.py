@@ -4,29 +4,67 @@ Inputs, targets and outputs are taken as they come (a tensor, a tuple, a dict, a
 output class); what is done to each tensor is done here, and everything else is handed on.
 """
 
+import copy
+import dataclasses
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree
 
 
 def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     """The value with `function` of every tensor in it; what is no tensor stays as it is.
 
+    Looks into tuples, named tuples, lists, mappings of any class, dataclasses and namespaces.
+
     >>> import torch
     >>> map_tensors(len, {"image": torch.zeros(3, 8), "ages": (torch.zeros(3), None)})
     {'image': 3, 'ages': (3, None)}
     """
-    leaves, structure = _pytree.tree_flatten(value)
-    return _pytree.tree_unflatten(
-        [function(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
-    )
+    if isinstance(value, Tensor):
+        return function(value)
+    names, parts = _parts(value)
+    if parts is None:
+        return value
+    return _with_parts(value, names, [map_tensors(function, part) for part in parts])
+
+
+def _parts(value: Any) -> tuple[list[Any], list[Any] | None]:
+    """What a structure consists of, under its names if it has some; None for what is none."""
+    if isinstance(value, Mapping):
+        return list(value), [value[name] for name in value]
+    if isinstance(value, tuple | list):
+        return [], list(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return names, [getattr(value, name) for name in names]
+    if isinstance(value, SimpleNamespace):
+        return list(vars(value)), list(vars(value).values())
+    return [], None
+
+
+def _with_parts(value: Any, names: list[Any], parts: list[Any]) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(parts)
+    if type(value) is dict:
+        return dict(zip(names, parts, strict=True))
+    if isinstance(value, tuple | list):
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    other = copy.copy(value)
+    for name, part in zip(names, parts, strict=True):
+        if isinstance(value, Mapping):
+            other[name] = part
+        else:
+            object.__setattr__(other, name, part)
+    return other
 
 
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors of a value, in order."""
-    return [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    found: list[Tensor] = []
+    map_tensors(lambda leaf: found.append(leaf) or leaf, value)
+    return found
 
 
 def with_tensors(value: Any, tensors: list[Tensor]) -> Any:

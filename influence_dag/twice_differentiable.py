@@ -14,6 +14,7 @@ from influence_dag.errors import ModelError
 
 NOT_FOLLOWED = (RuntimeError, NotImplementedError)  # what torch raises for what it cannot do
 
+_FUSED = vars(torch)["_weight_norm"]
 _ATTENTION = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
@@ -65,13 +66,13 @@ def _normalises_weights(layer: nn.Module) -> bool:
 
 class _UnfusedWeightNorm(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._weight_norm:
+        if func is _FUSED:
             return _weight_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """$g v / \\lVert v \\rVert$, the norm over all axes but `dim` (-1: over all)."""
+    r"""$g v / \lVert v \rVert$, the norm over all axes but `dim` (-1: over all)."""
     others = [axis for axis in range(v.ndim) if axis != dim % v.ndim or dim == -1]
     return v * (g / v.square().sum(others, keepdim=True).sqrt())
 

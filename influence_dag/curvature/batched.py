@@ -14,11 +14,11 @@ from torch import Tensor
 
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.curvature.products import (
+    balanced_vector,
     check_symmetric,
     check_symmetric_products,
-    parameter_groups,
     products_agree,
-    random_in_groups,
+    random_vectors,
 )
 from influence_dag.footprint import saved_numbers
 from influence_dag.objective import Objective, Rows, without_denormals
@@ -39,13 +39,15 @@ class BatchedCurvature(ABC):
 
     `route` says how `dense` is formed: by matrix products for networks of Linear and
     elementwise layers ("layered"), one product a column for any model ("autograd"), or the
-    former where possible ("auto"). Both give the same matrix.
+    former where possible ("auto"). Both give the same matrix. `checked` curvatures, over some
+    rows of one whose second derivatives have been seen to be symmetric, are taken as such.
     """
 
     objective: Objective
     rows: Rows
     batch_size: int = field(default=512, kw_only=True)
     route: Route = field(default="auto", kw_only=True)
+    checked: bool = field(default=False, kw_only=True)
 
     @property
     def size(self) -> int:
@@ -66,8 +68,7 @@ class BatchedCurvature(ABC):
 
         Raises `ModelError` where torch has no second derivative, or one that is not symmetric.
         """
-        self._check_symmetry
-        return self._sum_of(vectors, self.rows).div_(self.rows.weight_sum).to(vectors.dtype)
+        return self._sum(vectors).div_(self.rows.weight_sum).to(vectors.dtype)
 
     def dense(self) -> Float[Tensor, "p p"]:
         """The matrix, exactly symmetric."""
@@ -80,6 +81,7 @@ class BatchedCurvature(ABC):
         In closed form where the network is layered, if random products with double backward over
         all of the rows agree; else column by column. Raises as `apply`.
         """
+        self.check_derivatives(rows)
         if self.route != "autograd":
             network = LayeredNetwork.of(self.objective, rows)
             with suppress(*NOT_FOLLOWED):  # a loss without a second derivative, told below
@@ -103,15 +105,25 @@ class BatchedCurvature(ABC):
 
     def _product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
         """`product`; by plain autograd where torch.func cannot follow the model."""
-        with suppress(*NOT_FOLLOWED):
-            product = self.product(batch)
-            product(self.objective.params[None])  # some operators fail when they are asked only
-            return product
-        try:
-            plain = self.plain_product(batch)
-            plain(self.objective.params)
-        except NOT_FOLLOWED as error:
-            raise no_derivative("second", self.objective, error) from error
+        ways = [self.product, self._one_by_one]
+        recorded: list[Callable[[Tensor], Tensor]] = []
+
+        def products(vectors: Tensor) -> Tensor:
+            while True:
+                try:
+                    if not recorded:
+                        recorded.append(ways[0](batch))
+                    return recorded[0](vectors)
+                except NOT_FOLLOWED as error:
+                    if len(ways) == 1 or isinstance(error, torch.OutOfMemoryError):
+                        raise no_derivative("second", self.objective, error) from error
+                    ways.pop(0)
+                    recorded.clear()
+
+        return products
+
+    def _one_by_one(self, batch: Rows) -> Callable[[Tensor], Tensor]:
+        plain = self.plain_product(batch)
         return lambda vectors: torch.stack([plain(vector) for vector in vectors])
 
     def _sum_of_products(self, rows: Rows) -> Float[Tensor, "p p"]:
@@ -122,10 +134,10 @@ class BatchedCurvature(ABC):
 
     def _confirms(self, total: Float[Tensor, "p p"], rows: Rows) -> bool:
         """Whether products by double backward over all rows are those of the matrix."""
-        groups = parameter_groups(self.objective)
-        vectors = random_in_groups(groups, self.size).to(self.device, self.dtype)
-        products = self._sum_of(vectors, rows)
-        same = products_agree(total, vectors, products, groups, self.objective.dtype)
+        places = list(self.objective.slices.values())
+        vector = balanced_vector(total, places).to(self.dtype)
+        (product,) = self._sum_of(vector[None], rows)
+        same = products_agree(total, vector, product, places, self.dtype)
         if not same:
             warnings.warn(
                 f"{type(self.objective.module).__name__} is no chain of Linear and elementwise "
@@ -136,15 +148,22 @@ class BatchedCurvature(ABC):
         return same
 
     @cached_property
-    def _check_symmetry(self) -> None:
-        """Raise `ModelError` unless u · (C v) = v · (C u) for random u and v, over all rows."""
-        u, v = random_in_groups([slice(0, self.size)] * 2, self.size).to(self.device, self.dtype)
-        Cu, Cv = self._sum_of(torch.stack([u, v]), self.rows)
-        check_symmetric_products((u, Cu), (v, Cv), self.objective)
+    def _sum(self) -> Callable[[Float[Tensor, "k p"]], Float[Tensor, "k p"]]:
+        """The sum over all rows times vectors, of which u · (C v) = v · (C u) has been seen."""
+        if not self.checked:
+            self.check_derivatives(self.rows)
+            u, v = random_vectors(2, self.size).to(self.device, self.dtype)
+            Cu, Cv = self._sum_of(torch.stack([u, v]), self.rows)
+            check_symmetric_products((u, Cu), (v, Cv), self.objective)
+        return lambda vectors: self._sum_of(vectors, self.rows)
 
     def _columns(self, batch: Rows) -> int:
         widest = max(saved_numbers(self.objective, batch), default=1)
         return max(1, min(_COLUMNS, _NUMBERS // max(1, widest * len(batch))))
+
+    @abstractmethod
+    def check_derivatives(self, rows: Rows) -> None:
+        """Raise `ModelError` for derivatives that autograd has wrong, where that can be seen."""
 
     @abstractmethod
     def product(self, batch: Rows) -> Callable[[Float[Tensor, "k p"]], Float[Tensor, "k p"]]:

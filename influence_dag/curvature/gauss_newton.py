@@ -26,6 +26,9 @@ class GaussNewton(BatchedCurvature):
     a model linear in θ (Schraudolph, 2002; Martens, 2020).
     """
 
+    def check_derivatives(self, rows: Rows) -> None:
+        """Nothing: of the network it takes first derivatives alone."""
+
     def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
         space = OutputSpace.of(self.objective, batch)
         return gauss_newton_product(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from influence_dag.curvature.batched import BatchedCurvature
+from influence_dag.curvature.finite_differences import check_second_derivatives
 from influence_dag.curvature.layered import LayeredNetwork
 from influence_dag.curvature.structured import second_derivative_sum
 from influence_dag.objective import Rows
@@ -23,6 +24,9 @@ class Hessian(BatchedCurvature):
 
     Indefinite in general. A product costs about two gradients (Pearlmutter, 1994).
     """
+
+    def check_derivatives(self, rows: Rows) -> None:
+        check_second_derivatives(self.objective, rows)
 
     def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
         def total_loss(theta: Tensor) -> Tensor:

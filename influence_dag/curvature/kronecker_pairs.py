@@ -261,7 +261,9 @@ class FisherPairs:
     ) -> Float[Tensor, "c n m"]:
         """Root vectors in the flat outputs; a loss of one tensor is asked in its own shape."""
         one = isinstance(space.template, Tensor)
-        loss, outputs = (self.objective.loss, leaves[0]) if one else (space.loss_of_flat, flat(leaves))
+        loss, outputs = (
+            (self.objective.loss, leaves[0]) if one else (space.loss_of_flat, flat(leaves))
+        )
         roots = output_roots(
             loss, outputs.detach(), space.rows.y, fisher=self.fisher, generator=generator
         )
@@ -278,7 +280,11 @@ class FisherPairs:
         self._check_calls(calls)
         gradients = [
             torch.autograd.grad(
-                outputs, [out for _, _, out in calls], root, retain_graph=True, materialize_grads=True
+                outputs,
+                [out for _, _, out in calls],
+                root,
+                retain_graph=True,
+                materialize_grads=True,
             )
             for root in roots
         ]
@@ -305,12 +311,10 @@ class FisherPairs:
     def _check_pairs(
         self, pairs: dict[str, Pair], theta: Tensor, outputs: Tensor, roots: Tensor
     ) -> None:
-        r"""$\sum_{ic} u_i r_c g_{ic}$ of the pairs against one backward pass of $u_i r_c v_{ic}$."""
+        r"""Compare $\sum_{ic} u_i r_c g_{ic}$ with one backward pass of $u_i r_c v_{ic}$."""
         generator = torch.Generator().manual_seed(len(outputs))
         r = torch.randn(len(roots), generator=generator, dtype=torch.float64).to(roots)
-        mixed = {
-            name: (a, torch.einsum("c,c...->...", r, g)) for name, (a, g) in pairs.items()
-        }
+        mixed = {name: (a, torch.einsum("c,c...->...", r, g)) for name, (a, g) in pairs.items()}
         blocks = [
             LinearLayout(layer.name, layer.weight, layer.bias, 0, 0) for layer in self.layout.layers
         ]

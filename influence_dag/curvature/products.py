@@ -1,4 +1,4 @@
-"""Random products with a curvature: what shows that two routes give one matrix, and a symmetric one."""
+"""Random products with a curvature: they show whether two routes agree, and its symmetry."""
 
 import torch
 from jaxtyping import Float
@@ -7,52 +7,52 @@ from torch import Tensor
 from influence_dag.errors import ModelError
 from influence_dag.objective import Objective
 
-_GROUPS = 8  # of parameters, whose blocks of the matrix are compared one by one
-# Largest differences that rounding explains, relative to a block's norm: float64, and below.
+# Largest differences that rounding explains, relative to a product's norm: float64, and below.
 _AGREEMENT, _LOOSE_AGREEMENT = {torch.float64: 1e-9}, 1e-3
 _ASYMMETRY, _LOOSE_ASYMMETRY = {torch.float64: 1e-7}, 1e-3
-_ROUNDING = 100  # units of the whole matrix's
+_ROUNDING = 100  # units, of the largest entry of a product
 
 
-def parameter_groups(objective: Objective) -> list[slice]:
-    """The places of the parameters in θ, neighbours together where there are many."""
-    places = list(objective.slices.values())
-    each = -(-len(places) // _GROUPS)
-    runs = [places[start : start + each] for start in range(0, len(places), each)]
-    return [slice(run[0].start, run[-1].stop) for run in runs]
-
-
-def random_in_groups(groups: list[slice], size: int) -> Float[Tensor, "k p"]:
-    """A random vector for each group of parameters, zero outside of it; the same every time."""
+def random_vectors(count: int, size: int) -> Float[Tensor, "k p"]:
+    """Random rows, the same every time."""
     generator = torch.Generator().manual_seed(0)
-    vectors = torch.zeros(len(groups), size, dtype=torch.float64)
-    for vector, place in zip(vectors, groups, strict=True):
-        vector[place] = torch.randn(place.stop - place.start, generator=generator).double()
-    return vectors
+    return torch.randn(count, size, generator=generator, dtype=torch.float64)
+
+
+def balanced_vector(matrix: Float[Tensor, "p p"], places: list[slice]) -> Float[Tensor, " p"]:
+    """A random vector that is large where the matrix's diagonal is small, tensor by tensor.
+
+    So no parameter's columns are hidden by those of another, of inputs a thousand times as large.
+    """
+    (vector,) = random_vectors(1, len(matrix)).to(matrix)
+    diagonal = matrix.diagonal().abs()
+    floor = torch.finfo(torch.float32).eps * diagonal.max()
+    for place in places:
+        vector[place] /= (
+            (diagonal[place].mean() + floor).sqrt().clamp(min=torch.finfo(vector.dtype).tiny)
+        )
+    return vector
 
 
 def products_agree(
     matrix: Float[Tensor, "p p"],
-    vectors: Float[Tensor, "k p"],
-    products: Float[Tensor, "k p"],
-    groups: list[slice],
+    vector: Float[Tensor, " p"],
+    product: Float[Tensor, " p"],
+    places: list[slice],
     dtype: torch.dtype,
 ) -> bool:
-    """Whether `products` are the matrix times `vectors`, in every block of parameters.
-
-    `vectors` are those of `random_in_groups`; a block counts by its own norm, so that one of
-    small numbers is not hidden by another's.
-    """
-    if not products.isfinite().all():
+    """Whether `product` is the matrix, which is symmetric, times the vector, tensor by tensor."""
+    if not product.isfinite().all():
         return True  # neither route has numbers: for others to tell
     tolerance = _AGREEMENT.get(dtype, _LOOSE_AGREEMENT)
-    rounding = _ROUNDING * torch.finfo(dtype).eps * matrix.norm()
-    for vector, product, columns in zip(vectors, products, groups, strict=True):
-        for rows in groups:
-            block = matrix[rows, columns]
-            difference = (block @ vector[columns].to(matrix) - product[rows]).norm()
-            if not difference <= tolerance * block.norm() + rounding:
-                return False
+    found = vector.to(matrix) @ matrix
+    sizes = (matrix.diagonal().abs() + torch.finfo(matrix.dtype).tiny).sqrt()
+    rounding = _ROUNDING * torch.finfo(dtype).eps * (product / sizes).abs().max()
+    for place in places:
+        difference = (found[place] - product[place]).norm()
+        allowed = rounding * sizes[place].norm() + tolerance * product[place].norm()
+        if not difference <= allowed:
+            return False
     return True
 
 
@@ -73,7 +73,7 @@ def check_symmetric_products(
     difference = float((u.double() @ Cv.double() - v.double() @ Cu.double()).abs())
     # A product in lower precision is off by rounding in each of its p entries.
     slack = max(1.0, len(u) ** 0.5 / 100)
-    _refuse_above(difference, float((Cu.double().norm() + Cv.double().norm())), objective, slack)
+    _refuse_above(difference, float(Cu.double().norm() + Cv.double().norm()), objective, slack)
 
 
 def _refuse_above(difference: float, scale: float, objective: Objective, slack: float) -> None:

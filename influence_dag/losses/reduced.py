@@ -11,7 +11,6 @@ A loss for which it is neither weighs rows by something that its values on singl
 (class weights in a function of one's own, positions that are ignored in some rows) and is refused.
 """
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -100,7 +99,14 @@ class ReducedLoss:
         With `weights` of rows, the mean that they weigh is right as well.
         """
         losses, shares = self.parts.shares(output, target)
-        whole = self.parts.whole(output, target)
+        try:
+            whole = self.parts.whole(output, target)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"the loss fails on a batch with targets {described(target)}: "
+                f"{type(error).__name__}: {error}; torch wants class labels as int64 (n,) and "
+                "numbers in the outputs' type and shape: convert them in the data or in the loss"
+            ) from error
         if whole.shape == losses.shape:
             pairs = [(losses, losses.abs() + losses.abs().mean())]
         elif whole.numel() == 1:
@@ -111,7 +117,9 @@ class ReducedLoss:
                 f"the loss returns {tuple(whole.shape)} for a batch of {len(losses)} rows; it has "
                 "to return one number, or one a row"
             )
-        if not any(bool(((found - whole).abs() <= tolerance * size).all()) for found, size in pairs):
+        if not any(
+            bool(((found - whole).abs() <= tolerance * size).all()) for found, size in pairs
+        ):
             raise _weighs_rows(whole, pairs[0][0])
 
 
@@ -241,6 +249,12 @@ class _OneByOne:
     loss: LossFunction
 
     def losses(self, output: Any, target: Any) -> Tensor:
+        if not tensors_of(output):
+            raise ModelError(
+                f"the model returns an object of type {described(output)}; its rows can be told "
+                "apart in a tensor, and in tuples, mappings and dataclasses of tensors: return one "
+                "of those, or give a loss of one value a row"
+            )
         rows = len(tensors_of((target, output))[0])
         leaves = tensors_of((output, target))
         split = [leaf.ndim > 0 and len(leaf) == rows for leaf in leaves]

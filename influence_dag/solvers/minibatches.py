@@ -17,7 +17,8 @@ def minibatch(curvature: Curvature, index: Int[Tensor, " b"]) -> Curvature:
     if isinstance(curvature, Restricted):
         return replace(curvature, curvature=minibatch(curvature.curvature, index))
     rows = _rows(curvature)
-    return replace(curvature, rows=rows[index])  # pyright: ignore[reportArgumentType]
+    seen = {"checked": True} if hasattr(curvature, "checked") else {}
+    return replace(curvature, rows=rows[index], **seen)  # pyright: ignore[reportArgumentType]
 
 
 def row_count(curvature: Curvature) -> int:

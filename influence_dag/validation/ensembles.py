@@ -146,7 +146,7 @@ class WeightedLosses:
         losses = self.objective.losses
         if self.own is None:
             return _over_members(lambda point: losses(point, self.rows), theta)
-        rows = self.rows[self.own]
+        rows = self.rows.unweighted[self.own]
         try:
             return vmap(lambda point, x, y: losses(point, Rows(x, y)))(theta, rows.x, rows.y)
         except RuntimeError:  # as in _over_members

@@ -187,7 +187,9 @@ def _result(row: int, course: list[_State], predicted: list[float]) -> TrainingA
 def _fitted_again(
     objective: Objective, train: Rows, weight_decay: float, tolerance: float
 ) -> Objective:
-    refits = refit(objective, train, train.shares[None], weight_decay=weight_decay, tolerance=tolerance)
+    refits = refit(
+        objective, train, train.shares[None], weight_decay=weight_decay, tolerance=tolerance
+    )
     return refits.member(0)
 
 

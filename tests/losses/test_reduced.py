@@ -1,0 +1,192 @@
+"""Losses of batches: what each row is given, and which batches can be made of that."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from influence_dag.errors import ModelError
+from influence_dag.losses import cross_entropy, reduced_loss
+
+CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 25.0], dtype=torch.float64)
+
+
+@pytest.fixture
+def outputs():
+    return torch.randn(7, 3, dtype=torch.float64)
+
+
+@pytest.fixture
+def labels():
+    return torch.tensor([0, 1, 2, 1, 0, 2, 2])
+
+
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS)
+
+    def forward(self, output, target):
+        return self.inner(output, target)
+
+
+def check(loss, output, target, weights=None):
+    reduced_loss(loss).check(output, target, weights, tolerance=1e-9)
+
+
+KNOWN = {
+    "module": nn.CrossEntropyLoss(weight=CLASS_WEIGHTS),
+    "partial": functools.partial(F.cross_entropy, weight=CLASS_WEIGHTS),
+    "partial of a sum": functools.partial(F.cross_entropy, weight=CLASS_WEIGHTS, reduction="sum"),
+    "own, one a row": lambda f, y: F.cross_entropy(f, y, weight=CLASS_WEIGHTS, reduction="none"),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_class_weights_that_are_seen_multiply_the_losses_of_rows(name, outputs, labels):
+    expected = F.cross_entropy(outputs, labels, weight=CLASS_WEIGHTS, reduction="none")
+    assert_close(reduced_loss(KNOWN[name])(outputs, labels), expected)
+    check(KNOWN[name], outputs, labels)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda f, y: F.cross_entropy(f, y, weight=CLASS_WEIGHTS), Own()],
+    ids=["lambda", "own module"],
+)
+def test_class_weights_that_cancel_in_batches_of_one_are_refused_with_the_cure(
+    loss, outputs, labels
+):
+    with pytest.raises(ModelError, match=r"weighs rows.*reduction='none'.*\(x, y, weights\)"):
+        check(loss, outputs, labels)
+
+
+def test_the_weights_of_rows_that_explain_the_batch_are_the_cure(outputs, labels):
+    def weighted(f, y):
+        return F.cross_entropy(f, y, weight=CLASS_WEIGHTS)
+
+    check(weighted, outputs, labels, CLASS_WEIGHTS[labels])
+    with pytest.raises(ModelError, match="weighs rows"):
+        check(weighted, outputs, labels, 1 + torch.arange(7.0))
+
+
+def hardest_half(output, target):
+    return F.cross_entropy(output, target, reduction="none").topk(len(target) // 2 + 1)[0].mean()
+
+
+BATCHES = {
+    "mean of the hardest half": hardest_half,
+    "root of the mean": lambda f, y: F.mse_loss(f[:, 0], y.double()).sqrt(),
+    "centred": lambda f, y: (F.cross_entropy(f, y, reduction="none") - f.mean()).mean() + f.std(),
+    "broadcast": lambda f, y: F.mse_loss(f[:, :1], y.double()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_loss_of_batches_that_is_no_mean_of_its_rows_is_refused(name, outputs, labels):
+    with pytest.raises(ModelError, match="of a batch"):
+        check(BATCHES[name], outputs, labels)
+
+
+def test_ignored_positions_are_left_out_of_a_rows_mean_however_the_loss_is_written():
+    output = torch.randn(5, 3, 4, dtype=torch.float64)
+    target = torch.randint(0, 3, (5, 4))
+    for row in range(4):
+        target[row, 1 + row :] = -100
+    target[4] = -100
+    each = [
+        F.cross_entropy(f[None, :, :k], y[None, :k])
+        for k, f, y in zip(range(1, 5), output[:4], target[:4], strict=True)
+    ]
+    expected = torch.stack([*each, torch.zeros((), dtype=torch.float64)])
+    for loss in (cross_entropy, reduced_loss(F.cross_entropy), reduced_loss(nn.CrossEntropyLoss())):
+        assert_close(loss(output, target), expected)
+    assert_close(reduced_loss(nn.CrossEntropyLoss(ignore_index=-100))(output, target), expected)
+
+
+def test_a_mean_over_all_labelled_positions_weighs_rows_by_their_number():
+    output, target = torch.randn(3, 3, 4, dtype=torch.float64), torch.randint(0, 3, (3, 4))
+    check(nn.CrossEntropyLoss(), output, target)
+    target[0, 1:] = -100
+    with pytest.raises(ModelError, match="ignored positions"):
+        check(nn.CrossEntropyLoss(), output, target)
+    check(nn.CrossEntropyLoss(), output, target, torch.tensor([1.0, 4.0, 4.0]))
+
+
+def test_class_weights_at_positions_multiply_positions():
+    output, target = torch.randn(4, 3, 5, dtype=torch.float64), torch.randint(0, 3, (4, 5))
+    loss = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS)
+    values = F.cross_entropy(output, target, weight=CLASS_WEIGHTS, reduction="none")
+    assert_close(reduced_loss(loss)(output, target), values.mean(1))
+    check(loss, output, target)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        nn.BCEWithLogitsLoss(weight=torch.tensor([1.0, 2.0, 3.0])),
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 3.0])),
+        nn.MSELoss(),
+        nn.SmoothL1Loss(beta=0.3),
+        nn.HuberLoss(delta=0.3),
+        nn.L1Loss(),
+        nn.KLDivLoss(reduction="batchmean"),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_losses_of_numbers_are_torchs_on_batches_of_one(loss):
+    output, target = torch.randn(6, 3), torch.rand(6, 3)
+    each = [loss(output[i : i + 1], target[i : i + 1]) for i in range(6)]
+    assert_close(reduced_loss(loss)(output, target), torch.stack(each))
+    reduced_loss(loss).check(output, target, None, tolerance=1e-5)
+
+
+LABELS = {
+    "int32": lambda y: y.int(),
+    "whole floats": lambda y: y.double(),
+    "a column": lambda y: y[:, None],
+    "uint8": lambda y: y.byte(),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_any_whole_kind_are_classes(kind, outputs, labels):
+    expected = F.cross_entropy(outputs, labels, reduction="none")
+    for loss in (cross_entropy, reduced_loss(F.cross_entropy), reduced_loss(nn.CrossEntropyLoss())):
+        assert_close(loss(outputs, LABELS[kind](labels)), expected)
+
+
+def test_booleans_are_two_classes_and_numbers(outputs):
+    truth = torch.tensor([True, False, True, True, False, False, True])
+    assert_close(
+        cross_entropy(outputs[:, :2], truth),
+        F.cross_entropy(outputs[:, :2], truth.long(), reduction="none"),
+    )
+    assert_close(
+        reduced_loss(nn.BCEWithLogitsLoss())(outputs[:, :1], truth),
+        F.binary_cross_entropy_with_logits(outputs[:, 0], truth.double(), reduction="none"),
+    )
+
+
+def test_targets_in_a_structure_go_to_the_loss_as_they_are(outputs, labels):
+    def several(f, y):
+        return F.cross_entropy(f["logits"], y["label"]) + (f["aux"][0] - y["value"]).square().mean()
+
+    output = {"logits": outputs, "aux": (outputs[:, 0], None), "name": "x"}
+    target = {"label": labels, "value": torch.arange(7.0, dtype=torch.float64)}
+    expected = F.cross_entropy(outputs, labels, reduction="none")
+    expected = expected + (outputs[:, 0] - target["value"]).square()
+    assert_close(reduced_loss(several)(output, target), expected)
+    check(several, output, target)
+
+
+def test_outputs_without_tensors_are_refused_by_their_kind(labels):
+    class Box:
+        pass
+
+    with pytest.raises(ModelError, match="object of type Box"):
+        reduced_loss(lambda f, y: f.value)(Box(), labels)

@@ -1,0 +1,87 @@
+"""Batches as loaders give them, and the weights of rows."""
+
+import collections
+
+import numpy as np
+import pytest
+import torch
+
+from influence_dag.errors import ModelError
+from influence_dag.objective import Rows
+
+x, y = torch.randn(6, 3), torch.arange(6) % 2
+
+
+def gathered(*batches):
+    return Rows.from_loader(list(batches))
+
+
+FORMS = {
+    "numpy": (x.numpy(), y.numpy()),
+    "lists": (x.tolist(), y.tolist()),
+    "numpy numbers": (x, [np.int64(k) for k in y.tolist()]),
+    "a list of two": [x, y],
+}
+
+
+@pytest.mark.parametrize("name", ["numpy", "numpy numbers", "a list of two"])
+def test_arrays_and_lists_of_numbers_become_tensors(name):
+    rows = gathered(FORMS[name])
+    assert torch.equal(rows.x, x)
+    assert torch.equal(rows.y, y)
+
+
+@pytest.mark.parametrize("key", ["labels", "label", "target", "y"])
+def test_a_mapping_is_its_labels_and_what_goes_to_the_model_by_name(key):
+    batch = collections.UserDict(tokens=x, mask=x > 0, **{key: y})
+    rows = gathered(batch, batch)
+    assert list(rows.x) == ["tokens", "mask"]
+    assert torch.equal(rows.y, torch.cat([y, y]))
+    assert rows.weights is None
+
+
+def test_a_third_part_and_a_name_are_the_weights_of_rows():
+    w = torch.tensor([1.0, 2.0, 0.0, 0.5, 3.0, 1.0])
+    for rows in (gathered((x, y, w)), gathered({"x": x, "y": y, "weights": w[:, None]})):
+        assert torch.equal(rows.weights, w)
+        assert rows.weight_sum == 7.5
+        assert torch.allclose(rows.shares, w.double() / 7.5)
+        assert torch.equal(rows[2:4].weights, w[2:4])
+
+
+def test_a_batch_may_weigh_nothing_if_another_does():
+    rows = gathered((x, y, torch.zeros(6)), (x, y, torch.ones(6)))
+    assert rows.weight_sum == 6
+
+
+REFUSED = {
+    "one tensor": (x, r"float32 \(6, 3\).*wanted \(x, y\)"),
+    "four parts": ((x, y, y, y), "tuple of"),
+    "a mapping without labels": ({"tokens": x, "mask": x}, "with 'labels'"),
+    "text": (({"tokens": x, "text": ["a"] * 6}, y), r"holds a str.*drop it"),
+    "positions for weights": ((x, y, torch.arange(6)), r"weights of rows are int64.*positions"),
+    "negative weights": ((x, y, -torch.ones(6)), "row 0 has weight -1.0"),
+    "weights of nan": ((x, y, torch.full((6,), torch.nan)), "row 0 has weight nan"),
+    "no weight at all": ((x, y, torch.zeros(6)), "all rows are zero"),
+    "weights of another shape": ((x, y, torch.ones(6, 2)), "one number a row"),
+    "other lengths": ((x, y[:3]), r"\[3, 6\]"),
+    "no axis": ((x, torch.tensor(1)), "without axes"),
+    "a string for the loader's batch": ("abc", "batch of the data loader is a str"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_other_batches_are_refused_with_what_was_seen(case):
+    batch, message = REFUSED[case]
+    with pytest.raises(ModelError, match=message):
+        gathered(batch)
+
+
+def test_batches_of_other_lengths_of_rows_ask_for_padding():
+    with pytest.raises(ModelError, match=r"differ from batch to batch.*pad"):
+        gathered((torch.ones(2, 3), y[:2]), (torch.ones(2, 4), y[:2]))
+
+
+def test_weights_in_some_batches_only_are_refused():
+    with pytest.raises(ModelError, match="some batches"):
+        gathered((x, y, torch.ones(6)), (x, y))
