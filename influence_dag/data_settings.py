@@ -8,6 +8,7 @@ from pydantic import (
     Field,
     PositiveInt,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -33,6 +34,15 @@ class FeatureSettings(Settings):
     columns: tuple[str, ...] | None = Field(
         default=None, description="feature columns in order; default: all but id, target, weight"
     )
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_keeps_something(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError(
+                "a scale of 0 leaves nothing of the features; 1 leaves them as they are"
+            )
+        return value
 
     @model_validator(mode="after")
     def _dims_match_shape(self) -> "FeatureSettings":

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from influence_dag.settings import Settings
+from influence_dag.settings import Seed, Settings
 
 OnFailure = Literal["raise", "warn"]
 Fisher = Literal["exact", "sampled", "empirical"]
@@ -91,7 +91,7 @@ class ConjugateGradientSettings(MethodSettings):
     maxiter: PositiveInt | None = None
     preconditioner: Literal["none", "jacobi", "nystroem", "ekfac"] = "nystroem"
     rank: PositiveInt = Field(default=100, description="of the Nyström or Jacobi preconditioner")
-    seed: int = 0
+    seed: Seed = 0
     on_failure: OnFailure = "raise"
 
 
@@ -103,7 +103,7 @@ class LissaSettings(MethodSettings):
     scale: PositiveFloat | None = Field(default=None, description="default: estimated")
     rtol: PositiveFloat = 1e-4
     batch_size: PositiveInt | None = Field(default=None, description="default: all rows")
-    seed: int = 0
+    seed: Seed = 0
     on_failure: OnFailure = "raise"
 
 
@@ -119,7 +119,7 @@ class ArnoldiSettings(MethodSettings):
     on_device: bool = Field(
         default=False, description="small eigenproblems on compute.device, not on the processor"
     )
-    seed: int = 0
+    seed: Seed = 0
     on_failure: OnFailure = "raise"
 
     @property
@@ -132,7 +132,7 @@ class NystroemSettings(MethodSettings):
     """A randomised low-rank sketch (Frangella, Tropp & Udell 2021)."""
 
     rank: PositiveInt = 100
-    seed: int = 0
+    seed: Seed = 0
     power_iterations: int = Field(default=1, ge=0)
 
 
@@ -145,7 +145,7 @@ class KroneckerSettings(MethodSettings):
     fisher: Fisher = Field(
         default="exact", description="exact | sampled labels | empirical (data labels)"
     )
-    seed: int = 0
+    seed: Seed = 0
 
 
 class IdentitySettings(MethodSettings):

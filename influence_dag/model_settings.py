@@ -14,6 +14,7 @@ from pydantic import (
 
 from influence_dag.settings import (
     CallableName,
+    Seed,
     Settings,
     callable_name,
 )
@@ -27,7 +28,7 @@ class FitSettings(Settings):
     weight_decay: NonNegativeFloat = Field(
         default=0.0, description="w, the L2 penalty (w/2)‖θ‖² on every trainable parameter"
     )
-    seed: int = 0
+    seed: Seed = 0
     learning_rate: PositiveFloat | None = Field(
         default=None, description="adam, sgd: the step size (lbfgs searches its own)"
     )

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
-from influence_dag.errors import ModelError, StudyError
+from influence_dag.errors import InfluenceDagError, ModelError, StudyError
 from influence_dag.fitting import FitReport, fit
 from influence_dag.model_settings import FitSettings, ModelSettings
 from influence_dag.project_code import code_hashes, forget_outdated
@@ -68,6 +68,17 @@ def _import_from(module_name: str, root: Path, context: str) -> Any:
             ) from error
         raise StudyError(
             f"{context}: no module {error.name!r}; looked in {root} and in the installed packages"
+        ) from error
+    except SyntaxError as error:
+        where = f"{error.filename}:{error.lineno}"
+        raise StudyError(f"{context}: {where}: not Python: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        if isinstance(error, InfluenceDagError):
+            raise
+        said = f"{type(error).__name__}: {error}"
+        raise StudyError(
+            f"{context}: importing {module_name} ended in {said:.500}; code that a study names "
+            "has to be importable, without running anything"
         ) from error
     finally:
         sys.path.remove(str(root))

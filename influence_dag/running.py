@@ -1,5 +1,6 @@
 """The pipeline without a UI: the same assets, in this process."""
 
+import reprlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.query import StudyResults, open_study
 from influence_dag.store import ArtifactStore
 from influence_dag.study import Study, StudySettings, study_name
+from influence_dag.study_files import read_yaml
 
 COMPONENT = "influence_dag.components.InfluenceStudy"
 
@@ -25,16 +27,13 @@ def load_study(folder: str | Path) -> Study:
     path = path / "defs.yaml" if path.is_dir() else path
     if not path.is_file():
         raise StudyError(f"{path} does not exist; give a study's folder, with a defs.yaml in it")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise StudyError(f"{path} is not YAML: {error}") from error
+    content, nodes = read_yaml(path)
     if not isinstance(content, dict) or content.get("type") != COMPONENT:
         raise StudyError(f"{path}: `type` must be {COMPONENT}")
     try:
         settings = StudySettings.model_validate(content.get("attributes") or {})
     except ValidationError as error:
-        raise StudyError(_explained(path, error)) from error
+        raise StudyError(_explained(path, nodes, error)) from error
     return Study(study_name(path.parent), settings, project_root(path.parent))
 
 
@@ -46,9 +45,8 @@ def project_root(folder: Path) -> Path:
     )
 
 
-def _explained(path: Path, error: ValidationError) -> str:
+def _explained(path: Path, nodes: yaml.Node | None, error: ValidationError) -> str:
     """Pydantic's findings, each with its line in the file."""
-    nodes = yaml.compose(path.read_text())
     found = []
     for item in error.errors():
         line, where = _place(nodes, item["loc"], missing=item["type"] == "missing")
@@ -59,7 +57,11 @@ def _explained(path: Path, error: ValidationError) -> str:
 
 def _seen(item: Any) -> str:
     """The offending value, unless it is a group of settings that lacks something."""
-    return "" if isinstance(item["input"], dict) else f" (got {item['input']!r})"
+    return "" if isinstance(item["input"], dict) else f" (got {_SHORT.repr(item['input']):.200})"
+
+
+_SHORT = reprlib.Repr()  # a value may be as long as its writer likes
+_SHORT.maxstring = _SHORT.maxother = 120
 
 
 def _place(nodes: Any, location: tuple[Any, ...], *, missing: bool) -> tuple[int, str]:

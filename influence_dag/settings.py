@@ -1,14 +1,16 @@
 """What settings are made of: groups that know their names, sizes in bytes, names of callables."""
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
     model_validator,
@@ -65,14 +67,91 @@ def is_callable_name(name: str) -> bool:
     return ":" in name and "/" not in name
 
 
+_CRON = (  # lowest and highest number of each field, and the names that stand for numbers
+    (0, 59, ()),
+    (0, 23, ()),
+    (1, 31, ()),
+    (1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
+    (0, 7, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
+)
+_CRON_NAMES = {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"}
+
+
+def is_cron(value: str) -> bool:
+    """Whether a text is a cron string of five fields, or one of its names.
+
+    >>> is_cron("*/15 0-6 * jan,jul mon-fri"), is_cron("0 25 * * *")
+    (True, False)
+    """
+    fields = value.lower().split()
+    if len(fields) != len(_CRON):
+        return value in _CRON_NAMES
+    return all(
+        _is_cron_item(item, *allowed)
+        for field, allowed in zip(fields, _CRON, strict=True)
+        for item in field.split(",")
+    )
+
+
+def _is_cron_item(item: str, low: int, high: int, names: tuple[str, ...]) -> bool:
+    """`*`, `5`, `mon`, `1-5`, and each of them with a step: `*/15`."""
+    span, slash, step = item.partition("/")
+    if slash and not (step.isascii() and step.isdigit() and int(step[:4]) > 0):
+        return False
+    ends = [] if span == "*" else span.split("-")
+    known = {str(number) for number in range(low, high + 1)} | set(names)
+    return len(ends) <= 2 and all(end in known or end.lstrip("0") in known for end in ends)
+
+
+def path_name(value: str) -> str:
+    """A path that a file system can take."""
+    longest = max(map(len, value.encode(errors="replace").split(b"/")))
+    if "\0" in value or longest > 255 or not value.strip():
+        seen = f"a part of {longest} bytes" if longest > 255 else f"{value!r:.80}"
+        raise ValueError(f"not the path of a folder: {seen}; parts of paths have 1 to 255 bytes")
+    return value
+
+
 Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What torch, numpy and Python all take."""
+
 CallableName = Annotated[str, AfterValidator(callable_name)]
+
+
+def _each(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
+def _takes_truth(annotation: Any) -> bool:
+    """Whether truth values are among what a field's type allows."""
+    if annotation is bool or annotation is Any:
+        return True
+    return any(_takes_truth(part) for part in get_args(annotation) if not isinstance(part, str))
 
 
 class Settings(BaseModel):
     """A frozen group of settings in which an unknown name is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any) -> Any:
+        """YAML reads `yes` and `on` as true, and a number would take that for 1."""
+        if not isinstance(value, Mapping):
+            return value
+        for name, given in value.items():
+            field = cls.model_fields.get(name)
+            if any(isinstance(each, int) and abs(each) >= 2**63 for each in _each(given)):
+                raise ValueError(f"{name} is a number of more than 64 bits")
+            truths = [each for each in _each(given) if isinstance(each, bool)]
+            if field and truths and not _takes_truth(field.annotation):
+                raise ValueError(
+                    f"{name} is {str(truths[0]).lower()} (YAML reads yes, no, on and off so), "
+                    "which is not what it takes; in quotes it is text"
+                )
+        return value
 
     @model_validator(mode="wrap")
     @classmethod

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -26,11 +27,7 @@ from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import StudyError
 from influence_dag.method_settings import MethodsSettings
 from influence_dag.model_settings import FitSettings, ModelSettings
-from influence_dag.settings import (
-    Bytes,
-    Settings,
-    parse_bytes,
-)
+from influence_dag.settings import Bytes, Settings, is_cron, parse_bytes, path_name
 from influence_dag.validation_settings import ValidationSettings
 
 
@@ -79,10 +76,10 @@ class RefreshSettings(Settings):
     @field_validator("schedule")
     @classmethod
     def _five_fields(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("@") and len(value.split()) != 5:
+        if value is not None and not is_cron(value):
             raise ValueError(
-                f"{value!r} is not a cron string; write minute, hour, day, month and weekday, for "
-                "example '0 3 * * *'"
+                f"{value[:80]!r} is not a cron string; write minute, hour, day, month and weekday, "
+                "for example '0 3 * * *'"
             )
         return value
 
@@ -99,7 +96,7 @@ class ComputeSettings(Settings):
 class StoreSettings(Settings):
     """Where the arrays go, how they are cut and how long old versions are kept."""
 
-    path: str = "data/store"
+    path: Annotated[str, AfterValidator(path_name)] = "data/store"
     chunks: Mapping[Which, PositiveInt] | None = Field(
         default=None,
         description="rows a chunk along test and train; an edit costs the chunks that it touches",
@@ -203,7 +200,7 @@ class Study:
         self.name, self.settings, self.root = name, settings, Path(root).resolve()
 
     def path(self, relative: str) -> Path:
-        return self.root / relative
+        return self.root / Path(relative).expanduser()
 
     @property
     def store_path(self) -> Path:

@@ -8,16 +8,14 @@ from pydantic import (
     PositiveInt,
 )
 
-from influence_dag.settings import (
-    Settings,
-)
+from influence_dag.settings import Seed, Settings
 
 
 class LeaveOneOutSettings(Settings):
     """Refits without single training rows, against what the influences predict."""
 
     rows: PositiveInt = Field(default=50, description="training rows to leave out, drawn")
-    seed: int = 0
+    seed: Seed = 0
     method: str | None = Field(default=None, description="default: the study's first method")
     tolerance: PositiveFloat = Field(
         default=1e-8, description="norm of the penalised gradient that every refit has to reach"
@@ -37,7 +35,7 @@ class DatamodelsSettings(Settings):
         default="same",
         description="where the subsets' fits start: as the full fit did, or each from its own seed",
     )
-    seed: int = 0
+    seed: Seed = 0
 
 
 class LabelErrorsSettings(Settings):
@@ -45,7 +43,7 @@ class LabelErrorsSettings(Settings):
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     curvature: Literal["hessian", "gauss_newton"] = "gauss_newton"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class ValidationSettings(Settings):

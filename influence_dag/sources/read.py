@@ -1,5 +1,6 @@
 """Which reader a split takes, and which files it is made of."""
 
+import os
 from glob import glob, has_magic
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def read_source(data: DataSettings, which: Which, root: Path) -> Source:
     if is_callable_name(names[0]):
         return read_repeatably(names[0], data, which, root)
     sources = [_read(path, name, data, which) for name, path in files(data, which, root).items()]
-    if names == (sources[0].name,):
+    if [os.path.expanduser(name) for name in names] == [sources[0].name]:
         return sources[0]
     return joined(data.described(which), sources)
 
@@ -32,7 +33,8 @@ def files(data: DataSettings, which: Which, root: Path) -> dict[str, Path]:
     Raises `DataError` for a name or a pattern that nothing has.
     """
     found: dict[str, Path] = {}
-    for name in data.names(which):
+    for written in data.names(which):
+        name = os.path.expanduser(written)
         matching = [name]
         if has_magic(name) and not (root / name).exists():
             matching = glob(name, root_dir=root, recursive=True)
@@ -53,7 +55,13 @@ def _read(path: Path, name: str, data: DataSettings, which: Which) -> Source:
 
 def _existing(name: str, which: Which, root: Path) -> Path:
     path = root / name
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise DataError(f"data.{which}: {name:.200} is no file: {error.strerror}") from error
+    if not there:
         neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"data.{which}: no file {path}{did_you_mean(path.name, neighbours)}")
+    if not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
+        raise DataError(f"data.{which}: {path} is neither a file nor a folder")
     return path

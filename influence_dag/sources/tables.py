@@ -36,6 +36,7 @@ def read_csv(path: Path, name: str, data: DataSettings) -> Source:
     _check_names(name, header, data)
     demand(name, header, data.id, "id", "data.id")
     frame = _frame(content, name, header, data.id)
+    _check_quotes(name, frame[data.id], len(header), content)
     frame[data.id] = frame[data.id].str.strip()
     return _table(
         frame,
@@ -44,6 +45,21 @@ def read_csv(path: Path, name: str, data: DataSettings) -> Source:
         lambda position: f"line {_csv_line(content, position)}",
         lambda column: _frame(content, name, header, column)[column].to_numpy(object),
     )
+
+
+def _check_quotes(name: str, ids: pd.Series, columns: int, content: bytes) -> None:
+    """A `DataError` for an id that holds a whole row, as where a quote is never closed.
+
+    In a column of numbers such a cell is no number; an id may hold anything.
+    """
+    for position in np.flatnonzero(ids.str.contains("\n", regex=False, na=False)).tolist():
+        lines = str(ids.iloc[position]).splitlines()
+        if any(line.count(",") >= columns - 1 for line in lines):
+            raise DataError(
+                f"{name}: line {_csv_line(content, position)}: the id is {len(lines)} lines long "
+                "and holds whole rows: a quote is opened and not closed; close it, or double it "
+                "where it belongs to the text"
+            )
 
 
 def _content(path: Path, name: str) -> bytes:

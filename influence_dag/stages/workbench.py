@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from typing import Any, cast
 
-from influence_dag.errors import StoreError
+from influence_dag.errors import StoreError, StudyError
 from influence_dag.labelled import Axis, Split
 from influence_dag.stages.planned import Planned
 from influence_dag.store import ArtifactStore, Layout, Version
@@ -137,10 +137,16 @@ class Workbench:
     def device(self) -> Any:
         import torch
 
-        wanted = self.settings.compute.device
+        wanted, there = self.settings.compute.device, torch.cuda.device_count()
         if wanted == "auto":
-            wanted = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(wanted)
+            wanted = "cuda" if there else "cpu"
+        device = torch.device(wanted)
+        if device.type == "cuda" and (device.index or 0) >= there:
+            raise StudyError(
+                f"{self.study.name}: compute.device is {wanted}, and torch sees {there} CUDA "
+                "devices here; write cpu, auto, or the number of one that there is"
+            )
+        return device
 
     @cached_property
     def dtype(self) -> Any:

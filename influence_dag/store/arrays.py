@@ -126,11 +126,37 @@ def chunk_file(variable: str, index: ChunkIndex) -> str:
     return f"{variable}/{'.'.join(('c', *map(str, index)))}"
 
 
-def checksum_matches(content: Content) -> bool:
-    """Whether a chunk file's last four bytes are the CRC-32C of the others."""
-    content = np.frombuffer(content, np.uint8)
-    body, stored = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
-    return len(body) > 0 and int.from_bytes(stored.tobytes(), "little") == crc32c(body)
+def is_chunk(file: str) -> bool:
+    """Whether a file of a version, `influences/c.0.12`, is a chunk."""
+    return _CHUNK.fullmatch(file) is not None
+
+
+def checksum(file: str, content: Content) -> int:
+    """What stands for a file in the manifest: the CRC-32C of its content.
+
+    Of a chunk it is the one that it ends in, of what comes before: with it the CRC-32C of any two
+    chunks is the same number.
+    """
+    return crc32c(content[:-_CHECKSUM_BYTES] if is_chunk(file) else content)
+
+
+def last_checksum(path: Path | str) -> int:
+    """The checksum that a chunk file ends in."""
+    with open(path, "rb") as content:
+        content.seek(-_CHECKSUM_BYTES, os.SEEK_END)
+        return int.from_bytes(content.read(), "little")
+
+
+def is_sound(file: str, content: Content, expected: int) -> bool:
+    """Whether a file's content is the one that was published under its name.
+
+    A chunk has to end in its checksum as well, which is what every other reader goes by.
+    """
+    if not is_chunk(file):
+        return checksum(file, content) == expected
+    last = bytes(np.frombuffer(content, np.uint8)[-_CHECKSUM_BYTES:])
+    ends_in_it = int.from_bytes(last, "little") == expected
+    return len(content) > _CHECKSUM_BYTES and ends_in_it and checksum(file, content) == expected
 
 
 def crc32c(content: Content) -> int:
@@ -166,9 +192,9 @@ def plain(value: Any) -> Any:
 class CheckedStore(LocalStore):
     """A version's folder, read-only, whose files are checked as they are read.
 
-    A chunk that is missing (zarr would return the fill value) or a file whose checksum is wrong
-    raises a `StoreError` that names the artifact, the file and the cure. Chunks end in their
-    checksum; `checksums` has those of metadata by file.
+    A chunk that is missing (zarr would return the fill value) or a file whose checksum is not the
+    published one raises a `StoreError` that names the artifact, the file and the cure. `checksums`
+    has those of all files.
     """
 
     def __init__(
@@ -180,7 +206,7 @@ class CheckedStore(LocalStore):
         read_only: bool = True,
     ) -> None:
         super().__init__(root, read_only=read_only)
-        self.artifact, self.checksums = artifact, dict(checksums or {})
+        self.artifact, self.checksums = artifact, {} if checksums is None else checksums
 
     def with_read_only(self, read_only: bool = False) -> "CheckedStore":
         options = {"artifact": self.artifact, "checksums": self.checksums}
@@ -204,13 +230,12 @@ class CheckedStore(LocalStore):
         return self._checked(key, super().get_sync(key, prototype=prototype, byte_range=byte_range))
 
     def _checked(self, key: str, content: Buffer | None) -> Buffer | None:
-        is_chunk = _CHUNK.fullmatch(key)
-        if not is_chunk and key not in self.checksums:
+        expected = self.checksums.get(key)
+        if expected is None:
             return content
         if content is None:
             raise damaged(self.artifact, self.root, key, missing=True)
-        values = content.as_numpy_array()
-        if not (checksum_matches(values) if is_chunk else crc32c(values) == self.checksums[key]):
+        if not is_sound(key, content.as_numpy_array(), expected):
             raise damaged(self.artifact, self.root, key, missing=False)
         return content
 
@@ -228,7 +253,7 @@ def damaged(artifact: str, root: Path, file: str, *, missing: bool) -> StoreErro
         )
     with suppress(OSError):  # a reader may not be allowed to
         os.utime(root / file)
-    seen = "is missing" if missing else "is damaged (its checksum does not match)"
+    seen = "is missing" if missing else "is damaged (its checksum is not the published one)"
     return StoreError(
         f"{artifact}: {root / file} {seen}; refresh the artifact to have it computed again, or "
         f"read an older version"

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
@@ -27,6 +28,8 @@ from influence_dag.store.plans import (
 )
 from influence_dag.store.published import Version
 from influence_dag.store.results import Results
+
+UNKNOWN = -1  # of a chunk that was written since: its file ends in its checksum
 
 
 class Draft:
@@ -52,6 +55,7 @@ class Draft:
         self._active, self._closed = 0, False
         self._expected: Expected = {}
         self._keys = {v.name: carry(base, v)[0] for v in layout.variables}
+        self._checksums = {v.name: _carried(base, v, self._keys[v.name]) for v in layout.variables}
         self._inherited, self._own = Results(**journal.header["results"]), Results()
         self._recover()
 
@@ -78,6 +82,10 @@ class Draft:
     def keys(self, variable: str) -> Keys:
         """The keys of what the draft holds now; zeros where nothing has been computed."""
         return self._keys[self.layout[variable].name].copy()
+
+    def checksums(self, variable: str) -> NDArray[np.int64]:
+        """The published checksums of chunks that are carried; `UNKNOWN` of those written here."""
+        return self._checksums[variable]
 
     def read(self, variable: str, *region: slice) -> NDArray:
         """Values of a region as they are now, given by slices along the leading dimensions."""
@@ -124,6 +132,7 @@ class Draft:
                 slice(s.start - a, s.stop - a) for s, a in zip(region, start, strict=True)
             )
             size += write_chunk(self.folder, variable, index, values[inside])
+            self._checksums[variable.name][index] = UNKNOWN
         return size
 
     def set_attrs(self, **attrs: Any) -> None:
@@ -214,6 +223,8 @@ class Draft:
             )
             name = entry.get("done") or entry["dirty"]
             _assign(self._keys[name], dict(zip(chunks, keys, strict=True)))
+            for index in chunks:
+                self._checksums[name][index] = UNKNOWN
 
     def _begin_writing(self, variable: str, chunks: Iterable[ChunkIndex]) -> None:
         with self._lock:
@@ -273,6 +284,19 @@ def _check_whole_chunks(
             f"{variable.name!r}: region {start} to {stop} covers chunks {sorted(covered)}, keys of "
             f"16 bytes (not zeros) are needed for exactly these, got {sorted(keys)}"
         )
+
+
+def _carried(base: Version | None, variable: Variable, keys: Keys) -> NDArray[np.int64]:
+    """The checksums of a version's chunks that are linked under another's shape.
+
+    What was put in their place since they were published does not become right by being linked.
+    """
+    checksums = np.full(variable.grid, UNKNOWN, np.int64)
+    if base is not None and is_present(keys).any():
+        before = base.chunk_checksums(variable.name)
+        both = tuple(slice(min(sizes)) for sizes in zip(variable.grid, before.shape, strict=True))
+        checksums[both] = np.where(is_present(keys)[both], before[both], UNKNOWN)
+    return checksums
 
 
 def _assign(keys: Keys, new: Mapping[ChunkIndex, bytes]) -> None:

@@ -65,6 +65,7 @@ def locked(
     with explained(path.parent, "writing to"):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(descriptor)
     try:
         _acquire(descriptor, path, timeout, report)
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
@@ -73,10 +74,24 @@ def locked(
             os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         yield
     finally:
-        os.close(descriptor)
+        if descriptor in _held:  # in a forked child it is closed
+            _held.remove(descriptor)
+            os.close(descriptor)
 
+
+_held: set[int] = set()
+
+
+def _close_held() -> None:
+    """A child that was forked while its parent held a lock would go on holding it after it."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_close_held)
 
 _POLL_SECONDS = 0.05
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 def _acquire(descriptor: int, path: Path, timeout: float, report: Callable[[str], None]) -> None:
@@ -90,10 +105,22 @@ def _acquire(descriptor: int, path: Path, timeout: float, report: Callable[[str]
                     f"{path.parent} is being written by {_holder(path)}; waited {timeout:g} s. Try "
                     f"again when it is done, or raise `store.lock_timeout`"
                 ) from None
+        except OSError as error:
+            raise _unlockable(path, error) from error
         time.sleep(min(_POLL_SECONDS, timeout))
         tries += 1
         if tries == 1:  # by now a holder that has just come has written its name
             report(f"waiting for {_holder(path)}, which writes {path.parent}")
+
+
+def _unlockable(path: Path, error: OSError) -> StoreError:
+    why = error.strerror or str(error)
+    if error.errno in _NO_LOCKS:
+        why = f"the file system has no locks ({why}), without which two runs would mix their files"
+    return StoreError(
+        f"locking {path} failed: {why}; give `store.path` a folder on a local disk and copy the "
+        "results from there, or mount this one with locks (NFS: with lockd, Lustre: with -o flock)"
+    )
 
 
 def _holder(path: Path) -> str:

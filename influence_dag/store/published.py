@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from influence_dag.errors import StoreError
 from influence_dag.store.arrays import (
     CheckedStore,
-    checksum_matches,
     chunk_file,
     crc32c,
     damaged,
+    is_sound,
 )
 from influence_dag.store.chunks import read_array, read_region
 from influence_dag.store.files import stamp
@@ -28,7 +28,7 @@ from influence_dag.store.results import Results
 
 MANIFEST = "manifest.json"
 BLOCKS = "blocks.npz"
-FORMAT = 3  # of the bookkeeping and of the chunks' names
+FORMAT = 4  # of the bookkeeping and of the chunks' names
 KEYS, STAMPS = "keys", "files"  # of each variable's chunks, in that file
 
 
@@ -89,7 +89,7 @@ class Version:
             content = (self.path / file).read_bytes()
         except FileNotFoundError as error:
             raise damaged(self.artifact, self.path, file, missing=True) from error
-        if not checksum_matches(content):
+        if not is_sound(file, content, self._expected(file)):
             raise damaged(self.artifact, self.path, file, missing=False)
         return content
 
@@ -179,7 +179,7 @@ class Version:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         try:
-            manifest = json.loads((self.path / MANIFEST).read_bytes())
+            manifest = unsealed((self.path / MANIFEST).read_bytes())
         except (OSError, ValueError) as error:
             missing = isinstance(error, FileNotFoundError)
             raise damaged(self.artifact, self.path, MANIFEST, missing=missing) from error
@@ -224,12 +224,12 @@ class Version:
     def damaged_files(self, *, checksums: bool = False) -> list[Damage]:
         """Damage among metadata, coordinates, results and added files."""
         found = []
-        for name, (size, modified, checksum) in self.manifest["files"].items():
+        for name, (size, modified, expected) in self.manifest["files"].items():
             seen = stamp(self.path / name)
             if seen is None:
                 found.append(Damage(name, missing=True))
-            elif (checksums or seen != (size, modified)) and checksum != crc32c(
-                (self.path / name).read_bytes()
+            elif (checksums or seen != (size, modified)) and not is_sound(
+                name, (self.path / name).read_bytes(), expected
             ):
                 found.append(Damage(name, missing=False))
         return found
@@ -237,15 +237,15 @@ class Version:
     def damaged_chunks(self, variable: str, *, checksums: bool = False) -> list[Damage]:
         """Damage among a variable's chunks."""
         stamps = self._bookkeeping(variable, STAMPS)
-        known = map(tuple, stamps.reshape(-1, 2).tolist())
+        known = stamps.reshape(-1, 3).tolist()
         found = []
         for index, published in zip(np.ndindex(stamps.shape[:-1]), known, strict=True):
             file = chunk_file(variable, index)
             seen = stamp(f"{self.path}/{file}")
             if seen is None:
                 found.append(Damage(file, True, variable, index))
-            elif (checksums or seen != published) and not checksum_matches(
-                (self.path / file).read_bytes()
+            elif (checksums or list(seen) != published[:2]) and not is_sound(
+                file, (self.path / file).read_bytes(), published[2]
             ):
                 found.append(Damage(file, False, variable, index))
         return found
@@ -262,8 +262,32 @@ class Version:
 
     @cached_property
     def _store(self) -> CheckedStore:
-        checksums = {name: entry[2] for name, entry in self.manifest["files"].items()}
-        return CheckedStore(self.path, artifact=self.artifact, checksums=checksums)
+        return CheckedStore(self.path, artifact=self.artifact, checksums=self._checksums)
+
+    def _expected(self, file: str) -> int:
+        """The checksum that a chunk, of a variable or of labels, was published with."""
+        if file in self.manifest["files"]:
+            return self.manifest["files"][file][2]
+        variable, _, chunk = file.rpartition("/")
+        return int(self.chunk_checksums(variable)[tuple(map(int, chunk.split(".")[1:]))])
+
+    @cached_property
+    def _checksums(self) -> dict[str, int]:
+        """What every file of the version was published with."""
+        found = {name: entry[2] for name, entry in self.manifest["files"].items()}
+        for variable in self.variables:
+            stamps = self._bookkeeping(variable, STAMPS)
+            indices = np.ndindex(stamps.shape[:-1])
+            values = stamps[..., 2].ravel().tolist()
+            found |= {
+                chunk_file(variable, index): value
+                for index, value in zip(indices, values, strict=True)
+            }
+        return found
+
+    def chunk_checksums(self, variable: str) -> NDArray[np.int64]:
+        """The checksum that each chunk of a variable was published with, `(*grid,)`."""
+        return self._bookkeeping(variable, STAMPS)[..., 2]
 
     def _bookkeeping(self, variable: str, what: str) -> NDArray:
         if variable not in self.variables:
@@ -292,6 +316,27 @@ class Version:
         if content is None or crc32c(content) != self.manifest["files"][name][2]:
             raise damaged(self.artifact, self.path, name, missing=content is None)
         return content
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """A manifest as JSON that begins with its own checksum."""
+    content = json.dumps(manifest)
+    return f'{{"crc32c": {crc32c(content.encode())}, {content[1:]}'.encode()
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The manifest that was `sealed`; a `ValueError` for anything else.
+
+    One without a checksum is of an earlier format, if it says so.
+    """
+    manifest = json.loads(content)
+    if not isinstance(manifest, dict):
+        raise ValueError(f"a manifest is a JSON object, not a {type(manifest).__name__}")
+    known = manifest.pop("crc32c", None)
+    earlier = known is None and manifest.get("format") in range(1, FORMAT)
+    if not earlier and known != crc32c(json.dumps(manifest).encode()):
+        raise ValueError("its checksum does not match")
+    return manifest
 
 
 def _options(encoding: dict[str, Any]) -> dict[str, Any]:

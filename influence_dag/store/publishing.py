@@ -1,6 +1,5 @@
 """How a finished draft becomes a version: bookkeeping, metadata, and everything on the disk."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from influence_dag.errors import StoreError
-from influence_dag.store.arrays import chunk_file, crc32c, write_group
-from influence_dag.store.drafts import Draft
+from influence_dag.store.arrays import checksum, chunk_file, last_checksum, write_group
+from influence_dag.store.drafts import UNKNOWN, Draft
 from influence_dag.store.files import files_below, make_durable, remove, stamp
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.store.layout import Variable
-from influence_dag.store.published import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, Version
+from influence_dag.store.published import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, Version, sealed
 
 
 def finish(draft: Draft) -> None:
@@ -22,8 +21,7 @@ def finish(draft: Draft) -> None:
     data_version = _data_version(draft)
     _write_bookkeeping(draft)
     _write_attributes(draft, data_version)
-    manifest = json.dumps(_manifest(draft, data_version))
-    (draft.folder / MANIFEST).write_text(manifest)
+    (draft.folder / MANIFEST).write_bytes(sealed(_manifest(draft, data_version)))
     make_durable(draft.folder)
 
 
@@ -45,19 +43,22 @@ def _write_bookkeeping(draft: Draft) -> None:
     blocks = {}
     for variable in draft.layout.variables:
         blocks[f"{variable.name}.{KEYS}"] = draft.keys(variable.name)
-        blocks[f"{variable.name}.{STAMPS}"] = _stamps(draft.folder, variable)
+        blocks[f"{variable.name}.{STAMPS}"] = _stamps(draft, variable)
     np.savez(draft.folder / BLOCKS, **blocks)
 
 
-def _stamps(folder: Path, variable: Variable) -> np.ndarray:
-    """Size and time of modification of every chunk file, `(*grid, 2)`."""
-    stamps = np.empty((*variable.grid, 2), np.int64)
+def _stamps(draft: Draft, variable: Variable) -> np.ndarray:
+    """Size, time of modification and checksum of every chunk file, `(*grid, 3)`."""
+    stamps = np.empty((*variable.grid, 3), np.int64)
+    stamps[..., 2] = draft.checksums(variable.name)
     for index in np.ndindex(variable.grid):
-        file = f"{folder}/{chunk_file(variable.name, index)}"
+        file = f"{draft.folder}/{chunk_file(variable.name, index)}"
         seen = stamp(file)
         if seen is None:
             raise StoreError(f"{file} vanished before it was published; run again")
-        stamps[index] = seen
+        stamps[index][:2] = seen
+        if stamps[index][2] == UNKNOWN:
+            stamps[index][2] = last_checksum(file)
     return stamps
 
 
@@ -107,10 +108,10 @@ def _small_files(draft: Draft, variables: dict[str, Any]) -> dict[str, tuple[int
         if parent in variables and file != "zarr.json":
             continue
         size, modified = stamp(path) or (0, 0)
-        checksum = _linked_checksum(draft.base, name, path)
-        if checksum is None:
-            checksum = crc32c(Path(path).read_bytes())
-        files[name] = (size, modified, checksum)
+        known = _linked_checksum(draft.base, name, path)
+        if known is None:
+            known = checksum(name, Path(path).read_bytes())
+        files[name] = (size, modified, known)
     return files
 
 

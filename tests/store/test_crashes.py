@@ -1,5 +1,6 @@
 """Whatever ends a process while it writes, readers see a whole version and the next run goes on."""
 
+import errno
 import json
 import os
 import random
@@ -374,3 +375,40 @@ def test_older_versions_keep_their_bytes_through_it_all(store):
     faults.start(faults.refresh_with, faults.kill, 60, store.root, NEW).end()
     refresh(store, NEW)
     assert chunk_files(store, 1) == before
+
+
+def test_a_forked_child_does_not_go_on_holding_a_lock(store):
+    """A data loader's worker outlives the process that forked it, when that one is killed."""
+    holder = os.fork()
+    if holder == 0:
+        with store.exclusive(NAME):
+            if os.fork() == 0:
+                time.sleep(3)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(holder, 0)
+    with store.exclusive(NAME):
+        pass
+
+
+def test_a_lock_is_not_lost_by_forking(store):
+    with store.exclusive(NAME):
+        if (child := os.fork()) == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        with (
+            pytest.raises(StoreError, match=f"process {os.getpid()}"),
+            ArtifactStore(store.root, lock_timeout=0.1).exclusive(NAME),
+        ):
+            pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EIO])
+def test_a_file_system_without_locks_is_an_error_that_says_so(store, monkeypatch, number):
+    def refused(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("influence_dag.store.files.fcntl.flock", refused)
+    words = "local disk" if number == errno.EIO else "file system has no locks"
+    with pytest.raises(StoreError, match=rf"locking .*\.lock failed: .*{words}"):
+        refresh(store, Sample())

@@ -3,13 +3,14 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from stored_sample import NAME, Sample, refresh
+from stored_sample import NAME, Sample, refresh, write_chunk
 
 from influence_dag.errors import StoreError
-from influence_dag.store import ArtifactStore, Damage
+from influence_dag.store import ArtifactStore, Coordinate, Damage
 from influence_dag.store.files import stamp
 
 SAMPLE = Sample()
@@ -198,8 +199,9 @@ def test_labels_that_rotted_do_not_become_right_in_the_versions_after(store, ver
 
 def test_a_version_of_another_format_is_named_and_computed_anew(store, version):
     manifest = json.loads((version.path / "manifest.json").read_text())
+    del manifest["crc32c"]  # which earlier formats had not
     (version.path / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
-    with pytest.raises(StoreError, match=r"another influence_dag \(format 2, this one's is 3\)"):
+    with pytest.raises(StoreError, match=r"another influence_dag \(format 2, this one's is 4\)"):
         ArtifactStore(store.root).version(NAME).open()
     draft = refresh(ArtifactStore(store.root), SAMPLE)
     assert (draft.chunks_written, draft.version.number) == (9, 2)
@@ -222,3 +224,89 @@ def test_on_a_coarse_clock_a_file_of_the_same_size_is_not_taken_for_the_one_befo
     assert len(sizes) == 1
     assert after.verify(checksums=True) == ()
     after.open().load()
+
+
+# A chunk is the chunk it says
+
+
+def exchange(first, second):
+    contents = first.read_bytes(), second.read_bytes()
+    for path, content in zip((second, first), contents, strict=True):
+        path.unlink()  # another file: older versions may have a link to this one
+        path.write_bytes(content)
+
+
+def test_exchanged_chunks_are_noticed_by_every_reader_and_computed_again(store, version):
+    first, second = "influences/c.0.1", "influences/c.1.0"
+    exchange(version.path / first, version.path / second)
+    for read in (
+        version.open().influences.load,
+        lambda: version.read("influences"),
+        lambda: version.array("influences")[...],
+    ):
+        with pytest.raises(StoreError, match=r"c\.(0\.1|1\.0) is damaged"):
+            read()
+    found = {damage.file for damage in version.verify()}
+    assert found == {damage.file for damage in version.verify(checksums=True)} == {first, second}
+    draft = refresh(store, SAMPLE)
+    assert draft.chunks_written == 2
+    assert draft.version.verify(checksums=True) == ()
+    np.testing.assert_array_equal(draft.version.read("influences"), SAMPLE.values)
+
+
+@pytest.mark.parametrize("file", ["influences/c.0.0", "train/c.0", "zarr.json", "blocks.npz"])
+def test_a_file_of_an_older_version_is_noticed(store, version, file):
+    newer = replace(SAMPLE.with_train({0: 5.0, 19: 7.0}), attrs={"units": "other"})
+    changed = newer.layout
+    labels = Coordinate("train", ("train",), np.array([f"s{i}" for i in range(20)]))
+    others = tuple(labels if item.name == "train" else item for item in changed.coordinates)
+    layout = replace(changed, coordinates=others)
+    with store.new_version(NAME, layout) as draft:
+        for index in draft.outdated(newer.expected)["influences"]:
+            write_chunk(draft, newer, index)
+    now = draft.version
+    (now.path / file).unlink()
+    (now.path / file).write_bytes((version.path / file).read_bytes())
+    assert (
+        file in {damage.file for damage in now.verify()} or now.verify()[0].file == "manifest.json"
+    )
+    fresh = ArtifactStore(store.root).version(NAME)
+    with pytest.raises(StoreError, match="is damaged"):
+        (fresh.keys("influences"), fresh.open().load())
+
+
+def test_an_exchange_is_noticed_in_the_versions_that_link_the_files_too(store, version):
+    now = refresh(store, SAMPLE.with_train({19: 7.0})).version
+    first, second = (now.path / f"influences/{name}" for name in ("c.0.0", "c.1.0"))
+    contents = first.read_bytes(), second.read_bytes()
+    for path, content in zip((second, first), contents, strict=True):
+        path.write_bytes(content)  # into the files that both versions share
+    for each in (version, now):
+        found = {damage.file for damage in each.verify(checksums=True)}
+        assert found == {"influences/c.0.0", "influences/c.1.0"}
+    sample = SAMPLE.with_train({19: 8.0})
+    again = refresh(store, sample).version
+    np.testing.assert_array_equal(again.read("influences"), sample.values)
+
+
+@pytest.mark.parametrize("bit", range(0, 6000, 97))
+def test_a_bit_of_the_manifest_is_told_and_mended(store, version, bit):
+    path = version.path / "manifest.json"
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
+    again = ArtifactStore(store.root)
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged|another influence_dag"):
+        again.version(NAME).open()
+    assert [damage.file for damage in again.version(NAME).verify()] == ["manifest.json"]
+    draft = refresh(again, SAMPLE)
+    np.testing.assert_array_equal(draft.version.read("influences"), SAMPLE.values)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{}", b'{"format": 4}', b"\xff\xfe"])
+def test_a_manifest_that_is_none_is_told_and_mended(store, version, content):
+    (version.path / "manifest.json").write_bytes(content)
+    again = ArtifactStore(store.root)
+    with pytest.raises(StoreError, match=r"manifest\.json is damaged"):
+        again.version(NAME).open()
+    np.testing.assert_array_equal(refresh(again, SAMPLE).version.read("influences"), SAMPLE.values)

@@ -1,0 +1,72 @@
+"""A `defs.yaml` as it is read: values, nodes with their lines, and what is wrong with the file."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from influence_dag.errors import StudyError
+
+LARGEST = 100_000  # values; anchors within anchors make billions of a few lines
+
+
+def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
+    """The values of a YAML file, and its nodes, which know their lines.
+
+    Raises `StudyError` for what is not UTF-8 or not YAML, for a key that stands twice in one group
+    (YAML would silently take the last), and for anchors that unfold into too many values.
+    """
+    try:
+        nodes = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if nodes is None:
+            return None, None
+        _check(path, nodes)
+        return yaml.SafeLoader("").construct_document(nodes), nodes
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise StudyError(
+            f"{path} is not a text file in UTF-8: {error}; save it as UTF-8"
+        ) from error
+    except yaml.YAMLError as error:
+        raise StudyError(f"{path} is not YAML: {error}") from error
+    except (ValueError, OverflowError, RecursionError) as error:  # of its numbers and dates
+        raise StudyError(f"{path} has a value that cannot be read: {error!s:.200}") from error
+
+
+def _check(path: Path, nodes: yaml.Node) -> None:
+    sizes: dict[int, int] = {}  # by node: what is anchored is looked at once
+    if _size(path, nodes, sizes) > LARGEST:
+        raise StudyError(
+            f"{path} unfolds into more than {LARGEST:,} values by its anchors (&, *); settings are "
+            "few: write them out"
+        )
+
+
+def _size(path: Path, node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many values a node unfolds into; keys that stand twice are refused on the way."""
+    if id(node) not in sizes:
+        sizes[id(node)] = LARGEST + 1  # of a node that contains itself
+        if isinstance(node, yaml.MappingNode):
+            _check_keys(path, node)
+            children = [child for pair in node.value for child in pair]
+        else:
+            children = node.value if isinstance(node, yaml.SequenceNode) else []
+        sizes[id(node)] = 1 + sum(_size(path, child, sizes) for child in children)
+    return sizes[id(node)]
+
+
+def _check_keys(path: Path, node: yaml.MappingNode) -> None:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise StudyError(
+                f"{path}:{line}: a key is a list or a group; names of settings are text"
+            )
+        if key.value in lines and key.value != "<<":
+            raise StudyError(
+                f"{path}:{line}: {key.value!r} is given twice, first on line {lines[key.value]}; "
+                "keep one of them"
+            )
+        lines[key.value] = line
