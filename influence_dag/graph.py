@@ -105,10 +105,11 @@ def matrix_of(study: Study, method: str) -> str | None:
 
 def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
     matrix, words = matrix_of(study, method), Wording(study.settings, method)
+    damped_by = None if matrix else study.settings.matrix_of_damping(method)
     factors, influences = f"{method}/influence_factors", f"{method}/influences"
     yield Artifact(
         f"{method}/curvature",
-        (matrix,) if matrix else ("dataset", "model"),
+        (matrix,) if matrix else ("dataset", "model", *([damped_by] if damped_by else [])),
         "curvature",
         _BOTH,
         f"What `{method}` makes of the curvature once, for every solve: plain arrays.",

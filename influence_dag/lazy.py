@@ -50,12 +50,13 @@ def parameter_influences(
     Leaving out `z_i` moves the parameters by about `+1/n_train` of its row.
     """
     from influence_dag.stages import curvature, factors, gradients
+    from influence_dag.stages.dampings import of_method
 
     bench = workbench_of(store, method, project)
     check_influences(bench, method)
     train = bench.axis(gradients.ARTIFACT, "train")
     factorization = curvature.load_factorization(bench, method)
-    dampings = bench.settings.dampings
+    dampings = of_method(bench, method)
 
     def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         slots = slice(start[-2], stop[-2])

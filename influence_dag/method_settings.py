@@ -80,7 +80,10 @@ class MethodSettings(Settings):
 class DirectSettings(MethodSettings):
     """Exact solve: Cholesky of `H + λI`, once; eigendecomposition for a list of dampings."""
 
-    on_indefinite: Literal["raise", "lu"] = "raise"
+    on_indefinite: Literal["raise", "lu", "absolute"] = Field(
+        default="raise",
+        description="of negative eigenvalues: an error | as they are | by size, V(|μ| + λ)⁻¹Vᵀ",
+    )
 
 
 class ConjugateGradientSettings(MethodSettings):
@@ -202,3 +205,6 @@ EXACT = ("direct", "cg", "lissa")
 
 ITERATIVE = ("cg", "lissa")
 """Methods that need products at every solve, and can start from previous factors."""
+
+KRONECKER = ("ekfac", "kfac")
+"""Methods that factorise a Fisher of their own, layer by layer."""

@@ -25,7 +25,7 @@ from pydantic import (
 
 from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import StudyError
-from influence_dag.method_settings import MethodsSettings
+from influence_dag.method_settings import KRONECKER, MethodsSettings
 from influence_dag.model_settings import FitSettings, ModelSettings
 from influence_dag.settings import Bytes, Settings, is_cron, parse_bytes, path_name
 from influence_dag.validation_settings import ValidationSettings
@@ -112,10 +112,17 @@ def _store_settings(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+def _kind_of_damping(value: Any) -> str:
+    if isinstance(value, str):
+        return "name"
+    return "list" if isinstance(value, list | tuple) else "number"
+
+
 Damping = Annotated[
     Annotated[NonNegativeFloat, Tag("number")]
-    | Annotated[tuple[NonNegativeFloat, ...], Tag("list")],
-    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "number"),
+    | Annotated[tuple[NonNegativeFloat, ...], Tag("list")]
+    | Annotated[Literal["auto"], Tag("name")],
+    Discriminator(_kind_of_damping),
 ]
 
 
@@ -125,7 +132,11 @@ class StudySettings(Settings):
     data: DataSettings
     model: ModelSettings
     damping: Damping | None = Field(
-        default=None, description="λ of every solve; default: fit.weight_decay; a list sweeps"
+        default=None,
+        description=(
+            "λ of every solve; default: fit.weight_decay; a list sweeps; auto: the mean "
+            "|eigenvalue| of each method's curvature"
+        ),
     )
     methods: MethodsSettings
     perturbation: PerturbationSettings | None = None
@@ -159,17 +170,31 @@ class StudySettings(Settings):
         if self.damping is None and not isinstance(self.model.fit, FitSettings):
             raise ValueError(
                 "damping has no default when the pipeline does not fit the model itself; write "
-                "damping: 0.01 or whatever the model's weight decay was"
+                "damping: 0.01 or whatever the model's weight decay was, or damping: auto"
             )
         return self
 
     @property
     def dampings(self) -> tuple[float, ...]:
-        """The λ of each solve, one or several."""
+        """The λ of each solve, one or several; none where the curvature decides (`auto`)."""
         if self.damping is None:
             assert isinstance(self.model.fit, FitSettings)
             return (self.model.fit.weight_decay,)
+        if self.damping == "auto":
+            return ()
         return self.damping if isinstance(self.damping, tuple) else (self.damping,)
+
+    def matrix_of_damping(self, method: str) -> str | None:
+        """The stored matrix that says what λ a method has, with `damping: auto`.
+
+        None where no method of the study stores it: each then estimates λ from products, or reads
+        it off its own Kronecker factors.
+        """
+        if self.damping != "auto" or method in (*KRONECKER, "identity"):
+            return None
+        kind = self.methods[method].curvature
+        stored = self.methods.direct is not None and self.methods.direct.curvature == kind
+        return kind if stored else None
 
 
 def study_name(folder: Path) -> str:

@@ -23,6 +23,7 @@ NUMERICAL = [
     "gradient_blocks",
     "gradients",
     "influence",
+    "inversion",
     "layered_perturbation",
     "losses",
     "models",
@@ -36,8 +37,8 @@ NUMERICAL = [
 ABOVE = {
     "gradients": ["curvature", "solvers", "influence", "perturbation", "stages"],
     "curvature": ["solvers", "influence", "perturbation", "stages", "validation"],
-    "solvers": ["influence", "perturbation", "functional", "stages", "validation"],
-    "influence": ["functional", "stages", "validation", "labelled"],
+    "solvers": ["influence", "perturbation", "functional", "inversion", "stages", "validation"],
+    "influence": ["functional", "inversion", "stages", "validation", "labelled"],
     "functional": ["stages", "store", "labelled", "query", "study"],
     "store": ["stages", "labelled", "query", "study", "execution", "datasets", "models"],
     "execution": ["stages", "store", "labelled", "study"],

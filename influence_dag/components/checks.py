@@ -91,6 +91,9 @@ def _exactness_promises(study: Study) -> Iterator[Promise]:
             (method,),
             "Every solve reached its tolerance.",
         )
+    direct = methods.direct
+    if direct is not None and direct.on_indefinite == "absolute":
+        exact = [method for method in exact if method != "direct"]  # solves another system
     if len(exact) > 1 and len({methods[method].curvature for method in exact}) == 1:
         about = "Methods that solve the same system give the same influences."
         yield Promise("report", "methods_agree", "methods_agree", tuple(exact), about)

@@ -104,6 +104,8 @@ def _solves(version: Version) -> dict[str, Any]:
 
 def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
     """The eigenvalues that are stored, of all layers or blocks together."""
+    from influence_dag.stages import dampings
+
     names = [name for name in version.variables if name.endswith("eigenvalues")]
     if not names:
         return {}
@@ -114,7 +116,12 @@ def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[st
         if method is None
         else f"{method}: the {len(values):,} eigenvalues that it keeps"
     )
-    figure = plots.spectrum(values, damping=bench.settings.dampings, title=title)
+    known = (
+        dampings.of_matrix(bench, version.artifact)
+        if method is None
+        else dampings.of_method(bench, method)
+    )
+    figure = plots.spectrum(values, damping=known, title=title)
     return {"spectrum": dg.MetadataValue.md(plots.markdown(figure, "spectrum"))}
 
 

@@ -1,6 +1,5 @@
 """A solver: settings, then a factorisation that is plain tensors, then many cheap solves."""
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -10,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
-from influence_dag.errors import IndefiniteError
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,25 +121,3 @@ def random_rows(
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(size, rows, generator=generator, dtype=torch.float64)
     return torch.linalg.qr(gaussian).Q.T.to(device, dtype).contiguous()
-
-
-def indefinite_error(
-    smallest: float, largest: float, *, damping: float, dtype: torch.dtype
-) -> IndefiniteError:
-    """The error for `H + λI` that is not positive definite, with a damping that would do."""
-    suggestion = round_up(max(-1.1 * smallest, 0.0) + 100 * torch.finfo(dtype).eps * abs(largest))
-    return IndefiniteError(
-        f"H + λI is not positive definite at damping={damping:g}: the smallest eigenvalue of H is "
-        f"{smallest:.3g} (the largest {largest:.3g}); use damping >= {suggestion:g}, train closer "
-        "to a minimum, or take the Gauss-Newton curvature",
-        smallest_eigenvalue=smallest,
-        suggested_damping=suggestion,
-    )
-
-
-def round_up(value: float) -> float:
-    """The next number with two significant digits: 0.001434 → 0.0015."""
-    if value <= 0:
-        return torch.finfo(torch.float64).tiny
-    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
-    return math.ceil(value / unit) * unit

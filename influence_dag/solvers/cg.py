@@ -13,12 +13,11 @@ from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.base import (
     Solution,
-    indefinite_error,
     needed,
     register,
     relative,
-    round_up,
 )
+from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.ekfac import EKFAC
 from influence_dag.solvers.nystroem import Nystroem
 from influence_dag.solvers.preconditioners import (
@@ -27,10 +26,13 @@ from influence_dag.solvers.preconditioners import (
     PreconditionerName,
     Unpreconditioned,
 )
+from influence_dag.solvers.rounding import indefinite_error, noise, round_up, rounding
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
+_LEAST = 1000  # iterations a row by default
+_PATIENCE = 100, 300  # iterations, about p, within which a residual has to halve once
 
 
 @register("cg")
@@ -45,10 +47,16 @@ class ConjugateGradient:
     products have no more digits. Step lengths belong to single rows: what else is in the block
     changes no answer.
 
+    A singular H needs no damping where b is in its range: what starts there stays there, and the
+    answer is the one of least norm. (`"jacobi"` and `"ekfac"` would lead out of the range: without
+    damping they are not used.) Directions along which the curvature is zero to rounding are
+    not followed, and a row whose residual has not halved within p iterations (at least 100, at most
+    300) stops; then a residual of the size of rounding of the longest b counts as met as well.
+
     `preconditioner`: `"nystroem"` (of that `rank` and `seed`), `"jacobi"` (estimated from `rank`
     products), `"ekfac"` (for curvatures of a model) or `"none"`. `maxiter` counts products per
-    row; default 10 p. Rows that miss the tolerance raise `NotConvergedError`, or with
-    `on_failure="warn"` are kept and marked in `converged`.
+    row; default 10 p, at least 1,000. Rows that miss the tolerance raise `NotConvergedError`, or
+    with `on_failure="warn"` are kept and marked in `converged`.
     """
 
     rtol: float = 1e-6
@@ -71,6 +79,10 @@ class ConjugateGradient:
         elif self.preconditioner != "none":
             stored = self._approximation().restore(tensors, None)
         return PreconditionedSystem(needed(curvature, "cg"), stored, self)
+
+    def most(self, size: int) -> int:
+        """The iterations that a row may take."""
+        return self.maxiter or max(10 * size, _LEAST)
 
     def _precondition(self, curvature: Curvature) -> Preconditioner:
         if self.preconditioner == "none":
@@ -126,8 +138,10 @@ class PreconditionedSystem:
         self._iterate(state, rhs, damping)
         length = state.residual.norm(dim=1)
         residual = relative(length, rhs)
-        rounding = _STALLED * torch.finfo(rhs.dtype).eps
-        converged = (length <= target) | (state.stalled & (residual <= rounding))
+        converged = length <= target
+        if state.stalled.any():
+            lowest = (_STALLED * torch.finfo(rhs.dtype).eps * rhs.norm(dim=1)).clamp(min=noise(rhs))
+            converged |= state.stalled & (length <= lowest)
         if not converged.all():
             self._report(state, residual, converged, damping)
         info = {
@@ -147,13 +161,17 @@ class PreconditionedSystem:
 
     def _iterate(self, state: "_State", rhs: Tensor, damping: float) -> None:
         """Descend; where the recurrence's residual strayed from the true one, start again there."""
-        maxiter = self.settings.maxiter or 10 * rhs.shape[1]
+        maxiter = self.settings.most(rhs.shape[1])
         rows = (state.residual.norm(dim=1) > state.target).nonzero()[:, 0]
         while len(rows):
-            before = state.residual[rows].norm(dim=1)
+            before, start = state.residual[rows].norm(dim=1), state.x[rows]
             self._descend(state, rows, damping, maxiter)
             state.residual[rows] = rhs[rows] - self._apply(state.x[rows], damping)
             now = state.residual[rows].norm(dim=1)
+            worse = ~(now <= before) & (state.niter[rows] < maxiter)
+            if worse.any():
+                state.x[rows[worse]] = start[worse]
+                state.residual[rows[worse]] = rhs[rows[worse]] - self._apply(start[worse], damping)
             again = (now > state.target[rows]) & (state.niter[rows] < maxiter)
             again &= ~state.negative[rows]
             # Less than halved by a whole descent: the dtype holds no more digits.
@@ -164,25 +182,34 @@ class PreconditionedSystem:
         self, state: "_State", rows: Int[Tensor, " k"], damping: float, maxiter: int
     ) -> None:
         """Plain preconditioned CG from the residuals of `rows`; rows leave as they finish."""
-        residual = state.residual[rows]
-        direction = z = self.preconditioner.precondition(residual, damping=damping)
-        rz = (residual * z).sum(1)
+        residual, preconditioner = state.residual[rows], self._at(damping)
+        direction = z = preconditioner.precondition(residual, damping=damping)
+        rz, progress = (residual * z).sum(1), _Progress.of(residual, state.x[rows])
         while len(rows):
             product = self._apply(direction, damping)
             curvature = (direction * product).sum(1)
-            negative = curvature <= 0
-            step = torch.where(negative, 0, rz / curvature)[:, None]
+            zero = progress.rounding(direction, product)
+            negative, flat = curvature < -zero, curvature <= zero
+            step = torch.where(flat, 0, rz / curvature)[:, None]
             state.x[rows] += step * direction
             residual = residual - step * product
             state.niter[rows] += 1
             state.negative[rows] = negative
             length = state.record(rows, residual)
-            unfinished = (length > state.target[rows]) & ~negative
-            go_on = unfinished & (state.niter[rows] < maxiter)
-            rows, residual = rows[go_on], residual[go_on]
-            z = self.preconditioner.precondition(residual, damping=damping)
+            unfinished = length > state.target[rows]
+            over = flat | progress.stalled(length, state.x[rows])
+            back = unfinished & over & (length > progress.mark)
+            state.x[rows[back]] = progress.best[back]
+            go_on = unfinished & ~over & (state.niter[rows] < maxiter)
+            rows, residual, progress = rows[go_on], residual[go_on], progress.of_rows(go_on)
+            z = preconditioner.precondition(residual, damping=damping)
             rz, previous = (residual * z).sum(1), rz[go_on]
             direction = z + (rz / previous)[:, None] * direction[go_on]
+
+    def _at(self, damping: float) -> Preconditioner:
+        """Without damping only what keeps rows of the range of H within it."""
+        within = damping > 0 or isinstance(self.preconditioner, Eigenbasis)
+        return self.preconditioner if within else Unpreconditioned()
 
     def _apply(self, vectors: Tensor, damping: float) -> Tensor:
         return self.curvature.apply(vectors).add(vectors, alpha=damping)
@@ -192,7 +219,9 @@ class PreconditionedSystem:
     ) -> None:
         if state.negative.any() and self.settings.on_failure == "raise":
             ends = extreme_eigenvalues(self.curvature)
-            raise indefinite_error(*ends, damping=damping, dtype=state.x.dtype)
+            raise indefinite_error(
+                *ends, damping=damping, dtype=state.x.dtype, size=state.x.shape[1]
+            )
         failed = ~converged
         message = self._explanation(state, residual, failed)
         error = NotConvergedError(message, rows=failed.nonzero()[:, 0].tolist())
@@ -201,13 +230,15 @@ class PreconditionedSystem:
         warnings.warn(str(error), RuntimeWarning, stacklevel=4)
 
     def _explanation(self, state: "_State", residual: Tensor, failed: Tensor) -> str:
-        maxiter = self.settings.maxiter or 10 * state.x.shape[1]
+        maxiter = self.settings.most(state.x.shape[1])
         if (state.niter[failed] < maxiter).any() and not state.negative.any():
             # Where rounding ends a descent differs from one to the next: hence the margin.
             within_reach = round_up(4 * residual[failed].max().item())
+            double = state.x.dtype == torch.float64
+            more = "standardise the columns" if double else "use float64"
             cure = (
                 f"{state.x.dtype} holds no more digits: raise the damping, raise rtol to "
-                f"{within_reach:g}, or use float64"
+                f"{within_reach:g}, or {more}"
             )
         else:
             cure = "raise damping, maxiter or the preconditioner's rank"
@@ -218,6 +249,46 @@ class PreconditionedSystem:
             f"atol={self.settings.atol:g} after {int(state.niter.max())} iterations "
             f"(rows {{rows}}; worst relative residual {residual[failed].max():.1e}); {cure}"
         )
+
+
+@dataclass(eq=False)
+class _Progress:
+    """Whether rows still get anywhere: `mark`, the residual of `best`, has to halve in time."""
+
+    best: Float[Tensor, "k p"]
+    mark: Float[Tensor, " k"]
+    age: Int[Tensor, " k"]
+    norm: Float[Tensor, " k"]
+
+    @classmethod
+    def of(cls, residual: Float[Tensor, "k p"], x: Float[Tensor, "k p"]) -> "_Progress":
+        length = residual.norm(dim=1)
+        zero = torch.zeros_like(length)
+        return cls(x, length, zero.to(torch.int64), zero)
+
+    def of_rows(self, kept: Bool[Tensor, " k"]) -> "_Progress":
+        return _Progress(*(each[kept] for each in (self.best, self.mark, self.age, self.norm)))
+
+    def rounding(
+        self, direction: Float[Tensor, "k p"], product: Float[Tensor, "k p"]
+    ) -> Float[Tensor, " k"]:
+        r"""How large $d^	op A d$ may be where it is nothing but rounding.
+
+        $\lVert A \rVert$ is known from below, by the products that the row has seen.
+        """
+        square = direction.square().sum(1)
+        self.norm = torch.maximum(self.norm, (product.square().sum(1) / square).sqrt().nan_to_num())
+        return rounding(direction.dtype, direction.shape[1]) * self.norm * square
+
+    def stalled(self, length: Float[Tensor, " k"], x: Float[Tensor, "k p"]) -> Bool[Tensor, " k"]:
+        """Note one more iteration, and where it has led."""
+        halved = length <= self.mark / 2
+        if halved.any():
+            self.best = torch.where(halved[:, None], x, self.best)
+        self.mark = torch.where(halved, length, self.mark)
+        self.age = torch.where(halved, 0, self.age + 1)
+        least, most = _PATIENCE
+        return self.age >= min(max(x.shape[1], least), most)
 
 
 @dataclass(eq=False)

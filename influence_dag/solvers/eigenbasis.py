@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from influence_dag.solvers.base import Solution, indefinite_error
+from influence_dag.solvers.base import Solution, relative
+from influence_dag.solvers.rounding import check_in_range, indefinite_error, rounding
+
+Indefinite = Literal["raise", "allow", "absolute"]
 
 
 def stored_eigenpairs(
@@ -28,14 +31,22 @@ class Eigenbasis:
 
     $$ x = V (\mu + \lambda)^{-1} V^\top b \;\left[ + (b - V V^\top b) / \lambda \right] $$
 
-    `indefinite`: whether eigenvalues with $\mu + \lambda < 0$ are an error or are used as they are.
-    `diagnostics` are tensors that are stored beside the pairs (residuals, captured share).
+    Eigenvalues that are zero to rounding (`rounding.rounding`) and that λ does not lift above it
+    are left out: for a b in the range of the others x is the solution of least norm, and for
+    another b there is none, which is an `IndefiniteError`.
+
+    `indefinite`: whether eigenvalues with $\mu + \lambda < 0$ are an error, are used as they are
+    (`"allow"`), or count by their size (`"absolute"`: $|\mu| + \lambda$ for all of them).
+    `exhausted`: a basis smaller than p that leaves out eigenvalues of zero alone. `diagnostics` are
+    tensors that are stored beside the pairs (residuals, captured share).
     """
 
     eigenvectors: Float[Tensor, "p rank"]
     eigenvalues: Float[Tensor, " rank"]
     complement: Literal["drop", "damping"] = "damping"
-    indefinite: Literal["raise", "allow"] = "raise"
+    indefinite: Indefinite = "raise"
+    exhausted: bool = False
+    rounding: float | None = None
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -45,57 +56,99 @@ class Eigenbasis:
     def solve(
         self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
-        """Solve within the basis, in its dtype; `x0` is not needed.
+        r"""Solve within the basis, in its dtype; `x0` is not needed.
 
-        Raises `IndefiniteError` when an eigenvalue plus the damping is not above rounding, and
-        `ValueError` when a complement is to be divided by no damping.
+        Info: `rank`, the number of eigenvalues that are used; with `"absolute"` also `residual`,
+        that of $|H| + \lambda I$.
+        Raises `IndefiniteError` when an eigenvalue plus the damping is negative, or zero with b
+        along it, and `ValueError` when a complement is to be divided by no damping.
         """
-        shifted = self._shifted(damping, rhs.dtype)
+        shifted, held = self._shifted(damping, rhs.dtype)
         b = rhs.to(self.eigenvectors.dtype)
         coordinates = b @ self.eigenvectors
-        x = (coordinates / shifted) @ self.eigenvectors.T
-        if self._has_complement:
-            x += (b - coordinates @ self.eigenvectors.T) / damping
-        return Solution(x.to(rhs.dtype), self.info)
+        inverse = torch.where(held, shifted, 1.0).reciprocal() * held
+        x = (coordinates * inverse) @ self.eigenvectors.T
+        outside = (coordinates * ~held).norm(dim=1)
+        if self.complement == "damping" and not self._square:
+            rest = b - coordinates @ self.eigenvectors.T
+            if self._divides(damping, rhs.dtype):
+                x += rest / damping
+            else:
+                outside = torch.hypot(outside, rest.norm(dim=1))
+        used = int(held.sum())
+        if self.complement == "damping" or self._square:  # else what is outside is dropped anyway
+            zeros = len(self.eigenvectors) - used
+            check_in_range(outside, rhs, self.eigenvalues, zeros=zeros, damping=damping)
+        info = {**self.info, "rank": used}
+        if self.indefinite == "absolute":
+            info["residual"] = self._residual(x, b, damping).to(rhs.dtype)
+        return Solution(x.to(rhs.dtype), info)
 
     def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
         r"""$P^{-1} = (\mu_r + \lambda)\, V (\mu + \lambda)^{-1} V^\top + (I - V V^\top)$.
 
-        $\mu_r$ is the smallest eigenvalue held (Frangella, Tropp & Udell 2021, eq. 5.3).
+        $\mu_r$ is the smallest eigenvalue held (Frangella, Tropp & Udell 2021, eq. 5.3). Those that
+        are zero to rounding, and that λ does not lift above it, are not held: dividing by them
+        would blow up what the rows have along them, which is rounding as well. An `exhausted` basis
+        then stays within its range.
         """
-        if not len(self.eigenvalues):
+        held = self.eigenvalues + damping > self._floor(rows.dtype)
+        if not held.any():
             return rows
-        scale = (self.eigenvalues.min() + damping) / (self.eigenvalues + damping) - 1
-        coordinates = rows @ self.eigenvectors
-        return rows + (coordinates * scale) @ self.eigenvectors.T
+        values, vectors = self.eigenvalues[held] + damping, self.eigenvectors[:, held]
+        coordinates = rows.to(vectors.dtype) @ vectors
+        if (self._square or self.exhausted) and damping <= self._floor(rows.dtype):
+            return (((values.min() / values) * coordinates) @ vectors.T).to(rows.dtype)
+        return rows + ((coordinates * (values.min() / values - 1)) @ vectors.T).to(rows.dtype)
+
+    def _residual(self, x: Tensor, b: Tensor, damping: float) -> Float[Tensor, " k"]:
+        absolute = (x @ self.eigenvectors * self.eigenvalues.abs()) @ self.eigenvectors.T
+        return relative((absolute + damping * x - b).norm(dim=1), b)
 
     @property
-    def _has_complement(self) -> bool:
+    def _square(self) -> bool:
         p, rank = self.eigenvectors.shape
-        return self.complement == "damping" and rank < p
+        return rank == p
 
-    def _shifted(self, damping: float, dtype: torch.dtype) -> Float[Tensor, " rank"]:
-        if self._has_complement and damping <= 0:
+    def _divides(self, damping: float, dtype: torch.dtype) -> bool:
+        """Whether what the basis leaves out is divided by the damping; else it is zero."""
+        if self.exhausted and damping <= self._floor(dtype):
+            return False
+        if damping <= 0:
             raise ValueError(
                 f"damping={damping:g} cannot stand for what {len(self.eigenvalues)} eigenpairs of "
                 f"{len(self.eigenvectors)} leave out; use damping > 0 or complement='drop'"
             )
-        shifted = self.eigenvalues + damping
-        if len(shifted) and not self._usable(shifted, dtype):
-            ends = self.eigenvalues.min().item(), self.eigenvalues.max().item()
-            raise indefinite_error(*ends, damping=damping, dtype=dtype)
-        return shifted
+        return True
 
-    def _usable(self, shifted: Tensor, dtype: torch.dtype) -> bool:
-        floor = torch.finfo(dtype).eps * self.eigenvalues.abs().max()
-        measured = shifted.abs() if self.indefinite == "allow" else shifted
-        return bool(measured.min() > floor)
+    def _shifted(
+        self, damping: float, dtype: torch.dtype
+    ) -> tuple[Float[Tensor, " rank"], Bool[Tensor, " rank"]]:
+        """Each eigenvalue with the damping, and whether it is above rounding."""
+        floor = self._floor(dtype)
+        values = self.eigenvalues.abs() if self.indefinite == "absolute" else self.eigenvalues
+        shifted = values + damping
+        size = shifted.abs() if self.indefinite == "allow" else shifted
+        held = size > floor
+        if (~held & (values < -floor)).any():
+            ends = self.eigenvalues.min().item(), self.eigenvalues.max().item()
+            p = len(self.eigenvectors)
+            raise indefinite_error(*ends, damping=damping, dtype=dtype, size=p)
+        return shifted, held
+
+    def _floor(self, dtype: torch.dtype) -> float:
+        """The size of an eigenvalue that is zero to rounding."""
+        if not len(self.eigenvalues):
+            return 0.0
+        share = self.rounding or rounding(dtype, len(self.eigenvectors))
+        return share * self.eigenvalues.abs().max().item()
 
     @property
-    def info(self) -> dict[str, float | int]:
+    def info(self) -> dict[str, Any]:
         """What is known before any solve: rank, negative eigenvalues, single diagnostics."""
-        info: dict[str, float | int] = {
-            "rank": len(self.eigenvalues),
-            "negative_eigenvalues": int((self.eigenvalues < 0).sum()),
+        floor = self._floor(self.eigenvalues.dtype)
+        info: dict[str, Any] = {
+            "rank": int((self.eigenvalues.abs() > floor).sum()),
+            "negative_eigenvalues": int((self.eigenvalues < -floor).sum()),
         }
         return info | {k: v.item() for k, v in self.diagnostics.items() if v.ndim == 0}

@@ -18,9 +18,11 @@ from influence_dag.curvature.kronecker import (
 from influence_dag.curvature.kronecker_fisher import FisherName
 from influence_dag.curvature.kronecker_pairs import FisherPairs, KroneckerLayout
 from influence_dag.curvature.operators import Curvature
-from influence_dag.solvers.base import Solution, indefinite_error, register
+from influence_dag.solvers.base import Solution, register
 from influence_dag.solvers.blocks import Restricted
+from influence_dag.solvers.dampings import AutomaticDamping
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock, restored_blocks
+from influence_dag.solvers.rounding import indefinite_error
 
 
 @register("ekfac")
@@ -189,8 +191,13 @@ class KroneckerFactorization:
             raise indefinite_error(*ends, damping=damping, dtype=dtype)
 
     def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
-        r"""$P^{-1} r$ with $P = F + \lambda I$; eigenvalues at rounding count as rounding."""
-        floor = torch.finfo(rows.dtype).eps * self.largest_eigenvalue
+        r"""$P^{-1} r$ with $P = F + \lambda I$; small eigenvalues are lifted.
+
+        To $\sqrt\epsilon$ of the largest: without a damping F is often singular, and dividing by
+        its rounding would leave nothing else.
+        """
+        floor = torch.finfo(rows.dtype).eps ** 0.5 * self.largest_eigenvalue
+        floor = 0.0 if damping > floor else floor
         return self._divided(rows, damping, floor)
 
     def _divided(self, rows: Tensor, damping: float, floor: float) -> Tensor:
@@ -200,6 +207,12 @@ class KroneckerFactorization:
             rotated = block.rotate([rows[:, slice(*place)] for place in block.places])
             block.put_back(rotated * divisor.reciprocal().to(rotated.dtype), out)
         return out
+
+    @property
+    def automatic_damping(self) -> AutomaticDamping:
+        """The mean of the raw eigenvalues: the trace over p of what stands for the curvature."""
+        values = torch.cat([block.eigenvalues.flatten().double() for block in self.blocks])
+        return AutomaticDamping(values.mean().item(), "trace / p of the Kronecker factors")
 
     @property
     def smallest_eigenvalue(self) -> float:

@@ -13,13 +13,12 @@ from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.base import (
     Solution,
-    indefinite_error,
     needed,
     register,
     relative,
-    round_up,
 )
 from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
+from influence_dag.solvers.rounding import indefinite_error, round_up
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 
 _MARGIN = 1.05  # of the scale over the largest eigenvalue
@@ -43,6 +42,12 @@ class LiSSA:
     `rtol` of its norm. With all rows it stops there; mini-batches take `maxiter` steps, and the
     answer is the mean of the last half of h. Rows that are not converged then raise
     `NotConvergedError`, or with `on_failure="warn"` are kept and marked in `converged`.
+
+    `anchored` mini-batches: after each pass ($n / B$ steps) one product with all rows says what is
+    left of b, and the next pass is the series of that. Its noise is a share of what is left, so it
+    goes to zero with it, and rows stop where a step with all rows says that they are converged; a
+    pass that brought a row no nearer counts for that row as the one step with all rows. Batches
+    whose own eigenvalues are far above `scale` are left for steps with all rows.
     """
 
     maxiter: int = 1000
@@ -50,6 +55,7 @@ class LiSSA:
     scale: float | None = None
     rtol: float = 1e-4
     batch_size: int | None = None
+    anchored: bool = False
     seed: int = 0
     on_failure: Literal["raise", "warn"] = "raise"
 
@@ -136,7 +142,8 @@ class NeumannSeries:
 
         Info: `scale`; per row `niter`, `converged`, `residual` (the true $\lVert r \rVert /
         \lVert b \rVert$, dampen counted as damping), `max_perc_residual` and `mean_perc_residual`
-        (largest and mean $|step / h|$ over the entries of h, for a step with all rows), and
+        (largest and mean $|step / h|$ over the entries of h in percent, for a step with all rows),
+        and
         `residual_history`, $\lVert step \rVert / \lVert b \rVert$ at the start of each step (of
         mini-batches their own; NaN once the row has stopped).
         Raises `NotConvergedError` for rows that miss `rtol`, and with a scale that would do
@@ -144,8 +151,7 @@ class NeumannSeries:
         """
         scale = self.scale(damping)
         start = rhs.clone() if x0 is None else scale * x0.to(rhs).expand_as(rhs)
-        descend = self._descend if self.settings.batch_size is None else self._average
-        h, lengths = descend(start, rhs, damping, scale)
+        h, lengths = self._run(start, rhs, damping, scale)
         niter = (~lengths.isnan()).sum(dim=1)
         step = self._step(self.curvature, h, rhs, damping, scale)
         info = {"scale": scale, "niter": niter, "residual_history": relative(lengths, rhs)}
@@ -159,17 +165,25 @@ class NeumannSeries:
         product = curvature.apply(h).add(h, alpha=damping)
         return rhs - self.settings.dampen * h - product / scale
 
-    def _descend(
+    def _run(
         self, h: Tensor, rhs: Tensor, damping: float, scale: float
+    ) -> tuple[Tensor, Float[Tensor, "k steps"]]:
+        if self.settings.batch_size is None:
+            return self._descend(h, rhs, damping, scale)
+        if self.settings.anchored:
+            return self._passes(h, rhs, damping, scale)
+        return self._average(h, rhs, damping, scale)
+
+    def _descend(
+        self, h: Tensor, rhs: Tensor, damping: float, scale: float, *, taken: int = 0
     ) -> tuple[Tensor, Float[Tensor, "k steps"]]:
         """Steps with all rows; each right-hand side leaves when its step is small enough."""
         h, rows = h.clone(), torch.arange(len(rhs), device=rhs.device)
         lengths: list[Tensor] = []
-        while len(rows) and len(lengths) < self.settings.maxiter:
+        while len(rows) and taken + len(lengths) < self.settings.maxiter:
             step = self._step(self.curvature, h[rows], rhs[rows], damping, scale)
             length = step.norm(dim=1)
-            lengths.append(torch.full_like(rhs[:, 0], torch.nan))
-            lengths[-1][rows] = length
+            lengths.append(_of_rows(rhs, rows, length))
             self._check_growth(length, lengths[0][rows], _GROWTH, damping, scale)
             h[rows] += step
             rows = rows[length > self.settings.rtol * h[rows].norm(dim=1)]
@@ -192,6 +206,45 @@ class NeumannSeries:
                 total += h
         return total / (maxiter - maxiter // 2), torch.stack(lengths, dim=1)
 
+    def _passes(
+        self, h: Tensor, rhs: Tensor, damping: float, scale: float
+    ) -> tuple[Tensor, Float[Tensor, "k steps"]]:
+        """Passes of mini-batches, each on what a step with all rows says is left of b."""
+        h, rows = h.clone(), torch.arange(len(rhs), device=rhs.device)
+        batches, lengths = self.settings.batches(self.curvature), []
+        left = self._step(self.curvature, h, rhs, damping, scale)
+        first = left.norm(dim=1)
+        while len(rows) and len(lengths) < self.settings.maxiter:
+            b, most = left[rows], self.settings.maxiter - len(lengths)
+            moved, steps = self._pass(batches, b, damping, scale, most)
+            if moved is None:  # too different from each other for this scale
+                h, rest = self._descend(h, rhs, damping, scale, taken=len(lengths))
+                return h, torch.cat([*(each[:, None] for each in lengths), rest], dim=1)
+            lengths += [_of_rows(rhs, rows, each) for each in steps]
+            now = self._step(self.curvature, h[rows] + moved, rhs[rows], damping, scale)
+            nearer = (now.norm(dim=1) < b.norm(dim=1))[:, None]
+            h[rows] += torch.where(nearer, moved, b)
+            if not nearer.all():  # what one step with all rows leaves
+                now = torch.where(nearer, now, self._step(self.curvature, b, b, damping, scale))
+            left[rows], length = now, now.norm(dim=1)
+            self._check_growth(length, first[rows], _GROWTH, damping, scale)
+            rows = rows[length > self.settings.rtol * h[rows].norm(dim=1)]
+        return h, torch.stack(lengths, dim=1) if lengths else rhs[:, :0]
+
+    def _pass(
+        self, batches: Iterator[Curvature], b: Tensor, damping: float, scale: float, most: int
+    ) -> tuple[Tensor | None, list[Float[Tensor, " m"]]]:
+        """The series of b by mini-batches, and the lengths of its steps; None where it diverges."""
+        count = max(1, row_count(self.curvature) // (self.settings.batch_size or 1))
+        moved, lengths = b.clone(), [b.norm(dim=1)]
+        for _, batch in zip(range(min(count, most) - 1), batches, strict=False):
+            step = self._step(batch, moved, b, damping, scale)
+            lengths.append(step.norm(dim=1))
+            if not (lengths[-1] <= _NOISE * lengths[0]).all():
+                return None, []
+            moved += step
+        return moved, lengths
+
     def _check_growth(
         self, length: Tensor, first: Tensor, limit: float, damping: float, scale: float
     ) -> None:
@@ -204,7 +257,8 @@ class NeumannSeries:
         if not failed.any():
             return
         rows = failed.nonzero()[:, 0].tolist()
-        cure = "raise maxiter or rtol" + (", or batch_size" if self.settings.batch_size else "")
+        noisy = self.settings.batch_size and not self.settings.anchored
+        cure = "raise maxiter or rtol" + (", or batch_size" if noisy else "")
         worst = (step.norm(dim=1) / h.norm(dim=1))[failed].max()
         message = (
             f"{len(rows)} of {len(failed)} series still move by {worst:.1e} a step after "
@@ -218,12 +272,17 @@ class NeumannSeries:
         warnings.warn(str(error), RuntimeWarning, stacklevel=3)
 
 
+def _of_rows(rhs: Tensor, rows: Tensor, values: Float[Tensor, " m"]) -> Float[Tensor, " k"]:
+    """Numbers of some rows among all, NaN for the others."""
+    return torch.full_like(rhs[:, 0], torch.nan).index_copy(0, rows, values)
+
+
 def _quality(step: Tensor, h: Tensor, rhs: Tensor, rtol: float) -> dict[str, Tensor]:
     share = torch.where(step == 0, step, step / h).abs()
     length = step.norm(dim=1)
     return {
         "converged": length <= rtol * h.norm(dim=1),
         "residual": relative(length, rhs),
-        "max_perc_residual": share.amax(dim=1),
-        "mean_perc_residual": share.mean(dim=1),
+        "max_perc_residual": 100 * share.amax(dim=1),
+        "mean_perc_residual": 100 * share.mean(dim=1),
     }

@@ -11,6 +11,7 @@ from torch import Tensor
 from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import random_rows, register
 from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
+from influence_dag.solvers.rounding import rounding
 
 
 @register("nystroem")
@@ -27,6 +28,10 @@ class Nystroem:
     For a positive semi-definite H, $\hat H \preceq H$. An indefinite H has no such approximation:
     directions of the core in which it is not positive are discarded, counted in `discarded` and
     warned about; the Gauss-Newton curvature has none.
+
+    Where all p eigenpairs are asked for, they are those of the matrix itself, in float64: a sketch
+    in float32 would lose a share of κ units of rounding. A sketch that has found a curvature's
+    whole range (`rank` above that of H) needs no damping.
     """
 
     rank: int = 100
@@ -34,22 +39,38 @@ class Nystroem:
     power_iterations: int = 1
 
     def factorize(self, curvature: Curvature) -> Eigenbasis:
-        omega = self._test_matrix(curvature)
-        sketch = curvature.apply(omega).double()
-        pairs, discarded = _eigenpairs(omega.double(), sketch, torch.finfo(curvature.dtype).eps)
+        if self.rank >= curvature.size:
+            pairs, discarded = _all_eigenpairs(curvature)
+        else:
+            omega = self._test_matrix(curvature)
+            sketch = curvature.apply(omega).double()
+            pairs, discarded = _eigenpairs(omega.double(), sketch, torch.finfo(curvature.dtype).eps)
+            pairs = pairs[0].to(curvature.dtype), pairs[1].to(curvature.dtype)
         if discarded:
             warnings.warn(
-                f"the curvature is not positive along {discarded} of {len(omega)} sketched "
-                "directions, which are left out; prefer the Gauss-Newton curvature",
+                f"the curvature is not positive along {discarded} of "
+                f"{min(self.rank, curvature.size)} sketched directions, which are left out; prefer "
+                "the Gauss-Newton curvature",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        vectors, values = (pair.to(curvature.dtype) for pair in pairs)
-        return Eigenbasis(vectors, values, diagnostics={"discarded": torch.tensor(discarded)})
+        return self._basis(*pairs, {"discarded": torch.tensor(discarded)}, curvature.dtype)
 
     def restore(self, tensors: Mapping[str, Tensor], curvature: Curvature | None) -> Eigenbasis:
         vectors, values, diagnostics = stored_eigenpairs(tensors)
-        return Eigenbasis(vectors, values, diagnostics=diagnostics)
+        dtype = values.dtype if curvature is None else curvature.dtype
+        return self._basis(vectors, values, diagnostics, dtype)
+
+    def _basis(
+        self, vectors: Tensor, values: Tensor, diagnostics: dict[str, Tensor], dtype: torch.dtype
+    ) -> Eigenbasis:
+        """The pairs; fewer than asked for, or down to rounding, leave out zeros alone."""
+        p = len(vectors)
+        reached = len(values) < min(self.rank, p)
+        if len(values):
+            reached |= bool(values.min() <= rounding(dtype, p) * values.max())
+        whole = reached and not diagnostics["discarded"].item()
+        return Eigenbasis(vectors, values, exhausted=whole, diagnostics=diagnostics)
 
     def _test_matrix(self, curvature: Curvature) -> Float[Tensor, "rank p"]:
         rank = min(self.rank, curvature.size)
@@ -60,6 +81,14 @@ class Nystroem:
             omega = torch.linalg.qr(curvature.apply(omega).double().T).Q.T
             omega = omega.to(curvature.dtype).contiguous()
         return omega
+
+
+def _all_eigenpairs(curvature: Curvature) -> tuple[tuple[Tensor, Tensor], int]:
+    """As `_eigenpairs`, of the matrix itself."""
+    values, vectors = torch.linalg.eigh(curvature.dense().double())
+    floor = rounding(curvature.dtype, curvature.size) * values.abs().max()
+    held = (values > 0).nonzero()[:, 0].flip(0)
+    return (vectors[:, held], values[held]), int((values < -floor).sum())
 
 
 def _eigenpairs(

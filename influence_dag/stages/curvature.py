@@ -22,7 +22,8 @@ from influence_dag.solvers import (
     build,
     parameter_blocks,
 )
-from influence_dag.stages import matrices
+from influence_dag.solvers.rounding import rounding
+from influence_dag.stages import dampings, matrices
 from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import Digits
 from influence_dag.stages.model import load_objective, load_rows, model_key
@@ -49,11 +50,16 @@ def uses_matrix(method: str) -> bool:
     return method == "direct"
 
 
-def build_method(bench: Workbench, method: str) -> Method:
-    """The solver with the study's settings, on blocks of parameters when the study says so."""
+def build_method(bench: Workbench, method: str, damping: float | None = None) -> Method:
+    """The solver with the study's settings, on blocks of parameters when the study says so.
+
+    `damping`: an automatic λ that is not stored yet.
+    """
     asked, solver = bench.settings.methods[method], bench.settings.methods[method].solver
     if method == "direct":
-        solver["damping"] = _factorised_for(bench, method)
+        solver["damping"] = _factorised_for(bench, method) if damping is None else damping
+        size = bench.require("model").attrs["info"]["parameters"]
+        solver["rounding"] = rounding(bench.dtype, size)  # rows are differentiated in that dtype
     if asked.blocks == "full":
         return build(method, solver)
     try:
@@ -118,13 +124,19 @@ def refresh(bench: Workbench, method: str) -> Update:
     key = fingerprint(settings_key, _read(bench, method, train.fingerprint))
 
     def produce() -> Whole:
-        solver = build_method(bench, method)
+        operator = load_operator(bench, method)
+        auto = dampings.settled(bench, method, operator)
+        single = auto is not None and not bench.settings.methods[method].block_damping
+        solver = build_method(bench, method, auto.value if auto and single else None)
         updated = _updated_sums(bench, method, solver, train, settings_key)
-        factorization = _factorized(bench, method, solver, updated)
+        factorization = _factorized(bench, method, solver, operator, updated)
         for name, tensor in factorization.tensors().items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise matrices.not_finite(f"{artifact(method)}: {name}", tensor)
         arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
+        if auto is None and bench.settings.damping == "auto":
+            auto = dampings.of_factors(factorization)
+        resolved = {"automatic_damping": auto.value, "damping_reason": auto.reason} if auto else {}
         attrs = matrices.attributes(
             bench,
             settings_key,
@@ -133,6 +145,7 @@ def refresh(bench: Workbench, method: str) -> Update:
             method_settings=fitted,
             curvature=kind(bench, method),
             train_rows=train.fingerprint,
+            **resolved,
         )
         info = dict(getattr(factorization, "info", {}))  # rank, captured share, layers …
         if isinstance(solver, EKFAC | KFAC):
@@ -149,10 +162,13 @@ def refresh(bench: Workbench, method: str) -> Update:
 
 
 def _factorized(
-    bench: Workbench, method: str, solver: Method, updated: "_UpdatedSums | None"
+    bench: Workbench,
+    method: str,
+    solver: Method,
+    operator: Curvature,
+    updated: "_UpdatedSums | None",
 ) -> Factorization:
     """A matrix that was made by differences is made anew before anyone is refused."""
-    operator = load_operator(bench, method)
     if isinstance(solver, EKFAC | KFAC):
         return solver.factorize(operator, sums=updated and updated.sums)
     try:
@@ -247,16 +263,18 @@ def _read(bench: Workbench, method: str, train_rows: str) -> str:
 
 def factorization_settings(bench: Workbench, method: str) -> dict:
     """The settings that the factorisation depends on."""
-    settings, dampings = bench.settings.methods[method].factorization, bench.settings.dampings
-    if method == "direct":
-        settings["damping"] = "any" if _factorised_for(bench, method) is None else list(dampings)
+    settings, known = bench.settings.methods[method].factorization, bench.settings.dampings
+    if bench.settings.damping == "auto":
+        settings["damping"] = "auto"
+    elif method == "direct":
+        settings["damping"] = "any" if _factorised_for(bench, method) is None else list(known)
     return settings
 
 
 def _factorised_for(bench: Workbench, method: str) -> float | None:
     """The one λ that a direct factorisation is for; None: it serves several."""
-    dampings, blocks = bench.settings.dampings, bench.settings.methods[method].block_damping
-    return dampings[0] if len(dampings) == 1 and not blocks else None
+    known, blocks = bench.settings.dampings, bench.settings.methods[method].block_damping
+    return known[0] if len(known) == 1 and not blocks else None
 
 
 def _labelled(name: str, tensor: torch.Tensor) -> tuple[tuple[str, ...], np.ndarray, dict]:

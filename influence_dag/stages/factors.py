@@ -16,7 +16,7 @@ from influence_dag.method_settings import ITERATIVE
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import carried_on, residuals
 from influence_dag.solvers.blocks import BlockFactorization
-from influence_dag.stages import curvature
+from influence_dag.stages import curvature, dampings
 from influence_dag.stages.model import load_objective, load_rows, measurement_key, model_key
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
@@ -66,26 +66,26 @@ def base_key(bench: Workbench, method: str) -> str:
         version.data_version,
         method,
         settings,
-        bench.settings.dampings if len(bench.settings.dampings) == 1 else "sweep",
+        "sweep" if len(bench.settings.dampings) > 1 else dampings.of_method(bench, method),
     )
 
 
 def damping_digests(bench: Workbench) -> list[Keys]:
     """What distinguishes the blocks of a damping sweep; with one λ there is no such axis."""
-    dampings = bench.settings.dampings
-    return [as_keys([fingerprint(value) for value in dampings])] if len(dampings) > 1 else []
+    known = bench.settings.dampings
+    return [as_keys([fingerprint(value) for value in known])] if len(known) > 1 else []
 
 
 def damping_axis(
     bench: Workbench, method: str
 ) -> tuple[tuple[str, ...], tuple[int, ...], tuple[Coordinate, ...]]:
     """Leading dims, their sizes and coordinates: empty with one λ."""
-    dampings = bench.settings.dampings
-    if len(dampings) == 1:
+    known = bench.settings.dampings
+    if len(known) <= 1:
         return (), (), ()
     about = {"long_name": wording_of(bench, method).damping_axis}
-    values = Coordinate("damping", ("damping",), np.array(dampings), about)
-    return ("damping",), (len(dampings),), (values,)
+    values = Coordinate("damping", ("damping",), np.array(known), about)
+    return ("damping",), (len(known),), (values,)
 
 
 def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> Layout:
@@ -159,10 +159,12 @@ def _curves(info: Mapping[str, torch.Tensor], steps: np.ndarray) -> torch.Tensor
 def method_attributes(bench: Workbench, method: str, **extra) -> dict:
     """What every array of a method says about itself."""
     version, words = bench.require(curvature.artifact(method)), wording_of(bench, method)
+    blocks, known = curvature.block_names(bench, method), dampings.of_method(bench, method)
     return bench.attributes(
         method=method,
         method_settings=bench.settings.methods[method].model_dump(mode="json"),
-        damping=words.damping(curvature.block_names(bench, method)),
+        damping=words.damping(blocks, known),
+        **dampings.told(bench, method),
         n_train=version.attrs["n_train"],
         weights=version.attrs["weights"],
         weight_sum=version.attrs["weight_sum"],
@@ -176,7 +178,8 @@ def method_attributes(bench: Workbench, method: str, **extra) -> dict:
 
 
 def _info(bench: Workbench, method: str, test: Axis) -> dict:
-    return {"method": method, "test_rows": test.count, "damping": list(bench.settings.dampings)}
+    known = list(dampings.of_method(bench, method))
+    return {"method": method, "test_rows": test.count, "damping": known}
 
 
 class _Solver:
@@ -188,9 +191,9 @@ class _Solver:
 
     def __call__(self, tile) -> dict[str, np.ndarray]:
         slots = slice(tile.start[-1], tile.stop[-1])
-        dampings = self.bench.settings.dampings
-        sweep = range(tile.start[0], tile.stop[0]) if len(dampings) > 1 else None
-        blocks = [self._solve(slots, dampings[k]) for k in (sweep or [0])]
+        known = dampings.of_method(self.bench, self.method)
+        sweep = range(tile.start[0], tile.stop[0]) if len(known) > 1 else None
+        blocks = [self._solve(slots, known[k]) for k in (sweep or [0])]
         if sweep is None:
             return blocks[0]
         return {name: np.stack([block[name] for block in blocks]) for name in self.names}
@@ -220,16 +223,16 @@ class _Solver:
         iterations it takes, not what comes out.
         """
         stored = self._stored
-        alone = len(self.bench.settings.dampings) == 1
-        about = wording_of(self.bench, self.method)
-        if stored is None or not alone or stored.attrs["damping"] != about.damping(self._blocks):
+        known = dampings.of_method(self.bench, self.method)
+        told = wording_of(self.bench, self.method).damping(self._blocks, known)
+        if stored is None or len(known) > 1 or stored.attrs["damping"] != told:
             return None
         array = stored.array("influence_factors")
         start = torch.zeros(len(slots), size, dtype=self.bench.dtype)
-        known = np.flatnonzero(slots < array.shape[0])
-        if array.shape[1] == size and len(known):
-            values = torch.from_numpy(np.asarray(array.oindex[slots[known]]))
-            start[torch.from_numpy(known)] = values.nan_to_num().to(self.bench.dtype)
+        there = np.flatnonzero(slots < array.shape[0])
+        if array.shape[1] == size and len(there):
+            values = torch.from_numpy(np.asarray(array.oindex[slots[there]]))
+            start[torch.from_numpy(there)] = values.nan_to_num().to(self.bench.dtype)
         return start.to(self.bench.device)
 
     def _solve(self, slots: slice, damping: float) -> dict[str, np.ndarray]:

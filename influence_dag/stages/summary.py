@@ -16,7 +16,7 @@ from influence_dag.execution import Tile
 from influence_dag.labelled import HOLE, Axis
 from influence_dag.method_settings import ITERATIVE
 from influence_dag.solvers import Factorization
-from influence_dag.stages import curvature, factors, gradients, influences, rankings
+from influence_dag.stages import curvature, dampings, factors, gradients, influences, rankings
 from influence_dag.stages.influences import pieces
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
@@ -240,7 +240,7 @@ class _Solves:
                 self.rows.ids[slots],
             )
             for place, damping in _dampings(tile, 1):
-                value = self.bench.settings.dampings[damping or 0]
+                value = dampings.of_method(self.bench, self.method)[damping or 0]
                 with factors.named_rows(ids, f"{self.method}, training rows"):
                     x = self.factorization.solve(G, damping=value).x
                 own = (x * G).sum(dim=1) / self._weights(slots.start + present, x)

@@ -7,7 +7,7 @@ from influence_dag import models
 from influence_dag.errors import IndefiniteError
 from influence_dag.model_settings import FitSettings
 from influence_dag.objective import Objective, Rows
-from influence_dag.stages import influences
+from influence_dag.stages import dampings, influences
 from influence_dag.stages.model import load_objective, load_rows, model_key
 from influence_dag.stages.refreshing import Result, Whole, refresh_whole
 from influence_dag.stages.updates import Update
@@ -54,7 +54,9 @@ def _loaded(bench: Workbench) -> tuple[Objective, Rows, Rows]:
 def _weight_decay(bench: Workbench) -> float:
     """The L2 term of the refits: the fit's own, else the damping that stands for it."""
     fit = bench.settings.model.fit
-    return fit.weight_decay if isinstance(fit, FitSettings) else min(bench.settings.dampings)
+    if isinstance(fit, FitSettings):
+        return fit.weight_decay
+    return min(dampings.of_method(bench, _methods(bench)[0]))
 
 
 def _initial(bench: Workbench, count: int = 1) -> torch.Tensor:
@@ -94,7 +96,8 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     count = min(settings.rows, len(train))
     index = torch.randperm(len(train), generator=generator)[:count].sort().values
     method = settings.method or _methods(bench)[0]
-    nearest = int(np.abs(np.array(bench.settings.dampings) - _weight_decay(bench)).argmin())
+    known = dampings.of_method(bench, method)
+    nearest = int(np.abs(np.array(known) - _weight_decay(bench)).argmin())
     found = leave_one_out(
         objective,
         train,
@@ -107,7 +110,7 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     )
     dims = ("test", "left_out")
     told = {"formula": f"+I / {wording_of(bench, method).count}"}
-    judged = f"{method} at λ = {bench.settings.dampings[nearest]:g}"
+    judged = f"{method} at λ = {known[nearest]:g}"
     what = "measurement" if bench.settings.model.measurement else "loss"
     arrays: dict[str, Result] = {
         "predicted": (dims, found.predicted, {**told, "long_name": judged}),
@@ -126,12 +129,15 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
 
 def _datamodels(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
-    dampings = bench.settings.dampings
     candidates: dict[str, dict[float | None, torch.Tensor]] = {
-        m: {d: _stored(bench, m, k) for k, d in enumerate(dampings)} for m in _methods(bench)
+        m: {d: _stored(bench, m, k) for k, d in enumerate(dampings.of_method(bench, m))}
+        for m in _methods(bench)
     }
     if objective.size <= LARGEST_EXACT:
-        candidates |= _beside(bench, objective, train, test, settings.dampings or dampings)
+        known = settings.dampings or tuple(
+            {d for m in _methods(bench) if m != "identity" for d in dampings.of_method(bench, m)}
+        )
+        candidates |= _beside(bench, objective, train, test, tuple(sorted(known)))
     start, told = _subset_starts(bench, settings)
     found = datamodels(
         objective,
@@ -197,7 +203,7 @@ def _label_errors(bench: Workbench, settings) -> Whole:
         objective,
         train,
         weight_decay=_weight_decay(bench),
-        damping=min(bench.settings.dampings) or None,
+        damping=min(dampings.of_method(bench, _methods(bench)[0])) or None,
         share=settings.share,
         seed=settings.seed,
         curvature=settings.curvature,

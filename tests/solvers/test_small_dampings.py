@@ -221,6 +221,6 @@ def test_an_indefinite_hessian_names_its_eigenvalue_and_a_damping_that_does(
     # From Lanczos it is estimated, on the safe side.
     told, enough = it.value.smallest_eigenvalue, it.value.suggested_damping
     assert 1.25 * smallest <= told <= 0.999 * smallest
-    assert -smallest < enough <= 2e-3
+    assert -1.99 * smallest < enough <= 4e-3
     x = make(enough).factorize(DenseCurvature(H)).solve(rhs, damping=enough).x
     assert relative_error(x, reference.damped_solve(H, rhs, enough)) <= 1e-4

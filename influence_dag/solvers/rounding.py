@@ -1,0 +1,109 @@
+"""What rounding leaves of a curvature: which eigenvalues are zero, which b have an answer."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.errors import IndefiniteError
+
+_UNITS = 8  # of rounding, at least, by which eigenvalues of a computed curvature are off
+_NOISE = 16  # units of rounding, of the longest right-hand side, that any of them may be off
+_OUTSIDE = 1e-6, 1e-2  # share of ‖b‖ that may lie outside the range, in float64 and in float32
+
+
+def rounding(dtype: torch.dtype, size: int) -> float:
+    r"""The share of $|\mu_1|$ below which an eigenvalue of a p × p curvature counts as zero.
+
+    $\max(8, \sqrt p)$ units of rounding. Measured on softmax regressions, whose curvature has p / C
+    exact zeros: 0.5 units in float32 (rows are summed in float64), 4 in float64 at p = 1,000.
+    """
+    return max(_UNITS, size**0.5) * torch.finfo(dtype).eps
+
+
+def noise(rhs: Float[Tensor, "k p"]) -> Float[Tensor, ""]:
+    """How far from what they are meant to be any of these rows may be: rounding of the longest."""
+    return _NOISE * torch.finfo(rhs.dtype).eps * rhs.norm(dim=1).max()
+
+
+def check_in_range(
+    outside: Float[Tensor, " k"],
+    rhs: Float[Tensor, "k p"],
+    eigenvalues: Float[Tensor, " rank"],
+    *,
+    zeros: int,
+    damping: float,
+) -> None:
+    r"""Raise `IndefiniteError` where $(H + \lambda I)\, x = b$ has no answer.
+
+    `outside` are the lengths of what the rows of `rhs` have along the `zeros` eigenvectors whose
+    eigenvalue is zero. A share of 1e-6 (float64) or 1e-2 (float32) of the row is let pass, and so
+    is `noise`: the gradient of a row that a model fits almost exactly is a difference of numbers as
+    large as those of other rows, and most of it rounding.
+    """
+    lengths = rhs.norm(dim=1).to(outside)
+    allowed = _OUTSIDE[rhs.dtype != torch.float64] * lengths
+    bad = outside > torch.maximum(allowed, noise(rhs).to(outside)) if len(rhs) else outside > 0
+    if not zeros or not bad.any():
+        return
+    worst = (outside / lengths)[bad].max().item()
+    which = bad.nonzero()[:, 0].tolist()
+    largest = eigenvalues.abs().max().item() if len(eigenvalues) else 0.0
+    enough = round_up(100 * torch.finfo(rhs.dtype).eps * largest)
+    raise IndefiniteError(
+        f"H + λI is singular to rounding at damping={damping:g}: {zeros} of {rhs.shape[1]} "
+        f"eigenvalues are below {rounding(rhs.dtype, rhs.shape[1]) * largest:.1e} (the largest is "
+        f"{largest:.3g}), and {len(which)} of {len(rhs)} right-hand sides (rows "
+        f"{', '.join(map(str, which[:10]))}{', …' if len(which) > 10 else ''}) have up to "
+        f"{worst:.1e} of their length along them: no x solves that; {_cure(rhs.dtype)}",
+        smallest_eigenvalue=eigenvalues.min().item() if len(eigenvalues) else 0.0,
+        suggested_damping=enough,
+    )
+
+
+def indefinite_error(
+    smallest: float, largest: float, *, damping: float, dtype: torch.dtype, size: int = 1
+) -> IndefiniteError:
+    r"""The error for `H + λI` that is not positive definite, with a damping that would do.
+
+    The one named is $2\,|\mu_{min}|$: just above $|\mu_{min}|$ the damped curvature is invertible
+    and its inverse little but the direction of most negative curvature. Where the smallest
+    eigenvalue is no further from zero than rounding, no damping is named but what has more digits.
+    """
+    floor = rounding(dtype, size) * abs(largest)
+    seen = (
+        f"H + λI is not positive definite at damping={damping:g}: the smallest eigenvalue of H is "
+        f"{smallest:.3g} (the largest {largest:.3g})"
+    )
+    if smallest >= -floor:
+        enough = round_up(100 * torch.finfo(dtype).eps * abs(largest))
+        message = f"{seen}, which {_name(dtype)} cannot tell from zero; {_cure(dtype)}"
+    else:
+        enough = round_up(-2.0 * smallest)
+        message = (
+            f"{seen}; use damping >= {enough:g} (twice its size), train closer to a minimum, or "
+            "take the Gauss-Newton curvature (direct: or on_indefinite='absolute')"
+        )
+    return IndefiniteError(message, smallest_eigenvalue=smallest, suggested_damping=enough)
+
+
+def _cure(dtype: torch.dtype) -> str:
+    if dtype == torch.float64:
+        return (
+            "standardise the columns, leave out those that others determine or that are constant "
+            "in the training rows, or use a damping above zero"
+        )
+    return f"use float64 or standardise the columns: {_name(dtype)} has too few digits here"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def round_up(value: float) -> float:
+    """The next number with two significant digits: 0.001434 → 0.0015."""
+    if value <= 0:
+        return torch.finfo(torch.float64).tiny
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit) * unit

@@ -1,0 +1,70 @@
+"""The λ of each method's solves: the study's, or with `damping: auto` what its curvature says."""
+
+import torch
+
+from influence_dag.curvature import Curvature
+from influence_dag.method_settings import KRONECKER
+from influence_dag.solvers import Factorization
+from influence_dag.solvers.blocks import BlockFactorization
+from influence_dag.solvers.dampings import AutomaticDamping, automatic_damping, of_eigenvalues
+from influence_dag.stages.workbench import Workbench
+from influence_dag.store import Version
+
+SEMIDEFINITE = "gauss_newton"
+
+
+def of_method(bench: Workbench, method: str) -> tuple[float, ...]:
+    """One λ or several; an automatic one as it was settled with the method's curvature."""
+    if bench.settings.damping != "auto":
+        return bench.settings.dampings
+    return (bench.require(f"{method}/curvature").attrs["automatic_damping"],)
+
+
+def told(bench: Workbench, method: str) -> dict[str, str]:
+    """Where λ comes from, in words, for attributes; nothing where the study says it."""
+    if bench.settings.damping != "auto":
+        return {}
+    return {"damping_reason": bench.require(f"{method}/curvature").attrs["damping_reason"]}
+
+
+def of_matrix(bench: Workbench, kind: str) -> tuple[float, ...]:
+    """The λ that are added to a stored matrix."""
+    if bench.settings.damping != "auto":
+        return bench.settings.dampings
+    return (of_stored_matrix(bench.require(kind), kind).value,)
+
+
+def settled(bench: Workbench, method: str, operator: Curvature) -> AutomaticDamping | None:
+    """With `damping: auto` the λ of a method that is given this curvature, once for each matrix.
+
+    None where the study says λ, or where it is read off what the method makes of the curvature.
+    """
+    if bench.settings.damping != "auto" or method in KRONECKER:
+        return None
+    if method == "identity":
+        return AutomaticDamping(0.0, "identity has no damping")
+    kind = bench.settings.matrix_of_damping(method)
+    if kind is not None:
+        return of_stored_matrix(bench.require(kind), kind)
+    curvature = bench.settings.methods[method].curvature
+    return automatic_damping(operator, semidefinite=curvature == SEMIDEFINITE)
+
+
+def of_stored_matrix(version: Version, kind: str) -> AutomaticDamping:
+    """From the eigenvalues beside the matrix, or from the matrix where it is too large for them."""
+    if "eigenvalues" in version.variables and kind != SEMIDEFINITE:
+        return of_eigenvalues(torch.from_numpy(version.read("eigenvalues")))
+    from influence_dag.curvature import DenseCurvature
+
+    matrix = DenseCurvature(torch.from_numpy(version.read(kind)))
+    return automatic_damping(matrix, semidefinite=kind == SEMIDEFINITE)
+
+
+def of_factors(factorization: Factorization) -> AutomaticDamping:
+    """From the eigenvalues of Kronecker factors, of all blocks together."""
+    if not isinstance(factorization, BlockFactorization):
+        return factorization.automatic_damping  # pyright: ignore[reportAttributeAccessIssue]
+    known = [of_factors(part) for part in factorization.parts.values()]
+    sizes = [len(index) for index in factorization.settings.blocks.values()]
+    mean = sum(each.value * size for each, size in zip(known, sizes, strict=True)) / sum(sizes)
+    return AutomaticDamping(mean, known[0].reason)

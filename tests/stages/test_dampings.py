@@ -1,0 +1,197 @@
+"""λ that the curvature decides, none at all, and negative curvature by its size, in studies."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+from tiny_project import MODEL, Project
+from torch.nn import functional as F
+
+from influence_dag.stages import checks
+
+HESSIAN_METHODS = ("direct", "cg")
+LINEAR = """\
+from torch import nn
+
+
+def build():
+    return nn.Linear(3, 3)
+"""
+
+
+def module_of(project):
+    from influence_dag import models
+    from influence_dag.running import load_study
+
+    study = load_study(project.folder)
+    module = models.build_module(study.settings.model, study.root, torch.float64)
+    theta = torch.from_numpy(project.results.store.version("model").read("parameters")).double()
+    torch.nn.utils.vector_to_parameters(theta, module.parameters())
+    return module
+
+
+def problem(project):
+    """H, gradients of test and training rows, by autograd at the stored parameters."""
+    module = module_of(project)
+    train, test = project.tensors("train"), project.tensors("test")
+    return (
+        reference.hessian(module, F.cross_entropy, *train),
+        reference.per_sample_gradients(module, F.cross_entropy, *test),
+        reference.per_sample_gradients(module, F.cross_entropy, *train),
+    )
+
+
+def stored(project, method, name="influences", of="influences"):
+    return np.asarray(project.results.store.version(f"{method}/{of}").read(name))
+
+
+def assert_close(actual, expected, tolerance=1e-6):
+    expected = np.asarray(expected)
+    assert np.linalg.norm(actual - expected) <= tolerance * np.linalg.norm(expected)
+
+
+def project_of(root, *, fit=None, model=MODEL, **changes):
+    project = Project(root, model=model, **({"perturbation": None} | changes))
+    if fit:
+        project.write_settings(model={"fit": fit})
+    return project
+
+
+EARLY = {"optimizer": "adam", "max_steps": 10, "learning_rate": 0.05}
+
+
+# damping: auto -----------------------------------------------------------------------------------
+
+
+def test_an_automatic_damping_is_the_mean_size_of_the_eigenvalues(tmp_path):
+    project = project_of(
+        tmp_path,
+        damping="auto",
+        methods={"direct": {}, "cg": {"rtol": 1e-10}, "identity": {}, "kfac": {}},
+    )
+    project.refresh()
+    H, rhs, gradients = problem(project)
+    damping = torch.linalg.eigvalsh(H).abs().mean().item()
+    expected = reference.damped_solve(H, rhs, damping) @ gradients.T
+    for method in HESSIAN_METHODS:
+        attrs = project.results.store.version(f"{method}/influences").attrs
+        assert attrs["damping"] == pytest.approx(damping, rel=1e-6)
+        assert attrs["damping_reason"] == "mean |eigenvalue| of the curvature"
+        assert_close(stored(project, method), expected)
+    assert_close(stored(project, "identity"), rhs @ gradients.T)
+    kfac = project.results.store.version("kfac/influences").attrs
+    trace = sum(
+        stored(project, "kfac", name, "curvature").sum()
+        for name in project.results.store.version("kfac/curvature").variables
+        if name.endswith("eigenvalues")
+    )
+    assert kfac["damping"] == pytest.approx(trace / len(H), rel=1e-6)
+
+
+def test_an_automatic_damping_of_a_gauss_newton_matrix_is_its_trace_over_p(tmp_path):
+    project = project_of(
+        tmp_path,
+        damping="auto",
+        model=LINEAR,
+        methods={"direct": {"curvature": "gauss_newton"}, "cg": {"curvature": "gauss_newton"}},
+    )
+    project.refresh()
+    H, *_ = problem(project)  # of a softmax regression, the same matrix
+    for method in HESSIAN_METHODS:
+        attrs = project.results.store.version(f"{method}/influences").attrs
+        assert attrs["damping"] == pytest.approx(H.diagonal().mean().item(), rel=1e-6)
+
+
+def test_without_a_stored_matrix_an_automatic_damping_is_estimated_and_says_so(tmp_path):
+    project = project_of(tmp_path, damping="auto", methods={"direct": None, "cg": {}})
+    project.refresh()
+    H, rhs, gradients = problem(project)
+    attrs = project.results.store.version("cg/influences").attrs
+    assert "estimated from" in attrs["damping_reason"]
+    mean = torch.linalg.eigvalsh(H).abs().mean().item()
+    assert attrs["damping"] == pytest.approx(mean, rel=0.3)
+    expected = reference.damped_solve(H, rhs, attrs["damping"]) @ gradients.T
+    assert_close(stored(project, "cg"), expected, 1e-4)
+
+
+def test_an_automatic_damping_follows_the_data_and_nothing_else_is_computed_again(tmp_path):
+    project = project_of(tmp_path, damping="auto")
+    project.refresh()
+    before = project.results.store.version("direct/influences").attrs["damping"]
+    assert all(update.is_current for update in project.refresh().values())
+    project.edit("train", 0, height=9.0)
+    project.refresh()
+    H, *_ = problem(project)
+    after = project.results.store.version("direct/influences").attrs["damping"]
+    assert after != before
+    assert after == pytest.approx(torch.linalg.eigvalsh(H).abs().mean().item(), rel=1e-3)
+
+
+def test_a_study_with_an_automatic_damping_is_materialised_with_its_checks(tmp_path):
+    project = project_of(tmp_path, damping="auto", methods={"direct": {}, "cg": {}})
+    assert project.materialize()["direct"].influences.shape[0] > 0
+
+
+# No damping --------------------------------------------------------------------------------------
+
+
+def test_without_damping_a_singular_curvature_has_the_answer_of_least_norm(tmp_path):
+    project = project_of(
+        tmp_path,
+        damping=0.0,
+        model=LINEAR,
+        fit={"weight_decay": 1e-3},
+        methods={"direct": {}, "cg": {"rtol": 1e-10}},
+    )
+    project.materialize()  # with its checks
+    H, rhs, gradients = problem(project)
+    inverse = torch.linalg.pinv(H, hermitian=True, rtol=1e-12)
+    for method in HESSIAN_METHODS:
+        factors = stored(project, method, "influence_factors", "influence_factors")
+        assert_close(factors, rhs @ inverse)
+        assert_close(stored(project, method), rhs @ inverse @ gradients.T)
+    project.edit("test", 0, height=0.3)  # solved by the stored factorisation
+    updates = project.refresh()
+    assert updates["direct/curvature"].is_current
+    H, rhs, gradients = problem(project)
+    assert_close(stored(project, "direct"), rhs @ inverse @ gradients.T)
+
+
+# Negative curvature ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damping", [0.01, [0.01, 0.1], "auto"], ids=["one", "sweep", "auto"])
+def test_negative_curvature_counts_by_its_size_when_asked_for(tmp_path, damping):
+    project = project_of(
+        tmp_path,
+        damping=damping,
+        methods={"direct": {"on_indefinite": "absolute"}, "cg": None},
+        fit=EARLY,
+    )
+    project.refresh()
+    H, rhs, gradients = problem(project)
+    values, V = torch.linalg.eigh(H)
+    assert values[0] < -1e-3
+    known = [values.abs().mean()] if damping == "auto" else np.atleast_1d(damping)
+    expected = [((rhs @ V) / (values.abs() + d)) @ V.T @ gradients.T for d in known]
+    found = stored(project, "direct")
+    assert_close(found, torch.stack(expected).reshape(found.shape))
+    assert checks.residual_below("direct")(project.bench()).passed
+    project.edit("test", 0, height=0.3)
+    assert project.refresh()["direct/curvature"].is_current
+
+
+def test_a_damping_that_leaves_little_of_negative_curvature_is_told(tmp_path):
+    project = project_of(
+        tmp_path,
+        damping=0.5,
+        methods={"cg": None},
+        fit=EARLY,
+    )
+    project.refresh()
+    smallest = project.results.store.version("hessian").attrs["info"]["smallest_eigenvalue"]
+    assert smallest < 0
+    for factor, passed, tolerated in ((0.9, False, False), (1.5, False, True), (2.1, True, False)):
+        project.write_settings(damping=-factor * smallest)
+        outcome = checks.positive_definite("hessian")(project.bench())
+        assert (outcome.passed, outcome.tolerated) == (passed, tolerated)
