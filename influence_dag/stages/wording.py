@@ -276,6 +276,7 @@ class Wording:
     def residual(self) -> str:
         """The system is that of the matrix itself, also where an approximation of it is solved."""
         letter = MATRIX[self.asked.curvature] + ("_B" if self._in_blocks else "")
+        letter = self.matrix if self.matrix.startswith("|") else letter
         of = " of s = b, λ being the study's" if self.is_dot_product else ""
         return f"relative residual ‖({letter} + {self.shift}) s − b‖ / ‖b‖{of}"
 

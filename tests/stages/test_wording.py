@@ -35,7 +35,6 @@ VARIANTS = {
     "absolute eigenvalues": ("direct", {"on_indefinite": "absolute"}, {}),
     "of blocks": ("direct", {"on_indefinite": "absolute", **BLOCKS}, MARGIN),
     "automatic damping": ("direct", {}, {"damping": "auto"}),
-    "no damping": ("direct", {"curvature": "gauss_newton"}, {"damping": 0.0}),
     "products": ("cg", {"rtol": 1e-11, "rank": 8}, {}),
     "products with Gauss–Newton": ("cg", {"rtol": 1e-11, "curvature": "gauss_newton"}, MARGIN),
     "a series": ("lissa", {"rtol": 1e-10, "maxiter": 30_000, "dampen": 0.01, "scale": 1.5}, {}),
