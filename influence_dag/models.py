@@ -1,7 +1,6 @@
 """Modules: built from a study's callable, fitted, written to and read from safetensors."""
 
 import importlib
-import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
@@ -19,6 +17,7 @@ from influence_dag.errors import InfluenceDagError, ModelError, StudyError
 from influence_dag.fitting import FitReport, fit
 from influence_dag.model_settings import FitSettings, ModelSettings
 from influence_dag.project_code import code_hashes, forget_outdated
+from influence_dag.seeding import seeded
 from influence_dag.store.fingerprints import fingerprint
 
 __all__ = [
@@ -105,24 +104,6 @@ def imported_anew(names: Sequence[str], root: Path) -> Iterator[None]:
         for name in loaded():
             del sys.modules[name]
         sys.modules.update(kept)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of torch, numpy and Python start from `seed` inside.
-
-    Afterwards they go on as if nothing had been drawn.
-    """
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(of_numpy)  # noqa: NPY002
-            random.setstate(of_python)
 
 
 def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.Module:

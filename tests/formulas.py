@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 TOKEN = re.compile(
     r"(?:w_\w+ )?∇(?:θ )?[Lm]\(z_\w+\)|"
-    r"\|[HG]\|(?:_B)?|[HGF](?:_k)?(?:_B)?(?![a-z])|d s I|λI|Λ|P|ᵀ|⁻¹|[()+‖]"
+    r"\|[HG](?:_B)?\||[HGF](?:_k)?(?:_B)?(?![a-z])|d s I|λI|Λ|P|ᵀ|⁻¹|⁺|[()+‖]"
 )
 
 
@@ -58,6 +58,9 @@ class Meaning:
             return mean * len(self.train[1]) / count
         if said == "(1/n_train) Σ_i J_iᵀ (∂²L/∂output²) J_i":
             return sum(J.T @ S @ J for J, S in zip(*self._jacobians(), strict=True)) / count
+        if match := re.fullmatch(r"(\w+) with the absolute values of its eigenvalues", said):
+            values, vectors = np.linalg.eigh(self.matrix(match[1]))
+            return (vectors * np.abs(values)) @ vectors.T
         if match := re.fullmatch(r"(\w) without what couples the blocks of parameters", said):
             return np.where(self._same_block(), self.matrix(match[1]), 0.0)
         if match := re.fullmatch(r"the (\d+) eigenpairs of (\w) of largest \|eigenvalue\|", said):
@@ -203,9 +206,14 @@ def _factor(tokens, meaning):
         value = meaning.shift(head)
     else:
         value = meaning.matrix(head)
-    while tokens and tokens[0] in ("ᵀ", "⁻¹"):
-        value, tokens = (value.T if tokens[0] == "ᵀ" else np.linalg.inv(value)), tokens[1:]
+    powers = {"ᵀ": np.transpose, "⁻¹": np.linalg.inv, "⁺": _pseudo_inverse}
+    while tokens and tokens[0] in powers:
+        value, tokens = powers[tokens[0]](value), tokens[1:]
     return value, tokens
+
+
+def _pseudo_inverse(matrix):
+    return np.linalg.pinv(matrix, rcond=1e-10, hermitian=True)
 
 
 def residual(words, meaning, solution, test_letter):

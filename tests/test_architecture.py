@@ -31,6 +31,7 @@ NUMERICAL = [
     "objective_checks",
     "perturbation",
     "rows",
+    "seeding",
     "solvers",
 ]
 # A room and those above it, of which it must not know.

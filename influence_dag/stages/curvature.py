@@ -124,12 +124,12 @@ def refresh(bench: Workbench, method: str) -> Update:
     key = fingerprint(settings_key, _read(bench, method, train.fingerprint))
 
     def produce() -> Whole:
-        asked = bench.settings.damping == "auto"
-        auto = dampings.settled(bench, method, load_operator(bench, method)) if asked else None
+        operator = load_operator(bench, method)
+        auto = dampings.settled(bench, method, operator)
         single = auto is not None and not bench.settings.methods[method].block_damping
         solver = build_method(bench, method, auto.value if auto and single else None)
         updated = _updated_sums(bench, method, solver, train, settings_key)
-        factorization = _factorized(bench, method, solver, updated)
+        factorization = _factorized(bench, method, solver, operator, updated)
         for name, tensor in factorization.tensors().items():
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise matrices.not_finite(f"{artifact(method)}: {name}", tensor)
@@ -162,10 +162,13 @@ def refresh(bench: Workbench, method: str) -> Update:
 
 
 def _factorized(
-    bench: Workbench, method: str, solver: Method, updated: "_UpdatedSums | None"
+    bench: Workbench,
+    method: str,
+    solver: Method,
+    operator: Curvature,
+    updated: "_UpdatedSums | None",
 ) -> Factorization:
     """A matrix that was made by differences is made anew before anyone is refused."""
-    operator = load_operator(bench, method)
     if isinstance(solver, EKFAC | KFAC):
         return solver.factorize(operator, sums=updated and updated.sums)
     try:

@@ -165,11 +165,11 @@ def _curves(info: Mapping[str, torch.Tensor], steps: np.ndarray) -> torch.Tensor
 def method_attributes(bench: Workbench, method: str, **extra) -> dict:
     """What every array of a method says about itself."""
     version, words = bench.require(curvature.artifact(method)), wording_of(bench, method)
-    known = dampings.of_method(bench, method)
+    blocks, known = curvature.block_names(bench, method), dampings.of_method(bench, method)
     return bench.attributes(
         method=method,
         method_settings=bench.settings.methods[method].model_dump(mode="json"),
-        damping=words.damping(known, curvature.block_names(bench, method)),
+        damping=words.damping(blocks, known),
         **dampings.told(bench, method),
         n_train=version.attrs["n_train"],
         weights=version.attrs["weights"],
@@ -229,16 +229,16 @@ class _Solver:
         iterations it takes, not what comes out.
         """
         stored = self._stored
-        alone = len(self.bench.settings.dampings) == 1
-        about = wording_of(self.bench, self.method).damping((damping,), self._blocks)
-        if stored is None or not alone or stored.attrs["damping"] != about:
+        known = dampings.of_method(self.bench, self.method)
+        told = wording_of(self.bench, self.method).damping(self._blocks, known)
+        if stored is None or len(known) > 1 or stored.attrs["damping"] != told:
             return None
         array = stored.array("influence_factors")
         start = torch.zeros(len(slots), size, dtype=self.bench.dtype)
-        known = np.flatnonzero(slots < array.shape[0])
-        if array.shape[1] == size and len(known):
-            values = torch.from_numpy(np.asarray(array.oindex[slots[known]]))
-            start[torch.from_numpy(known)] = values.nan_to_num().to(self.bench.dtype)
+        there = np.flatnonzero(slots < array.shape[0])
+        if array.shape[1] == size and len(there):
+            values = torch.from_numpy(np.asarray(array.oindex[slots[there]]))
+            start[torch.from_numpy(there)] = values.nan_to_num().to(self.bench.dtype)
         return start.to(self.bench.device)
 
     def _solve(self, slots: slice, damping: float) -> dict[str, np.ndarray]:

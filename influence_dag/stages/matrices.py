@@ -9,7 +9,7 @@ from influence_dag.errors import ModelError
 from influence_dag.labelled import Axis
 from influence_dag.objective import Objective, Rows
 from influence_dag.stages.differences import row_changes
-from influence_dag.stages.digits import Digits
+from influence_dag.stages.digits import LIMIT, Digits
 from influence_dag.stages.model import load_objective, load_rows, model_key, weight_sum
 from influence_dag.stages.refreshing import Result, Whole, refresh_whole
 from influence_dag.stages.updates import Update
@@ -118,8 +118,8 @@ def _plausible(
     direct = bench.settings.methods.direct
     if values is None or kind != "hessian" or direct is None or direct.on_indefinite != "raise":
         return True
-    known = bench.settings.dampings or (float(values.abs().mean()),)
-    return float(values[0]) + min(known) > 0
+    damping = min(bench.settings.dampings, default=0.0)
+    return float(values[0]) + damping > -LIMIT * float(values[-1])
 
 
 def _whole(

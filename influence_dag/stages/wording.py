@@ -103,11 +103,11 @@ class Wording:
     @property
     def matrix(self) -> str:
         """The letter of what is damped and inverted."""
-        if isinstance(self.asked, KroneckerSettings):
-            return "F"
-        if isinstance(self.asked, ArnoldiSettings | NystroemSettings):
-            return f"{MATRIX[self.asked.curvature]}_k"
         letter = MATRIX[self.asked.curvature]
+        if isinstance(self.asked, ArnoldiSettings | NystroemSettings):
+            return f"{letter}_k"
+        letter = "F" if isinstance(self.asked, KroneckerSettings) else letter
+        letter = f"{letter}_B" if self._in_blocks else letter
         return f"|{letter}|" if getattr(self.asked, "on_indefinite", "") == "absolute" else letter
 
     @property
@@ -124,16 +124,22 @@ class Wording:
     @property
     def system(self) -> str:
         """`H + λI`."""
-        return f"{self.matrix}{'_B' if self._in_blocks else ''} + {self.shift}"
+        return f"{self.matrix} + {self.shift}"
 
     @property
     def inverse(self) -> str:
         """`(H + λI)⁻¹ `, or nothing where no curvature takes part."""
         if self.is_dot_product:
             return ""
-        if isinstance(self.asked, ArnoldiSettings) and self.asked.complement == "drop":
-            return f"P ({self.system})⁻¹ "
-        return f"({self.system})⁻¹ "
+        projected = isinstance(self.asked, ArnoldiSettings) and self.asked.complement == "drop"
+        return f"{'P ' if projected else ''}({self.system}){self._power} "
+
+    @property
+    def _power(self) -> str:
+        """−1, or + (of Moore and Penrose) where eigenvalues that are zero are left out."""
+        known = (*self.settings.dampings, *self.asked.block_damping.values())
+        singular = 0 in known and not isinstance(self.asked, LissaSettings | KroneckerSettings)
+        return "⁺" if singular else "⁻¹"
 
     @cached_property
     def symbols(self) -> str:
@@ -150,8 +156,8 @@ class Wording:
             return
         yield matrix_formula(self.asked.curvature, self.weights)
         yield from self._approximation()
-        if self._in_blocks:
-            yield f"{self.matrix}_B = {self.matrix} without what couples the blocks of parameters"
+        if self._power == "⁺":
+            yield "⁺ = the inverse where eigenvalues are above rounding, 0 where they are not"
         yield (
             "Λ = the λ of each parameter's block (damping)"
             if self.asked.block_damping
@@ -163,19 +169,30 @@ class Wording:
 
     def _approximation(self) -> Iterator[str]:
         asked, letter = self.asked, MATRIX[self.asked.curvature]
+        if isinstance(asked, ArnoldiSettings | NystroemSettings):
+            yield from self._low_rank(letter)
+            return
         if isinstance(asked, KroneckerSettings):
             kept = "eigenvalues corrected" if self.method == "ekfac" else "each layer's G_l ⊗ A_l"
             if asked.fisher == "exact" and letter == "H":
                 yield matrix_formula("gauss_newton", self.weights)
             yield f"F = {_FISHER[asked.fisher]} in Kronecker factors of each layer, {kept}"
-        if isinstance(asked, ArnoldiSettings):
-            yield f"{letter}_k = the {asked.rank} eigenpairs of {letter} of largest |eigenvalue|"
-            if asked.complement == "drop":
-                yield "P = the projection on these eigenvectors"
-        if isinstance(asked, NystroemSettings):
-            yield f"{letter}_k = the Nyström approximation of {letter} of rank {asked.rank}"
+            letter = "F"
+        if self._in_blocks:
+            yield f"{letter}_B = {letter} without what couples the blocks of parameters"
         if self.matrix.startswith("|"):
-            yield f"|{letter}| = {letter} with the absolute values of its eigenvalues"
+            inside = self.matrix.strip("|")
+            yield f"{self.matrix} = {inside} with the absolute values of its eigenvalues"
+
+    def _low_rank(self, letter: str) -> Iterator[str]:
+        each = f"of each block of {letter} alone, " if self._in_blocks else ""
+        rank = getattr(self.asked, "rank", None)
+        if isinstance(self.asked, NystroemSettings):
+            yield f"{letter}_k = {each}the Nyström approximation of {letter} of rank {rank}"
+            return
+        yield f"{letter}_k = {each}the {rank} eigenpairs of {letter} of largest |eigenvalue|"
+        if self.asked.complement == "drop":  # pyright: ignore[reportAttributeAccessIssue]
+            yield "P = the projection on these eigenvectors"
 
     @property
     def curvature(self) -> str:
@@ -186,10 +203,10 @@ class Wording:
             return f"{self.asked.fisher} Fisher in Kronecker factors"
         return self.asked.curvature
 
-    def damping(self, dampings: tuple[float, ...], blocks: tuple[str, ...] = ()) -> Any:
+    def damping(self, blocks: tuple[str, ...], dampings: tuple[float, ...]) -> Any:
         """Of the attributes: λ, the λs of a sweep, those of each block by name, or none.
 
-        `dampings` are the method's, which with `damping: auto` its curvature says.
+        `dampings` are those of the method's solves, an automatic one settled.
         """
         if self.is_dot_product:
             return "none"
@@ -259,6 +276,7 @@ class Wording:
     def residual(self) -> str:
         """The system is that of the matrix itself, also where an approximation of it is solved."""
         letter = MATRIX[self.asked.curvature] + ("_B" if self._in_blocks else "")
+        letter = self.matrix if self.matrix.startswith("|") else letter
         of = " of s = b, λ being the study's" if self.is_dot_product else ""
         return f"relative residual ‖({letter} + {self.shift}) s − b‖ / ‖b‖{of}"
 
