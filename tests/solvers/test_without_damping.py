@@ -1,5 +1,7 @@
 """Curvatures that are singular to rounding: which eigenvalues are zero, which b have an answer."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from solver_systems import random_rhs, relative_error, spd_matrix
@@ -47,8 +49,8 @@ def test_the_answer_is_the_one_of_least_norm(name, damping, dtype):
     H, V, values = singular(dtype)
     rhs = (random_rhs(3, RANK) @ V.T).to(dtype)
     method = METHODS[name]
-    if name.startswith("direct,") is False and name == "direct" or name.endswith(("lu", "absolute")):
-        method = type(method)(damping=damping, on_indefinite=method.on_indefinite)
+    if getattr(method, "damping", None) is not None:
+        method = replace(method, damping=damping)
     curvature = DenseCurvature(H)
     factorization = method.factorize(curvature)
     solution = factorization.solve(rhs, damping=damping)
@@ -92,7 +94,7 @@ def test_rounding_is_told_from_negative_curvature():
     with pytest.raises(IndefiniteError, match="use float64 or standardise the columns") as it:
         Direct(damping=0.0).factorize(DenseCurvature(H)).solve(rhs, damping=0.0)
     assert "damping >=" not in str(it.value)
-    with pytest.raises(IndefiniteError, match=r"use damping >= 0.2 "):
+    with pytest.raises(IndefiniteError, match=r"use damping >= 0\.21? "):
         Direct(damping=0.0).factorize(DenseCurvature(H - 0.1 * torch.eye(P)))
 
 
@@ -101,7 +103,10 @@ def test_negative_eigenvalues_count_by_their_size():
     rhs = random_rhs(3, P)
     values, V = torch.linalg.eigh(H)
     for damping in (0.01, 0.3, 2.0):
-        for method in (Direct(on_indefinite="absolute"), Direct(damping=damping, on_indefinite="absolute")):
+        for method in (
+            Direct(on_indefinite="absolute"),
+            Direct(damping=damping, on_indefinite="absolute"),
+        ):
             factorization = method.factorize(DenseCurvature(H))
             solution = factorization.solve(rhs, damping=damping)
             expected = (rhs @ V / (values.abs() + damping)) @ V.T
@@ -109,7 +114,9 @@ def test_negative_eigenvalues_count_by_their_size():
             assert solution.info["residual"].max() <= 1e-12
 
 
-@pytest.mark.parametrize("method", [Nystroem(rank=200), Arnoldi(rank=200)], ids=["nystroem", "arnoldi"])
+@pytest.mark.parametrize(
+    "method", [Nystroem(rank=200), Arnoldi(rank=200)], ids=["nystroem", "arnoldi"]
+)
 def test_all_pairs_in_single_precision_are_those_of_the_matrix(method):
     H = spd_matrix(120, decay=0.11)  # condition 5e5
     rhs = random_rhs(4, 120).float()
