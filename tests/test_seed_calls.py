@@ -4,6 +4,7 @@ Compared with `reference`'s autograd Hessian in float64 and its pseudo-inverse.
 """
 
 import time
+import warnings
 
 import pytest
 import reference
@@ -213,6 +214,7 @@ def test_solve_hvp_arnoldi(convex):
 # A network, whose Hessian is indefinite ----------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:the smallest eigenvalue is:RuntimeWarning")
 def test_direct_says_that_a_network_is_not_at_a_minimum_and_what_would_do(network):
     with pytest.raises(IndefiniteError) as caught:
         compute_influences(network.wrapped, *network.loaders)
@@ -257,3 +259,34 @@ def test_an_unlucky_right_hand_side_is_refused_with_numbers(dtype):
     b = torch.randn(3, problem.wrapped.num_params, dtype=dtype)
     with pytest.raises(IndefiniteError, match=r"3 of 3 right-hand sides \(rows 0, 1, 2\)"):
         solve_hvp("direct", problem.wrapped, problem.loaders[0], b)
+
+
+def test_a_damping_that_leaves_little_of_negative_curvature_is_warned_about(network):
+    smallest = torch.linalg.eigvalsh(network.H)[0].item()
+    with pytest.warns(RuntimeWarning, match="smallest eigenvalue is .* a damping of"):
+        compute_influences(
+            network.wrapped, *network.loaders, hessian_regularization=-1.5 * smallest
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compute_influences(
+            network.wrapped, *network.loaders, hessian_regularization=-2.1 * smallest
+        )
+
+
+@pytest.mark.filterwarnings("ignore:the smallest eigenvalue is:RuntimeWarning")
+@pytest.mark.parametrize("method", ["direct", "cg", "nystroem"])
+def test_an_automatic_damping_is_told(network, method):
+    result = compute_influence_factors(
+        network.wrapped,
+        *network.loaders,
+        inversion_method=method,
+        hessian_regularization="auto",
+        curvature="gauss_newton",
+    )
+    G = result.info["damping"] * len(network.H)
+    hessian = compute_influence_factors(
+        network.wrapped, *network.loaders, curvature="gauss_newton", hessian_regularization=1.0
+    ).info["hessian"]
+    assert pytest.approx(hessian.diagonal().sum().item(), rel=0.3) == G
+    assert "trace / p" in result.info["damping_reason"]

@@ -17,8 +17,7 @@ from influence_dag.solvers.base import (
     register,
     relative,
 )
-from influence_dag.solvers.eigenbasis import Eigenbasis
-from influence_dag.solvers.ekfac import EKFAC
+from influence_dag.solvers.ekfac import EKFAC, KroneckerFactorization
 from influence_dag.solvers.nystroem import Nystroem
 from influence_dag.solvers.preconditioners import (
     Jacobi,
@@ -207,9 +206,16 @@ class PreconditionedSystem:
             direction = z + (rz / previous)[:, None] * direction[go_on]
 
     def _at(self, damping: float) -> Preconditioner:
-        """Without damping only what keeps rows of the range of H within it."""
-        within = damping > 0 or isinstance(self.preconditioner, Eigenbasis)
-        return self.preconditioner if within else Unpreconditioned()
+        """Without a damping above rounding only what keeps rows of the range of H within it."""
+        match self.preconditioner:
+            case Jacobi(diagonal=diagonal):
+                largest = diagonal.max().item()
+            case KroneckerFactorization(largest_eigenvalue=largest):
+                pass
+            case within:
+                return within
+        share = rounding(self.curvature.dtype, self.curvature.size)
+        return self.preconditioner if damping > share * largest else Unpreconditioned()
 
     def _apply(self, vectors: Tensor, damping: float) -> Tensor:
         return self.curvature.apply(vectors).add(vectors, alpha=damping)

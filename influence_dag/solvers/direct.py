@@ -79,10 +79,10 @@ class Direct:
         return Eigenbasis(vectors, values, indefinite=indefinite, rounding=self.rounding)
 
     def _factor(self, matrix: Tensor, damping: float, precision: "_Precision") -> Factorization:
-        damped = matrix.clone()
-        damped.diagonal().add_(damping)
-        norm = torch.linalg.matrix_norm(matrix).item()
-        cholesky, failed = torch.linalg.cholesky_ex(damped)
+        norm, diagonal = torch.linalg.matrix_norm(matrix).item(), matrix.diagonal().clone()
+        matrix.diagonal().add_(damping)
+        cholesky, failed = torch.linalg.cholesky_ex(matrix)
+        matrix.diagonal().copy_(diagonal)
         if not failed:
             factor = CholeskyFactor(cholesky, damping)
             if precision.clear(factor, factor.cholesky.diagonal() ** 2, norm):
@@ -93,7 +93,8 @@ class Direct:
         if ends[0] >= -precision.share * eigenvalues.abs().max():
             return self._diagonalised(matrix)
         if self.on_indefinite == "lu":
-            lu, pivots, _ = torch.linalg.lu_factor_ex(damped)
+            matrix.diagonal().add_(damping)
+            lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
             factor = LUFactor(lu, pivots, damping)
             if precision.clear(factor, lu.diagonal().abs(), norm):
                 return factor

@@ -7,7 +7,9 @@ from influence_dag import models
 from influence_dag.errors import IndefiniteError
 from influence_dag.model_settings import FitSettings
 from influence_dag.objective import Objective, Rows
+from influence_dag.solvers import Factorization
 from influence_dag.stages import dampings, influences
+from influence_dag.stages.curvature import load_factorization
 from influence_dag.stages.model import load_objective, load_rows, model_key
 from influence_dag.stages.refreshing import Result, Whole, refresh_whole
 from influence_dag.stages.updates import Update
@@ -18,7 +20,7 @@ from influence_dag.store.fingerprints import fingerprint
 from influence_dag.validation.candidates import exact_candidates
 from influence_dag.validation.datamodels import datamodels, initial_params
 from influence_dag.validation.label_errors import label_errors
-from influence_dag.validation.leave_one_out import leave_one_out
+from influence_dag.validation.leave_one_out import MOST_BYTES, leave_one_out
 
 FORMULA = 2
 LARGEST_EXACT = 4000  # parameters up to which exact curvatures stand beside the methods
@@ -105,6 +107,7 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
         weight_decay=_weight_decay(bench),
         index=index,
         influences=_stored(bench, method, nearest),
+        factorization=_exact_factor(bench, objective.size),
         tolerance=settings.tolerance,
         max_steps=settings.max_steps,
     )
@@ -125,6 +128,18 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     )
     attributes = bench.attributes(method=method, refits_start="at θ, the fit to all rows")
     return Whole(arrays, attributes, found.summary(), coordinates)
+
+
+def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
+    """The factor of H + wI that `direct` keeps, where H is too large to make one anew."""
+    direct = bench.settings.methods.direct
+    if 8 * size**2 <= MOST_BYTES or direct is None:
+        return None
+    if direct.curvature != "hessian" or direct.blocks != "full" or direct.on_indefinite != "raise":
+        return None
+    if _weight_decay(bench) not in dampings.of_method(bench, "direct"):
+        return None
+    return load_factorization(bench, "direct")
 
 
 def _datamodels(bench: Workbench, settings) -> Whole:

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from influence_dag.errors import IndefiniteError
 from influence_dag.objective import Objective, Rows
+from influence_dag.solvers import Factorization
 from influence_dag.validation.agreement import pearson, slope, spearman
 from influence_dag.validation.ensembles import in_float64
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import refit_without
 
 F64 = torch.float64
-_LARGEST_EXACT = 4096  # parameters up to which a dense factorisation comes along unasked
+MOST_BYTES = 2**30  # of H in float64 up to which it is factorised unasked: p = 11,585
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +89,7 @@ def leave_one_out(
     damping: float | None = None,
     index: Sequence[int] | Int[Tensor, " m"] | None = None,
     influences: Float[Tensor, "k n"] | None = None,
+    factorization: Factorization | None = None,
     leverage: Literal["auto"] | bool = "auto",
     tolerance: float = 1e-8,
     max_steps: int = 200,
@@ -100,15 +102,22 @@ def leave_one_out(
 
     `leverage` adds the exact prediction that knows that the row's own curvature goes with it, see
     `ExactPredictions.corrected_gradients`: to second order for a model linear in θ, and on a
-    network at its minimum nearer than the plain one, too. `"auto"`: where p is at most 4,096 and
-    $H + \lambda I$ positive definite.
+    network at its minimum nearer than the plain one, too. `"auto"`: where $H + \lambda I$ is
+    positive definite and either H takes at most 1 GiB in float64 (p = 11,585) or its factor is at
+    hand: made for `influences` that were not given, or given as `factorization` (exact, for this
+    `damping`).
 
     Refits start at `objective.params`; a network may end in another minimum than one fitted from
     scratch, which is what is asked of a derivative. Raises `NotConvergedError` as `refit` does.
     """
     objective, train, test = in_float64(objective), train.to(dtype=F64), test.to(dtype=F64)
     chosen = torch.as_tensor(range(len(train)) if index is None else index)
-    exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
+    damping = weight_decay if damping is None else damping
+    small = 8 * objective.size**2 <= MOST_BYTES
+    given = None if small else factorization  # made anew, it has all the digits of float64
+    exact = ExactPredictions(objective, train, damping=damping, factorization=given)
+    if leverage == "auto":
+        leverage = "auto" if small or given is not None or influences is None else False
     if influences is None:
         predicted = exact.influences(test, train[chosen])
     else:
@@ -136,7 +145,7 @@ def leave_one_out(
 def _corrected(
     exact: ExactPredictions, test: Rows, rows: Rows, leverage: Literal["auto"] | bool
 ) -> Float[Array, "k m"] | None:
-    if leverage is False or (leverage == "auto" and exact.objective.size > _LARGEST_EXACT):
+    if leverage is False:
         return None
     try:
         return exact.corrected_influences(test, rows).div(exact.train.weight_sum).numpy(force=True)

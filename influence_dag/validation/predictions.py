@@ -18,13 +18,26 @@ _NUMBERS = 2**23  # of the Jacobians held at once
 
 
 class ExactPredictions:
-    r"""Influences of training rows at `objective.params`, with $H + \lambda I$ factorised once."""
+    r"""Influences of training rows at `objective.params`, with $H + \lambda I$ factorised once.
 
-    def __init__(self, objective: Objective, train: Rows, *, damping: float):
+    `factorization`, where there is one already, is exact and for this damping.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        train: Rows,
+        *,
+        damping: float,
+        factorization: Factorization | None = None,
+    ):
         self.objective, self.train, self.damping = objective, train, damping
+        self._given = factorization
 
     @cached_property
     def factorization(self) -> Factorization:
+        if self._given is not None:
+            return self._given
         return Direct(damping=self.damping).factorize(Hessian(self.objective, self.train))
 
     def solve(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
@@ -44,7 +57,9 @@ class ExactPredictions:
 
     def corrected_influences(self, test: Rows, rows: Rows) -> Float[Tensor, "k m"]:
         """The same with each row's leverage: a Newton step without the row."""
-        return self.factors(test) @ self.corrected_gradients(rows).T
+        factors = self.factors(test)
+        parts = [factors @ self._corrected(*part).T for part in self._jacobians(rows)]
+        return torch.cat(parts, dim=1)
 
     def corrected_gradients(self, rows: Rows) -> Float[Tensor, "m p"]:
         r"""Gradients whose influence is a Newton step without the row, for rows of `train`.

@@ -1,4 +1,5 @@
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
+from influence_dag.curvature import Hessian
 from influence_dag.errors import IndefiniteError
 from influence_dag.fitting import fit
 from influence_dag.model_settings import FitSettings
 from influence_dag.objective import Objective, Rows
+from influence_dag.solvers import Direct
 from influence_dag.validation.feature_moves import feature_moves
 from influence_dag.validation.leave_one_out import leave_one_out
 from influence_dag.validation.parameter_changes import parameter_changes
@@ -241,3 +244,20 @@ def test_campaign_leverage_matters_for_a_network_on_digits(digits):
     assert result.pearson >= 0.95
     assert result.summary()["corrected_pearson"] >= 0.99
     assert result.summary()["corrected_slope"] == pytest.approx(1, abs=0.15)
+
+
+def test_above_a_size_the_leverage_takes_a_factor_that_is_at_hand(network, monkeypatch):
+    module, train, test = network
+    objective = Objective(module, "cross_entropy")
+    given = {"weight_decay": 0.05, "damping": 5.0, "index": [0, 5]}
+    plain = leave_one_out(objective, train, test, **given)
+    assert plain.corrected is not None
+    influences = torch.zeros(len(test), len(train), dtype=torch.float64)
+    module = sys.modules["influence_dag.validation.leave_one_out"]
+    monkeypatch.setattr(module, "MOST_BYTES", 0)
+    judged = leave_one_out(objective, train, test, **given, influences=influences)
+    assert judged.corrected is None
+    factor = Direct(damping=5.0).factorize(Hessian(objective, train))
+    for more in ({}, {"influences": influences, "factorization": factor}):
+        found = leave_one_out(objective, train, test, **given, **more).corrected
+        np.testing.assert_allclose(found, plain.corrected, rtol=1e-9, atol=1e-14)
