@@ -60,6 +60,7 @@ class Case:
     rows: int
     dtype: torch.dtype
     wrt: str | None
+    wrt_expect: str
     order: Tensor
     cuts: tuple[list[int], list[int], list[int]]
     merged: bool
@@ -143,7 +144,7 @@ def _assembled(seed, family, loss_family, parts: Parts, loss: Loss, draw: Draw) 
         _given(loss, output, target, draw.dtype),
         OUTPUTS[output], TARGETS[target], draw.chance(0.2) and expect == RIGHT,
         carried(parts.inputs, form), TARGETS[target].pack(loss.targets), weights,
-        draw.rows, draw.dtype, parts.wrt if draw.chance(0.7) else None, first,
+        draw.rows, draw.dtype, parts.wrt if draw.chance(0.5) else None, parts.wrt_expect, first,
         tuple([sum(sizes)] if alone else sizes for sizes in cuts), merged, parts.train,
     )  # fmt: skip
 

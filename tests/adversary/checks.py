@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from adversary import oracle
-from adversary.cases import Case
+from adversary.cases import RIGHT, Case
 from adversary.data import Draw
 from adversary.definitions import ekfac_error, kfac_error
 from adversary.truths import Truth, measurement
@@ -22,11 +22,15 @@ _NOISE = 30  # times the error of plain autograd in float32 that an answer in fl
 
 @dataclass(frozen=True)
 class Check:
-    """`measure` calls the package and gives the error that has to stay below `bound`."""
+    """`measure` calls the package and gives the error that has to stay below `bound`.
+
+    `expect`: whether this check may be refused where the case may not.
+    """
 
     name: str
     measure: Callable[[], float]
     bound: float
+    expect: str = RIGHT
 
 
 class Checks:
@@ -72,12 +76,16 @@ class Checks:
             Check("factors", self._factors, self.exact),
             Check("parameter influences", self._parameter_influences, self.exact),
             Check("blocks", self._blocks, self.exact),
+            Check("a right-hand side", self._solve, self.exact),
         ]
+        expect = self.case.wrt_expect if self.case.wrt else RIGHT
         mixed = 100 * self.exact  # third derivatives of what saturates: sums that cancel
         found += 2 * [
-            Check(f"perturbation {name}", lambda name=name: self._perturbation(name), mixed)
+            Check(f"perturbation {name}", lambda name=name: self._perturbation(name), mixed, expect)
             for name in truth.train.mixed
         ]
+        if not self.case.measurement:
+            found.append(Check("other rows", self._other_rows, self.exact))
         if self.case.weights is None and not self.case.measurement:
             found.append(Check("self-influence", self._self_influence, self.exact))
         if truth.damping > 0 and self.case.loss.convex:
@@ -99,8 +107,7 @@ class Checks:
     # What the package says
 
     def influences(self, method, loader, **settings):
-        if method == "direct" and not self.truth.definite:
-            settings["on_indefinite"] = "lu"
+        settings |= self._indefinite(method)
         return idag.compute_influences(
             self.wrapped,
             loader,
@@ -112,8 +119,7 @@ class Checks:
         )
 
     def factors_of(self, method, test, **settings):
-        if method == "direct" and not self.truth.definite:
-            settings["on_indefinite"] = "lu"
+        settings |= self._indefinite(method)
         return idag.compute_influence_factors(
             self.wrapped,
             self.train,
@@ -150,6 +156,31 @@ class Checks:
     def _factors(self):
         factors = self.truth.factors(self.truth.test.gradients)
         return by_row(self.factors_of("direct", self.test), factors)
+
+    def _solve(self):
+        """A right-hand side of one's own, in the range of the matrix."""
+        random = self.draw.normal(2, len(self.truth.matrix)).double()
+        rhs = (random @ self.truth.matrix + self.truth.damping * random).to(self.case.dtype)
+        found = idag.solve_hvp(
+            "direct",
+            self.wrapped,
+            self.train,
+            rhs,
+            hessian_perturbation=self.truth.damping,
+            curvature=self.truth.curvature,
+            **self._indefinite("direct"),
+        ).x
+        return by_row(found, self.truth.factors(rhs.double()))
+
+    def _other_rows(self):
+        """Influences of rows that the curvature is not of: those of the test."""
+        found = self.influences("direct", self.train, input_data=self.test)
+        factors = self.truth.factors(self.truth.test.gradients)
+        return by_pair(found, factors, self.truth.test.gradients)
+
+    def _indefinite(self, method):
+        solvable = method != "direct" or self.truth.definite or self.truth.damping == 0
+        return {} if solvable else {"on_indefinite": "lu"}
 
     def _lissa(self):
         factors = self.truth.factors(self.truth.test.gradients)

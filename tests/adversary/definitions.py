@@ -115,7 +115,8 @@ def _kronecker_products(checks, layers):
 
 def _recording(name, calls):
     def hook(_module, inputs, output):
-        calls.append((name, inputs[0], output))
+        calls.append((name, inputs[0].detach().clone(), output))
+        return output.clone()  # what follows may work in place
 
     return hook
 

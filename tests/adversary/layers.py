@@ -18,9 +18,9 @@ class Parts:
     """How to build the module, the inputs of all rows by name, the width of what it puts out.
 
     `expect`: whether the numbers have to be right, may be refused, or have to be refused.
-    `wrt`: a module whose output may be perturbed. `positions` is 0 for one vector a row, `lengths`
-    how many of the positions are there. `bare` modules put out what the loss takes. `train` are the
-    kinds of layers that are left in train mode.
+    `wrt`: a module whose output may be perturbed, `wrt_expect` what is then. `positions` is 0 for
+    one vector a row, `lengths` how many of the positions are there. `bare` modules put out what the
+    loss takes. `train` are the kinds of layers that are left in train mode.
     """
 
     build: Callable[[], nn.Module]
@@ -30,6 +30,7 @@ class Parts:
     lengths: torch.Tensor | None = None
     expect: str = RIGHT
     wrt: str | None = None
+    wrt_expect: str = RIGHT
     bare: bool = False
     note: str = ""
     train: tuple[type[nn.Module], ...] = ()
@@ -88,7 +89,9 @@ class _Residual(nn.Module):
 
 def residual(draw):
     norm = draw.chance(0.5)
-    return Parts(lambda: _Residual(norm), {"x": draw.features(3)}, 3, note="norm" * norm)
+    return Parts(
+        lambda: _Residual(norm), {"x": draw.features(3)}, 3, wrt="first", note="norm" * norm
+    )
 
 
 class _Gated(nn.Module):
@@ -102,7 +105,8 @@ class _Gated(nn.Module):
 
 
 def gated(draw):
-    return Parts(_Gated, {"x": draw.features(3), "z": draw.features(2)}, 2)
+    inputs = {"x": draw.features(3), "z": draw.features(2)}
+    return Parts(_Gated, inputs, 2, wrt="gate")
 
 
 class _Raw(nn.Module):

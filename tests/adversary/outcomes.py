@@ -89,7 +89,9 @@ def _compared(the_case: Case, truth: Truth, most: int) -> Outcome:
 
 def _may_refuse(the_case: Case, truth: Truth, check: Check) -> bool:
     """Without damping a right-hand side need not lie in the range of a singular matrix."""
-    return the_case.expect == EITHER or (truth.damping == 0 and not in_range(truth, check))
+    return EITHER in (the_case.expect, check.expect) or (
+        truth.damping == 0 and not in_range(truth, check)
+    )
 
 
 def in_range(truth: Truth, check: Check) -> bool:

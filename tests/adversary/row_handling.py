@@ -20,7 +20,8 @@ class _Sorted(nn.Module):
 
 
 def sorted_rows(draw):
-    return Parts(_Sorted, {"x": draw.features(3), "length": draw.lengths(3).float()}, 3)
+    inputs = {"x": draw.features(3), "length": draw.lengths(3).float()}
+    return Parts(_Sorted, inputs, 3, wrt="inner", wrt_expect=EITHER)
 
 
 class _Turned(nn.Module):
@@ -38,7 +39,8 @@ class _Turned(nn.Module):
 
 def turned_rows(draw):
     turn = draw.one_of("flip", "roll")
-    return Parts(lambda: _Turned(turn), {"x": draw.features(3)}, 3, note=turn)
+    inputs = {"x": draw.features(3)}
+    return Parts(lambda: _Turned(turn), inputs, 3, wrt="inner", wrt_expect=EITHER, note=turn)
 
 
 class _Packed(nn.Module):

@@ -43,6 +43,7 @@ class Truth:
 
     @property
     def definite(self) -> bool:
+        """Whether the damped matrix is positive definite."""
         return float(self.values.min()) + self.damping > 0
 
     def factors(self, rhs: Tensor) -> Tensor:
