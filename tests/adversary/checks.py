@@ -16,7 +16,8 @@ from adversary.truths import Truth, measurement
 
 import influence_dag as idag
 
-_ROUNDING = 1000  # units of rounding × condition number that an answer may be away
+# Units of rounding × condition number that an answer may be away.
+_ROUNDING = {torch.float64: 1e5, torch.float32: 1e3}
 _NOISE = 30  # times the error of plain autograd in float32 that an answer in float32 may be away
 
 
@@ -44,7 +45,7 @@ class Checks:
         after = torch.arange(case.rows, case.rows + len(truth.test.gradients))
         self.test = case.batches(after, case.cuts[2], weighted=False)
         self.eps = torch.finfo(case.dtype).eps
-        self.rounding = max(_ROUNDING * self.eps, _NOISE * self._noise())
+        self.rounding = max(_ROUNDING[case.dtype] * self.eps, _NOISE * self._noise())
         self.exact = self.rounding * truth.condition
 
     def _noise(self) -> float:

@@ -69,6 +69,8 @@ def weighted_binary(draw, width, *_):
     weight, positive = (drawn_weights(draw, 0.5, 3, outputs) for _ in range(2))
     targets = (draw.uniform(draw.total, outputs) < 0.5).float()
     form = draw.one_of("weight", "pos_weight", "both", "functional", "after sigmoid")
+    if form == "after sigmoid":
+        draw.scale = 1.0  # torch cuts the logarithm of what a sigmoid has rounded to 0
     weight = weight if form != "pos_weight" else None
     positive = positive if form in ("pos_weight", "both") else None
     forms = {
