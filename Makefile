@@ -67,7 +67,7 @@ bench: $(READY)
 	$(BIN)/python -m pytest benchmarks
 
 campaign: $(READY)
-	$(BIN)/python -m pytest -m campaign
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m campaign
 
 # The figures are of one thread.
 fidelity: $(READY)

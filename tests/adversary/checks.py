@@ -1,0 +1,272 @@
+"""What the package says of a case, against the oracle: each check is an error and its bound.
+
+Errors are relative to what rounding is relative to: an influence s·g to ‖s‖ ‖g‖ of its pair, a
+perturbation to ‖s‖ times the mixed derivative of its row, a factor to the norm of its row.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from adversary import oracle
+from adversary.cases import RIGHT, Case
+from adversary.data import Draw
+from adversary.definitions import ekfac_error, kfac_error
+from adversary.truths import Truth, measurement
+
+import influence_dag as idag
+
+# Units of rounding × condition number that an answer may be away.
+_ROUNDING = {torch.float64: 1e5, torch.float32: 1e3}
+_NOISE = 100  # times the error of plain autograd in float32 that an answer in float32 may be away
+
+
+@dataclass(frozen=True)
+class Check:
+    """`measure` calls the package and gives the error that has to stay below `bound`.
+
+    `expect`: whether this check may be refused where the case may not.
+    """
+
+    name: str
+    measure: Callable[[], float]
+    bound: float
+    expect: str = RIGHT
+
+
+class Checks:
+    """The checks of one case; the module and the loss are as a user would hand them over."""
+
+    def __init__(self, case: Case, truth: Truth):
+        self.case, self.truth, self.draw = case, truth, Draw(case.seed + 7)
+        self.wrapped = wrapped(case)
+        self.train = case.batches(torch.arange(case.rows), case.cuts[0], weighted=True)
+        self.again = case.batches(case.order, case.cuts[1], weighted=True)
+        after = torch.arange(case.rows, case.rows + len(truth.test.gradients))
+        self.test = case.batches(after, case.cuts[2], weighted=False)
+        self.eps = torch.finfo(case.dtype).eps
+        self.rounding = max(_ROUNDING[case.dtype] * self.eps, _NOISE * self._noise())
+        self.exact = self.rounding * truth.condition
+
+    def _noise(self) -> float:
+        """The error of plain autograd in the case's own precision, one row at a time."""
+        case = self.case
+        if case.dtype == torch.float64:
+            return 0.0
+        x, y = case.part(slice(0, case.rows))
+        module = case.module(case.dtype)
+        found = oracle.gradients(module, case.output_of, case.value, x, y, case.dtype)
+        return by_row(found, self.truth.train.gradients)
+
+    def all(self, most: int) -> list[Check]:
+        """Always gradients, factors, influences; then some of the others."""
+        gradients = self.rounding
+        always = [
+            Check("gradients of test rows", self._test_gradients, gradients),
+            Check("gradients of training rows", lambda: self._dots(self.train), gradients),
+            Check("influences", lambda: self._influences("direct", self.train), self.exact),
+            Check("another order", lambda: self._permuted("direct"), self.exact),
+            Check("gradients in another order", lambda: self._permuted("identity"), gradients),
+        ]
+        others = self._others()
+        return always + self.draw.some_of(others, min(most, len(others)))
+
+    def _others(self) -> list[Check]:
+        truth, p = self.truth, self.truth.train.gradients.shape[1]
+        found = [
+            Check("factors", self._factors, self.exact),
+            Check("parameter influences", self._parameter_influences, self.exact),
+            Check("blocks", self._blocks, self.exact),
+            Check("a right-hand side", self._solve, self.exact),
+        ]
+        expect = self.case.wrt_expect if self.case.wrt else RIGHT
+        mixed = 100 * self.exact  # third derivatives of what saturates: sums that cancel
+        found += 2 * [
+            Check(f"perturbation {name}", lambda name=name: self._perturbation(name), mixed, expect)
+            for name in truth.train.mixed
+        ]
+        if not self.case.measurement:
+            found.append(Check("other rows", self._other_rows, self.exact))
+        if self.case.weights is None and not self.case.measurement:
+            found.append(Check("self-influence", self._self_influence, self.exact))
+        if truth.damping > 0 and self.case.loss.convex:
+            found.append(Check("ekfac", lambda: ekfac_error(self), 10 * self.exact))
+            found.append(Check("kfac", lambda: kfac_error(self), 10 * self.rounding))
+        if not truth.definite or truth.damping == 0:
+            return found
+        rtol = 1e-8 if self.case.dtype == torch.float64 else 1e-4
+        loose = self.exact + 2 * rtol * truth.condition
+        if loose < 0.01:
+            found.append(Check("cg", lambda: self._influences("cg", self.train, rtol=rtol), loose))
+        if truth.condition < 50:
+            found.append(Check("lissa", self._lissa, 1e-4 * truth.condition + self.exact))
+        found.append(Check("arnoldi", lambda: self._whole("arnoldi", rank=p), 20 * self.exact))
+        if float(truth.values.min()) > 1e-9 * float(truth.values.max()):
+            found.append(Check("nystroem", lambda: self._whole("nystroem", rank=p), 1e-3))
+        return found
+
+    # What the package says
+
+    def influences(self, method, loader, **settings):
+        settings |= self._indefinite(method)
+        return idag.compute_influences(
+            self.wrapped,
+            loader,
+            self.test,
+            inversion_method=method,
+            hessian_regularization=self.truth.damping,
+            curvature=self.truth.curvature,
+            **settings,
+        )
+
+    def factors_of(self, method, test, **settings):
+        settings |= self._indefinite(method)
+        return idag.compute_influence_factors(
+            self.wrapped,
+            self.train,
+            test,
+            inversion_method=method,
+            hessian_regularization=self.truth.damping,
+            curvature=self.truth.curvature,
+            **settings,
+        ).x
+
+    def _test_gradients(self):
+        return by_row(self.factors_of("identity", self.test), self.truth.test.gradients)
+
+    def _dots(self, loader):
+        found = self.influences("identity", loader)
+        return by_pair(found, self.truth.test.gradients, self.truth.gradients)
+
+    def _influences(self, method, loader, **settings):
+        factors = self.truth.factors(self.truth.test.gradients)
+        found = self.influences(method, loader, **settings)
+        return by_pair(found, factors, self.truth.gradients)
+
+    def _permuted(self, method):
+        rhs = self.truth.test.gradients
+        factors = rhs if method == "identity" else self.truth.factors(rhs)
+        found = self.influences(method, self.again)
+        return by_pair(found, factors, self.truth.gradients[self.case.order])
+
+    def _whole(self, method, **settings):
+        """A low-rank method of full rank."""
+        factors = self.truth.factors(self.truth.test.gradients)
+        return by_row(self.factors_of(method, self.test, **settings), factors)
+
+    def _factors(self):
+        factors = self.truth.factors(self.truth.test.gradients)
+        return by_row(self.factors_of("direct", self.test), factors)
+
+    def _solve(self):
+        """A right-hand side of one's own, in the range of the matrix."""
+        random = self.draw.normal(2, len(self.truth.matrix)).double()
+        rhs = (random @ self.truth.matrix + self.truth.damping * random).to(self.case.dtype)
+        found = idag.solve_hvp(
+            "direct",
+            self.wrapped,
+            self.train,
+            rhs,
+            hessian_perturbation=self.truth.damping,
+            curvature=self.truth.curvature,
+            **self._indefinite("direct"),
+        ).x
+        return by_row(found, self.truth.factors(rhs.double()))
+
+    def _other_rows(self):
+        """Influences of rows that the curvature is not of: those of the test."""
+        found = self.influences("direct", self.train, input_data=self.test)
+        factors = self.truth.factors(self.truth.test.gradients)
+        return by_pair(found, factors, self.truth.test.gradients)
+
+    def _indefinite(self, method):
+        solvable = method != "direct" or self.truth.definite or self.truth.damping == 0
+        return {} if solvable else {"on_indefinite": "lu"}
+
+    def _lissa(self):
+        factors = self.truth.factors(self.truth.test.gradients)
+        return by_row(self.factors_of("lissa", self.test, rtol=1e-5, maxiter=4000), factors)
+
+    def _parameter_influences(self):
+        """(H + λI)⁻¹ ∇L of the training rows: without test rows, they take their part."""
+        if self.case.measurement:
+            return self._factors()
+        found = self.factors_of("direct", None)
+        return by_row(found, self.truth.factors(self.truth.train.gradients))
+
+    def _self_influence(self):
+        if not self.truth.definite:
+            return self._parameter_influences()
+        found = idag.compute_influences(
+            self.wrapped,
+            self.train,
+            hessian_regularization=self.truth.damping,
+            curvature=self.truth.curvature,
+        )
+        factors = self.truth.factors(self.truth.train.gradients)
+        return by_pair(found, factors, self.truth.gradients)
+
+    def _blocks(self):
+        """One block of the first parameter, one of the others."""
+        names = [
+            n for n, p in self.case.module(torch.float64).named_parameters() if p.requires_grad
+        ]
+        size = len(
+            self.wrapped.objective.unflatten(self.wrapped.objective.params)[names[0]].view(-1)
+        )
+        if len(names) == 1 or self.truth.damping == 0:
+            return self._factors()
+        found = self.factors_of("direct", self.test, blocks=[names[:1], names[1:]])
+        H = self.truth.matrix.clone()
+        H[:size, size:] = H[size:, :size] = 0
+        values = torch.linalg.eigvalsh((H + H.T) / 2)
+        if float((values + self.truth.damping).min()) <= self.truth.damping / 20:
+            return self._factors()
+        return by_row(found, oracle.damped_solve(H, self.truth.test.gradients, self.truth.damping))
+
+    def _perturbation(self, name):
+        found = self.influences(
+            "direct", self.train, influence_type="perturbation", wrt=self.case.perturbed
+        )
+        if isinstance(found, dict):
+            found = found[name]
+        elif isinstance(found, tuple):
+            found = found[int(name)]
+        factors = self.truth.factors(self.truth.test.gradients)
+        mixed = self.truth.mixed(name)
+        wanted = torch.einsum("jp,ipf->jif", factors, mixed)
+        scale = factors.norm(dim=1)[:, None] * mixed.flatten(1).norm(dim=1)
+        error = (found.double().reshape(wanted.shape) - wanted).abs().amax(2)
+        return worst(error, scale, _floor(found))
+
+
+def wrapped(case: Case):
+    """The module and the loss as a user hands them over."""
+
+    def measured(output, target):
+        return torch.stack([measurement(f) for f in case.output.unpack(output)])
+
+    return idag.TorchTwiceDifferentiable(
+        case.module(case.dtype), case.given, measurement=measured if case.measurement else None
+    )
+
+
+def by_pair(found, factors, gradients):
+    scale = factors.norm(dim=1)[:, None] * gradients.norm(dim=1)
+    return worst((found.double() - factors @ gradients.T).abs(), scale, _floor(found))
+
+
+def by_row(found, wanted):
+    return worst((found.double() - wanted).norm(dim=1), wanted.norm(dim=1), _floor(found))
+
+
+def _floor(found):
+    """Rows that are this much smaller than the largest are rounding of it."""
+    return 1e-9 if found.dtype == torch.float64 else 1e-3
+
+
+def worst(error, scale, floor=1e-9):
+    """Relative to each entry's own scale, or to a small part of the largest."""
+    least = floor * scale.max().clamp(min=1e-30)
+    relative = error / scale.clamp(min=float(least))
+    return float(relative.nan_to_num(nan=torch.inf).max())
