@@ -262,7 +262,7 @@ def by_row(found, wanted):
 
 def _floor(found):
     """Rows that are this much smaller than the largest are rounding of it."""
-    return 1e-9 if found.dtype == torch.float64 else 1e-3
+    return 1e-4 if found.dtype == torch.float64 else 1e-3
 
 
 def worst(error, scale, floor=1e-9):
