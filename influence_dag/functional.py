@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from influence_dag.gradients import GradientLayout, per_sample_gradients, with_layout
 from influence_dag.influence import influences, perturbation_influences
 from influence_dag.inversion import Damping, InverseHvpResult, Inversion, choice
+from influence_dag.loaders import read_rows
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective import Objective, Rows
 from influence_dag.perturbation_points import perturbation_point
@@ -98,9 +99,9 @@ def compute_influences(
         raise ValueError(f"wrt={wrt!r} is for influence_type='perturbation'")
     inversion = Inversion.of(inversion_method, hessian_regularization, blocks=blocks, **settings)
     objective = differentiable_model.objective
-    train = _rows(training_data, objective)
-    test = train if test_data is None else _rows(test_data, objective)
-    rows = train if input_data is None else _rows(input_data, objective)
+    train = _rows(training_data, objective, "training_data", ordered=input_data is None)
+    test = train if test_data is None else _rows(test_data, objective, "test_data")
+    rows = train if input_data is None else _rows(input_data, objective, "input_data")
     if kind == "perturbation":
         perturbation_point(objective, rows, wrt)  # raises before anything is solved
     factors = inversion.factors(objective, train, test, batch=_batch_size(training_data)).x
@@ -140,8 +141,8 @@ def compute_influence_factors(
     """
     inversion = Inversion.of(inversion_method, hessian_regularization, **settings)
     objective = differentiable_model.objective
-    train = _rows(training_data, objective)
-    test = train if test_data is None else _rows(test_data, objective)
+    train = _rows(training_data, objective, "training_data", ordered=test_data is None)
+    test = train if test_data is None else _rows(test_data, objective, "test_data")
     return inversion.factors(objective, train, test, batch=_batch_size(training_data))
 
 
@@ -184,13 +185,13 @@ def solve_hvp(
     inversion = Inversion.of(inversion_method, hessian_perturbation, **settings)
     objective = differentiable_model.objective
     rhs = _right_hand_sides(b, objective)
-    rows, batch = _rows(training_data, objective), _batch_size(training_data)
-    x, info = inversion.solve(objective, rows, rhs, batch=batch)
+    train = _rows(training_data, objective, "training_data", ordered=False)
+    x, info = inversion.solve(objective, train, rhs, batch=_batch_size(training_data))
     return InverseHvpResult(x.reshape(b.shape), info)
 
 
-def _rows(data: Loader, objective: Objective) -> Rows:
-    return Rows.from_loader(data).to(objective.device, objective.dtype)
+def _rows(data: Loader, objective: Objective, what: str, *, ordered: bool = True) -> Rows:
+    return read_rows(data, what=what, ordered=ordered).to(objective.device, objective.dtype)
 
 
 def _batch_size(data: Loader) -> int | None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, vmap
 
+from influence_dag.batching_checks import Of
 from influence_dag.capture import (
     Captured,
     NotCaptured,
@@ -42,7 +43,6 @@ __all__ = [
 _SAMPLE = 3  # rows on which captured gradients are compared with autograd's
 _DENSE_NUMBERS = 2**25  # dense gradients differentiated at once
 
-Of = Literal["loss", "measurement"]
 _Result = TypeVar("_Result")
 
 

@@ -59,7 +59,7 @@ class Rows:
         `weights`; what is left of it goes to the model by name. Arrays and lists of numbers
         become tensors. Raises `ModelError` for anything else, saying what was seen.
         """
-        batches = [_batch(batch) for batch in loader]
+        batches = [batch_rows(batch) for batch in loader]
         if not batches:
             raise ModelError("the data loader is empty; at least one (x, y) batch is needed")
         weights = [batch.weights for batch in batches]
@@ -151,7 +151,8 @@ def checked_weights(weights: Tensor) -> Float[Tensor, " n"]:
 # Batches of loaders ----------------------------------------------------------------------------
 
 
-def _batch(batch: Any) -> Rows:
+def batch_rows(batch: Any) -> Rows:
+    """A batch of a loader as rows; see `Rows.from_loader`."""
     if isinstance(batch, Rows):
         return batch
     if isinstance(batch, Mapping):

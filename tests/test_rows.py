@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+import influence_dag as idag
 from influence_dag.errors import ModelError
+from influence_dag.loaders import read_rows
 from influence_dag.objective import Rows
 
 x, y = torch.randn(6, 3), torch.arange(6) % 2
@@ -85,3 +87,56 @@ def test_batches_of_other_lengths_of_rows_ask_for_padding():
 def test_weights_in_some_batches_only_are_refused():
     with pytest.raises(ModelError, match="some batches"):
         gathered((x, y, torch.ones(6)), (x, y))
+
+
+# Reading twice --------------------------------------------------------------------------------
+
+
+class Drawing(torch.utils.data.Dataset):
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, k):
+        return x[k] + 0.1 * torch.randn(3), y[k]
+
+
+def loader(data=None, **settings):
+    data = torch.utils.data.TensorDataset(x, y) if data is None else data
+    return torch.utils.data.DataLoader(data, batch_size=4, **settings)
+
+
+def test_a_loader_that_repeats_is_read_as_it_is_and_random_numbers_stay():
+    state = torch.random.get_rng_state()
+    rows = read_rows(loader(), what="the data")
+    assert torch.equal(rows.x, x)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_data_set_that_draws_is_refused():
+    with pytest.raises(ModelError, match=r"training_data gives other rows.*row 0 differs.*draws"):
+        read_rows(loader(Drawing()), what="training_data", ordered=False)
+
+
+def test_a_loader_that_shuffles_serves_only_where_order_says_nothing():
+    shuffled = loader(shuffle=True, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ModelError, match=r"another order.*shuffle=False"):
+        read_rows(shuffled, what="training_data")
+    rows = read_rows(shuffled, what="training_data", ordered=False)
+    assert torch.equal(rows.x.sort(0).values, x.sort(0).values)
+
+
+def test_an_iterator_is_read_once():
+    rows = read_rows(iter([(x, y)]), what="the data")
+    assert len(rows) == 6
+
+
+def test_influences_of_a_shuffled_loader_are_refused_and_its_hessian_is_not():
+    module = torch.nn.Linear(3, 2)
+    wrapped = idag.TorchTwiceDifferentiable(module, "cross_entropy")
+    with pytest.raises(ModelError, match=r"training_data.*shuffle=False"):
+        idag.compute_influences(wrapped, loader(shuffle=True), hessian_regularization=0.1)
+    options = {"hessian_perturbation": 0.1}
+    b = torch.randn(2, 8)
+    expected = idag.solve_hvp("direct", wrapped, loader(), b, **options).x
+    found = idag.solve_hvp("direct", wrapped, loader(shuffle=True), b, **options).x
+    torch.testing.assert_close(found, expected)

@@ -36,7 +36,7 @@ def read_csv(path: Path, name: str, data: DataSettings) -> Source:
     _check_names(name, header, data)
     demand(name, header, data.id, "id", "data.id")
     frame = _frame(content, name, header, data.id)
-    _check_quotes(name, frame[data.id], len(header), content)
+    _check_quotes(name, pd.Series(frame[data.id]), len(header), content)
     frame[data.id] = frame[data.id].str.strip()
     return _table(
         frame,

@@ -127,10 +127,9 @@ def _row_keys(table: TableSplit, rows: np.ndarray | slice = slice(None)) -> np.n
 def _as_stored(stored: Version, split: Split, table: TableSplit, slots: np.ndarray) -> np.ndarray:
     """Which rows stand at their slots bit by bit, so that their stored hashes are theirs."""
     same = slots >= 0
-    weighted = stored.attrs.get("weights", "none") != "none" and split == "train"
-    if stored.attrs.get("rows_formula") != FORMULA or stored.verify():
+    if stored.verify() or stored.attrs.get("rows_formula") != FORMULA:
         return np.zeros_like(same)
-    if weighted != (table.weights is not None):
+    if (f"{split}_weight" in stored.variables) != (table.weights is not None):
         return np.zeros_like(same)
     for name, values in _arrays(table, split).items():
         kept, values = canonical(stored.read(name)), canonical(values)

@@ -17,7 +17,13 @@ from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import carried_on, residuals
 from influence_dag.solvers.blocks import BlockFactorization
 from influence_dag.stages import curvature, dampings
-from influence_dag.stages.model import load_objective, load_rows, measurement_key, model_key
+from influence_dag.stages.model import (
+    check_rows,
+    load_objective,
+    load_rows,
+    measurement_key,
+    model_key,
+)
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
@@ -250,6 +256,7 @@ class _Solver:
         if not len(present):
             return block
         rows = load_rows(self.bench, self.test, slots.start + present)
+        check_rows(objective, rows, self.test, slots.start + present, of="measurement")
         rhs = per_sample_gradients(objective, rows, of="measurement").dense()
         x0 = self._previous(slots.start + present, damping, objective.size)
         with named_rows(self.test.ids[slots.start + present], f"{self.method}, test rows"):

@@ -9,7 +9,7 @@ from influence_dag.capture import without_uncaptured
 from influence_dag.gradients import GradientLayout, Gradients, gradient_layout, per_sample_gradients
 from influence_dag.labelled import Axis
 from influence_dag.objective import Objective
-from influence_dag.stages.model import load_objective, load_rows, model_key, stored_rows
+from influence_dag.stages.model import check_rows, load_objective, load_rows, model_key, stored_rows
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import gradients_formula
@@ -102,6 +102,7 @@ def _block(
     count = slots.stop - slots.start
     tensors = {}
     if len(present):
+        check_rows(objective, rows, train, slots.start + present)
         gradients = per_sample_gradients(
             objective, rows, layout=captured, batch_size=bench.settings.compute.batch_size
         )

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from influence_dag import models
+from influence_dag.batching_checks import Of, check_all_rows
 from influence_dag.errors import DataError, ModelError
 from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.model_settings import LOSSES, FitSettings, ModelSettings
@@ -207,6 +208,23 @@ def _loss_and_gradient(objective: Objective, rows: Rows) -> tuple[torch.Tensor, 
     loss = objective.mean_loss(theta, rows)
     (gradient,) = torch.autograd.grad(loss, theta)
     return loss.detach(), gradient
+
+
+def check_rows(
+    objective: Objective, rows: Rows, axis: Axis, slots: np.ndarray, *, of: Of = "loss"
+) -> None:
+    """Raise `ModelError` for rows, named by their ids, that do not stand for themselves.
+
+    Those that the model was fitted on were seen then; others, of the test split or added since at
+    a pinned θ, are seen when they are first differentiated.
+    """
+    try:
+        check_all_rows(objective, rows, of=of)
+    except ModelError as error:
+        if error.row is None:
+            raise
+        name = str(axis.ids[slots[error.row]])
+        raise ModelError(f"{axis.name} row {name!r}: {error}", row=error.row) from error
 
 
 def study_loss(study: Study) -> LossFunction:
