@@ -1,6 +1,7 @@
 """Stored results as labelled xarray objects, opened lazily; no torch, no Dagster."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import xarray as xr
 from influence_dag.errors import StoreError
 from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.method_settings import MethodsSettings
+from influence_dag.result_arrays import of_results
 from influence_dag.store import ArtifactStore, Version
 from influence_dag.store.differences import Difference
 
@@ -135,13 +137,17 @@ class StudyResults:
     def _row_info(self, method: str, dataset: xr.Dataset) -> Mapping[str, Any]:
         """Per-row results of other artifacts, matched by id (they may be of another age)."""
         info: dict[str, Any] = {}
-        if factors := self.store.current(f"{method}/influence_factors"):
-            for name in ("residual", "niter", "converged"):
-                if name in factors.variables:
-                    info[name] = _matched(factors, name, "test", dataset)
-        summary = self.store.current(f"{method}/summary")
-        if summary and "self_influence" in summary.variables:
-            info["self_influence"] = _matched(summary, "self_influence", "train", dataset)
+        places: dict[str, tuple[tuple[str, ...], Split]] = {
+            f"{method}/influence_factors": (("residual", "niter", "converged"), "test"),
+            f"{method}/summary": (("self_influence",), "train"),
+        }
+        for artifact, (names, split) in places.items():
+            try:
+                if version := self.store.current(artifact):
+                    known = [name for name in names if name in version.variables]
+                    info |= {name: _matched(version, name, split, dataset) for name in known}
+            except StoreError as error:  # the influences are sound by themselves
+                warnings.warn(f"left out {', '.join(names)}: {error}", RuntimeWarning, stacklevel=4)
         return info
 
 
@@ -172,7 +178,7 @@ def without_holes(dataset: xr.Dataset) -> xr.Dataset:
         if valid is not None and not bool(valid.all()):
             dataset = dataset.isel({split: np.flatnonzero(valid.values)})
     bookkeeping = [f"{split}_{what}" for split in SPLITS for what in ("valid", "key")]
-    return portable(dataset.drop_vars(bookkeeping, errors="ignore"))
+    return of_results(portable(dataset.drop_vars(bookkeeping, errors="ignore")))
 
 
 LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
