@@ -69,8 +69,9 @@ class ExactPredictions:
 
         (w = 1, W = n without weights.) Then $(H + \lambda I)^{-1} \tilde g_i = (H + \lambda I -
         \tfrac{w_i}{W} J_i^\top S_i J_i)^{-1} w_i \nabla L_i$ (Woodbury), J being the
-        Jacobian of the row's outputs f in θ. Exact Newton for a model linear in θ; elsewhere only the Gauss-Newton part of the row is left out. With
-        squared loss and one output the residual is divided by one minus its leverage.
+        Jacobian of the row's outputs f in θ. Exact Newton for a model linear in θ; elsewhere only
+        the Gauss-Newton part of the row is left out. With squared loss and one output the residual
+        is divided by one minus its leverage.
         """
         return torch.cat([self._corrected(*part) for part in self._jacobians(rows)])
 

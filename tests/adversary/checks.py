@@ -53,7 +53,7 @@ class Checks:
         if self.case.dtype != torch.float64:
             return 0.0  # plain autograd in float32 has shown what rounding does
         largest = max(
-            float(leaf.abs().max())
+            float(leaf.double().abs().max())
             for leaf in oracle.leaves(self.case.part(slice(None))[0]).values()
         )
         return 10 * self.eps * largest**2 * self.truth.condition
