@@ -6,6 +6,8 @@ perturbation to ‖s‖ times the mixed derivative of its row, a factor to the n
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from unittest import mock
 
 import torch
 from adversary import oracle
@@ -15,6 +17,7 @@ from adversary.definitions import ekfac_error, kfac_error
 from adversary.truths import Truth, measurement
 
 import influence_dag as idag
+from influence_dag import perturbation
 
 # Units of rounding × condition number that an answer may be away.
 _ROUNDING = {torch.float64: 1e5, torch.float32: 1e3}
@@ -91,10 +94,10 @@ class Checks:
         ]
         expect = self.case.wrt_expect if self.case.wrt else RIGHT
         mixed = 100 * self.exact  # third derivatives of what saturates: sums that cancel
-        found += 2 * [
-            Check(f"perturbation {name}", lambda name=name: self._perturbation(name), mixed, expect)
-            for name in truth.train.mixed
-        ]
+        for name in truth.train.mixed:
+            small, large = (partial(self._perturbation, name, large=k) for k in (False, True))
+            found.append(Check(f"perturbation {name}", small, mixed, expect))
+            found.append(Check(f"perturbation {name}, as of large models", large, mixed, expect))
         if not self.case.measurement:
             found.append(Check("other rows", self._other_rows, self.exact))
         if self.case.weights is None and not self.case.measurement:
@@ -234,10 +237,13 @@ class Checks:
             return self._factors()
         return by_row(found, oracle.damped_solve(H, self.truth.test.gradients, self.truth.damping))
 
-    def _perturbation(self, name):
-        found = self.influences(
-            "direct", self.train, influence_type="perturbation", wrt=self.case.perturbed
-        )
+    def _perturbation(self, name, *, large):
+        """By the mixed Jacobian where the model is small enough, or by what large ones take."""
+        largest = 0 if large else perturbation._SMALL
+        with mock.patch.object(perturbation, "_SMALL", largest):
+            found = self.influences(
+                "direct", self.train, influence_type="perturbation", wrt=self.case.perturbed
+            )
         if isinstance(found, dict):
             found = found[name]
         elif isinstance(found, tuple):
