@@ -52,7 +52,7 @@ def promises(study: Study, artifacts: list[str]) -> Iterator[Promise]:
         "at_a_minimum",
         "gradient_norm",
         (),
-        "The gradient of the penalised mean loss is small enough for the theory.",
+        "How far θ is from a minimum of the penalised mean loss, which the theory assumes.",
     )
     for kind in MATRICES:
         if kind in artifacts:

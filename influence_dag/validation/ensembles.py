@@ -30,7 +30,9 @@ def at(objective: Objective, theta: Float[Tensor, " p"]) -> Objective:
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(value)
-    return Objective(module, objective.loss, measurement=objective.measurement)
+    return Objective(
+        module, objective.loss, measurement=objective.measurement, output=objective.output
+    )
 
 
 def is_linear_in_parameters(objective: Objective, rows: Rows) -> bool:
