@@ -121,3 +121,40 @@ def test_training_on_follows_the_rows_and_a_checkpoint_as_it_is_does_not(project
     project.edit("train", 3, height=1.5)
     project.refresh()
     assert project.data_versions()["model"] != fitted
+
+
+def test_refits_start_from_the_checkpoint_and_say_what_they_are_worth(project):
+    """Near θ, with a penalty that keeps them there, refits do what influences predict."""
+    project.write_settings(
+        damping=0.5,  # above twice the size of the smallest eigenvalue
+        methods={"direct": {"curvature": "hessian"}, "cg": None, "ekfac": None},
+        model={"minimum": "ignore"},
+        validation={"leave_one_out": {"rows": 8}, "datamodels": {"count": 12}},
+    )
+    project.refresh()
+    one = attrs(project, "validation/leave_one_out")
+    assert one["info"]["pearson"] > 0.95
+    assert one["info"]["base_shift"] < 1e-6  # with every row nothing moves, minimum or not
+    assert "less its slope" in one["refits_minimise"]
+    assert "seen every row" in one["refits_are_worth"]
+    halves = attrs(project, "validation/datamodels")
+    assert halves["refits_start"] == "at the given checkpoint"
+    scores = halves["info"]["scores"]
+    assert scores["direct"]["lds"] > scores["gradient_dot"]["lds"] - 0.05
+
+
+def test_a_proximal_refit_is_the_plain_one_at_a_minimum():
+    from influence_dag.objective import Objective, Rows
+    from influence_dag.validation.refits import refit, refit_without
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    rows = Rows(x, torch.arange(30) % 3)
+    objective = Objective(network(), "cross_entropy")
+    full = refit(objective, rows, rows.shares[None], weight_decay=0.1, max_steps=500)
+    at_minimum = full.member(0)
+    plain, proximal = (
+        refit_without(at_minimum, rows, [3, 11], weight_decay=0.1, proximal=flag)
+        for flag in (False, True)
+    )
+    torch.testing.assert_close(proximal.params, plain.params, rtol=1e-5, atol=1e-6)
