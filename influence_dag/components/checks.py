@@ -58,6 +58,15 @@ def promises(study: Study, artifacts: list[str]) -> Iterator[Promise]:
         if kind in artifacts:
             yield from _matrix_promises(study, kind)
     for method in study.settings.methods.names:
+        if method != "identity":
+            about = "λ is of the order of the curvature's eigenvalues; a warning where it is not."
+            yield Promise(
+                f"{method}/curvature",
+                "damping_near_spectrum",
+                "damping_near_spectrum",
+                (method,),
+                about,
+            )
         yield Promise(
             f"{method}/influences",
             "equals_its_parts",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.solvers.rounding import rounding
-from influence_dag.stages import dampings, factors, influences, report
+from influence_dag.stages import curvature, dampings, factors, influences, report
 from influence_dag.stages.minimum import judged
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -27,6 +27,7 @@ class Outcome:
 Check = Callable[[Workbench], Outcome]
 
 REFITS = 0.9  # correlation of predicted and actual changes
+FAR = 1000  # how far λ may be from the mean |eigenvalue|
 RESIDUAL = {"float32": 1e-4, "float64": 1e-8}
 
 
@@ -123,6 +124,34 @@ def _damped(info: dict[str, Any], smallest: float, damping: float, share: float)
     if smallest + damping <= floor:
         message += "; eigenvalues that rounding cannot tell from zero count as zero"
     return Outcome(True, message, found)
+
+
+def damping_near_spectrum(method: str) -> Check:
+    """λ is of the order of the curvature's eigenvalues, where there is no weight decay to be it."""
+
+    def check(bench: Workbench) -> Outcome:
+        info = bench.require(curvature.artifact(method)).attrs["info"]
+        known, mean = dampings.of_method(bench, method), info.get("mean_eigenvalue")
+        if not mean or max(known) == 0:
+            return Outcome(True, "no spectrum to compare λ with")
+        largest = info.get("largest_eigenvalue", FAR * mean)
+        message = f"λ = {_listed(known)}, mean |eigenvalue| {mean:.2g}"
+        small = bench.settings.model.is_given and 0 < min(known) < mean / FAR
+        if small:
+            message += (
+                "; of a λ so small the directions decide of which the data say least, and θ is no "
+                "minimum at which that would be right: damping: auto takes the mean"
+            )
+        if max(known) > largest:
+            message += "; above the spectrum influences are little but dot products of gradients"
+        found = {"damping": list(known), "mean_eigenvalue": mean}
+        return Outcome(not small and max(known) <= largest, message, found, tolerated=True)
+
+    return check
+
+
+def _listed(known: tuple[float, ...]) -> str:
+    return ", ".join(f"{each:.3g}" for each in known)
 
 
 def residual_below(method: str) -> Check:

@@ -148,6 +148,9 @@ def refresh(bench: Workbench, method: str) -> Update:
             **resolved,
         )
         info = dict(getattr(factorization, "info", {}))  # rank, captured share, layers …
+        typical = auto or dampings.typical(bench, method, operator, factorization)
+        if typical is not None and method != "identity":
+            info["mean_eigenvalue"] = typical.value
         if isinstance(solver, EKFAC | KFAC):
             info["rows_summed"] = updated.rows if updated else train.count
         notes = {

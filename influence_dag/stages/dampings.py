@@ -50,6 +50,20 @@ def settled(bench: Workbench, method: str, operator: Curvature) -> AutomaticDamp
     return automatic_damping(operator, semidefinite=curvature == SEMIDEFINITE)
 
 
+def typical(
+    bench: Workbench, method: str, operator: Curvature, factorization: Factorization
+) -> AutomaticDamping | None:
+    """What `damping: auto` would take, where it costs a few products at most; None elsewhere."""
+    if method in KRONECKER:
+        return of_factors(factorization)
+    kind = bench.settings.methods[method].curvature
+    if method == "direct":
+        return of_stored_matrix(bench.require(kind), kind)
+    if kind == SEMIDEFINITE and method != "identity":
+        return automatic_damping(operator, semidefinite=True)
+    return None
+
+
 def of_stored_matrix(version: Version, kind: str) -> AutomaticDamping:
     """From the eigenvalues beside the matrix, or from the matrix where it is too large for them."""
     if "eigenvalues" in version.variables and kind != SEMIDEFINITE:

@@ -158,3 +158,18 @@ def test_a_proximal_refit_is_the_plain_one_at_a_minimum():
         for flag in (False, True)
     )
     torch.testing.assert_close(proximal.params, plain.params, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["cg", "ekfac"])
+@pytest.mark.parametrize(
+    ("damping", "words"),
+    [(None, None), (1e-9, "damping: auto takes the mean"), (1e6, "dot products of gradients")],
+)
+def test_a_damping_far_from_the_spectrum_is_told(project, method, damping, words):
+    project.settings["methods"] = {method: METHODS[method]}
+    project.write_settings(damping=damping)
+    project.refresh()
+    outcome = checks.damping_near_spectrum(method)(project.bench())
+    assert outcome.passed is (words is None)
+    assert outcome.tolerated
+    assert words is None or words in outcome.message
