@@ -164,14 +164,26 @@ def residual_below(method: str) -> Check:
         worst = float(values[..., valid].max()) if valid.any() else 0.0
         settings = bench.settings.methods[method]
         limit = max(RESIDUAL[bench.settings.compute.dtype], getattr(settings, "rtol", 0.0))
+        message = f"worst relative residual {worst:.1e}, limit {limit:.0e}"
+        if not worst <= limit:
+            message += f"; {_cause_of_residual(bench)}"
         return Outcome(
             worst <= limit,
-            f"worst relative residual {worst:.1e}, limit {limit:.0e}",
+            message,
             {"worst_residual": worst},
             tolerated=getattr(settings, "on_failure", "raise") == "warn",
         )
 
     return check
+
+
+def _cause_of_residual(bench: Workbench) -> str:
+    unscaled = bench.require("model").attrs["info"].get("unscaled_columns")
+    if unscaled:
+        return unscaled
+    if bench.settings.compute.dtype == "float32":
+        return "the system is ill-conditioned for float32: compute: {dtype: float64}, or more λ"
+    return "the system is ill-conditioned: raise `damping`, or standardise the features"
 
 
 def matches_parts(method: str) -> Check:

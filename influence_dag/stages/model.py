@@ -16,6 +16,7 @@ from influence_dag.model_settings import LOSSES, FitSettings, ModelSettings
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.objective_checks import check_labels
 from influence_dag.project_code import code_key, file_hash
+from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.minimum import assumption, movement
 from influence_dag.stages.rebuilt import Fitted, check_rebuilt
 from influence_dag.stages.refreshing import Whole, refresh_whole
@@ -100,6 +101,9 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
         load_rows(bench, axis, dtype=torch.float64)
         for axis in (train, bench.axis("dataset", "test"))
     )
+    unscaled = unscaled_columns(bench)
+    if unscaled:
+        bench.report(f"warning: {unscaled}")
     module = models.build_module(settings, study.root, torch.float64).to(bench.device)
     loss = study_loss(study)
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
@@ -126,7 +130,8 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     module.eval()
     objective = study_objective(study, module)
     objective.check(rows)
-    made = _artifact(bench, train, objective, rows, settings_key, report, moved)
+    told: dict[str, Any] = moved | ({"unscaled_columns": unscaled} if unscaled else {})
+    made = _artifact(bench, train, objective, rows, settings_key, report, told)
     seen = {train: rows, bench.axis("dataset", "test"): test}
     fitted = Fitted(objective, started_from, seen, bench.settings.compute.batch_size)
     check_rebuilt(study, fitted, made.files["model.safetensors"])
@@ -169,7 +174,7 @@ def _artifact(
     rows: Rows,
     settings_key: str,
     report: Any,
-    moved: dict[str, float],
+    told: dict[str, Any],
 ) -> Whole:
     weight_decay = (
         bench.settings.model.fit.weight_decay
@@ -192,7 +197,7 @@ def _artifact(
             "fit_converged": report.converged,
             "fit_seconds": round(report.seconds, 2),
         }
-    info |= moved
+    info |= told
     found = stationarity(objective, rows, penalised)
     if found is not None:
         info |= {"relative_gradient": found.relative, "relative_to_rows": found.rows}
