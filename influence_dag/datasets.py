@@ -16,6 +16,7 @@ from influence_dag.sources import Source, files, read_source
 from influence_dag.sources.digests import FileDigests
 from influence_dag.sources.ids import checked_ids
 from influence_dag.sources.numbers import canonical, decimal, whole
+from influence_dag.standardising import Units
 from influence_dag.store.fingerprints import fingerprint, row_fingerprints
 
 SHOWN = 5  # how many columns an error lists
@@ -30,6 +31,7 @@ class Split:
     module's arguments for several. `scale` is applied. Floating inputs stay floating, tables
     are float64, unscaled integer arrays are integers. `y` is int64 for whole-number columns.
     `feature_names` are a table's feature columns, row-major where the input has a shape.
+    `units` are those of a standardised input, the same for both splits.
     `weights` (n,) are those of training rows, None where all count alike; test rows have none.
     """
 
@@ -40,6 +42,7 @@ class Split:
     dims: tuple[str, ...]
     source: str
     weights: np.ndarray | None = None
+    units: Units | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,7 +78,22 @@ def load_splits(data: DataSettings, root: Path) -> tuple[Split, Split]:
     """The training and the test rows, checked against each other."""
     train, test = load_split(data, "train", root), load_split(data, "test", root)
     check_alike(train, test)
-    return _of_one_type(train, test), _of_one_type(test, train)
+    pair = _of_one_type(train, test), _of_one_type(test, train)
+    return _standardised(*pair) if data.features.standardise else pair
+
+
+def _standardised(train: Split, test: Split) -> tuple[Split, Split]:
+    """Both splits in the units of the training rows."""
+    if len(train.x) > 1:
+        raise DataError(
+            f"{train.source}: data.features.standardise is for one input, not for {list(train.x)}"
+        )
+    ((name, values),) = train.x.items()
+    units = Units.of(values, train.source)
+    first, second = (
+        replace(split, x={name: units.apply(split.x[name])}, units=units) for split in (train, test)
+    )
+    return first, second
 
 
 def check_alike(train: Split, test: Split) -> None:

@@ -256,6 +256,21 @@ class InfluenceAccessor:
             )
         return self._array.groupby("train_label").mean(dim="train")
 
+    def per_unit(self) -> xr.DataArray:
+        """Perturbation influences per unit of the file's columns, of a standardised input.
+
+        Stored they are per unit of what the model sees: moving the feature by ε of the column's own
+        unit changes the test loss by about `-ε / n` times these.
+        """
+        if "feature_unit" not in self._array.coords:
+            raise StoreError(
+                "per_unit is for perturbation influences of a study with features: {standardise: "
+                "true}; without it the model sees the columns times `scale`"
+            )
+        with xr.set_options(keep_attrs=True):
+            found = self._array / self._array.coords["feature_unit"]
+        return found.assign_attrs(per="unit of the file's column")
+
     @property
     def self_influence(self) -> xr.DataArray:
         """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` of each training row, where it was computed."""

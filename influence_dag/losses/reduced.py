@@ -94,6 +94,11 @@ class ReducedLoss:
     def __call__(self, output: Any, target: Any) -> Tensor:
         return self.parts.losses(output, target)
 
+    @property
+    def is_of_torch(self) -> bool:
+        """Whether it is one of torch's own losses, which take one tensor."""
+        return not isinstance(self.parts, _OneByOne)
+
     def check(self, output: Any, target: Any, weights: Tensor | None, *, tolerance: float) -> None:
         """Raise `ModelError` unless the batch's loss is a mean or sum of what its rows are given.
 
