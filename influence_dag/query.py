@@ -76,8 +76,7 @@ class StudyResults:
 
     def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
         """Any artifact as a lazy dataset without holes; by default its current version."""
-        rows = without_holes(self.store.version(artifact, version).open(chunks=None))
-        return _in_blocks(rows)
+        return _in_blocks(without_holes(self.store.version(artifact, version).open(chunks=None)))
 
     def perturbation(self, method: str, version: int | None = None) -> xr.DataArray:
         """`∂/∂x_train` of the influence, dims `(test, train, *features)`, lazy."""
@@ -172,15 +171,29 @@ def _matched(
 
 
 def without_holes(dataset: xr.Dataset) -> xr.Dataset:
-    """The rows that exist, `portable`. Bookkeeping coordinates (`*_valid`, `*_key`) are dropped."""
+    """The rows that exist, `portable`. Bookkeeping (`*_valid`, `*_key`, `blocks`) is dropped.
+
+    What names rows by their slots then names them by their positions among those that exist.
+    """
     for split in SPLITS:
         valid = dataset.coords.get(f"{split}_valid")
         if valid is not None and not bool(valid.all()):
             dataset = dataset.isel({split: np.flatnonzero(valid.values)})
-    bookkeeping = [f"{split}_{what}" for split in SPLITS for what in ("valid", "key")]
+            dataset = _renumbered(dataset, split, valid.values)
+    bookkeeping = ["blocks", *(f"{split}_{what}" for split in SPLITS for what in ("valid", "key"))]
     return of_results(portable(dataset.drop_vars(bookkeeping, errors="ignore")))
 
 
+def _renumbered(dataset: xr.Dataset, split: str, valid: np.ndarray) -> xr.Dataset:
+    """Slots on an axis as positions among its rows that exist; −1, of no row, stays."""
+    positions = np.append(np.where(valid, np.cumsum(valid) - 1, -1), -1)
+    for name in SLOTS.keys() & dataset.keys():
+        if SLOTS[name] == split:
+            dataset[name] = dataset[name].copy(data=positions[dataset[name].values])
+    return dataset
+
+
+SLOTS = {"top_train": "train", "bottom_train": "train"}  # arrays of slots → the axis they are on
 LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
 
 

@@ -1,5 +1,6 @@
 """A study's results in a few lines of text: where they are, what they say, what to type next."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from influence_dag.errors import StoreError
 from influence_dag.labelled import SPLITS
 from influence_dag.query import StudyResults
 from influence_dag.store.differences import Change
+from influence_dag.texts import literal
 
 TESTS, NEIGHBOURS = 3, 3
 SHOWN = 10  # labels in a list
@@ -70,19 +72,19 @@ def _list(rows: xr.DataArray) -> str:
 
 def _name(row: xr.DataArray, split: str) -> str:
     label = row.coords.get(f"{split}_label")
-    return str(row[split].item()) + ("" if label is None else f" ({label.item():g})")
+    return literal(row[split].item()) + ("" if label is None else f" ({label.item():g})")
 
 
 def _next(root: Path, method: str, results: StudyResults, influences: xr.DataArray) -> list[str]:
-    test = influences.test.values[0]
+    test = json.dumps(str(influences.test.values[0]), ensure_ascii=False)
     lines = [
         "Next, in Python:",
         "  import influence_dag as idag",
         f'  study = idag.open_study("{root}")',
-        f'  study["{method}"].influences.sel(test="{test}").idag.top_k(5)',
+        f'  study["{method}"].influences.sel(test={test}).idag.top_k(5)',
     ]
     if f"{method}/perturbation_influences" in results.artifacts:
-        lines.append(f'  study.perturbation("{method}").sel(test="{test}")')
+        lines.append(f'  study.perturbation("{method}").sel(test={test})')
     path = (
         root
         / f"{method}/influences/versions"
@@ -125,11 +127,11 @@ def describe_difference(
 
 
 def _moved(change: Change) -> str:
-    at = ", ".join(str(label) for label in change.labels.values())
+    at = ", ".join(literal(label) for label in change.labels.values())
     return f"{at}: {change.before:+.3g} → {change.after:+.3g}"
 
 
 def listed(names: list) -> str:
     """The first few of a list of labels, and how many more there are."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(str, names[:SHOWN])) + rest
+    return ", ".join(literal(name) for name in names[:SHOWN]) + rest
