@@ -45,5 +45,6 @@ class InfluenceStudy(dg.Component):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         path = Path(str(context.path))
-        name = study_name(path.parent if path.is_file() else path)
-        return study_definitions(Study(name, self.settings, Path(context.project_root)))
+        folder = path.parent if path.is_file() else path
+        root = Path(context.project_root)
+        return study_definitions(Study(study_name(folder), self.settings, root, folder))

@@ -16,6 +16,7 @@ from influence_dag.model_settings import LOSSES, FitSettings, ModelSettings
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.objective_checks import check_labels
 from influence_dag.project_code import code_key, file_hash
+from influence_dag.stages.class_order import check_order
 from influence_dag.stages.rebuilt import Fitted, check_rebuilt
 from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
@@ -100,6 +101,8 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     check_targets(bench, Objective(module.eval(), loss))
     if settings.checkpoint:
         models.load_checkpoint(module, study.path(settings.checkpoint))
+        classes = list(bench.require("dataset").attrs.get("classes", ()))
+        check_order(Objective(module.eval(), loss), rows, classes, settings.checkpoint)
     elif isinstance(settings.fit, FitSettings):
         Objective(module, loss).check(rows)
         if settings.fit.warm_start:
