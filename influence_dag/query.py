@@ -20,12 +20,20 @@ from influence_dag.store.differences import Difference
 def open_study(path: str | Path, project: str | Path | None = None) -> "StudyResults":
     """The results of a study, for example `open_study("data/store/digits")`.
 
+    `path` is where they are, or the study's folder (with a `defs.yaml`), which says so.
+
     What is computed when sliced needs the study's code, which is imported from `project` (a
     folder), by default from the project in which the store lies (the nearest folder above it with
     a `pyproject.toml`), and from nowhere else. Raises `StoreError` when the folder holds no
     artifacts.
     """
-    return StudyResults(Path(path), None if project is None else Path(project))
+    folder = Path(path)
+    if (folder / "defs.yaml").is_file():
+        from influence_dag.running import load_study
+
+        study = load_study(folder)
+        folder, project = study.store_path, project or study.root
+    return StudyResults(folder, None if project is None else Path(project))
 
 
 class StudyResults:

@@ -58,8 +58,9 @@ class InfluenceStudy(dg.Component):
         )
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        name = study_name(_file_of(context).parent)
-        return study_definitions(Study(name, self.settings, Path(context.project_root)))
+        file, root = _file_of(context), Path(context.project_root)
+        name = study_name(file.parent)
+        return study_definitions(Study(name, self.settings, root, file.parent))
 
 
 def _file_of(context: dg.ComponentLoadContext) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from influence_dag import plots
 from influence_dag.components.assets import DATA_VERSION_TAG
 from influence_dag.components.changes import changes, made_from
-from influence_dag.labelled import Axis
+from influence_dag.labelled import Axis, shown_label
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -192,7 +192,7 @@ def _summary(bench: Workbench, version: Version, method: str | None) -> dict[str
     records = [
         dg.TableRecord(
             {
-                "test": literal(test.ids[j]),
+                "test": _name(test, j),
                 "helps most": _ids(train, up),
                 "harms most": _ids(train, down),
             }
@@ -230,11 +230,11 @@ def _last(array: Any) -> np.ndarray:
 
 
 def _ids(axis: Axis, slots: np.ndarray) -> str:
-    return ", ".join(literal(axis.ids[i]) for i in slots)
+    return ", ".join(_name(axis, i) for i in slots)
 
 
 def _name(axis: Axis, slot: int) -> str:
-    label = "" if axis.labels is None else f" ({axis.labels[slot]:g})"
+    label = "" if axis.labels is None else f" ({literal(shown_label(axis.labels[slot]), 24)})"
     return f"{literal(axis.ids[slot], 24)}{label}"
 
 
