@@ -54,15 +54,26 @@ class OutputSpace:
         return self.objective.loss(with_tensors(self.template, tensors), self.rows.y)
 
     def used(self) -> "OutputSpace":
-        """Those of the tensors alone that the loss depends on."""
+        """Those of the tensors that the loss depends on; `ModelError` for one without rows."""
         leaves = [tensors_of(self.template)[place].detach() for place in self.places]
         leaves = [leaf.clone().requires_grad_() for leaf in leaves]
         with torch.enable_grad():
             total = self.losses(tuple(leaves)).sum()
         gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         pairs = zip(self.places, gradients, strict=True)
-        used = tuple(place for place, gradient in pairs if gradient is not None)
-        return OutputSpace(self.objective, self.rows, self.template, used)
+        used = []
+        for place, gradient in pairs:
+            if gradient is None:
+                continue
+            if gradient.shape[:1] == (len(self.rows),):
+                used.append(place)
+            elif gradient.any():
+                raise ModelError(
+                    f"the loss depends on an output of shape {tuple(gradient.shape)}, without a row "
+                    f"for each of {len(self.rows)} samples: a Fisher is of outputs row by row; take "
+                    "a curvature that is not (direct or cg), or leave that output out of the loss"
+                )
+        return OutputSpace(self.objective, self.rows, self.template, tuple(used))
 
     def loss_of_flat(self, outputs: Float[Tensor, "n m"], targets: Any) -> Float[Tensor, " n"]:
         """The loss of each row as a function of `flat(leaves)`, for any targets."""
