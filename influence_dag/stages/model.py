@@ -16,6 +16,7 @@ from influence_dag.model_settings import LOSSES, FitSettings, ModelSettings
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.objective_checks import check_labels
 from influence_dag.project_code import code_key, file_hash
+from influence_dag.stages.features import check_features, feature_names
 from influence_dag.stages.rebuilt import Fitted, check_rebuilt
 from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
@@ -35,11 +36,18 @@ def refresh(bench: Workbench) -> Update:
     pinned = bench.settings.model.refit == "pinned"
 
     def reusable(version: Version) -> bool:
-        return pinned and version.attrs.get("settings_key") == settings_key
+        if version.attrs.get("settings_key") != settings_key:
+            return False
+        if pinned:
+            check_features(bench, version, cure="let θ follow: model.refit: on_change")
+        elif bench.settings.model.fit is None:  # a checkpoint, whose columns may have new names
+            cure = "give a checkpoint that was trained on this order"
+            check_features(bench, version, cure=cure, renamed=True)
+        return pinned
 
     # A checkpoint does not depend on the rows: an edited row leaves θ as it is.
     data_key = None if bench.settings.model.checkpoint else (train.fingerprint, _types(bench))
-    key = fingerprint(settings_key, data_key)
+    key = fingerprint(settings_key, data_key, feature_names(bench))
     update = refresh_whole(
         bench, ARTIFACT, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )
@@ -183,6 +191,7 @@ def _artifact(
         settings_key=settings_key,
         source_key=source_key(bench.study),
         train_rows=train.fingerprint,
+        features=feature_names(bench),
         parameter_names=list(objective.parameter_names),
         parameter_shapes=[list(shape) for shape in objective.parameter_shapes],
         long_name="flat parameter vector θ; the module's whole state is in model.safetensors",
