@@ -15,7 +15,7 @@ from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.model_settings import LOSSES, FitSettings, ModelSettings
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.objective_checks import check_labels
-from influence_dag.project_code import code_key, file_hash
+from influence_dag.project_code import code_key, file_hash, opened_key
 from influence_dag.stages.features import check_features, feature_names
 from influence_dag.stages.rebuilt import Fitted, check_rebuilt
 from influence_dag.stages.refreshing import Whole, refresh_whole
@@ -24,6 +24,7 @@ from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import Study
+from influence_dag.unchanged import note
 
 ARTIFACT = "model"
 FORMULA = 1
@@ -59,7 +60,7 @@ def refresh(bench: Workbench) -> Update:
 def _settings_key(study: Study) -> str:
     model = study.settings.model
     parameters = model.fit.model_dump() if isinstance(model.fit, FitSettings) else model.fit
-    checkpoint = _file_hash(study.path(model.checkpoint)) if model.checkpoint else None
+    checkpoint = _checkpoint_key(study) if model.checkpoint else None
     return fingerprint(
         ARTIFACT,
         FORMULA,
@@ -74,13 +75,29 @@ def source_key(study: Study) -> str:
     """Hash of the code that makes the module and its loss: names and the project's files."""
     model = study.settings.model
     fields = {model.build: "model.build", model.loss: "model.loss"}
-    return key_of_source(model, lambda name: _callable_key(study, name, fields[name]))
+    opened = files_key(study)  # first: code that has read an outdated file is imported again
+    return key_of_source(model, lambda name: _callable_key(study, name, fields[name]), opened)
 
 
-def key_of_source(model: ModelSettings, key: Callable[[str], str | None]) -> str:
-    """The same with the key of each callable's code as `key` has it; named losses have none."""
+def files_key(study: Study) -> str | None:
+    """Fingerprint of the files that the study's code opens by itself; None without any."""
+    model = study.settings.model
+    named = (model.build, model.loss, model.fit, model.measurement)
+    modules = [name.partition(":")[0] for name in named if isinstance(name, str) and ":" in name]
+    paths = [study.path(name) for name in model.depends_on]
+    return opened_key(paths, modules, study.root, "model.depends_on") if paths else None
+
+
+def key_of_source(
+    model: ModelSettings, key: Callable[[str], str | None], opened: str | None
+) -> str:
+    """The same with the key of each callable's code as `key` has it; named losses have none.
+
+    `opened` is the key of the files that the code opens.
+    """
     build, loss = model.build, model.loss
-    return fingerprint(build, key(build), loss, None if loss in LOSSES else key(loss))
+    code = (build, key(build), loss, None if loss in LOSSES else key(loss))
+    return fingerprint(*code, *([opened] if opened else []))
 
 
 def _callable_key(study: Study, name: object, field: str) -> str | None:
@@ -92,6 +109,12 @@ def _callable_key(study: Study, name: object, field: str) -> str | None:
         return None
     models.import_callable(name, study.root, field)
     return code_key(name.partition(":")[0], study.root)
+
+
+def _checkpoint_key(study: Study) -> str | None:
+    """Hash of the file, which a stage that reads it notes again: it may be replaced meanwhile."""
+    path = study.path(str(study.settings.model.checkpoint))
+    return note(f"the checkpoint {path}", lambda: _file_hash(path))
 
 
 def _file_hash(path: Path) -> str | None:
@@ -107,7 +130,9 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     report: Any = None
     check_targets(bench, Objective(module.eval(), loss))
     if settings.checkpoint:
+        _checkpoint_key(study)
         models.load_checkpoint(module, study.path(settings.checkpoint))
+        _checkpoint_key(study)
     elif isinstance(settings.fit, FitSettings):
         Objective(module, loss).check(rows)
         if settings.fit.warm_start:
