@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from influence_dag.errors import StudyError
 from influence_dag.stages.wording import Wording, matrix_formula
 from influence_dag.study import Study
+from influence_dag.unchanged import ChangedError, watching
 
 if TYPE_CHECKING:
     from influence_dag.stages.updates import Update
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 _TORCH, _ZARR = frozenset({"torch"}), frozenset({"zarr"})
 _BOTH = _TORCH | _ZARR
 
+TRIES = 3  # at an artifact whose code or checkpoint is edited meanwhile
 MATRICES = ("hessian", "gauss_newton")
 VALIDATIONS = {
     "leave_one_out": "Refits without single training rows against what the influences predict.",
@@ -46,9 +49,20 @@ class Artifact:
         return self.argument if self.name.startswith(f"{self.argument}/") else None
 
     def refresh(self, bench: "Workbench") -> "Update":
-        """Bring the artifact up to date."""
+        """Bring the artifact up to date, with code and files that stay as they are meanwhile."""
         module = importlib.import_module(f"influence_dag.stages.{self.stage}")
-        return module.refresh(bench, *([self.argument] if self.argument else []))
+        changed = ""
+        for _ in range(TRIES):
+            try:
+                with watching():
+                    return module.refresh(bench, *([self.argument] if self.argument else []))
+            except ChangedError as error:
+                changed = error.what
+                bench.report(f"{self.name}: {error}; begun again")
+        raise StudyError(
+            f"{bench.study.name}/{self.name}: {changed} changed each of {TRIES} times while it was "
+            "used; refresh again when it is written"
+        )
 
 
 def artifacts(study: Study) -> Iterator[Artifact]:

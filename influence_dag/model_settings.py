@@ -90,6 +90,10 @@ class ModelSettings(Settings):
             "fit settings, or module:callable (module, rows) that trains the module in place"
         ),
     )
+    depends_on: tuple[str, ...] = Field(
+        default=(),
+        description="files that the code opens by itself: an edit of one is an edit of the code",
+    )
     checkpoint: str | None = Field(
         default=None,
         description=(

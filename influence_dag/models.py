@@ -15,7 +15,8 @@ from influence_dag.checkpoints import load_checkpoint, load_state, save_checkpoi
 from influence_dag.errors import InfluenceDagError, ModelError, StudyError
 from influence_dag.fitting import FitReport, fit
 from influence_dag.model_settings import FitSettings, ModelSettings
-from influence_dag.project_code import code_hashes, forget_outdated
+from influence_dag.module_files import is_of_project
+from influence_dag.project_code import code_hashes, forget_outdated, import_as_hashed
 from influence_dag.seeding import seeded
 from influence_dag.store.fingerprints import fingerprint
 
@@ -40,7 +41,10 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
     Raises `StudyError` naming the setting `field` and what is missing.
     """
     module_name, _, attribute = name.partition(":")
-    module = _import_from(module_name, Path(root), f"{field}: {name}")
+    context, root = f"{field}: {name}", Path(root)
+    module = import_as_hashed(
+        module_name, root, lambda: _import_from(module_name, root, context), context
+    )
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -91,6 +95,7 @@ def imported_anew(names: Sequence[str], root: Path) -> Iterator[None]:
     """
     modules = {name.partition(":")[0] for name in names}
     code = {each for module in modules for each in code_hashes(module, root)}
+    code = {name for name in code if is_of_project(name, root)}
     packages = {name.partition(".")[0] for name in code}
 
     def loaded() -> list[str]:

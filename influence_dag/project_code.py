@@ -1,26 +1,29 @@
-"""The project's own code: which files a callable is made of, and whether they were edited.
+"""People's own code: which files a callable is made of, and whether they were edited.
 
-A callable's numbers depend on its module and on the modules of the project that this one imports,
-one after the other. They are found by reading the `import` statements, those inside functions
-included; installed packages are left out, and what is imported under a name that is put together
-at run time is not seen.
+A callable's numbers depend on its module and on the modules that this one imports, one after the
+other. They are found by reading the `import` statements, those inside functions included. Installed
+distributions count by their version; what is imported under a name that is put together at run time
+is not seen, nor are environment variables.
 """
 
-import ast
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cache, lru_cache
+from functools import cache
 from hashlib import blake2b
 from importlib.util import cache_from_source
 from pathlib import Path
+from types import ModuleType
 
+from influence_dag.errors import StudyError
+from influence_dag.module_files import STAR, file_of, imports, installed_version, packages, starred
 from influence_dag.store.fingerprints import KEY_BYTES, fingerprint
+from influence_dag.unchanged import note
 
-INSTALLED = ("site-packages", "dist-packages")
+TRIES = 3  # at code that is edited while it is imported
 
 
 def _process_began() -> float:
@@ -44,7 +47,29 @@ def code_key(module: str, root: Path) -> str:
     Of one from outside the project its own file counts, as it was when this process first saw it:
     what was edited there since has not run.
     """
-    return fingerprint(code_hashes(module, root) or {module: _hash_elsewhere(module)})
+    return str(note(f"the code of {module}", lambda: _code_key(module, root)))
+
+
+def _code_key(module: str, root: Path) -> str:
+    found, elsewhere = _looked_through(module, root)
+    tops = sorted({name.partition(".")[0] for name in elsewhere} - {""})
+    installed = [each for each in map(installed_version, tops) if each]
+    return fingerprint(found or {module: _hash_elsewhere(module)}, installed)
+
+
+def import_as_hashed(
+    module: str, root: Path, load: Callable[[], ModuleType], context: str
+) -> ModuleType:
+    """The module, imported by `load` (after `forget_outdated`), whose code is what was hashed.
+
+    A file that is replaced between its hash and its import is imported again.
+    """
+    for _ in range(TRIES):
+        loaded, now = load(), code_hashes(module, root)
+        if all(_imported.get(name, content) == content for name, content in now.items()):
+            code_key(module, root)
+            return loaded
+    raise StudyError(f"{context}: the code changes while it is imported; try again")
 
 
 @cache
@@ -54,23 +79,33 @@ def _hash_elsewhere(module: str) -> str | None:
 
 
 def code_hashes(module: str, root: Path) -> dict[str, str]:
-    """Content hash of the module's file and of every file of the project that it imports, by name.
+    """Content hash of the module's file and of every file that it imports, by name.
 
-    Modules are looked for in `root` and in the folders below it that are on Python's path; the
-    `__init__.py` of their packages belong to them. Empty for a module from elsewhere.
+    Modules are looked for in `root`, then wherever Python finds them outside installed
+    distributions; the `__init__.py` of their packages belong to them. Empty for an installed one.
     """
-    root, found = root.resolve(), {}
+    return _looked_through(module, root)[0]
+
+
+def _looked_through(module: str, root: Path) -> tuple[dict[str, str], set[str]]:
+    """The hashes of files by module, and the names that are imported from elsewhere."""
+    root, found, elsewhere = root.resolve(), dict[str, str](), set[str]()
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        file = None if name in found else _file_of(name, root)
+        if name.endswith(f".{STAR}"):
+            package = name.removesuffix(f".{STAR}")
+            waiting += starred(package, file_of(package, root))
+            continue
+        file = None if name in found or name in elsewhere else file_of(name, root)
         if file is None:
+            elsewhere |= set() if name in found else {name}
             continue
         content = file.read_bytes()
         found[name] = file_hash(content)
-        waiting += _packages(name)
-        waiting += _imports(content, name, is_package=file.name == "__init__.py")
-    return found
+        waiting += packages(name)
+        waiting += imports(content, name, is_package=file.name == "__init__.py")
+    return found, elsewhere
 
 
 def file_hash(content: bytes) -> str:
@@ -95,7 +130,7 @@ def forget_outdated(module: str, root: Path) -> None:
     for name in outdated:
         # Compiled code is told from its source by size and by the second of its modification.
         with suppress(OSError, AttributeError):
-            Path(cache_from_source(str(_file_of(name, root)))).unlink()
+            Path(cache_from_source(str(file_of(name, root)))).unlink()
     _imported.update(hashes)
 
 
@@ -109,7 +144,7 @@ def _is_outdated(name: str, content: str, root: Path) -> bool:
     loaded = sys.modules.get(name)
     if loaded is None:
         return _imported.pop(name, content) != content
-    file, wanted = getattr(loaded, "__file__", None), _file_of(name, root)
+    file, wanted = getattr(loaded, "__file__", None), file_of(name, root)
     if file is None or wanted is None or Path(file).resolve() != wanted:
         return True
     if name in _imported:
@@ -117,61 +152,28 @@ def _is_outdated(name: str, content: str, root: Path) -> bool:
     return wanted.stat().st_ctime > _BEGAN - 1  # clocks of files and of processes differ a little
 
 
-def _file_of(name: str, root: Path) -> Path | None:
-    """The file of a module of the project; None for what is installed or does not exist."""
-    top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top == __package__ or _is_installed(top):
-        return None
-    relative = Path(*name.split("."))
-    for folder in _folders(root, tuple(os.path.abspath(folder) for folder in sys.path)):
-        for file in (folder / relative / "__init__.py", folder / relative.with_suffix(".py")):
-            if file.is_file():
-                return file.resolve()
-    return None
+_opened: dict[Path, str] = {}  # files that code opens by itself → hash when it was last imported
 
 
-def _is_installed(top: str) -> bool:
-    """Whether the loaded package of that name comes from an environment: it will be used."""
-    file = getattr(sys.modules.get(top), "__file__", None)
-    return file is not None and any(part in INSTALLED for part in Path(file).parts)
+def opened_key(paths: Sequence[Path], modules: Sequence[str], root: Path, field: str) -> str:
+    """Fingerprint of files that these modules open, which are forgotten if one was edited since.
+
+    They may have read it when they were imported. Raises `StudyError` for what is no file.
+    """
+    found = {path: _opened_hash(path, field) for path in paths}
+    if any(_opened.get(path, content) != content for path, content in found.items()):
+        names = {name for module in modules for name in code_hashes(module, root)}
+        for name in names & sys.modules.keys():
+            del sys.modules[name]
+    _opened.update(found)
+    return fingerprint([str(note(f"{field}: {path}", lambda p=path: _hash(p))) for path in paths])
 
 
-@lru_cache(maxsize=16)
-def _folders(root: Path, search: tuple[str, ...]) -> list[Path]:
-    """The project's folder, and those in it on Python's path (`src`), but no environment."""
-    below = (path for path in map(Path, search) if path.resolve().is_relative_to(root))
-    own = (folder for folder in below if not any(part in INSTALLED for part in folder.parts))
-    return list(dict.fromkeys((root, *own)))
+def _opened_hash(path: Path, field: str) -> str:
+    if found := _hash(path):
+        return found
+    raise StudyError(f"{field}: {path} is not a file; name each file that the code opens")
 
 
-def _packages(name: str) -> Iterator[str]:
-    """`a.b` and `a` of `a.b.c`: their code runs first."""
-    while "." in name:
-        name = name.rpartition(".")[0]
-        yield name
-
-
-@lru_cache(maxsize=1024)
-def _imports(content: bytes, module: str, *, is_package: bool) -> tuple[str, ...]:
-    """Every module that a source text may import: `from a import b` may mean `a.b`."""
-    try:
-        statements = list(ast.walk(ast.parse(content)))
-    except (SyntaxError, ValueError):  # importing it will say so
-        return ()
-    names: list[str] = []
-    for node in statements:
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, module, is_package)
-            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return tuple(names)
-
-
-def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
-    """The module that a `from … import` names; leading dots start at the module's package."""
-    if not node.level:
-        return node.module or ""
-    parts = module.split(".")
-    parts = parts[: len(parts) - node.level + is_package]
-    return ".".join([*parts, *([node.module] if node.module else [])])
+def _hash(path: Path) -> str | None:
+    return file_hash(path.read_bytes()) if path.is_file() else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from influence_dag.errors import StoreError
 from influence_dag.labelled import Split
 from influence_dag.model_settings import LOSSES
+from influence_dag.module_files import is_of_project
 from influence_dag.places import project_around
 from influence_dag.project_code import code_hashes, code_key
 from influence_dag.query import settings_of
@@ -54,17 +55,19 @@ def _check_code(store: ArtifactStore, study: Study, *, named: bool) -> None:
     callables = callables_of(study.settings)
     if not named:
         for field, name in callables.items():
-            if not code_hashes(name.partition(":")[0], study.root):
+            if not is_of_project(name.partition(":")[0], study.root):
                 raise StoreError(
                     f"{store.root}: {field} is {name}, and {study.root}, where the store lies, has "
                     "no such module; nothing is imported from elsewhere unless the project is "
                     "named: open_study(path, project=…)"
                 )
     if not any(not code_hashes(name.partition(":")[0], study.root) for name in callables.values()):
-        from influence_dag.stages.model import key_of_source
+        from influence_dag.stages.model import files_key, key_of_source
 
         found = key_of_source(
-            study.settings.model, lambda name: code_key(name.partition(":")[0], study.root)
+            study.settings.model,
+            lambda name: code_key(name.partition(":")[0], study.root),
+            files_key(study),
         )
         if found != wanted:
             raise StoreError(

@@ -1,5 +1,6 @@
 """What settings are made of: groups that know their names, sizes in bytes, names of callables."""
 
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -27,6 +28,30 @@ _UNITS = {
     "MB": 10**6,
     "GB": 10**9,
 }
+
+
+ENVIRONMENT = re.compile(r"\{\{\s*env\.([A-Za-z_]\w*)\s*\}\}")
+
+
+def from_environment(value: Any) -> Any:
+    """Settings with `{{ env.NAME }}` replaced by that variable, in texts at any depth.
+
+    The one template there is, filled in here alone, so that it means the same in Dagster and on the
+    command line. Raises `ValueError` for a variable that is not set.
+    """
+    if isinstance(value, str):
+        return ENVIRONMENT.sub(_variable, value)
+    if isinstance(value, Mapping):
+        return {name: from_environment(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(from_environment(part) for part in value)
+    return value
+
+
+def _variable(match: re.Match[str]) -> str:
+    if match[1] not in os.environ:
+        raise ValueError(f"{match[0]}: the environment has no variable {match[1]}; set it")
+    return os.environ[match[1]]
 
 
 def parse_bytes(value: int | str) -> int:

@@ -28,7 +28,14 @@ from influence_dag.errors import StudyError
 from influence_dag.method_settings import KRONECKER, MethodsSettings
 from influence_dag.model_settings import FitSettings, ModelSettings
 from influence_dag.places import placed_name
-from influence_dag.settings import Bytes, Settings, is_cron, parse_bytes, path_name
+from influence_dag.settings import (
+    Bytes,
+    Settings,
+    from_environment,
+    is_cron,
+    parse_bytes,
+    path_name,
+)
 from influence_dag.validation_settings import ValidationSettings
 
 
@@ -149,6 +156,11 @@ class StudySettings(Settings):
     store: Annotated[
         StoreSettings, BeforeValidator(_store_settings, json_schema_input_type=StoreSettings | str)
     ] = StoreSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, values: Any) -> Any:
+        return from_environment(values)
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySettings":

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from influence_dag.errors import StudyError
+from influence_dag.settings import ENVIRONMENT
 
 LARGEST = 100_000  # values; anchors within anchors make billions of a few lines
 TEMPLATES = ("{{", "{%", "{#")  # what Jinja looks for
@@ -79,12 +80,14 @@ def _check_keys(path: Path, node: yaml.MappingNode) -> None:
 
 
 def _check_text(path: Path, node: yaml.ScalarNode) -> None:
-    """Refuse templates: Dagster would fill them in, by any code; the command line would not."""
-    if found := next((mark for mark in TEMPLATES if mark in node.value), None):
+    """Refuse templates but `{{ env.NAME }}`: Dagster would fill them in, by any code."""
+    rest = ENVIRONMENT.sub("", node.value)
+    if found := next((mark for mark in TEMPLATES if mark in rest), None):
         line = node.start_mark.line + 1
         raise StudyError(
             f"{path}:{line}: {node.value!r:.120} has {found}, which begins a template; settings "
-            "mean what they say, wherever they are read: write the value itself"
+            "mean what they say, wherever they are read: write the value itself, or {{ env.NAME }} "
+            "for a variable of the environment"
         )
 
 

@@ -1,10 +1,12 @@
 """Edited code of a project is seen wherever it stands, and runs instead of what was imported."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from tiny_project import Project
 
 import influence_dag as idag
 from influence_dag.models import import_callable
+from influence_dag.module_files import is_of_project
 from influence_dag.project_code import code_hashes, code_key
 
 FILES = {
@@ -26,6 +29,7 @@ FILES = {
     "bystander.py": "",
     "math.py": "shadows = 'nothing: Python has a module of this name'\n",
 }
+ROOT = Path(__file__).parents[1]
 NAMES = ("things", "helper", "bystander")
 
 
@@ -232,3 +236,103 @@ def test_edited_rows_of_a_callable_are_read(split_project):
     assert split_project.refresh()["dataset"].info["train"]["changed"] == 12
     shift = split_project.results.open("dataset").train_x.values - before
     np.testing.assert_allclose(shift, torch.arange(3.0).expand(12, 3), atol=1e-6)
+
+
+# Stars, and code from outside the project
+
+
+STARRED = {
+    "things/__init__.py": "__all__ = ['named', 'a_function']\n\n\ndef a_function():\n    pass\n",
+    "things/named.py": "VALUE = 1\n",
+    "things/other.py": "",
+    "things/inner/__init__.py": "",
+    "helper.py": "from things import *\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        (STARRED["things/__init__.py"], {"named"}),
+        ("__all__ = ('named', 'other')\n", {"named", "other"}),
+        ("__all__: list[str] = ['other']\n", {"other"}),
+        ("__all__ = ['named']\n__all__ += ['inner']\n", {"named", "inner"}),
+        ("__all__ = ['named']\n__all__.append('other')\n", {"named", "other", "inner"}),
+        ("__all__ = [n for n in ('named',)]\n", {"named", "other", "inner"}),
+        ("from .other import *\n", {"other"}),
+        ("", set()),
+    ],
+    ids=str,
+)
+def test_a_star_imports_what_all_names(tmp_path, text, seen):
+    write_all(tmp_path, STARRED | {"things/__init__.py": text})
+    found = set(code_hashes("helper", tmp_path))
+    assert found == {"helper", "things", *(f"things.{name}" for name in seen)}
+    code = "import sys, helper; print(*(n for n in sys.modules if n.startswith('things.')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert set(done.stdout.split()) <= found, "what Python imports is seen"
+
+
+class Editable:
+    """A finder as those that editable installs put on `sys.meta_path`."""
+
+    def __init__(self, name: str, file: Path):
+        self.name, self.file = name, file
+
+    def find_spec(self, name, path=None, target=None):
+        return spec_from_file_location(name, self.file) if name == self.name else None
+
+
+@pytest.mark.parametrize("how", ["on the path", "editable"])
+def test_code_of_one_s_own_outside_the_project_counts_by_file(
+    root, tmp_path_factory, monkeypatch, how
+):
+    file = tmp_path_factory.mktemp("outside") / "bystander_elsewhere.py"
+    file.write_text("VALUE = 1\n")
+    (root / "helper.py").write_text(
+        "import bystander_elsewhere\n\n\ndef value():\n    return bystander_elsewhere.VALUE\n"
+    )
+    if how == "on the path":
+        monkeypatch.syspath_prepend(str(file.parent))
+    else:
+        finder = Editable("bystander_elsewhere", file)
+        monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, finder])
+    assert import_callable("helper:value", root, "x")() == 1
+    before = code_key("helper", root)
+    file.write_text("VALUE = 22\n")
+    assert code_key("helper", root) != before
+    assert import_callable("helper:value", root, "x")() == 22
+    assert is_of_project("helper", root)
+    assert not is_of_project("bystander_elsewhere", root)
+    sys.modules.pop("bystander_elsewhere")
+
+
+def install(site: Path, version: str) -> None:
+    """A distribution as pip leaves it, of one module."""
+    write_all(site, {"bystander_lib.py": f"VERSION = {version!r}\n"})
+    about = f"Metadata-Version: 2.1\nName: bystander-lib\nVersion: {version}\n"
+    info = f"bystander_lib-{version}.dist-info"
+    record = f"bystander_lib.py,,\n{info}/METADATA,,\n{info}/RECORD,,\n"
+    write_all(site, {f"{info}/METADATA": about, f"{info}/RECORD": record})
+
+
+def test_installed_distributions_count_by_version(root, tmp_path_factory):
+    """Each in a process of its own, as another version would be met."""
+    (root / "helper.py").write_text("def late():\n    import bystander_lib\n")
+    code = (
+        "import sys, pathlib; from influence_dag.project_code import code_key\n"
+        "print(code_key('helper', pathlib.Path(sys.argv[1])))"
+    )
+    keys = []
+    for version in ("1.0", "1.0", "1.1"):
+        site = tmp_path_factory.mktemp("env") / "site-packages"
+        install(site, version)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), str(ROOT)])}
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(root)],
+            env=env, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        keys.append(done.stdout)
+    assert keys[0] == keys[1] != keys[2]

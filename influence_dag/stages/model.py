@@ -15,9 +15,10 @@ from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.model_settings import LOSSES, FitSettings, ModelSettings
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.objective_checks import check_labels
-from influence_dag.project_code import code_key, file_hash
+from influence_dag.project_code import code_key, file_hash, opened_key
 from influence_dag.stages.class_order import check_order
 from influence_dag.stages.conditioning import unscaled_columns
+from influence_dag.stages.features import check_features, feature_names
 from influence_dag.stages.minimum import assumption, movement
 from influence_dag.stages.rebuilt import Fitted, check_rebuilt
 from influence_dag.stages.refreshing import Whole, refresh_whole
@@ -27,6 +28,7 @@ from influence_dag.stationarity import stationarity
 from influence_dag.store import Coordinate, Version
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import Study
+from influence_dag.unchanged import note
 
 ARTIFACT = "model"
 FORMULA = 2
@@ -39,12 +41,19 @@ def refresh(bench: Workbench) -> Update:
     pinned = bench.settings.model.refit == "pinned"
 
     def reusable(version: Version) -> bool:
-        return pinned and version.attrs.get("settings_key") == settings_key
+        if version.attrs.get("settings_key") != settings_key:
+            return False
+        if pinned:
+            check_features(bench, version, cure="let θ follow: model.refit: on_change")
+        elif bench.settings.model.fit is None:  # a checkpoint, whose columns may have new names
+            cure = "give a checkpoint that was trained on this order"
+            check_features(bench, version, cure=cure, renamed=True)
+        return pinned
 
     # A checkpoint as it is does not depend on the rows: an edited row leaves θ as it is.
     as_it_is = bench.settings.model.fit is None
     data_key = None if as_it_is else (train.fingerprint, _types(bench))
-    key = fingerprint(settings_key, data_key)
+    key = fingerprint(settings_key, data_key, feature_names(bench))
     update = refresh_whole(
         bench, ARTIFACT, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )
@@ -56,7 +65,7 @@ def refresh(bench: Workbench) -> Update:
 def _settings_key(study: Study) -> str:
     model = study.settings.model
     parameters = model.fit.model_dump() if isinstance(model.fit, FitSettings) else model.fit
-    checkpoint = _file_hash(study.path(model.checkpoint)) if model.checkpoint else None
+    checkpoint = _checkpoint_key(study) if model.checkpoint else None
     return fingerprint(
         ARTIFACT,
         FORMULA,
@@ -72,13 +81,29 @@ def source_key(study: Study) -> str:
     """Hash of the code that makes the module and its loss: names and the project's files."""
     model = study.settings.model
     fields = {model.build: "model.build", model.loss: "model.loss"}
-    return key_of_source(model, lambda name: _callable_key(study, name, fields[name]))
+    opened = files_key(study)  # first: code that has read an outdated file is imported again
+    return key_of_source(model, lambda name: _callable_key(study, name, fields[name]), opened)
 
 
-def key_of_source(model: ModelSettings, key: Callable[[str], str | None]) -> str:
-    """The same with the key of each callable's code as `key` has it; named losses have none."""
+def files_key(study: Study) -> str | None:
+    """Fingerprint of the files that the study's code opens by itself; None without any."""
+    model = study.settings.model
+    named = (model.build, model.loss, model.fit, model.measurement)
+    modules = [name.partition(":")[0] for name in named if isinstance(name, str) and ":" in name]
+    paths = [study.path(name) for name in model.depends_on]
+    return opened_key(paths, modules, study.root, "model.depends_on") if paths else None
+
+
+def key_of_source(
+    model: ModelSettings, key: Callable[[str], str | None], opened: str | None
+) -> str:
+    """The same with the key of each callable's code as `key` has it; named losses have none.
+
+    `opened` is the key of the files that the code opens.
+    """
     build, loss = model.build, model.loss
-    return fingerprint(build, key(build), loss, None if loss in LOSSES else key(loss))
+    code = (build, key(build), loss, None if loss in LOSSES else key(loss))
+    return fingerprint(*code, *([opened] if opened else []))
 
 
 def _callable_key(study: Study, name: object, field: str) -> str | None:
@@ -90,6 +115,12 @@ def _callable_key(study: Study, name: object, field: str) -> str | None:
         return None
     models.import_callable(name, study.root, field)
     return code_key(name.partition(":")[0], study.root)
+
+
+def _checkpoint_key(study: Study) -> str | None:
+    """Hash of the file, which a stage that reads it notes again: it may be replaced meanwhile."""
+    path = study.path(str(study.settings.model.checkpoint))
+    return note(f"the checkpoint {path}", lambda: _file_hash(path))
 
 
 def _file_hash(path: Path) -> str | None:
@@ -112,7 +143,9 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     moved: dict[str, float] = {}
     check_targets(bench, study_objective(study, module.eval()))
     if settings.checkpoint:
+        _checkpoint_key(study)
         models.load_checkpoint(module, study.path(settings.checkpoint))
+        _checkpoint_key(study)
         classes = list(bench.require("dataset").attrs.get("classes", ()))
         given = study_objective(study, module.eval())
         check_order(given, rows, classes, settings.checkpoint)
@@ -214,6 +247,7 @@ def _artifact(
         settings_key=settings_key,
         source_key=source_key(bench.study),
         train_rows=train.fingerprint,
+        features=feature_names(bench),
         parameter_names=list(objective.parameter_names),
         parameter_shapes=[list(shape) for shape in objective.parameter_shapes],
         assumes=assumption(bench.settings.model, info),

@@ -25,6 +25,7 @@ from influence_dag.stages.updates import (
 from influence_dag.stages.workbench import Workbench, policies, provenance
 from influence_dag.store import Coordinate, Layout, Variable, Version
 from influence_dag.store.fingerprints import KEY_BYTES, fingerprint
+from influence_dag.unchanged import watch
 
 Result = tuple[tuple[str, ...], np.ndarray, dict]  # dims, values, attributes
 
@@ -117,8 +118,10 @@ def _compute_part(
     )
 
     finite = None if part.may_lack else Finite(draft.artifact, layout)
+    used = watch()  # here: tiles may be written by other threads
 
     def write(tile: Tile, arrays: Mapping[str, np.ndarray]) -> None:
+        used.check()
         for name, values in arrays.items():
             if finite:
                 finite.check(name, values, tile.start)
@@ -157,6 +160,7 @@ def refresh_whole(
         if not again and (serves := _reused(bench, artifact, key, reusable)):
             return serves
         made = produce()
+        watch().check()
         blocks, written = _publish(bench, artifact, key, made)
     return finished_update(
         bench,

@@ -1,0 +1,176 @@
+"""Where the code of modules lies: what a source text imports, and in which files that is found.
+
+Files of the project come first. Then whatever Python's path and import hooks find: folders of
+PYTHONPATH and editable installs are people's own code too. Installed distributions have a version
+instead.
+"""
+
+import ast
+import os
+import sys
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from importlib.machinery import ModuleSpec
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+
+INSTALLED = ("site-packages", "dist-packages")
+TOLD_ELSEWHERE = ("torch", "numpy")  # their versions are in `made_with`: no key follows them
+STAR = "*"
+
+
+def file_of(name: str, root: Path) -> Path | None:
+    """The file of a module; None for Python's own, for what is installed or does not exist."""
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names or top == __package__ or _is_installed(top):
+        return None
+    search = tuple(os.path.abspath(folder) for folder in sys.path)
+    for folder in (*_folders(root, search), *_outside(top)):
+        if file := _in_folder(name, folder):
+            return file
+    return None
+
+
+def is_of_project(name: str, root: Path) -> bool:
+    """Whether a module's file lies in the project's folder, and in no environment there."""
+    file = file_of(name, root.resolve())
+    return file is not None and file.is_relative_to(root.resolve())
+
+
+def installed_version(name: str) -> str | None:
+    """`scipy 1.11.4` of a module of an installed distribution, as far as keys follow its version.
+
+    None also for what is installed without a distribution: its files count.
+    """
+    top = name.partition(".")[0]
+    if top in sys.stdlib_module_names or top in (*TOLD_ELSEWHERE, __package__):
+        return None
+    return _version_of(top)
+
+
+@cache  # of what this process imported: another version would run in another process
+def _version_of(top: str) -> str | None:
+    if not any(_is_in_environment(folder) for folder in _places(top)):
+        return None
+    names = sorted(set(packages_distributions().get(top, ())))
+    return ", ".join(f"{name} {version(name)}" for name in names) or None
+
+
+def _in_folder(name: str, folder: Path) -> Path | None:
+    relative = Path(*name.split("."))
+    for file in (folder / relative / "__init__.py", folder / relative.with_suffix(".py")):
+        if file.is_file():
+            return file.resolve()
+    return None
+
+
+def _is_in_environment(path: Path) -> bool:
+    return any(part in INSTALLED for part in path.parts)
+
+
+def _is_installed(top: str) -> bool:
+    """Whether the loaded package of that name comes from an environment: it will be used."""
+    file = getattr(sys.modules.get(top), "__file__", None)
+    return file is not None and _is_in_environment(Path(file))
+
+
+@lru_cache(maxsize=16)
+def _folders(root: Path, search: tuple[str, ...]) -> list[Path]:
+    """The project's folder, and those in it on Python's path (`src`), but no environment."""
+    below = (path for path in map(Path, search) if path.resolve().is_relative_to(root))
+    return list(dict.fromkeys((root, *(path for path in below if not _is_in_environment(path)))))
+
+
+def _outside(top: str) -> list[Path]:
+    """Folders that hold a package or module of people's own code, wherever Python finds it."""
+    return [folder for folder in _places(top) if not _is_in_environment(folder)]
+
+
+def _places(top: str) -> list[Path]:
+    """The folders in which Python would find a top-level name, without importing it."""
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        spec: ModuleSpec | None = find(top, None) if find else None
+        if spec is not None:
+            inside = spec.submodule_search_locations
+            files = (
+                list(inside) if inside is not None else [spec.origin] if spec.has_location else []
+            )
+            return [Path(file).parent for file in files if file]
+    return []
+
+
+def packages(name: str) -> Iterator[str]:
+    """`a.b` and `a` of `a.b.c`: their code runs first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+@lru_cache(maxsize=1024)
+def imports(content: bytes, module: str, *, is_package: bool) -> tuple[str, ...]:
+    """Every module that a source text may import: `from a import b` may mean `a.b`.
+
+    `from a import *` ends in a star: what that is, a's `__all__` says (`starred`).
+    """
+    names: list[str] = []
+    for node in _statements(content):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = _absolute(node, module, is_package)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(names)
+
+
+def starred(package: str, file: Path | None) -> list[str]:
+    """The submodules that `from package import *` may import: those that `__all__` names.
+
+    All of the package's where `__all__` is put together at run time.
+    """
+    if file is None or file.name != "__init__.py":
+        return []
+    named = _all_of(file.read_bytes())
+    if named is None:
+        named = tuple(sorted({path.stem for path in file.parent.iterdir() if _is_module(path)}))
+    return [f"{package}.{name}" for name in named]
+
+
+def _is_module(path: Path) -> bool:
+    return (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").is_file()
+
+
+@lru_cache(maxsize=256)
+def _all_of(content: bytes) -> tuple[str, ...] | None:
+    """What a package's `__all__` names, nothing without one; None if it is not written out."""
+    names: list[str] = []
+    for node in _statements(content):
+        if isinstance(node, ast.Name) and node.id == "__all__" and isinstance(node.ctx, ast.Load):
+            return None  # appended to, extended
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if not any(isinstance(each, ast.Name) and each.id == "__all__" for each in targets):
+            continue
+        value = getattr(node, "value", None)
+        items = value.elts if isinstance(value, ast.List | ast.Tuple) else [value]
+        said = [getattr(each, "value", None) for each in items]
+        if not all(isinstance(each, str) for each in said):
+            return None
+        names += map(str, said)
+    return tuple(names)
+
+
+@lru_cache(maxsize=1024)
+def _statements(content: bytes) -> tuple[ast.AST, ...]:
+    try:
+        return tuple(ast.walk(ast.parse(content)))
+    except (SyntaxError, ValueError):  # importing it will say so
+        return ()
+
+
+def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:
+    """The module that a `from … import` names; leading dots start at the module's package."""
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    parts = parts[: len(parts) - node.level + is_package]
+    return ".".join([*parts, *([node.module] if node.module else [])])
