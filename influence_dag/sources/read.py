@@ -12,9 +12,18 @@ from influence_dag.sources.arrays import read_npz, read_zarr
 from influence_dag.sources.base import Source, did_you_mean
 from influence_dag.sources.joining import joined
 from influence_dag.sources.repeats import read_repeatably
-from influence_dag.sources.tables import read_csv, read_parquet
+from influence_dag.sources.tables import read_csv, read_feather, read_parquet
 
-READERS = {".csv": read_csv, ".parquet": read_parquet, ".npz": read_npz, ".zarr": read_zarr}
+READERS = {
+    ".csv": read_csv,
+    ".csv.gz": read_csv,
+    ".csv.zst": read_csv,
+    ".parquet": read_parquet,
+    ".feather": read_feather,
+    ".arrow": read_feather,
+    ".npz": read_npz,
+    ".zarr": read_zarr,
+}
 
 
 def read_source(data: DataSettings, which: Which, root: Path) -> Source:
@@ -46,12 +55,13 @@ def files(data: DataSettings, which: Which, root: Path) -> dict[str, Path]:
 
 
 def _read(path: Path, name: str, data: DataSettings, which: Which) -> Source:
-    if path.suffix not in READERS:
+    ending = "".join(path.suffixes[-2:]) if path.suffix in (".gz", ".zst") else path.suffix
+    if ending not in READERS:
         raise DataError(
-            f"data.{which}: {name} ends in {path.suffix or 'nothing'!r}; "
+            f"data.{which}: {name} ends in {ending or 'nothing'!r}; "
             f"known are {', '.join(READERS)} and 'module:callable'"
         )
-    return READERS[path.suffix](path, name, data)
+    return READERS[ending](path, name, data)
 
 
 def _existing(name: str, which: Which, root: Path) -> Path:
