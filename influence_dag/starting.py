@@ -156,7 +156,7 @@ def _table(path: Path, name: str, plan: _Plan) -> pd.DataFrame:
         if separator != ",":
             plan.data["csv"] = {"separator": separator}
             frame = pd.read_csv(path, sep=separator)
-            if any(_has_decimal_commas(frame[column]) for column in frame):
+            if any(_has_decimal_commas(pd.Series(frame[column])) for column in frame):
                 plan.data["csv"]["decimal"] = ","
         options = plan.data.get("csv", {})
         return pd.read_csv(path, sep=separator, decimal=options.get("decimal", "."))
@@ -180,7 +180,7 @@ def _identify(tables: dict[str, pd.DataFrame], folder: Path, plan: _Plan) -> Non
             return
     for which, frame in tables.items():
         ids = [f"{which}-{row:0{len(str(len(frame)))}d}" for row in range(len(frame))]
-        plan.files[f"{which}.csv"] = frame.assign(id=ids)[["id", *frame.columns]]
+        plan.files[f"{which}.csv"] = frame.assign(id=ids).reindex(columns=["id", *frame.columns])
         plan.data[which] = f"{which}.csv"
     plan.data["id"] = "id"
     plan.data.pop("csv", None)

@@ -1,5 +1,6 @@
 """Rows that code makes: `module:callable` → a map-style dataset of `(x, y)`, or a table."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from influence_dag.sources.arrays import array_source, kept_array
 from influence_dag.sources.base import INPUT, Source, chosen, same_length
 from influence_dag.sources.tables import frame_source
 from influence_dag.sources.texts import numbers_or_words
+
+TARGETS = ("labels", "label", "targets", "target", "y")  # as in batches of a loader
+WEIGHTS = ("weights", "weight", "sample_weight")
 
 
 def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Source:
@@ -92,11 +96,28 @@ def _table_source(table: pd.DataFrame, name: str, data: DataSettings) -> Source:
     return array_source(arrays, name, data)
 
 
+def in_parts(item: Any) -> Any:
+    """A row that is one mapping as `(inputs, target)` or `(inputs, target, weight)`.
+
+    The target is under `labels` (`label`, `targets`, `target`, `y`), the weight under `weight`.
+    """
+    if not isinstance(item, Mapping):
+        return item
+    inputs = dict(item)
+    target = next((name for name in TARGETS if name in inputs), None)
+    if target is None:
+        return item
+    weight = next((name for name in WEIGHTS if name in inputs), None)
+    parts = [inputs.pop(target), *([inputs.pop(weight)] if weight else [])]
+    only = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+    return (only, *parts)
+
+
 def _item(
     dataset: Any, name: str, row: int, sizes: tuple[int, ...]
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Inputs by name, target and weight (1 where there is none) of a row, of so many parts."""
-    item = dataset[row]
+    item = in_parts(dataset[row])
     size = len(item) if isinstance(item, tuple | list) else 0
     if size not in sizes:
         expected = "a pair (x, y)" if 2 in sizes else "(x, y, weight), as data.weight is set"

@@ -9,7 +9,7 @@ import numpy as np
 from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source
-from influence_dag.sources.callables import as_table, read_callable
+from influence_dag.sources.callables import as_table, in_parts, read_callable
 from influence_dag.sources.texts import texts
 
 
@@ -56,7 +56,9 @@ def _moved(source: Source, other: Source, row: int) -> bool:
 def _differs(source: Source, dataset: Any, row: int) -> bool:
     if row >= len(dataset):
         return True
-    return any(not _same(kept, value) for kept, value in _pairs(source, dataset[row], row))
+    return any(
+        not _same(kept, value) for kept, value in _pairs(source, in_parts(dataset[row]), row)
+    )
 
 
 def _pairs(source: Source, item: Any, row: int) -> Iterator[tuple[Any, Any]]:

@@ -223,11 +223,15 @@ def _table(
     frame = frame.set_axis(columns, axis=1)
     _demand_roles(name, columns, data)
     features = data.features.columns or [c for c in columns if c not in data.roles]
+    if data.images is not None:
+        features = ()  # the pictures are
     ids = None if data.id is None else frame[data.id].to_numpy(object)
     source = Source(name, {}, np.empty(0), ids, line_of=line_of)
     read = partial(_column, source, frame, text_of)
     x = [decimal(read(column), **_told(source, column)) for column in features]
-    kept = data.keep or (_texts_beside(frame, data) if data.features.columns else ())
+    kept = data.keep
+    if data.images is not None or (data.features.columns and not kept):
+        kept = tuple(dict.fromkeys((*kept, *_texts_beside(frame, data))))
     return Source(
         name,
         {INPUT: np.column_stack(x) if x else np.empty((len(frame), 0))},
