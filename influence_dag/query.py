@@ -1,7 +1,8 @@
 """Stored results as labelled xarray objects, opened lazily; no torch, no Dagster."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import xarray as xr
 from influence_dag.errors import StoreError
 from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.method_settings import MethodsSettings
-from influence_dag.store import ArtifactStore, Version
+from influence_dag.store import ArtifactStore, Variable, Version
 from influence_dag.store.differences import Difference
 
 
@@ -55,6 +56,28 @@ class StudyResults:
 
     def __repr__(self) -> str:
         return f"StudyResults({str(self.store.root)!r}, methods={self.methods})"
+
+    def _repr_html_(self) -> str:
+        """What is stored, artifact by artifact, as a table."""
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in self._contents()
+        )
+        head = "<tr><th>artifact</th><th>version</th><th>largest array</th></tr>"
+        return (
+            f"<p>Influences of <b>{escape(self.store.root.name)}</b>, stored in "
+            f"<code>{escape(str(self.store.root))}</code>; methods: "
+            f"{escape(', '.join(self.methods) or 'none')}</p><table>{head}{rows}</table>"
+        )
+
+    def _contents(self) -> Iterator[tuple[str, int, str]]:
+        for name in self.artifacts:
+            version = self.store.version(name)
+            largest = max(
+                version.variables.values(), key=lambda each: np.prod(each.shape), default=None
+            )
+            shape = "" if largest is None else _shape(largest)
+            yield name, version.number, shape
 
     @property
     def artifacts(self) -> list[str]:
@@ -151,6 +174,13 @@ class StudyResults:
         if summary and "self_influence" in summary.variables:
             info["self_influence"] = _matched(summary, "self_influence", "train", dataset)
         return info
+
+
+def _shape(variable: Variable) -> str:
+    """`influences: test 10 × train 40, float64`."""
+    pairs = zip(variable.dims, variable.shape, strict=True)
+    sizes = " × ".join(f"{dim} {size:,}" for dim, size in pairs)
+    return f"{variable.name}: {sizes}, {variable.dtype}"
 
 
 def _sizes(version: Version) -> dict[str, int]:
@@ -256,7 +286,13 @@ class InfluenceAccessor:
             raise StoreError(
                 "these training rows have no labels: the target is not one number a row"
             )
-        return self._array.groupby("train_label").mean(dim="train")
+        labels = self._array.coords["train_label"]
+        values = _text(labels.values) if labels.dtype.kind in "TO" else labels.values
+        named = self._array.assign_coords(train_label=("train", values, labels.attrs))
+        holes = named.coords.get("train_valid")  # of an array that plain xarray opened
+        if holes is not None:
+            named = named.isel(train=np.flatnonzero(holes.values))
+        return named.groupby("train_label").mean(dim="train")
 
     @property
     def self_influence(self) -> xr.DataArray:
