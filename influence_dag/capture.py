@@ -86,8 +86,15 @@ def recorded_layers(
     """Append name, input and output of each named layer to `calls` whenever it runs."""
 
     def record(name: str) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: Any, output: Tensor) -> Tensor:
-            calls.append((name, inputs[0] if inputs else kwargs["input"], output))
+        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: Any, output: Any) -> Any:
+            given = (*inputs, *kwargs.values())
+            if (
+                len(given) != 1
+                or not isinstance(given[0], Tensor)
+                or not isinstance(output, Tensor)
+            ):
+                return output  # not captured: no call is seen
+            calls.append((name, given[0], output))
             return output.clone()  # an in-place activation may follow
 
         return hook
@@ -100,7 +107,12 @@ def recorded_layers(
 
 
 def layer_pair(layer: nn.Module, x: Tensor, g: Tensor) -> Pair:
-    """Input and output gradient of a layer as `(n, [positions,] width)`."""
+    """Input and output gradient of a layer as `(n, [positions,] width)`.
+
+    As they are for a layer whose gradient is no sum of their products.
+    """
+    if not is_capturable(layer):
+        return x, g
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         axes = 2 + len(layer.kernel_size)
         if x.ndim != axes:  # a call without an axis of rows: shown as pairs of no row

@@ -19,7 +19,8 @@ def commented(
 
     Without its `#` an option is set. `given` are the values that are set, group by group.
     """
-    for name, info in sorted(model.model_fields.items(), key=lambda each: each[0] not in given):
+    fields = {info.alias or name: info for name, info in model.model_fields.items()}
+    for name, info in sorted(fields.items(), key=lambda each: each[0] not in given):
         out = off or name not in given
         yield from _about(info, indent)
         group = _group(info.annotation)

@@ -38,6 +38,14 @@ class FeatureSettings(Settings):
         default=None, description="feature columns in order; default: all but id, target, weight"
     )
 
+    standardise: bool = Field(
+        default=False,
+        description=(
+            "the model sees (x - mean) / scale of each column, mean and scale those of the training "
+            "rows on a coarse grid; both are stored, and perturbations can be had per original unit"
+        ),
+    )
+
     @field_validator("scale")
     @classmethod
     def _scale_keeps_something(cls, value: float) -> float:

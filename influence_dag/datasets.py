@@ -18,6 +18,7 @@ from influence_dag.sources.digests import FileDigests
 from influence_dag.sources.ids import checked_ids
 from influence_dag.sources.numbers import canonical, decimal, whole
 from influence_dag.sources.words import TRUTH, encoded
+from influence_dag.standardising import Units
 from influence_dag.store.fingerprints import fingerprint, row_fingerprints
 
 SHOWN = 5  # how many columns an error lists
@@ -32,6 +33,7 @@ class Split:
     module's arguments for several. `scale` is applied. Floating inputs stay floating, tables
     are float64, unscaled integer arrays are integers. `y` is int64 for whole-number columns.
     `feature_names` are a table's feature columns, row-major where the input has a shape.
+    `units` are those of a standardised input, the same for both splits.
     `weights` (n,) are those of training rows, None where all count alike; test rows have none.
     Labels that were words are numbers in `y`, positions in `classes`. `kept` are columns that
     travel along, one value a row.
@@ -46,6 +48,7 @@ class Split:
     weights: np.ndarray | None = None
     classes: tuple[str, ...] | None = None
     kept: Mapping[str, np.ndarray] = field(default_factory=dict)
+    units: Units | None = None
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -101,7 +104,22 @@ def load_splits(data: DataSettings, root: Path) -> tuple[Split, Split]:
     check_alike(train, test)
     if train.classes != test.classes:  # truth values in one split, the numbers 0 and 1 in the other
         train, test = replace(train, classes=None), replace(test, classes=None)
-    return _of_one_type(train, test), _of_one_type(test, train)
+    pair = _of_one_type(train, test), _of_one_type(test, train)
+    return _standardised(*pair) if data.features.standardise else pair
+
+
+def _standardised(train: Split, test: Split) -> tuple[Split, Split]:
+    """Both splits in the units of the training rows."""
+    if len(train.x) > 1:
+        raise DataError(
+            f"{train.source}: data.features.standardise is for one input, not for {list(train.x)}"
+        )
+    ((name, values),) = train.x.items()
+    units = Units.of(values, train.source)
+    first, second = (
+        replace(split, x={name: units.apply(split.x[name])}, units=units) for split in (train, test)
+    )
+    return first, second
 
 
 def check_alike(train: Split, test: Split) -> None:

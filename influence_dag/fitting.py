@@ -58,6 +58,7 @@ def fit(
     rows: Rows,
     settings: FitSettings,
     *,
+    output: str | None = None,
     report: Report | None = None,
 ) -> FitReport:
     """Minimise the penalised mean loss in place; the module is left in eval mode.
@@ -75,7 +76,8 @@ def fit(
     started, say = time.perf_counter(), report or (lambda message: None)
     module.eval()
     method = _fit_on_all_rows if settings.optimizer == "lbfgs" else _fit_on_batches
-    theta, problem, steps = method(module, loss, rows, settings, say)
+    objective = Objective(module, loss, output=output)
+    theta, problem, steps = method(objective, rows, settings, say)
     value, gradient = problem.value_and_gradient(theta)
     _write_back(module, problem.objective.unflatten(theta))
     norm, seconds = float(gradient.norm()), time.perf_counter() - started
@@ -88,8 +90,8 @@ def fit(
 class _Problem:
     """The penalised mean loss on all rows: its value, gradient and Hessian–vector products."""
 
-    def __init__(self, module: nn.Module, loss: str | LossFunction, rows: Rows, penalty: float):
-        self.objective = Objective(module, loss)
+    def __init__(self, objective: Objective, rows: Rows, penalty: float):
+        self.objective = objective
         self.rows, self.penalty = rows.to(dtype=self.objective.dtype), penalty
 
     def loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, ""]:
@@ -134,10 +136,11 @@ class _Problem:
 
 
 def _fit_on_all_rows(
-    module: nn.Module, loss: str | LossFunction, rows: Rows, settings: FitSettings, say: Report
+    objective: Objective, rows: Rows, settings: FitSettings, say: Report
 ) -> tuple[Tensor, _Problem, int]:
-    # A copy, because buffers have to be float64 too.
-    problem = _Problem(copy.deepcopy(module).double(), loss, rows, settings.weight_decay)
+    module = copy.deepcopy(objective.module).double()  # buffers have to be float64 too
+    exact = Objective(module, objective.loss, output=objective.output)
+    problem = _Problem(exact, rows, settings.weight_decay)
     theta, steps = _lbfgs(problem, settings.max_steps, settings.tolerance)
     norm = problem.value_and_gradient(theta)[1].norm()
     if norm <= settings.tolerance:
@@ -238,9 +241,9 @@ def _to_the_edge(move: Tensor, direction: Tensor, radius: float) -> Tensor:
 
 
 def _fit_on_batches(
-    module: nn.Module, loss: str | LossFunction, rows: Rows, settings: FitSettings, say: Report
+    objective: Objective, rows: Rows, settings: FitSettings, say: Report
 ) -> tuple[Tensor, _Problem, int]:
-    problem = _Problem(module, loss, rows, settings.weight_decay)
+    problem = _Problem(objective, rows, settings.weight_decay)
     theta = problem.objective.params.clone().requires_grad_()
     rate = settings.learning_rate or LEARNING_RATES[settings.optimizer]
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.SGD

@@ -172,17 +172,16 @@ def _tried(study: Study, train: Split, test: Split) -> "tuple[Objective, Rows]":
     import torch
 
     from influence_dag import models
-    from influence_dag.objective import Objective
     from influence_dag.objective_checks import check_labels
     from influence_dag.stages.class_order import check_order
-    from influence_dag.stages.model import study_loss, study_measurement
+    from influence_dag.stages.model import study_objective
 
     settings = study.settings.model
     dtype = getattr(torch, study.settings.compute.dtype)
     module = models.build_module(settings, study.root, dtype).eval()
     if settings.checkpoint:
         models.load_checkpoint(module, study.path(settings.checkpoint))
-    objective = Objective(module, study_loss(study), measurement=study_measurement(study))
+    objective = study_objective(study, module)
     few = _rows_of(train, TRIED, dtype)
     for split in (train, test)[: 1 if settings.measurement else 2]:
         _check_labels(study, split, lambda y: check_labels(objective, few[:2].x, y))

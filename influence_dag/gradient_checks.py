@@ -14,6 +14,8 @@ from influence_dag.gradient_blocks import DenseLayout, LinearLayout
 _TOLERANCE, _LOOSE = {torch.float64: 1e-11}, 1e-4
 # The same of rows one by one, of whose gradients cancellation may have left few digits.
 _DEPENDENCE, _LOOSE_DEPENDENCE = {torch.float64: 1e-8}, 3e-2
+# The same of rows from one layer's input and output gradient, where sums over positions cancel.
+_LOCAL, _LOOSE_LOCAL = {torch.float64: 1e-9}, 1e-3
 _ROUNDING = 30  # units, of the sum over all tensors
 
 
@@ -29,7 +31,9 @@ def check_batch(
     r"""Compare $\sum_i u_i g_i$ with a backward pass of $\sum_i u_i L_i$, tensor by tensor.
 
     `values` are the rows' losses with their graph to `theta`; `pairs` are those of the blocks that
-    are made of a layer's, `written` the dense gradients of the others.
+    are made of a layer's, `written` the dense gradients of the others. Raises `NotCaptured` for
+    layers whose gradients are not what was caught of them, `ModelError` for rows that depend on
+    others.
 
     Of one sum over rows those that changed places would be unseen; of a randomly weighted one
     they are not. u is divided by the norms of the rows, so that small ones count like large.
@@ -48,10 +52,13 @@ def check_batch(
     strange = set()
     for block in blocks:
         name = block.name if isinstance(block, LinearLayout) else block.layer
-        if name is None:
-            assert isinstance(block, DenseLayout)
-            _check_rows(block, u, written[block.name], truth, rounding)
-        elif not _is_sum(block, u, pairs[name], truth, tolerance, rounding):
+        if block.name in written and isinstance(block, DenseLayout):
+            off, scale = _off(block, u, written[block.name], truth)
+            if name is not None and not off <= _local(theta.dtype) * scale + rounding:
+                strange.add(name)
+            elif name is None:
+                _check_rows(block, off, scale, theta.dtype, rounding)
+        elif name is None or not _is_sum(block, u, pairs[name], truth, tolerance, rounding):
             strange.add(name)
     if strange:
         raise NotCaptured(strange)
@@ -103,19 +110,24 @@ def _sums(
     return [(place, values) for place, values in places if place]
 
 
-def _check_rows(
-    block: DenseLayout,
-    u: Tensor,
-    values: Tensor,
-    truth: Tensor,
-    rounding: float,
-) -> None:
-    tolerance = _DEPENDENCE.get(u.dtype, _LOOSE_DEPENDENCE)
+def _off(block: DenseLayout, u: Tensor, values: Tensor, truth: Tensor) -> tuple[float, float]:
+    """By how much the random sum of written gradients is off, and the norm of its terms."""
     scale = (u.square() * values.square().sum(1)).sum().sqrt()
-    wrong = (u @ values - truth[block.start : block.stop]).norm()
-    if not wrong <= tolerance * scale + rounding:
+    return float((u @ values - truth[block.start : block.stop]).norm()), float(scale)
+
+
+def _local(dtype: torch.dtype) -> float:
+    return _LOCAL.get(dtype, _LOOSE_LOCAL)
+
+
+def _check_rows(
+    block: DenseLayout, off: float, scale: float, dtype: torch.dtype, rounding: float
+) -> None:
+    tolerance = _DEPENDENCE.get(dtype, _LOOSE_DEPENDENCE)
+    if not off <= tolerance * scale + rounding:
+        share = off / scale if scale else off
         raise ModelError(
             f"the gradients of {block.name!r} row by row are not those in a batch (their random "
-            f"sum differs by {float(wrong / scale):.1e}): the loss of a row depends on the other "
+            f"sum differs by {share:.1e}): the loss of a row depends on the other "
             "rows of its batch; every row has to stand for itself"
         )

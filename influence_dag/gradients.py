@@ -1,5 +1,6 @@
 """Per-sample gradients by one batched backward pass that captures each layer's pair."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ from influence_dag.gradient_blocks import (
     LinearLayout,
 )
 from influence_dag.gradient_checks import check_batch
+from influence_dag.local_gradients import is_local, local_gradients
 from influence_dag.objective import Objective, Rows, without_denormals
 from influence_dag.structures import map_tensors
 
@@ -61,8 +63,8 @@ def per_sample_gradients(
     a test row's own and is not weighed.
 
     Costs less than two batched gradients: the backward pass stops at each layer's output, the
-    weight products are never formed. Parameters that cannot be captured (embeddings, norms,
-    recurrent and tied weights) go through `vmap(grad)`. On every batch the gradients are held
+    weight products are never formed; norms and embeddings take a pass through their layer alone.
+    Parameters that cannot be captured (recurrent and tied weights) go through `vmap(grad)`. On every batch the gradients are held
     against a backward pass of $\sum_i u_i L_i$ with fresh random u, tensor by tensor; layers for
     which that fails are differentiated row by row. With a `layout` that names such a layer,
     `NotCaptured` is raised (`with_layout` finds one that serves all rows).
@@ -106,24 +108,30 @@ def _batch(
     theta = objective.params.clone().requires_grad_()
     values = _values(objective, of)
     captured = capture(objective.module, layers, lambda: values(theta, rows))
-    pairs = _single_pairs(captured, layout, len(rows))
+    local = layers & _local_layers(objective)
+    pairs = _single_pairs(captured, layout, len(rows), local)
     dense = [b for b in layout.blocks if isinstance(b, DenseLayout) and b.layer is None]
     written = _dense_gradients(objective, rows, dense, of) if dense else {}
+    for name in local:
+        written |= _of_layer(objective, name, *pairs.pop(name))
     check_batch(theta, captured.values, layout.blocks, pairs, written, seed=seed)
     tensors: dict[str, Tensor] = {}
     for block in layout.blocks:
         (first, *_) = names = list(block.row_shapes)
         if isinstance(block, LinearLayout):
             tensors |= dict(zip(names, pairs[block.name], strict=True))
-        elif block.layer is None:
+        elif block.name in written:
             tensors[first] = written[block.name]
         else:
+            assert block.layer is not None
             tensors[first] = _formed(objective, block, *pairs[block.layer])
     return tensors
 
 
-def _single_pairs(captured: Captured, layout: GradientLayout, rows: int) -> dict[str, Pair]:
-    """The one pair of each layer, in the shapes of the layout."""
+def _single_pairs(
+    captured: Captured, layout: GradientLayout, rows: int, local: set[str]
+) -> dict[str, Pair]:
+    """The one pair of each layer, in the shapes of the layout where it is kept as a product."""
     shapes = {
         block.name: tuple(block.row_shapes.values())
         for block in layout.blocks
@@ -133,12 +141,32 @@ def _single_pairs(captured: Captured, layout: GradientLayout, rows: int) -> dict
         name
         for name, pairs in captured.pairs.items()
         if len(pairs) != 1
-        or any(part.ndim < 2 or len(part) != rows for part in pairs[0])
+        or any(part.shape[:1] != (rows,) for part in pairs[0])
+        or (name not in local and any(part.ndim < 2 for part in pairs[0]))
         or tuple(tuple(part.shape[1:]) for part in pairs[0]) != shapes.get(name, _shapes(pairs[0]))
     }
     if strange:
         raise NotCaptured(strange)
     return {name: pairs[0] for name, pairs in captured.pairs.items()}
+
+
+def _local_layers(objective: Objective) -> set[str]:
+    return {name for name, layer in objective.module.named_modules() if is_local(name, layer)}
+
+
+def _of_layer(objective: Objective, name: str, x: Tensor, g: Tensor) -> dict[str, Tensor]:
+    """Gradients of the parameters of a layer that is no product, by their names in the module."""
+    parameters = own_parameters(objective, name)
+    found = local_gradients(name, objective.module.get_submodule(name), parameters, x, g[None])
+    return {f"{name}.{role}": values[0] for role, values in found.items()}
+
+
+def own_parameters(objective: Objective, name: str) -> dict[str, Tensor]:
+    """A layer's own trainable parameters, by their names in the layer."""
+    layer = objective.module.get_submodule(name)
+    values = objective.unflatten(objective.params)
+    roles = (role for role, _ in layer.named_parameters(recurse=False))
+    return {role: values[f"{name}.{role}"] for role in roles if f"{name}.{role}" in values}
 
 
 def _shapes(pair: Pair) -> tuple[tuple[int, ...], ...]:
@@ -238,18 +266,22 @@ def gradient_layout(
 
     A layer is captured if it is a Linear or ungrouped Conv, called once, its weights used nowhere
     else, and if the captured gradients of a few rows are autograd's; it is kept as a pair
-    where that is smaller than its dense gradient. Layers named in `without` are not.
+    where that is smaller than its dense gradient. Other layers without layers inside (norms,
+    embeddings) are captured on the same terms and kept dense. Layers named in `without` are not.
     """
     few = sample[:_SAMPLE].unweighted
     candidates = [c for c in _candidates(objective) if c.name not in set(without)]
+    local = _local_layers(objective) - set(without) - _shared(objective)
     theta = objective.params.clone().requires_grad_()
-    names = {candidate.name for candidate in candidates}
+    names = {candidate.name for candidate in candidates} | local
     pairs = capture(objective.module, names, lambda: objective.losses(theta, few)).pairs
     truth = _truth(objective, few)
     blocks: list[LinearLayout | DenseLayout] = []
     for candidate in candidates:
         if _agrees(candidate, pairs[candidate.name], truth):
             blocks += _kept(objective, candidate, *pairs[candidate.name][0])
+    for name in local:
+        blocks += _local_blocks(objective, name, pairs[name], truth)
     covered = {place[0] for block in blocks for place in _places(block)}
     blocks += [
         DenseLayout(name, place.start, place.stop)
@@ -264,12 +296,40 @@ def _truth(objective: Objective, rows: Rows) -> Float[Tensor, "n p"]:
     return _dense_gradients(objective, rows, [whole], "loss")["theta"]
 
 
-def _candidates(objective: Objective) -> list[_Candidate]:
+def _shared(objective: Objective) -> set[str]:
+    """Layers with a parameter that stands in the module under another name as well."""
     every = objective.module.named_parameters(remove_duplicate=False)
-    uses = [id(parameter) for _, parameter in every]
-    found = []
+    uses = Counter(id(parameter) for _, parameter in every)
+    return {
+        name
+        for name, layer in objective.module.named_modules()
+        if any(uses[id(parameter)] > 1 for parameter in layer.parameters())
+    }
+
+
+def _local_blocks(
+    objective: Objective, name: str, pairs: list[Pair], truth: Float[Tensor, "n p"]
+) -> list[DenseLayout]:
+    """Of a layer that is no product; none where what was caught are not its gradients."""
+    if len(pairs) != 1 or any(part.shape[:1] != truth.shape[:1] for part in pairs[0]):
+        return []
+    try:
+        found = _of_layer(objective, name, *pairs[0])
+    except NotCaptured:
+        return []
+    tolerance = 1e-4 * float(truth.abs().max())
+    same = all(
+        torch.allclose(values, truth[:, objective.slices[key]], rtol=1e-3, atol=tolerance)
+        for key, values in found.items()
+    )
+    places = {key: objective.slices[key] for key in found}
+    return [DenseLayout(key, at.start, at.stop, name) for key, at in places.items()] if same else []
+
+
+def _candidates(objective: Objective) -> list[_Candidate]:
+    shared, found = _shared(objective), []
     for name, layer in objective.module.named_modules():
-        if not is_capturable(layer) or any(uses.count(id(p)) > 1 for p in layer.parameters()):
+        if not is_capturable(layer) or name in shared:
             continue
         weight, bias = (_place(objective, name, role) for role in ("weight", "bias"))
         if weight or bias:

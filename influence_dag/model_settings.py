@@ -3,12 +3,14 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    ConfigDict,
     Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     Tag,
+    field_validator,
     model_validator,
 )
 
@@ -22,6 +24,8 @@ from influence_dag.settings import (
 
 class FitSettings(Settings):
     r"""How the pipeline fits the model: it minimises $(1/n) \sum_i L(z_i, θ) + (w/2) ‖θ‖²$."""
+
+    model_config = ConfigDict(populate_by_name=True)  # `from` is a word of Python's
 
     optimizer: Literal["lbfgs", "adam", "sgd"] = "lbfgs"
     max_steps: PositiveInt = 500
@@ -42,6 +46,17 @@ class FitSettings(Settings):
         default=False,
         description="a refit starts from the stored θ, so that where it ends depends on history",
     )
+    start: Literal["build", "checkpoint"] = Field(
+        default="build",
+        alias="from",
+        description="build: at what model.build makes | checkpoint: train on from model.checkpoint",
+    )
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "FitSettings":
+        if self.warm_start and self.start == "checkpoint":
+            raise ValueError("warm_start and `from: checkpoint` are two starts; leave one out")
+        return self
 
 
 def _settings_or_name(value: Any) -> str:
@@ -75,13 +90,37 @@ class ModelSettings(Settings):
             "fit settings, or module:callable (module, rows) that trains the module in place"
         ),
     )
-    checkpoint: str | None = Field(default=None, description="a .safetensors file of the module")
+    checkpoint: str | None = Field(
+        default=None,
+        description=(
+            "a file with the module's state: .safetensors, or what torch.save wrote (.pt .pth .bin)"
+        ),
+    )
+    output: str | None = Field(
+        default=None,
+        description=(
+            "which of a dict's or tuple's outputs is the prediction, by name or position; default: "
+            "logits, or the only one, where the loss is a named one"
+        ),
+    )
+    minimum: Literal["require", "warn", "ignore"] | None = Field(
+        default=None,
+        description=(
+            "whether θ has to be a minimum of the training loss; default: require for `fit: {...}`, "
+            "which has a tolerance, warn for a checkpoint and `fit: module:callable`"
+        ),
+    )
     refit: Literal["on_change", "pinned"] = "on_change"
 
     @model_validator(mode="after")
     def _one_source_of_parameters(self) -> "ModelSettings":
-        if self.fit is not None and self.checkpoint is not None:
-            raise ValueError("give either `fit` or `checkpoint`, not both")
+        if self.trains_on and self.checkpoint is None:
+            raise ValueError("fit: {from: checkpoint} needs `checkpoint`, the file to start from")
+        if self.fit is not None and self.checkpoint is not None and not self.trains_on:
+            raise ValueError(
+                "give either `fit` or `checkpoint`, not both; fit: {from: checkpoint} trains on "
+                "from the checkpoint"
+            )
         if self.fit is None and self.checkpoint is None:
             raise ValueError(
                 "say where the parameters come from: `fit: {...}`, `fit: module:callable` or "
@@ -96,6 +135,26 @@ class ModelSettings(Settings):
                     "'module:callable'"
                 ) from error
         return self
+
+    @field_validator("output", mode="before")
+    @classmethod
+    def _named_or_numbered(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @property
+    def trains_on(self) -> bool:
+        """Whether the fit starts from the checkpoint."""
+        return isinstance(self.fit, FitSettings) and self.fit.start == "checkpoint"
+
+    @property
+    def is_given(self) -> bool:
+        """Whether θ is another's: a checkpoint as it is, or what code of the project trained."""
+        return not isinstance(self.fit, FitSettings)
+
+    @property
+    def wanted_minimum(self) -> Literal["require", "warn", "ignore"]:
+        """`minimum`, or what stands for it."""
+        return self.minimum or ("warn" if self.is_given else "require")
 
 
 LOSSES = ("cross_entropy", "mse", "bce_with_logits")

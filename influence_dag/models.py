@@ -1,18 +1,17 @@
-"""Modules: built from a study's callable, fitted, written to and read from safetensors."""
+"""Modules: built from a study's callable, fitted, and known by their state."""
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
-from torch import Tensor, nn
+from torch import nn
 
+from influence_dag.checkpoints import load_checkpoint, load_state, save_checkpoint, state_of
 from influence_dag.errors import InfluenceDagError, ModelError, StudyError
 from influence_dag.fitting import FitReport, fit
 from influence_dag.model_settings import FitSettings, ModelSettings
@@ -119,65 +118,11 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     return module.to(dtype=dtype)
 
 
-def save_checkpoint(module: nn.Module) -> bytes:
-    """Parameters and buffers as the bytes of a safetensors file."""
-    return save({name: value.clone() for name, value in _state(module).items()})
-
-
-def load_checkpoint(module: nn.Module, path: Path) -> None:
-    """Copy a safetensors file into the module, in the module's precision.
-
-    Raises `ModelError` naming what is missing, unexpected, of another shape or not finite.
-    """
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
-    _fill(module, stored, str(path))
-
-
-def load_state(module: nn.Module, content: bytes, name: str) -> None:
-    """The same from the bytes of such a file; `name` says in errors where they are from."""
-    _fill(module, load(content), name)
-
-
-def _fill(module: nn.Module, stored: Mapping[str, Tensor], name: str) -> None:
-    wanted = _state(module)
-    complaints = [
-        *(
-            f"{key} is missing (wanted {_shape(wanted[key])})"
-            for key in wanted
-            if key not in stored
-        ),
-        *(f"{key} is unexpected {_shape(stored[key])}" for key in stored if key not in wanted),
-        *(
-            f"{key} has shape {_shape(stored[key])}, the module's is {_shape(wanted[key])}"
-            for key in wanted
-            if key in stored and stored[key].shape != wanted[key].shape
-        ),
-        *(f"{key} is not finite" for key in stored if not stored[key].isfinite().all()),
-    ]
-    if complaints:
-        raise ModelError(
-            f"{name} does not fit {type(module).__name__}: {'; '.join(complaints)}; "
-            "load the checkpoint of the module that model.build returns"
-        )
-    module.load_state_dict(stored)
-
-
 def state_fingerprint(module: nn.Module) -> str:
     """Content hash of parameters and buffers: names, dtypes, shapes, values."""
     return fingerprint(
         {
             name: [str(value.dtype), list(value.shape), value.reshape(-1).view(torch.uint8).numpy()]
-            for name, value in _state(module).items()
+            for name, value in state_of(module).items()
         }
     )
-
-
-def _state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-
-
-def _shape(value: Tensor) -> tuple[int, ...]:
-    return tuple(value.shape)

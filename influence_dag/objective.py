@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from influence_dag.chosen_output import chosen_output
 from influence_dag.errors import ModelError
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective_checks import check_objective
@@ -66,7 +67,8 @@ class Objective:
 
     $\theta$ (`params`, shape `(p,)`) holds the parameters with `requires_grad`, each row-major,
     in the order of `module.named_parameters()`; a tied weight is one entry. Frozen parameters
-    and buffers are constants. `params` is a copy taken here: later training does not move it.
+    and buffers are constants. `output` names the prediction in a module's dict or tuple of outputs
+    (see `chosen_output`). `params` is a copy taken here: later training does not move it.
 
     Denormal entries are zero in it, in every thread's arithmetic (see `flushed_denormals`).
 
@@ -79,8 +81,10 @@ class Objective:
         loss: str | LossFunction,
         *,
         measurement: LossFunction | None = None,
+        output: str | None = None,
     ):
         self.module = module
+        self.output = output
         self.loss = per_sample_loss(loss)
         self.measurement = measurement
         trainable = {
@@ -125,7 +129,7 @@ class Objective:
     def outputs(self, theta: Float[Tensor, " p"], x: Any) -> Any:
         """The module's outputs for a batch of inputs, leading axis = sample.
 
-        What the module returns, a tensor or a structure of tensors; a number without axes, from
+        The prediction that the module returns, a tensor, or what its loss takes; a number without axes, from
         a module that squeezes the outputs of a single row, has its axis again.
         """
         return self.run(self.unflatten(theta), x)
@@ -136,6 +140,7 @@ class Objective:
         kwargs = x if isinstance(x, dict) else {}
         with self._kernels:
             outputs = functional_call(self.module, state, args, kwargs)
+        outputs = chosen_output(outputs, self.output, self.loss)
         if isinstance(outputs, Tensor) and outputs.ndim == 0:
             return outputs.unsqueeze(0)
         return outputs

@@ -99,7 +99,8 @@ def check_labels(objective: "Objective", x: Inputs, labels: Any) -> None:
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
         raise ModelError(
             f"the model returns {described(outputs)}; cross-entropy wants one tensor (rows, "
-            "classes): for another output take a loss of your own, for example "
+            "classes): say which with model.output (a name or position), or take a loss of your "
+            "own, for example "
             "lambda output, target: F.cross_entropy(output['logits'], target, reduction='none')"
         )
     if labels.is_floating_point():

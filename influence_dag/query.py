@@ -1,6 +1,7 @@
 """Stored results as labelled xarray objects, opened lazily; no torch, no Dagster."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
@@ -12,6 +13,7 @@ import xarray as xr
 from influence_dag.errors import StoreError
 from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.method_settings import MethodsSettings
+from influence_dag.result_arrays import of_results
 from influence_dag.store import ArtifactStore, Variable, Version
 from influence_dag.store.differences import Difference
 
@@ -105,8 +107,7 @@ class StudyResults:
 
     def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
         """Any artifact as a lazy dataset without holes; by default its current version."""
-        rows = without_holes(self.store.version(artifact, version).open(chunks=None))
-        return _in_blocks(rows)
+        return _in_blocks(without_holes(self.store.version(artifact, version).open(chunks=None)))
 
     def perturbation(self, method: str, version: int | None = None) -> xr.DataArray:
         """`∂/∂x_train` of the influence, dims `(test, train, *features)`, lazy."""
@@ -166,13 +167,17 @@ class StudyResults:
     def _row_info(self, method: str, dataset: xr.Dataset) -> Mapping[str, Any]:
         """Per-row results of other artifacts, matched by id (they may be of another age)."""
         info: dict[str, Any] = {}
-        if factors := self.store.current(f"{method}/influence_factors"):
-            for name in ("residual", "niter", "converged"):
-                if name in factors.variables:
-                    info[name] = _matched(factors, name, "test", dataset)
-        summary = self.store.current(f"{method}/summary")
-        if summary and "self_influence" in summary.variables:
-            info["self_influence"] = _matched(summary, "self_influence", "train", dataset)
+        places: dict[str, tuple[tuple[str, ...], Split]] = {
+            f"{method}/influence_factors": (("residual", "niter", "converged"), "test"),
+            f"{method}/summary": (("self_influence",), "train"),
+        }
+        for artifact, (names, split) in places.items():
+            try:
+                if version := self.store.current(artifact):
+                    known = [name for name in names if name in version.variables]
+                    info |= {name: _matched(version, name, split, dataset) for name in known}
+            except StoreError as error:  # the influences are sound by themselves
+                warnings.warn(f"left out {', '.join(names)}: {error}", RuntimeWarning, stacklevel=4)
         return info
 
 
@@ -204,15 +209,29 @@ def _matched(
 
 
 def without_holes(dataset: xr.Dataset) -> xr.Dataset:
-    """The rows that exist, `portable`. Bookkeeping coordinates (`*_valid`, `*_key`) are dropped."""
+    """The rows that exist, `portable`. Bookkeeping (`*_valid`, `*_key`, `blocks`) is dropped.
+
+    What names rows by their slots then names them by their positions among those that exist.
+    """
     for split in SPLITS:
         valid = dataset.coords.get(f"{split}_valid")
         if valid is not None and not bool(valid.all()):
             dataset = dataset.isel({split: np.flatnonzero(valid.values)})
-    bookkeeping = [f"{split}_{what}" for split in SPLITS for what in ("valid", "key")]
-    return portable(dataset.drop_vars(bookkeeping, errors="ignore"))
+            dataset = _renumbered(dataset, split, valid.values)
+    bookkeeping = ["blocks", *(f"{split}_{what}" for split in SPLITS for what in ("valid", "key"))]
+    return of_results(portable(dataset.drop_vars(bookkeeping, errors="ignore")))
 
 
+def _renumbered(dataset: xr.Dataset, split: str, valid: np.ndarray) -> xr.Dataset:
+    """Slots on an axis as positions among its rows that exist; −1, of no row, stays."""
+    positions = np.append(np.where(valid, np.cumsum(valid) - 1, -1), -1)
+    for name in SLOTS.keys() & dataset.keys():
+        if SLOTS[name] == split:
+            dataset[name] = dataset[name].copy(data=positions[dataset[name].values])
+    return dataset
+
+
+SLOTS = {"top_train": "train", "bottom_train": "train"}  # arrays of slots → the axis they are on
 LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
 
 
@@ -293,6 +312,21 @@ class InfluenceAccessor:
         if holes is not None:
             named = named.isel(train=np.flatnonzero(holes.values))
         return named.groupby("train_label").mean(dim="train")
+
+    def per_unit(self) -> xr.DataArray:
+        """Perturbation influences per unit of the file's columns, of a standardised input.
+
+        Stored they are per unit of what the model sees: moving the feature by ε of the column's own
+        unit changes the test loss by about `-ε / n` times these.
+        """
+        if "feature_unit" not in self._array.coords:
+            raise StoreError(
+                "per_unit is for perturbation influences of a study with features: {standardise: "
+                "true}; without it the model sees the columns times `scale`"
+            )
+        with xr.set_options(keep_attrs=True):
+            found = self._array / self._array.coords["feature_unit"]
+        return found.assign_attrs(per="unit of the file's column")
 
     @property
     def self_influence(self) -> xr.DataArray:

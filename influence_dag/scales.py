@@ -4,7 +4,7 @@ import numpy as np
 
 from influence_dag.datasets import Split
 
-APART = 100.0  # the largest standard deviation over the smallest
+APART = 1e3  # the largest standard deviation over the smallest; less does no harm
 SHOWN = 3
 
 

@@ -1,5 +1,6 @@
 """A study's results in a few lines of text: where they are, what they say, what to type next."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from influence_dag.errors import StoreError
 from influence_dag.labelled import SPLITS, Axis, Split, shown_label
 from influence_dag.query import StudyResults
 from influence_dag.store.differences import Change
+from influence_dag.texts import literal
 
 TESTS, NEIGHBOURS = 3, 3
 SHOWN = 10  # labels in a list
@@ -78,8 +80,8 @@ def _list(rows: xr.DataArray) -> str:
 
 def _name(row: xr.DataArray, split: Split) -> str:
     label = row.coords.get(f"{split}_label")
-    shown = "" if label is None else f" ({shown_label(label.item())})"
-    return f"{row[split].item()}{shown}"
+    shown = "" if label is None else f" ({literal(shown_label(label.item()))})"
+    return f"{literal(row[split].item())}{shown}"
 
 
 def _kept(row: xr.DataArray, split: Split) -> str:
@@ -95,19 +97,19 @@ def _kept(row: xr.DataArray, split: Split) -> str:
 
 def _quoted(text: str) -> str:
     plain = " ".join(text.split())
-    return plain if len(plain) <= WIDEST else f"{plain[: WIDEST - 1]}…"
+    return literal(plain if len(plain) <= WIDEST else f"{plain[: WIDEST - 1]}…")
 
 
 def _next(root: Path, method: str, results: StudyResults, influences: xr.DataArray) -> list[str]:
-    test = influences.test.values[0]
+    test = json.dumps(str(influences.test.values[0]), ensure_ascii=False)
     lines = [
         "Next, in Python:",
         "  import influence_dag as idag",
         f'  study = idag.open_study("{root}")',
-        f'  study["{method}"].influences.sel(test="{test}").idag.top_k(5)',
+        f'  study["{method}"].influences.sel(test={test}).idag.top_k(5)',
     ]
     if f"{method}/perturbation_influences" in results.artifacts:
-        lines.append(f'  study.perturbation("{method}").sel(test="{test}")')
+        lines.append(f'  study.perturbation("{method}").sel(test={test})')
     path = (
         root
         / f"{method}/influences/versions"
@@ -150,11 +152,11 @@ def describe_difference(
 
 
 def _moved(change: Change) -> str:
-    at = ", ".join(str(label) for label in change.labels.values())
+    at = ", ".join(literal(label) for label in change.labels.values())
     return f"{at}: {change.before:+.3g} → {change.after:+.3g}"
 
 
 def listed(names: list) -> str:
     """The first few of a list of labels, and how many more there are."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(str, names[:SHOWN])) + rest
+    return ", ".join(literal(name) for name in names[:SHOWN]) + rest

@@ -30,6 +30,16 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
     return _with_parts(value, names, [map_tensors(function, part) for part in parts])
 
 
+def named_parts(value: Any) -> dict[str, Any]:
+    """What a structure holds, by name, or by position where its parts have no names.
+
+    >>> named_parts(("a", "b"))
+    {'0': 'a', '1': 'b'}
+    """
+    names, parts = _parts(value)
+    return dict(zip(map(str, names or range(len(parts or ()))), parts or (), strict=True))
+
+
 def _parts(value: Any) -> tuple[list[Any], list[Any] | None]:
     """What a structure consists of, under its names if it has some; None for what is none."""
     if isinstance(value, Mapping):

@@ -135,8 +135,8 @@ class StudySettings(Settings):
     damping: Damping | None = Field(
         default=None,
         description=(
-            "λ of every solve; default: fit.weight_decay; a list sweeps; auto: the mean "
-            "|eigenvalue| of each method's curvature"
+            "λ of every solve; default: fit.weight_decay, or auto where θ is given; a list sweeps; "
+            "auto: the mean |eigenvalue| of each method's curvature"
         ),
     )
     methods: MethodsSettings
@@ -168,22 +168,22 @@ class StudySettings(Settings):
             )
         if self.damping == ():
             raise ValueError("damping is an empty list; give at least one value")
-        if self.damping is None and not isinstance(self.model.fit, FitSettings):
-            raise ValueError(
-                "damping has no default when the pipeline does not fit the model itself; write "
-                "damping: 0.01 or whatever the model's weight decay was, or damping: auto"
-            )
         return self
 
     @property
     def dampings(self) -> tuple[float, ...]:
         """The λ of each solve, one or several; none where the curvature decides (`auto`)."""
         if self.damping is None:
-            assert isinstance(self.model.fit, FitSettings)
-            return (self.model.fit.weight_decay,)
+            fit = self.model.fit
+            return (fit.weight_decay,) if isinstance(fit, FitSettings) else ()
         if self.damping == "auto":
             return ()
         return self.damping if isinstance(self.damping, tuple) else (self.damping,)
+
+    @property
+    def is_auto_damped(self) -> bool:
+        """Whether the curvature decides λ: where asked, and where no weight decay is known."""
+        return not self.dampings
 
     def matrix_of_damping(self, method: str) -> str | None:
         """The stored matrix that says what λ a method has, with `damping: auto`.
@@ -191,7 +191,7 @@ class StudySettings(Settings):
         None where no method of the study stores it: each then estimates λ from products, or reads
         it off its own Kronecker factors.
         """
-        if self.damping != "auto" or method in (*KRONECKER, "identity"):
+        if not self.is_auto_damped or method in (*KRONECKER, "identity"):
             return None
         kind = self.methods[method].curvature
         stored = self.methods.direct is not None and self.methods.direct.curvature == kind

@@ -62,11 +62,14 @@ def test_gradients_come_back_from_their_stored_tensors(case):
         ("tied", {"4"}),
         ("reused", {"outer"}),
         ("positions", {"0.0", "0.2", "2"}),
-        ("norms", {"0", "4"}),
+        ("norms", {"0", "1", "3", "4"}),
         ("images", {"0", "2", "5"}),
         ("signal", {"0", "3"}),
         ("recurrent", {"outer"}),
-        ("attention", {"embed", "inner.linear1", "inner.linear2", "outer"}),
+        (
+            "attention",
+            {"embed", "inner.linear1", "inner.linear2", "inner.norm1", "inner.norm2", "outer"},
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

@@ -76,8 +76,17 @@ def test_damping_is_the_weight_decay_unless_given(changes, expected):
 
 
 @pytest.mark.parametrize("source", [{"fit": "model:train"}, {"fit": None, "checkpoint": "w.st"}])
-def test_damping_has_no_default_when_another_fitted_the_model(source):
-    assert "damping has no default" in complaint(model=model(**source))
+def test_the_curvature_decides_the_damping_when_another_fitted_the_model(source):
+    assert settings(model=model(**source)).is_auto_damped
+    assert not settings(model=model(**source), damping=0.1).is_auto_damped
+
+
+def test_a_fit_can_start_from_a_checkpoint():
+    trained_on = settings(model=model(checkpoint="w.pt", fit={"from": "checkpoint"})).model
+    assert trained_on.trains_on
+    assert trained_on.wanted_minimum == "require"
+    again = type(trained_on).model_validate(trained_on.model_dump(mode="json"))
+    assert again == trained_on
 
 
 @pytest.mark.parametrize(
@@ -118,6 +127,8 @@ def test_sizes_that_are_none(text):
         ({"model": model(fit={"seed": "one"})}, "model.fit.mapping.seed", "valid integer"),
         ({"model": model(fit=3)}, "model.fit.callable", "valid string"),
         ({"model": model(checkpoint="w.st")}, "model", "either `fit` or `checkpoint`"),
+        ({"model": model(fit={"from": "checkpoint"})}, "model", "needs `checkpoint`"),
+        ({"model": model(minimum="maybe")}, "model.minimum", "'require', 'warn' or 'ignore'"),
         ({"model": model(fit=None)}, "model", "say where the parameters come from"),
         ({"perturbation": {"methods": ["cg"]}}, None, "methods has only direct"),
         ({"compute": {"dtype": "float16"}}, "compute.dtype", "'float32' or 'float64'"),

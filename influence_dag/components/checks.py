@@ -52,12 +52,21 @@ def promises(study: Study, artifacts: list[str]) -> Iterator[Promise]:
         "at_a_minimum",
         "gradient_norm",
         (),
-        "The gradient of the penalised mean loss is small enough for the theory.",
+        "How far θ is from a minimum of the penalised mean loss, which the theory assumes.",
     )
     for kind in MATRICES:
         if kind in artifacts:
             yield from _matrix_promises(study, kind)
     for method in study.settings.methods.names:
+        if method != "identity":
+            about = "λ is of the order of the curvature's eigenvalues; a warning where it is not."
+            yield Promise(
+                f"{method}/curvature",
+                "damping_near_spectrum",
+                "damping_near_spectrum",
+                (method,),
+                about,
+            )
         yield Promise(
             f"{method}/influences",
             "equals_its_parts",

@@ -3,20 +3,21 @@
 import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from influence_dag.capture import NotCaptured, Pair, layer_pair, recorded_layers
+from influence_dag.capture import NotCaptured, Pair, is_capturable, layer_pair, recorded_layers
 from influence_dag.curvature.kronecker_fisher import FisherName, output_roots
 from influence_dag.errors import ModelError
 from influence_dag.gradient_blocks import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradient_checks import check_batch
-from influence_dag.gradients import gradient_layout, per_sample_gradients
+from influence_dag.gradients import gradient_layout, own_parameters, per_sample_gradients
+from influence_dag.local_gradients import local_gradients
 from influence_dag.objective import Objective, Rows, without_denormals
 from influence_dag.outputs import Leaves, OutputSpace, flat
 from influence_dag.structures import tensors_of
@@ -42,10 +43,14 @@ class KroneckerLayer:
 
 @dataclass(frozen=True)
 class DenseGroup:
-    """Parameters of one module that are not captured: one dense block of the Fisher."""
+    """Parameters of one module that are no product: one dense block of the Fisher.
+
+    `local`: their gradients come from a pass through that module alone.
+    """
 
     name: str
     places: tuple[Place, ...]
+    local: bool = field(default=False, compare=False)
 
     @property
     def size(self) -> int:
@@ -70,6 +75,8 @@ class KroneckerLayout:
         """
         blocks = gradient_layout(objective, sample, without=without).blocks
         found = {b.name if isinstance(b, LinearLayout) else b.layer for b in blocks}
+        local = {name for name in found if name and not is_capturable(_layer(objective, name))}
+        found -= local
         layers = []
         for name in objective.parameter_names:
             owner, _, role = name.rpartition(".")
@@ -78,7 +85,8 @@ class KroneckerLayout:
                 layers.append(
                     KroneckerLayer(owner, _place(objective.slices[name]), bias and _place(bias))
                 )
-        dense = _dense_groups(objective, {place for layer in layers for place in layer.places})
+        covered = {place for layer in layers for place in layer.places}
+        dense = _dense_groups(objective, covered, local)
         return cls(tuple(layers), dense)
 
     def within(self, index: Int[Tensor, " q"]) -> "KroneckerLayout":
@@ -101,7 +109,7 @@ class KroneckerLayout:
                 dense.append(DenseGroup(layer.name, (bias,)))
         for group in self.dense:
             if places := tuple(place for place in group.places if place in inside):
-                dense.append(DenseGroup(group.name, places))
+                dense.append(replace(group, places=places))
         return KroneckerLayout(tuple(layers), tuple(dense))
 
     def relocated(self, index: Int[Tensor, " q"]) -> "KroneckerLayout":
@@ -117,7 +125,7 @@ class KroneckerLayout:
                 KroneckerLayer(layer.name, moved(layer.weight), layer.bias and moved(layer.bias))
                 for layer in self.layers
             ),
-            tuple(DenseGroup(group.name, tuple(map(moved, group.places))) for group in self.dense),
+            tuple(replace(group, places=tuple(map(moved, group.places))) for group in self.dense),
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -174,13 +182,19 @@ def _places_of(tensor: Tensor) -> tuple[Place, ...]:
     return tuple((start, stop) for start, stop in tensor.tolist())
 
 
-def _dense_groups(objective: Objective, covered: set[Place]) -> tuple[DenseGroup, ...]:
+def _layer(objective: Objective, name: str) -> nn.Module:
+    return objective.module.get_submodule(name)
+
+
+def _dense_groups(
+    objective: Objective, covered: set[Place], local: set[str]
+) -> tuple[DenseGroup, ...]:
     groups: dict[str, tuple[Place, ...]] = {}
     for name, where in objective.slices.items():
         if _place(where) not in covered:
             owner = name.rpartition(".")[0]
             groups[owner] = (*groups.get(owner, ()), _place(where))
-    dense = tuple(DenseGroup(name, places) for name, places in groups.items())
+    dense = tuple(DenseGroup(name, places, name in local) for name, places in groups.items())
     for group in dense:
         if group.size > _LARGEST_DENSE:
             raise ModelError(
@@ -243,7 +257,8 @@ class FisherPairs:
 
     @without_denormals
     def _batch(self, rows: Rows, generator: torch.Generator) -> FisherBatch:
-        names = {layer.name for layer in self.layout.layers}
+        local = {group.name for group in self.layout.dense if group.local}
+        names = {layer.name for layer in self.layout.layers} | local
         calls: list[tuple[str, Tensor, Tensor]] = []
         theta = self.objective.params.clone().requires_grad_()
         space = OutputSpace.of(self.objective, rows).used()
@@ -253,8 +268,9 @@ class FisherPairs:
         roots = self._roots(space, leaves, generator)
         if rows.weights is not None:
             roots = roots * rows.weights.to(roots).sqrt()[:, None]
-        pairs = self._pairs(calls, theta, outputs, roots) if names else []
-        return FisherBatch(rows.weight_sum, pairs, self._dense(rows, roots), rows.weights)
+        pairs, caught = self._captured(calls, theta, outputs, roots) if names else ([], {})
+        dense = self._dense(rows, roots, caught)
+        return FisherBatch(rows.weight_sum, pairs, dense, rows.weights)
 
     def _roots(
         self, space: OutputSpace, leaves: Leaves, generator: torch.Generator
@@ -269,14 +285,17 @@ class FisherPairs:
         )
         return roots.reshape(*roots.shape[:2], -1)
 
-    def _pairs(
+    def _captured(
         self,
         calls: list[tuple[str, Tensor, Tensor]],
         theta: Tensor,
         outputs: Float[Tensor, "n m"],
         roots: Float[Tensor, "c n m"],
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's pair for all root vectors, held against a backward pass to θ."""
+    ) -> tuple[list[tuple[Tensor, Tensor]], dict[Place, Tensor]]:
+        """Each layer's pair for all root vectors, and the gradients (c, n, size) of local groups.
+
+        Held against a backward pass to θ.
+        """
         self._check_calls(calls)
         gradients = [
             torch.autograd.grad(
@@ -288,45 +307,82 @@ class FisherPairs:
             )
             for root in roots
         ]
-        pairs = {}
+        pairs: dict[str, Pair] = {}
+        written: dict[Place, Tensor] = {}
         for (name, x, _), parts in zip(calls, zip(*gradients, strict=True), strict=True):
-            layer = self.objective.module.get_submodule(name)
+            layer = _layer(self.objective, name)
+            if not is_capturable(layer):
+                written |= self._local(name, x.detach(), torch.stack(parts), len(outputs))
+                continue
             a, g = layer_pair(layer, x.detach(), torch.cat(parts))
             if a.ndim < 2 or len(a) != len(outputs) or len(g) != len(outputs) * len(roots):
                 raise NotCaptured({name})
             pairs[name] = a, g.unflatten(0, (len(roots), -1))
-        self._check_pairs(pairs, theta, outputs, roots)
+        self._check_captured(pairs, written, theta, outputs, roots)
         biased = {layer.name for layer in self.layout.layers if layer.bias}
-        return [
+        ordered = [
             (_with_one(a) if name in biased else a, g)
             for name, (a, g) in ((layer.name, pairs[layer.name]) for layer in self.layout.layers)
         ]
+        return ordered, written
+
+    def _local(
+        self, name: str, x: Tensor, g: Float[Tensor, "c n ..."], rows: int
+    ) -> dict[Place, Tensor]:
+        """Gradients of a layer that is no product, by their places in θ."""
+        if x.shape[:1] != (rows,) or g.shape[1:2] != (rows,):
+            raise NotCaptured({name})
+        parameters = own_parameters(self.objective, name)
+        found = local_gradients(name, _layer(self.objective, name), parameters, x, g)
+        slices = self.objective.slices
+        return {_place(slices[f"{name}.{role}"]): values for role, values in found.items()}
 
     def _check_calls(self, calls: list[tuple[str, Tensor, Tensor]]) -> None:
         seen = Counter(name for name, _, output in calls if output.requires_grad)
-        strange = {layer.name for layer in self.layout.layers if seen[layer.name] != 1}
+        local = [group.name for group in self.layout.dense if group.local]
+        names = [*(layer.name for layer in self.layout.layers), *local]
+        strange = {name for name in names if seen[name] != 1}
         if strange:
             raise NotCaptured(strange)
 
-    def _check_pairs(
-        self, pairs: dict[str, Pair], theta: Tensor, outputs: Tensor, roots: Tensor
+    def _check_captured(
+        self,
+        pairs: dict[str, Pair],
+        written: dict[Place, Tensor],
+        theta: Tensor,
+        outputs: Tensor,
+        roots: Tensor,
     ) -> None:
         r"""Compare $\sum_{ic} u_i r_c g_{ic}$ with one backward pass of $u_i r_c v_{ic}$."""
         generator = torch.Generator().manual_seed(len(outputs))
         r = torch.randn(len(roots), generator=generator, dtype=torch.float64).to(roots)
         mixed = {name: (a, torch.einsum("c,c...->...", r, g)) for name, (a, g) in pairs.items()}
-        blocks = [
+        sums = {str(at[0]): torch.einsum("c,cns->ns", r, g) for at, g in written.items()}
+        blocks: list[LinearLayout | DenseLayout] = [
             LinearLayout(layer.name, layer.weight, layer.bias, 0, 0) for layer in self.layout.layers
         ]
+        for group in self.layout.dense:
+            places = [at for at in group.places if group.local]
+            blocks += [DenseLayout(str(start), start, stop, group.name) for start, stop in places]
         with torch.enable_grad():
             values = (outputs * torch.einsum("c,cnm->nm", r, roots)).sum(1)
-        check_batch(theta, values, blocks, mixed, {}, seed=len(outputs))
+        check_batch(theta, values, blocks, mixed, sums, seed=len(outputs))
 
-    def _dense(self, rows: Rows, roots: Float[Tensor, "c n m"]) -> list[Tensor]:
-        """Gradients of v · f, sample by sample, for what is not captured."""
-        groups = self.layout.dense
-        if not groups:
-            return []
+    def _dense(
+        self, rows: Rows, roots: Float[Tensor, "c n m"], caught: dict[Place, Tensor]
+    ) -> list[Tensor]:
+        """Gradients of v · f, sample by sample, of each dense group."""
+        wanted = [group for group in self.layout.dense if not group.local]
+        found = caught | (self._row_by_row(rows, roots, wanted) if wanted else {})
+        return [
+            torch.cat([found[place].flatten(0, 1) for place in group.places], dim=1)
+            for group in self.layout.dense
+        ]
+
+    def _row_by_row(
+        self, rows: Rows, roots: Float[Tensor, "c n m"], groups: list[DenseGroup]
+    ) -> dict[Place, Tensor]:
+        """The same through the whole network, a pass a root vector, for what is not captured."""
         linear = copy.copy(self.objective)
         linear.loss = _Inner(OutputSpace.of(self.objective, rows[:1]).used().places)
         blocks = tuple(
@@ -337,11 +393,8 @@ class FisherPairs:
             per_sample_gradients(linear, Rows(rows.x, root), layout=layout).tensors()
             for root in roots
         ]
-        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return [
-            torch.cat([whole[f"{start}.dense"] for start, _ in group.places], dim=1)
-            for group in groups
-        ]
+        places = [place for group in groups for place in group.places]
+        return {at: torch.stack([part[f"{at[0]}.dense"] for part in parts]) for at in places}
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from influence_dag.losses.named import (
 )
 from influence_dag.structures import described, tensors_of, with_tensors
 
+_ROUNDING = 100  # units
 _OF_CLASSES = (F.cross_entropy, F.nll_loss)
 _OF_NUMBERS = (
     F.mse_loss,
@@ -93,6 +94,11 @@ class ReducedLoss:
     def __call__(self, output: Any, target: Any) -> Tensor:
         return self.parts.losses(output, target)
 
+    @property
+    def is_of_torch(self) -> bool:
+        """Whether it is one of torch's own losses, which take one tensor."""
+        return not isinstance(self.parts, _OneByOne)
+
     def check(self, output: Any, target: Any, weights: Tensor | None, *, tolerance: float) -> None:
         """Raise `ModelError` unless the batch's loss is a mean or sum of what its rows are given.
 
@@ -117,9 +123,9 @@ class ReducedLoss:
                 f"the loss returns {tuple(whole.shape)} for a batch of {len(losses)} rows; it has "
                 "to return one number, or one a row"
             )
-        if not any(
-            bool(((found - whole).abs() <= tolerance * size).all()) for found, size in pairs
-        ):
+        rounding = _ROUNDING * torch.finfo(losses.dtype).eps  # of the logits behind small losses
+        limits = [(found, tolerance * size + rounding) for found, size in pairs]
+        if not any(bool(((found - whole).abs() <= limit).all()) for found, limit in limits):
             raise _weighs_rows(whole, pairs[0][0])
 
 

@@ -134,7 +134,7 @@ def refresh(bench: Workbench, method: str) -> Update:
             if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
                 raise matrices.not_finite(f"{artifact(method)}: {name}", tensor)
         arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
-        if auto is None and bench.settings.damping == "auto":
+        if auto is None and bench.settings.is_auto_damped:
             auto = dampings.of_factors(factorization)
         resolved = {"automatic_damping": auto.value, "damping_reason": auto.reason} if auto else {}
         attrs = matrices.attributes(
@@ -148,6 +148,9 @@ def refresh(bench: Workbench, method: str) -> Update:
             **resolved,
         )
         info = dict(getattr(factorization, "info", {}))  # rank, captured share, layers …
+        typical = auto or dampings.typical(bench, method, operator, factorization)
+        if typical is not None and method != "identity":
+            info["mean_eigenvalue"] = typical.value
         if isinstance(solver, EKFAC | KFAC):
             info["rows_summed"] = updated.rows if updated else train.count
         notes = {
@@ -264,7 +267,7 @@ def _read(bench: Workbench, method: str, train_rows: str) -> str:
 def factorization_settings(bench: Workbench, method: str) -> dict:
     """The settings that the factorisation depends on."""
     settings, known = bench.settings.methods[method].factorization, bench.settings.dampings
-    if bench.settings.damping == "auto":
+    if bench.settings.is_auto_damped:
         settings["damping"] = "auto"
     elif method == "direct":
         settings["damping"] = "any" if _factorised_for(bench, method) is None else list(known)

@@ -15,21 +15,21 @@ SEMIDEFINITE = "gauss_newton"
 
 def of_method(bench: Workbench, method: str) -> tuple[float, ...]:
     """One λ or several; an automatic one as it was settled with the method's curvature."""
-    if bench.settings.damping != "auto":
+    if not bench.settings.is_auto_damped:
         return bench.settings.dampings
     return (bench.require(f"{method}/curvature").attrs["automatic_damping"],)
 
 
 def told(bench: Workbench, method: str) -> dict[str, str]:
     """Where λ comes from, in words, for attributes; nothing where the study says it."""
-    if bench.settings.damping != "auto":
+    if not bench.settings.is_auto_damped:
         return {}
     return {"damping_reason": bench.require(f"{method}/curvature").attrs["damping_reason"]}
 
 
 def of_matrix(bench: Workbench, kind: str) -> tuple[float, ...]:
     """The λ that are added to a stored matrix."""
-    if bench.settings.damping != "auto":
+    if not bench.settings.is_auto_damped:
         return bench.settings.dampings
     return (of_stored_matrix(bench.require(kind), kind).value,)
 
@@ -39,7 +39,7 @@ def settled(bench: Workbench, method: str, operator: Curvature) -> AutomaticDamp
 
     None where the study says λ, or where it is read off what the method makes of the curvature.
     """
-    if bench.settings.damping != "auto" or method in KRONECKER:
+    if not bench.settings.is_auto_damped or method in KRONECKER:
         return None
     if method == "identity":
         return AutomaticDamping(0.0, "identity has no damping")
@@ -48,6 +48,20 @@ def settled(bench: Workbench, method: str, operator: Curvature) -> AutomaticDamp
         return of_stored_matrix(bench.require(kind), kind)
     curvature = bench.settings.methods[method].curvature
     return automatic_damping(operator, semidefinite=curvature == SEMIDEFINITE)
+
+
+def typical(
+    bench: Workbench, method: str, operator: Curvature, factorization: Factorization
+) -> AutomaticDamping | None:
+    """What `damping: auto` would take, where it costs a few products at most; None elsewhere."""
+    if method in KRONECKER:
+        return of_factors(factorization)
+    kind = bench.settings.methods[method].curvature
+    if method == "direct":
+        return of_stored_matrix(bench.require(kind), kind)
+    if kind == SEMIDEFINITE and method != "identity":
+        return automatic_damping(operator, semidefinite=True)
+    return None
 
 
 def of_stored_matrix(version: Version, kind: str) -> AutomaticDamping:

@@ -168,8 +168,8 @@ def _layout(bench: Workbench, tables: dict, axes: dict[Split, Axis], source: str
         inputs=list(tables["train"].x),
         feature_dims=list(_dims(tables["train"], next(iter(tables["train"].x)))),
         weights=bench.settings.data.weight or "none",
+        note=_seen(tables["train"]),
         classes=list(tables["train"].classes or ()),
-        note="x is what the model sees: the file's columns times `scale`",
     )
     made = {f"{split}_source": tables[split].source for split in tables}
     if bench.study.folder is not None:
@@ -189,13 +189,37 @@ def feature_coordinates(table: TableSplit) -> list[Coordinate]:
     if len(table.x) > 1:
         return []
     (values,) = table.x.values()
+    of_units = _unit_coordinates(table)
     if table.feature_names and len(table.dims) == 1:
         names = np.array(table.feature_names, dtype=np.dtypes.StringDType())
-        return [Coordinate(table.dims[0], table.dims, names, {"long_name": "name of the feature"})]
-    return [
+        named = Coordinate(table.dims[0], table.dims, names, {"long_name": "name of the feature"})
+        return [named, *of_units]
+    return of_units + [
         Coordinate(dim, (dim,), np.arange(size), {"long_name": f"position along {dim}"})
         for dim, size in zip(table.dims, values.shape[1:], strict=True)
     ]
+
+
+def _unit_coordinates(table: TableSplit) -> list[Coordinate]:
+    """The mean and the scale of each feature of a standardised input."""
+    if table.units is None:
+        return []
+    note = "power of two and quarter of it nearest to those of the training rows, as they are now"
+    words = {"feature_mean": "what was subtracted", "feature_scale": "what was divided by"}
+    values = {"feature_mean": table.units.mean, "feature_scale": table.units.scale}
+    return [
+        Coordinate(name, table.dims, values[name], {"long_name": words[name], "note": note})
+        for name in words
+    ]
+
+
+def _seen(table: TableSplit) -> str:
+    if table.units is None:
+        return "x is what the model sees: the file's columns times `scale`"
+    return (
+        "x is what the model sees: the file's columns times `scale`, less `feature_mean`, over "
+        "`feature_scale`"
+    )
 
 
 def _stored_dtype(bench: Workbench, values: np.ndarray) -> np.dtype:

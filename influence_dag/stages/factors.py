@@ -176,6 +176,7 @@ def method_attributes(bench: Workbench, method: str, **extra) -> dict:
         weight_sum=version.attrs["weight_sum"],
         curvature=words.curvature,
         measurement=bench.settings.model.measurement or "the loss",
+        assumes=bench.require("model").attrs["assumes"],
         symbols=words.symbols,
         model_data_version=bench.require("model").data_version,
         curvature_data_version=version.data_version,

@@ -17,16 +17,19 @@ from influence_dag.objective import LossFunction, Objective, Rows, per_sample_lo
 from influence_dag.objective_checks import check_labels
 from influence_dag.project_code import code_key, file_hash
 from influence_dag.stages.class_order import check_order
+from influence_dag.stages.conditioning import unscaled_columns
+from influence_dag.stages.minimum import assumption, movement
 from influence_dag.stages.rebuilt import Fitted, check_rebuilt
 from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
+from influence_dag.stationarity import stationarity
 from influence_dag.store import Coordinate, Version
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import Study
 
 ARTIFACT = "model"
-FORMULA = 1
+FORMULA = 2
 
 
 def refresh(bench: Workbench) -> Update:
@@ -38,8 +41,9 @@ def refresh(bench: Workbench) -> Update:
     def reusable(version: Version) -> bool:
         return pinned and version.attrs.get("settings_key") == settings_key
 
-    # A checkpoint does not depend on the rows: an edited row leaves θ as it is.
-    data_key = None if bench.settings.model.checkpoint else (train.fingerprint, _types(bench))
+    # A checkpoint as it is does not depend on the rows: an edited row leaves θ as it is.
+    as_it_is = bench.settings.model.fit is None
+    data_key = None if as_it_is else (train.fingerprint, _types(bench))
     key = fingerprint(settings_key, data_key)
     update = refresh_whole(
         bench, ARTIFACT, key, lambda: _produce(bench, train, settings_key), reusable=reusable
@@ -60,6 +64,7 @@ def _settings_key(study: Study) -> str:
         parameters,
         _callable_key(study, model.fit, "model.fit"),
         checkpoint,
+        *([model.output] if model.output else []),
     )
 
 
@@ -93,32 +98,45 @@ def _file_hash(path: Path) -> str | None:
 
 def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     settings, study = bench.settings.model, bench.study
-    rows = load_rows(bench, train, dtype=torch.float64)
+    rows, test = (
+        load_rows(bench, axis, dtype=torch.float64)
+        for axis in (train, bench.axis("dataset", "test"))
+    )
+    unscaled = unscaled_columns(bench)
+    if unscaled:
+        bench.report(f"warning: {unscaled}")
     module = models.build_module(settings, study.root, torch.float64).to(bench.device)
     loss = study_loss(study)
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
     report: Any = None
-    check_targets(bench, Objective(module.eval(), loss))
+    moved: dict[str, float] = {}
+    check_targets(bench, study_objective(study, module.eval()))
     if settings.checkpoint:
         models.load_checkpoint(module, study.path(settings.checkpoint))
         classes = list(bench.require("dataset").attrs.get("classes", ()))
-        check_order(Objective(module.eval(), loss), rows, classes, settings.checkpoint)
-    elif isinstance(settings.fit, FitSettings):
-        Objective(module, loss).check(rows)
+        given = study_objective(study, module.eval())
+        check_order(given, rows, classes, settings.checkpoint)
+    if isinstance(settings.fit, FitSettings):
+        before = study_objective(study, module)
+        before.check(rows)
         if settings.fit.warm_start:
             _load_previous(bench, module)
-        report = models.fit(module, loss, rows, settings.fit, report=bench.report)
-    else:
-        assert settings.fit is not None
+        report = models.fit(
+            module, loss, rows, settings.fit, output=settings.output, report=bench.report
+        )
+        if settings.trains_on:
+            moved = movement(before, study_objective(study, module), test)
+            bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
+    elif settings.fit is not None:
         module.train()
         with models.seeded(0):
             models.import_callable(settings.fit, study.root, "model.fit")(module, rows)
     module.eval()
-    objective = Objective(module, loss, measurement=study_measurement(study))
+    objective = study_objective(study, module)
     objective.check(rows)
-    made = _artifact(bench, train, objective, rows, settings_key, report)
-    test = bench.axis("dataset", "test")
-    seen = {train: rows, test: load_rows(bench, test, dtype=torch.float64)}
+    told: dict[str, Any] = moved | ({"unscaled_columns": unscaled} if unscaled else {})
+    made = _artifact(bench, train, objective, rows, settings_key, report, told)
+    seen = {train: rows, bench.axis("dataset", "test"): test}
     fitted = Fitted(objective, started_from, seen, bench.settings.compute.batch_size)
     check_rebuilt(study, fitted, made.files["model.safetensors"])
     return made
@@ -154,7 +172,13 @@ def check_targets(bench: Workbench, objective: Objective) -> None:
 
 
 def _artifact(
-    bench: Workbench, train: Axis, objective: Objective, rows: Rows, settings_key: str, report: Any
+    bench: Workbench,
+    train: Axis,
+    objective: Objective,
+    rows: Rows,
+    settings_key: str,
+    report: Any,
+    told: dict[str, Any],
 ) -> Whole:
     weight_decay = (
         bench.settings.model.fit.weight_decay
@@ -177,6 +201,10 @@ def _artifact(
             "fit_converged": report.converged,
             "fit_seconds": round(report.seconds, 2),
         }
+    info |= told
+    found = stationarity(objective, rows, penalised)
+    if found is not None:
+        info |= {"relative_gradient": found.relative, "relative_to_rows": found.rows}
     names = [
         name
         for name, shape in zip(objective.parameter_names, objective.parameter_shapes, strict=True)
@@ -188,6 +216,7 @@ def _artifact(
         train_rows=train.fingerprint,
         parameter_names=list(objective.parameter_names),
         parameter_shapes=[list(shape) for shape in objective.parameter_shapes],
+        assumes=assumption(bench.settings.model, info),
         long_name="flat parameter vector θ; the module's whole state is in model.safetensors",
     )
     arrays = {"parameters": (("param",), theta.detach().cpu().numpy(), {"long_name": "θ"})}
@@ -303,6 +332,16 @@ def stored_rows(bench: Workbench, split: Split, count: int) -> Rows:
     return load_rows(bench, axis, axis.slots[:count], version=version)
 
 
+def study_objective(study: Study, module: nn.Module) -> Objective:
+    """The module with the study's loss, measurement and choice of output."""
+    return Objective(
+        module,
+        study_loss(study),
+        measurement=study_measurement(study),
+        output=study.settings.model.output,
+    )
+
+
 def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Objective:
     """The stored model and its loss (and measurement) in the study's precision, on its device."""
     settings, study = bench.settings.model, bench.study
@@ -310,14 +349,15 @@ def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Obj
     module = models.build_module(settings, study.root, torch.float64)
     models.load_checkpoint(module, version.sound_file("model.safetensors"))
     module.eval().to(device=bench.device, dtype=dtype or bench.dtype)
-    return Objective(module, study_loss(study), measurement=study_measurement(study))
+    return study_objective(study, module)
 
 
 def model_key(bench: Workbench) -> str:
     """Fingerprint of θ, the code around it and the precision: what every derivative depends on."""
     state = bench.require(ARTIFACT).sound_file("model.safetensors")
-    code = source_key(bench.study)
-    return fingerprint(_file_hash(state), code, bench.settings.compute.dtype, _types(bench))
+    code, output = source_key(bench.study), bench.settings.model.output
+    read = (_file_hash(state), code, bench.settings.compute.dtype, _types(bench))
+    return fingerprint(*read, *([output] if output else []))
 
 
 def _types(bench: Workbench) -> dict[str, str]:

@@ -73,6 +73,8 @@ def _part(bench: Workbench, kernel: "Kernel", variable: Variable, base: str) -> 
     )
 
 
+_UNIT = "original units in one of the model's; divided by it, entries are per original unit"
+
 Inputs = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
 
 
@@ -143,6 +145,9 @@ def _words(bench: Workbench, method: str) -> dict[str, str]:
     wrt, words = _point(bench), wording_of(bench, method)
     if wrt is not None:
         return words.perturbation(f"the output of module {wrt!r} (a)", "component", "a")
+    if bench.settings.data.features.standardise:
+        seen = "the model's input ((column times `scale` - mean) / `feature_scale`)"
+        return words.perturbation(seen, "feature")
     return words.perturbation("the model's input (the column times `scale`)", "feature")
 
 
@@ -157,7 +162,17 @@ def _feature_coordinates(bench: Workbench) -> list[Coordinate]:
         )
         for dim in dims
         if dim in dataset.coordinates
-    ]
+    ] + _units(bench)
+
+
+def _units(bench: Workbench) -> list[Coordinate]:
+    """Of a standardised input, what one of the model's units is in the file's."""
+    dataset = bench.require("dataset")
+    if "feature_scale" not in dataset.coordinates:
+        return []
+    values = dataset.coordinate("feature_scale") / bench.settings.data.features.scale
+    dims = tuple(dataset.attrs["feature_dims"])
+    return [Coordinate("feature_unit", dims, values, {"long_name": _UNIT})]
 
 
 def _check_budget(bench: Workbench, layout: Layout) -> None:

@@ -51,7 +51,9 @@ def check_rebuilt(study: Study, fitted: Fitted, stored: bytes) -> None:
         loss = _function(study, settings.loss, "model.loss")
         measure, field = settings.measurement, "model.measurement"
         measurement = _function(study, measure, field) if measure else None
-        again = Objective(module.eval(), per_sample_loss(loss), measurement=measurement)
+        again = Objective(
+            module.eval(), per_sample_loss(loss), measurement=measurement, output=settings.output
+        )
         _check_same(fitted, again, by=settings.fit if isinstance(settings.fit, str) else "the fit")
 
 

@@ -22,7 +22,7 @@ from influence_dag.validation.datamodels import datamodels, initial_params
 from influence_dag.validation.label_errors import label_errors
 from influence_dag.validation.leave_one_out import MOST_BYTES, leave_one_out
 
-FORMULA = 2
+FORMULA = 3
 LARGEST_EXACT = 4000  # parameters up to which exact curvatures stand beside the methods
 STATIONARY, MOST_STEPS = 1e-4, 3000  # gradient norm at which fits from initial weights may end
 
@@ -53,12 +53,25 @@ def _loaded(bench: Workbench) -> tuple[Objective, Rows, Rows]:
     return load_objective(bench, dtype=torch.float64), train, test
 
 
-def _weight_decay(bench: Workbench) -> float:
+def _weight_decay(bench: Workbench, method: str | None = None) -> float:
     """The L2 term of the refits: the fit's own, else the damping that stands for it."""
     fit = bench.settings.model.fit
     if isinstance(fit, FitSettings):
         return fit.weight_decay
-    return min(dampings.of_method(bench, _methods(bench)[0]))
+    damped = [each for each in _methods(bench) if each != "identity"]
+    named = method if method in damped else next(iter(damped), _methods(bench)[0])
+    return min(dampings.of_method(bench, named))
+
+
+_PROXIMAL = {
+    "refits_minimise": (
+        "the mean loss less its slope at the given θ, plus (λ/2)‖θ' − θ‖² (Bae et al. 2022)"
+    ),
+    "refits_are_worth": (
+        "how far the linear prediction holds around the given θ, which has seen every row; not "
+        "what training without the rows would find (fit: {…} or {from: checkpoint} asks for that)"
+    ),
+}
 
 
 def _initial(bench: Workbench, count: int = 1) -> torch.Tensor:
@@ -99,34 +112,37 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     index = torch.randperm(len(train), generator=generator)[:count].sort().values
     method = settings.method or _methods(bench)[0]
     known = dampings.of_method(bench, method)
-    nearest = int(np.abs(np.array(known) - _weight_decay(bench)).argmin())
+    decay, given = _weight_decay(bench, method), bench.settings.model.is_given
+    nearest = int(np.abs(np.array(known) - decay).argmin())
     found = leave_one_out(
         objective,
         train,
         test,
-        weight_decay=_weight_decay(bench),
+        weight_decay=decay,
         index=index,
         influences=_stored(bench, method, nearest),
         factorization=_exact_factor(bench, objective.size),
         tolerance=settings.tolerance,
         max_steps=settings.max_steps,
+        proximal=given,
     )
     dims = ("test", "left_out")
-    told = {"formula": f"+I / {wording_of(bench, method).count}"}
+    formula = f"+I / {wording_of(bench, method).count}"
     judged = f"{method} at λ = {known[nearest]:g}"
     what = "measurement" if bench.settings.model.measurement else "loss"
     arrays: dict[str, Result] = {
-        "predicted": (dims, found.predicted, {**told, "long_name": judged}),
+        "predicted": (dims, found.predicted, {"formula": formula, "long_name": judged}),
         "actual": (dims, found.actual, {"long_name": f"change of the test {what} after a refit"}),
     }
     if found.corrected is not None:
-        told = f"exact, with leverage, at λ = {_weight_decay(bench):g}"
+        told = f"exact, with leverage, at λ = {decay:g}"
         arrays["corrected"] = (dims, found.corrected, {"long_name": told})
     coordinates = (
         Coordinate("test", ("test",), _ids(bench, "test")),
         Coordinate("left_out", ("left_out",), _ids(bench, "train")[found.index]),
     )
-    attributes = bench.attributes(method=method, refits_start="at θ, the fit to all rows")
+    start = "at the given θ" if given else "at θ, the fit to all rows"
+    attributes = bench.attributes(method=method, refits_start=start, **(_PROXIMAL if given else {}))
     return Whole(arrays, attributes, found.summary(), coordinates)
 
 
@@ -167,6 +183,7 @@ def _datamodels(bench: Workbench, settings) -> Whole:
         tolerance=STATIONARY,
         max_steps=MOST_STEPS,
         on_failure="keep",
+        proximal=_is_checkpoint(bench),
     )
     per_test = np.stack([score.per_test for score in found.scores.values()])
     what = "measurement" if bench.settings.model.measurement else "loss"
@@ -185,6 +202,7 @@ def _datamodels(bench: Workbench, settings) -> Whole:
         refits_start=told,
         dampings_chosen_on=chosen,
         scored_on=f"subsets drawn from seed {settings.seed + 1}",
+        **(_PROXIMAL if _is_checkpoint(bench) else {}),
     )
     return Whole(arrays, attributes, found.summary(), coordinates)
 
@@ -192,13 +210,21 @@ def _datamodels(bench: Workbench, settings) -> Whole:
 def _subset_starts(bench: Workbench, settings) -> tuple[torch.Tensor, str]:
     """Where the subsets' fits start, one θ for all or one for each, and that in words.
 
-    Never at the stored θ, which has seen every row: a network would remember them.
+    Not at the stored θ, which has seen every row (a network would remember them), but where it is a
+    checkpoint of which no start is known.
     """
+    if _is_checkpoint(bench):
+        return load_objective(bench, dtype=torch.float64).params, "at the given checkpoint"
     if settings.initial_weights == "same":
         return _initial(bench)[0], _built(bench)
     others = _initial(bench, settings.count + 1)[1:]
     seeds = f"{_seed(bench) + 1} to {_seed(bench) + settings.count}"
     return others, f"each at what model.build makes, seeds {seeds}"
+
+
+def _is_checkpoint(bench: Workbench) -> bool:
+    """Whether θ is a file's as it stands."""
+    return bench.settings.model.fit is None
 
 
 def _beside(

@@ -87,12 +87,13 @@ def fit_subsets(
     tolerance: float = 1e-5,
     max_steps: int = 500,
     on_failure: OnFailure = "raise",
+    proximal: bool = False,
 ) -> SubsetFits:
     r"""Fit to each subset, as one ensemble, the mean loss over it plus $(w/2) ‖θ‖²$.
 
     `start` as in `refit`: θ (default) is right for a convex model. For a network, give the
     initial weights of the full fit, or others for each member (`initial_params`): started at θ,
-    every subset's model would have seen all the data.
+    every subset's model would have seen all the data. `proximal` as in `refit`.
     """
     weights = SubsetFits(membership, np.empty(0), row_weights=train.weights).weights
     refits = refit(
@@ -104,6 +105,7 @@ def fit_subsets(
         tolerance=tolerance,
         max_steps=max_steps,
         on_failure=on_failure,
+        proximal=proximal,
     )
     values = refits.measurements(test).numpy(force=True)
     return SubsetFits(membership, values, refits.summary(), train.weights)
@@ -192,6 +194,7 @@ def datamodels(
     tolerance: float = 1e-5,
     max_steps: int = 500,
     on_failure: OnFailure = "raise",
+    proximal: bool = False,
 ) -> Datamodels:
     """Score influences, and baselines beside them, on models fitted to random subsets.
 
@@ -219,6 +222,7 @@ def datamodels(
             tolerance=tolerance,
             max_steps=max_steps,
             on_failure=on_failure,
+            proximal=proximal,
         )
 
     undecided = any(len(by_damping) > 1 for by_damping in candidates.values())

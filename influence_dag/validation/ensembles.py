@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -30,7 +30,9 @@ def at(objective: Objective, theta: Float[Tensor, " p"]) -> Objective:
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(value)
-    return Objective(module, objective.loss, measurement=objective.measurement)
+    return Objective(
+        module, objective.loss, measurement=objective.measurement, output=objective.output
+    )
 
 
 def is_linear_in_parameters(objective: Objective, rows: Rows) -> bool:
@@ -101,6 +103,11 @@ class WeightedLosses:
 
     Members whose weights leave out much of the data (subsets) are evaluated on the rows that
     they have: `own` holds the positions of those rows, padded with rows of weight zero.
+
+    With a `centre` c and the `slope` t of the mean loss there, the penalty is
+    $\frac{w}{2} \lVert\theta - c\rVert^2 - t^\top (\theta - c)$: c is then stationary for all rows
+    together whether it is a minimum of their loss or not, and for a c that minimises the penalised
+    loss nothing changes.
     """
 
     objective: Objective
@@ -108,22 +115,38 @@ class WeightedLosses:
     weights: Float[Tensor, "m s"]
     weight_decay: float
     own: Int[Tensor, "m s"] | None = None
+    centre: Float[Tensor, " p"] | None = None
+    slope: Float[Tensor, " p"] | None = None
 
     @classmethod
     def of(
-        cls, objective: Objective, rows: Rows, weights: Float[Tensor, "m n"], weight_decay: float
+        cls,
+        objective: Objective,
+        rows: Rows,
+        weights: Float[Tensor, "m n"],
+        weight_decay: float,
+        *,
+        proximal: bool = False,
     ) -> "WeightedLosses":
+        """`proximal`: around `objective.params`."""
         most = int((weights != 0).sum(dim=1).max())
+        whole = cls(objective, rows, weights, weight_decay)
+        if proximal:
+            whole = whole._around(objective.params)
         if most > _SPARSE * len(rows):
-            return cls(objective, rows, weights, weight_decay)
+            return whole
         own = (weights != 0).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-        return cls(objective, rows, weights.gather(1, own), weight_decay, own)
+        return replace(whole, weights=weights.gather(1, own), own=own)
+
+    def _around(self, centre: Float[Tensor, " p"]) -> "WeightedLosses":
+        everyone = self.rows.shares[None].to(centre)
+        plain = WeightedLosses(self.objective, self.rows, everyone, 0.0)
+        _, slope = plain.value_and_gradient(centre[None])
+        return replace(self, centre=centre, slope=slope[0])
 
     def __getitem__(self, members: slice | Tensor) -> "WeightedLosses":
         own = None if self.own is None else self.own[members]
-        return WeightedLosses(
-            self.objective, self.rows, self.weights[members], self.weight_decay, own
-        )
+        return replace(self, weights=self.weights[members], own=own)
 
     @property
     def chunks(self) -> Iterator[slice]:
@@ -138,9 +161,15 @@ class WeightedLosses:
         """$f_m(θ_m)$ and its gradient, one backward pass for all members."""
         theta = theta.detach().requires_grad_()
         data = (self._losses(theta) * self.weights).sum(dim=1)
-        values = data + self.weight_decay / 2 * theta.square().sum(dim=1)
+        values = data + self._penalty(theta)
         (gradients,) = torch.autograd.grad(values.sum(), theta)
         return values.detach(), gradients
+
+    def _penalty(self, theta: Float[Tensor, "m p"]) -> Float[Tensor, " m"]:
+        if self.centre is None or self.slope is None:
+            return self.weight_decay / 2 * theta.square().sum(dim=1)
+        step = theta - self.centre
+        return self.weight_decay / 2 * step.square().sum(dim=1) - step @ self.slope
 
     def _losses(self, theta: Float[Tensor, "m p"]) -> Float[Tensor, "m s"]:
         losses = self.objective.losses

@@ -93,6 +93,7 @@ def leave_one_out(
     leverage: Literal["auto"] | bool = "auto",
     tolerance: float = 1e-8,
     max_steps: int = 200,
+    proximal: bool = False,
 ) -> LeaveOneOut:
     r"""Leave out each training row of `index` (default: every one) and fit again.
 
@@ -108,7 +109,8 @@ def leave_one_out(
     `damping`).
 
     Refits start at `objective.params`; a network may end in another minimum than one fitted from
-    scratch, which is what is asked of a derivative. Raises `NotConvergedError` as `refit` does.
+    scratch, which is what is asked of a derivative. `proximal` as in `refit`, for a θ that is no
+    minimum. Raises `NotConvergedError` as `refit` does.
     """
     objective, train, test = in_float64(objective), train.to(dtype=F64), test.to(dtype=F64)
     chosen = torch.as_tensor(range(len(train)) if index is None else index)
@@ -129,6 +131,7 @@ def leave_one_out(
         weight_decay=weight_decay,
         tolerance=tolerance,
         max_steps=max_steps,
+        proximal=proximal,
     )
     before, measured = objective.measurements(objective.params, test), refits.measurements(test)
     return LeaveOneOut(

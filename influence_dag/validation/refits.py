@@ -94,6 +94,7 @@ def refit(
     max_steps: int = 200,
     history: int = 60,
     on_failure: OnFailure = "raise",
+    proximal: bool = False,
 ) -> Refits:
     r"""Fit one model for each row of `weights`, all together.
 
@@ -101,6 +102,12 @@ def refit(
     `metric` multiplies rows by an approximate inverse of the penalised Hessian; `"auto"` takes
     `default_metric`, with which refits near θ need a handful of steps, when they start there or
     the model is linear in θ. None is plain L-BFGS, right for networks that start elsewhere.
+
+    `proximal` is for a θ that is no minimum, such as a checkpoint: in the penalty's place stands
+    $\frac{w}{2} \lVert\theta' - \theta\rVert^2 - \nabla \bar L(\theta)^\top (\theta' - \theta)$,
+    with which θ is stationary and the derivative of a refit is $(H + wI)^{-1}$ times a gradient
+    (the proximal response of Bae et al. 2022). It tells how far the linear prediction holds, not
+    what training without the rows would find.
 
     The members' rows share one evaluation a step, so that a thousand refits cost about as much
     as a thousand gradients times the steps of the slowest few. Buffers are constants.
@@ -113,9 +120,9 @@ def refit(
     started = time.perf_counter()
     if metric == "auto":
         near = start is None or is_linear_in_parameters(objective, rows)
-        metric = default_metric(objective, rows, weight_decay) if near else None
+        metric = default_metric(objective, rows, weight_decay, proximal=proximal) if near else None
     points = _starts(objective, start, len(weights))
-    problem = WeightedLosses.of(objective, rows, weights, weight_decay)
+    problem = WeightedLosses.of(objective, rows, weights, weight_decay, proximal=proximal)
     parts = [
         _minimise(problem[chunk], points[chunk], metric, tolerance, max_steps, history)
         for chunk in problem.chunks
@@ -141,6 +148,7 @@ def refit_without(
     weight_decay: float,
     tolerance: float = 1e-8,
     max_steps: int = 200,
+    proximal: bool = False,
 ) -> Refits:
     """Member 0 has every row, member 1 + k all but row `index[k]`; all start at θ.
 
@@ -155,10 +163,13 @@ def refit_without(
         weight_decay=weight_decay,
         tolerance=tolerance,
         max_steps=max_steps,
+        proximal=proximal,
     )
 
 
-def default_metric(objective: Objective, rows: Rows, weight_decay: float) -> Metric | None:
+def default_metric(
+    objective: Objective, rows: Rows, weight_decay: float, *, proximal: bool = False
+) -> Metric | None:
     r"""Rows times $(G + wI)^{-1}$ at `objective.params`, G being the Gauss-Newton matrix.
 
     None where it would cost too much (p > 4,096), is singular ($w = 0$) or says nothing of the
@@ -167,7 +178,7 @@ def default_metric(objective: Objective, rows: Rows, weight_decay: float) -> Met
     if objective.size > _LARGEST_METRIC or weight_decay == 0:
         return None
     full = rows.shares[None].to(objective.device)
-    problem = WeightedLosses.of(objective, rows, full, weight_decay)
+    problem = WeightedLosses.of(objective, rows, full, weight_decay, proximal=proximal)
     _, gradient = problem.value_and_gradient(objective.params[None])
     if gradient.norm() > _STATIONARY and not is_linear_in_parameters(objective, rows):
         return None

@@ -1,0 +1,40 @@
+"""Columns whose sizes are so far apart that fits and solves lose their digits: told beforehand."""
+
+import numpy as np
+
+from influence_dag.stages.workbench import Workbench
+
+APART = 1e3  # sizes that differ by less do no harm
+SHOWN = 4
+
+
+def unscaled_columns(bench: Workbench) -> str:
+    """Which columns of a table, and what to do, in a sentence; empty where there is nothing to say.
+
+    The size of a column is its root mean square over the training rows: that is what its part of
+    the curvature goes with, squared.
+    """
+    dataset = bench.require("dataset")
+    dims = dataset.attrs["feature_dims"]
+    if len(dataset.attrs["inputs"]) != 1 or len(dims) != 1 or dims[0] not in dataset.coordinates:
+        return ""
+    names = np.asarray(dataset.coordinate(dims[0]))
+    values = dataset.read("train_x")
+    if names.dtype.kind in "iu" or values.dtype.kind != "f":
+        return ""  # positions of one axis, not columns with units of their own
+    rows = values[bench.axis_of(dataset, "train").slots]
+    sizes = np.sqrt(np.square(rows).mean(axis=0))
+    order = np.argsort(sizes)[np.sort(sizes) > 0]
+    if len(order) < 2 or sizes[order[-1]] < APART * sizes[order[0]]:
+        return ""
+    small, large = order[: SHOWN // 2], order[::-1][: SHOWN // 2]
+    return (
+        f"columns {_listed(names, sizes, large)} and {_listed(names, sizes, small)} differ in size "
+        f"by {sizes[order[-1]] / sizes[order[0]]:.0e}, which curvature has squared: "
+        "data: {features: {standardise: true}} brings all to the order of 1 and keeps units "
+        "(or, if they have to stay, compute: {dtype: float64})"
+    )
+
+
+def _listed(names: np.ndarray, sizes: np.ndarray, which: np.ndarray) -> str:
+    return ", ".join(f"{str(names[k])!r} (about {sizes[k]:.2g})" for k in which)

@@ -1,0 +1,129 @@
+"""Columns of any size: told before the fit, standardised where the study asks for it."""
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from tiny_project import Project
+
+from influence_dag.data_settings import FeatureSettings
+from influence_dag.errors import DataError, StoreError
+from influence_dag.standardising import Units
+
+SIZES = {"height": 1e-3, "width": 1.0, "depth": 4e4}
+
+
+def stretched(project, sizes=SIZES):
+    """The rows with columns of very different sizes, and away from zero."""
+    for split in ("train", "test"):
+        rows = [
+            [row[0], *((row[k] + 3) * size for k, size in enumerate(sizes.values(), 1)), row[4]]
+            for row in project.rows[split]
+        ]
+        project.write(split, rows)
+
+
+def arrays(project, name="dataset"):
+    return project.results.open(name)
+
+
+@pytest.fixture
+def project(tmp_path):
+    project = Project(tmp_path, methods={"cg": None})
+    stretched(project)
+    return project
+
+
+def test_columns_of_very_different_sizes_are_named_with_the_cure_before_the_fit(project):
+    said = []
+    project.refresh(said.append)
+    warned = next(k for k, line in enumerate(said) if line.startswith("warning: columns"))
+    fitted = next(k for k, line in enumerate(said) if line.startswith("lbfgs:"))
+    assert warned < fitted
+    assert "'depth' (about" in said[warned]
+    assert "'height' (about" in said[warned]
+    assert "standardise: true" in said[warned]
+    assert "float64" in said[warned]
+
+
+def test_columns_of_like_sizes_are_not_mentioned(tmp_path):
+    said = []
+    Project(tmp_path, methods={"cg": None}).refresh(said.append)
+    assert not [line for line in said if line.startswith("warning: columns")]
+
+
+def standardised(project):
+    features = {"features": {"standardise": True}}
+    project.write_settings(data=features)
+    project.refresh()
+    return arrays(project)
+
+
+def test_the_model_sees_columns_of_the_order_of_one_and_units_are_stored(project):
+    stored = standardised(project)
+    for split in ("train", "test"):
+        seen = np.asarray(stored[f"{split}_x"])[: len(project.rows[split])]
+        raw = np.array([row[1:4] for row in project.rows[split]])
+        mean, scale = stored["feature_mean"].values, stored["feature_scale"].values
+        np.testing.assert_allclose(seen * scale + mean, raw, rtol=1e-12)
+    assert (np.abs(seen.mean(0)) < 1).all()
+    train = np.asarray(stored["train_x"])[: len(project.rows["train"])]
+    assert (np.abs(train.mean(0)) <= 1 / 8).all()
+    assert ((train.std(0) >= 0.7) & (train.std(0) <= 1.42)).all()
+
+
+def test_perturbations_are_had_per_original_unit(project):
+    """ε of a column's own unit moves the model's input by ε / scale."""
+    stored = standardised(project)
+    found = project.results.perturbation("direct")
+    per_unit = found.idag.per_unit()
+    scale = stored["feature_scale"].values
+    np.testing.assert_allclose(per_unit.values * scale, found.values)
+    assert per_unit.attrs["per"] == "unit of the file's column"
+    assert found.dims == per_unit.dims
+
+
+def test_per_unit_of_other_arrays_is_refused(tmp_path):
+    project = Project(tmp_path, methods={"cg": None})
+    project.refresh()
+    with pytest.raises(StoreError, match="standardise: true"):
+        project.results.perturbation("direct").idag.per_unit()
+
+
+def test_an_edit_leaves_the_units_and_costs_what_it_costs_without(project):
+    before = standardised(project)
+    project.edit("train", 5, width=3.3)
+    updates = project.refresh()
+    after = arrays(project)
+    for name in ("feature_mean", "feature_scale"):
+        np.testing.assert_array_equal(before[name], after[name])
+    assert updates["dataset"].blocks_reused >= 5  # of 5 train and 3 test chunks, two arrays each
+
+
+def test_the_same_rows_have_the_same_units_whatever_they_were_before(project, tmp_path_factory):
+    standardised(project)
+    project.edit("train", 5, depth=4e7)  # so large that the column's scale changes
+    project.refresh()
+    changed = arrays(project)["feature_scale"].values
+    fresh = project.copy(tmp_path_factory.mktemp("fresh"))
+    fresh.remove_store()
+    fresh.refresh()
+    np.testing.assert_array_equal(arrays(fresh)["feature_scale"], changed)
+    np.testing.assert_allclose(
+        arrays(fresh, "direct/influences")["influences"],
+        arrays(project, "direct/influences")["influences"],
+        rtol=1e-3,
+        atol=1e-6,
+    )
+
+
+def test_constant_columns_keep_their_unit_and_indices_are_refused():
+    units = Units.of(np.array([[7.25, 1.0], [7.25, 3.0]]), "rows.csv")
+    np.testing.assert_array_equal(units.apply(np.array([[7.25, 1.0]]))[0, 0], 0.0)
+    assert units.scale[0] == 1.0
+    with pytest.raises(DataError, match=r"rows\.csv.*may be indices"):
+        Units.of(np.array([[3, 4]]), "rows.csv")
+
+
+def test_standardise_is_yes_or_no():
+    with pytest.raises(ValidationError):
+        FeatureSettings(standardise="perhaps")
