@@ -22,6 +22,39 @@ def main() -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--train", required=True, help="A file of training rows, or module:callable.")
+@click.option("--test", required=True, help="A file of test rows, or module:callable.")
+@click.option("--target", required=True, help="The column that the model predicts.")
+@click.option("--id", "id_", help="The column of row ids; default: one that is called so.")
+@click.option("--model", help="module:callable that builds the torch module.")
+@click.option("--checkpoint", help="A file with the model's fitted parameters.")
+def init(folder: Path, id_: str | None, **given: str | None) -> None:
+    """Write a working study to FOLDER: defs.yaml, with every option, and model.py.
+
+    Without --model it is a softmax or linear regression, whichever fits the target.
+    """
+    with _errors_in_a_line():
+        from influence_dag.starting import Start
+        from influence_dag.starting import init as write
+
+        click.echo(write(Start(folder, id=id_, **given)))  # type: ignore[arg-type]
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def check(folder: Path) -> None:
+    """What is wrong with the study in FOLDER, and what it will cost; nothing is computed.
+
+    Reads the rows, builds the model and tries both on a few rows.
+    """
+    with _errors_in_a_line():
+        from influence_dag.foreseen import foresee
+
+        click.echo(foresee(folder))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--show", is_flag=True, help="Print where things are and what they say.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def materialize(folder: Path, show: bool, quiet: bool) -> None:

@@ -114,6 +114,20 @@ class CsvSettings(Settings):
         return self
 
 
+class ImageSettings(Settings):
+    """How pictures become inputs: floats from 0 to 1 of shape (channels, rows, columns)."""
+
+    root: str | None = Field(
+        default=None,
+        description="the folder that paths in a table start at; default: the table's own",
+    )
+    path: str = Field(default="path", description="a table's column of paths")
+    size: tuple[PositiveInt, PositiveInt] | None = Field(
+        default=None, description="rows and columns to which all are resized; default: as they are"
+    )
+    channels: Literal[1, 3, 4] = Field(default=3, description="1: grey, 3: RGB, 4: with alpha")
+
+
 def _class_names(value: Any) -> Any:
     """Names of classes as text: YAML reads 3 as a number and 2024-05-01 as a date."""
     if not isinstance(value, list | tuple):
@@ -160,6 +174,13 @@ class DataSettings(Settings):
         ),
     )
     csv: CsvSettings = CsvSettings()
+    images: ImageSettings | None = Field(
+        default=None,
+        description=(
+            "pictures: train and test are folders with a folder a class, or tables with a column "
+            "of paths"
+        ),
+    )
     weight: str | None = Field(
         default=None,
         description=(

@@ -203,10 +203,13 @@ def _content(data: DataSettings, which: Which, root: Path, digests: FileDigests)
         split = load_split(data, which, root)
         kept = {name: list(map(str, values)) for name, values in split.kept.items()}
         return fingerprint(list(map(str, split.ids)), split.row_keys(), split.classes, kept)
+    beside = {}
+    if data.images is not None and data.images.root is not None:
+        beside = {"images.root": root / Path(data.images.root).expanduser()}
     return fingerprint(
         {
             f"{name}/{inside.relative_to(path)}": digests[inside]
-            for name, path in files(data, which, root).items()
+            for name, path in (files(data, which, root) | beside).items()
             for inside in (sorted(path.rglob("*")) if path.is_dir() else [path])
             if inside.is_file()
         }
@@ -281,7 +284,8 @@ def _dims(source: Source, features: FeatureSettings, x: dict[str, np.ndarray]) -
         return ()
     axes = next(iter(x.values())).ndim - 1
     numbered = tuple(f"feature_{axis}" for axis in range(axes))
-    dims = features.dims or (("feature",) if axes == 1 else numbered)
+    named = source.dims if features.shape is None else None
+    dims = features.dims or named or (("feature",) if axes == 1 else numbered)
     if len(dims) != axes:
         raise DataError(
             f"{source.name}: data.features.dims {list(dims)} names {len(dims)} axes, "

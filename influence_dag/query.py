@@ -2,7 +2,8 @@
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from influence_dag.errors import StoreError
 from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.method_settings import MethodsSettings
 from influence_dag.result_arrays import of_results
-from influence_dag.store import ArtifactStore, Version
+from influence_dag.store import ArtifactStore, Variable, Version
 from influence_dag.store.differences import Difference
 
 
@@ -57,6 +58,28 @@ class StudyResults:
 
     def __repr__(self) -> str:
         return f"StudyResults({str(self.store.root)!r}, methods={self.methods})"
+
+    def _repr_html_(self) -> str:
+        """What is stored, artifact by artifact, as a table."""
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in self._contents()
+        )
+        head = "<tr><th>artifact</th><th>version</th><th>largest array</th></tr>"
+        return (
+            f"<p>Influences of <b>{escape(self.store.root.name)}</b>, stored in "
+            f"<code>{escape(str(self.store.root))}</code>; methods: "
+            f"{escape(', '.join(self.methods) or 'none')}</p><table>{head}{rows}</table>"
+        )
+
+    def _contents(self) -> Iterator[tuple[str, int, str]]:
+        for name in self.artifacts:
+            version = self.store.version(name)
+            largest = max(
+                version.variables.values(), key=lambda each: np.prod(each.shape), default=None
+            )
+            shape = "" if largest is None else _shape(largest)
+            yield name, version.number, shape
 
     @property
     def artifacts(self) -> list[str]:
@@ -156,6 +179,13 @@ class StudyResults:
             except StoreError as error:  # the influences are sound by themselves
                 warnings.warn(f"left out {', '.join(names)}: {error}", RuntimeWarning, stacklevel=4)
         return info
+
+
+def _shape(variable: Variable) -> str:
+    """`influences: test 10 × train 40, float64`."""
+    pairs = zip(variable.dims, variable.shape, strict=True)
+    sizes = " × ".join(f"{dim} {size:,}" for dim, size in pairs)
+    return f"{variable.name}: {sizes}, {variable.dtype}"
 
 
 def _sizes(version: Version) -> dict[str, int]:
@@ -275,7 +305,13 @@ class InfluenceAccessor:
             raise StoreError(
                 "these training rows have no labels: the target is not one number a row"
             )
-        return self._array.groupby("train_label").mean(dim="train")
+        labels = self._array.coords["train_label"]
+        values = _text(labels.values) if labels.dtype.kind in "TO" else labels.values
+        named = self._array.assign_coords(train_label=("train", values, labels.attrs))
+        holes = named.coords.get("train_valid")  # of an array that plain xarray opened
+        if holes is not None:
+            named = named.isel(train=np.flatnonzero(holes.values))
+        return named.groupby("train_label").mean(dim="train")
 
     def per_unit(self) -> xr.DataArray:
         """Perturbation influences per unit of the file's columns, of a standardised input.

@@ -240,6 +240,9 @@ def placed(settings: StudySettings, folder: Path, root: Path) -> StudySettings:
 
     data, model = settings.data, settings.model
     files = {which: from_root(getattr(data, which)) for which in ("train", "test")}
+    if data.images is not None:
+        pictures = {"root": from_root(data.images.root)}
+        files["images"] = data.images.model_copy(update=pictures)
     return settings.model_copy(
         update={
             "data": data.model_copy(update=files),

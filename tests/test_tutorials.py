@@ -1,4 +1,4 @@
-"""The tutorial on refreshing runs as it stands and prints what it says."""
+"""The tutorials run as they stand and print what they say."""
 
 import re
 import shutil
@@ -6,8 +6,11 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import numpy as np
 import yaml
+from click.testing import CliRunner
 
+from influence_dag.__main__ import main
 from influence_dag.study import RefreshSettings
 
 ROOT = Path(__file__).parents[1]
@@ -36,3 +39,41 @@ def test_the_settings_that_it_shows_are_valid():
     settings = RefreshSettings.model_validate(yaml.safe_load(text)["refresh"])
     assert settings.automation
     assert settings.schedule == "0 3 * * *"
+
+
+# A table of one's own
+
+
+OWN_TABLE = ROOT / "docs" / "tutorials" / "own_table.md"
+STEP = re.compile(r"^```(python|sh|text)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
+
+
+def run_step(language: str, text: str, names: dict) -> str:
+    """What a block of the tutorial prints."""
+    if language == "python":
+        with redirect_stdout(StringIO()) as shown:
+            exec(compile(text, OWN_TABLE.name, "exec"), names)
+        return shown.getvalue()
+    program, *arguments = text.split()
+    assert program == "influence-dag"
+    done = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_from_a_table_to_the_rows_behind_a_prediction(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    printed = ""
+    for language, text in STEP.findall(OWN_TABLE.read_text()):
+        if language == "text":
+            assert text in printed
+        else:
+            printed = run_step(language, text, names)
+    study, top = names["study"], names["top"]
+    assert (np.diff(top.values) <= 0).all()
+    assert set(top.train_label.values) <= {"benign", "malignant"}
+    largest = study["direct"].influences.sel(test="test-00").values.max()
+    assert top.values[0] == largest
+    predicted = names["idag"].suspects(study, 500)
+    assert (predicted.predicted == predicted.train_label).mean() > 0.9

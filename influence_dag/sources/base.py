@@ -19,7 +19,8 @@ class Source:
     `columns` are the feature columns of a table, `ids` is None where the position is the id,
     `weights` is None where rows count alike, and `line_of(position)` is where a person finds a row,
     for example `"line 7"`. A target of words is an object array; `text_of_target` has a target of
-    numbers as it is written, where that can be told. `kept` are columns that travel along.
+    numbers as it is written, where that can be told. `kept` are columns that travel along,
+    `dims` the names of an input's axes where the format has some.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Source:
     weights: np.ndarray | None = None
     kept: Mapping[str, np.ndarray] = field(default_factory=dict)
     text_of_target: Callable[[], np.ndarray] | None = None
+    dims: tuple[str, ...] | None = None
 
     def words(self) -> np.ndarray:
         """The target as text without the space around it, an object array."""

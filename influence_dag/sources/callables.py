@@ -1,25 +1,34 @@
-"""Rows that code makes: `module:callable` → a map-style dataset of `(x, y)`."""
+"""Rows that code makes: `module:callable` → a map-style dataset of `(x, y)`, or a table."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from influence_dag.data_settings import DataSettings
 from influence_dag.errors import DataError
-from influence_dag.sources.arrays import kept_array
+from influence_dag.sources.arrays import array_source, kept_array
 from influence_dag.sources.base import INPUT, Source, chosen, same_length
+from influence_dag.sources.tables import frame_source
 from influence_dag.sources.texts import numbers_or_words
+
+TARGETS = ("labels", "label", "targets", "target", "y")  # as in batches of a loader
+WEIGHTS = ("weights", "weight", "sample_weight")
 
 
 def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Source:
     from influence_dag.models import import_callable  # here: it imports torch
 
     dataset = import_callable(name, root, f"data.{which}")()
+    if (table := as_table(dataset)) is not None:
+        return _table_source(table, name, data)
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise DataError(
             f"data.{which}: {name} returned a {type(dataset).__name__}; expected a map-style "
-            "dataset with __len__ and __getitem__ yielding (x, y)"
+            "dataset with __len__ and __getitem__ yielding (x, y), or a table (of pandas, polars, "
+            "Arrow, or a datasets.Dataset)"
         )
     if len(dataset) == 0:
         raise DataError(f"data.{which}: {name} is empty; at least one row is needed")
@@ -55,11 +64,60 @@ def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Sour
     )
 
 
+def as_table(dataset: Any) -> pd.DataFrame | None:
+    """What a callable returned as a data frame, if it is a table.
+
+    Those of polars, Arrow and Hugging Face's `datasets` turn themselves into one.
+    """
+    if isinstance(dataset, pd.DataFrame):
+        return dataset
+    is_table = hasattr(dataset, "to_pandas") and (
+        hasattr(dataset, "column_names") or hasattr(dataset, "columns")
+    )
+    table = dataset.to_pandas() if is_table else None
+    return table if isinstance(table, pd.DataFrame) else None
+
+
+def _table_source(table: pd.DataFrame, name: str, data: DataSettings) -> Source:
+    """A table of numbers and words; one whose cells are lists, such as tokens, is arrays."""
+    if not len(table):
+        raise DataError(f"{name}: the table has no rows; at least one is needed")
+    wide = [str(c) for c in table if isinstance(table[c].iloc[0], list | tuple | np.ndarray)]
+    if not wide:
+        return frame_source(table, name, data)
+    arrays = {
+        str(column): (
+            _stack(name, str(column), [np.asarray(cell) for cell in table[column]])
+            if str(column) in wide
+            else table[column].to_numpy()
+        )
+        for column in table
+    }
+    return array_source(arrays, name, data)
+
+
+def in_parts(item: Any) -> Any:
+    """A row that is one mapping as `(inputs, target)` or `(inputs, target, weight)`.
+
+    The target is under `labels` (`label`, `targets`, `target`, `y`), the weight under `weight`.
+    """
+    if not isinstance(item, Mapping):
+        return item
+    inputs = dict(item)
+    target = next((name for name in TARGETS if name in inputs), None)
+    if target is None:
+        return item
+    weight = next((name for name in WEIGHTS if name in inputs), None)
+    parts = [inputs.pop(target), *([inputs.pop(weight)] if weight else [])]
+    only = next(iter(inputs.values())) if len(inputs) == 1 else inputs
+    return (only, *parts)
+
+
 def _item(
     dataset: Any, name: str, row: int, sizes: tuple[int, ...]
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Inputs by name, target and weight (1 where there is none) of a row, of so many parts."""
-    item = dataset[row]
+    item = in_parts(dataset[row])
     size = len(item) if isinstance(item, tuple | list) else 0
     if size not in sizes:
         expected = "a pair (x, y)" if 2 in sizes else "(x, y, weight), as data.weight is set"

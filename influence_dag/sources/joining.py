@@ -36,6 +36,7 @@ def joined(name: str, sources: Sequence[Source]) -> Source:
         np.concatenate(weights) if len(weights) == len(sources) else None,
         {name: _column(sources, name) for name in first.kept},
         lambda: np.concatenate([source.words() for source in sources]),
+        first.dims,
     )
 
 

@@ -10,11 +10,21 @@ from influence_dag.places import RULE
 from influence_dag.settings import is_callable_name
 from influence_dag.sources.arrays import read_npz, read_zarr
 from influence_dag.sources.base import Source, did_you_mean
+from influence_dag.sources.images import read_folder, read_pictures
 from influence_dag.sources.joining import joined
 from influence_dag.sources.repeats import read_repeatably
-from influence_dag.sources.tables import read_csv, read_parquet
+from influence_dag.sources.tables import read_csv, read_feather, read_parquet
 
-READERS = {".csv": read_csv, ".parquet": read_parquet, ".npz": read_npz, ".zarr": read_zarr}
+READERS = {
+    ".csv": read_csv,
+    ".csv.gz": read_csv,
+    ".csv.zst": read_csv,
+    ".parquet": read_parquet,
+    ".feather": read_feather,
+    ".arrow": read_feather,
+    ".npz": read_npz,
+    ".zarr": read_zarr,
+}
 
 
 def read_source(data: DataSettings, which: Which, root: Path) -> Source:
@@ -22,7 +32,9 @@ def read_source(data: DataSettings, which: Which, root: Path) -> Source:
     names = data.names(which)
     if is_callable_name(names[0]):
         return read_repeatably(names[0], data, which, root)
-    sources = [_read(path, name, data, which) for name, path in files(data, which, root).items()]
+    sources = [
+        _read(path, name, data, which, root) for name, path in files(data, which, root).items()
+    ]
     if [os.path.expanduser(name) for name in names] == [sources[0].name]:
         return sources[0]
     return joined(data.described(which), sources)
@@ -45,13 +57,23 @@ def files(data: DataSettings, which: Which, root: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _read(path: Path, name: str, data: DataSettings, which: Which) -> Source:
-    if path.suffix not in READERS:
+def _read(path: Path, name: str, data: DataSettings, which: Which, root: Path) -> Source:
+    ending = "".join(path.suffixes[-2:]) if path.suffix in (".gz", ".zst") else path.suffix
+    if path.is_dir() and ending != ".zarr":
+        if data.images is None:
+            raise DataError(
+                f"data.{which}: {name} is a folder; of pictures, with a folder a class? Then write "
+                "data.images: {size: [32, 32], channels: 3}"
+            )
+        return read_folder(path, name, data)
+    if ending not in READERS:
         raise DataError(
-            f"data.{which}: {name} ends in {path.suffix or 'nothing'!r}; "
+            f"data.{which}: {name} ends in {ending or 'nothing'!r}; "
             f"known are {', '.join(READERS)} and 'module:callable'"
         )
-    return READERS[path.suffix](path, name, data)
+    if data.images is None:
+        return READERS[ending](path, name, data)
+    return read_pictures(READERS[ending], path, name, data, root)
 
 
 def _existing(name: str, which: Which, root: Path) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source
-from influence_dag.sources.callables import read_callable
+from influence_dag.sources.callables import as_table, in_parts, read_callable
 from influence_dag.sources.texts import texts
 
 
@@ -27,8 +27,14 @@ def read_repeatably(name: str, data: DataSettings, which: Which, root: Path) -> 
         source = read_callable(name, data, which, root)
     with seeded(0):
         again = import_callable(name, root, f"data.{which}")()
-    with seeded(1):
-        moved = [row for row in reversed(range(len(source.target))) if _differs(source, again, row)]
+    rows = reversed(range(len(source.target)))
+    if as_table(again) is not None:
+        with seeded(0):
+            other = read_callable(name, data, which, root)
+        moved = [row for row in rows if _moved(source, other, row)]
+    else:
+        with seeded(1):
+            moved = [row for row in rows if _differs(source, again, row)]
     if moved:
         raise DataError(
             f"data.{which}: {source.name}: {source.row_name(moved[-1])} is another one when it is "
@@ -39,10 +45,20 @@ def read_repeatably(name: str, data: DataSettings, which: Which, root: Path) -> 
     return source
 
 
+def _moved(source: Source, other: Source, row: int) -> bool:
+    """Whether a row of a table is another one in the same table made again."""
+    if row >= len(other.target) or list(source.inputs) != list(other.inputs):
+        return True
+    pairs = [(source.inputs[name][row], other.inputs[name][row]) for name in source.inputs]
+    return not all(_same(*pair) for pair in [*pairs, (source.target[row], other.target[row])])
+
+
 def _differs(source: Source, dataset: Any, row: int) -> bool:
     if row >= len(dataset):
         return True
-    return any(not _same(kept, value) for kept, value in _pairs(source, dataset[row], row))
+    return any(
+        not _same(kept, value) for kept, value in _pairs(source, in_parts(dataset[row]), row)
+    )
 
 
 def _pairs(source: Source, item: Any, row: int) -> Iterator[tuple[Any, Any]]:

@@ -1,9 +1,11 @@
-"""Tables: .csv and .parquet."""
+"""Tables: .csv, .parquet, Arrow files and data frames."""
 
 import csv
+import gzip
 import io
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pandas as pd
 
-from influence_dag.data_settings import DataSettings
+from influence_dag.data_settings import CsvSettings, DataSettings
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source, demand, listed
 from influence_dag.sources.numbers import EXACT, decimal, from_text, whole
@@ -22,51 +24,86 @@ _NO_NAME = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 
 
 def read_csv(path: Path, name: str, data: DataSettings) -> Source:
-    content = _content(path, name)
-    header = _csv_header(content, path)
+    content, form = _content(path, name), data.csv
+    header = _csv_header(content, path, form)
     if data.id is None:
         raise DataError(
             f"{name}: a .csv needs `data.id`, the column of row ids, because an edited file "
             f"shifts positions; its columns are {listed(header)}"
         )
+    _check_separator(name, header, data)
     _check_names(name, header, data)
     demand(name, header, data.id, "id", "data.id")
-    frame = _frame(content, name, header, data.id)
-    _check_quotes(name, pd.Series(frame[data.id]), len(header), content)
+    frame = _frame(content, name, header, data.id, form)
+    _check_quotes(name, pd.Series(frame[data.id]), len(header), content, form)
     frame[data.id] = frame[data.id].str.strip()
     return _table(
         frame,
         name,
         data,
-        lambda position: f"line {_csv_line(content, position)}",
-        lambda column: _frame(content, name, header, column)[column].to_numpy(object),
+        lambda position: f"line {_csv_line(content, position, form)}",
+        lambda column: _frame(content, name, header, column, form)[column].to_numpy(object),
     )
 
 
-def _check_quotes(name: str, ids: pd.Series, columns: int, content: bytes) -> None:
+def _check_separator(name: str, header: list[str], data: DataSettings) -> None:
+    """A `DataError` for a header in one piece that another separator would cut."""
+    wanted = {data.id, data.target}
+    for other in ",;\t|":
+        if other != data.csv.separator and wanted <= set(header[0].split(other)):
+            raise DataError(
+                f"{name}: line 1 is one column, {header[0]!r:.80}; its separator seems to be "
+                f"{other!r}: data.csv: {{separator: {other!r}}} (and decimal: ',' where numbers "
+                "are written so)"
+            )
+
+
+def _check_quotes(
+    name: str, ids: pd.Series, columns: int, content: bytes, form: CsvSettings
+) -> None:
     """A `DataError` for an id that holds a whole row, as where a quote is never closed.
 
     In a column of numbers such a cell is no number; an id may hold anything.
     """
     for position in np.flatnonzero(ids.str.contains("\n", regex=False, na=False)).tolist():
         lines = str(ids.iloc[position]).splitlines()
-        if any(line.count(",") >= columns - 1 for line in lines):
+        if any(line.count(form.separator) >= columns - 1 for line in lines):
             raise DataError(
-                f"{name}: line {_csv_line(content, position)}: the id is {len(lines)} lines long "
-                "and holds whole rows: a quote is opened and not closed; close it, or double it "
-                "where it belongs to the text"
+                f"{name}: line {_csv_line(content, position, form)}: the id is {len(lines)} lines "
+                "long and holds whole rows: a quote is opened and not closed; close it, or double "
+                "it where it belongs to the text"
             )
 
 
 def _content(path: Path, name: str) -> bytes:
-    """The file's bytes, read once: values, ids and lines are of the same moment."""
+    """The file's bytes, unpacked, read once: values, ids and lines are of the same moment."""
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{name}: not a readable file: {error.strerror}") from error
+        return _unpacked(path)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"{name}: not a readable file: {said}") from error
 
 
-def _frame(content: bytes, name: str, header: Sequence[str], text: str) -> pd.DataFrame:
+def _unpacked(path: Path) -> bytes:
+    """A file's bytes; those of what is packed in a `.gz` or `.zst`."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        return gzip.decompress(content)
+    if path.suffix != ".zst":
+        return content
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise DataError(
+            f"{path}: reading .zst needs pyarrow; install influence-dag[parquet]"
+        ) from error
+    with pa.CompressedInputStream(pa.BufferReader(content), "zstd") as stream:
+        return stream.read()
+
+
+def _frame(
+    content: bytes, name: str, header: Sequence[str], text: str, form: CsvSettings
+) -> pd.DataFrame:
     """The table, with one column as the text that stands in it.
 
     `007` and `NA` are ids as they stand: never parsed, never "missing".
@@ -78,7 +115,9 @@ def _frame(content: bytes, name: str, header: Sequence[str], text: str) -> pd.Da
             return pd.read_csv(
                 io.BytesIO(content),
                 index_col=False,
-                encoding="utf-8-sig",
+                sep=form.separator,
+                decimal=form.decimal,
+                encoding=form.encoding,
                 dtype={text: str},
                 keep_default_na=False,
                 na_values={column: list(EMPTY_CELLS) for column in header if column != text},
@@ -87,11 +126,15 @@ def _frame(content: bytes, name: str, header: Sequence[str], text: str) -> pd.Da
             raise DataError(f"{name}: not a well-formed .csv: {str(error).strip()}") from error
 
 
-def _csv_header(content: bytes, path: Path) -> list[str]:
+def _csv_header(content: bytes, path: Path, form: CsvSettings) -> list[str]:
     try:
-        header = next(_records(content), [])
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text file in UTF-8: {error}") from error
+        header = next(_records(content, form), [])
+    except UnicodeError as error:
+        named = "UTF-8" if form.encoding == "utf-8-sig" else form.encoding
+        raise DataError(
+            f"{path}: not a text file in {named}: {error}; data.csv: {{encoding: …}} names another "
+            "(latin-1, cp1252, utf-16)"
+        ) from error
     except csv.Error as error:
         raise DataError(f"{path}: line 1 is no header of a .csv: {error}") from error
     if not header:
@@ -102,13 +145,14 @@ def _csv_header(content: bytes, path: Path) -> list[str]:
     return header
 
 
-def _records(content: bytes):
-    return csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline=""))
+def _records(content: bytes, form: CsvSettings):
+    text = io.TextIOWrapper(io.BytesIO(content), form.encoding, newline="")
+    return csv.reader(text, delimiter=form.separator)
 
 
-def _csv_line(content: bytes, position: int) -> int:
+def _csv_line(content: bytes, position: int, form: CsvSettings) -> int:
     """The line on which a row of the table starts: blank lines and quoted newlines count."""
-    reader, seen, start = _records(content), -2, 1
+    reader, seen, start = _records(content, form), -2, 1
     for record in reader:
         seen += bool(record)
         if seen == position:
@@ -118,14 +162,30 @@ def _csv_line(content: bytes, position: int) -> int:
 
 
 def read_parquet(path: Path, name: str, data: DataSettings) -> Source:
+    return _read_columns(pd.read_parquet, path, name, data)
+
+
+def read_feather(path: Path, name: str, data: DataSettings) -> Source:
+    """A table in an Arrow file: `.feather` or `.arrow`."""
+    return _read_columns(pd.read_feather, path, name, data)
+
+
+def _read_columns(
+    read: Callable[[Path], pd.DataFrame], path: Path, name: str, data: DataSettings
+) -> Source:
     try:
-        frame = pd.read_parquet(path)
+        frame = read(path)
     except ImportError as error:
         raise DataError(
-            f"{name}: reading .parquet needs pyarrow; install influence-dag[parquet]"
+            f"{name}: reading {path.suffix} needs pyarrow; install influence-dag[parquet]"
         ) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: not a readable .parquet file: {error}") from error
+        raise DataError(f"{name}: not a readable {path.suffix} file: {error}") from error
+    return frame_source(frame, name, data)
+
+
+def frame_source(frame: pd.DataFrame, name: str, data: DataSettings) -> Source:
+    """The rows of a data frame; its index is the id where that has the id's name."""
     if data.id is not None and data.id not in frame and data.id in frame.index.names:
         frame = frame.reset_index()
     _check_names(name, list(map(str, frame.columns)), data)
@@ -163,11 +223,15 @@ def _table(
     frame = frame.set_axis(columns, axis=1)
     _demand_roles(name, columns, data)
     features = data.features.columns or [c for c in columns if c not in data.roles]
+    if data.images is not None:
+        features = ()  # the pictures are
     ids = None if data.id is None else frame[data.id].to_numpy(object)
     source = Source(name, {}, np.empty(0), ids, line_of=line_of)
     read = partial(_column, source, frame, text_of)
     x = [decimal(read(column), **_told(source, column)) for column in features]
-    kept = data.keep or (_texts_beside(frame, data) if data.features.columns else ())
+    kept = data.keep
+    if data.images is not None or (data.features.columns and not kept):
+        kept = tuple(dict.fromkeys((*kept, *_texts_beside(frame, data))))
     return Source(
         name,
         {INPUT: np.column_stack(x) if x else np.empty((len(frame), 0))},

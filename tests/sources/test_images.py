@@ -1,0 +1,114 @@
+"""Folders of pictures, and tables that name them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from influence_dag.data_settings import DataSettings
+from influence_dag.datasets import load_splits, source_fingerprint
+from influence_dag.errors import DataError
+
+RED, BLUE = (255, 0, 0), (0, 0, 51)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for split in ("train", "test"):
+        for name, colour in {
+            "warm/a.png": RED,
+            "cold/b.png": BLUE,
+            "cold/deep/c.png": BLUE,
+        }.items():
+            path = tmp_path / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 2), colour).save(path)
+    return tmp_path
+
+
+def read(folder, images=None, **options):
+    images = {} if images is None else images
+    data = DataSettings.model_validate(
+        {"train": "train", "test": "test", "images": images} | options
+    )
+    return load_splits(data, folder)
+
+
+def test_a_folder_a_class(folder):
+    train, test = read(folder)
+    assert train.ids.tolist() == ["cold/b.png", "cold/deep/c.png", "warm/a.png"]
+    assert train.labels.tolist() == ["cold", "cold", "warm"]
+    assert train.x["x"].shape == (3, 3, 2, 4)
+    assert train.dims == ("channel", "row", "column")
+    np.testing.assert_allclose(train.x["x"][2, :, 0, 0], [1, 0, 0])
+    np.testing.assert_allclose(test.x["x"][0, :, 1, 3], [0, 0, 0.2])
+
+
+def test_sizes_and_channels_are_settings(folder):
+    train, _ = read(folder, {"size": [3, 5], "channels": 1})
+    assert train.x["x"].shape == (3, 1, 3, 5)
+    np.testing.assert_allclose(train.x["x"][2], round(0.299 * 255) / 255, atol=1e-6)
+
+
+def test_a_table_names_pictures(folder):
+    for split in ("train", "test"):
+        frame = pd.DataFrame(
+            {
+                "id": [1, 2],
+                "path": ["warm/a.png", "cold/b.png"],
+                "kind": ["w", "c"],
+                "camera": ["Nikon", "Leica"],
+                "iso": [100, 200],
+            }
+        )
+        frame.to_csv(folder / f"{split}.csv", index=False)
+    options = {"train": "train.csv", "test": "test.csv", "id": "id", "target": "kind"}
+    train, _ = read(folder, {"root": "train"}, **options)
+    assert train.labels.tolist() == ["w", "c"]
+    assert train.kept["path"].tolist() == ["warm/a.png", "cold/b.png"]
+    assert train.kept["camera"].tolist() == ["Nikon", "Leica"]
+    np.testing.assert_allclose(train.x["x"][0, :, 0, 0], [1, 0, 0])
+    with pytest.raises(DataError, match=r"line 2 \(id '1'\), column 'path': no file 'warm/a.png'"):
+        read(folder, **options)
+
+
+def test_an_edited_picture_is_another_content(folder):
+    data = DataSettings.model_validate({"train": "train", "test": "test", "images": {}})
+    before = source_fingerprint(data, folder)
+    Image.new("RGB", (4, 2), RED).save(folder / "train/cold/b.png")
+    assert source_fingerprint(data, folder) != before
+
+
+def test_pictures_that_cannot_be_used_are_told(folder):
+    Image.new("RGB", (9, 9), RED).save(folder / "train/warm/z.png")
+    with pytest.raises(DataError, match=r"2 sizes \(rows × columns: 2 × 4, 9 × 9\); data\.images"):
+        read(folder)
+    (folder / "train/warm/z.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"train: warm/z\.png is no readable picture"):
+        read(folder)
+    data = DataSettings(train="train", test="test")
+    with pytest.raises(DataError, match=r"train is a folder.*data\.images"):
+        load_splits(data, folder)
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no pictures .* a folder a class is wanted"):
+        read(folder, train="empty")
+
+
+def test_rows_of_a_data_set_may_be_mappings(tmp_path):
+    (tmp_path / "made_maps.py").write_text(
+        "import numpy as np\n\n\n"
+        "def rows():\n"
+        "    return [{'input_ids': np.array([k, 1]), 'mask': np.ones(2), 'labels': 'ab'[k % 2]}\n"
+        "            for k in range(4)]\n\n\n"
+        "def single():\n"
+        "    return [{'pixels': np.ones(3) * k, 'label': k} for k in range(4)]\n"
+    )
+    data = DataSettings(train="made_maps:rows", test="made_maps:rows")
+    train, _ = load_splits(data, tmp_path)
+    assert set(train.x) == {"input_ids", "mask"}
+    assert train.labels.tolist() == ["a", "b", "a", "b"]
+    single, _ = load_splits(
+        DataSettings(train="made_maps:single", test="made_maps:single"), tmp_path
+    )
+    assert list(single.x) == ["x"]
+    assert single.y.tolist() == [0, 1, 2, 3]

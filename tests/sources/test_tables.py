@@ -1,0 +1,160 @@
+"""Tables as people have them: separators, encodings, packed files, Arrow, frames from code."""
+
+import gzip
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from influence_dag.data_settings import DataSettings
+from influence_dag.datasets import load_splits
+from influence_dag.errors import DataError
+
+FRAME = pd.DataFrame(
+    {
+        "id": ["r0", "r1", "r2"],
+        "größe": [1.5, -2.25, 1e-3],
+        "n": [1, 2, 3],
+        "label": ["süß", "sauer", "süß"],
+    }
+)
+
+
+def read(folder, name, **options):
+    data = DataSettings(train=name, test=name, **{"id": "id", "target": "label", **options})
+    return load_splits(data, folder)[0]
+
+
+def check(split):
+    np.testing.assert_array_equal(split.x["x"], FRAME[["größe", "n"]])
+    assert split.ids.tolist() == ["r0", "r1", "r2"]
+    assert split.labels.tolist() == FRAME.label.tolist()
+
+
+@pytest.mark.parametrize(
+    ("form", "written"),
+    [
+        ({"separator": ";", "decimal": ","}, {"sep": ";", "decimal": ","}),
+        ({"separator": "\t"}, {"sep": "\t"}),
+        ({"encoding": "latin-1"}, {"encoding": "latin-1"}),
+        ({"encoding": "utf-16"}, {"encoding": "utf-16"}),
+    ],
+    ids=["decimal comma", "tabs", "latin-1", "utf-16"],
+)
+def test_a_csv_as_it_is_written(tmp_path, form, written):
+    FRAME.to_csv(tmp_path / "t.csv", index=False, **written)
+    check(read(tmp_path, "t.csv", csv=form))
+
+
+def test_lines_are_told_in_any_form(tmp_path):
+    bad = FRAME.astype({"n": object})
+    bad.loc[1, "n"] = "zwei"
+    bad.to_csv(tmp_path / "t.csv", index=False, sep=";", decimal=",", encoding="latin-1")
+    form = {"separator": ";", "decimal": ",", "encoding": "latin-1"}
+    with pytest.raises(DataError, match=r"line 3 \(id 'r1'\), column 'n': seen 'zwei'"):
+        read(tmp_path, "t.csv", csv=form)
+
+
+def test_another_separator_or_encoding_is_told_with_its_setting(tmp_path):
+    FRAME.to_csv(tmp_path / "t.csv", index=False, sep=";")
+    with pytest.raises(DataError, match=r"data\.csv: \{separator: ';'\}"):
+        read(tmp_path, "t.csv")
+    FRAME.to_csv(tmp_path / "t.csv", index=False, encoding="latin-1")
+    with pytest.raises(DataError, match=r"not a text file in UTF-8.*data\.csv: \{encoding"):
+        read(tmp_path, "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ({"separator": ",", "decimal": ","}, "both ','"),
+        ({"encoding": "klingon"}, "no encoding that Python knows"),
+        ({"separator": ""}, "at least 1"),
+    ],
+)
+def test_forms_that_cannot_be_are_refused(form, said):
+    with pytest.raises(ValueError, match=said):
+        DataSettings(train="a", test="b", csv=form)
+
+
+def test_packed_files_are_read(tmp_path):
+    text = FRAME.to_csv(index=False).encode()
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(text))
+    check(read(tmp_path, "t.csv.gz"))
+    with pa.CompressedOutputStream(str(tmp_path / "t.csv.zst"), "zstd") as file:
+        file.write(text)
+    check(read(tmp_path, "t.csv.zst"))
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+def test_damaged_packed_files_are_told(tmp_path, ending):
+    (tmp_path / f"t.csv.{ending}").write_bytes(b"not packed")
+    with pytest.raises(DataError, match=rf"t\.csv\.{ending}: not a readable file"):
+        read(tmp_path, f"t.csv.{ending}")
+
+
+@pytest.mark.parametrize("name", ["t.feather", "t.arrow"])
+def test_arrow_files_are_read(tmp_path, name):
+    FRAME.to_feather(tmp_path / name)
+    check(read(tmp_path, name))
+
+
+MADE = """
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+FRAME = pd.DataFrame({"id": ["r0", "r1", "r2"], "größe": [1.5, -2.25, 1e-3], "n": [1, 2, 3],
+                      "label": ["süß", "sauer", "süß"]})
+
+
+def frame():
+    return FRAME
+
+
+def indexed():
+    return FRAME.set_index("id")
+
+
+def arrow():
+    return pa.Table.from_pandas(FRAME)
+
+
+def tokens():
+    cells = {"id": [7, 8], "input_ids": [[1, 2, 3], [4, 5, 6]], "label": ["no", "yes"]}
+    return pa.table(cells)
+
+
+def ragged():
+    return pa.table({"id": [7, 8], "input_ids": [[1, 2], [4]], "label": ["no", "yes"]})
+
+
+def random():
+    return FRAME.assign(n=np.random.default_rng().normal(size=3))
+"""
+
+
+@pytest.fixture
+def made(tmp_path):
+    (tmp_path / "made_tables.py").write_text(MADE)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["frame", "indexed", "arrow"])
+def test_tables_that_code_makes(made, name):
+    check(read(made, f"made_tables:{name}"))
+
+
+def test_cells_that_are_lists_are_arrays(made):
+    split = read(made, "made_tables:tokens")
+    np.testing.assert_array_equal(split.x["x"], [[1, 2, 3], [4, 5, 6]])
+    assert split.x["x"].dtype == np.int64
+    assert split.labels.tolist() == ["no", "yes"]
+    with pytest.raises(DataError, match="row 1 has input_ids of shape"):
+        read(made, "made_tables:ragged")
+
+
+def test_a_table_that_is_drawn_anew_is_refused(made):
+    with pytest.raises(DataError, match="is another one when it is read again"):
+        read(made, "made_tables:random")

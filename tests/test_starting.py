@@ -1,0 +1,196 @@
+"""`init` writes a study that runs, `check` says what is wrong with one and what it will cost."""
+
+import re
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner
+from pydantic import BaseModel
+
+from influence_dag.__main__ import main
+from influence_dag.errors import DataError, ModelError, StudyError
+from influence_dag.foreseen import foresee
+from influence_dag.query import open_study
+from influence_dag.running import load_study
+from influence_dag.starting import Start, init
+from influence_dag.study import StudySettings
+
+
+def write_tables(folder, target, **others):
+    rng = np.random.default_rng(0)
+    n = len(target)
+    x = rng.normal(size=(n, 2))
+    columns = {"id": [f"r{k}" for k in range(n)], "a": x[:, 0], "b": x[:, 1], **others}
+    frame = pd.DataFrame(columns).assign(label=target)
+    frame[: n - 4].to_csv(folder / "train.csv", index=False)
+    frame[n - 4 :].to_csv(folder / "test.csv", index=False)
+
+
+WORDS = ["red", "green", "blue"] * 8
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(name="iris", **options):
+    return init(
+        Start(name, **{"train": "train.csv", "test": "test.csv", "target": "label", **options})
+    )
+
+
+def test_what_init_writes_runs(folder):
+    write_tables(folder, WORDS, note=["some text"] * 24)
+    given = "--train train.csv --test test.csv --target label --id id"
+    done = CliRunner().invoke(main, f"init iris {given}")
+    assert done.exit_code == 0, done.output
+    assert "3 classes, blue, green, red" in done.output
+    assert sorted(path.name for path in (folder / "iris").iterdir()) == [
+        "defs.yaml",
+        "model.py",
+        "pyproject.toml",
+    ]
+    done = CliRunner().invoke(main, ["materialize", "iris", "--quiet", "--show"])
+    assert done.exit_code == 0, done.output
+    assert "(red)  some text" in done.output
+    influences = open_study("iris")["direct"].influences
+    assert influences.shape == (4, 20)
+    assert influences.train_label.values[:3].tolist() == ["red", "green", "blue"]
+
+
+def names_of(model: type[BaseModel]) -> set[str]:
+    return set(model.model_fields)
+
+
+def test_every_option_stands_in_the_file_and_can_be_set(folder):
+    write_tables(folder, WORDS)
+    start()
+    text = (folder / "iris/defs.yaml").read_text()
+    written = set(re.findall(r"^ *#?(\w+):", text, flags=re.MULTILINE))
+    groups = [StudySettings, *map(type, (load_study("iris").settings.compute,))]
+    for group in groups:
+        assert names_of(group) <= written
+    for option in ("classes", "keep", "on_indefinite", "leave_one_out", "keep_versions", "wrt"):
+        assert option in written
+    for option in ("on_indefinite", "keep", "max_steps"):
+        text = text.replace(f"#{option}:", f"{option}:", 1)
+    (folder / "iris/defs.yaml").write_text(text)
+    assert load_study("iris").settings.methods["direct"].on_indefinite == "raise"
+    assert yaml.safe_load(text)["attributes"]["data"]["target"] == "label"
+
+
+@pytest.mark.parametrize(
+    ("target", "loss", "outputs"),
+    [
+        (np.linspace(0, 1, 24), "mse", 1),
+        ([0, 1, 2] * 8, "cross_entropy", 3),
+        ([3, 5] * 12, "cross_entropy", 2),
+        ([True, False] * 12, "cross_entropy", 2),
+        (np.arange(24) * 7, "mse", 1),
+    ],
+    ids=["decimals", "positions", "numbers as names", "truth values", "amounts"],
+)
+def test_the_model_fits_the_target(folder, target, loss, outputs):
+    write_tables(folder, target)
+    start()
+    assert load_study("iris").settings.model.loss == loss
+    assert f"nn.Linear(2, {outputs})" in (folder / "iris/model.py").read_text()
+    foresee("iris")
+
+
+def test_rows_without_ids_get_some(folder):
+    write_tables(folder, WORDS)
+    for name in ("train.csv", "test.csv"):
+        pd.read_csv(name).drop(columns="id").to_csv(name, index=False)
+    assert "with a column 'id'" in start()
+    frame = pd.read_csv(folder / "iris/train.csv")
+    assert frame.columns.tolist() == ["id", "a", "b", "label"]
+    assert frame.id.tolist()[:2] == ["train-00", "train-01"]
+
+
+def test_other_separators_and_decimal_commas_are_found(folder):
+    write_tables(folder, WORDS)
+    for name in ("train.csv", "test.csv"):
+        pd.read_csv(name).to_csv(name, index=False, sep=";", decimal=",")
+    start()
+    csv = load_study("iris").settings.data.csv
+    assert (csv.separator, csv.decimal) == (";", ",")
+    assert foresee("iris").features == (2,)
+
+
+def test_in_a_project_the_model_is_one_of_its_modules(folder):
+    write_tables(folder, WORDS)
+    (folder / "pyproject.toml").touch()
+    start("assets/iris")
+    study = load_study("assets/iris")
+    assert study.settings.model.build == "assets.iris.model:build"
+    assert study.root == folder
+    foresee("assets/iris")
+    with pytest.raises(StudyError, match="'not-a-name' is no name of a package"):
+        start("not-a-name/iris")
+
+
+def test_what_init_cannot_use_is_told(folder):
+    write_tables(folder, WORDS)
+    with pytest.raises(DataError, match=r"no target column 'lable' .*did you mean 'label'"):
+        start(target="lable")
+    with pytest.raises(DataError, match=r"no file .*trian\.csv; did you mean 'train\.csv'"):
+        start(train="trian.csv")
+    assert not (folder / "iris/defs.yaml").exists()
+    start()
+    with pytest.raises(StudyError, match=r"defs\.yaml exists"):
+        start()
+
+
+# check
+
+
+def test_sizes_are_those_that_a_refresh_stores(project):
+    found = {cost.artifact: cost for cost in foresee(project.folder).costs}
+    for name in ("direct/influences", "direct/perturbation_influences", "direct/influence_factors"):
+        (variable, *_) = project.results.store.version(name).variables.values()
+        stored = int(np.prod(variable.shape)) * np.dtype(variable.dtype).itemsize
+        assert found[name].disk == stored
+    assert set(found) == set(project.results.artifacts)
+
+
+def test_a_check_says_rows_classes_and_parameters_within_seconds(project):
+    started = time.process_time()
+    text = str(foresee(project.folder))
+    assert time.process_time() - started < 5
+    assert "40 training rows, 10 test rows, 3 features; 31 parameters" in text
+    assert "warning" not in text
+    assert not (project.root / "store/tiny/dataset/versions/000002").exists()
+
+
+def test_columns_of_other_scales_are_told(project):
+    for row in project.rows["train"]:
+        row[1] *= 1e5
+    project.write("train")
+    assert "columns of very different scales (height ±" in str(foresee(project.folder))
+
+
+def test_a_check_finds_what_a_refresh_would(project):
+    project.edit("test", 4, label=7)
+    with pytest.raises(DataError, match=r"test\.csv: row 'test-04', column 'label': label 7"):
+        foresee(project.folder)
+    project.edit("test", 4, label=1)
+    project.write_model("from torch import nn\n\ndef build():\n    return nn.Linear(5, 3)\n")
+    with pytest.raises(ModelError, match="the model fails on inputs"):
+        foresee(project.folder)
+    project.write_settings(data={"train": "nowhere.csv"})
+    with pytest.raises(DataError, match=r"no file .*nowhere\.csv"):
+        foresee(project.folder)
+
+
+def test_more_than_fits_on_the_disk_is_told(project, monkeypatch):
+    monkeypatch.setattr("influence_dag.foreseen._free", lambda path: 1000)
+    monkeypatch.setattr("influence_dag.foreseen._memory", lambda: 1000)
+    text = str(foresee(project.folder))
+    assert "are to be stored, 1,000 B are free" in text
+    assert "of memory, 1,000 B are there" in text
