@@ -88,7 +88,11 @@ def recorded_layers(
     def record(name: str) -> Callable[..., Tensor]:
         def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: Any, output: Any) -> Any:
             given = (*inputs, *kwargs.values())
-            if len(given) != 1 or not isinstance(given[0], Tensor) or not isinstance(output, Tensor):
+            if (
+                len(given) != 1
+                or not isinstance(given[0], Tensor)
+                or not isinstance(output, Tensor)
+            ):
                 return output  # not captured: no call is seen
             calls.append((name, given[0], output))
             return output.clone()  # an in-place activation may follow

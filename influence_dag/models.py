@@ -126,4 +126,3 @@ def state_fingerprint(module: nn.Module) -> str:
             for name, value in state_of(module).items()
         }
     )
-

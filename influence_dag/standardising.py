@@ -15,7 +15,9 @@ import numpy as np
 from influence_dag.errors import DataError
 
 _STEPS = 4  # of the mean, in a unit of s
-_CONSTANT = 1e-12  # deviation, relative to the size of the numbers, below which a column is constant
+_CONSTANT = (
+    1e-12  # deviation, relative to the size of the numbers, below which a column is constant
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,10 +81,13 @@ def test_a_tied_weight_is_stored_under_one_name(tmp_path):
 
 
 REFUSED = {
-    "a module": (lambda: build(1), r"it holds a torch\.nn\S+; only tensors and plain values .*model\.state_dict\(\)"),
+    "a module": (
+        lambda: build(1),
+        r"it holds a torch\.nn\S+; only tensors and plain values .*model\.state_dict\(\)",
+    ),
     "numbers": (lambda: {"epoch": 3}, r"holds a mapping with 'epoch'; wanted a state dict"),
     "a tensor": (lambda: torch.ones(3), r"holds a Tensor; wanted a state dict"),
-    "nothing": (lambda: {}, r"holds a mapping with nothing; wanted"),
+    "nothing": (dict, r"holds a mapping with nothing; wanted"),
     "another shape": (
         lambda: {"model": state() | {"3.bias": torch.ones(4)}},
         r"does not fit Sequential: 3\.bias has shape \(4,\), the module's is \(3,\)",

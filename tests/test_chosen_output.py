@@ -81,8 +81,11 @@ def test_the_logits_are_found(wrap, loss):
 
 @pytest.mark.parametrize("name", ["head", "1"])
 def test_an_output_can_be_named(name):
-    wrap = (lambda l, h: {"hidden": h, "head": l}) if name == "head" else (lambda l, h: (h, l))
-    objective = Objective(classifier(wrap), "cross_entropy", output=name)
+    ways = {
+        "head": lambda out, hidden: {"hidden": hidden, "head": out},
+        "1": lambda out, hidden: (hidden, out),
+    }
+    objective = Objective(classifier(ways[name]), "cross_entropy", output=name)
     expected = Objective(classifier(WRAPS["the tensor"]), "cross_entropy")
     torch.testing.assert_close(
         objective.losses(objective.params, rows()), expected.losses(expected.params, rows())
@@ -118,11 +121,11 @@ def test_the_logits_of_tokens_have_their_classes_second():
 
 
 def test_outputs_that_are_ambiguous_or_unknown_are_told():
-    two = classifier(lambda l, h: (l, h))
+    two = classifier(lambda out, hidden: (out, hidden))
     with pytest.raises(ModelError, match=r"tuple of .*say which with model\.output"):
         Objective(two, "cross_entropy").check(rows())
     named = Objective(classifier(WRAPS["a dict"]), "cross_entropy", output="scores")
-    with pytest.raises(ModelError, match="'scores' is no tensor among .*known are hidden, logits"):
+    with pytest.raises(ModelError, match=r"'scores' is no tensor among .*known are hidden, logits"):
         named.losses(named.params, rows())
 
 

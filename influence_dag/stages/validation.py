@@ -142,9 +142,7 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
         Coordinate("left_out", ("left_out",), _ids(bench, "train")[found.index]),
     )
     start = "at the given θ" if given else "at θ, the fit to all rows"
-    attributes = bench.attributes(
-        method=method, refits_start=start, **(_PROXIMAL if given else {})
-    )
+    attributes = bench.attributes(method=method, refits_start=start, **(_PROXIMAL if given else {}))
     return Whole(arrays, attributes, found.summary(), coordinates)
 
 
