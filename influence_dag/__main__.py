@@ -25,7 +25,7 @@ def main() -> None:
 @click.option("--show", is_flag=True, help="Print where things are and what they say.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def materialize(folder: Path, show: bool, quiet: bool) -> None:
-    """Bring every artifact of the study in FOLDER (with a defs.yaml) up to date.
+    """Bring every artifact of the study in FOLDER (with a defs.yaml, or its results) up to date.
 
     Interrupted (Ctrl-C, SIGTERM) it ends with exit code 130; run again, it goes on from there.
     """
@@ -52,7 +52,7 @@ def status(folder: Path) -> None:
 @main.command()
 @click.argument("store", type=click.Path(path_type=Path))
 def show(store: Path) -> None:
-    """Print what is stored in STORE (for example data/store/digits)."""
+    """Print what is stored in STORE (for example data/store/digits, or assets/digits)."""
     from influence_dag.query import open_study
     from influence_dag.showing import describe
 

@@ -1,9 +1,12 @@
 """Settings of a study's rows: the files or code they come from, and how columns become inputs."""
 
-from typing import Annotated, Literal
+import codecs
+from datetime import date
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Discriminator,
     Field,
     PositiveInt,
@@ -86,6 +89,49 @@ Files = Annotated[
 ]
 
 
+class CsvSettings(Settings):
+    """How a .csv is written; nothing of it is guessed."""
+
+    separator: str = Field(default=",", min_length=1, max_length=1)
+    decimal: Literal[".", ","] = "."
+    encoding: str = Field(default="utf-8-sig", description="a name that Python knows: latin-1, …")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"{value!r} is no encoding that Python knows") from error
+        return value
+
+    @model_validator(mode="after")
+    def _differ(self) -> "CsvSettings":
+        if self.separator == self.decimal:
+            raise ValueError(
+                f"separator and decimal are both {self.decimal!r}; with a decimal comma the "
+                "separator is mostly ';' or a tab"
+            )
+        return self
+
+
+def _class_names(value: Any) -> Any:
+    """Names of classes as text: YAML reads 3 as a number and 2024-05-01 as a date."""
+    if not isinstance(value, list | tuple):
+        return value
+    names = [
+        each.isoformat() if isinstance(each, date) else str(each)
+        for each in value
+        if not isinstance(each, bool)
+    ]
+    if len(names) < len(value):
+        return value  # truth values: refused by type
+    names = [name.strip() for name in names]
+    if not names or "" in names or len(set(names)) < len(names):
+        raise ValueError("classes are names of outputs: each once, none empty")
+    return tuple(names)
+
+
 class DataSettings(Settings):
     """Where the rows come from: `.csv`, `.parquet`, `.npz`, `.zarr` or `module:callable`.
 
@@ -100,6 +146,21 @@ class DataSettings(Settings):
         description="the column of row ids; without it the position is the id (not for .csv)",
     )
     target: str = "y"
+    classes: Annotated[tuple[str, ...], BeforeValidator(_class_names)] | None = Field(
+        default=None,
+        description=(
+            "the labels in the order of the model's outputs; default: the sorted distinct labels "
+            "of the training rows, where labels are words"
+        ),
+    )
+    keep: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "columns that are no features and travel along as coordinates (train_note, test_note); "
+            "with features.columns all other columns of text do"
+        ),
+    )
+    csv: CsvSettings = CsvSettings()
     weight: str | None = Field(
         default=None,
         description=(
@@ -117,12 +178,21 @@ class DataSettings(Settings):
             name = twice.pop()
             both = " and ".join(role for role, each in roles.items() if each == name)
             raise ValueError(f"{both} both name {name!r}; each needs a column of its own")
+        if twice := [name for name in self.keep if self.keep.count(name) > 1]:
+            raise ValueError(f"keep names {twice[0]!r} twice")
+        if held := [name for name in self.keep if name in named]:
+            raise ValueError(
+                f"keep names {held[0]!r}, which is a coordinate already: ids and labels always are"
+                if held[0] != self.weight
+                else f"keep names {held[0]!r}, the weight, which the dataset holds as train_weight"
+            )
         return self
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The columns that are no features."""
-        return tuple(name for name in (self.id, self.target, self.weight) if name is not None)
+        """The columns that are no features unless `features.columns` names them."""
+        named = (self.id, self.target, self.weight, *self.keep)
+        return tuple(name for name in named if name is not None)
 
     def names(self, which: Which) -> tuple[str, ...]:
         """What a split is read from: one name, or those of a list."""

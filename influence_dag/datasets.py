@@ -4,7 +4,8 @@ Input problems end here, as a `DataError` that names the file, the row, the colu
 seen and what would be right.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from influence_dag.sources import Source, files, read_source
 from influence_dag.sources.digests import FileDigests
 from influence_dag.sources.ids import checked_ids
 from influence_dag.sources.numbers import canonical, decimal, whole
+from influence_dag.sources.words import TRUTH, encoded
 from influence_dag.standardising import Units
 from influence_dag.store.fingerprints import fingerprint, row_fingerprints
 
@@ -33,6 +35,8 @@ class Split:
     `feature_names` are a table's feature columns, row-major where the input has a shape.
     `units` are those of a standardised input, the same for both splits.
     `weights` (n,) are those of training rows, None where all count alike; test rows have none.
+    Labels that were words are numbers in `y`, positions in `classes`. `kept` are columns that
+    travel along, one value a row.
     """
 
     ids: np.ndarray
@@ -42,7 +46,18 @@ class Split:
     dims: tuple[str, ...]
     source: str
     weights: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
+    kept: Mapping[str, np.ndarray] = field(default_factory=dict)
     units: Units | None = None
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Each row's target as it is shown: the name of its class, else the number."""
+        if self.y.ndim != 1:
+            return None
+        if self.classes is None:
+            return self.y
+        return np.array(self.classes, np.dtypes.StringDType())[self.y]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -58,8 +73,13 @@ class Split:
         return row_fingerprints({name: canonical(each[rows]) for name, each in columns.items()})
 
 
-def load_split(data: DataSettings, which: Which, root: Path) -> Split:
+def load_split(
+    data: DataSettings, which: Which, root: Path, classes: tuple[str, ...] | None = None
+) -> Split:
     """Read and check one split; relative paths start at `root`.
+
+    Labels that are words become positions in `data.classes`, else in `classes` (those of the
+    training rows), else in the sorted distinct labels of the split itself.
 
     Raises `DataError` naming file, row, column, what was seen and what would be right.
     """
@@ -71,13 +91,19 @@ def load_split(data: DataSettings, which: Which, root: Path) -> Split:
     x = {name: _scaled(source, name, data.features) for name in source.inputs}
     dims = _dims(source, data.features, x)
     weights = _weights(source, data) if which == "train" else None
-    return Split(ids, x, _target(source), source.columns, dims, source.name, weights)
+    known = data.classes or classes
+    values, names = encoded(source, data.target, known, given=data.classes is not None)
+    y = _target(replace(source, target=values))
+    return Split(ids, x, y, source.columns, dims, source.name, weights, names, source.kept)
 
 
 def load_splits(data: DataSettings, root: Path) -> tuple[Split, Split]:
     """The training and the test rows, checked against each other."""
-    train, test = load_split(data, "train", root), load_split(data, "test", root)
+    train = load_split(data, "train", root)
+    test = load_split(data, "test", root, train.classes)
     check_alike(train, test)
+    if train.classes != test.classes:  # truth values in one split, the numbers 0 and 1 in the other
+        train, test = replace(train, classes=None), replace(test, classes=None)
     pair = _of_one_type(train, test), _of_one_type(test, train)
     return _standardised(*pair) if data.features.standardise else pair
 
@@ -106,6 +132,17 @@ def check_alike(train: Split, test: Split) -> None:
         seen, wanted = test.x[name].shape[1:], train.x[name].shape[1:]
         if seen != wanted:
             raise DataError(f"{pair} disagree on the shape of {name}: {seen} and {wanted} a row")
+    if train.classes is None and test.classes not in (None, TRUTH):
+        raise DataError(
+            f"{pair} disagree on the target: the training rows have numbers, the test rows words "
+            f"({', '.join(map(repr, test.classes[:SHOWN]))})"
+        )
+    if set(train.kept) != set(test.kept):
+        differing = sorted(set(train.kept) ^ set(test.kept))
+        raise DataError(
+            f"{pair} disagree on the columns that travel along: only one of them has the text "
+            f"{differing[:SHOWN]}; data.keep can name those to keep"
+        )
     if train.y.shape[1:] != test.y.shape[1:]:
         raise DataError(
             f"{pair} disagree on the target: {test.y.dtype} of shape {test.y.shape[1:]} and "
@@ -164,7 +201,8 @@ def source_fingerprint(data: DataSettings, root: Path, *, remembered: Path | Non
 def _content(data: DataSettings, which: Which, root: Path, digests: FileDigests) -> str:
     if is_callable_name(data.names(which)[0]):
         split = load_split(data, which, root)
-        return fingerprint(list(map(str, split.ids)), split.row_keys())
+        kept = {name: list(map(str, values)) for name, values in split.kept.items()}
+        return fingerprint(list(map(str, split.ids)), split.row_keys(), split.classes, kept)
     return fingerprint(
         {
             f"{name}/{inside.relative_to(path)}": digests[inside]
@@ -177,6 +215,8 @@ def _content(data: DataSettings, which: Which, root: Path, digests: FileDigests)
 
 def _check_finite(source: Source) -> None:
     for name, values in {**source.inputs, "target": source.target}.items():
+        if name == "target" and values.dtype.kind == "O":
+            continue  # words
         if values.dtype.kind not in "fiub":
             raise DataError(f"{source.name}: {name} holds {values.dtype}; expected numbers")
         wrong = ~np.isfinite(values.reshape(len(values), -1))

@@ -6,9 +6,12 @@ the data touches only the chunks that hold the edited rows.
 """
 
 import hashlib
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +21,8 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("test", "train")
 STRING = np.dtypes.StringDType()
 HOLE = np.uint64(0)
+# What follows `train_` or `test_` in the names of arrays of our own.
+TAKEN = frozenset({"label", "valid", "key", "x", "y", "weight", "sum", "abs_mean", "block"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +30,7 @@ class Axis:
     """The rows of one split, by slot: ids, content fingerprints, labels, holes.
 
     `keys` are 64 bits of each row's content hash; a hole has key 0. Equal keys at the same
-    slot mean an unchanged row.
+    slot mean an unchanged row. `kept` are columns that travel along, by the name of the column.
     """
 
     name: Split
@@ -33,6 +38,7 @@ class Axis:
     keys: np.ndarray
     labels: np.ndarray | None = None
     valid: np.ndarray = field(default=None)  # type: ignore[assignment]
+    kept: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.valid is None:
@@ -52,9 +58,15 @@ class Axis:
         return int(self.valid.sum())
 
     @staticmethod
-    def coordinate_names(split: Split) -> tuple[str, ...]:
-        """What its coordinates are called; rows whose target is not one number have no label."""
-        return split, f"{split}_label", f"{split}_valid", f"{split}_key"
+    def coordinate_names(split: Split, names: Iterable[str] = ()) -> tuple[str, ...]:
+        """What its coordinates are called; rows whose target is not one number have no label.
+
+        Those of columns that travel along are found among `names`, all those of an artifact.
+        """
+        own = split, f"{split}_label", f"{split}_valid", f"{split}_key"
+        mark = f"{split}_"
+        kept = (name for name in names if name.startswith(mark) and name[len(mark) :] not in TAKEN)
+        return *own, *(name for name in kept if name not in own)
 
     @cached_property
     def coordinates(self) -> tuple[Coordinate, ...]:
@@ -72,11 +84,21 @@ class Axis:
                 ),
             )
         )
+        kept = (
+            Coordinate(
+                f"{name}_{kept_name(column)}",
+                (name,),
+                values,
+                {"long_name": f"column {column!r} of the {name} row"},
+            )
+            for column, values in self.kept.items()
+        )
         return (
             Coordinate(
                 name, (name,), self.ids.astype(STRING), {"long_name": f"id of the {name} row"}
             ),
             *labels,
+            *kept,
             Coordinate(
                 f"{name}_valid",
                 (name,),
@@ -99,8 +121,14 @@ class Axis:
             return version.coordinate(f"{name}{suffix}")
 
         labels = values("_label") if f"{name}_label" in version.coordinates else None
+        kept = cls.coordinate_names(name, version.coordinates)[4:]
         return cls(
-            name, values("").astype(STRING), values("_key"), labels, values("_valid").astype(bool)
+            name,
+            values("").astype(STRING),
+            values("_key"),
+            labels,
+            values("_valid").astype(bool),
+            {each[len(name) + 1 :]: version.coordinate(each) for each in kept},
         )
 
     def digests(self, size: int) -> Keys:
@@ -132,7 +160,11 @@ class AxisChange:
 
 
 def assign_slots(
-    previous: Axis | None, ids: np.ndarray, keys: np.ndarray, labels: np.ndarray | None
+    previous: Axis | None,
+    ids: np.ndarray,
+    keys: np.ndarray,
+    labels: np.ndarray | None,
+    kept: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> tuple[Axis, np.ndarray, AxisChange]:
     """Give every row a slot: its old one, else a hole, else a new one at the end.
 
@@ -158,11 +190,11 @@ def assign_slots(
     slot_of[new[reused:]] = np.arange(len(previous), size)
     change = AxisChange(added, changed, removed)
     if size - len(ids) > size // 4:
-        axis, source = fresh_axis(previous.name, ids, keys, labels)
+        axis, source = fresh_axis(previous.name, ids, keys, labels, kept)
         return axis, source, change
     source = np.full(size, -1, np.int64)
     source[slot_of] = np.arange(len(ids))
-    return _axis_from_source(previous, ids, keys, labels, source), source, change
+    return _axis_from_source(previous, ids, keys, labels, kept, source), source, change
 
 
 def slots_of(ids: np.ndarray, previous: np.ndarray) -> np.ndarray:
@@ -174,13 +206,17 @@ def slots_of(ids: np.ndarray, previous: np.ndarray) -> np.ndarray:
 
 
 def fresh_axis(
-    name: Split, ids: np.ndarray, keys: np.ndarray, labels: np.ndarray | None
+    name: Split,
+    ids: np.ndarray,
+    keys: np.ndarray,
+    labels: np.ndarray | None,
+    kept: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> tuple[Axis, np.ndarray]:
     """An axis in file order without holes, and the identity as its source."""
-    return Axis(name, ids.astype(STRING), keys, labels), np.arange(len(ids))
+    return Axis(name, ids.astype(STRING), keys, labels, kept=_plain(kept)), np.arange(len(ids))
 
 
-def _axis_from_source(previous: Axis, ids, keys, labels, source: np.ndarray) -> Axis:
+def _axis_from_source(previous: Axis, ids, keys, labels, kept, source: np.ndarray) -> Axis:
     present = source >= 0
     if len(ids) == len(source) and bool((source == np.arange(len(source))).all()):
         slot_ids = ids.astype(STRING, copy=False)
@@ -190,8 +226,37 @@ def _axis_from_source(previous: Axis, ids, keys, labels, source: np.ndarray) -> 
         slot_ids[present] = ids[source[present]].astype(STRING)
     slot_keys = np.full(len(source), HOLE)
     slot_keys[present] = keys[source[present]]
-    slot_labels = None
-    if labels is not None:
-        slot_labels = np.zeros(len(source), labels.dtype)
-        slot_labels[present] = labels[source[present]]
-    return Axis(previous.name, slot_ids, slot_keys, slot_labels, present)
+    slot_labels = None if labels is None else _by_slot(labels, source)
+    slot_kept = {name: _by_slot(values, source) for name, values in _plain(kept).items()}
+    return Axis(previous.name, slot_ids, slot_keys, slot_labels, present, slot_kept)
+
+
+def _by_slot(values: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Values by slot; holes have 0, False or an empty text."""
+    present = source >= 0
+    slots = np.zeros(len(source), values.dtype)
+    slots[present] = values[source[present]]
+    return slots
+
+
+def _plain(kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns under the names that their coordinates have, text of variable width."""
+    return {
+        kept_name(name): values.astype(STRING) if values.dtype.kind in "OU" else values
+        for name, values in kept.items()
+    }
+
+
+def kept_name(column: str) -> str:
+    """The name of a column as part of a coordinate's: without spaces, slashes, or names taken.
+
+    >>> kept_name("free text"), kept_name("label")
+    ('free_text', 'label_column')
+    """
+    name = re.sub(r"[\s/\\]+", "_", column.strip())
+    return f"{name}_column" if name in TAKEN else name
+
+
+def shown_label(label: Any) -> str:
+    """A label as a person reads it: words as they are, numbers without trailing zeros."""
+    return f"{label:g}" if isinstance(label, int | float | np.number) else str(label)

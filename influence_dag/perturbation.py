@@ -62,6 +62,8 @@ def perturbation_influences(
     found = None if wrt else _by_a_short_cut(objective, factors, rows, route, chunk)
     if found is None:
         found = _by_autograd(objective, factors, rows, chunk, point)
+    if wrt is not None:
+        _check_order(objective, factors, rows, point, wrt)
     _check_finite(found)
     return found
 
@@ -114,6 +116,30 @@ def _confirmed(
     scale = (terms.sum(1) * len(u) / len(u[some])).sqrt() + truth.norm(dim=1)
     tolerance = _TOLERANCE.get(objective.dtype, _LOOSE)
     return bool((difference <= tolerance * (scale + _SMALL_ROWS * scale.max())).all())
+
+
+def _check_order(
+    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, point: Point, wrt: str
+) -> None:
+    """Raise `ModelError` where a module sees its rows in another order than they come in.
+
+    What is found of a random combination of the factors has to follow the rows when they change
+    places: of a module within a sort it stays, or mixes.
+    """
+    u = random_weights(factors.norm(dim=1), len(rows))
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    order = order.to(factors.device)
+    first, second = (
+        _flat(_by_autograd(objective, (u @ factors)[None], batch, 1, point))[0]
+        for batch in (rows, rows[order])
+    )
+    tolerance = _TOLERANCE.get(objective.dtype, _LOOSE)
+    if not (second - first[order]).norm() <= 10 * tolerance * first.norm():
+        raise ModelError(
+            f"module {wrt!r} sees its rows in another order than the model is given them (sorted, "
+            "packed or routed), so derivatives in its output cannot be told apart by row; name a "
+            "module before or after that"
+        )
 
 
 def _flat(products: Float[Tensor, "k n *features"]) -> Float[Tensor, "k n f"]:

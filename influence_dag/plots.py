@@ -1,17 +1,22 @@
 """Pictures of what is stored: spectra, convergence, histograms, helpful and harmful rows.
 
 Every function takes plain arrays and returns a matplotlib figure; nothing touches pyplot's
-global state, so they work in threads and without a screen.
+global state, so they work in threads and without a screen. Ids and names of columns are shown as
+they are: a dollar sign begins no mathematics.
 """
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
+
+from influence_dag.texts import literal
 
 HELPS, HARMS, NEUTRAL = "#2166ac", "#b2182b", "#555555"
 
@@ -19,8 +24,17 @@ HELPS, HARMS, NEUTRAL = "#2166ac", "#b2182b", "#555555"
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", facecolor="white")
+    with warnings.catch_warnings():  # what the font lacks is drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", facecolor="white")
     return buffer.getvalue()
+
+
+def _as_it_is(*texts: Text) -> None:
+    """No mathematics in what people have named."""
+    for text in texts:
+        text.set_parse_math(False)
+        text.set_usetex(False)
 
 
 def markdown(figure: Figure, alt: str) -> str:
@@ -141,7 +155,7 @@ def image_grid(
         ]
         for axes, ((label, image), colour) in zip(grid[row], cells, strict=False):
             axes.imshow(image, cmap="gray_r", interpolation="nearest")
-            axes.set_title(label, fontsize=7, color=colour)
+            _as_it_is(axes.set_title(literal(label, 30), fontsize=7, color=colour))
     figure.suptitle("test row · helps most (blue) · harms most (red)", fontsize=9)
     return figure
 
@@ -201,7 +215,7 @@ def feature_map(values: NDArray, *, title: str) -> Figure:
     axes = figure.subplots()
     limit = float(np.abs(values).max()) or 1.0
     drawn = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
-    axes.set_title(title, fontsize=8)
+    _as_it_is(axes.set_title(literal(title), fontsize=8))
     axes.set_axis_off()
     figure.colorbar(drawn, ax=axes, shrink=0.8).set_label("blue: more of it helps", fontsize=7)
     return figure
@@ -211,8 +225,11 @@ def feature_bars(names: Sequence[str], values: NDArray, *, title: str) -> Figure
     """A perturbation influence over named features."""
     figure = Figure(figsize=(4.8, 0.28 * len(names) + 0.9), layout="constrained")
     axes = figure.subplots()
-    axes.barh(list(names), values, color=[HELPS if value >= 0 else HARMS for value in values])
+    places = range(len(names))
+    axes.barh(places, values, color=[HELPS if value >= 0 else HARMS for value in values])
+    axes.set_yticks(places)
+    _as_it_is(*axes.set_yticklabels([literal(name) for name in names]))
     axes.invert_yaxis()
-    axes.set_title(title, fontsize=9)
+    _as_it_is(axes.set_title(literal(title), fontsize=9))
     axes.set_xlabel("blue: more of it helps", fontsize=7)
     return figure

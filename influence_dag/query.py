@@ -1,6 +1,7 @@
 """Stored results as labelled xarray objects, opened lazily; no torch, no Dagster."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import xarray as xr
 from influence_dag.errors import StoreError
 from influence_dag.labelled import SPLITS, Axis, Split
 from influence_dag.method_settings import MethodsSettings
+from influence_dag.result_arrays import of_results
 from influence_dag.store import ArtifactStore, Version
 from influence_dag.store.differences import Difference
 
@@ -18,12 +20,20 @@ from influence_dag.store.differences import Difference
 def open_study(path: str | Path, project: str | Path | None = None) -> "StudyResults":
     """The results of a study, for example `open_study("data/store/digits")`.
 
+    `path` is where they are, or the study's folder (with a `defs.yaml`), which says so.
+
     What is computed when sliced needs the study's code, which is imported from `project` (a
     folder), by default from the project in which the store lies (the nearest folder above it with
     a `pyproject.toml`), and from nowhere else. Raises `StoreError` when the folder holds no
     artifacts.
     """
-    return StudyResults(Path(path), None if project is None else Path(project))
+    folder = Path(path)
+    if (folder / "defs.yaml").is_file():
+        from influence_dag.running import load_study
+
+        study = load_study(folder)
+        folder, project = study.store_path, project or study.root
+    return StudyResults(folder, None if project is None else Path(project))
 
 
 class StudyResults:
@@ -74,8 +84,7 @@ class StudyResults:
 
     def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
         """Any artifact as a lazy dataset without holes; by default its current version."""
-        rows = without_holes(self.store.version(artifact, version).open(chunks=None))
-        return _in_blocks(rows)
+        return _in_blocks(without_holes(self.store.version(artifact, version).open(chunks=None)))
 
     def perturbation(self, method: str, version: int | None = None) -> xr.DataArray:
         """`∂/∂x_train` of the influence, dims `(test, train, *features)`, lazy."""
@@ -135,13 +144,17 @@ class StudyResults:
     def _row_info(self, method: str, dataset: xr.Dataset) -> Mapping[str, Any]:
         """Per-row results of other artifacts, matched by id (they may be of another age)."""
         info: dict[str, Any] = {}
-        if factors := self.store.current(f"{method}/influence_factors"):
-            for name in ("residual", "niter", "converged"):
-                if name in factors.variables:
-                    info[name] = _matched(factors, name, "test", dataset)
-        summary = self.store.current(f"{method}/summary")
-        if summary and "self_influence" in summary.variables:
-            info["self_influence"] = _matched(summary, "self_influence", "train", dataset)
+        places: dict[str, tuple[tuple[str, ...], Split]] = {
+            f"{method}/influence_factors": (("residual", "niter", "converged"), "test"),
+            f"{method}/summary": (("self_influence",), "train"),
+        }
+        for artifact, (names, split) in places.items():
+            try:
+                if version := self.store.current(artifact):
+                    known = [name for name in names if name in version.variables]
+                    info |= {name: _matched(version, name, split, dataset) for name in known}
+            except StoreError as error:  # the influences are sound by themselves
+                warnings.warn(f"left out {', '.join(names)}: {error}", RuntimeWarning, stacklevel=4)
         return info
 
 
@@ -166,15 +179,29 @@ def _matched(
 
 
 def without_holes(dataset: xr.Dataset) -> xr.Dataset:
-    """The rows that exist, `portable`. Bookkeeping coordinates (`*_valid`, `*_key`) are dropped."""
+    """The rows that exist, `portable`. Bookkeeping (`*_valid`, `*_key`, `blocks`) is dropped.
+
+    What names rows by their slots then names them by their positions among those that exist.
+    """
     for split in SPLITS:
         valid = dataset.coords.get(f"{split}_valid")
         if valid is not None and not bool(valid.all()):
             dataset = dataset.isel({split: np.flatnonzero(valid.values)})
-    bookkeeping = [f"{split}_{what}" for split in SPLITS for what in ("valid", "key")]
-    return portable(dataset.drop_vars(bookkeeping, errors="ignore"))
+            dataset = _renumbered(dataset, split, valid.values)
+    bookkeeping = ["blocks", *(f"{split}_{what}" for split in SPLITS for what in ("valid", "key"))]
+    return of_results(portable(dataset.drop_vars(bookkeeping, errors="ignore")))
 
 
+def _renumbered(dataset: xr.Dataset, split: str, valid: np.ndarray) -> xr.Dataset:
+    """Slots on an axis as positions among its rows that exist; −1, of no row, stays."""
+    positions = np.append(np.where(valid, np.cumsum(valid) - 1, -1), -1)
+    for name in SLOTS.keys() & dataset.keys():
+        if SLOTS[name] == split:
+            dataset[name] = dataset[name].copy(data=positions[dataset[name].values])
+    return dataset
+
+
+SLOTS = {"top_train": "train", "bottom_train": "train"}  # arrays of slots → the axis they are on
 LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from influence_dag.errors import StoreError
 from influence_dag.labelled import Split
 from influence_dag.model_settings import LOSSES
+from influence_dag.places import project_around
 from influence_dag.project_code import code_hashes, code_key
 from influence_dag.query import settings_of
 from influence_dag.store import ArtifactStore
@@ -39,9 +40,8 @@ def workbench_of(store: ArtifactStore, method: str, project: Path | None = None)
 
 def _project_around(store: ArtifactStore) -> Path:
     """The nearest folder above the store that has a `pyproject.toml`."""
-    for folder in store.root.parents:
-        if (folder / "pyproject.toml").is_file():
-            return folder
+    if project := project_around(store.root):
+        return project
     raise StoreError(
         f"{store.root} lies in no project (no pyproject.toml in a folder above it), and this needs "
         "the study's code; name the project: open_study(path, project=…)"

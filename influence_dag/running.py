@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from influence_dag.errors import InfluenceDagError, StudyError
+from influence_dag.places import project_around, project_root
 from influence_dag.query import StudyResults, open_study
 from influence_dag.store import ArtifactStore
 from influence_dag.study import Study, StudySettings, study_name
@@ -20,10 +21,13 @@ COMPONENT = "influence_dag.components.InfluenceStudy"
 def load_study(folder: str | Path) -> Study:
     """The study that a folder's `defs.yaml` describes; its name is the folder's.
 
-    Relative paths in it are relative to the project: the nearest folder above that has a
-    `pyproject.toml`, else the working directory. Raises `StudyError`.
+    A relative path in it is looked up in the study's folder, then in the project's: the nearest
+    folder above that has a `pyproject.toml`, else the working directory. The folder of a study's
+    results serves as well, where its project has the study. Raises `StudyError`.
     """
     path = Path(folder).resolve()
+    if path.is_dir() and not (path / "defs.yaml").is_file():
+        path = _study_of_store(path) or path
     path = path / "defs.yaml" if path.is_dir() else path
     if not path.is_file():
         raise StudyError(f"{path} does not exist; give a study's folder, with a defs.yaml in it")
@@ -34,14 +38,31 @@ def load_study(folder: str | Path) -> Study:
         settings = StudySettings.model_validate(content.get("attributes") or {})
     except ValidationError as error:
         raise StudyError(_explained(path, nodes, error)) from error
-    return Study(study_name(path.parent), settings, project_root(path.parent))
+    return Study(study_name(path.parent), settings, project_root(path.parent), path.parent)
 
 
-def project_root(folder: Path) -> Path:
-    """The nearest folder above with a `pyproject.toml`; without one, the working directory."""
-    return next(
-        (above for above in (folder, *folder.parents) if (above / "pyproject.toml").is_file()),
-        Path.cwd(),
+def _keeps(folder: Path, store: Path) -> bool:
+    """Whether there is a study in a folder that keeps its results in `store`."""
+    return (folder / "defs.yaml").is_file() and load_study(folder).store_path.resolve() == store
+
+
+def _study_of_store(store: Path) -> Path | None:
+    """The folder of the study whose results are in `store`; None if `store` has no results.
+
+    A store says where its study was, which is believed only if that is in the project around the
+    store and the study there keeps its results here.
+    """
+    dataset = ArtifactStore(store).current("dataset") if store.is_dir() else None
+    if dataset is None:
+        return None
+    project, said = project_around(store), dataset.attrs.get("study_folder")
+    folder = (project / said).resolve() if project and said else None
+    if folder and folder.is_relative_to(project or folder) and _keeps(folder, store):
+        return folder
+    raise StudyError(
+        f"{store} holds a study's results, and its study is not found "
+        f"({'no pyproject.toml in a folder above' if not project else f'looked in {project}'}); "
+        "give the study's folder, with a defs.yaml in it"
     )
 
 

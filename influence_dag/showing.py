@@ -1,17 +1,21 @@
 """A study's results in a few lines of text: where they are, what they say, what to type next."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from influence_dag.errors import StoreError
-from influence_dag.labelled import SPLITS
+from influence_dag.labelled import SPLITS, Axis, Split, shown_label
 from influence_dag.query import StudyResults
 from influence_dag.store.differences import Change
+from influence_dag.texts import literal
 
 TESTS, NEIGHBOURS = 3, 3
 SHOWN = 10  # labels in a list
+WIDEST = 70  # characters of a text that is quoted
 
 
 def describe(results: StudyResults) -> str:
@@ -57,32 +61,55 @@ def _sizes(array: xr.DataArray) -> str:
 def _strongest(row: xr.DataArray) -> list[str]:
     """The most helpful and most harmful training rows of one test row."""
     helps, harms = row.idag.top_k(NEIGHBOURS), row.idag.bottom_k(NEIGHBOURS)
-    return [
-        f"  {_name(row, 'test')}",
-        f"    helped by  {_list(helps)}",
-        f"    harmed by  {_list(harms)}",
-    ]
+    head = f"  {_name(row, 'test')}"
+    if kept := _kept(row, "test"):
+        pairs = [*_lines("helped by", helps), *_lines("harmed by", harms)]
+        return [f"{head}  {kept}", *pairs]
+    return [head, f"    helped by  {_list(helps)}", f"    harmed by  {_list(harms)}"]
+
+
+def _lines(what: str, rows: xr.DataArray) -> Iterator[str]:
+    """A line for each row, with what is kept of it."""
+    for row in rows:
+        yield f"    {what}  {float(row):+.3g}  {_name(row, 'train')}  {_kept(row, 'train')}"
 
 
 def _list(rows: xr.DataArray) -> str:
     return ", ".join(f"{_name(row, 'train')} {float(row):+.3g}" for row in rows)
 
 
-def _name(row: xr.DataArray, split: str) -> str:
+def _name(row: xr.DataArray, split: Split) -> str:
     label = row.coords.get(f"{split}_label")
-    return str(row[split].item()) + ("" if label is None else f" ({label.item():g})")
+    shown = "" if label is None else f" ({literal(shown_label(label.item()))})"
+    return f"{literal(row[split].item())}{shown}"
+
+
+def _kept(row: xr.DataArray, split: Split) -> str:
+    """The columns that travel along, as a person would quote them."""
+    names = [
+        name
+        for name in Axis.coordinate_names(split, map(str, row.coords))[4:]
+        if row.coords[name].ndim == 0
+    ]
+    told = (str(row.coords[name].item()) for name in names)
+    return "  ".join(_quoted(text) for text in told if text)
+
+
+def _quoted(text: str) -> str:
+    plain = " ".join(text.split())
+    return literal(plain if len(plain) <= WIDEST else f"{plain[: WIDEST - 1]}…")
 
 
 def _next(root: Path, method: str, results: StudyResults, influences: xr.DataArray) -> list[str]:
-    test = influences.test.values[0]
+    test = json.dumps(str(influences.test.values[0]), ensure_ascii=False)
     lines = [
         "Next, in Python:",
         "  import influence_dag as idag",
         f'  study = idag.open_study("{root}")',
-        f'  study["{method}"].influences.sel(test="{test}").idag.top_k(5)',
+        f'  study["{method}"].influences.sel(test={test}).idag.top_k(5)',
     ]
     if f"{method}/perturbation_influences" in results.artifacts:
-        lines.append(f'  study.perturbation("{method}").sel(test="{test}")')
+        lines.append(f'  study.perturbation("{method}").sel(test={test})')
     path = (
         root
         / f"{method}/influences/versions"
@@ -125,11 +152,11 @@ def describe_difference(
 
 
 def _moved(change: Change) -> str:
-    at = ", ".join(str(label) for label in change.labels.values())
+    at = ", ".join(literal(label) for label in change.labels.values())
     return f"{at}: {change.before:+.3g} → {change.after:+.3g}"
 
 
 def listed(names: list) -> str:
     """The first few of a list of labels, and how many more there are."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(map(str, names[:SHOWN])) + rest
+    return ", ".join(literal(name) for name in names[:SHOWN]) + rest

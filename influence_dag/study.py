@@ -27,6 +27,7 @@ from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import StudyError
 from influence_dag.method_settings import KRONECKER, MethodsSettings
 from influence_dag.model_settings import FitSettings, ModelSettings
+from influence_dag.places import placed_name
 from influence_dag.settings import Bytes, Settings, is_cron, parse_bytes, path_name
 from influence_dag.validation_settings import ValidationSettings
 
@@ -215,14 +216,37 @@ def study_name(folder: Path) -> str:
     )
 
 
+def placed(settings: StudySettings, folder: Path, root: Path) -> StudySettings:
+    """The settings with every input that lies in the study's folder named from the project's."""
+    if folder == root:
+        return settings
+
+    def from_root(names: str | tuple[str, ...] | None) -> Any:
+        if names is None or isinstance(names, str):
+            return names and placed_name(names, folder, root)
+        return tuple(placed_name(name, folder, root) for name in names)
+
+    data, model = settings.data, settings.model
+    files = {which: from_root(getattr(data, which)) for which in ("train", "test")}
+    return settings.model_copy(
+        update={
+            "data": data.model_copy(update=files),
+            "model": model.model_copy(update={"checkpoint": from_root(model.checkpoint)}),
+        }
+    )
+
+
 class Study:
     """Settings with a name and a place: what the stages work on.
 
-    Relative paths in the settings are relative to `root`, the project's folder.
+    A relative path of an input is looked up in `folder`, the study's, and then in `root`, the
+    project's. In the settings it then is relative to `root`, as is where results go.
     """
 
-    def __init__(self, name: str, settings: StudySettings, root: Path):
-        self.name, self.settings, self.root = name, settings, Path(root).resolve()
+    def __init__(self, name: str, settings: StudySettings, root: Path, folder: Path | None = None):
+        self.name, self.root = name, Path(root).resolve()
+        self.folder = None if folder is None else Path(folder).resolve()
+        self.settings = placed(settings, self.folder or self.root, self.root)
 
     def path(self, relative: str) -> Path:
         return self.root / Path(relative).expanduser()

@@ -8,19 +8,22 @@ import yaml
 from influence_dag.errors import StudyError
 
 LARGEST = 100_000  # values; anchors within anchors make billions of a few lines
+TEMPLATES = ("{{", "{%", "{#")  # what Jinja looks for
 
 
 def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
     """The values of a YAML file, and its nodes, which know their lines.
 
     Raises `StudyError` for what is not UTF-8 or not YAML, for a key that stands twice in one group
-    (YAML would silently take the last), and for anchors that unfold into too many values.
+    (YAML would silently take the last), for anchors that unfold into too many values, and for
+    templates and what else would make Dagster run code when it looks at the file.
     """
     try:
         nodes = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         if nodes is None:
             return None, None
         _check(path, nodes)
+        _check_top(path, nodes)
         return yaml.SafeLoader("").construct_document(nodes), nodes
     except OSError as error:
         raise StudyError(f"{path} cannot be read: {error.strerror}") from error
@@ -50,8 +53,11 @@ def _size(path: Path, node: yaml.Node, sizes: dict[int, int]) -> int:
         if isinstance(node, yaml.MappingNode):
             _check_keys(path, node)
             children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.ScalarNode):
+            _check_text(path, node)
+            children = []
         else:
-            children = node.value if isinstance(node, yaml.SequenceNode) else []
+            children = node.value
         sizes[id(node)] = 1 + sum(_size(path, child, sizes) for child in children)
     return sizes[id(node)]
 
@@ -70,3 +76,24 @@ def _check_keys(path: Path, node: yaml.MappingNode) -> None:
                 "keep one of them"
             )
         lines[key.value] = line
+
+
+def _check_text(path: Path, node: yaml.ScalarNode) -> None:
+    """Refuse templates: Dagster would fill them in, by any code; the command line would not."""
+    if found := next((mark for mark in TEMPLATES if mark in node.value), None):
+        line = node.start_mark.line + 1
+        raise StudyError(
+            f"{path}:{line}: {node.value!r:.120} has {found}, which begins a template; settings "
+            "mean what they say, wherever they are read: write the value itself"
+        )
+
+
+def _check_top(path: Path, node: yaml.Node) -> None:
+    """Refuse a module of template variables, which Dagster would import to fill in templates."""
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else []:
+        if key.value == "template_vars_module":
+            line = key.start_mark.line + 1
+            raise StudyError(
+                f"{path}:{line}: {key.value} names variables of templates, which a study does not "
+                "have; remove the line"
+            )

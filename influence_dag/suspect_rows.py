@@ -98,5 +98,7 @@ def _seen_by_model(results: StudyResults, rows: xr.DataArray) -> dict[str, np.nd
         losses = objective.loss(outputs, chosen.y)
     seen = {"loss": losses.numpy(force=True)}
     if outputs.ndim == 2 and outputs.shape[1] > 1 and not chosen.y.is_floating_point():
-        seen["predicted"] = outputs.argmax(dim=1).numpy(force=True)
+        predicted = outputs.argmax(dim=1).numpy(force=True)
+        names = np.array(bench.require("dataset").attrs.get("classes", ()))
+        seen["predicted"] = names[predicted] if len(names) else predicted
     return seen

@@ -138,11 +138,11 @@ MODELS = {
     ),
     "fractional label": (
         lambda project: project.edit("train", 12, label=0.5),
-        ["train.csv", "test.csv", "disagree on the target: int64", "float64"],
+        ["train.csv", "'train-12'", "label 0.5", "whole numbers"],
     ),
     "model of another input size": (
         lambda project: project.write_model(MODEL.replace("nn.Linear(3, 4)", "nn.Linear(5, 4)")),
-        ["the model fails on inputs of shape (3,)", "5x4"],
+        ["the model fails on inputs float64 (2, 3)", "5x4"],
     ),
     "model of fewer classes": (
         lambda project: project.write_model(with_head(2)),

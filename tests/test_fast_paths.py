@@ -447,3 +447,40 @@ def _flat_gradient(module, x, y):
     with torch.enable_grad():
         gradients = torch.autograd.grad(F.cross_entropy(module(x), y), parameters)
     return torch.cat([g.flatten() for g in gradients])
+
+
+# What was once refused though it is right, and the other way round ----------------------------
+
+
+def test_derivatives_in_a_module_that_sees_other_places_are_refused():
+    module = Sorting().to(F64)
+    rows = Rows(
+        (torch.randn(6, 5, dtype=F64), torch.tensor([1, 3, 2, 1, 3, 2])), torch.arange(6) % 3
+    )
+    objective = Objective(module, "cross_entropy")
+    factors = torch.randn(3, objective.size, dtype=F64)
+    with pytest.raises(ModelError, match=r"'inner' sees its rows in another order"):
+        perturbation_influences(objective, factors, rows, wrt="inner")
+    assert perturbation_influences(objective, factors, rows, wrt="outer").shape == (3, 6, 3)
+
+
+def test_an_embeddings_padding_vector_is_a_constant():
+    module = nn.Sequential(nn.Embedding(6, 4, padding_idx=0), nn.Flatten(), nn.Linear(12, 3))
+    with torch.no_grad():
+        module[0].weight[0] = 0.5
+    rows = Rows(torch.randint(0, 6, (9, 3)), torch.arange(9) % 3)
+    objective = Objective(module.to(F64), "cross_entropy")
+    H = Hessian(objective, rows).dense()
+    place = objective.slices["0.weight"].start
+    assert (H[place : place + 4] == 0).all()
+    assert H.abs().max() > 0
+
+
+def test_losses_near_zero_are_compared_as_far_as_they_have_digits():
+    module = nn.Linear(4, 3)
+    x = torch.randn(20, 4)
+    with torch.no_grad():
+        module.weight.mul_(60)
+    y = module(x).argmax(1)
+    wrapped = idag.TorchTwiceDifferentiable(module, lambda f, t: F.cross_entropy(f, t))
+    assert idag.compute_influences(wrapped, [(x, y)], hessian_regularization=1.0).shape == (20, 20)

@@ -13,7 +13,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 import influence_dag as idag
+from influence_dag.curvature import Hessian
 from influence_dag.errors import ModelError
+from influence_dag.gradients import per_sample_gradients
+from influence_dag.objective import Objective, Rows
 
 DAMPING = 0.02
 TRAIN, TEST = slice(0, 7), slice(7, ROWS)
@@ -354,3 +357,19 @@ def test_what_cannot_work_says_why(name, kind):
     with pytest.raises(ModelError, match=message):
         computed(module, "cross_entropy", x, torch.randint(0, CLASSES, (ROWS,)), kind)
     assert torch.equal(x, before)
+
+
+# The order of rows, and how they are batched -------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CASES)
+def test_neither_the_order_of_rows_nor_their_batches_change_a_number(name):
+    module, x, y = CASES[name].make()
+    objective, rows = Objective(module, "cross_entropy"), Rows(x, y)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))
+    gradients = per_sample_gradients(objective, rows, batch_size=4).dense()
+    turned = per_sample_gradients(objective, rows[order], batch_size=7).dense()
+    assert_close(turned, gradients[order], rtol=1e-9, atol=1e-12)
+    H = Hessian(objective, rows, batch_size=4).dense()
+    assert_close(Hessian(objective, rows[order], batch_size=7).dense(), H, rtol=1e-8, atol=1e-11)

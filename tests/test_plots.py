@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from influence_dag import plots
+from influence_dag.texts import literal
 
 RNG = np.random.default_rng(0)
 DIGIT = ("test-0 (3)", RNG.random((8, 8)))
@@ -96,3 +97,42 @@ def test_markdown_holds_the_whole_picture():
     prefix = "![a histogram](data:image/png;base64,"
     assert text.startswith(prefix)
     assert base64.b64decode(text[len(prefix) : -1]) == plots.png(figure)
+
+
+# Names as people have them
+
+NAMES = (
+    "$x$",
+    "$_{1$",
+    "_private",
+    "{}",
+    "a\\frac",
+    "<b>bold</b>",
+    "**a**",
+    "%d",
+    "特徴",
+    "é" * 500,
+)
+NOT_PRINTED = ("line\nbreak", "bell\x07", "\x1b[2J", "lone \udc80")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *NOT_PRINTED])
+def test_names_are_drawn_as_they_are(name):
+    digit = (name, DIGIT[1])
+    for figure in (
+        plots.feature_bars([name, "b"], np.array([1.0, -1.0]), title=name),
+        plots.feature_map(DIGIT[1], title=name),
+        plots.image_grid([digit], [[digit]], [[digit]]),
+    ):
+        assert plots.png(figure).startswith(b"\x89PNG")
+        shown = texts(figure)
+        assert literal(name, 30)[:29] in shown
+        assert literal(name, 60).isprintable()
+        width, height = figure.canvas.get_width_height()
+        assert max(width, height) < 2000
+
+
+def test_two_features_of_one_shown_name_are_two_bars():
+    long = "x" * 100
+    (axes,) = plots.feature_bars([f"{long}a", f"{long}b"], np.array([1.0, 2.0]), title="t").axes
+    assert [bar.get_width() for bar in axes.patches] == [1.0, 2.0]

@@ -1,5 +1,6 @@
 """Stored results as xarray: through `open_study`, and with xarray alone."""
 
+import itertools
 import json
 import pickle
 import subprocess
@@ -115,6 +116,28 @@ def test_holes_are_hidden_here_and_marked_there(project):
     assert stored.influences.sizes == {"test": 10, "train": 40}
     assert stored.train[~stored.train_valid.values].values.tolist() == ["train-05", "train-06"]
     assert stored.influences.isnull().all("test").values.nonzero()[0].tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("removed", [[0], [3], [39], [0, 1, 17, 38], []], ids=str)
+def test_a_summary_names_the_rows_that_its_numbers_are_of(project, removed):
+    """Whatever rows are gone, of training and of test rows, and also in a sweep."""
+    project.write_settings(damping=[0.05, 0.5], methods={"cg": None})
+    project.refresh()
+    for split in ("train", "test"):
+        gone = set(removed) if split == "train" else {0, 7}
+        project.write(split, [row for k, row in enumerate(project.rows[split]) if k not in gone])
+    project.refresh()
+    summary = project.results.open("direct/summary").load()
+    influences = project.results["direct"].influences.load()
+    for damping, test in itertools.product(range(2), influences.test.values):
+        said, here = summary.isel(damping=damping), influences.isel(damping=damping)
+        here = here.sel(test=test)
+        for end, ranked in (("top", here.idag.top_k(10)), ("bottom", here.idag.bottom_k(10))):
+            named = said.train.values[said[f"{end}_train"].sel(test=test).values]
+            assert named.tolist() == ranked.train.values.tolist()
+            values = said[f"{end}_influence"].sel(test=test)
+            np.testing.assert_array_equal(values, here.sel(train=named))
+    assert "blocks" not in summary, "slots of the store, which nobody can read"
 
 
 def test_rows_of_artifacts_of_different_age_are_matched_by_id(project):

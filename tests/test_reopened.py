@@ -13,6 +13,7 @@ from influence_dag.errors import StoreError
 from influence_dag.graph import artifacts
 from influence_dag.reopened import callables_of
 from influence_dag.store.arrays import crc32c
+from influence_dag.store.published import sealed, unsealed
 
 COMPUTED = {
     "lazy_perturbation": lambda study: study.lazy_perturbation("direct").compute(),
@@ -75,17 +76,17 @@ def test_a_store_names_no_code_from_outside_its_project(project, module):
 
 
 def tamper(study: Project, *, build: str, **others: str) -> None:
-    """Rewrite what the factors say they were computed with, checksums and all."""
+    """Rewrite what the factors say they were computed with, checksums and seals and all."""
     folder = (study.store / "direct/influence_factors/current").resolve()
     metadata = json.loads((folder / "zarr.json").read_text())
     known = json.loads(metadata["attributes"]["study_settings"]) | others
     known["settings"]["model"]["build"] = build
     metadata["attributes"]["study_settings"] = json.dumps(known)
     rewrite(folder / "zarr.json", json.dumps(metadata))
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = unsealed((folder / "manifest.json").read_bytes())
     stat, content = (folder / "zarr.json").stat(), (folder / "zarr.json").read_bytes()
     manifest["files"]["zarr.json"] = [stat.st_size, stat.st_mtime_ns, crc32c(content)]
-    rewrite(folder / "manifest.json", json.dumps(manifest))
+    rewrite(folder / "manifest.json", sealed(manifest).decode())
 
 
 def rewrite(path, text: str) -> None:

@@ -1,11 +1,16 @@
 """The whole job in this process: progress, records, checks, the command line, a kill and after."""
 
+from collections.abc import Callable
+from typing import Any
+
 import dagster as dg
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tiny_project import Project
 
 import influence_dag as idag
+from influence_dag import plots
 from influence_dag.__main__ import main
 from influence_dag.errors import InfluenceDagError
 from influence_dag.graph import artifacts
@@ -23,7 +28,8 @@ def test_every_artifact_of_the_graph_is_stored(finished_project):
 def test_a_second_run_says_that_it_computes_nothing(project, capsys):
     before = project.data_versions()
     study = project.materialize()
-    said = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    said = [line for line in lines if not line.startswith("warning: ")]  # checks that only warn
     assert sorted(line.partition(":")[0] for line in said) == sorted(study.artifacts)
     assert all(": current (version 1, " in line for line in said)
     assert project.data_versions() == before
@@ -110,6 +116,62 @@ def test_errors_on_the_command_line_are_one_line_and_no_traceback(tmp_path, comm
     assert done.exit_code == 1
     assert str(tmp_path) in done.output
     assert "Traceback" not in done.output
+
+
+NASTY = ("$_{%d$", "_%d{}", "<b>%d</b>", "**%d**\x1b[2J")
+
+
+def metadata_in(monkeypatch, home) -> Callable[[str], Any]:
+    """The metadata of what runs have made: recorded in a folder, so that pictures are drawn."""
+    home.mkdir()
+    (home / "dagster.yaml").touch()
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+
+    def metadata(artifact: str) -> Any:
+        key = dg.AssetKey(["tiny", *artifact.split("/")])
+        event = dg.DagsterInstance.get().get_latest_materialization_event(key)
+        assert event
+        assert event.asset_materialization
+        return event.asset_materialization.metadata
+
+    return metadata
+
+
+def test_ids_and_columns_of_any_characters_are_stored_shown_and_drawn(tmp_path, monkeypatch):
+    metadata = metadata_in(monkeypatch, tmp_path / "home")
+    project = Project(tmp_path / "project", methods={"cg": None})
+    ids = {}
+    for split, rows in project.rows.items():
+        for k, row in enumerate(rows):
+            row[0] = NASTY[k % len(NASTY)] % k
+        project.write(split)
+        ids[split] = [row[0] for row in rows]
+        file = project.root / f"{split}.csv"
+        file.write_text(file.read_text().replace("height,width", "$h_{,{w}_<i>", 1))
+    results = project.materialize()
+    assert results["direct"].influences.test.values.tolist() == ids["test"]
+    assert results.perturbation("direct").feature.values.tolist() == ["$h_{", "{w}_<i>", "depth"]
+    drawn = metadata("direct/perturbation_influences")["example"]
+    assert "data:image/png;base64," in drawn.value
+    table = metadata("direct/summary")["strongest"]
+    assert table.records[0].data["test"] == "$_{0$"
+    said = describe(results)
+    assert "$_{0$" in said
+    assert "\x1b" not in said, "what moves the cursor of a terminal"
+
+
+def test_a_picture_that_cannot_be_drawn_fails_no_run(tmp_path, monkeypatch):
+    metadata = metadata_in(monkeypatch, tmp_path / "home")
+    project = Project(tmp_path / "project", methods={"cg": None}, perturbation=None)
+
+    def broken(*args, **settings):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(plots, "histogram", broken)
+    project.materialize()
+    told = metadata("direct/influences")
+    assert told["picture"].value == "could not be drawn: ValueError: no ink"
+    assert told["version"].value == 1
 
 
 def test_a_failed_check_names_itself_and_stops_what_follows(project):

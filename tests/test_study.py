@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from influence_dag.errors import StudyError
 from influence_dag.model_settings import LOSSES
-from influence_dag.running import load_study, project_root
+from influence_dag.places import project_root
+from influence_dag.running import load_study
 from influence_dag.settings import parse_bytes
 from influence_dag.study import Study, StudySettings, study_name
 

@@ -10,6 +10,7 @@ from influence_dag.components.checks import check_definitions
 from influence_dag.graph import Artifact, artifacts
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import Study
+from influence_dag.texts import code
 
 DATA_VERSION_TAG = "dagster/data_version"
 
@@ -83,10 +84,15 @@ def _source(study: Study):
             automation_condition=_condition(study, dg.AutomationCondition.on_cron("* * * * *")),
             group_name=study.name,
             description=(
-                f"The input files: {data.described('train')} and {data.described('test')}. "
+                f"The input files: {_listed(data.names('train'))} and "
+                f"{_listed(data.names('test'))}. "
                 "Observing compares their content."
             ),
         )(source)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(map(code, names))
 
 
 def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinition:

@@ -9,6 +9,7 @@ from influence_dag.showing import listed
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store.differences import Difference
+from influence_dag.texts import literal
 
 COMPARED = 50_000_000  # numbers in changed chunks, above which they are not read again to compare
 MOVED = 10  # entries in the table of those that moved most
@@ -70,7 +71,7 @@ def _moved(found: Difference) -> dict[str, Any]:
     records = [
         dg.TableRecord(
             {
-                **{dim: str(label) for dim, label in change.labels.items()},
+                **{dim: literal(label) for dim, label in change.labels.items()},
                 "before": f"{change.before:+.4g}",
                 "after": f"{change.after:+.4g}",
             }

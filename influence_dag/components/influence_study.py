@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from influence_dag.components.assets import study_definitions
 from influence_dag.components.scaffold import InfluenceStudyScaffolder
 from influence_dag.study import Study, StudySettings, study_name
+from influence_dag.study_files import read_yaml
 
 
 @dg.scaffold_with(InfluenceStudyScaffolder)
@@ -29,9 +30,22 @@ class InfluenceStudy(dg.Component):
     def load(
         cls, attributes: BaseModel | None, context: dg.ComponentLoadContext
     ) -> "InfluenceStudy":
+        """The study with its settings as they are written: no templates are filled in."""
         assert isinstance(attributes, StudySettings)
-        values = context.resolution_context.resolve_value(attributes.model_dump(exclude_unset=True))
-        return cls(StudySettings.model_validate(values))
+        return cls(attributes)
+
+    @staticmethod
+    @dg.template_var
+    def checked(context: dg.ComponentLoadContext) -> bool:
+        """Check the file as the command line does.
+
+        Dagster asks for a component's template variables before all else: before it imports a
+        module of others, and before it fills templates in what it does with assets afterwards.
+        """
+        path = _file_of(context)
+        if path.is_file():
+            read_yaml(path)
+        return True
 
     @classmethod
     def get_spec(cls) -> dg.ComponentTypeSpec:
@@ -44,6 +58,11 @@ class InfluenceStudy(dg.Component):
         )
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        path = Path(str(context.path))
-        name = study_name(path.parent if path.is_file() else path)
-        return study_definitions(Study(name, self.settings, Path(context.project_root)))
+        file, root = _file_of(context), Path(context.project_root)
+        name = study_name(file.parent)
+        return study_definitions(Study(name, self.settings, root, file.parent))
+
+
+def _file_of(context: dg.ComponentLoadContext) -> Path:
+    path = Path(str(context.path))
+    return path if path.is_file() else path / "defs.yaml"

@@ -9,10 +9,11 @@ import numpy as np
 from influence_dag import plots
 from influence_dag.components.assets import DATA_VERSION_TAG
 from influence_dag.components.changes import changes, made_from
-from influence_dag.labelled import Axis
+from influence_dag.labelled import Axis, shown_label
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
+from influence_dag.texts import literal
 
 DRAWN = (
     *("spectrum", "convergence", "residuals", "histogram", "strongest", "example"),
@@ -37,12 +38,24 @@ def materialize_result(
     version = bench.require(update.artifact)
     draw, metadata = PICTURES.get(update.artifact.rpartition("/")[2]), {}
     if draw and not context.instance.is_ephemeral:
-        metadata = _drawn_before(context, update) or draw(bench, version, method)
+        metadata = _drawn_before(context, update) or _drawn(context, draw, bench, version, method)
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, method)
     metadata |= _info(update) | _solves(version) | _numbers(update) | _arrays(version)
     data_version = dg.DataVersion(update.data_version)
     return dg.MaterializeResult(data_version=data_version, metadata=metadata, tags=tags)
+
+
+def _drawn(
+    context: dg.AssetExecutionContext, draw: Callable[..., dict[str, Any]], *of: Any
+) -> dict[str, Any]:
+    """The pictures, or a line that says why not: the numbers are stored, and sound without them."""
+    try:
+        return draw(*of)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error!s:.300}"
+        context.log.warning(f"the picture of this version could not be drawn: {said}")
+        return {"picture": f"could not be drawn: {said}"}
 
 
 def _drawn_before(context: dg.AssetExecutionContext, update: Update) -> dict[str, Any]:
@@ -179,7 +192,7 @@ def _summary(bench: Workbench, version: Version, method: str | None) -> dict[str
     records = [
         dg.TableRecord(
             {
-                "test": str(test.ids[j]),
+                "test": _name(test, j),
                 "helps most": _ids(train, up),
                 "harms most": _ids(train, down),
             }
@@ -217,12 +230,12 @@ def _last(array: Any) -> np.ndarray:
 
 
 def _ids(axis: Axis, slots: np.ndarray) -> str:
-    return ", ".join(str(axis.ids[i]) for i in slots)
+    return ", ".join(_name(axis, i) for i in slots)
 
 
 def _name(axis: Axis, slot: int) -> str:
-    label = "" if axis.labels is None else f" ({axis.labels[slot]:g})"
-    return f"{axis.ids[slot]}{label}"
+    label = "" if axis.labels is None else f" ({literal(shown_label(axis.labels[slot]), 24)})"
+    return f"{literal(axis.ids[slot], 24)}{label}"
 
 
 def _perturbation(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
@@ -233,7 +246,7 @@ def _perturbation(bench: Workbench, version: Version, method: str | None) -> dic
     span = entry.chunks[len(lead) + 1]
     block = np.asarray(version.array(name)[(*lead, j, slice(0, span))], np.float64)
     i = int(np.nansum(np.abs(block).reshape(len(block), -1), axis=1).argmax())
-    values, title = block[i], f"{train.ids[i]} → {test.ids[j]}"
+    values, title = block[i], f"{literal(train.ids[i], 28)} → {literal(test.ids[j], 28)}"
     if values.ndim == 2:
         figure = plots.feature_map(values, title=title)
     elif values.ndim == 1 and len(values) <= 64:

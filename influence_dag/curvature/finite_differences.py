@@ -78,7 +78,10 @@ def _agree(double: _Double, rows: Rows) -> bool | None:
     theta = double.theta.clone().requires_grad_()
     gradient = double.gradient(theta, rows, create_graph=True)
     base, settled = gradient.detach(), False
+    # What autograd holds constant (an embedding's padding vector, a detached part) is not moved.
+    constant = base == 0
     for direction in _directions(double):
+        direction[constant] = 0.0
         product = plain_gradient(gradient, theta, direction).detach()
         small = _SMALL * base.norm()
         for side in (1, -1):

@@ -33,6 +33,7 @@ from influence_dag.losses.named import (
 )
 from influence_dag.structures import described, tensors_of, with_tensors
 
+_ROUNDING = 100  # units
 _OF_CLASSES = (F.cross_entropy, F.nll_loss)
 _OF_NUMBERS = (
     F.mse_loss,
@@ -122,9 +123,9 @@ class ReducedLoss:
                 f"the loss returns {tuple(whole.shape)} for a batch of {len(losses)} rows; it has "
                 "to return one number, or one a row"
             )
-        if not any(
-            bool(((found - whole).abs() <= tolerance * size).all()) for found, size in pairs
-        ):
+        rounding = _ROUNDING * torch.finfo(losses.dtype).eps  # of the logits behind small losses
+        limits = [(found, tolerance * size + rounding) for found, size in pairs]
+        if not any(bool(((found - whole).abs() <= limit).all()) for found, limit in limits):
             raise _weighs_rows(whole, pairs[0][0])
 
 

@@ -82,12 +82,15 @@ class Direct:
         norm, diagonal = torch.linalg.matrix_norm(matrix).item(), matrix.diagonal().clone()
         matrix.diagonal().add_(damping)
         cholesky, failed = torch.linalg.cholesky_ex(matrix)
-        matrix.diagonal().copy_(diagonal)
         if not failed:
             factor = CholeskyFactor(cholesky, damping)
-            if precision.clear(factor, factor.cholesky.diagonal() ** 2, norm):
-                return factor
-            return self._diagonalised(matrix)
+            if damping > 0:
+                clear = precision.clear_of_its_entries(factor, matrix)
+            else:
+                clear = precision.clear(factor, factor.cholesky.diagonal() ** 2, norm)
+            matrix.diagonal().copy_(diagonal)
+            return factor if clear else self._diagonalised(matrix)
+        matrix.diagonal().copy_(diagonal)
         eigenvalues = torch.linalg.eigvalsh(matrix)
         ends = eigenvalues[0].item(), eigenvalues[-1].item()
         if ends[0] >= -precision.share * eigenvalues.abs().max():
@@ -121,6 +124,17 @@ class _Precision:
         if pivots.min() > len(pivots) * self.share * norm:
             return True
         return factor.smallest_size() > self.share * norm
+
+    def clear_of_its_entries(self, factor: "CholeskyFactor", damped: Float[Tensor, "p p"]) -> bool:
+        r"""The same of $D^{-1/2} (H + \lambda I) D^{-1/2}$, D being its diagonal.
+
+        An entry of a sum over rows is off by rounding of $\sqrt{H_{ii} H_{jj}}$, not of the largest
+        entry: columns of very different size hide nothing of each other, and Cholesky's method
+        keeps that (van der Sluis 1969; Demmel 1989).
+        """
+        sizes = damped.diagonal().sqrt()
+        scaled = CholeskyFactor(factor.cholesky / sizes[:, None], factor.damping)
+        return self.clear(scaled, scaled.cholesky.diagonal() ** 2, len(sizes) ** 0.5)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ import numpy as np
 from influence_dag.data_settings import DataSettings
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source, chosen, demand, same_length
+from influence_dag.sources.texts import TEXT_KINDS, numbers_or_words, texts
 
 
 def read_npz(path: Path, name: str, data: DataSettings) -> Source:
@@ -36,7 +37,12 @@ def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -
         demand(name, arrays, data.id, "id", "data.id")
         ids = arrays.pop(data.id)
     demand(name, arrays, data.target, "target", "data.target")
-    target = arrays.pop(data.target)
+    named = data.features.columns or ()
+    target = numbers_or_words(arrays.pop(data.target))
+    for column in data.keep:
+        demand(name, arrays, column, "kept", "data.keep")
+    kept = {column: kept_array(name, column, arrays[column]) for column in data.keep}
+    arrays = {key: values for key, values in arrays.items() if key not in kept or key in named}
     weights = arrays.pop(data.weight, None) if data.weight is not None else None
     inputs = chosen(name, arrays, data.features.columns)
     for key, values in inputs.items():
@@ -44,4 +50,13 @@ def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -
             raise DataError(f"{name}: {key} is no array of numbers ({type(values).__name__})")
     if len(inputs) == 1:
         inputs = {INPUT: next(iter(inputs.values()))}
-    return same_length(Source(name, inputs, target, ids, weights=weights))
+    return same_length(Source(name, inputs, target, ids, weights=weights, kept=kept))
+
+
+def kept_array(name: str, column: str, values: np.ndarray) -> np.ndarray:
+    """An array that travels along: one number, truth value or text a row."""
+    if values.ndim != 1:
+        raise DataError(
+            f"{name}: {column} has shape {values.shape}; what data.keep names is one value a row"
+        )
+    return texts(values) if values.dtype.kind in TEXT_KINDS else values

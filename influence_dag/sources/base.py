@@ -1,12 +1,13 @@
 """What every format comes out as, and the words in which a file's faults are told."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 import numpy as np
 
 from influence_dag.errors import DataError
+from influence_dag.sources.texts import texts
 
 INPUT = "x"  # the name of the input when there is only one
 
@@ -17,7 +18,8 @@ class Source:
 
     `columns` are the feature columns of a table, `ids` is None where the position is the id,
     `weights` is None where rows count alike, and `line_of(position)` is where a person finds a row,
-    for example `"line 7"`.
+    for example `"line 7"`. A target of words is an object array; `text_of_target` has a target of
+    numbers as it is written, where that can be told. `kept` are columns that travel along.
     """
 
     name: str
@@ -27,6 +29,12 @@ class Source:
     columns: tuple[str, ...] | None = None
     line_of: Callable[[int], str] = "row {}".format
     weights: np.ndarray | None = None
+    kept: Mapping[str, np.ndarray] = field(default_factory=dict)
+    text_of_target: Callable[[], np.ndarray] | None = None
+
+    def words(self) -> np.ndarray:
+        """The target as text without the space around it, an object array."""
+        return texts(self.target if self.text_of_target is None else self.text_of_target())
 
     def row_name(self, position: int) -> str:
         """`line 7 (id 'train-0005')`."""
@@ -44,6 +52,7 @@ def same_length(source: Source) -> Source:
         arrays["id"] = source.ids
     if source.weights is not None:
         arrays["weight"] = source.weights
+    arrays |= source.kept
     lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
     if len(set(lengths.values())) > 1 or None in lengths.values():
         raise DataError(

@@ -7,7 +7,9 @@ import numpy as np
 
 from influence_dag.data_settings import DataSettings
 from influence_dag.errors import DataError
+from influence_dag.sources.arrays import kept_array
 from influence_dag.sources.base import INPUT, Source, chosen, same_length
+from influence_dag.sources.texts import numbers_or_words
 
 
 def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Source:
@@ -33,7 +35,14 @@ def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Sour
             raise DataError(f"{name}: row {row} has inputs {names}, row 0 has {list(inputs[0])}")
     arrays = {key: _stack(name, key, [row[key] for row in inputs]) for key in inputs[0]}
     wanted = chosen(name, arrays, data.features.columns)
-    target = _stack(name, "y", list(targets))
+    target = numbers_or_words(_stack(name, "y", list(targets)))
+    kept = {}
+    for column in data.keep:
+        if not hasattr(dataset, column):
+            raise DataError(
+                f"{name}: the dataset has no attribute {column!r} (data.keep), one value a row"
+            )
+        kept[column] = kept_array(name, column, np.asarray(getattr(dataset, column)))
     return same_length(
         Source(
             name,
@@ -41,6 +50,7 @@ def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Sour
             target,
             None if ids is None else np.asarray(ids),
             weights=_stack(name, "weight", list(weights)) if weighted else None,
+            kept=kept,
         )
     )
 

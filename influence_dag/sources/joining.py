@@ -7,6 +7,7 @@ import numpy as np
 from influence_dag.errors import DataError
 from influence_dag.sources.base import Source, listed
 from influence_dag.sources.numbers import decimal, whole
+from influence_dag.sources.texts import texts
 
 
 def joined(name: str, sources: Sequence[Source]) -> Source:
@@ -28,12 +29,31 @@ def joined(name: str, sources: Sequence[Source]) -> Source:
     return Source(
         name,
         {key: _together(sources, key, lambda s, key=key: s.inputs[key]) for key in first.inputs},
-        _together(sources, "target", lambda source: source.target),
+        _target(sources),
         np.concatenate(ids) if len(ids) > 1 else first.ids,
         first.columns,
         line_of,
         np.concatenate(weights) if len(weights) == len(sources) else None,
+        {name: _column(sources, name) for name in first.kept},
+        lambda: np.concatenate([source.words() for source in sources]),
     )
+
+
+def _target(sources: Sequence[Source]) -> np.ndarray:
+    """The files' targets as one: all as words where one has words, as numbers otherwise."""
+    kinds = {source.target.dtype.kind for source in sources}
+    if "O" in kinds and len(kinds) > 1:
+        return np.concatenate([source.words() for source in sources])
+    if kinds == {"b"}:
+        return np.concatenate([source.target for source in sources])
+    return _together(sources, "target", lambda source: source.target)
+
+
+def _column(sources: Sequence[Source], name: str) -> np.ndarray:
+    """A column that travels along: as text where the files disagree on what it is."""
+    parts = [source.kept[name] for source in sources]
+    kinds = {part.dtype.kind for part in parts}
+    return np.concatenate(parts if len(kinds) == 1 else [texts(part) for part in parts])
 
 
 def _together(
@@ -67,6 +87,9 @@ def _check_alike(first: Source, other: Source) -> None:
             f"{f'{listed(own[0] + own[1])} in one alone' if any(own) else 'their order'}; "
             "data.features.columns can name those to use, in order"
         )
+    if set(other.kept) != set(first.kept):
+        differing = sorted(set(other.kept) ^ set(first.kept))
+        raise DataError(f"{pair} differ: only one of them has the text {listed(differing)}")
     if (first.weights is None) != (other.weights is None):
         raise DataError(f"{pair} differ: only one of them has the weights that data.weight names")
     for key in (*first.inputs, "target"):

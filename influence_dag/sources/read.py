@@ -6,6 +6,7 @@ from pathlib import Path
 
 from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import DataError
+from influence_dag.places import RULE
 from influence_dag.settings import is_callable_name
 from influence_dag.sources.arrays import read_npz, read_zarr
 from influence_dag.sources.base import Source, did_you_mean
@@ -39,7 +40,7 @@ def files(data: DataSettings, which: Which, root: Path) -> dict[str, Path]:
         if has_magic(name) and not (root / name).exists():
             matching = glob(name, root_dir=root, recursive=True)
             if not matching:
-                raise DataError(f"data.{which}: no file in {root} matches {name!r}")
+                raise DataError(f"data.{which}: no file in {root} matches {name!r} ({RULE})")
         found |= {each: _existing(each, which, root) for each in matching}
     return dict(sorted(found.items()))
 
@@ -61,7 +62,8 @@ def _existing(name: str, which: Which, root: Path) -> Path:
         raise DataError(f"data.{which}: {name:.200} is no file: {error.strerror}") from error
     if not there:
         neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise DataError(f"data.{which}: no file {path}{did_you_mean(path.name, neighbours)}")
+        told = "" if os.path.isabs(name) else f" ({RULE}, {root})"
+        raise DataError(f"data.{which}: no file {path}{did_you_mean(path.name, neighbours)}{told}")
     if not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
         raise DataError(f"data.{which}: {path} is neither a file nor a folder")
     return path

@@ -10,6 +10,7 @@ from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source
 from influence_dag.sources.callables import read_callable
+from influence_dag.sources.texts import texts
 
 
 def read_repeatably(name: str, data: DataSettings, which: Which, root: Path) -> Source:
@@ -50,9 +51,13 @@ def _pairs(source: Source, item: Any, row: int) -> Iterator[tuple[Any, Any]]:
     named = x if isinstance(x, dict) else {INPUT: x}
     for key, values in source.inputs.items():
         yield values[row], named.get(key)
-    yield source.target[row], y
+    yield source.target[row], _as_kept(source.target, y)
     if source.weights is not None:
         yield source.weights[row], weight[0] if weight else None
+
+
+def _as_kept(target: np.ndarray, y: Any) -> Any:
+    return texts(y) if target.dtype.kind == "O" else y
 
 
 def _same(kept: Any, value: Any) -> bool:

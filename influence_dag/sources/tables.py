@@ -16,12 +16,8 @@ from influence_dag.data_settings import DataSettings
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source, demand, listed
 from influence_dag.sources.numbers import EXACT, decimal, from_text, whole
+from influence_dag.sources.texts import EMPTY_CELLS, numbers_or_words, texts
 
-# What pandas takes for an empty cell when nothing is said; ids are spared it.
-EMPTY_CELLS = (
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
-    "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
-)  # fmt: skip
 _NO_NAME = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 
 
@@ -165,25 +161,75 @@ def _table(
     """The columns in their roles; `text_of` has a column as it stands in the file."""
     columns = list(map(str, frame.columns))
     frame = frame.set_axis(columns, axis=1)
-    if data.id is not None:
-        demand(name, columns, data.id, "id", "data.id")
-    demand(name, columns, data.target, "target", "data.target")
+    _demand_roles(name, columns, data)
     features = data.features.columns or [c for c in columns if c not in data.roles]
-    for column in features:
-        demand(name, columns, column, "feature", "data.features.columns")
     ids = None if data.id is None else frame[data.id].to_numpy(object)
     source = Source(name, {}, np.empty(0), ids, line_of=line_of)
     read = partial(_column, source, frame, text_of)
     x = [decimal(read(column), **_told(source, column)) for column in features]
+    kept = data.keep or (_texts_beside(frame, data) if data.features.columns else ())
     return Source(
         name,
         {INPUT: np.column_stack(x) if x else np.empty((len(frame), 0))},
-        read(data.target),
+        _target(frame, data.target, read),
         ids,
         tuple(features),
         line_of,
         read(data.weight) if data.weight in columns else None,
+        {column: _kept(frame, column) for column in kept},
+        lambda: frame[data.target].to_numpy(object) if text_of is None else text_of(data.target),
     )
+
+
+def _demand_roles(name: str, columns: list[str], data: DataSettings) -> None:
+    if data.id is not None:
+        demand(name, columns, data.id, "id", "data.id")
+    demand(name, columns, data.target, "target", "data.target")
+    for column in data.features.columns or ():
+        demand(name, columns, column, "feature", "data.features.columns")
+    for column in data.keep:
+        demand(name, columns, column, "kept", "data.keep")
+
+
+def _target(frame: pd.DataFrame, name: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
+    """Numbers, truth values, or words in an object array."""
+    column = _plain_categories(frame, name)
+    if pd.api.types.is_bool_dtype(column) and not column.isna().any():
+        return column.to_numpy(bool, copy=True)
+    if pd.api.types.is_numeric_dtype(column):
+        return read(name)
+    found = numbers_or_words(column.to_numpy(object))
+    return found if found.dtype.kind == "O" else read(name)
+
+
+def _texts_beside(frame: pd.DataFrame, data: DataSettings) -> tuple[str, ...]:
+    """The columns of text that have no other role."""
+    rest = [c for c in frame if c not in (*data.roles, *(data.features.columns or ()))]
+    return tuple(
+        str(column)
+        for column in rest
+        if not pd.api.types.is_numeric_dtype(_plain_categories(frame, column))
+    )
+
+
+def _kept(frame: pd.DataFrame, name: str) -> np.ndarray:
+    """A column as a label: numbers and truth values as they are, anything else as text."""
+    column = _plain_categories(frame, name)
+    if pd.api.types.is_bool_dtype(column) and not column.isna().any():
+        return column.to_numpy(bool, copy=True)
+    if pd.api.types.is_integer_dtype(column) and not column.isna().any():
+        return _plain(column)
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy(np.float64, copy=True, na_value=np.nan)
+    return texts(column.to_numpy(object))
+
+
+def _plain_categories(frame: pd.DataFrame, name: str) -> pd.Series:
+    """A column; one of categories as what the categories are."""
+    column = pd.Series(frame[name])
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        return column
+    return column.astype(object).infer_objects()
 
 
 def _told(source: Source, column: str) -> dict[str, Any]:
@@ -197,7 +243,7 @@ def _column(
     name: str,
 ) -> np.ndarray:
     """The column as int64 if all are whole numbers or booleans, else float64; empty is NaN."""
-    column = pd.Series(frame[name])
+    column = _plain_categories(frame, name)
     is_whole = pd.api.types.is_integer_dtype(column) or pd.api.types.is_bool_dtype(column)
     if is_whole and not column.isna().any():
         return whole(_plain(column), **_told(source, name))
@@ -231,5 +277,6 @@ def _not_a_number(source: Source, column: str, seen: np.ndarray, wrong: np.ndarr
     first = int(np.argmax(wrong))
     raise DataError(
         f"{source.name}: {source.row_name(first)}, column {column!r}: seen {seen[first]!r}, "
-        f"expected a number ({int(wrong.sum())} such rows); encode text as numbers first"
+        f"expected a number ({int(wrong.sum())} such rows); encode text as numbers first, or let "
+        f"the column travel along: data.keep: [{column}]"
     )

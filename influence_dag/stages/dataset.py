@@ -1,5 +1,6 @@
 """The rows of a study, checked, labelled and given slots."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from influence_dag.labelled import (
 )
 from influence_dag.settings import is_callable_name
 from influence_dag.sources.numbers import canonical
+from influence_dag.stages.class_order import check_words
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update, current_update
 from influence_dag.stages.workbench import Workbench, provenance
@@ -63,6 +65,7 @@ def _read(bench: Workbench, key: str) -> tuple[tuple[TableSplit, TableSplit], st
     """
     for _ in range(READINGS):
         splits = load_splits(bench.settings.data, bench.study.root)
+        check_words(bench.settings, splits[0])
         before, key = key, _source_key(bench)
         if key == before:
             return splits, key
@@ -106,16 +109,15 @@ def _slots(
     bench: Workbench, stored: Version | None, split: Split, table: TableSplit
 ) -> tuple[Axis, np.ndarray, AxisChange]:
     previous = _slots_before(bench, stored, split)
-    labels = table.y if table.y.ndim == 1 else None
     if stored is None or previous is None:
-        axis, source = fresh_axis(split, table.ids, _row_keys(table), labels)
+        axis, source = fresh_axis(split, table.ids, _row_keys(table), table.labels, table.kept)
         return axis, source, AxisChange(added=len(axis))
     keys = np.zeros(len(table), np.uint64)
     slots = slots_of(table.ids, previous.ids)
     kept = previous.valid[np.maximum(slots, 0)] & _as_stored(stored, split, table, slots)
     keys[kept] = previous.keys[slots[kept]]
     keys[~kept] = _row_keys(table, np.flatnonzero(~kept))
-    return assign_slots(previous, table.ids, keys, labels)
+    return assign_slots(previous, table.ids, keys, table.labels, table.kept)
 
 
 def _row_keys(table: TableSplit, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -167,8 +169,11 @@ def _layout(bench: Workbench, tables: dict, axes: dict[Split, Axis], source: str
         feature_dims=list(_dims(tables["train"], next(iter(tables["train"].x)))),
         weights=bench.settings.data.weight or "none",
         note=_seen(tables["train"]),
+        classes=list(tables["train"].classes or ()),
     )
     made = {f"{split}_source": tables[split].source for split in tables}
+    if bench.study.folder is not None:
+        made["study_folder"] = os.path.relpath(bench.study.folder, bench.study.root)
     made = {**provenance(), **made, "source_key": source, "rows_formula": FORMULA}
     return Layout(tuple(variables), tuple(coordinates), attrs, made)
 

@@ -16,6 +16,7 @@ from influence_dag.model_settings import LOSSES, FitSettings, ModelSettings
 from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.objective_checks import check_labels
 from influence_dag.project_code import code_key, file_hash
+from influence_dag.stages.class_order import check_order
 from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.minimum import assumption, movement
 from influence_dag.stages.rebuilt import Fitted, check_rebuilt
@@ -112,6 +113,9 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     check_targets(bench, study_objective(study, module.eval()))
     if settings.checkpoint:
         models.load_checkpoint(module, study.path(settings.checkpoint))
+        classes = list(bench.require("dataset").attrs.get("classes", ()))
+        given = study_objective(study, module.eval())
+        check_order(given, rows, classes, settings.checkpoint)
     if isinstance(settings.fit, FitSettings):
         before = study_objective(study, module)
         before.check(rows)

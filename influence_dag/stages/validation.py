@@ -127,11 +127,11 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
         proximal=given,
     )
     dims = ("test", "left_out")
-    told = {"formula": f"+I / {wording_of(bench, method).count}"}
+    formula = f"+I / {wording_of(bench, method).count}"
     judged = f"{method} at λ = {known[nearest]:g}"
     what = "measurement" if bench.settings.model.measurement else "loss"
     arrays: dict[str, Result] = {
-        "predicted": (dims, found.predicted, {**told, "long_name": judged}),
+        "predicted": (dims, found.predicted, {"formula": formula, "long_name": judged}),
         "actual": (dims, found.actual, {"long_name": f"change of the test {what} after a refit"}),
     }
     if found.corrected is not None:

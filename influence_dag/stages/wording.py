@@ -353,10 +353,10 @@ class Wording:
             ),
             "test_sum": "sum over training rows",
             "test_abs_mean": "mean absolute influence over training rows",
-            "top_train": f"slots on the train axis of the training rows {most}, strongest first",
+            "top_train": f"places on the train axis of the training rows {most}, strongest first",
             "top_influence": "their influences",
             "bottom_train": (
-                f"slots on the train axis of the training rows {least}, strongest first"
+                f"places on the train axis of the training rows {least}, strongest first"
             ),
             "bottom_influence": "their influences",
         }

@@ -83,7 +83,8 @@ class Workbench:
     def axis_of(self, version: Version, split: Split) -> Axis:
         """The rows that a version was made with, read once however many artifacts share them."""
         parts = version.parts
-        written = tuple(parts.get(name, "") for name in Axis.coordinate_names(split))
+        names = Axis.coordinate_names(split, version.coordinates)
+        written = tuple(parts.get(name, "") for name in names)
         if written in self._axes:
             return self._axes[written]
         return _read_axis(_Labels(written, split, version))
@@ -91,7 +92,7 @@ class Workbench:
     def remember(self, axis: Axis) -> None:
         """Rows that are about to be written: nobody has to read them."""
         parts = {coordinate.name: coordinate.fingerprint for coordinate in axis.coordinates}
-        names = Axis.coordinate_names(axis.name)
+        names = Axis.coordinate_names(axis.name, parts)
         self._axes[tuple(parts.get(name, "") for name in names)] = axis
 
     def stable_chunks(

@@ -64,16 +64,16 @@ class ExactPredictions:
     def corrected_gradients(self, rows: Rows) -> Float[Tensor, "m p"]:
         r"""Gradients whose influence is a Newton step without the row, for rows of `train`.
 
-        $$ \tilde g_i = J_i^\top \big(I - \tfrac1n S_i K_i\big)^{-1} \nabla_f L_i , \qquad
+        $$ \tilde g_i = w_i J_i^\top \big(I - \tfrac{w_i}{W} S_i K_i\big)^{-1} \nabla_f L_i , \qquad
            K_i = J_i (H + \lambda I)^{-1} J_i^\top, \quad S_i = \nabla_f^2 L_i $$
 
-        Then $(H + \lambda I)^{-1} \tilde g_i = (H + \lambda I - \tfrac1n J_i^\top S_i J_i)^{-1}
-        \nabla L_i$ (Woodbury), J being the Jacobian of the row's outputs f in θ. Exact Newton for
-        a model linear in θ; elsewhere only the Gauss-Newton part of the row is left out. With
-        squared loss and one output the residual is divided by one minus its leverage.
+        (w = 1, W = n without weights.) Then $(H + \lambda I)^{-1} \tilde g_i = (H + \lambda I -
+        \tfrac{w_i}{W} J_i^\top S_i J_i)^{-1} w_i \nabla L_i$ (Woodbury), J being the
+        Jacobian of the row's outputs f in θ. Exact Newton for a model linear in θ; elsewhere only
+        the Gauss-Newton part of the row is left out. With squared loss and one output the residual
+        is divided by one minus its leverage.
         """
-        parts = [self._corrected(*part) for part in self._jacobians(rows)]
-        return rows.weighted(torch.cat(parts))
+        return torch.cat([self._corrected(*part) for part in self._jacobians(rows)])
 
     def _corrected(
         self,
@@ -86,7 +86,8 @@ class ExactPredictions:
         K = self.solve(J.flatten(0, 1)).view(J.shape) @ J.mT
         identity = torch.eye(J.shape[1], dtype=J.dtype, device=J.device)
         coefficients = torch.linalg.solve(identity - shares[:, None, None] * (S @ K), g)
-        return torch.einsum("bcp,bc->bp", J, coefficients)
+        weights = shares * self.train.weight_sum
+        return torch.einsum("bcp,bc,b->bp", J, coefficients, weights)
 
     def _jacobians(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Jacobians of outputs in θ, outputs, targets, shares in the mean, batch by batch."""

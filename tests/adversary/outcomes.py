@@ -158,7 +158,9 @@ class Summary:
             self.by_family[family][one.kind] += 1
         precision = "float64" if one.case.dtype == torch.float64 else "float32"
         for name, error in one.errors.items():
-            for family in (one.case.family, one.case.loss_family, name.split(" ")[0]):
+            check = "perturbations" if name.startswith("perturbation") else name
+            families = () if name in ("cg", "lissa") else (one.case.family, one.case.loss_family)
+            for family in (*families, check):
                 key = f"{family} {precision}"
                 self.worst[key] = max(self.worst[key], error)
 

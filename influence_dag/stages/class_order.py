@@ -1,0 +1,95 @@
+"""Classes that have names: which of a given model's outputs they are, and if that can be right."""
+
+import warnings
+
+import numpy as np
+import torch
+
+from influence_dag.datasets import Split
+from influence_dag.errors import DataError, ModelError
+from influence_dag.objective import Objective
+from influence_dag.rows import Rows
+from influence_dag.sources.base import listed
+from influence_dag.sources.words import TRUTH
+from influence_dag.study import StudySettings
+
+BEYOND = 3.0  # standard errors above chance, from which on an order is believed
+
+
+def check_words(settings: StudySettings, train: Split) -> None:
+    """A `DataError` for words where the loss wants numbers, or whose order nobody said.
+
+    A model that was fitted elsewhere has outputs in an order of its own; that of the alphabet
+    would be a guess.
+    """
+    if train.classes is None or train.classes == TRUTH:
+        return
+    column, shown = settings.data.target, listed(train.classes)
+    if settings.model.loss == "mse":
+        raise DataError(
+            f"{train.source}: column {column!r} holds words ({shown}), and mse wants numbers; for "
+            "classes write model.loss: cross_entropy"
+        )
+    if settings.model.checkpoint and settings.data.classes is None:
+        raise DataError(
+            f"{train.source}: column {column!r} holds words ({shown}), and which output of the "
+            "given checkpoint each of them is cannot be told; list them in the order of the "
+            f"model's outputs, for example data.classes: [{', '.join(train.classes[:8])}]"
+        )
+
+
+def check_order(objective: Objective, rows: Rows, classes: list[str], name: str) -> None:
+    r"""Tell an order of classes under which a given model is no better than chance.
+
+    Chance is what predictions with these shares would hit of labels with those shares,
+    $\sum_k p_k q_k$. Where the same predictions under another order of the classes beat it, that
+    order is named in a `ModelError`; a model that no order helps is a warning.
+    """
+    if not classes or not isinstance(rows.y, torch.Tensor) or rows.y.is_floating_point():
+        return
+    table = _confusion(objective, rows, len(classes))
+    if table is None or _beyond_chance(table) > BEYOND:
+        return
+    hits = np.trace(table) / table.sum()
+    said = (
+        f"{name} is no better than chance under the order of data.classes, {classes}: right on "
+        f"{hits:.1%} of {int(table.sum())} training rows"
+    )
+    order = _best_order(table)
+    if _beyond_chance(table[:, order]) > BEYOND:
+        better = [classes[k] for k in np.argsort(order)]
+        share = np.trace(table[:, order]) / table.sum()
+        raise ModelError(
+            f"{said}; under {better} it would be right on {share:.1%}: write the classes in the "
+            "order of the model's outputs"
+        )
+    warnings.warn(f"{said}, and no other order is better", RuntimeWarning, stacklevel=2)
+
+
+def _confusion(objective: Objective, rows: Rows, classes: int) -> np.ndarray | None:
+    """Counts of rows by label and predicted class, `(k, k)`; None where there is no class."""
+    with torch.no_grad():
+        outputs = objective.outputs(objective.params, rows.x)
+    if not isinstance(outputs, torch.Tensor) or outputs.shape[1:] != (classes,):
+        return None
+    pairs = rows.y * classes + outputs.argmax(dim=1)
+    counts = torch.bincount(pairs.cpu(), minlength=classes**2)
+    return counts.reshape(classes, classes).numpy().astype(float)
+
+
+def _beyond_chance(table: np.ndarray) -> float:
+    """How many standard errors more rows are hit than by chance."""
+    n = table.sum()
+    chance = float(table.sum(0) @ table.sum(1)) / n**2
+    spread = np.sqrt(max(chance * (1 - chance), 1e-12) / n)
+    return float((np.trace(table) / n - chance) / spread)
+
+
+def _best_order(table: np.ndarray) -> np.ndarray:
+    """The output of each label when the largest counts are matched first."""
+    order, left = np.full(len(table), -1), table.copy()
+    for _ in range(len(table)):
+        label, output = np.unravel_index(int(left.argmax()), left.shape)
+        order[label] = output
+        left[label], left[:, output] = -1, -1
+    return order

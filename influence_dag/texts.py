@@ -1,0 +1,23 @@
+"""Ids and names of columns as they are shown: as they are, whatever is in them."""
+
+LONGEST = 60  # characters; beyond that a name is no name any more
+
+
+def literal(name: object, longest: int = LONGEST) -> str:
+    r"""A name as it is, on one line, cut where it is long.
+
+    What is not printed (control characters, such as those that move a terminal's cursor) is shown
+    as Python writes it.
+
+    >>> literal("a\nb"), literal("$_{2}$"), literal("x" * 99, longest=4)
+    ('a\\nb', '$_{2}$', 'xxx…')
+    """
+    seen = "".join(
+        each if each.isprintable() else repr(each)[1:-1] for each in str(name)[: longest + 1]
+    )
+    return seen if len(seen) <= longest else seen[: longest - 1] + "…"
+
+
+def code(name: object) -> str:
+    """The same for Markdown, where only text between backticks means nothing else."""
+    return f"`{literal(name, 200).replace('`', 'ˋ')}`"
