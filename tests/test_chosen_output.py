@@ -150,3 +150,22 @@ def test_adapters_on_a_frozen_base_are_captured():
     )
     assert factorization.info["captured_layers"] == "0.lora_A, 0.lora_B"
     assert factorization.info["dense_blocks"] == ""
+
+
+def test_caches_and_fused_attention_of_frameworks_are_off_while_the_module_runs():
+    class Configured(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = SimpleNamespace(use_cache=True, _attn_implementation="flash_attention_2")
+            self.seen, self.out = [], nn.Linear(2, 2)
+
+        def forward(self, x):
+            self.seen.append((self.config.use_cache, self.config._attn_implementation))
+            return self.out(x)
+
+    module = Configured()
+    objective = Objective(module, "mse")
+    objective.outputs(objective.params, torch.zeros(1, 2))
+    assert module.seen == [(False, "eager")]
+    assert module.config.use_cache
+    assert module.config._attn_implementation == "flash_attention_2"
