@@ -41,8 +41,9 @@ class FeatureSettings(Settings):
     standardise: bool = Field(
         default=False,
         description=(
-            "the model sees (x - mean) / scale of each column, mean and scale those of the training "
-            "rows on a coarse grid; both are stored, and perturbations can be had per original unit"
+            "the model sees (x - mean) / scale of each column, mean and scale those of the "
+            "training rows on a coarse grid; both are stored, and perturbations can be had per "
+            "original unit"
         ),
     )
 

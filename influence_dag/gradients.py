@@ -64,10 +64,10 @@ def per_sample_gradients(
 
     Costs less than two batched gradients: the backward pass stops at each layer's output, the
     weight products are never formed; norms and embeddings take a pass through their layer alone.
-    Parameters that cannot be captured (recurrent and tied weights) go through `vmap(grad)`. On every batch the gradients are held
-    against a backward pass of $\sum_i u_i L_i$ with fresh random u, tensor by tensor; layers for
-    which that fails are differentiated row by row. With a `layout` that names such a layer,
-    `NotCaptured` is raised (`with_layout` finds one that serves all rows).
+    Parameters that cannot be captured (recurrent and tied weights) go through `vmap(grad)`. On
+    every batch the gradients are held against a backward pass of $\sum_i u_i L_i$ with fresh random
+    u, tensor by tensor; layers for which that fails are differentiated row by row. With a `layout`
+    that names such a layer, `NotCaptured` is raised (`with_layout` finds one that serves all rows).
 
     Raises `ModelError` where the gradient of a row alone is not the one that it has in a batch.
     """

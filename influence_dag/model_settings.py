@@ -97,7 +97,7 @@ class ModelSettings(Settings):
     checkpoint: str | None = Field(
         default=None,
         description=(
-            "a file with the module's state: .safetensors, or what torch.save wrote (.pt .pth .bin)"
+            "a file with the module's state: .safetensors, or of torch.save (.pt .pth .bin)"
         ),
     )
     output: str | None = Field(
@@ -110,8 +110,8 @@ class ModelSettings(Settings):
     minimum: Literal["require", "warn", "ignore"] | None = Field(
         default=None,
         description=(
-            "whether θ has to be a minimum of the training loss; default: require for `fit: {...}`, "
-            "which has a tolerance, warn for a checkpoint and `fit: module:callable`"
+            "whether θ has to be a minimum of the training loss; default: require for "
+            "`fit: {...}`, which has a tolerance, warn for a checkpoint and `fit: module:callable`"
         ),
     )
     refit: Literal["on_change", "pinned"] = "on_change"

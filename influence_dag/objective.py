@@ -129,8 +129,8 @@ class Objective:
     def outputs(self, theta: Float[Tensor, " p"], x: Any) -> Any:
         """The module's outputs for a batch of inputs, leading axis = sample.
 
-        The prediction that the module returns, a tensor, or what its loss takes; a number without axes, from
-        a module that squeezes the outputs of a single row, has its axis again.
+        The prediction that the module returns, a tensor, or what its loss takes; a number without
+        axes, from a module that squeezes the outputs of a single row, has its axis again.
         """
         return self.run(self.unflatten(theta), x)
 

@@ -68,10 +68,11 @@ class OutputSpace:
             if gradient.shape[:1] == (len(self.rows),):
                 used.append(place)
             elif gradient.any():
+                shape, rows = tuple(gradient.shape), len(self.rows)
                 raise ModelError(
-                    f"the loss depends on an output of shape {tuple(gradient.shape)}, without a row "
-                    f"for each of {len(self.rows)} samples: a Fisher is of outputs row by row; take "
-                    "a curvature that is not (direct or cg), or leave that output out of the loss"
+                    f"the loss depends on an output of shape {shape}, without a row for each of "
+                    f"{rows} samples: a Fisher is of outputs row by row; take a curvature that is "
+                    "not (direct or cg), or leave that output out of the loss"
                 )
         return OutputSpace(self.objective, self.rows, self.template, tuple(used))
 

@@ -22,8 +22,8 @@ class Stationarity:
     r"""The norm of $\nabla f$, f being the penalised mean loss, and its size.
 
     `relative` is $\lVert \nabla f \rVert / (\frac{1}{m} \sum_i \lVert \nabla L_i \rVert)$ over
-    `rows` m of the training rows: 0 at a minimum, near 1 where all rows pull the same way. A network
-    trained by an ordinary loop has 0.01 to 0.6.
+    `rows` m of the training rows: 0 at a minimum, near 1 where all rows pull the same way. A
+    network trained by an ordinary loop has 0.01 to 0.6.
     """
 
     gradient_norm: float

@@ -14,6 +14,7 @@ from influence_dag.errors import ModelError
 
 NOT_FOLLOWED = (RuntimeError, NotImplementedError)  # what torch raises for what it cannot do
 
+_ATTENDS_BY, _PLAIN = "_attn_implementation", ("eager", "sdpa")
 _FUSED = vars(torch)["_weight_norm"]
 _ATTENTION = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
@@ -25,12 +26,14 @@ class TwiceDifferentiable:
     Fused attention and cuDNN's recurrent kernels have no second derivative. The fast path that
     encoders take where no gradient is asked for puts out zeros at padded positions: another loss
     than the one that is differentiated. The fused kernel of weight normalisation has a second
-    derivative that is wrong: it is not symmetric.
+    derivative that is wrong: it is not symmetric. Models of `transformers` are told by their config
+    to keep no cache of keys and values, and to attend by plain products.
     """
 
     attends: bool
     recurrent: bool
     normalises_weights: bool
+    configs: tuple[Any, ...] = ()
     _entered: list[ExitStack] = field(default_factory=list)
 
     @classmethod
@@ -40,11 +43,16 @@ class TwiceDifferentiable:
             any(isinstance(layer, _ATTENTION) for layer in layers),
             any(isinstance(layer, nn.RNNBase) for layer in layers),
             any(map(_normalises_weights, layers)),
+            _configs(layers),
         )
 
     def __enter__(self) -> None:
         with ExitStack() as kernels:
             kernels.enter_context(sdpa_kernel(SDPBackend.MATH))
+            for config in self.configs:
+                _set(kernels, config, "use_cache", False)
+                if getattr(config, _ATTENDS_BY, None) not in (None, *_PLAIN):
+                    _set(kernels, config, _ATTENDS_BY, _PLAIN[0])
             if self.attends:
                 kernels.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
                 mha.set_fastpath_enabled(False)
@@ -56,6 +64,20 @@ class TwiceDifferentiable:
 
     def __exit__(self, *raised: Any) -> None:
         self._entered.pop().close()
+
+
+def _configs(layers: list[nn.Module]) -> tuple[Any, ...]:
+    """The layers' settings as frameworks keep them, each once."""
+    found = {id(layer.config): layer.config for layer in layers if hasattr(layer, "config")}
+    names = ("use_cache", _ATTENDS_BY)
+    return tuple(config for config in found.values() if any(hasattr(config, n) for n in names))
+
+
+def _set(kernels: ExitStack, config: Any, name: str, value: Any) -> None:
+    """Set what is there, and back again when the stack is closed."""
+    if hasattr(config, name):
+        kernels.callback(setattr, config, name, getattr(config, name))
+        setattr(config, name, value)
 
 
 def _normalises_weights(layer: nn.Module) -> bool:

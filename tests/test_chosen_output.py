@@ -81,8 +81,11 @@ def test_the_logits_are_found(wrap, loss):
 
 @pytest.mark.parametrize("name", ["head", "1"])
 def test_an_output_can_be_named(name):
-    wrap = (lambda l, h: {"hidden": h, "head": l}) if name == "head" else (lambda l, h: (h, l))
-    objective = Objective(classifier(wrap), "cross_entropy", output=name)
+    ways = {
+        "head": lambda out, hidden: {"hidden": hidden, "head": out},
+        "1": lambda out, hidden: (hidden, out),
+    }
+    objective = Objective(classifier(ways[name]), "cross_entropy", output=name)
     expected = Objective(classifier(WRAPS["the tensor"]), "cross_entropy")
     torch.testing.assert_close(
         objective.losses(objective.params, rows()), expected.losses(expected.params, rows())
@@ -118,11 +121,11 @@ def test_the_logits_of_tokens_have_their_classes_second():
 
 
 def test_outputs_that_are_ambiguous_or_unknown_are_told():
-    two = classifier(lambda l, h: (l, h))
+    two = classifier(lambda out, hidden: (out, hidden))
     with pytest.raises(ModelError, match=r"tuple of .*say which with model\.output"):
         Objective(two, "cross_entropy").check(rows())
     named = Objective(classifier(WRAPS["a dict"]), "cross_entropy", output="scores")
-    with pytest.raises(ModelError, match="'scores' is no tensor among .*known are hidden, logits"):
+    with pytest.raises(ModelError, match=r"'scores' is no tensor among .*known are hidden, logits"):
         named.losses(named.params, rows())
 
 
@@ -147,3 +150,22 @@ def test_adapters_on_a_frozen_base_are_captured():
     )
     assert factorization.info["captured_layers"] == "0.lora_A, 0.lora_B"
     assert factorization.info["dense_blocks"] == ""
+
+
+def test_caches_and_fused_attention_of_frameworks_are_off_while_the_module_runs():
+    class Configured(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.config = SimpleNamespace(use_cache=True, _attn_implementation="flash_attention_2")
+            self.seen, self.out = [], nn.Linear(2, 2)
+
+        def forward(self, x):
+            self.seen.append((self.config.use_cache, self.config._attn_implementation))
+            return self.out(x)
+
+    module = Configured()
+    objective = Objective(module, "mse")
+    objective.outputs(objective.params, torch.zeros(1, 2))
+    assert module.seen == [(False, "eager")]
+    assert module.config.use_cache
+    assert module.config._attn_implementation == "flash_attention_2"

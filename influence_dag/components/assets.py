@@ -137,7 +137,8 @@ def code_version(study: Study, node: Artifact) -> str:
     settings = study.settings.model_dump(mode="json")
     own = {"data": settings["data"], "dtype": settings["compute"]["dtype"]}
     if node.name != "dataset":
-        own["model"] = settings["model"]
+        model = settings["model"]
+        own["model"] = {name: model[name] for name in model if name != "minimum"}  # only a check
     if node.method:
         own |= {"damping": settings["damping"], "method": settings["methods"][node.method]}
     if node.name == "report":

@@ -1,4 +1,4 @@
-"""Networks that another loop trained: their files, how near to a minimum they are, what is assumed."""
+"""Networks that another loop trained: how near to a minimum they are, and what is assumed."""
 
 import pytest
 import reference
@@ -69,7 +69,7 @@ def test_the_gradient_is_held_against_those_that_it_is_the_mean_of(project):
 
 def test_a_minimum_can_be_required(project):
     project.write_settings(model={"minimum": "require"})
-    with pytest.raises(InfluenceDagError, match="tiny/model: at_a_minimum: .*of the mean norm"):
+    with pytest.raises(InfluenceDagError, match=r"tiny/model: at_a_minimum: .*of the mean norm"):
         project.materialize()
 
 
