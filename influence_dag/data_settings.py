@@ -115,6 +115,13 @@ class CsvSettings(Settings):
         return self
 
 
+def _two(size: tuple[int, ...]) -> tuple[int, ...]:
+    """A pair, by a validator: Dagster cannot show the schema of a tuple of fixed length."""
+    if len(size) != 2:
+        raise ValueError(f"size is [rows, columns], not {list(size)}")
+    return size
+
+
 class ImageSettings(Settings):
     """How pictures become inputs: floats from 0 to 1 of shape (channels, rows, columns)."""
 
@@ -123,7 +130,7 @@ class ImageSettings(Settings):
         description="the folder that paths in a table start at; default: the table's own",
     )
     path: str = Field(default="path", description="a table's column of paths")
-    size: tuple[PositiveInt, PositiveInt] | None = Field(
+    size: Annotated[tuple[PositiveInt, ...], AfterValidator(_two)] | None = Field(
         default=None, description="rows and columns to which all are resized; default: as they are"
     )
     channels: Literal[1, 3, 4] = Field(default=3, description="1: grey, 3: RGB, 4: with alpha")

@@ -6,6 +6,7 @@ such a file notes it, whoever imports or reads it again notes that too, and befo
 published all of it is compared once more.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +26,7 @@ class Watch:
     """Hashes of what one stage uses, and how to take them again."""
 
     def __init__(self) -> None:
+        self.checked = time.monotonic()
         self._seen: dict[str, tuple[Hash, Callable[[], Hash]]] = {}
 
     def note(self, what: str, seen: Hash, again: Callable[[], Hash]) -> None:
@@ -33,11 +35,18 @@ class Watch:
 
     def check(self) -> None:
         """Raise `ChangedError` for what is not as it was noted."""
+        self.checked = time.monotonic()
         for what, (seen, again) in self._seen.items():
             if again() != seen:
                 raise ChangedError(what)
 
+    def check_often(self) -> None:
+        """The same where it is asked for again and again: at most twice a second."""
+        if time.monotonic() - self.checked > OFTEN:
+            self.check()
 
+
+OFTEN = 0.5  # seconds; a check reads the files
 _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 

@@ -25,14 +25,21 @@ def feature_names(bench: Workbench) -> list[str]:
     return [] if names.dtype.kind in "iu" else [str(name) for name in names]
 
 
-def check_features(bench: Workbench, kept: Version, *, cure: str, renamed: bool = False) -> None:
-    """Raise `StudyError` where the features have another order than those of what is kept.
+def check_features(bench: Workbench, kept: Version | None, settings_key: str) -> None:
+    """Raise `StudyError` where a feature stands elsewhere than when the kept θ was made.
 
-    Others altogether, by their names, are refused too unless they may be `renamed`.
+    New names in their old places are only names.
     """
-    before, now = kept.attrs.get("features", []), feature_names(bench)
-    if not before or not now or before == now or (renamed and sorted(before) != sorted(now)):
+    if kept is None or kept.attrs.get("settings_key") != settings_key:
         return
+    before, now = list(kept.attrs.get("features", [])), feature_names(bench)
+    if all(before.index(name) == now.index(name) for name in set(before) & set(now)):
+        return
+    cure = (
+        "give a checkpoint that was trained on this order"
+        if bench.settings.model.fit is None
+        else "let θ follow: model.refit: on_change"
+    )
     raise StudyError(
         f"{bench.study.name}: the stored {kept.artifact} was made from the features "
         f"{listed(before)}, in this order, and the files have {listed(now)}: it would meet other "

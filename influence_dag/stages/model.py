@@ -41,19 +41,14 @@ def refresh(bench: Workbench) -> Update:
     pinned = bench.settings.model.refit == "pinned"
 
     def reusable(version: Version) -> bool:
-        if version.attrs.get("settings_key") != settings_key:
-            return False
-        if pinned:
-            check_features(bench, version, cure="let θ follow: model.refit: on_change")
-        elif bench.settings.model.fit is None:  # a checkpoint, whose columns may have new names
-            cure = "give a checkpoint that was trained on this order"
-            check_features(bench, version, cure=cure, renamed=True)
-        return pinned
+        return pinned and version.attrs.get("settings_key") == settings_key
 
     # A checkpoint as it is does not depend on the rows: an edited row leaves θ as it is.
     as_it_is = bench.settings.model.fit is None
     data_key = None if as_it_is else (train.fingerprint, _types(bench))
-    key = fingerprint(settings_key, data_key, feature_names(bench))
+    key = fingerprint(settings_key, data_key)
+    if pinned or as_it_is:
+        check_features(bench, bench.undamaged(ARTIFACT), settings_key)
     update = refresh_whole(
         bench, ARTIFACT, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )

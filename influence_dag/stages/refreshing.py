@@ -81,6 +81,7 @@ def refresh_blocks(
         outdated = draft.outdated(expected)
         for part in parts:
             _compute_part(bench, draft, layout, part, expected, outdated)
+        watch().check()
         for name, (dims, values, attrs) in (results() if results else {}).items():
             draft.set_result(name, dims, values, attrs)
         draft.set_attrs(policies=policies(bench))
@@ -121,7 +122,7 @@ def _compute_part(
     used = watch()  # here: tiles may be written by other threads
 
     def write(tile: Tile, arrays: Mapping[str, np.ndarray]) -> None:
-        used.check()
+        used.check_often()
         for name, values in arrays.items():
             if finite:
                 finite.check(name, values, tile.start)

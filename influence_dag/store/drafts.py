@@ -64,6 +64,10 @@ class Draft:
         """What will be published beside the variables."""
         return self._inherited.with_newer(self._own)
 
+    def forget(self) -> None:
+        """Vouch for nothing that was written: the next run begins anew."""
+        self._journal.path.unlink(missing_ok=True)
+
     def lacks(self, *names: str) -> bool:
         """Whether one of these results (arrays, attributes, files) has to be set."""
         results = self.results

@@ -32,6 +32,7 @@ from influence_dag.store.plans import Expected, Plan, make_plan
 from influence_dag.store.pointers import CURRENT, is_pointer, numbered, point, pointed_to
 from influence_dag.store.published import BLOCKS, MANIFEST, Version
 from influence_dag.store.publishing import finish
+from influence_dag.unchanged import ChangedError
 
 __all__ = ["ArtifactStore", "Draft", "Plan", "Version"]
 
@@ -138,7 +139,7 @@ class ArtifactStore:
         """A draft to write into; published when the block ends, unless nothing changed.
 
         An exception leaves `current` as it was and keeps what was finished for the next run with
-        the same layout.
+        the same layout, unless code was edited meanwhile: then nobody knows what it is of.
         """
         folder = self._folder(name)
         with self._locked(name, ".lock"):
@@ -150,6 +151,9 @@ class ArtifactStore:
                 draft.close()
                 with explained(folder, f"publishing {name} in"):
                     self._publish(draft)
+            except ChangedError:
+                draft.forget()
+                raise
             finally:
                 draft.close()
 

@@ -12,6 +12,7 @@ from tiny_project import Project
 from influence_dag.errors import StudyError
 from influence_dag.graph import artifacts
 from influence_dag.project_code import forget_outdated
+from influence_dag.store import Draft
 from influence_dag.unchanged import ChangedError, note, watching
 
 MODEL = """\
@@ -173,3 +174,31 @@ def test_a_file_replaced_between_its_hash_and_its_import_is_imported_again(tmp_p
     assert all(update.is_current for update in project.refresh().values())
     np.testing.assert_allclose(influences(project), from_nothing(project), rtol=1e-9)
     assert len(list(artifacts(project.bench().study))) > 5
+
+
+def test_chunks_of_a_stage_whose_code_was_edited_are_not_taken_up_again(tmp_path, monkeypatch):
+    """A function's own import brings in edited code after the stage was keyed: nobody can tell."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    project = made(tmp_path, LAZY)
+    file = project.root / "tiny_factor.py"
+    file.write_text("FACTOR = 1.0\n")
+    project.refresh()
+    project.edit("train", 3, height=2.5)
+    bench, nodes = project.bench(), {}
+    for node in artifacts(bench.study):
+        nodes[node.name] = node
+    for name in ("dataset", "model"):
+        nodes[name].refresh(bench)
+
+    write = Draft.write
+    edits = []
+
+    def written(draft, *args):
+        write(draft, *args)
+        edits.append(file.write_text(f"FACTOR = {len(edits) + 2}.0\n"))
+
+    monkeypatch.setattr(Draft, "write", written)
+    with pytest.raises(StudyError, match=r"tiny/gradients: the code of tiny_model changed each"):
+        nodes["gradients"].refresh(bench)
+    assert edits
+    assert project.results.store.unfinished() == {}
