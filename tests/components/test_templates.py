@@ -100,6 +100,23 @@ def test_every_kind_of_template_is_told_with_its_text(studies, text):
         load_study(made.folder)
 
 
+def test_a_variable_of_the_environment_means_the_same_to_both(studies, monkeypatch):
+    monkeypatch.setenv("INFLUENCE_PLACE", "elsewhere")
+    made = studies(STORE + yaml.safe_dump("a/{{ env.INFLUENCE_PLACE }}"))
+    stored = load_study(made.folder).store_path
+    assert stored == made.root / "a/elsewhere/tiny"
+    found = dg.load_from_defs_folder(project_root=made.root).resolve_asset_graph()
+    metadata = found.get(dg.AssetKey(["tiny", "dataset"])).metadata["store"]
+    assert metadata.value == str(stored / "dataset")
+
+
+def test_a_variable_that_is_not_set_is_told(studies, monkeypatch):
+    monkeypatch.delenv("INFLUENCE_PLACE", raising=False)
+    made = studies(STORE + yaml.safe_dump("{{ env.INFLUENCE_PLACE }}"))
+    with pytest.raises(StudyError, match="no variable INFLUENCE_PLACE; set it"):
+        load_study(made.folder)
+
+
 @pytest.mark.parametrize("name", ["a{b}", "$x_{2}$", "{", "%}", "#", "{}", "}}"])
 def test_braces_that_are_no_template_are_text_to_both(studies, name):
     made = studies(STORE + yaml.safe_dump(name, default_style='"'))
