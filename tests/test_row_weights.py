@@ -144,7 +144,7 @@ def _initial(module):
 def test_a_minibatch_is_an_unbiased_part_of_the_weighted_mean(module, rows):
     from influence_dag.fitting import _Problem
 
-    problem = _Problem(module, "cross_entropy", rows, 0.1)
+    problem = _Problem(Objective(module, "cross_entropy"), rows, 0.1)
     theta = problem.objective.params
     parts = [problem.loss(theta, rows[k : k + 3]) for k in (0, 3, 6, 9)]
     assert_close(torch.stack(parts).mean(), problem.loss(theta, rows))

@@ -154,7 +154,7 @@ def test_ids_and_columns_of_any_characters_are_stored_shown_and_drawn(tmp_path, 
     drawn = metadata("direct/perturbation_influences")["example"]
     assert "data:image/png;base64," in drawn.value
     table = metadata("direct/summary")["strongest"]
-    assert table.records[0].data["test"] == "$_{0$"
+    assert table.records[0].data["test"] == "$_{0$ (0)"
     said = describe(results)
     assert "$_{0$" in said
     assert "\x1b" not in said, "what moves the cursor of a terminal"

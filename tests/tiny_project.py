@@ -108,7 +108,8 @@ class Project:
         shutil.copytree(self.root, root, symlinks=True, dirs_exist_ok=True)
         sys.modules.pop("tiny_model", None)
         other = copy.copy(self)
-        other.root, other.rows = root, dict(self.rows)
+        other.root, other.rows = root, copy.deepcopy(self.rows)
+        other.settings = copy.deepcopy(self.settings)
         return other
 
     def remove_store(self) -> None:
@@ -130,7 +131,7 @@ def make_rows(split: str, n: int) -> list[list]:
 
 def merged(settings: dict, changes: dict) -> dict:
     """Settings with changes, group by group; None removes a setting."""
-    result = dict(settings)
+    result = copy.deepcopy(settings)
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(result.get(name), dict):
             result[name] = merged(result[name], value)
