@@ -57,7 +57,7 @@ class Wording:
     """The words for one method's arrays; `weights` names the column of row weights, or `none`.
 
     >>> settings = {"data": {"train": "a.csv", "test": "b.csv", "target": "y"},
-    ...             "model": {"build": "m:b", "fit": {}}, "methods": {"direct": {}}}
+    ...             "model": {"build": "m:b", "fit": {}}, "methods": {"direct": {}}, "damping": 0.1}
     >>> Wording(StudySettings.model_validate(settings), "direct").influences()["formula"]
     '∇L(z_test)ᵀ (H + λI)⁻¹ ∇L(z_train)'
     """
