@@ -20,7 +20,7 @@ import influence_dag as idag
 from influence_dag import perturbation
 
 # Units of rounding × condition number that an answer may be away.
-_ROUNDING = {torch.float64: 4e5, torch.float32: 1e3}
+_ROUNDING = {torch.float64: 1e5, torch.float32: 1e3}
 _NOISE = 100  # times the error of plain autograd in float32 that an answer in float32 may be away
 
 
@@ -98,7 +98,8 @@ class Checks:
         expect = self.case.wrt_expect if self.case.wrt else RIGHT
         bent = 0.0 if self.case.dtype == torch.float64 else self._of_second_derivatives()
         mixed = bent + 100 * self.exact  # third derivatives of what saturates: sums that cancel
-        for name in truth.train.mixed:
+        # A bound of 1 says nothing: what float32 has lost there is not asked for.
+        for name in truth.train.mixed if bent < 1 else ():
             small, large = (partial(self._perturbation, name, large=k) for k in (False, True))
             found.append(Check(f"perturbation {name}", small, mixed, expect))
             found.append(Check(f"perturbation {name}, as of large models", large, mixed, expect))
@@ -108,7 +109,8 @@ class Checks:
             found.append(Check("self-influence", self._self_influence, self.exact))
         if truth.damping > 0 and self.case.loss.convex:
             found.append(Check("ekfac", lambda: ekfac_error(self), 10 * self.exact))
-            found.append(Check("kfac", lambda: kfac_error(self), bent + 10 * self.rounding))
+            if bent < 1:
+                found.append(Check("kfac", lambda: kfac_error(self), bent + 10 * self.rounding))
         if not truth.definite or truth.damping == 0:
             return found
         rtol = 1e-8 if self.case.dtype == torch.float64 else 1e-4
