@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from influence_dag.dagster_settings import asset_path
 from influence_dag.settings import (
     Settings,
     is_callable_name,
@@ -197,6 +198,13 @@ class DataSettings(Settings):
         ),
     )
     features: FeatureSettings = FeatureSettings()
+    deps: tuple[Annotated[str, AfterValidator(asset_path)], ...] = Field(
+        default=(),
+        description=(
+            "keys of Dagster assets that write the files, such as warehouse/patients: the dataset "
+            "comes after them, and is out of date when they are materialised"
+        ),
+    )
 
     @model_validator(mode="after")
     def _roles_differ(self) -> "DataSettings":
@@ -206,8 +214,10 @@ class DataSettings(Settings):
             name = twice.pop()
             both = " and ".join(role for role, each in roles.items() if each == name)
             raise ValueError(f"{both} both name {name!r}; each needs a column of its own")
-        if twice := [name for name in self.keep if self.keep.count(name) > 1]:
-            raise ValueError(f"keep names {twice[0]!r} twice")
+        for field in ("keep", "deps"):
+            names = getattr(self, field)
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{field} names {twice[0]!r} twice")
         if held := [name for name in self.keep if name in named]:
             raise ValueError(
                 f"keep names {held[0]!r}, which is a coordinate already: ids and labels always are"
@@ -215,6 +225,11 @@ class DataSettings(Settings):
                 else f"keep names {held[0]!r}, the weight, which the dataset holds as train_weight"
             )
         return self
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings that decide what is read: all but `deps`, which are about order alone."""
+        return self.model_dump(mode="json", exclude={"deps"})
 
     @property
     def roles(self) -> tuple[str, ...]:

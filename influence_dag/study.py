@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from influence_dag.dagster_settings import DagsterSettings
 from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import StudyError
 from influence_dag.method_settings import KRONECKER, MethodsSettings
@@ -153,6 +154,7 @@ class StudySettings(Settings):
     curvature: CurvatureSettings = CurvatureSettings()
     compute: ComputeSettings = ComputeSettings()
     refresh: RefreshSettings = RefreshSettings()
+    dagster: DagsterSettings = DagsterSettings()
     store: Annotated[
         StoreSettings, BeforeValidator(_store_settings, json_schema_input_type=StoreSettings | str)
     ] = StoreSettings()
