@@ -82,11 +82,12 @@ def _numbers(update: Update) -> dict[str, Any]:
 
 def _row_count(version: Version) -> dict[str, int]:
     """Rows of the artifact: of the dataset those of both splits, else those on its first axis."""
-    splits = [name for name in SPLITS if name in version.coordinates]
+    splits = [split for split in SPLITS if f"{split}_valid" in version.coordinates]
     if version.artifact != "dataset":
         dims = [dim for each in version.variables.values() for dim in each.dims]
-        splits = sorted((each for each in splits if each in dims), key=dims.index)[:1]
-    counts = [Axis.read(version, split).count for split in splits]
+        leading = (split for split in splits if split in dims)
+        splits = sorted(leading, key=lambda split: dims.index(split))[:1]
+    counts = [int(np.sum(version.coordinate(f"{split}_valid") != 0)) for split in splits]
     return {"dagster/row_count": sum(counts)} if counts else {}
 
 
