@@ -93,8 +93,10 @@ Files = Annotated[
 class CsvSettings(Settings):
     """How a .csv is written; nothing of it is guessed."""
 
-    separator: str = Field(default=",", min_length=1, max_length=1)
-    decimal: Literal[".", ","] = "."
+    separator: str = Field(
+        default=",", min_length=1, max_length=1, description="one character, between columns"
+    )
+    decimal: Literal[".", ","] = Field(default=".", description="the mark in decimal numbers")
     encoding: str = Field(default="utf-8-sig", description="a name that Python knows: latin-1, …")
 
     @field_validator("encoding")
@@ -161,13 +163,18 @@ class DataSettings(Settings):
     between): their rows together, each under an id of its own.
     """
 
-    train: Files
-    test: Files
+    train: Files = Field(
+        description=(
+            "training rows: a file, a pattern or a list of files, a folder of pictures, or "
+            "module:callable that returns a torch Dataset"
+        )
+    )
+    test: Files = Field(description="test rows, the same way")
     id: str | None = Field(
         default=None,
         description="the column of row ids; without it the position is the id (not for .csv)",
     )
-    target: str = "y"
+    target: str = Field(default="y", description="the column (or array) that the model predicts")
     classes: Annotated[tuple[str, ...], BeforeValidator(_class_names)] | None = Field(
         default=None,
         description=(
