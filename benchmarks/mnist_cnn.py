@@ -109,7 +109,7 @@ def trained(rows: tuple[Tensor, Tensor], seed: int) -> nn.Module:
     """By a plain loop; in evaluation mode."""
     torch.manual_seed(seed)
     namespace: dict = {}
-    exec(MODEL, namespace)  # noqa: S102 - the text above
+    exec(MODEL, namespace)
     network, (x, y) = namespace["build"](), rows
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     for _ in range(EPOCHS):
@@ -171,9 +171,7 @@ def worth(
     top = np.argsort(-values, axis=1)[:, :TOP]
     # What was lost with the rows that helped is what the losses should have risen by.
     predicted = np.stack([values[:, rows].sum(1) for rows in left_out])
-    scores = [
-        spearmanr(predicted[:, j], losses[:, row]).statistic for j, row in enumerate(test)
-    ]
+    scores = [spearmanr(predicted[:, j], losses[:, row]).statistic for j, row in enumerate(test)]
     return {
         "tests": len(test),
         "same_label": round(float((labels[top] == wanted[:, None]).mean()), 3),

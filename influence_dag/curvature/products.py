@@ -56,6 +56,21 @@ def products_agree(
     return True
 
 
+def same_product(
+    found: Float[Tensor, " p"],
+    product: Float[Tensor, " p"],
+    places: list[slice],
+    dtype: torch.dtype,
+) -> bool:
+    """Whether two routes to a product of a curvature agree, tensor by tensor."""
+    tolerance = _AGREEMENT.get(dtype, _LOOSE_AGREEMENT)
+    rounding = _ROUNDING * torch.finfo(dtype).eps * product.norm()
+    return all(
+        (found[place] - product[place]).norm() <= tolerance * product[place].norm() + rounding
+        for place in places
+    )
+
+
 def check_symmetric(matrix: Float[Tensor, "p p"], objective: Objective) -> None:
     """Raise `ModelError` for columns of second derivatives that are not symmetric."""
     squares = sum(
