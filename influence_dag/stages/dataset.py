@@ -81,7 +81,7 @@ def _source_key(bench: Workbench) -> str:
     if any(is_callable_name(name) for split in SPLITS for name in data.names(split)):
         return ""  # what code returns is known when it was called
     content = source_fingerprint(data, bench.study.root)
-    how = (data.model_dump(mode="json"), bench.chunk_override, bench.study.name, loss)
+    how = (data.reading, bench.chunk_override, bench.study.name, loss)
     return fingerprint(ARTIFACT, FORMULA, content, how)
 
 
