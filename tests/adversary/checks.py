@@ -61,7 +61,7 @@ class Checks:
         return self._of_second_derivatives()
 
     def _of_second_derivatives(self) -> float:
-        return 10 * self.eps * self._largest**2 * self.truth.condition
+        return 10 * self.eps * largest_input(self.case) ** 2 * self.truth.condition
 
     def _cancelled(self) -> float:
         """Rounding of p - 1 where p is 1, times an input, in rows that hardly have a gradient."""
@@ -71,12 +71,7 @@ class Checks:
             dim=1
         )
         least = _FLOOR[torch.float64] * float(norms.max())
-        return min(10 * self.eps * self._largest / max(least, 1e-30), _MOST)
-
-    @property
-    def _largest(self) -> float:
-        leaves = oracle.leaves(self.case.part(slice(None))[0]).values()
-        return max(float(leaf.double().abs().max()) for leaf in leaves)
+        return min(10 * self.eps * largest_input(self.case) / max(least, 1e-30), _MOST)
 
     def _noise(self) -> float:
         """The error of plain autograd in the case's own precision, one row at a time."""
@@ -270,6 +265,11 @@ class Checks:
         scale = factors.norm(dim=1)[:, None] * mixed.flatten(1).norm(dim=1)
         error = (found.double().reshape(wanted.shape) - wanted).abs().amax(2)
         return worst(error, scale, _floor(found))
+
+
+def largest_input(case: Case) -> float:
+    leaves = oracle.leaves(case.part(slice(None))[0]).values()
+    return max(float(leaf.double().abs().max()) for leaf in leaves)
 
 
 def wrapped(case: Case):
