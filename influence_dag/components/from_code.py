@@ -21,7 +21,7 @@ def study_assets(
     name: str | None = None,
     folder: str | Path | None = None,
     pool: str | None = "gpu",
-) -> list[dg.AssetsDefinition]:
+) -> list[dg.AssetsDefinition | dg.SourceAsset]:
     """The assets of a study with their checks, for `dg.Definitions(assets=[…])`.
 
     `study` is a folder with a `defs.yaml`, or the settings that stand below `attributes` in one;
