@@ -128,11 +128,15 @@ def test_reprs_say_what_it_is(dataset):
     assert "positive" in repr(dataset.influences), "sign and units stand beside the numbers"
 
 
+@pytest.mark.parametrize(
+    ("engine", "module"), [("scipy", "scipy"), ("h5netcdf", "h5netcdf"), ("netcdf4", "netCDF4")]
+)
 @pytest.mark.parametrize("opened", ["open_study", "engine"])
-def test_netcdf(finished_project, tmp_path, opened):
+def test_netcdf(finished_project, tmp_path, opened, engine, module):
+    pytest.importorskip(module)
     dataset = OPENED[opened](finished_project)
-    dataset.isel(train=slice(3, 20)).to_netcdf(tmp_path / "saved.nc", engine="scipy")
-    read = xr.open_dataset(tmp_path / "saved.nc", engine="scipy")
+    dataset.isel(train=slice(3, 20)).to_netcdf(tmp_path / "saved.nc", engine=engine)
+    read = xr.open_dataset(tmp_path / "saved.nc", engine=engine)
     np.testing.assert_array_equal(read.influences, dataset.influences[:, 3:20])
     assert read.train.values.tolist() == NAMES[3:20]
 
