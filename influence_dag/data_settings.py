@@ -197,6 +197,14 @@ class DataSettings(Settings):
         ),
     )
     features: FeatureSettings = FeatureSettings()
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "processes that read the rows of a callable's data set side by side; 0: this process. "
+            "It changes no number"
+        ),
+    )
 
     @model_validator(mode="after")
     def _roles_differ(self) -> "DataSettings":

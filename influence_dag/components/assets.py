@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -11,6 +12,9 @@ from influence_dag.graph import Artifact, artifacts
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import Study
 from influence_dag.texts import code
+
+if TYPE_CHECKING:
+    from influence_dag.stages.workbench import Workbench
 
 DATA_VERSION_TAG = "dagster/data_version"
 
@@ -63,12 +67,12 @@ def asset_key(study: Study, name: str) -> dg.AssetKey:
     return dg.AssetKey([study.name, *name.split("/")])
 
 
-def _content(study: Study) -> str:
-    """The data version of the input files."""
+def _content(study: Study, made: Any = None) -> str:
+    """The data version of the input files, or of the rows that a callable has `made`."""
     from influence_dag.datasets import source_fingerprint
 
     remembered = study.store_path / ".source.json"
-    return source_fingerprint(study.settings.data, study.root, remembered=remembered)
+    return source_fingerprint(study.settings.data, study.root, remembered=remembered, made=made)
 
 
 def _source(study: Study):
@@ -112,19 +116,20 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
         from influence_dag.stages.workbench import Workbench
 
         bench = Workbench(study, context.log.info)
-        tags = _source_seen(context, study) if "source" in node.reads else None
+        tags = _source_seen(context, bench) if "source" in node.reads else None
         return materialize_result(context, bench, node.refresh(bench), node.method, tags)
 
     return asset
 
 
-def _source_seen(context: dg.AssetExecutionContext, study: Study) -> dict[str, str]:
+def _source_seen(context: dg.AssetExecutionContext, bench: "Workbench") -> dict[str, str]:
     """Observe the files before they are read, and say that this is the content that was read.
 
     Dagster by itself notes the last observation, which may be of older files, or none: the dataset
     would be out of sync with files that it has just read.
     """
-    key, version = asset_key(study, "source"), _content(study)
+    key = asset_key(bench.study, "source")
+    version = _content(bench.study, bench.made_rows)
     context.log_event(dg.AssetObservation(key, tags={DATA_VERSION_TAG: version}))
     return {f"dagster/input_data_version/{key.to_user_string()}": version}
 
@@ -135,7 +140,8 @@ def code_version(study: Study, node: Artifact) -> str:
     Settings of later stages are left out, so that changing them marks only what they change.
     """
     settings = study.settings.model_dump(mode="json")
-    own = {"data": settings["data"], "dtype": settings["compute"]["dtype"]}
+    data = {name: value for name, value in settings["data"].items() if name != "workers"}
+    own = {"data": data, "dtype": settings["compute"]["dtype"]}
     if node.name != "dataset":
         model = settings["model"]
         own["model"] = {name: model[name] for name in model if name != "minimum"}  # only a check
