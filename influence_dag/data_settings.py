@@ -212,6 +212,14 @@ class DataSettings(Settings):
             "comes after them, and is out of date when they are materialised"
         ),
     )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "processes that read the rows of a callable's data set side by side; 0: this process. "
+            "It changes no number"
+        ),
+    )
 
     @model_validator(mode="after")
     def _roles_differ(self) -> "DataSettings":
@@ -235,8 +243,8 @@ class DataSettings(Settings):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """The settings that decide what is read: all but `deps`, which are about order alone."""
-        return self.model_dump(mode="json", exclude={"deps"})
+        """The settings that decide what is read: order and processes change nothing of it."""
+        return self.model_dump(mode="json", exclude={"deps", "workers"})
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -14,6 +15,9 @@ from influence_dag.graph import Artifact, artifacts
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import Study
 from influence_dag.texts import code
+
+if TYPE_CHECKING:
+    from influence_dag.stages.workbench import Workbench
 
 DATA_VERSION_TAG = "dagster/data_version"
 _READER = StudyIOManager()  # one for all studies: their assets say where they are stored
@@ -63,12 +67,12 @@ def _condition(study: Study, condition: dg.AutomationCondition) -> dg.Automation
     return condition if study.settings.refresh.automation else None
 
 
-def _content(study: Study) -> str:
-    """The data version of the input files."""
+def _content(study: Study, made: Any = None) -> str:
+    """The data version of the input files, or of the rows that a callable has `made`."""
     from influence_dag.datasets import source_fingerprint
 
     remembered = study.store_path / ".source.json"
-    return source_fingerprint(study.settings.data, study.root, remembered=remembered)
+    return source_fingerprint(study.settings.data, study.root, remembered=remembered, made=made)
 
 
 def _source(study: Study):
@@ -109,7 +113,7 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
         from influence_dag.stages.workbench import Workbench
 
         bench = Workbench(study, context.log.info)
-        tags = _source_seen(context, study) if "source" in node.reads else None
+        tags = _source_seen(context, bench) if "source" in node.reads else None
         return materialize_result(context, bench, node.refresh(bench), node.method, tags)
 
     with _beta_is_no_concern():
@@ -138,13 +142,14 @@ def _upstream(study: Study, node: Artifact) -> list[dg.AssetKey]:
     return upstream_keys(study) if "source" in node.reads else []
 
 
-def _source_seen(context: dg.AssetExecutionContext, study: Study) -> dict[str, str]:
+def _source_seen(context: dg.AssetExecutionContext, bench: "Workbench") -> dict[str, str]:
     """Observe the files before they are read, and say that this is the content that was read.
 
     Dagster by itself notes the last observation, which may be of older files, or none: the dataset
     would be out of sync with files that it has just read.
     """
-    key, version = asset_key(study, "source"), _content(study)
+    key = asset_key(bench.study, "source")
+    version = _content(bench.study, bench.made_rows)
     context.log_event(dg.AssetObservation(key, tags={DATA_VERSION_TAG: version}))
     return {f"dagster/input_data_version/{key.to_user_string()}": version}
 
