@@ -46,6 +46,12 @@ class OutputSpace:
         tensors = tensors_of(self.objective.outputs(theta, self.rows.x))
         return tuple(tensors[place] for place in self.places)
 
+    @property
+    def values(self) -> Float[Tensor, "n m"]:
+        """The tensors at `objective.params`, flat."""
+        tensors = tensors_of(self.template)
+        return flat(tuple(tensors[place] for place in self.places))
+
     def losses(self, leaves: Leaves) -> Float[Tensor, " n"]:
         """The loss of each row with the tensors at `leaves`."""
         tensors = tensors_of(self.template)

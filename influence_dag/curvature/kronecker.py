@@ -11,8 +11,8 @@ from influence_dag.curvature.kronecker_pairs import (
     FisherBatch,
     FisherPairs,
     KroneckerLayout,
-    joined,
 )
+from influence_dag.structures import joined
 
 # Measured: multiply-adds in the time of gathering a number of a pair of positions, and in that of
 # writing and squaring a number of one sample's matrix.

@@ -11,16 +11,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from influence_dag.capture import NotCaptured, Pair, is_capturable, layer_pair, recorded_layers
+from influence_dag.capture import NotCaptured, Pair, layer_pair, recorded_layers
 from influence_dag.curvature.kronecker_fisher import FisherName, output_roots
 from influence_dag.errors import ModelError
 from influence_dag.gradient_blocks import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradient_checks import check_batch
-from influence_dag.gradients import gradient_layout, own_parameters, per_sample_gradients
+from influence_dag.gradients import (
+    gradient_layout,
+    layer_places,
+    own_parameters,
+    per_sample_gradients,
+)
+from influence_dag.layers import is_capturable, is_transposed, layer_of
 from influence_dag.local_gradients import local_gradients
 from influence_dag.objective import Objective, Rows, without_denormals
 from influence_dag.outputs import Leaves, OutputSpace, flat
-from influence_dag.structures import tensors_of
+from influence_dag.structures import joined, tensors_of
 
 _LARGEST_DENSE = 2**13  # parameters of one dense block: 512 MiB in float64, a minute of eigh
 _NUMBERS = 2**25  # numbers captured at once
@@ -30,11 +36,15 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class KroneckerLayer:
-    """A Linear or Conv layer kept as a Kronecker product; places in θ as (start, stop)."""
+    """A Linear or Conv layer kept as a Kronecker product; places in θ as (start, stop).
+
+    `transposed`: its weight is (inputs, outputs).
+    """
 
     name: str
     weight: Place
     bias: Place | None
+    transposed: bool = False
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -78,13 +88,12 @@ class KroneckerLayout:
         local = {name for name in found if name and not is_capturable(_layer(objective, name))}
         found -= local
         layers = []
-        for name in objective.parameter_names:
-            owner, _, role = name.rpartition(".")
-            if role == "weight" and owner in found:
-                bias = objective.slices.get(joined(owner, "bias"))
-                layers.append(
-                    KroneckerLayer(owner, _place(objective.slices[name]), bias and _place(bias))
-                )
+        for name in (each for each in found if each is not None):
+            weight, bias = layer_places(objective, name)
+            if weight:
+                transposed = is_transposed(_layer(objective, name))
+                layers.append(KroneckerLayer(name, weight, bias, transposed))
+        layers.sort(key=lambda layer: layer.weight)
         covered = {place for layer in layers for place in layer.places}
         dense = _dense_groups(objective, covered, local)
         return cls(tuple(layers), dense)
@@ -104,7 +113,7 @@ class KroneckerLayout:
         for layer in self.layers:
             bias = layer.bias if layer.bias in inside else None
             if layer.weight in inside:
-                layers.append(KroneckerLayer(layer.name, layer.weight, bias))
+                layers.append(replace(layer, bias=bias))
             elif bias:
                 dense.append(DenseGroup(layer.name, (bias,)))
         for group in self.dense:
@@ -122,16 +131,21 @@ class KroneckerLayout:
 
         return KroneckerLayout(
             tuple(
-                KroneckerLayer(layer.name, moved(layer.weight), layer.bias and moved(layer.bias))
+                replace(layer, weight=moved(layer.weight), bias=layer.bias and moved(layer.bias))
                 for layer in self.layers
             ),
             tuple(replace(group, places=tuple(map(moved, group.places))) for group in self.dense),
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The places as integers, named after the blocks; -1 where there is no bias."""
+        """The places as integers, named after the blocks; -1 where there is no bias.
+
+        Those of a transposed weight are its end and its start.
+        """
         layers = {
-            joined(layer.name, "places"): torch.tensor([layer.weight, layer.bias or (-1, -1)])
+            joined(layer.name, "places"): torch.tensor(
+                [layer.weight[:: -1 if layer.transposed else 1], layer.bias or (-1, -1)]
+            )
             for layer in self.layers
         }
         dense = {joined(g.name, "dense_places"): torch.tensor(g.places) for g in self.dense}
@@ -145,19 +159,16 @@ class KroneckerLayout:
         for name, tensor in tensors.items():
             owner, _, kind = name.rpartition(".")
             if kind == "places":
-                weight, bias = _places_of(tensor)
-                layers.append(KroneckerLayer(owner, weight, bias if bias[0] >= 0 else None))
+                (first, last), bias = _places_of(tensor)
+                weight, transposed = (min(first, last), max(first, last)), first > last
+                bias = bias if bias[0] >= 0 else None
+                layers.append(KroneckerLayer(owner, weight, bias, transposed))
             elif kind == "dense_places":
                 dense.append(DenseGroup(owner, _places_of(tensor)))
         return cls(
             tuple(sorted(layers, key=lambda layer: layer.weight)),
             tuple(sorted(dense, key=lambda group: group.places)),
         )
-
-
-def joined(*names: str) -> str:
-    """A dotted name; the module itself has an empty one, which leaves no dot."""
-    return ".".join(name for name in names if name)
 
 
 def _place(where: slice) -> Place:
@@ -183,7 +194,7 @@ def _places_of(tensor: Tensor) -> tuple[Place, ...]:
 
 
 def _layer(objective: Objective, name: str) -> nn.Module:
-    return objective.module.get_submodule(name)
+    return layer_of(objective.module, name)
 
 
 def _dense_groups(
@@ -259,16 +270,18 @@ class FisherPairs:
     def _batch(self, rows: Rows, generator: torch.Generator) -> FisherBatch:
         local = {group.name for group in self.layout.dense if group.local}
         names = {layer.name for layer in self.layout.layers} | local
-        calls: list[tuple[str, Tensor, Tensor]] = []
         theta = self.objective.params.clone().requires_grad_()
         space = OutputSpace.of(self.objective, rows).used()
-        with torch.enable_grad(), recorded_layers(self.objective.module, names, calls):
+        recording = recorded_layers(self.objective.module, names, len(rows))
+        with torch.enable_grad(), recording as seen, seen.telling_failures():
             leaves = space.leaves(theta)
             outputs = flat(leaves)
+        if seen.rebuilt:
+            seen.check(outputs, space.values)
         roots = self._roots(space, leaves, generator)
         if rows.weights is not None:
             roots = roots * rows.weights.to(roots).sqrt()[:, None]
-        pairs, caught = self._captured(calls, theta, outputs, roots) if names else ([], {})
+        pairs, caught = self._captured(seen.calls, theta, outputs, roots) if names else ([], {})
         dense = self._dense(rows, roots, caught)
         return FisherBatch(rows.weight_sum, pairs, dense, rows.weights)
 
@@ -359,7 +372,8 @@ class FisherPairs:
         mixed = {name: (a, torch.einsum("c,c...->...", r, g)) for name, (a, g) in pairs.items()}
         sums = {str(at[0]): torch.einsum("c,cns->ns", r, g) for at, g in written.items()}
         blocks: list[LinearLayout | DenseLayout] = [
-            LinearLayout(layer.name, layer.weight, layer.bias, 0, 0) for layer in self.layout.layers
+            LinearLayout(layer.name, layer.weight, layer.bias, 0, 0, transposed=layer.transposed)
+            for layer in self.layout.layers
         ]
         for group in self.layout.dense:
             places = [at for at in group.places if group.local]
