@@ -5,6 +5,7 @@ from influence_dag.losses.named import (
     bce_with_logits,
     cross_entropy,
     mse,
+    next_token,
     per_sample_loss,
 )
 from influence_dag.losses.reduced import ReducedLoss, ignored_class, reduced_loss
@@ -18,6 +19,7 @@ __all__ = [
     "cross_entropy",
     "ignored_class",
     "mse",
+    "next_token",
     "per_sample_loss",
     "reduced_loss",
 ]

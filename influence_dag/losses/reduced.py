@@ -29,6 +29,7 @@ from influence_dag.losses.named import (
     class_targets,
     cross_entropy,
     mean_of_labelled,
+    next_token,
     number_targets,
 )
 from influence_dag.structures import described, tensors_of, with_tensors
@@ -76,7 +77,7 @@ def reduced_loss(loss: LossFunction) -> "ReducedLoss":
 
 def ignored_class(loss: LossFunction) -> int | None:
     """The index that a loss of class indices leaves out; None for losses of other targets."""
-    if loss is cross_entropy:
+    if loss is cross_entropy or loss is next_token:
         return IGNORED
     parts = loss.parts if isinstance(loss, ReducedLoss) else None
     if isinstance(parts, _TorchLoss) and parts.function in _OF_CLASSES:
