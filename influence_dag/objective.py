@@ -86,9 +86,7 @@ class Objective:
         self.module = module
         self.output = output
         self.loss = per_sample_loss(loss)
-        self.takes = (
-            self.loss
-        )  # the loss that the prediction is chosen for, whatever is asked of it
+        self.takes = self.loss  # what the prediction is chosen for
         self.measurement = measurement
         trainable = {
             name: parameter

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from influence_dag.capture import NotCaptured, Pair, layer_pair, recorded_layers
+from influence_dag.curvature.drawn_labels import Distribution, Draw
 from influence_dag.curvature.kronecker_fisher import FisherName, output_roots
 from influence_dag.errors import ModelError
 from influence_dag.gradient_blocks import DenseLayout, GradientLayout, LinearLayout
@@ -248,6 +249,7 @@ class FisherPairs:
     fisher: FisherName = "exact"
     seed: int = 0
     batch_size: int = 512
+    distribution: Distribution | None = None
 
     def __iter__(self) -> Iterator[FisherBatch]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -289,12 +291,20 @@ class FisherPairs:
         self, space: OutputSpace, leaves: Leaves, generator: torch.Generator
     ) -> Float[Tensor, "c n m"]:
         """Root vectors in the flat outputs; a loss of one tensor is asked in its own shape."""
-        one = isinstance(space.template, Tensor)
-        loss, outputs = (
-            (self.objective.loss, leaves[0]) if one else (space.loss_of_flat, flat(leaves))
-        )
+        loss, outputs, draw = space.loss_of_flat, flat(leaves), self.distribution
+        if isinstance(space.template, Tensor):
+            loss, outputs = self.objective.loss, leaves[0]
+        elif len(leaves) == 1:
+            loss, outputs = space.loss_of_leaf, leaves[0]
+        if callable(draw) and not isinstance(space.template, Tensor):
+            draw = _of_structure(draw, space)
         roots = output_roots(
-            loss, outputs.detach(), space.rows.y, fisher=self.fisher, generator=generator
+            loss,
+            outputs.detach(),
+            space.rows.y,
+            fisher=self.fisher,
+            generator=generator,
+            distribution=draw,
         )
         return roots.reshape(*roots.shape[:2], -1)
 
@@ -409,6 +419,13 @@ class FisherPairs:
         ]
         places = [place for group in groups for place in group.places]
         return {at: torch.stack([part[f"{at[0]}.dense"] for part in parts]) for at in places}
+
+
+def _of_structure(draw: Draw, space: OutputSpace) -> Draw:
+    """The draw as a function of the outputs that roots are taken in."""
+    return lambda outputs, targets, generator: draw(
+        space.structured(outputs.flatten(1)), targets, generator
+    )
 
 
 @dataclass(frozen=True)

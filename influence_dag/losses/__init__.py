@@ -8,7 +8,7 @@ from influence_dag.losses.named import (
     next_token,
     per_sample_loss,
 )
-from influence_dag.losses.reduced import ReducedLoss, ignored_class, reduced_loss
+from influence_dag.losses.reduced import ReducedLoss, ignored_class, likelihood_of, reduced_loss
 
 __all__ = [
     "IGNORED",
@@ -18,6 +18,7 @@ __all__ = [
     "bce_with_logits",
     "cross_entropy",
     "ignored_class",
+    "likelihood_of",
     "mse",
     "next_token",
     "per_sample_loss",
