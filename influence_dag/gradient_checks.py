@@ -111,6 +111,7 @@ def _sums(
     block: LinearLayout | DenseLayout, u: Tensor, pair: Pair
 ) -> list[tuple[tuple[int, int], Tensor]]:
     weight, bias = pair_sums(u, *pair)
+    weight = weight.T if block.transposed else weight
     if isinstance(block, DenseLayout):
         size = block.stop - block.start
         return [((block.start, block.stop), weight if size == weight.numel() else bias)]

@@ -15,13 +15,14 @@ from pydantic import (
     model_validator,
 )
 
-from influence_dag.settings import Seed, Settings, Unit
+from influence_dag.settings import Seed, Settings, Unit, callable_name
 
 OnFailure = Annotated[
     Literal["raise", "warn"],
     Field(description="of rows that miss the tolerance: an error | kept and marked"),
 ]
 Fisher = Literal["exact", "sampled", "empirical"]
+DISTRIBUTIONS = ("categorical", "bernoulli", "gaussian")
 
 
 def _named_or_listed(value: Any) -> str:
@@ -181,6 +182,37 @@ class KroneckerSettings(MethodSettings):
         default="exact", description="exact | sampled labels | empirical (data labels)"
     )
     seed: Seed = 0
+    distribution: str | None = Field(
+        default=None,
+        description=(
+            "what sampled labels are drawn from: categorical | bernoulli | gaussian | "
+            "module:callable (output, target, generator) -> target; default: that of the loss"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _drawn_from(self) -> "KroneckerSettings":
+        if self.distribution is None:
+            return self
+        if self.fisher != "sampled":
+            raise ValueError(
+                f"distribution is what labels are drawn from, and fisher: {self.fisher} draws "
+                "none; add fisher: sampled or leave it out"
+            )
+        if self.distribution not in DISTRIBUTIONS:
+            try:
+                callable_name(self.distribution)
+            except ValueError as error:
+                raise ValueError(
+                    f"distribution {self.distribution!r} is neither one of "
+                    f"{', '.join(DISTRIBUTIONS)} nor 'module:callable'"
+                ) from error
+        return self
+
+    @property
+    def drawn_by(self) -> str | None:
+        """The callable that draws labels, by name; None where none does."""
+        return None if self.distribution in (None, *DISTRIBUTIONS) else self.distribution
 
 
 class IdentitySettings(MethodSettings):
@@ -227,6 +259,16 @@ class MethodsSettings(Settings):
     def names(self) -> tuple[str, ...]:
         """The methods that are asked for."""
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def drawn_by(self) -> dict[str, str]:
+        """The callables that draw labels, by the field that names them."""
+        asked = {name: self[name] for name in self.names}
+        return {
+            f"methods.{name}.distribution": each.drawn_by
+            for name, each in asked.items()
+            if isinstance(each, KroneckerSettings) and each.drawn_by
+        }
 
     def __getitem__(self, method: str) -> MethodSettings:
         return getattr(self, method)

@@ -82,8 +82,8 @@ class ModelSettings(Settings):
     loss: str = Field(
         default="cross_entropy",
         description=(
-            "cross_entropy | mse | bce_with_logits | module:callable (output, target) -> one "
-            "loss per sample"
+            "cross_entropy | mse | bce_with_logits | next_token | module:callable (output, target) "
+            "-> one loss per sample"
         ),
     )
     measurement: CallableName | None = Field(
@@ -169,4 +169,4 @@ class ModelSettings(Settings):
         return self.minimum or ("warn" if self.is_given else "require")
 
 
-LOSSES = ("cross_entropy", "mse", "bce_with_logits")
+LOSSES = ("cross_entropy", "mse", "bce_with_logits", "next_token")

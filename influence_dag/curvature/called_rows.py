@@ -48,10 +48,9 @@ def uncalled_rows(
 
 def _calls(objective: Objective, row: Rows, names: set[str]) -> Counter[tuple[str, torch.Size]]:
     """The layers that a row calls, with the shapes of what they take, its axis of rows left out."""
-    calls: list[Call] = []
-    with torch.no_grad(), recorded_layers(objective.module, names, calls):
+    with torch.no_grad(), recorded_layers(objective.module, names, 1) as seen:
         objective.outputs(objective.params, row.x)
-    return Counter((name, x.shape[1:]) for name, x, _ in calls)
+    return Counter((name, x.shape[1:]) for name, x, _ in seen.calls)
 
 
 def _calls_of_any_row(
@@ -61,10 +60,9 @@ def _calls_of_any_row(
     found: Counter[tuple[str, torch.Size]] = Counter()
 
     def alone(x: object) -> tuple[Tensor, ...]:
-        calls: list[Call] = []
-        with recorded_layers(objective.module, names, calls):
+        with recorded_layers(objective.module, names, 1) as seen:
             outputs = objective.outputs(objective.params, map_tensors(_unsqueeze, x))
-        found.update((name, seen.shape[1:]) for name, seen, _ in calls)
+        found.update((name, given.shape[1:]) for name, given, _ in seen.calls)
         return tuple(tensors_of(outputs))
 
     try:

@@ -75,7 +75,7 @@ def _blocks(batch: FisherBatch, layout: KroneckerLayout) -> Iterator["_Block"]:
         if a.ndim == 3 and a.shape[1] > len(g):
             dense = torch.einsum("bti,cbto->cboi", a, g).flatten(0, 1)
             weight = dense[..., :-1] if layer.bias else dense
-            yield _Dense(layer.weight, weight.flatten(1))
+            yield _Dense(layer.weight, (weight.mT if layer.transposed else weight).flatten(1))
             if layer.bias:
                 yield _Dense(layer.bias, dense[..., -1])
         else:
@@ -134,6 +134,7 @@ class _Product:
             if self.layer.bias:
                 target[:, slice(*self.layer.bias)] += weight[..., -1]
                 weight = weight[..., :-1]
+            weight = weight.mT if self.layer.transposed else weight
             target[:, slice(*self.layer.weight)] += weight.flatten(1)
 
     @property
@@ -142,7 +143,10 @@ class _Product:
         return max(1, _NUMBERS // math.prod((b, t, d_out)))
 
     def _weights(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k d_out d_in"]:
-        weight = vectors[:, slice(*self.layer.weight)].unflatten(1, (self.g.shape[-1], -1))
+        weight, d_out = vectors[:, slice(*self.layer.weight)], self.g.shape[-1]
+        shape = (-1, d_out) if self.layer.transposed else (d_out, -1)
+        weight = weight.unflatten(1, shape)
+        weight = weight.mT if self.layer.transposed else weight
         if not self.layer.bias:
             return weight
         return torch.cat([weight, vectors[:, slice(*self.layer.bias), None]], dim=2)

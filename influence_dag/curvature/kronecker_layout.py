@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from influence_dag.capture import is_capturable
 from influence_dag.errors import ModelError
 from influence_dag.gradient_blocks import LinearLayout
-from influence_dag.gradients import gradient_layout, uncalled_layers
+from influence_dag.gradients import gradient_layout, layer_places, uncalled_layers
+from influence_dag.layers import is_capturable, is_transposed, layer_of
 from influence_dag.objective import Objective, Rows
+from influence_dag.structures import joined
 
 _LARGEST_DENSE = 2**13  # parameters of one dense block: 512 MiB in float64, a minute of eigh
 
@@ -20,11 +21,15 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class KroneckerLayer:
-    """A Linear or Conv layer kept as a Kronecker product; places in θ as (start, stop)."""
+    """A Linear or Conv layer kept as a Kronecker product; places in θ as (start, stop).
+
+    `transposed`: its weight is (inputs, outputs).
+    """
 
     name: str
     weight: Place
     bias: Place | None
+    transposed: bool = False
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -64,19 +69,21 @@ class KroneckerLayout:
         Layers named in `without` become dense blocks. Raises `ModelError` for a dense block that
         is too large, naming it.
         """
-        blocks = gradient_layout(objective, sample, without=without).blocks
+        blocks, module = (
+            gradient_layout(objective, sample, without=without).blocks,
+            objective.module,
+        )
         found = {b.name if isinstance(b, LinearLayout) else b.layer for b in blocks}
-        local = {name for name in found if name and not is_capturable(layer_of(objective, name))}
+        local = {name for name in found if name and not is_capturable(layer_of(module, name))}
         found -= local
         found |= uncalled_layers(objective, sample) - set(without)
         layers = []
-        for name in objective.parameter_names:
-            owner, _, role = name.rpartition(".")
-            if role == "weight" and owner in found:
-                bias = objective.slices.get(joined(owner, "bias"))
-                layers.append(
-                    KroneckerLayer(owner, place_of(objective.slices[name]), bias and place_of(bias))
-                )
+        for name in (each for each in found if each is not None):
+            weight, bias = layer_places(objective, name)
+            if weight:
+                transposed = is_transposed(layer_of(module, name))
+                layers.append(KroneckerLayer(name, weight, bias, transposed))
+        layers.sort(key=lambda layer: layer.weight)
         covered = {place for layer in layers for place in layer.places}
         dense = _dense_groups(objective, covered, local)
         return cls(tuple(layers), dense)
@@ -96,7 +103,7 @@ class KroneckerLayout:
         for layer in self.layers:
             bias = layer.bias if layer.bias in inside else None
             if layer.weight in inside:
-                layers.append(KroneckerLayer(layer.name, layer.weight, bias))
+                layers.append(replace(layer, bias=bias))
             elif bias:
                 dense.append(DenseGroup(layer.name, (bias,)))
         for group in self.dense:
@@ -114,16 +121,21 @@ class KroneckerLayout:
 
         return KroneckerLayout(
             tuple(
-                KroneckerLayer(layer.name, moved(layer.weight), layer.bias and moved(layer.bias))
+                replace(layer, weight=moved(layer.weight), bias=layer.bias and moved(layer.bias))
                 for layer in self.layers
             ),
             tuple(replace(group, places=tuple(map(moved, group.places))) for group in self.dense),
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The places as integers, named after the blocks; -1 where there is no bias."""
+        """The places as integers, named after the blocks; -1 where there is no bias.
+
+        Those of a transposed weight are its end and its start.
+        """
         layers = {
-            joined(layer.name, "places"): torch.tensor([layer.weight, layer.bias or (-1, -1)])
+            joined(layer.name, "places"): torch.tensor(
+                [layer.weight[:: -1 if layer.transposed else 1], layer.bias or (-1, -1)]
+            )
             for layer in self.layers
         }
         dense = {joined(g.name, "dense_places"): torch.tensor(g.places) for g in self.dense}
@@ -137,19 +149,16 @@ class KroneckerLayout:
         for name, tensor in tensors.items():
             owner, _, kind = name.rpartition(".")
             if kind == "places":
-                weight, bias = _places_of(tensor)
-                layers.append(KroneckerLayer(owner, weight, bias if bias[0] >= 0 else None))
+                (first, last), bias = _places_of(tensor)
+                weight, transposed = (min(first, last), max(first, last)), first > last
+                bias = bias if bias[0] >= 0 else None
+                layers.append(KroneckerLayer(owner, weight, bias, transposed))
             elif kind == "dense_places":
                 dense.append(DenseGroup(owner, _places_of(tensor)))
         return cls(
             tuple(sorted(layers, key=lambda layer: layer.weight)),
             tuple(sorted(dense, key=lambda group: group.places)),
         )
-
-
-def joined(*names: str) -> str:
-    """A dotted name; the module itself has an empty one, which leaves no dot."""
-    return ".".join(name for name in names if name)
 
 
 def place_of(where: slice) -> Place:
@@ -173,11 +182,6 @@ def _position(place: Place, index: Int[Tensor, " q"]) -> int | None:
 
 def _places_of(tensor: Tensor) -> tuple[Place, ...]:
     return tuple((start, stop) for start, stop in tensor.tolist())
-
-
-def layer_of(objective: Objective, name: str) -> nn.Module:
-    """The layer of that name."""
-    return objective.module.get_submodule(name)
 
 
 def _dense_groups(

@@ -11,20 +11,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from influence_dag.capture import NotCaptured, Pair, is_capturable, layer_pair, recorded_layers
+from influence_dag.capture import NotCaptured, Pair, layer_pair, recorded_layers
 from influence_dag.curvature.called_rows import uncalled_rows
+from influence_dag.curvature.drawn_labels import Distribution, Draw
 from influence_dag.curvature.kronecker_fisher import FisherName, output_roots
 from influence_dag.curvature.kronecker_layout import (
     DenseGroup,
     KroneckerLayer,
     KroneckerLayout,
     Place,
-    layer_of,
     place_of,
 )
 from influence_dag.gradient_blocks import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradient_checks import check_batch
 from influence_dag.gradients import own_parameters, per_sample_gradients
+from influence_dag.layers import is_capturable, layer_of, parameter_name
 from influence_dag.local_gradients import local_gradients
 from influence_dag.objective import Objective, Rows, without_denormals
 from influence_dag.outputs import Leaves, OutputSpace, flat
@@ -65,6 +66,7 @@ class FisherPairs:
     fisher: FisherName = "exact"
     seed: int = 0
     batch_size: int = 512
+    distribution: Distribution | None = None
 
     def __iter__(self) -> Iterator[FisherBatch]:
         generator = torch.Generator().manual_seed(self.seed)
@@ -86,16 +88,20 @@ class FisherPairs:
     def _batch(self, rows: Rows, generator: torch.Generator) -> FisherBatch:
         local = {group.name for group in self.layout.dense if group.local}
         names = {layer.name for layer in self.layout.layers} | local
-        calls: list[tuple[str, Tensor, Tensor]] = []
         theta = self.objective.params.clone().requires_grad_()
         space = OutputSpace.of(self.objective, rows).used()
-        with torch.enable_grad(), recorded_layers(self.objective.module, names, calls):
+        recording = recorded_layers(self.objective.module, names, len(rows))
+        with torch.enable_grad(), recording as seen, seen.telling_failures():
             leaves = space.leaves(theta)
             outputs = flat(leaves)
+        if seen.rebuilt:
+            seen.check(outputs, space.values)
         roots = self._roots(space, leaves, generator)
         if rows.weights is not None:
             roots = roots * rows.weights.to(roots).sqrt()[:, None]
-        pairs, caught = self._captured(calls, rows, theta, outputs, roots) if names else ([], {})
+        pairs, caught = (
+            self._captured(seen.calls, rows, theta, outputs, roots) if names else ([], {})
+        )
         dense = self._dense(rows, roots, caught)
         return FisherBatch(rows.weight_sum, pairs, dense, rows.weights)
 
@@ -103,12 +109,20 @@ class FisherPairs:
         self, space: OutputSpace, leaves: Leaves, generator: torch.Generator
     ) -> Float[Tensor, "c n m"]:
         """Root vectors in the flat outputs; a loss of one tensor is asked in its own shape."""
-        one = isinstance(space.template, Tensor)
-        loss, outputs = (
-            (self.objective.loss, leaves[0]) if one else (space.loss_of_flat, flat(leaves))
-        )
+        loss, outputs, draw = space.loss_of_flat, flat(leaves), self.distribution
+        if isinstance(space.template, Tensor):
+            loss, outputs = self.objective.loss, leaves[0]
+        elif len(leaves) == 1:
+            loss, outputs = space.loss_of_leaf, leaves[0]
+        if callable(draw) and not isinstance(space.template, Tensor):
+            draw = _of_structure(draw, space)
         roots = output_roots(
-            loss, outputs.detach(), space.rows.y, fisher=self.fisher, generator=generator
+            loss,
+            outputs.detach(),
+            space.rows.y,
+            fisher=self.fisher,
+            generator=generator,
+            distribution=draw,
         )
         return roots.reshape(*roots.shape[:2], -1)
 
@@ -138,7 +152,7 @@ class FisherPairs:
         pairs: dict[str, Pair] = {}
         written: dict[Place, Tensor] = {}
         for (name, x, _), parts in zip(calls, zip(*gradients, strict=True), strict=True):
-            layer = layer_of(self.objective, name)
+            layer = layer_of(self.objective.module, name)
             if not is_capturable(layer):
                 written |= self._local(name, x.detach(), torch.stack(parts), len(outputs))
                 continue
@@ -166,7 +180,7 @@ class FisherPairs:
         if x.shape[:1] != (rows,) or g.shape[1:2] != (rows,):
             raise NotCaptured({name})
         parameters = own_parameters(self.objective, name)
-        found = local_gradients(name, layer_of(self.objective, name), parameters, x, g)
+        found = local_gradients(name, layer_of(self.objective.module, name), parameters, x, g)
         slices = self.objective.slices
         return {place_of(slices[f"{name}.{role}"]): values for role, values in found.items()}
 
@@ -181,8 +195,10 @@ class FisherPairs:
 
     def _uncalled(self, layer: KroneckerLayer, roots: Float[Tensor, "c n m"]) -> Pair:
         """The pair of a layer that no row calls: of no positions."""
-        weight = layer_of(self.objective, layer.name).get_parameter("weight")
-        d_out, d_in = len(weight), weight[0].numel()
+        owner = layer_of(self.objective.module, layer.name)
+        named = self.objective.unflatten(self.objective.params)
+        weight = named[parameter_name(owner, layer.name, "weight")].flatten(1)
+        d_out, d_in = weight.T.shape if layer.transposed else weight.shape
         c, n = roots.shape[:2]
         return roots.new_zeros(n, 0, d_in), roots.new_zeros(c, n, 0, d_out)
 
@@ -200,7 +216,8 @@ class FisherPairs:
         mixed = {name: (a, torch.einsum("c,c...->...", r, g)) for name, (a, g) in pairs.items()}
         sums = {str(at[0]): torch.einsum("c,cns->ns", r, g) for at, g in written.items()}
         blocks: list[LinearLayout | DenseLayout] = [
-            LinearLayout(layer.name, layer.weight, layer.bias, 0, 0) for layer in self.layout.layers
+            LinearLayout(layer.name, layer.weight, layer.bias, 0, 0, transposed=layer.transposed)
+            for layer in self.layout.layers
         ]
         for group in self.layout.dense:
             places = [at for at in group.places if group.local]
@@ -236,6 +253,13 @@ class FisherPairs:
         ]
         places = [place for group in groups for place in group.places]
         return {at: torch.stack([part[f"{at[0]}.dense"] for part in parts]) for at in places}
+
+
+def _of_structure(draw: Draw, space: OutputSpace) -> Draw:
+    """The draw as a function of the outputs that roots are taken in."""
+    return lambda outputs, targets, generator: draw(
+        space.structured(outputs.flatten(1)), targets, generator
+    )
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,29 @@ def test_a_convolution_takes_one_vector_through_the_network(bias):
     assert given == 1  # the random combination that confirms
 
 
+class Conv1D(nn.Module):
+    """As GPT-2 has it: a Linear layer whose weight is (inputs, outputs)."""
+
+    def __init__(self, d_in, d_out):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(d_in, d_out))
+        self.bias = nn.Parameter(torch.randn(d_out))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+@pytest.mark.parametrize("positions", [2, 7])
+def test_a_layer_with_its_weight_the_other_way_round(positions):
+    torch.manual_seed(0)
+    layers = [Conv1D(4, 3), nn.Tanh(), nn.Flatten(), Conv1D(3 * positions, 3)]
+    objective = Objective(nn.Sequential(*layers).double(), "cross_entropy")
+    rows = Rows(torch.randn(8, positions, 4).double(), torch.arange(8) % 3)
+    found, expected, given = both(objective, rows)
+    assert given == 1
+    assert_close(found, expected)
+
+
 def test_few_vectors_go_through_the_network():
     objective, rows = make("pooled signal")
     found, expected, given = both(objective, rows, count=2)
