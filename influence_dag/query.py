@@ -61,6 +61,9 @@ class StudyResults:
         head = f"StudyResults({str(self.store.root)!r}, methods={self.methods})"
         return "\n".join([head, *map(str.rstrip, rows)])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.store.root, self.project)
+
     def _repr_html_(self) -> str:
         """What is stored, artifact by artifact, as a table."""
         rows = "".join(

@@ -119,6 +119,22 @@ def test_pickles(dataset):
     xr.testing.assert_identical(again.load(), dataset.compute())
 
 
+def test_opened_studies_are_sent_to_other_processes(finished_project):
+    study = pickle.loads(pickle.dumps(finished_project.results))
+    expected = finished_project.results["direct"].influences
+    np.testing.assert_array_equal(study["direct"].influences, expected)
+
+
+def test_maps_of_features_are_drawn_and_listed_by_name(finished_project):
+    pair = finished_project.results.perturbation("direct").sel(test="test-01", train="train-03")
+    figure, axes = plt.subplots()
+    (line,) = pair.plot(ax=axes)
+    np.testing.assert_array_equal(line.get_ydata(), pair)
+    plt.close(figure)
+    assert pair.to_series().index.tolist() == ["height", "width", "depth"]
+    assert str(abs(pair).idxmax().values) in ("height", "width", "depth")
+
+
 def test_reprs_say_what_it_is(dataset):
     for shown in (repr(dataset), html.unescape(dataset._repr_html_())):
         assert "influences" in shown
