@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_project import Project
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -131,9 +132,6 @@ def test_ignored_positions_have_no_share():
     )
     assert (found[:, y == -100] == 0).all()
     assert (found[1, y != -100] != 0).all()
-    assert_close(
-        next_token(torch.zeros(1, 3, 2), torch.tensor([[0, 1]])), torch.tensor([3.0]).log()
-    )
 
 
 def test_blocks_have_positions_as_well():
@@ -195,3 +193,60 @@ def test_terms_of_a_picture_keep_its_shape():
     terms = position_losses(cross_entropy, output, target)
     assert terms.shape == (2, 4, 5)
     assert_close(terms.sum((1, 2)), cross_entropy(output, target))
+
+
+STUDY = """\
+import test_positions
+import torch
+
+
+class Data(torch.utils.data.Dataset):
+    def __init__(self, rows, seed):
+        self.x, self.y = test_positions.rows(rows, seed)
+
+    def __len__(self):
+        return len(self.y)
+
+    def __getitem__(self, row):
+        return self.x[row], self.y[row]
+
+
+def train():
+    return Data(11, 1)
+
+
+def test():
+    return Data(3, 2)
+
+
+def build():
+    return test_positions.Tagger()
+"""
+
+
+@pytest.mark.parametrize("damping", [5.0, [5.0, 9.0]])
+def test_a_stored_study_has_positions_when_sliced(damping, tmp_path):
+    project = Project(
+        tmp_path,
+        model=STUDY,
+        data={"train": "tiny_model:train", "test": "tiny_model:test", "id": None, "target": None},
+        methods={"cg": None, "direct": {}},
+        damping=damping,
+        perturbation=None,
+        store={"chunks": {"test": 2, "train": 4}},
+    )
+    project.write_settings(
+        model={"fit": {"weight_decay": 0.05, "max_steps": 5}, "minimum": "ignore"}
+    )
+    project.refresh()
+    results = project.results
+    shares = results.position_influences("direct")
+    assert shares.dims[-3:] == ("test", "train", "position")
+    assert_close(
+        torch.from_numpy(shares.sum("position").values),
+        torch.from_numpy(results["direct"].influences.values),
+    )
+    labels = rows(11, 1)[1].numpy()
+    assert (shares.isel(test=1).values[..., labels == -100] == 0).all()
+    one = {"train": 3, "test": 2}
+    assert (shares.isel(one).values == shares.values[..., 2, 3, :]).all()
