@@ -24,8 +24,12 @@ def blocks(tutorial: str, language: str) -> list[str]:
     return re.findall(fence, text, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("tutorial", ["refresh", "your_network"])
+@pytest.mark.parametrize("tutorial", ["refresh", "your_network", "transformers"])
 def test_a_tutorial_prints_what_it_says(tutorial, tmp_path, monkeypatch):
+    if tutorial == "transformers":
+        pytest.importorskip(
+            tutorial, reason="needs transformers: pip install 'influence-dag[test]'"
+        )
     shutil.copytree(ROOT / "data" / "digits", tmp_path / "data" / "digits")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
