@@ -112,8 +112,12 @@ def pair_sums(
 def pair_norms(
     a: Float[Tensor, "n *t d_in"], g: Float[Tensor, "n *t d_out"]
 ) -> Float[Tensor, " n"]:
-    """Of each row, no less than the norm of its gradient of weight and bias."""
-    return (a.flatten(1).square().sum(1) + 1) * g.flatten(1).square().sum(1)
+    """Of each row, no less than the squared norm of its gradient of weight and bias; float64."""
+    of_a, of_g = (
+        torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64).square()
+        for part in (a, g)
+    )
+    return (of_a + 1) * of_g
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, "n t d_in"]:

@@ -6,7 +6,9 @@ seen and what would be right.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +16,12 @@ from influence_dag.data_settings import DataSettings, FeatureSettings, Which
 from influence_dag.errors import DataError
 from influence_dag.settings import is_callable_name
 from influence_dag.sources import Source, files, read_source
+from influence_dag.sources.base import not_finite
 from influence_dag.sources.digests import FileDigests
 from influence_dag.sources.ids import checked_ids
 from influence_dag.sources.numbers import canonical, decimal, whole
+from influence_dag.sources.on_demand import RowsOnDemand, Values, seen
+from influence_dag.sources.row_keys import input_keys, prepared
 from influence_dag.sources.words import TRUTH, encoded
 from influence_dag.standardising import Units
 from influence_dag.store.fingerprints import fingerprint, row_fingerprints
@@ -30,8 +35,10 @@ class Split:
     """The rows of one split, in the order of its file or files.
 
     `x` maps input names to arrays `(n, *shape)`: `{"x": …}` for one input, the names of the
-    module's arguments for several. `scale` is applied. Floating inputs stay floating, tables
-    are float64, unscaled integer arrays are integers. `y` is int64 for whole-number columns.
+    module's arguments for several; of a callable's data set they are `RowsOnDemand`, with
+    `known_keys`, the hashes of the inputs as they were when all of them were seen. `scale` is
+    applied. Floating inputs stay floating, tables are float64, unscaled integer arrays are
+    integers. `y` is int64 for whole-number columns.
     `feature_names` are a table's feature columns, row-major where the input has a shape.
     `units` are those of a standardised input, the same for both splits.
     `weights` (n,) are those of training rows, None where all count alike; test rows have none.
@@ -40,7 +47,7 @@ class Split:
     """
 
     ids: np.ndarray
-    x: dict[str, np.ndarray]
+    x: dict[str, Values]
     y: np.ndarray
     feature_names: tuple[str, ...] | None
     dims: tuple[str, ...]
@@ -49,6 +56,12 @@ class Split:
     classes: tuple[str, ...] | None = None
     kept: Mapping[str, np.ndarray] = field(default_factory=dict)
     units: Units | None = None
+    known_keys: np.ndarray | None = None
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether inputs are read when they are asked for, so that few are in memory."""
+        return any(isinstance(values, RowsOnDemand) for values in self.x.values())
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -67,10 +80,17 @@ class Split:
 
         Ids and order do not matter, nor does it whether 2 was written as 2.0.
         """
-        columns = {f"x.{name}": x for name, x in self.x.items()} | {"y": self.y}
+        columns = {"x": self._input_keys(rows), "y": canonical(self.y[rows])}
         if self.weights is not None:
-            columns["weight"] = self.weights
-        return row_fingerprints({name: canonical(each[rows]) for name, each in columns.items()})
+            columns["weight"] = canonical(self.weights[rows])
+        return row_fingerprints(columns)
+
+    def _input_keys(self, rows: np.ndarray | slice) -> np.ndarray:
+        if self.known_keys is not None:
+            return self.known_keys[rows]
+        if self.on_demand:
+            return input_keys(self.x)[rows]
+        return input_keys({name: values[rows] for name, values in self.x.items()})
 
 
 def load_split(
@@ -91,10 +111,21 @@ def load_split(
     x = {name: _scaled(source, name, data.features) for name in source.inputs}
     dims = _dims(source, data.features, x)
     weights = _weights(source, data) if which == "train" else None
-    known = data.classes or classes
-    values, names = encoded(source, data.target, known, given=data.classes is not None)
+    named = data.classes or source.classes
+    values, names = encoded(source, data.target, named or classes, given=named is not None)
     y = _target(replace(source, target=values))
-    return Split(ids, x, y, source.columns, dims, source.name, weights, names, source.kept)
+    return Split(
+        ids,
+        x,
+        y,
+        source.columns,
+        dims,
+        source.name,
+        weights,
+        names,
+        source.kept,
+        known_keys=source.input_keys,
+    )
 
 
 def load_splits(data: DataSettings, root: Path) -> tuple[Split, Split]:
@@ -116,10 +147,12 @@ def _standardised(train: Split, test: Split) -> tuple[Split, Split]:
         )
     ((name, values),) = train.x.items()
     units = Units.of(values, train.source)
-    first, second = (
-        replace(split, x={name: units.apply(split.x[name])}, units=units) for split in (train, test)
-    )
+    first, second = (_in_units(split, name, units) for split in (train, test))
     return first, second
+
+
+def _in_units(split: Split, name: str, units: Units) -> Split:
+    return replace(split, x={name: seen(split.x[name], units.apply)}, units=units, known_keys=None)
 
 
 def check_alike(train: Split, test: Split) -> None:
@@ -156,12 +189,15 @@ def _of_one_type(split: Split, other: Split) -> Split:
     2 and 2.0 are the same target: what one file happens to hold does not decide a type.
     """
 
-    def alike(values: np.ndarray, others: np.ndarray, name: str) -> np.ndarray:
+    def place(values: Values, row: int) -> str:
+        if isinstance(values, RowsOnDemand):  # `row` is one of a block
+            return split.source
+        return f"{split.source}: id {split.ids[row]!r}"
+
+    def alike(values: Values, others: Values, name: str) -> Any:
         if values.dtype.kind == "f" or others.dtype.kind != "f":
             return values
-        return decimal(
-            values, name=name, row_name=lambda row: f"{split.source}: id {split.ids[row]!r}"
-        )
+        return seen(values, partial(decimal, name=name, row_name=partial(place, values)))
 
     x = {name: alike(values, other.x[name], name) for name, values in split.x.items()}
     return replace(split, x=x, y=alike(split.y, other.y, "target"))
@@ -184,23 +220,41 @@ def _check_columns(train: Split, test: Split, pair: str) -> None:
     )
 
 
-def source_fingerprint(data: DataSettings, root: Path, *, remembered: Path | None = None) -> str:
+def source_fingerprint(
+    data: DataSettings,
+    root: Path,
+    *,
+    remembered: Path | None = None,
+    made: tuple[Split, Split] | None = None,
+) -> str:
     """Content hash of all files, byte for byte; of the rows where a callable makes them.
 
     A file that joins those that match a pattern is another content.
 
     `remembered` is a file that keeps the hashes by size and time of modification, so that files
-    that were not touched are not read again.
+    that were not touched are not read again. `made` are the rows, where a callable makes some and
+    they have been read.
     """
+    if made is None and makes_rows(data):
+        made = load_splits(data, root)
     digests = FileDigests(remembered)
-    found = fingerprint(*(_content(data, which, root, digests) for which in ("train", "test")))
+    train, test = made or (None, None)
+    found = fingerprint(
+        _content(data, "train", root, digests, train), _content(data, "test", root, digests, test)
+    )
     digests.save()
     return found
 
 
-def _content(data: DataSettings, which: Which, root: Path, digests: FileDigests) -> str:
-    if is_callable_name(data.names(which)[0]):
-        split = load_split(data, which, root)
+def makes_rows(data: DataSettings) -> bool:
+    """Whether a callable makes the rows of a split."""
+    return any(is_callable_name(data.names(which)[0]) for which in ("train", "test"))
+
+
+def _content(
+    data: DataSettings, which: Which, root: Path, digests: FileDigests, split: Split | None
+) -> str:
+    if split is not None and is_callable_name(data.names(which)[0]):
         kept = {name: list(map(str, values)) for name, values in split.kept.items()}
         return fingerprint(list(map(str, split.ids)), split.row_keys(), split.classes, kept)
     beside = {}
@@ -222,14 +276,13 @@ def _check_finite(source: Source) -> None:
             continue  # words
         if values.dtype.kind not in "fiub":
             raise DataError(f"{source.name}: {name} holds {values.dtype}; expected numbers")
-        wrong = ~np.isfinite(values.reshape(len(values), -1))
-        if wrong.any():
-            row, column = map(int, np.unravel_index(np.argmax(wrong), wrong.shape))
-            seen = _seen(source, values.reshape(len(values), -1)[row, column])
+        known = isinstance(values, RowsOnDemand)
+        found = source.not_finite.get(name) if known else not_finite(values)
+        if found:
+            place = f"{source.row_name(found.row)}, {_place(source, name, found.column)}"
             raise DataError(
-                f"{source.name}: {source.row_name(row)}, {_place(source, name, column)}: seen "
-                f"{seen}, expected a finite number ({wrong.any(axis=1).sum()} such rows); "
-                "repair or drop them"
+                f"{source.name}: {place}: seen {_seen(source, found.value)}, expected a finite "
+                f"number ({found.rows} such rows); repair or drop them"
             )
 
 
@@ -246,19 +299,19 @@ def _seen(source: Source, value: float) -> str:
     return "an empty cell or NaN" if source.columns is not None and np.isnan(value) else str(value)
 
 
-def _scaled(source: Source, name: str, features: FeatureSettings) -> np.ndarray:
+def _scaled(source: Source, name: str, features: FeatureSettings) -> Values:
     """The input in the study's shape, times its scale."""
     values = source.inputs[name]
     if values.dtype == np.uint64:
-        values = whole(values, name=name, row_name=source.place_of)
+        values = seen(values, partial(whole, name=name, row_name=source.place_of))
     if features.shape is not None:
-        values = _shaped(source, name, values, features.shape)
+        _check_shape(source, values, features.shape)
     elif source.columns is not None and not source.columns:
         raise DataError(f"{source.name}: no feature columns beside the id and the target")
-    return values if features.scale == 1 else values * features.scale
+    return seen(values, partial(prepared, features=features))
 
 
-def _shaped(source: Source, name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _check_shape(source: Source, values: Values, shape: tuple[int, ...]) -> None:
     if len(source.inputs) > 1:
         raise DataError(
             f"{source.name}: data.features.shape is for one input; this has {list(source.inputs)}"
@@ -271,10 +324,9 @@ def _shaped(source: Source, name: str, values: np.ndarray, shape: tuple[int, ...
             f"{source.name}: {found} features a row{span}, but data.features.shape {list(shape)} "
             f"has {wanted} places; correct the shape or name data.features.columns"
         )
-    return values.reshape(len(values), *shape)
 
 
-def _dims(source: Source, features: FeatureSettings, x: dict[str, np.ndarray]) -> tuple[str, ...]:
+def _dims(source: Source, features: FeatureSettings, x: dict[str, Values]) -> tuple[str, ...]:
     """Names of the feature axes of a single input; several inputs have none."""
     if len(x) > 1:
         if features.dims is not None:

@@ -16,6 +16,7 @@ from influence_dag.graph import artifacts, matrix_of
 from influence_dag.running import load_study
 from influence_dag.scales import unscaled
 from influence_dag.settings import readable_bytes
+from influence_dag.sources.on_demand import Values
 from influence_dag.study import FitSettings, Study
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def _rows_of(split: Split, count: int, dtype: Any) -> "Rows":
 
     from influence_dag.objective import Rows
 
-    def tensor(values: np.ndarray) -> torch.Tensor:
+    def tensor(values: Values) -> torch.Tensor:
         found = torch.from_numpy(np.ascontiguousarray(values[:count]))
         return found.to(dtype) if found.is_floating_point() else found.long()
 

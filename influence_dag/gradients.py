@@ -17,6 +17,7 @@ from influence_dag.capture import (
     NotCaptured,
     Pair,
     capture,
+    recorded_layers,
     without_uncaptured,
 )
 from influence_dag.gradient_blocks import (
@@ -300,6 +301,24 @@ def gradient_layout(
         if place.start not in covered
     ]
     return GradientLayout(tuple(sorted(blocks, key=lambda b: _places(b)[0])), objective.size)
+
+
+def uncalled_layers(objective: Objective, sample: Rows) -> set[str]:
+    """Layers that `gradient_layout` would capture, had one of its few rows called them."""
+    found = {candidate.name: candidate for candidate in _candidates(objective)}
+    theta, few = objective.params.clone().requires_grad_(), sample[:_SAMPLE]
+    recording = recorded_layers(objective.module, set(found), len(few))
+    with torch.enable_grad(), recording as seen:
+        (gradient,) = torch.autograd.grad(objective.losses(theta, few).sum(), theta)
+    called = {name for name, _, _ in seen.calls}
+    # Parameters with a gradient are used without a call: by a function, as attention's are.
+    used = {
+        name
+        for name, candidate in found.items()
+        for place in (candidate.weight, candidate.bias)
+        if place and bool(gradient[slice(*place)].any())
+    }
+    return set(found) - called - used
 
 
 def _truth(objective: Objective, rows: Rows) -> Float[Tensor, "n p"]:

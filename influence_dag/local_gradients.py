@@ -46,4 +46,5 @@ def local_gradients(
         found = vmap(of_rows, in_dims=(None, None, 0))(dict(parameters), x, g)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise NotCaptured({name}) from error
-    return {key: values.flatten(2) for key, values in found.items()}
+    # A parameter may be one number, of no axis.
+    return {key: values.unsqueeze(-1).flatten(2) for key, values in found.items()}

@@ -17,7 +17,7 @@ def unscaled(train: Split) -> list[str]:
     if train.feature_names is None:
         return []
     (x,) = train.x.values()
-    scales = x.reshape(len(x), -1).std(axis=0)
+    scales = np.asarray(x).reshape(len(x), -1).std(axis=0)
     order = [k for k in np.argsort(scales) if scales[k] > 0]
     if len(order) < 2 or scales[order[-1]] < APART * scales[order[0]]:
         return []

@@ -16,11 +16,16 @@ def seeded(seed: int) -> Iterator[None]:
     """
     of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
+        seed_all(seed)
         try:
             yield
         finally:
             np.random.set_state(of_numpy)  # noqa: NPY002
             random.setstate(of_python)
+
+
+def seed_all(seed: int) -> None:
+    """Random numbers of torch, numpy and Python start from `seed` from now on."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from influence_dag.errors import DataError
+from influence_dag.sources.on_demand import Values, moments
 
 _STEPS = 4  # of the mean, in a unit of s
 _CONSTANT = (
@@ -28,7 +29,7 @@ class Units:
     scale: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray, source: str) -> "Units":
+    def of(cls, values: Values, source: str) -> "Units":
         """From training rows `(n, *shape)`; a constant column keeps its unit.
 
         Raises `DataError` for whole numbers that are no measurements, such as tokens.
@@ -38,8 +39,8 @@ class Units:
                 f"{source}: data.features.standardise is for decimal numbers; the input is "
                 f"{values.dtype}, which may be indices: leave the setting out, or hand over floats"
             )
-        mean, deviation = values.mean(axis=0), values.std(axis=0)
-        varies = deviation > _CONSTANT * np.abs(values).max(axis=0)
+        mean, deviation, largest = moments(values)
+        varies = deviation > _CONSTANT * largest
         scale = np.exp2(np.round(np.log2(np.where(varies, deviation, 1.0))))
         return cls(np.round(mean / scale * _STEPS) / _STEPS * scale, scale)
 

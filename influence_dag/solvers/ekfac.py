@@ -17,7 +17,8 @@ from influence_dag.curvature.kronecker import (
     kronecker_sums,
 )
 from influence_dag.curvature.kronecker_fisher import FisherName
-from influence_dag.curvature.kronecker_pairs import FisherPairs, KroneckerLayout
+from influence_dag.curvature.kronecker_layout import KroneckerLayout
+from influence_dag.curvature.kronecker_pairs import FisherPairs
 from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import Solution, register
 from influence_dag.solvers.blocks import Restricted

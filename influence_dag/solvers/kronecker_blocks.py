@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.curvature.kronecker_pairs import (
+from influence_dag.curvature.kronecker_layout import (
     DenseGroup,
     KroneckerLayer,
     KroneckerLayout,

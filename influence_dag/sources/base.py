@@ -3,13 +3,38 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from typing import TypeVar
 
 import numpy as np
 
 from influence_dag.errors import DataError
+from influence_dag.sources.on_demand import Values
 from influence_dag.sources.texts import texts
 
+Array = TypeVar("Array")
 INPUT = "x"  # the name of the input when there is only one
+
+
+@dataclass(frozen=True)
+class NotFinite:
+    """The first number of an array that is not finite, and how many rows have one."""
+
+    row: int
+    column: int
+    value: float
+    rows: int
+
+
+def not_finite(values: np.ndarray, start: int = 0) -> NotFinite | None:
+    """NaN or infinity among rows that begin at row `start`; None where all numbers are finite."""
+    if values.dtype.kind not in "fiub" or not len(values):
+        return None
+    flat = values.reshape(len(values), -1)
+    wrong = ~np.isfinite(flat)
+    if not wrong.any():
+        return None
+    row, column = map(int, np.unravel_index(np.argmax(wrong), wrong.shape))
+    return NotFinite(start + row, column, flat[row, column], int(wrong.any(axis=1).sum()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +45,15 @@ class Source:
     `weights` is None where rows count alike, and `line_of(position)` is where a person finds a row,
     for example `"line 7"`. A target of words is an object array; `text_of_target` has a target of
     numbers as it is written, where that can be told. `kept` are columns that travel along,
-    `dims` the names of an input's axes where the format has some.
+    `dims` the names of an input's axes where the format has some, `classes` the labels in the order
+    of their numbers where it has these.
+
+    Inputs that code makes are read when they are asked for; what was found of them when all rows
+    were seen is in `input_keys` (hashes of the rows as the model sees them) and `not_finite`.
     """
 
     name: str
-    inputs: dict[str, np.ndarray]
+    inputs: Mapping[str, Values]
     target: np.ndarray
     ids: np.ndarray | None = None
     columns: tuple[str, ...] | None = None
@@ -33,6 +62,9 @@ class Source:
     kept: Mapping[str, np.ndarray] = field(default_factory=dict)
     text_of_target: Callable[[], np.ndarray] | None = None
     dims: tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    input_keys: np.ndarray | None = None
+    not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
 
     def words(self) -> np.ndarray:
         """The target as text without the space around it, an object array."""
@@ -65,8 +97,8 @@ def same_length(source: Source) -> Source:
 
 
 def chosen(
-    name: str, arrays: Mapping[str, np.ndarray], columns: Iterable[str] | None
-) -> dict[str, np.ndarray]:
+    name: str, arrays: Mapping[str, Array], columns: Iterable[str] | None
+) -> dict[str, Array]:
     for column in columns or ():
         demand(name, arrays, column, "input", "data.features.columns")
     if not arrays:

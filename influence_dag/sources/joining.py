@@ -1,6 +1,7 @@
 """Several files of one split: their rows as those of one file."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,9 +58,7 @@ def _column(sources: Sequence[Source], name: str) -> np.ndarray:
     return np.concatenate(parts if len(kinds) == 1 else [texts(part) for part in parts])
 
 
-def _together(
-    sources: Sequence[Source], name: str, of: Callable[[Source], np.ndarray]
-) -> np.ndarray:
+def _together(sources: Sequence[Source], name: str, of: Callable[[Source], Any]) -> np.ndarray:
     """The files' arrays as one: whole numbers in some and decimals in others are decimals."""
     kinds = {of(source).dtype.kind for source in sources}
     if len(sources) == 1 or not kinds <= set("fiub"):

@@ -23,7 +23,7 @@ def canonical(values: np.ndarray) -> np.ndarray:
     """
     if values.dtype.kind == "f" or not values.size:
         return values.astype(np.float64)
-    if _beyond(values).any():
+    if beyond(values).any():
         return values.astype(np.int64)
     return values.astype(np.float64)
 
@@ -39,10 +39,10 @@ def decimal(values: np.ndarray, *, name: str, row_name: RowName) -> np.ndarray:
     """Numbers as float64; a `DataError` for a whole number that float64 would round."""
     if values.dtype.kind == "f":
         return values.astype(np.float64)
-    beyond = _beyond(values)
-    if beyond.any():
+    large = beyond(values)
+    if large.any():
         inexact = np.zeros(values.shape, bool)
-        inexact[beyond] = [int(float(each)) != each for each in values[beyond].tolist()]
+        inexact[large] = [int(float(each)) != each for each in values[large].tolist()]
         _refuse(values, inexact, "a float64", name, row_name)
     return values.astype(np.float64)
 
@@ -55,7 +55,8 @@ def from_text(texts: np.ndarray, numbers: np.ndarray, *, name: str, row_name: Ro
             _refuse(np.asarray(texts, object), mask, "a float64", name, row_name)
 
 
-def _beyond(values: np.ndarray) -> np.ndarray:
+def beyond(values: np.ndarray) -> np.ndarray:
+    """Which numbers are whole and so large that float64 may not tell them apart."""
     if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:
         return np.zeros(values.shape, bool)
     above = values > EXACT

@@ -10,9 +10,9 @@ from influence_dag.places import RULE
 from influence_dag.settings import is_callable_name
 from influence_dag.sources.arrays import read_npz, read_zarr
 from influence_dag.sources.base import Source, did_you_mean
+from influence_dag.sources.callables import read_callable
 from influence_dag.sources.images import read_folder, read_pictures
 from influence_dag.sources.joining import joined
-from influence_dag.sources.repeats import read_repeatably
 from influence_dag.sources.tables import read_csv, read_feather, read_parquet
 
 READERS = {
@@ -31,7 +31,7 @@ def read_source(data: DataSettings, which: Which, root: Path) -> Source:
     """Read the split `which` of the settings; `DataError` says what a file lacks."""
     names = data.names(which)
     if is_callable_name(names[0]):
-        return read_repeatably(names[0], data, which, root)
+        return read_callable(names[0], data, which, root)
     sources = [
         _read(path, name, data, which, root) for name, path in files(data, which, root).items()
     ]

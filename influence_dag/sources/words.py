@@ -35,7 +35,10 @@ def encoded(
             "are words are one a row"
         )
     words = source.words()
-    if given and classes is not None and _are_positions(values, words, classes):
+    if given and classes is not None and _count_outputs(values, words, classes):
+        outside = (values < 0) | (values >= len(classes))
+        if outside.any():
+            raise _unknown(source, target, words, outside, classes)
         return values.astype(np.int64), tuple(classes)
     if classes is None:
         _check_words(source, target, words)
@@ -43,11 +46,11 @@ def encoded(
     return _positions(source, target, words, tuple(classes))
 
 
-def _are_positions(values: np.ndarray, words: np.ndarray, classes: Sequence[str]) -> bool:
-    """Whether whole numbers count the outputs, being none of their names."""
+def _count_outputs(values: np.ndarray, words: np.ndarray, classes: Sequence[str]) -> bool:
+    """Whether whole numbers, or some of them, count the outputs, being none of their names."""
     if values.dtype.kind not in "iub" or not set(words.tolist()).isdisjoint(classes):
         return False
-    return bool(((values >= 0) & (values < len(classes))).all())
+    return bool(((values >= 0) & (values < len(classes))).any())
 
 
 def _positions(
@@ -56,16 +59,23 @@ def _positions(
     position = {name: k for k, name in enumerate(classes)}
     unknown = np.array([word not in position for word in words.tolist()], bool)
     if unknown.any():
-        row = int(np.argmax(unknown))
-        word = words[row]
-        seen = f"seen {word!r}" if word else "seen an empty cell"
-        raise DataError(
-            f"{source.name}: {source.row_name(row)}, column {target!r}: {seen}, which is none of "
-            f"the {len(classes)} classes ({listed(classes)}){did_you_mean(word, classes)} "
-            f"({int(unknown.sum())} such rows): classes are the distinct labels of the training "
-            "rows, or those that data.classes lists in the order of the model's outputs"
-        )
+        raise _unknown(source, target, words, unknown, classes)
     return np.array([position[word] for word in words.tolist()], np.int64), classes
+
+
+def _unknown(
+    source: Source, target: str, words: np.ndarray, unknown: np.ndarray, classes: Sequence[str]
+) -> DataError:
+    """The refusal of labels that are no classes."""
+    row = int(np.argmax(unknown))
+    word = words[row]
+    seen = f"seen {word!r}" if word else "seen an empty cell"
+    return DataError(
+        f"{source.name}: {source.row_name(row)}, column {target!r}: {seen}, which is none of the "
+        f"{len(classes)} classes ({listed(classes)}){did_you_mean(word, classes)} "
+        f"({int(unknown.sum())} such rows): classes are the distinct labels of the training rows, "
+        "or those that data.classes lists in the order of the model's outputs"
+    )
 
 
 def _check_words(source: Source, target: str, words: np.ndarray) -> None:

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from influence_dag.datasets import Split as TableSplit
-from influence_dag.datasets import load_splits, source_fingerprint
+from influence_dag.datasets import load_splits, makes_rows, source_fingerprint
 from influence_dag.errors import DataError, StoreError
 from influence_dag.labelled import (
-    SPLITS,
     Axis,
     AxisChange,
     Split,
@@ -17,8 +16,8 @@ from influence_dag.labelled import (
     fresh_axis,
     slots_of,
 )
-from influence_dag.settings import is_callable_name
 from influence_dag.sources.numbers import canonical
+from influence_dag.sources.on_demand import Values
 from influence_dag.stages.class_order import check_words
 from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update, current_update
@@ -27,7 +26,7 @@ from influence_dag.store import Coordinate, Layout, Variable, Version
 from influence_dag.store.fingerprints import fingerprint, grid_keys
 
 ARTIFACT = "dataset"
-FORMULA = 2  # raise when stored values would come out differently
+FORMULA = 3  # raise when stored values would come out differently
 READINGS = 3  # how often files that change while they are read are read again
 
 
@@ -64,7 +63,7 @@ def _read(bench: Workbench, key: str) -> tuple[tuple[TableSplit, TableSplit], st
     what it was: so it is hashed before and after, and read again until both agree.
     """
     for _ in range(READINGS):
-        splits = load_splits(bench.settings.data, bench.study.root)
+        splits = bench.made_rows or load_splits(bench.settings.data, bench.study.root)
         check_words(bench.settings, splits[0])
         before, key = key, _source_key(bench)
         if key == before:
@@ -78,10 +77,10 @@ def _read(bench: Workbench, key: str) -> tuple[tuple[TableSplit, TableSplit], st
 def _source_key(bench: Workbench) -> str:
     """Stands for the files' bytes and all that decides how they are read and kept."""
     data, loss = bench.settings.data, bench.settings.model.loss
-    if any(is_callable_name(name) for split in SPLITS for name in data.names(split)):
+    if makes_rows(data):
         return ""  # what code returns is known when it was called
     content = source_fingerprint(data, bench.study.root)
-    how = (data.model_dump(mode="json"), bench.chunk_override, bench.study.name, loss)
+    how = (data.reading, bench.chunk_override, bench.study.name, loss)
     return fingerprint(ARTIFACT, FORMULA, content, how)
 
 
@@ -112,6 +111,8 @@ def _slots(
     if stored is None or previous is None:
         axis, source = fresh_axis(split, table.ids, _row_keys(table), table.labels, table.kept)
         return axis, source, AxisChange(added=len(axis))
+    if table.on_demand:  # what is stored of them would have to be compared with rows read again
+        return assign_slots(previous, table.ids, _row_keys(table), table.labels, table.kept)
     keys = np.zeros(len(table), np.uint64)
     slots = slots_of(table.ids, previous.ids)
     kept = previous.valid[np.maximum(slots, 0)] & _as_stored(stored, split, table, slots)
@@ -134,7 +135,7 @@ def _as_stored(stored: Version, split: Split, table: TableSplit, slots: np.ndarr
     if (f"{split}_weight" in stored.variables) != (table.weights is not None):
         return np.zeros_like(same)
     for name, values in _arrays(table, split).items():
-        kept, values = canonical(stored.read(name)), canonical(values)
+        kept, values = canonical(stored.read(name)), canonical(np.asarray(values))
         if kept.shape[1:] != values.shape[1:] or kept.dtype != values.dtype:
             return np.zeros_like(same)
         old, new = (
@@ -145,7 +146,7 @@ def _as_stored(stored: Version, split: Split, table: TableSplit, slots: np.ndarr
     return same
 
 
-def _arrays(table: TableSplit, split: Split) -> dict[str, np.ndarray]:
+def _arrays(table: TableSplit, split: Split) -> dict[str, Values]:
     """What is stored of a split, by variable."""
     inputs = {variable: table.x[name] for name, variable in input_names(table, split).items()}
     weights = {} if table.weights is None else {f"{split}_weight": table.weights}
@@ -222,7 +223,7 @@ def _seen(table: TableSplit) -> str:
     )
 
 
-def _stored_dtype(bench: Workbench, values: np.ndarray) -> np.dtype:
+def _stored_dtype(bench: Workbench, values: Values) -> np.dtype:
     """Floats are kept in float64 (the fit runs in it); integers stay integers."""
     return np.dtype(np.float64) if values.dtype.kind == "f" else np.dtype(np.int64)
 
@@ -284,8 +285,11 @@ def _part(
     return Part(tuple(arrays), keys, compute, may_lack=True)  # sources look at every row
 
 
-def _pick(values: np.ndarray, rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _pick(values: Values, rows: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Rows by position; holes (−1) are NaN, or 0 for integers."""
-    picked = values[np.maximum(rows, 0)].astype(dtype)
-    picked[rows < 0] = np.nan if dtype.kind == "f" else 0
+    present = rows >= 0
+    if present.all():
+        return values[rows].astype(dtype)
+    picked = np.full((len(rows), *values.shape[1:]), np.nan if dtype.kind == "f" else 0, dtype)
+    picked[present] = values[rows[present]]
     return picked

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from typing import Any, cast
 
+from influence_dag.datasets import Split as Rows
+from influence_dag.datasets import load_splits, makes_rows
 from influence_dag.errors import StoreError, StudyError
 from influence_dag.labelled import Axis, Split
 from influence_dag.stages.planned import Planned
@@ -40,6 +42,13 @@ class Workbench:
         self._required: dict[str, Version] = {}
         self._axes: dict[tuple[str, ...], Axis] = {}
         self._planned: dict[str, Planned] = {}
+
+    @cached_property
+    def made_rows(self) -> tuple[Rows, Rows] | None:
+        """Both splits where a callable makes rows, read once a run; None where files have them."""
+        if not makes_rows(self.settings.data):
+            return None
+        return load_splits(self.settings.data, self.study.root)
 
     def require(self, artifact: str) -> Version:
         """The version of an artifact that this stage reads.

@@ -1,0 +1,80 @@
+"""Tables that code makes: data frames of pandas and polars, Arrow's, Hugging Face's data sets."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from influence_dag.data_settings import DataSettings, Which
+from influence_dag.errors import DataError
+from influence_dag.sources.arrays import array_source
+from influence_dag.sources.base import Source
+from influence_dag.sources.map_style import stacked
+from influence_dag.sources.rereading import RereadRows, moved_rows
+from influence_dag.sources.row_keys import equal_rows, value_keys
+from influence_dag.sources.tables import frame_source
+
+
+def is_table(dataset: Any) -> bool:
+    """Whether it is a data frame, or turns itself into one: polars, Arrow, `datasets`."""
+    if isinstance(dataset, pd.DataFrame):
+        return True
+    if not hasattr(dataset, "to_pandas"):
+        return False
+    return hasattr(dataset, "column_names") or hasattr(dataset, "columns")
+
+
+def read_table(made: RereadRows, name: str, data: DataSettings, which: Which) -> Source:
+    """The rows of a table, made twice: of the first hashes are kept, not the table."""
+    first = _source(made.dataset, name, data)
+    inputs, target, before = list(first.inputs), first.target, _keys(first)
+    made.close()
+    del first
+    source = _source(made.made(), name, data)
+    same = np.zeros(len(target), bool)
+    if list(source.inputs) == inputs and source.target.shape[1:] == target.shape[1:]:
+        there = min(len(target), len(source.target))
+        same[:there] = (before[:there] == _keys(source)[:there]).all(axis=1)
+        same[:there] &= equal_rows(target[:there], source.target[:there])
+    if not same.all():
+        raise moved_rows(which, name, np.flatnonzero(~same).tolist(), len(same), source.row_name)
+    return source
+
+
+def _keys(source: Source) -> np.ndarray:
+    """Hashes of rows whose inputs are numbers; others are refused for it."""
+    x = {name: np.asarray(values) for name, values in source.inputs.items()}
+    if any(values.dtype.kind not in "fiub" for values in x.values()):
+        return np.zeros((len(source.target), 1), np.uint8)
+    return value_keys(x)
+
+
+def _source(dataset: Any, name: str, data: DataSettings) -> Source:
+    """A table of numbers and words; one whose cells are lists, such as tokens, is arrays."""
+    table = dataset if isinstance(dataset, pd.DataFrame) else dataset.to_pandas()
+    if not len(table):
+        raise DataError(f"{name}: the table has no rows; at least one is needed")
+    wide = [str(c) for c in table if isinstance(table[c].iloc[0], list | tuple | np.ndarray)]
+    source = _arrays(table, wide, name, data) if wide else frame_source(table, name, data)
+    return replace(source, classes=_class_names(dataset, data.target))
+
+
+def _arrays(table: pd.DataFrame, wide: list[str], name: str, data: DataSettings) -> Source:
+    arrays = {
+        str(column): (
+            stacked(name, str(column), [np.asarray(cell) for cell in table[column]])
+            if str(column) in wide
+            else table[column].to_numpy()
+        )
+        for column in table
+    }
+    return array_source(arrays, name, data)
+
+
+def _class_names(dataset: Any, target: str) -> tuple[str, ...] | None:
+    """What the whole numbers of the target are called, as a `ClassLabel` of `datasets` says."""
+    features = getattr(dataset, "features", None)
+    names = getattr(features.get(target), "names", None) if isinstance(features, Mapping) else None
+    return tuple(map(str, names)) if names else None

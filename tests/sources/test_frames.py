@@ -1,0 +1,143 @@
+"""Tables of polars and Hugging Face's datasets, by the libraries themselves where they are."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from influence_dag.data_settings import DataSettings
+from influence_dag.datasets import load_split
+from influence_dag.errors import DataError
+
+POLARS = """
+import polars as pl
+
+FRAME = pl.DataFrame({
+    "id": ["r0", "r1", "r2"], "a": [1.5, -2.25, 1e-3], "n": [1, 2, 3],
+    "label": ["no", "yes", "no"],
+})
+
+
+def frame(): return FRAME
+def categories(): return FRAME.with_columns(pl.col("label").cast(pl.Enum(["yes", "no"])))
+def dates(): return FRAME.with_columns(label=pl.date(2024, 5, pl.col("n").cast(pl.Int8)))
+def truth(): return FRAME.with_columns(label=pl.col("a") > 0)
+def lists(): return FRAME.select("id", "label", x=pl.concat_list("a", "n"))
+def arrays(): return FRAME.select("id", "label", x=pl.concat_arr("a", pl.col("n").cast(float)))
+def gap(): return FRAME.with_columns(n=pl.Series([1, None, 3]))
+def drawn(): return FRAME.with_columns(a=float(__import__("time").perf_counter_ns()))
+def lazy(): return FRAME.lazy()
+"""
+X = [[1.5, 1], [-2.25, 2], [1e-3, 3]]
+
+
+def read(folder, name, code, call, **options):
+    (folder / f"{name}.py").write_text(code)
+    sys.modules.pop(name, None)
+    data = DataSettings(
+        train=f"{name}:{call}", test="-", **{"id": "id", "target": "label", **options}
+    )
+    return load_split(data, "train", folder)
+
+
+@pytest.mark.parametrize("call", ["frame", "categories", "lists", "arrays", "dates", "truth"])
+def test_frames_of_polars(tmp_path, call):
+    pytest.importorskip("polars")
+    split = read(tmp_path, "polars_rows", POLARS, call)
+    np.testing.assert_array_equal(split.x["x"], X)
+    assert split.ids.tolist() == ["r0", "r1", "r2"]
+    labels = {
+        "dates": ["2024-05-01", "2024-05-02", "2024-05-03"],
+        "truth": ["True", "False", "True"],
+    }.get(call, ["no", "yes", "no"])
+    assert split.labels.tolist() == labels
+    assert split.feature_names == (None if call in ("lists", "arrays") else ("a", "n"))
+
+
+def test_what_is_wrong_with_a_frame_of_polars_is_told(tmp_path):
+    pytest.importorskip("polars")
+    with pytest.raises(DataError, match=r"row 1 \(id 'r1'\), column 'n': seen an empty cell"):
+        read(tmp_path, "polars_rows", POLARS, "gap")
+    with pytest.raises(DataError, match=r"LazyFrame; expected .* a table .*collect\(\)"):
+        read(tmp_path, "polars_rows", POLARS, "lazy")
+    with pytest.raises(DataError, match="is another one when it is read again"):
+        read(tmp_path, "polars_rows", POLARS, "drawn")
+
+
+DATASETS = """
+import datasets
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
+
+ROWS = {"id": ["r0", "r1", "r2"], "text": ["a b", "c", "d"], "label": [1, 0, 1],
+        "x": [[1.5, 1.0], [-2.25, 2.0], [1e-3, 3.0]]}
+NAMED = Features({"id": Value("string"), "text": Value("string"),
+                  "label": ClassLabel(names=["zero", "a class"]), "x": Sequence(Value("float64"))})
+
+
+def rows(): return Dataset.from_dict(ROWS, features=NAMED)
+def selected(): return rows().select([2, 0])
+def formatted(): return rows().with_format("torch")
+def of_columns(): return Dataset.from_dict({
+    "id": ROWS["id"], "label": ["no", "yes", "no"], "a": [1.5, -2.25, 1e-3], "n": [1, 2, 3]})
+def unlabelled(): return Dataset.from_dict({**ROWS, "label": [1, -1, 0]}, features=NAMED)
+def splits(): return datasets.DatasetDict(train=rows())
+"""
+
+
+@pytest.mark.parametrize("call", ["rows", "selected", "formatted"])
+def test_a_hugging_face_dataset_names_its_classes(tmp_path, call):
+    """`ClassLabel`'s order is that of the numbers, not the alphabet's."""
+    pytest.importorskip("datasets")
+    rows = [2, 0] if call == "selected" else [0, 1, 2]
+    split = read(tmp_path, "hugging_rows", DATASETS, call, keep=("text",))
+    np.testing.assert_array_equal(split.x["x"], np.array(X)[rows])
+    assert split.classes == ("zero", "a class")
+    assert split.y.tolist() == np.array([1, 0, 1])[rows].tolist()
+    assert split.labels.tolist() == np.array(["a class", "zero", "a class"])[rows].tolist()
+    assert split.kept["text"].tolist() == np.array(["a b", "c", "d"])[rows].tolist()
+    own = read(tmp_path, "hugging_rows", DATASETS, call, keep=("text",), classes=["p", "q"])
+    assert own.classes == ("p", "q")
+    assert own.y.tolist() == split.y.tolist()
+
+
+def test_a_hugging_face_dataset_of_columns_is_a_table(tmp_path):
+    pytest.importorskip("datasets")
+    split = read(tmp_path, "hugging_rows", DATASETS, "of_columns")
+    np.testing.assert_array_equal(split.x["x"], X)
+    assert split.labels.tolist() == ["no", "yes", "no"]
+
+
+def test_what_is_wrong_with_a_hugging_face_dataset_is_told(tmp_path):
+    pytest.importorskip("datasets")
+    with pytest.raises(DataError, match=r"row 1 .*'-1', which is none of the 2 classes"):
+        read(tmp_path, "hugging_rows", DATASETS, "unlabelled", keep=("text",))
+    with pytest.raises(DataError, match=r"DatasetDict; .*one split of it"):
+        read(tmp_path, "hugging_rows", DATASETS, "splits")
+
+
+ALIKE = """
+import pandas as pd
+
+
+class Label:
+    names = ["zero", "a class"]
+
+
+class Table:
+    \"\"\"What `datasets.Dataset` has, as far as it is used.\"\"\"
+
+    column_names = ["id", "a", "label"]
+    features = {"label": Label(), "a": None}
+
+    def to_pandas(self):
+        return pd.DataFrame({"id": ["r0", "r1"], "a": [1.5, 2.5], "label": [1, 0]})
+
+
+def rows(): return Table()
+"""
+
+
+def test_classes_that_a_table_names_are_those_of_its_numbers(tmp_path):
+    split = read(tmp_path, "alike_rows", ALIKE, "rows")
+    assert split.labels.tolist() == ["a class", "zero"]
+    assert split.y.tolist() == [1, 0]
