@@ -65,12 +65,17 @@ def check(folder: Path) -> None:
 def materialize(folder: Path, show: bool, quiet: bool) -> None:
     """Bring every artifact of the study in FOLDER (with a defs.yaml, or its results) up to date.
 
+    The run is recorded for Dagster's UI in DAGSTER_HOME, or else in the project's .dagster once
+    `make ui` has set it up; where there is neither, a line says so.
     Interrupted (Ctrl-C, SIGTERM) it ends with exit code 130; run again, it goes on from there.
     """
     with _errors_in_a_line():
+        from influence_dag.history import why_unrecorded
         from influence_dag.running import materialize as run
 
         results = run(folder, progress=False if quiet else None)
+        if results.project and (why := why_unrecorded(results.project)):
+            click.echo(why, err=True)
     if show:
         from influence_dag.showing import describe
 

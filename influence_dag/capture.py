@@ -1,29 +1,31 @@
-"""What a Linear or convolution layer's gradients are made of, caught by hooks."""
+"""What a layer's gradients are made of, caught while its network runs."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from influence_dag.layers import is_capturable, layer_of
+from influence_dag.recording import NotCaptured, recorded_layers
+
+__all__ = [
+    "Captured",
+    "NotCaptured",
+    "Pair",
+    "capture",
+    "layer_pair",
+    "pair_norms",
+    "pair_sums",
+    "recorded_layers",
+    "without_uncaptured",
+]
+
 Pair: TypeAlias = tuple[Tensor, Tensor]
 _Result = TypeVar("_Result")
-
-
-class NotCaptured(Exception):  # noqa: N818 - a signal between rooms, never seen by a user
-    """On some batch, the gradients of these layers are not sums of products of their pairs."""
-
-    def __init__(self, layers: set[str]):
-        super().__init__(
-            f"the gradients of {', '.join(repr(name) for name in sorted(layers))} are not sums of "
-            "products of what one call of the layer takes and passes back for each row (rows that "
-            "change places, further calls, hooks): they are differentiated row by row"
-        )
-        self.layers = layers
 
 
 def without_uncaptured(
@@ -58,52 +60,28 @@ class Captured:
     values: Float[Tensor, " n"]
 
 
-def capture(module: nn.Module, names: set[str], values: Callable[[], Tensor]) -> Captured:
+def capture(module: nn.Module, names: set[str], values: Callable[[], Tensor], n: int) -> Captured:
     """For each call of each named layer, its inputs and its output's gradients, one a row.
 
-    `values` runs the module once and returns one number a row; gradients are those of their sum.
-    The backward pass stops at the layers' outputs: no weight gradient is formed. The graph stays,
-    for another pass through it.
+    `values` runs the module once and returns one number for each of n rows; gradients are those of
+    their sum. The backward pass stops at the layers' outputs: no weight gradient is formed. The
+    graph stays, for another pass through it. Raises `NotCaptured` for layers that were run in
+    another form (`recorded_layers`), if the values are not the module's own.
     """
-    calls: list[tuple[str, Tensor, Tensor]] = []
-    with torch.enable_grad(), recorded_layers(module, names, calls):
+    with torch.enable_grad(), recorded_layers(module, names, n) as seen, seen.telling_failures():
         rows = values()
         total = rows.sum()
+    if seen.rebuilt:
+        with torch.no_grad():
+            seen.check(rows, values())
     pairs: dict[str, list[Pair]] = {name: [] for name in names}
-    reached = [call for call in calls if call[2].requires_grad]
+    reached = [call for call in seen.calls if call[2].requires_grad]
     if reached:
         outputs = [output for _, _, output in reached]
         gradients = torch.autograd.grad(total, outputs, retain_graph=True, materialize_grads=True)
         for (name, x, _), g in zip(reached, gradients, strict=True):
-            pairs[name].append(layer_pair(module.get_submodule(name), x.detach(), g))
+            pairs[name].append(layer_pair(layer_of(module, name), x.detach(), g))
     return Captured(pairs, rows)
-
-
-@contextmanager
-def recorded_layers(
-    module: nn.Module, names: set[str], calls: list[tuple[str, Tensor, Tensor]]
-) -> Iterator[None]:
-    """Append name, input and output of each named layer to `calls` whenever it runs."""
-
-    def record(name: str) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: Any, output: Any) -> Any:
-            given = (*inputs, *kwargs.values())
-            if (
-                len(given) != 1
-                or not isinstance(given[0], Tensor)
-                or not isinstance(output, Tensor)
-            ):
-                return output  # not captured: no call is seen
-            calls.append((name, given[0], output))
-            return output.clone()  # an in-place activation may follow
-
-        return hook
-
-    with ExitStack() as hooks:
-        for name in names:
-            layer = module.get_submodule(name)
-            hooks.callback(layer.register_forward_hook(record(name), with_kwargs=True).remove)
-        yield
 
 
 def layer_pair(layer: nn.Module, x: Tensor, g: Tensor) -> Pair:
@@ -134,8 +112,12 @@ def pair_sums(
 def pair_norms(
     a: Float[Tensor, "n *t d_in"], g: Float[Tensor, "n *t d_out"]
 ) -> Float[Tensor, " n"]:
-    """Of each row, no less than the norm of its gradient of weight and bias."""
-    return (a.flatten(1).square().sum(1) + 1) * g.flatten(1).square().sum(1)
+    """Of each row, no less than the squared norm of its gradient of weight and bias; float64."""
+    of_a, of_g = (
+        torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64).square()
+        for part in (a, g)
+    )
+    return (of_a + 1) * of_g
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, "n t d_in"]:
@@ -156,12 +138,3 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, "n t d_in
         x.unsqueeze(2), (1, *layer.kernel_size), (1, *layer.dilation), 0, (1, *layer.stride)
     )
     return wide.transpose(1, 2)
-
-
-def is_capturable(layer: nn.Module) -> bool:
-    """Whether the layer's gradient may be a sum of products of `capture`'s pairs."""
-    if type(layer).forward is nn.Linear.forward:
-        return True
-    if not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        return False
-    return layer.groups == 1 and layer.padding_mode == "zeros"

@@ -54,3 +54,8 @@ def _prediction(parts: Mapping[str, Any]) -> Any:
 def _is_of_framework(outputs: Any) -> bool:
     """Whether it is an output class as `transformers` has them, known by its ancestors' name."""
     return any(kind.__name__ == "ModelOutput" for kind in type(outputs).__mro__)
+
+
+def predicts_next(outputs: Any) -> bool:
+    """Whether they are of a language model of a framework: logits of the token that comes next."""
+    return _is_of_framework(outputs) and type(outputs).__name__.startswith("CausalLM")

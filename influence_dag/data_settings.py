@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from influence_dag.dagster_settings import asset_path
 from influence_dag.settings import (
     Settings,
     is_callable_name,
@@ -92,8 +93,10 @@ Files = Annotated[
 class CsvSettings(Settings):
     """How a .csv is written; nothing of it is guessed."""
 
-    separator: str = Field(default=",", min_length=1, max_length=1)
-    decimal: Literal[".", ","] = "."
+    separator: str = Field(
+        default=",", min_length=1, max_length=1, description="one character, between columns"
+    )
+    decimal: Literal[".", ","] = Field(default=".", description="the mark in decimal numbers")
     encoding: str = Field(default="utf-8-sig", description="a name that Python knows: latin-1, …")
 
     @field_validator("encoding")
@@ -160,13 +163,18 @@ class DataSettings(Settings):
     between): their rows together, each under an id of its own.
     """
 
-    train: Files
-    test: Files
+    train: Files = Field(
+        description=(
+            "training rows: a file, a pattern or a list of files, a folder of pictures, or "
+            "module:callable that returns a torch Dataset"
+        )
+    )
+    test: Files = Field(description="test rows, the same way")
     id: str | None = Field(
         default=None,
         description="the column of row ids; without it the position is the id (not for .csv)",
     )
-    target: str = "y"
+    target: str = Field(default="y", description="the column (or array) that the model predicts")
     classes: Annotated[tuple[str, ...], BeforeValidator(_class_names)] | None = Field(
         default=None,
         description=(
@@ -197,6 +205,13 @@ class DataSettings(Settings):
         ),
     )
     features: FeatureSettings = FeatureSettings()
+    deps: tuple[Annotated[str, AfterValidator(asset_path)], ...] = Field(
+        default=(),
+        description=(
+            "keys of Dagster assets that write the files, such as warehouse/patients: the dataset "
+            "comes after them, and is out of date when they are materialised"
+        ),
+    )
     workers: int = Field(
         default=0,
         ge=0,
@@ -214,8 +229,10 @@ class DataSettings(Settings):
             name = twice.pop()
             both = " and ".join(role for role, each in roles.items() if each == name)
             raise ValueError(f"{both} both name {name!r}; each needs a column of its own")
-        if twice := [name for name in self.keep if self.keep.count(name) > 1]:
-            raise ValueError(f"keep names {twice[0]!r} twice")
+        for field in ("keep", "deps"):
+            names = getattr(self, field)
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{field} names {twice[0]!r} twice")
         if held := [name for name in self.keep if name in named]:
             raise ValueError(
                 f"keep names {held[0]!r}, which is a coordinate already: ids and labels always are"
@@ -223,6 +240,11 @@ class DataSettings(Settings):
                 else f"keep names {held[0]!r}, the weight, which the dataset holds as train_weight"
             )
         return self
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings that decide what is read: order and processes change nothing of it."""
+        return self.model_dump(mode="json", exclude={"deps", "workers"})
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -26,8 +26,8 @@ _TRAINING_ROWS = 4096  # whose gradients are held at once
 class TorchTwiceDifferentiable:
     """A trained module with its loss, on a device.
 
-    `loss` is a name (`"cross_entropy"`, `"mse"`, `"bce_with_logits"`), a torch loss that reduces
-    a batch to one number (`F.cross_entropy`, `nn.MSELoss()`), or a function
+    `loss` is a name (`"cross_entropy"`, `"mse"`, `"bce_with_logits"`, `"next_token"`), a torch loss
+    that reduces a batch to one number (`F.cross_entropy`, `nn.MSELoss()`), or a function
     `(output, target) -> (batch,)`. With `measurement`, a function of the same kind, influences
     are on that value of the test rows instead of on their loss.
 

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
+from influence_dag.structures import joined
+
 _ASSEMBLED_BYTES = 2**26  # dense gradients held at once while products are taken
 
 
@@ -20,7 +22,8 @@ class LinearGradients:
     r"""Gradients $\sum_t g_t a_t^\top$ (weight) and $\sum_t g_t$ (bias) of one layer.
 
     `weight` and `bias` are the layer's places in θ, None where frozen or absent. The axis of
-    positions t is there only for convolutions and sequences.
+    positions t is there only for convolutions and sequences. A `transposed` layer's weight is
+    (inputs, outputs).
     """
 
     name: str
@@ -28,22 +31,25 @@ class LinearGradients:
     output_gradients: Float[Tensor, "n *t d_out"]
     weight: slice | None
     bias: slice | None
+    transposed: bool = False
 
     def __len__(self) -> int:
         return len(self.activations)
 
     def __getitem__(self, index: slice | Tensor) -> "LinearGradients":
         a, g = self.activations[index], self.output_gradients[index]
-        return LinearGradients(self.name, a, g, self.weight, self.bias)
+        return LinearGradients(self.name, a, g, self.weight, self.bias, self.transposed)
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            _join(self.name, "activations"): self.activations,
-            _join(self.name, "output_gradients"): self.output_gradients,
+            joined(self.name, "activations"): self.activations,
+            joined(self.name, "output_gradients"): self.output_gradients,
         }
 
     def weight_gradients(self) -> Float[Tensor, "n weights"]:
         a, g = self.activations, self.output_gradients
+        if self.transposed:
+            a, g = g, a
         if a.ndim == 2:
             return (g.unsqueeze(2) * a.unsqueeze(1)).flatten(1)
         return (g.transpose(1, 2) @ a).flatten(1)
@@ -77,7 +83,8 @@ class LinearGradients:
     def _add_projected(self, V: Float[Tensor, "k weights"], out: Tensor) -> None:
         a, g = self.activations, self.output_gradients
         for row, factor in zip(out, V, strict=True):
-            row += ((a @ factor.view(g.shape[1], -1).T) * g).sum(1)
+            W = factor.view(a.shape[1], -1) if self.transposed else factor.view(g.shape[1], -1).T
+            row += ((a @ W) * g).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +102,7 @@ class DenseGradients:
         return DenseGradients(self.name, self.slice, self.values[index])
 
     def tensors(self) -> dict[str, Tensor]:
-        return {_join(self.name, "dense"): self.values}
+        return {joined(self.name, "dense"): self.values}
 
     def parts(self) -> list[tuple[Any, Tensor]]:
         return [(self.slice, self.values)]
@@ -106,10 +113,6 @@ class DenseGradients:
 
 def _rows_within(size: int, row: Tensor) -> int:
     return max(1, size // max(1, row.numel() * row.element_size()))
-
-
-def _join(*names: str) -> str:
-    return ".".join(name for name in names if name)
 
 
 GradientBlock: TypeAlias = LinearGradients | DenseGradients
@@ -125,32 +128,38 @@ class LinearLayout:
     d_in: int
     d_out: int
     positions: int = 0
+    transposed: bool = False
 
     @property
     def row_shapes(self) -> dict[str, tuple[int, ...]]:
         positions = (self.positions,) if self.positions else ()
         return {
-            _join(self.name, "activations"): (*positions, self.d_in),
-            _join(self.name, "output_gradients"): (*positions, self.d_out),
+            joined(self.name, "activations"): (*positions, self.d_in),
+            joined(self.name, "output_gradients"): (*positions, self.d_out),
         }
 
     def assemble(self, tensors: dict[str, Tensor]) -> LinearGradients:
         a, g = (tensors[name] for name in self.row_shapes)
-        return LinearGradients(self.name, a, g, _slice(self.weight), _slice(self.bias))
+        places = _slice(self.weight), _slice(self.bias)
+        return LinearGradients(self.name, a, g, *places, self.transposed)
 
 
 @dataclass(frozen=True)
 class DenseLayout:
-    """A parameter kept dense; `layer` is the captured layer it is formed from, if any."""
+    """A parameter kept dense; `layer` is the captured layer it is formed from, if any.
+
+    `transposed`: a captured layer's weight is (inputs, outputs).
+    """
 
     name: str
     start: int
     stop: int
     layer: str | None = None
+    transposed: bool = False
 
     @property
     def row_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {_join(self.name, "dense"): (self.stop - self.start,)}
+        return {joined(self.name, "dense"): (self.stop - self.start,)}
 
     def assemble(self, tensors: dict[str, Tensor]) -> DenseGradients:
         (values,) = (tensors[name] for name in self.row_shapes)

@@ -38,17 +38,20 @@ def check_batch(
     Of one sum over rows those that changed places would be unseen; of a randomly weighted one
     they are not. u is divided by the norms of the rows, so that small ones count like large.
     """
-    squares = sum(
-        (pair_norms(*pair) for pair in pairs.values()), torch.zeros_like(values.detach())
-    ) + sum((part.square().sum(1) for part in written.values()), torch.zeros_like(values.detach()))
+    none = torch.zeros_like(values.detach(), dtype=torch.float64)
+    squares = sum((pair_norms(*pair) for pair in pairs.values()), none) + sum(
+        (_squares(part) for part in written.values()), none
+    )
     _check_finite(squares)
-    u = random_weights(squares.sqrt(), seed)
+    u = random_weights(squares.sqrt().to(values.dtype), seed)
     with torch.enable_grad():
         (truth,) = torch.autograd.grad((u * values).sum(), theta, allow_unused=True)
     truth = torch.zeros_like(theta) if truth is None else truth
     tolerance = _TOLERANCE.get(theta.dtype, _LOOSE)
     # What rounding of all that is summed may leave in a tensor whose own gradients are small.
-    rounding = float((u.square() * squares).sum().sqrt()) * _ROUNDING * torch.finfo(u.dtype).eps
+    unit = torch.finfo(theta.dtype)
+    rounding = _ROUNDING * unit.eps * float((u.double().square() * squares).sum().sqrt())
+    rounding += unit.tiny * len(theta)
     strange = set()
     for block in blocks:
         name = block.name if isinstance(block, LinearLayout) else block.layer
@@ -77,11 +80,11 @@ def _check_finite(squares: Float[Tensor, " n"]) -> None:
 
 
 def random_weights(norms: Float[Tensor, " n"], seed: int) -> Float[Tensor, " n"]:
-    """Random numbers over the norms of rows, which are taken to be no smaller than rounding."""
+    """Random numbers that fall with the norms of rows, down to what rounding is of the largest."""
     generator = torch.Generator().manual_seed(seed)
     u = torch.randn(len(norms), generator=generator, dtype=torch.float64).to(norms)
-    floor = norms.max() * torch.finfo(norms.dtype).eps ** 0.5
-    return u / norms.clamp(min=floor if floor > 0 else torch.ones_like(floor))
+    largest, least = norms.max(), torch.finfo(norms.dtype).eps ** 0.5
+    return u / (norms / largest).clamp(min=least) * least if largest > 0 else u
 
 
 def _is_sum(
@@ -92,17 +95,23 @@ def _is_sum(
     tolerance: float,
     rounding: float,
 ) -> bool:
-    limit = tolerance * float((u.square() * pair_norms(*pair)).sum().sqrt()) + rounding
+    limit = tolerance * float((u.double().square() * pair_norms(*pair)).sum().sqrt()) + rounding
     return all(
         (values.reshape(-1) - truth[start:stop]).norm() <= limit
         for (start, stop), values in _sums(block, u, pair)
     )
 
 
+def _squares(values: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Squared norms of rows in float64, in which no float32 number's square is lost."""
+    return torch.linalg.vector_norm(values, dim=1, dtype=torch.float64).square()
+
+
 def _sums(
     block: LinearLayout | DenseLayout, u: Tensor, pair: Pair
 ) -> list[tuple[tuple[int, int], Tensor]]:
     weight, bias = pair_sums(u, *pair)
+    weight = weight.T if block.transposed else weight
     if isinstance(block, DenseLayout):
         size = block.stop - block.start
         return [((block.start, block.stop), weight if size == weight.numel() else bias)]
@@ -112,7 +121,7 @@ def _sums(
 
 def _off(block: DenseLayout, u: Tensor, values: Tensor, truth: Tensor) -> tuple[float, float]:
     """By how much the random sum of written gradients is off, and the norm of its terms."""
-    scale = (u.square() * values.square().sum(1)).sum().sqrt()
+    scale = (u.double().square() * _squares(values)).sum().sqrt()
     return float((u @ values - truth[block.start : block.stop]).norm()), float(scale)
 
 

@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from influence_dag.batching_checks import Of
@@ -16,7 +17,7 @@ from influence_dag.capture import (
     NotCaptured,
     Pair,
     capture,
-    is_capturable,
+    recorded_layers,
     without_uncaptured,
 )
 from influence_dag.gradient_blocks import (
@@ -28,6 +29,14 @@ from influence_dag.gradient_blocks import (
     LinearLayout,
 )
 from influence_dag.gradient_checks import check_batch
+from influence_dag.layers import (
+    InProjection,
+    is_capturable,
+    is_transposed,
+    layer_of,
+    layers_of,
+    parameter_name,
+)
 from influence_dag.local_gradients import is_local, local_gradients
 from influence_dag.objective import Objective, Rows, without_denormals
 from influence_dag.structures import map_tensors
@@ -107,7 +116,7 @@ def _batch(
     layers = {name for name in names if name is not None}
     theta = objective.params.clone().requires_grad_()
     values = _values(objective, of)
-    captured = capture(objective.module, layers, lambda: values(theta, rows))
+    captured = capture(objective.module, layers, lambda: values(theta, rows), len(rows))
     local = layers & _local_layers(objective)
     pairs = _single_pairs(captured, layout, len(rows), local)
     dense = [b for b in layout.blocks if isinstance(b, DenseLayout) and b.layer is None]
@@ -174,7 +183,7 @@ def _shapes(pair: Pair) -> tuple[tuple[int, ...], ...]:
 
 
 def _formed(objective: Objective, block: DenseLayout, a: Tensor, g: Tensor) -> Tensor:
-    pair = LinearGradients("", a, g, None, None)
+    pair = LinearGradients("", a, g, None, None, block.transposed)
     is_bias = len(objective.parameter_shapes[objective.parameter_names.index(block.name)]) == 1
     return pair.bias_gradients() if is_bias else pair.weight_gradients()
 
@@ -256,6 +265,7 @@ class _Candidate:
     name: str
     weight: tuple[int, int] | None
     bias: tuple[int, int] | None
+    transposed: bool
 
 
 @without_denormals
@@ -264,17 +274,19 @@ def gradient_layout(
 ) -> GradientLayout:
     """Which layers are captured as pairs and which parameters are kept dense.
 
-    A layer is captured if it is a Linear or ungrouped Conv, called once, its weights used nowhere
-    else, and if the captured gradients of a few rows are autograd's; it is kept as a pair
-    where that is smaller than its dense gradient. Other layers without layers inside (norms,
-    embeddings) are captured on the same terms and kept dense. Layers named in `without` are not.
+    A layer is captured if it is a Linear, an ungrouped Conv, GPT-2's `Conv1D` or a projection of
+    self-attention, called once, its weights used nowhere else, and if the captured gradients of a
+    few rows are autograd's; it is kept as a pair where that is smaller than its dense gradient.
+    Other layers without trained layers inside (norms, embeddings, adapters) are captured on the
+    same terms and kept dense. Layers named in `without` are not.
     """
     few = sample[:_SAMPLE].unweighted
     candidates = [c for c in _candidates(objective) if c.name not in set(without)]
     local = _local_layers(objective) - set(without) - _shared(objective)
     theta = objective.params.clone().requires_grad_()
     names = {candidate.name for candidate in candidates} | local
-    pairs = capture(objective.module, names, lambda: objective.losses(theta, few)).pairs
+    losses = partial(objective.losses, theta, few)
+    pairs = capture(objective.module, names, losses, len(few)).pairs
     truth = _truth(objective, few)
     blocks: list[LinearLayout | DenseLayout] = []
     for candidate in candidates:
@@ -291,6 +303,24 @@ def gradient_layout(
     return GradientLayout(tuple(sorted(blocks, key=lambda b: _places(b)[0])), objective.size)
 
 
+def uncalled_layers(objective: Objective, sample: Rows) -> set[str]:
+    """Layers that `gradient_layout` would capture, had one of its few rows called them."""
+    found = {candidate.name: candidate for candidate in _candidates(objective)}
+    theta, few = objective.params.clone().requires_grad_(), sample[:_SAMPLE]
+    recording = recorded_layers(objective.module, set(found), len(few))
+    with torch.enable_grad(), recording as seen:
+        (gradient,) = torch.autograd.grad(objective.losses(theta, few).sum(), theta)
+    called = {name for name, _, _ in seen.calls}
+    # Parameters with a gradient are used without a call: by a function, as attention's are.
+    used = {
+        name
+        for name, candidate in found.items()
+        for place in (candidate.weight, candidate.bias)
+        if place and bool(gradient[slice(*place)].any())
+    }
+    return set(found) - called - used
+
+
 def _truth(objective: Objective, rows: Rows) -> Float[Tensor, "n p"]:
     whole = DenseLayout("theta", 0, objective.size)
     return _dense_gradients(objective, rows, [whole], "loss")["theta"]
@@ -302,9 +332,18 @@ def _shared(objective: Objective) -> set[str]:
     uses = Counter(id(parameter) for _, parameter in every)
     return {
         name
-        for name, layer in objective.module.named_modules()
-        if any(uses[id(parameter)] > 1 for parameter in layer.parameters())
+        for name, layer in layers_of(objective.module)
+        if any(uses[id(parameter)] > 1 for parameter in _parameters(objective.module, name, layer))
     }
+
+
+def _parameters(module: nn.Module, name: str, layer: nn.Module) -> list[nn.Parameter]:
+    """A layer's parameters; a projection's are those of the attention that it stands in."""
+    if not isinstance(layer, InProjection):
+        return list(layer.parameters())
+    names = [parameter_name(layer, name, role) for role in ("weight", "bias")]
+    held = dict(module.named_parameters(remove_duplicate=False))
+    return [held[each] for each in names if each in held]
 
 
 def _local_blocks(
@@ -328,25 +367,28 @@ def _local_blocks(
 
 def _candidates(objective: Objective) -> list[_Candidate]:
     shared, found = _shared(objective), []
-    for name, layer in objective.module.named_modules():
+    for name, layer in layers_of(objective.module):
         if not is_capturable(layer) or name in shared:
             continue
-        weight, bias = (_place(objective, name, role) for role in ("weight", "bias"))
+        weight, bias = layer_places(objective, name)
         if weight or bias:
-            found.append(_Candidate(name, weight, bias))
+            found.append(_Candidate(name, weight, bias, is_transposed(layer)))
     return found
 
 
-def _place(objective: Objective, layer: str, role: str) -> tuple[int, int] | None:
-    place = objective.slices.get(f"{layer}.{role}" if layer else role)
-    return (place.start, place.stop) if place else None
+def layer_places(objective: Objective, name: str) -> list[tuple[int, int] | None]:
+    """Where a capturable layer's weight and bias are in θ; None for what is frozen or absent."""
+    layer = layer_of(objective.module, name)
+    names = [parameter_name(layer, name, role) for role in ("weight", "bias")]
+    places = [objective.slices.get(each) for each in names]
+    return [(place.start, place.stop) if place else None for place in places]
 
 
 def _agrees(candidate: _Candidate, pairs: list[Pair], truth: Float[Tensor, "n p"]) -> bool:
     if len(pairs) != 1 or pairs[0][0].ndim == 1 or len(pairs[0][0]) != len(truth):
         return False
     weight, bias = (slice(*cut) if cut else None for cut in (candidate.weight, candidate.bias))
-    layer = LinearGradients(candidate.name, *pairs[0], weight, bias)
+    layer = LinearGradients(candidate.name, *pairs[0], weight, bias, candidate.transposed)
     tolerance = 1e-4 * float(truth.abs().max())
     return all(
         torch.allclose(values, truth[:, place], rtol=1e-3, atol=tolerance)
@@ -361,10 +403,13 @@ def _kept(
     places = [place for place in (candidate.weight, candidate.bias) if place]
     pair, dense = a[0].numel() + g[0].numel(), sum(stop - start for start, stop in places)
     if pair < dense:
-        widths = a.shape[-1], g.shape[-1]
-        return [LinearLayout(candidate.name, candidate.weight, candidate.bias, *widths, positions)]
+        sizes = a.shape[-1], g.shape[-1], positions, candidate.transposed
+        return [LinearLayout(candidate.name, candidate.weight, candidate.bias, *sizes)]
     names = {place.start: name for name, place in objective.slices.items()}
-    return [DenseLayout(names[start], start, stop, candidate.name) for start, stop in places]
+    return [
+        DenseLayout(names[start], start, stop, candidate.name, candidate.transposed)
+        for start, stop in places
+    ]
 
 
 def _places(block: LinearLayout | DenseLayout) -> list[tuple[int, int]]:

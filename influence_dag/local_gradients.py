@@ -1,6 +1,7 @@
 r"""Per-sample gradients of small layers from what one call takes and gets back.
 
-A norm's scale, an embedding's table, any layer without layers inside: of row i the gradient is that
+A norm's scale, an embedding's table, an adapter's matrices, any layer without trained layers
+inside: of row i the gradient is that
 of $\langle f(x_i, \phi), g_i \rangle$ in its parameters φ, with its input $x_i$ and its output's
 gradient $g_i$ caught in the network's own backward pass. That is a pass through one layer a row,
 not through the network. Whether it is the gradient (one call, rows that stay rows) is seen
@@ -13,14 +14,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from influence_dag.capture import NotCaptured, is_capturable
+from influence_dag.capture import NotCaptured
+from influence_dag.layers import is_capturable
 
 
 def is_local(name: str, layer: nn.Module) -> bool:
-    """Whether a layer's gradients may be taken so: parameters of its own, no layers inside."""
-    own = any(parameter.requires_grad for parameter in layer.parameters(recurse=False))
-    inside = next(layer.children(), None) is not None
-    return bool(name) and own and not inside and not is_capturable(layer)
+    """Whether a layer's gradients may be taken so: all trainable parameters in it are its own."""
+    trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+    own = [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]
+    return bool(name and own) and len(own) == len(trained) and not is_capturable(layer)
 
 
 def local_gradients(
@@ -44,4 +46,5 @@ def local_gradients(
         found = vmap(of_rows, in_dims=(None, None, 0))(dict(parameters), x, g)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise NotCaptured({name}) from error
-    return {key: values.flatten(2) for key, values in found.items()}
+    # A parameter may be one number, of no axis.
+    return {key: values.unsqueeze(-1).flatten(2) for key, values in found.items()}

@@ -15,10 +15,14 @@ from pydantic import (
     model_validator,
 )
 
-from influence_dag.settings import Seed, Settings
+from influence_dag.settings import Seed, Settings, Unit, callable_name
 
-OnFailure = Literal["raise", "warn"]
+OnFailure = Annotated[
+    Literal["raise", "warn"],
+    Field(description="of rows that miss the tolerance: an error | kept and marked"),
+]
 Fisher = Literal["exact", "sampled", "empirical"]
+DISTRIBUTIONS = ("categorical", "bernoulli", "gaussian")
 
 
 def _named_or_listed(value: Any) -> str:
@@ -89,10 +93,16 @@ class DirectSettings(MethodSettings):
 class ConjugateGradientSettings(MethodSettings):
     """Exact to a tolerance, by products alone: block conjugate gradients."""
 
-    rtol: PositiveFloat = 1e-6
-    atol: NonNegativeFloat = 0.0
-    maxiter: PositiveInt | None = None
-    preconditioner: Literal["none", "jacobi", "nystroem", "ekfac"] = "nystroem"
+    rtol: PositiveFloat = Field(
+        default=1e-6, description="a row stops when its residual is below rtol times ‖b‖ …"
+    )
+    atol: NonNegativeFloat = Field(default=0.0, description="… or below atol")
+    maxiter: Annotated[PositiveInt | None, Unit("products")] = Field(
+        default=None, description="products a row; default: ten times the parameters, at least 1000"
+    )
+    preconditioner: Literal["none", "jacobi", "nystroem", "ekfac"] = Field(
+        default="nystroem", description="what the system is multiplied by, so that few steps do"
+    )
     rank: PositiveInt = Field(default=100, description="of the Nyström or Jacobi preconditioner")
     seed: Seed = 0
     on_failure: OnFailure = "raise"
@@ -101,11 +111,22 @@ class ConjugateGradientSettings(MethodSettings):
 class LissaSettings(MethodSettings):
     """A Neumann series (Agarwal et al. 2017), with all rows or with seeded mini-batches."""
 
-    maxiter: PositiveInt = 1000
-    dampen: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    scale: PositiveFloat | None = Field(default=None, description="default: estimated")
-    rtol: PositiveFloat = 1e-4
-    batch_size: PositiveInt | None = Field(default=None, description="default: all rows")
+    maxiter: Annotated[PositiveInt, Unit("steps")] = Field(
+        default=1000, description="steps of the series"
+    )
+    dampen: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of h that a step forgets: adds dampen times scale to λ"
+    )
+    scale: PositiveFloat | None = Field(
+        default=None,
+        description="what H is divided by, above its largest eigenvalue; default: estimated",
+    )
+    rtol: PositiveFloat = Field(
+        default=1e-4, description="a row is converged when a step changes it by at most this share"
+    )
+    batch_size: Annotated[PositiveInt | None, Unit("rows")] = Field(
+        default=None, description="rows of a mini-batch, drawn anew for each step; default: all"
+    )
     seed: Seed = 0
     on_failure: OnFailure = "raise"
 
@@ -113,12 +134,18 @@ class LissaSettings(MethodSettings):
 class ArnoldiSettings(MethodSettings):
     """The eigenpairs of largest absolute value (Schioppa et al. 2022)."""
 
-    rank: PositiveInt = 50
-    tol: PositiveFloat = 1e-6
+    rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
+        default=50, description="eigenpairs that are kept"
+    )
+    tol: PositiveFloat = Field(
+        default=1e-6, description="residual at which a pair is found, of the largest eigenvalue"
+    )
     complement: Literal["drop", "damping"] = Field(
         default="drop", description="what becomes of the rest: dropped as published, or kept as λ"
     )
-    max_products: PositiveInt | None = Field(default=None, description="default: 40 an eigenpair")
+    max_products: Annotated[PositiveInt | None, Unit("products")] = Field(
+        default=None, description="a search that takes more has failed; default: 40 an eigenpair"
+    )
     on_device: bool = Field(
         default=False, description="small eigenproblems on compute.device, not on the processor"
     )
@@ -134,9 +161,15 @@ class ArnoldiSettings(MethodSettings):
 class NystroemSettings(MethodSettings):
     """A randomised low-rank sketch (Frangella, Tropp & Udell 2021)."""
 
-    rank: PositiveInt = 100
+    rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
+        default=100, description="directions of the sketch; what they leave out is λ alone"
+    )
     seed: Seed = 0
-    power_iterations: int = Field(default=1, ge=0)
+    power_iterations: int = Field(
+        default=1,
+        ge=0,
+        description="products with H before the sketch, for flat spectra",
+    )
 
 
 class KroneckerSettings(MethodSettings):
@@ -149,6 +182,37 @@ class KroneckerSettings(MethodSettings):
         default="exact", description="exact | sampled labels | empirical (data labels)"
     )
     seed: Seed = 0
+    distribution: str | None = Field(
+        default=None,
+        description=(
+            "what sampled labels are drawn from: categorical | bernoulli | gaussian | "
+            "module:callable (output, target, generator) -> target; default: that of the loss"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _drawn_from(self) -> "KroneckerSettings":
+        if self.distribution is None:
+            return self
+        if self.fisher != "sampled":
+            raise ValueError(
+                f"distribution is what labels are drawn from, and fisher: {self.fisher} draws "
+                "none; add fisher: sampled or leave it out"
+            )
+        if self.distribution not in DISTRIBUTIONS:
+            try:
+                callable_name(self.distribution)
+            except ValueError as error:
+                raise ValueError(
+                    f"distribution {self.distribution!r} is neither one of "
+                    f"{', '.join(DISTRIBUTIONS)} nor 'module:callable'"
+                ) from error
+        return self
+
+    @property
+    def drawn_by(self) -> str | None:
+        """The callable that draws labels, by name; None where none does."""
+        return None if self.distribution in (None, *DISTRIBUTIONS) else self.distribution
 
 
 class IdentitySettings(MethodSettings):
@@ -195,6 +259,16 @@ class MethodsSettings(Settings):
     def names(self) -> tuple[str, ...]:
         """The methods that are asked for."""
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def drawn_by(self) -> dict[str, str]:
+        """The callables that draw labels, by the field that names them."""
+        asked = {name: self[name] for name in self.names}
+        return {
+            f"methods.{name}.distribution": each.drawn_by
+            for name, each in asked.items()
+            if isinstance(each, KroneckerSettings) and each.drawn_by
+        }
 
     def __getitem__(self, method: str) -> MethodSettings:
         return getattr(self, method)

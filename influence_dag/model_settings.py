@@ -18,6 +18,7 @@ from influence_dag.settings import (
     CallableName,
     Seed,
     Settings,
+    Unit,
     callable_name,
 )
 
@@ -27,8 +28,13 @@ class FitSettings(Settings):
 
     model_config = ConfigDict(populate_by_name=True)  # `from` is a word of Python's
 
-    optimizer: Literal["lbfgs", "adam", "sgd"] = "lbfgs"
-    max_steps: PositiveInt = 500
+    optimizer: Literal["lbfgs", "adam", "sgd"] = Field(
+        default="lbfgs",
+        description="lbfgs, which ends at a minimum, or the steps of a training loop",
+    )
+    max_steps: Annotated[PositiveInt, Unit("steps")] = Field(
+        default=500, description="of the optimizer; with a minimum required, missing it is an error"
+    )
     weight_decay: NonNegativeFloat = Field(
         default=0.0, description="w, the L2 penalty (w/2)‖θ‖² on every trainable parameter"
     )
@@ -36,7 +42,7 @@ class FitSettings(Settings):
     learning_rate: PositiveFloat | None = Field(
         default=None, description="adam, sgd: the step size (lbfgs searches its own)"
     )
-    batch_size: PositiveInt | None = Field(
+    batch_size: Annotated[PositiveInt | None, Unit("rows")] = Field(
         default=None, description="adam, sgd: rows a step; default all of them"
     )
     tolerance: PositiveFloat = Field(
@@ -76,8 +82,8 @@ class ModelSettings(Settings):
     loss: str = Field(
         default="cross_entropy",
         description=(
-            "cross_entropy | mse | bce_with_logits | module:callable (output, target) -> one "
-            "loss per sample"
+            "cross_entropy | mse | bce_with_logits | next_token | module:callable (output, target) "
+            "-> one loss per sample"
         ),
     )
     measurement: CallableName | None = Field(
@@ -114,7 +120,9 @@ class ModelSettings(Settings):
             "`fit: {...}`, which has a tolerance, warn for a checkpoint and `fit: module:callable`"
         ),
     )
-    refit: Literal["on_change", "pinned"] = "on_change"
+    refit: Literal["on_change", "pinned"] = Field(
+        default="on_change", description="on_change: fit again when rows change | pinned: θ stays"
+    )
 
     @model_validator(mode="after")
     def _one_source_of_parameters(self) -> "ModelSettings":
@@ -161,4 +169,4 @@ class ModelSettings(Settings):
         return self.minimum or ("warn" if self.is_given else "require")
 
 
-LOSSES = ("cross_entropy", "mse", "bce_with_logits")
+LOSSES = ("cross_entropy", "mse", "bce_with_logits", "next_token")

@@ -86,6 +86,7 @@ class Objective:
         self.module = module
         self.output = output
         self.loss = per_sample_loss(loss)
+        self.takes = self.loss  # what the prediction is chosen for
         self.measurement = measurement
         trainable = {
             name: parameter
@@ -136,14 +137,16 @@ class Objective:
 
     def run(self, state: dict[str, Tensor], x: Any) -> Any:
         """The outputs with some named parameters and buffers in the place of the module's own."""
-        args = tuple(x) if isinstance(x, tuple | list) else () if isinstance(x, dict) else (x,)
-        kwargs = x if isinstance(x, dict) else {}
-        with self._kernels:
-            outputs = functional_call(self.module, state, args, kwargs)
-        outputs = chosen_output(outputs, self.output, self.loss)
+        outputs = chosen_output(self.returned(state, x), self.output, self.takes)
         if isinstance(outputs, Tensor) and outputs.ndim == 0:
             return outputs.unsqueeze(0)
         return outputs
+
+    def returned(self, state: dict[str, Tensor], x: Any) -> Any:
+        """All that the module returns."""
+        args = tuple(x) if isinstance(x, tuple | list) else () if isinstance(x, dict) else (x,)
+        with self._kernels:
+            return functional_call(self.module, state, args, x if isinstance(x, dict) else {})
 
     def losses(self, theta: Float[Tensor, " p"], rows: Rows) -> Tensor:
         """The loss of each row, shape `(b,)` (that the loss keeps to it is for `check` to see)."""

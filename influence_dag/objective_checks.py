@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from influence_dag import losses
 from influence_dag.batching_checks import check_all_rows
+from influence_dag.chosen_output import predicts_next
 from influence_dag.errors import ModelError
 from influence_dag.losses import ignored_class
 from influence_dag.rows import Inputs, Rows
@@ -95,6 +96,8 @@ def check_labels(objective: "Objective", x: Inputs, labels: Any) -> None:
     ignored = ignored_class(objective.loss)
     if ignored is None:
         return
+    if objective.loss is not losses.next_token:
+        _check_shifted(objective, x, labels[:_FEW], ignored)
     outputs = _few_outputs(objective, x)
     if not isinstance(outputs, Tensor) or outputs.ndim < 2:
         raise ModelError(
@@ -111,6 +114,26 @@ def check_labels(objective: "Objective", x: Inputs, labels: Any) -> None:
     outside = (labels.long() < 0) | (labels.long() >= classes)
     outside &= labels.long() != ignored
     _refuse_label(outside, labels, f"the model has {classes} outputs (labels 0 to {classes - 1})")
+
+
+def _check_shifted(objective: "Objective", x: Inputs, labels: Tensor, ignored: int) -> None:
+    """Refuse the inputs themselves as labels of a model that predicts what comes after them."""
+    labelled = labels != ignored
+    same = [
+        part.shape == labels.shape and torch.equal(part[labelled], labels[labelled])
+        for part in tensors_of(x)
+    ]
+    if labels.ndim < 2 or labels.is_floating_point() or not any(same) or not labelled.any():
+        return
+    with torch.no_grad():
+        outputs = objective.returned(objective.unflatten(objective.params), x)
+    if predicts_next(outputs):
+        raise ModelError(
+            "the labels are the model's own input tokens, position by position, and "
+            f"{type(objective.module).__name__} predicts the token after each: take "
+            "loss='next_token', which shifts them as transformers does, or shift them in the data "
+            "(labels[t] = tokens[t + 1], -100 where there is none)"
+        )
 
 
 def _few_outputs(objective: "Objective", x: Inputs) -> Any:

@@ -46,6 +46,12 @@ class OutputSpace:
         tensors = tensors_of(self.objective.outputs(theta, self.rows.x))
         return tuple(tensors[place] for place in self.places)
 
+    @property
+    def values(self) -> Float[Tensor, "n m"]:
+        """The tensors at `objective.params`, flat."""
+        tensors = tensors_of(self.template)
+        return flat(tuple(tensors[place] for place in self.places))
+
     def losses(self, leaves: Leaves) -> Float[Tensor, " n"]:
         """The loss of each row with the tensors at `leaves`."""
         tensors = tensors_of(self.template)
@@ -78,12 +84,20 @@ class OutputSpace:
 
     def loss_of_flat(self, outputs: Float[Tensor, "n m"], targets: Any) -> Float[Tensor, " n"]:
         """The loss of each row as a function of `flat(leaves)`, for any targets."""
+        return self.objective.loss(self.structured(outputs), targets)
+
+    def loss_of_leaf(self, leaf: Float[Tensor, "n ..."], targets: Any) -> Float[Tensor, " n"]:
+        """The same of the only tensor, in its own shape."""
+        return self.loss_of_flat(leaf.flatten(1), targets)
+
+    def structured(self, outputs: Float[Tensor, "n m"]) -> Any:
+        """What the model returns, with these numbers in the places of `flat(leaves)`."""
         tensors = tensors_of(self.template)
         shapes = [tensors[place].shape for place in self.places]
         widths = [shape[1:].numel() for shape in shapes]
         for place, shape, part in zip(self.places, shapes, outputs.split(widths, 1), strict=True):
             tensors[place] = part.reshape(len(outputs), *shape[1:])
-        return self.objective.loss(with_tensors(self.template, tensors), targets)
+        return with_tensors(self.template, tensors)
 
 
 def flat(leaves: Leaves) -> Float[Tensor, "n m"]:

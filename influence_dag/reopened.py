@@ -85,7 +85,8 @@ def callables_of(settings: StudySettings) -> dict[str, str]:
         "model.loss": None if model.loss in LOSSES else model.loss,
         "model.measurement": model.measurement,
     }
-    return {field: name for field, name in named.items() if name is not None}
+    found = {field: name for field, name in named.items() if name is not None}
+    return found | settings.methods.drawn_by
 
 
 def _check_factors(bench: "Workbench", method: str) -> None:

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from influence_dag.errors import InfluenceDagError, StudyError
+from influence_dag.history import home_of
 from influence_dag.places import project_around, project_root
 from influence_dag.study import Study, StudySettings, study_name
 from influence_dag.study_files import read_yaml
@@ -115,9 +116,10 @@ def _child(node: Any, part: Any) -> tuple[int, Any] | None:
 def materialize(folder: str | Path, *, progress: bool | None = None) -> "StudyResults":
     """Bring every artifact of a study up to date and return the opened results.
 
-    The same assets and checks as in the Dagster UI, run in this process. With DAGSTER_HOME set
-    the run is recorded there and the UI shows it; otherwise nothing is recorded. `progress`
-    shows a bar on standard error (default: when that is a terminal).
+    The same assets and checks as in the Dagster UI, run in this process. The run is recorded in
+    DAGSTER_HOME, or else in the project's `.dagster` once `make ui` has set it up, and the UI shows
+    it; where there is neither, nothing is recorded. `progress` shows a bar on standard error
+    (default: when that is a terminal).
 
     Raises what the failing stage raised (an `InfluenceDagError` for bad input),
     `InfluenceDagError` when an asset check fails, or `KeyboardInterrupt` after SIGINT or SIGTERM.
@@ -134,7 +136,9 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> "StudyRe
 
     definitions = study_definitions(study, pool=None)  # a killed run would never leave a pool
     try:
-        failed = in_process(definitions, f"{study.name}_refresh", progress=progress)
+        failed = in_process(
+            definitions, f"{study.name}_refresh", home=home_of(study.root), progress=progress
+        )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_interrupted(study)) from None
     if failed:

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, get_args
 
@@ -137,8 +138,19 @@ def path_name(value: str) -> str:
     return value
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes, json_schema_input_type=int | str)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+@dataclass(frozen=True)
+class Unit:
+    """What a number of the settings counts: `Annotated[PositiveInt, Unit("rows")]`."""
+
+    name: str
+
+
+Bytes = Annotated[
+    int, BeforeValidator(parse_bytes, json_schema_input_type=int | str), Unit("bytes")
+]
+Seed = Annotated[
+    int, Field(ge=0, lt=2**32, description="of all that is drawn; the same seed, the same numbers")
+]
 """What torch, numpy and Python all take."""
 
 CallableName = Annotated[str, AfterValidator(callable_name)]

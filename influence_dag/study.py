@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from influence_dag.dagster_settings import DagsterSettings
 from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import StudyError
 from influence_dag.method_settings import KRONECKER, MethodsSettings
@@ -31,6 +32,7 @@ from influence_dag.places import placed_name
 from influence_dag.settings import (
     Bytes,
     Settings,
+    Unit,
     from_environment,
     is_cron,
     parse_bytes,
@@ -42,7 +44,7 @@ from influence_dag.validation_settings import ValidationSettings
 class PerturbationSettings(Settings):
     """Which methods also get perturbation influences (`test × train × features`)."""
 
-    methods: tuple[str, ...]
+    methods: tuple[str, ...] = Field(description="names of methods, of those that the study has")
     wrt: str | None = Field(
         default=None,
         description=(
@@ -58,7 +60,9 @@ class PerturbationSettings(Settings):
 class SummarySettings(Settings):
     """What `<method>/summary` keeps."""
 
-    top: PositiveInt = Field(default=10, description="helpers and harmers kept for each test row")
+    top: Annotated[PositiveInt, Unit("rows")] = Field(
+        default=10, description="helpers and harmers kept for each test row"
+    )
     self_influence: Literal["auto"] | bool = Field(
         default="auto",
         description="auto: all methods but the iterative ones, which need one solve a training row",
@@ -66,7 +70,12 @@ class SummarySettings(Settings):
 
 
 class CurvatureSettings(Settings):
-    refresh: Literal["on_change", "pinned"] = "on_change"
+    """Whether the curvature follows the rows."""
+
+    refresh: Literal["on_change", "pinned"] = Field(
+        default="on_change",
+        description="on_change: with the rows and θ | pinned: new rows meet the stored curvature",
+    )
 
 
 class RefreshSettings(Settings):
@@ -95,25 +104,43 @@ class RefreshSettings(Settings):
 class ComputeSettings(Settings):
     """Where and in what precision; none of it but `dtype` changes a number."""
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    dtype: Literal["float32", "float64"] = "float32"
-    block_bytes: Bytes = parse_bytes("64MiB")
-    batch_size: PositiveInt = Field(default=512, description="training rows differentiated at once")
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto: a GPU where torch sees one | cpu | cuda | cuda:1",
+    )
+    dtype: Literal["float32", "float64"] = Field(
+        default="float32", description="of gradients, factors and influences; fits are in float64"
+    )
+    block_bytes: Bytes = Field(
+        default=parse_bytes("64MiB"), description="the largest array on its way to the store"
+    )
+    batch_size: Annotated[PositiveInt, Unit("rows")] = Field(
+        default=512, description="training rows differentiated at once"
+    )
 
 
 class StoreSettings(Settings):
     """Where the arrays go, how they are cut and how long old versions are kept."""
 
-    path: Annotated[str, AfterValidator(path_name)] = "data/store"
-    chunks: Mapping[Which, PositiveInt] | None = Field(
+    path: Annotated[str, AfterValidator(path_name)] = Field(
+        default="data/store",
+        description="the folder with a folder for each study, from the project's; or store: path",
+    )
+    chunks: Annotated[Mapping[Which, PositiveInt] | None, Unit("rows")] = Field(
         default=None,
         description="rows a chunk along test and train; an edit costs the chunks that it touches",
     )
-    keep_versions: PositiveInt = 5
-    lock_timeout: PositiveFloat = Field(
+    keep_versions: Annotated[PositiveInt, Unit("versions")] = Field(
+        default=5, description="kept of each artifact; older ones are removed"
+    )
+    lock_timeout: Annotated[PositiveFloat, Unit("seconds")] = Field(
         default=3600.0, description="seconds to wait for another process at the same artifact"
     )
-    max_relative_error: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    max_relative_error: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        default=0.0,
+        description="influences are rounded by at most this before compression; 0: not at all",
+    )
 
 
 def _store_settings(value: Any) -> Any:
@@ -153,6 +180,7 @@ class StudySettings(Settings):
     curvature: CurvatureSettings = CurvatureSettings()
     compute: ComputeSettings = ComputeSettings()
     refresh: RefreshSettings = RefreshSettings()
+    dagster: DagsterSettings = DagsterSettings()
     store: Annotated[
         StoreSettings, BeforeValidator(_store_settings, json_schema_input_type=StoreSettings | str)
     ] = StoreSettings()

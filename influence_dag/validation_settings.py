@@ -8,26 +8,34 @@ from pydantic import (
     PositiveInt,
 )
 
-from influence_dag.settings import Seed, Settings
+from influence_dag.settings import Seed, Settings, Unit
 
 
 class LeaveOneOutSettings(Settings):
     """Refits without single training rows, against what the influences predict."""
 
-    rows: PositiveInt = Field(default=50, description="training rows to leave out, drawn")
+    rows: Annotated[PositiveInt, Unit("rows")] = Field(
+        default=50, description="training rows to leave out, drawn"
+    )
     seed: Seed = 0
     method: str | None = Field(default=None, description="default: the study's first method")
     tolerance: PositiveFloat = Field(
         default=1e-8, description="norm of the penalised gradient that every refit has to reach"
     )
-    max_steps: PositiveInt = 200
+    max_steps: Annotated[PositiveInt, Unit("steps")] = Field(
+        default=200, description="of a refit; one that needs more is an error"
+    )
 
 
 class DatamodelsSettings(Settings):
     """Linear datamodelling score: refits on random subsets."""
 
-    count: PositiveInt = Field(default=50, description="subsets in each of two draws")
-    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    count: Annotated[PositiveInt, Unit("subsets")] = Field(
+        default=50, description="subsets in each of two draws"
+    )
+    fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="share of the training rows in a subset"
+    )
     dampings: tuple[PositiveFloat, ...] = Field(
         default=(), description="of the exact solves beside the methods; default: the study's"
     )
@@ -41,8 +49,12 @@ class DatamodelsSettings(Settings):
 class LabelErrorsSettings(Settings):
     """Flipped labels, to be found by self-influence."""
 
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    curvature: Literal["hessian", "gauss_newton"] = "gauss_newton"
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="share of the training labels that are replaced by others"
+    )
+    curvature: Literal["hessian", "gauss_newton"] = Field(
+        default="gauss_newton", description="the matrix in the self-influence of flipped rows"
+    )
     seed: Seed = 0
 
 

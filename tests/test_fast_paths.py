@@ -484,3 +484,21 @@ def test_losses_near_zero_are_compared_as_far_as_they_have_digits():
     y = module(x).argmax(1)
     wrapped = idag.TorchTwiceDifferentiable(module, lambda f, t: F.cross_entropy(f, t))
     assert idag.compute_influences(wrapped, [(x, y)], hessian_regularization=1.0).shape == (20, 20)
+
+
+@pytest.mark.parametrize("largest", [1.0, 1e-16, 1e-18, 1e-30])
+def test_gradients_whose_squares_vanish_are_those_of_rows(largest):
+    """Saturated rows: in float32 their squares are zero, and sums over their norms overflow."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    sizes = largest * 10.0 ** -torch.arange(0, 12, 2)
+
+    def loss(output, target):
+        return F.cross_entropy(output, target[:, 0].long(), reduction="none") * target[:, 1]
+
+    classes = torch.arange(6) % 2
+    rows = Rows(torch.randn(6, 3), torch.stack([classes, sizes], 1))
+    plain = per_sample_gradients(Objective(module, "cross_entropy"), Rows(rows.x, classes))
+    expected = plain.dense() * sizes[:, None]
+    found = per_sample_gradients(Objective(module, loss), rows).dense()
+    assert_close(found, expected, rtol=1e-4, atol=1e-38)

@@ -68,7 +68,8 @@ def test_gradients_come_back_from_their_stored_tensors(case):
         ("recurrent", {"outer"}),
         (
             "attention",
-            {"embed", "inner.linear1", "inner.linear2", "inner.norm1", "inner.norm2", "outer"},
+            {"embed", "inner.self_attn.in_proj", "inner.self_attn.out_proj", "outer"}
+            | {f"inner.{kind}{i}" for kind in ("linear", "norm") for i in (1, 2)},
         ),
     ],
 )

@@ -22,6 +22,17 @@ class RootMeanSquare(nn.Module):
         return self.scale * hidden * (hidden.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
 
 
+class Scaled(nn.Module):
+    """One number, without an axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, hidden):
+        return hidden * self.scale
+
+
 class Sequence(nn.Module):
     """Tokens to classes, with a layer in the middle that may be called twice, or across rows."""
 
@@ -51,6 +62,7 @@ INNER = {
     "channels": lambda: nn.Sequential(nn.Flatten(1), nn.BatchNorm1d(20), nn.Unflatten(1, (5, 4))),
     "groups": lambda: nn.GroupNorm(1, 5),
     "slopes": lambda: nn.PReLU(),
+    "a number": Scaled,
 }
 
 

@@ -1,6 +1,9 @@
 """The whole job in this process: progress, records, checks, the command line, a kill and after."""
 
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -17,6 +20,8 @@ from influence_dag.graph import artifacts
 from influence_dag.running import load_study
 from influence_dag.showing import describe
 from influence_dag.stages import checks
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_artifact_of_the_graph_is_stored(finished_project):
@@ -55,6 +60,37 @@ def test_runs_are_recorded_where_dagster_home_is(project, tmp_path, monkeypatch)
     project.materialize()
     again = _recorded(["tiny", "direct", "influences"])
     assert again.metadata["histogram"] == first.metadata["histogram"], "drawn once"
+
+
+def test_the_command_line_records_where_make_ui_looks(project, monkeypatch):
+    """`make` sets the folder up before it starts the UI, with itself in the environment."""
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    shutil.copy(ROOT / "dagster.yaml", project.root)
+    make = ["make", "--silent", "-C", project.root, "-f", ROOT / "Makefile"]
+    where = subprocess.run(
+        [*make, "--eval", "home: ; @echo $$DAGSTER_HOME", "home"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    subprocess.run([*make, f"{where}/dagster.yaml"], check=True)
+    done = CliRunner().invoke(main, ["materialize", str(project.folder), "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert "history" not in done.output
+    with dg.DagsterInstance.from_config(where) as instance:
+        (run,) = instance.get_runs()
+        assert (run.job_name, run.status) == ("tiny_refresh", dg.DagsterRunStatus.SUCCESS)
+        assert instance.get_latest_materialization_event(dg.AssetKey(["tiny", "report"]))
+
+
+def test_the_command_line_says_why_a_run_is_not_recorded(project, monkeypatch):
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    (project.root / ".dagster").mkdir()  # of something else
+    done = CliRunner().invoke(main, ["materialize", str(project.folder), "--quiet"])
+    assert done.exit_code == 0, done.output
+    assert "DAGSTER_HOME is not set, and " in done.output
+    assert f"{project.root / '.dagster'} has no dagster.yaml" in done.output
+    assert not list((project.root / ".dagster").iterdir())
 
 
 def _recorded(key: list[str]) -> dg.AssetMaterialization:

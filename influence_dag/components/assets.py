@@ -2,12 +2,15 @@
 
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from influence_dag import __version__
 from influence_dag.components.checks import check_definitions
+from influence_dag.components.keys import asset_key, upstream_keys
+from influence_dag.components.reading import ARTIFACT, IO_MANAGER, STORE, StudyIOManager
 from influence_dag.graph import Artifact, artifacts
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import Study
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from influence_dag.stages.workbench import Workbench
 
 DATA_VERSION_TAG = "dagster/data_version"
+_READER = StudyIOManager()  # one for all studies: their assets say where they are stored
 
 
 def study_definitions(study: Study, *, pool: str | None = "gpu") -> dg.Definitions:
@@ -63,10 +67,6 @@ def _condition(study: Study, condition: dg.AutomationCondition) -> dg.Automation
     return condition if study.settings.refresh.automation else None
 
 
-def asset_key(study: Study, name: str) -> dg.AssetKey:
-    return dg.AssetKey([study.name, *name.split("/")])
-
-
 def _content(study: Study, made: Any = None) -> str:
     """The data version of the input files, or of the rows that a callable has `made`."""
     from influence_dag.datasets import source_fingerprint
@@ -81,10 +81,10 @@ def _source(study: Study):
     def source() -> dg.DataVersion:
         return dg.DataVersion(_content(study))
 
-    with warnings.catch_warnings():  # that observable sources may still change is no user's concern
-        warnings.simplefilter("ignore", dg.BetaWarning)
+    with _beta_is_no_concern():
         return dg.observable_source_asset(
             key=asset_key(study, "source"),
+            tags=study.settings.dagster.tags,
             automation_condition=_condition(study, dg.AutomationCondition.on_cron("* * * * *")),
             group_name=study.name,
             description=(
@@ -95,22 +95,19 @@ def _source(study: Study):
         )(source)
 
 
+@contextmanager
+def _beta_is_no_concern() -> Iterator[None]:
+    """Of users: what may still change in Dagster is known to this package."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)
+        yield
+
+
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(map(code, names))
 
 
 def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinition:
-    @dg.asset(
-        key=asset_key(study, node.name),
-        deps=[asset_key(study, name) for name in node.reads],
-        description=node.description,
-        group_name=study.name,
-        kinds={*node.kinds, *([node.method] if node.method else [])},
-        pool=pool if node.heavy else None,
-        automation_condition=_condition(study, dg.AutomationCondition.eager()),
-        code_version=code_version(study, node),
-        metadata={"store": dg.MetadataValue.path(str(study.store_path / node.name))},
-    )
     def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         from influence_dag.components.metadata import materialize_result
         from influence_dag.stages.workbench import Workbench
@@ -119,7 +116,30 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
         tags = _source_seen(context, bench) if "source" in node.reads else None
         return materialize_result(context, bench, node.refresh(bench), node.method, tags)
 
-    return asset
+    with _beta_is_no_concern():
+        return dg.asset(
+            key=asset_key(study, node.name),
+            deps=[*(asset_key(study, name) for name in node.reads), *_upstream(study, node)],
+            description=node.description,
+            group_name=study.name,
+            owners=study.settings.dagster.owners,
+            tags=study.settings.dagster.tags,
+            kinds={*node.kinds, *([node.method] if node.method else [])},
+            pool=pool if node.heavy else None,
+            automation_condition=_condition(study, dg.AutomationCondition.eager()),
+            code_version=code_version(study, node),
+            metadata={
+                STORE: dg.MetadataValue.path(str(study.store_path / node.name)),
+                ARTIFACT: node.name,
+            },
+            io_manager_key=IO_MANAGER,
+            resource_defs={IO_MANAGER: _READER},
+        )(asset)
+
+
+def _upstream(study: Study, node: Artifact) -> list[dg.AssetKey]:
+    """The assets of others that write the files, of what reads these."""
+    return upstream_keys(study) if "source" in node.reads else []
 
 
 def _source_seen(context: dg.AssetExecutionContext, bench: "Workbench") -> dict[str, str]:
@@ -140,8 +160,7 @@ def code_version(study: Study, node: Artifact) -> str:
     Settings of later stages are left out, so that changing them marks only what they change.
     """
     settings = study.settings.model_dump(mode="json")
-    data = {name: value for name, value in settings["data"].items() if name != "workers"}
-    own = {"data": data, "dtype": settings["compute"]["dtype"]}
+    own = {"data": study.settings.data.reading, "dtype": settings["compute"]["dtype"]}
     if node.name != "dataset":
         model = settings["model"]
         own["model"] = {name: model[name] for name in model if name != "minimum"}  # only a check

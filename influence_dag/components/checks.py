@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from influence_dag.components.keys import asset_key
 from influence_dag.graph import MATRICES
 from influence_dag.study import Study
 
@@ -117,7 +118,7 @@ def check_definitions(study: Study, artifacts: list[str]) -> list[dg.AssetChecks
 
 
 def _definition(study: Study, artifact: str, found: list[Promise]) -> dg.AssetChecksDefinition:
-    key = dg.AssetKey([study.name, *artifact.split("/")])
+    key = asset_key(study, artifact)
     specs = [
         dg.AssetCheckSpec(promise.name, asset=key, description=promise.description, blocking=True)
         for promise in found

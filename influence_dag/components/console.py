@@ -1,7 +1,6 @@
 """Running a study's job in this process, with a progress bar and the stages' own words."""
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,10 @@ from influence_dag.components.dead_runs import known_alive
 QUIET = {"loggers": {"progress": {}}}
 
 
-def in_process(definitions: dg.Definitions, job_name: str, *, progress: bool | None) -> list[str]:
-    """Execute the job; returns what the failed asset checks said.
+def in_process(
+    definitions: dg.Definitions, job_name: str, *, home: Path | None, progress: bool | None
+) -> list[str]:
+    """Execute the job, recorded in `home`; returns what the failed asset checks said.
 
     Checks that only warn are printed and stop nothing. A failing asset raises, SIGINT and SIGTERM
     are a `KeyboardInterrupt`.
@@ -28,7 +29,7 @@ def in_process(definitions: dg.Definitions, job_name: str, *, progress: bool | N
         handler = _EventHandler(bar)
         logger = dg.Definitions(loggers={"progress": _logger(handler)})
         job = dg.Definitions.merge(definitions, logger).resolve_job_def(job_name)
-        with recorded_or_forgotten() as instance, known_alive(instance) as run_id:
+        with recorded_or_forgotten(home) as instance, known_alive(instance) as run_id:
             try:
                 job.execute_in_process(
                     instance=instance, raise_on_error=True, run_config=QUIET, run_id=run_id
@@ -42,11 +43,11 @@ def in_process(definitions: dg.Definitions, job_name: str, *, progress: bool | N
 
 
 @contextmanager
-def recorded_or_forgotten() -> Iterator[dg.DagsterInstance]:
-    """The instance in DAGSTER_HOME, which the UI shows, else one that forgets and is silent."""
-    if home := os.environ.get("DAGSTER_HOME"):
-        Path(home).mkdir(parents=True, exist_ok=True)
-        chosen = dg.DagsterInstance.get()
+def recorded_or_forgotten(home: Path | None) -> Iterator[dg.DagsterInstance]:
+    """The instance in a folder, which the UI shows; without one, one that forgets and is silent."""
+    if home:
+        home.mkdir(parents=True, exist_ok=True)
+        chosen = dg.DagsterInstance.from_config(str(home))
     else:
         chosen = dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}})
     with chosen as instance:

@@ -9,7 +9,7 @@ import numpy as np
 from influence_dag import plots
 from influence_dag.components.assets import DATA_VERSION_TAG
 from influence_dag.components.changes import changes, made_from
-from influence_dag.labelled import Axis, shown_label
+from influence_dag.labelled import SPLITS, Axis, shown_label
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -42,6 +42,7 @@ def materialize_result(
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, method)
     metadata |= _info(update) | _solves(version) | _numbers(update) | _arrays(version)
+    metadata |= _row_count(version)
     data_version = dg.DataVersion(update.data_version)
     return dg.MaterializeResult(data_version=data_version, metadata=metadata, tags=tags)
 
@@ -77,6 +78,17 @@ def _numbers(update: Update) -> dict[str, Any]:
         "reasons": update.why or "current",
         "seconds": round(update.seconds, 3),
     }
+
+
+def _row_count(version: Version) -> dict[str, int]:
+    """Rows of the artifact: of the dataset those of both splits, else those on its first axis."""
+    splits = [split for split in SPLITS if f"{split}_valid" in version.coordinates]
+    if version.artifact != "dataset":
+        dims = [dim for each in version.variables.values() for dim in each.dims]
+        leading = (split for split in splits if split in dims)
+        splits = sorted(leading, key=lambda split: dims.index(split))[:1]
+    counts = [int(np.sum(version.coordinate(f"{split}_valid") != 0)) for split in splits]
+    return {"dagster/row_count": sum(counts)} if counts else {}
 
 
 def _arrays(version: Version) -> dict[str, Any]:

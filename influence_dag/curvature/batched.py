@@ -38,8 +38,8 @@ class BatchedCurvature(ABC):
     """Weighted mean over `rows` at `objective.params`; sums over batches are in float64.
 
     `route` says how `dense` is formed: by matrix products for networks of Linear and
-    elementwise layers ("layered"), one product a column for any model ("autograd"), or the
-    former where possible ("auto"). Both give the same matrix. `checked` curvatures, over some
+    elementwise layers ("layered"), one product a column for any model ("autograd"), or whatever is
+    cheapest where possible ("auto"). Both give the same matrix. `checked` curvatures, over some
     rows of one whose second derivatives have been seen to be symmetric, are taken as such.
     """
 

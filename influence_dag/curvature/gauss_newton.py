@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.batched import BatchedCurvature
+from influence_dag.curvature.captured_products import CapturedLayout, captured_products
 from influence_dag.curvature.layered import LayeredNetwork, gauss_newton_product
+from influence_dag.curvature.products import random_vectors, same_product
 from influence_dag.curvature.structured import second_derivative_sum
 from influence_dag.objective import Rows
 from influence_dag.outputs import OutputSpace, flat
@@ -28,6 +31,30 @@ class GaussNewton(BatchedCurvature):
 
     def check_derivatives(self, rows: Rows) -> None:
         """Nothing: of the network it takes first derivatives alone."""
+
+    def _sum_of(self, vectors: Float[Tensor, "k p"], rows: Rows) -> Float[Tensor, "k p"]:
+        """From captured pairs where there are more vectors than outputs to send back.
+
+        If a random combination of them agrees with autograd over all of the rows.
+        """
+        captured = self._captured if self.route == "auto" else None
+        if captured is not None and len(vectors) > captured.outputs:
+            found = captured_products(
+                self.objective, rows, captured.layout, vectors, batch_size=self.batch_size
+            )
+            if found is not None and self._agrees(found, vectors, rows):
+                return found
+        return super()._sum_of(vectors, rows)
+
+    @cached_property
+    def _captured(self) -> CapturedLayout | None:
+        return CapturedLayout.of(self.objective, self.rows)
+
+    def _agrees(self, found: Tensor, vectors: Tensor, rows: Rows) -> bool:
+        (u,) = random_vectors(1, len(vectors)).to(vectors)
+        (product,) = super()._sum_of((u @ vectors)[None], rows)
+        places = list(self.objective.slices.values())
+        return same_product(u.double() @ found, product, places, self.dtype)
 
     def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
         space = OutputSpace.of(self.objective, batch)

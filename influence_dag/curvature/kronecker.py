@@ -7,12 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.curvature.kronecker_pairs import (
-    FisherBatch,
-    FisherPairs,
-    KroneckerLayout,
-    joined,
-)
+from influence_dag.capture import NotCaptured
+from influence_dag.curvature.kronecker_layout import KroneckerLayout
+from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs
+from influence_dag.structures import joined
 
 # Measured: multiply-adds in the time of gathering a number of a pair of positions, and in that of
 # writing and squaring a number of one sample's matrix.
@@ -27,9 +25,9 @@ class KroneckerSums:
 
     For each captured layer $\sum_i \sum_t \tilde a_{it} \tilde a_{it}^\top$ (`activations`) and
     $\sum_i \sum_t \sum_c g_{itc} g_{itc}^\top$ (`gradients`), t running over `positions` (1
-    for a Linear layer on vectors); for each dense group the Fisher's block (`dense`), all in the
-    order of `layout`. `rows` counts the i; rows with weights add those times their terms, and
-    count as much.
+    for a Linear layer on vectors, 0 for one that no row calls); for each dense group the Fisher's
+    block (`dense`), all in the order of `layout`. `rows` counts the i; rows with weights add those
+    times their terms, and count as much.
     """
 
     layout: KroneckerLayout
@@ -46,7 +44,7 @@ class KroneckerSums:
         return self._combined(other, -1)
 
     def _combined(self, other: "KroneckerSums", sign: int) -> "KroneckerSums":
-        if (self.layout, self.positions) != (other.layout, other.positions):
+        if self.layout != other.layout or _other_positions(self, other):
             raise ValueError("sums of different networks or input shapes cannot be combined")
 
         def each(mine: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -55,7 +53,7 @@ class KroneckerSums:
         return KroneckerSums(
             self.layout,
             self.rows + sign * other.rows,
-            self.positions,
+            tuple(map(max, self.positions, other.positions)),
             each(self.activations, other.activations),
             each(self.gradients, other.gradients),
             each(self.dense, other.dense),
@@ -102,11 +100,19 @@ class KroneckerEigenbasis:
         return self.gradient_values.outer(self.activation_values).clamp(min=0)
 
 
+def _other_positions(first: KroneckerSums, second: KroneckerSums) -> set[str]:
+    """Layers that see another number of positions in one than in the other; 0 is no call."""
+    both = zip(first.layout.layers, first.positions, second.positions, strict=True)
+    return {layer.name for layer, mine, theirs in both if 0 != mine != theirs != 0}
+
+
 def kronecker_sums(pairs: Iterable[FisherBatch], layout: KroneckerLayout) -> KroneckerSums:
     """Sums of outer products over all batches."""
     total: KroneckerSums | None = None
     for batch in pairs:
         part = _batch_sums(batch, layout)
+        if total is not None and (strange := _other_positions(total, part)):
+            raise NotCaptured(strange)
         total = part if total is None else total + part
     if total is None:
         raise ValueError("no rows: a curvature is a mean over at least one")
@@ -138,7 +144,7 @@ def eigenbases(sums: KroneckerSums) -> list[KroneckerEigenbasis]:
     found = []
     for A, G, positions in zip(sums.activations, sums.gradients, sums.positions, strict=True):
         a_values, a_vectors = torch.linalg.eigh(A / sums.rows)
-        g_values, g_vectors = torch.linalg.eigh(G / (sums.rows * positions))
+        g_values, g_vectors = torch.linalg.eigh(G / (sums.rows * max(1, positions)))
         found.append(KroneckerEigenbasis(a_vectors, a_values, g_vectors, g_values))
     return found
 

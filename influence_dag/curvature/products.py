@@ -56,6 +56,21 @@ def products_agree(
     return True
 
 
+def same_product(
+    found: Float[Tensor, " p"],
+    product: Float[Tensor, " p"],
+    places: list[slice],
+    dtype: torch.dtype,
+) -> bool:
+    """Whether two routes to a product of a curvature agree, tensor by tensor."""
+    tolerance = _AGREEMENT.get(dtype, _LOOSE_AGREEMENT)
+    rounding = _ROUNDING * torch.finfo(dtype).eps * product.norm()
+    return all(
+        (found[place] - product[place]).norm() <= tolerance * product[place].norm() + rounding
+        for place in places
+    )
+
+
 def check_symmetric(matrix: Float[Tensor, "p p"], objective: Objective) -> None:
     """Raise `ModelError` for columns of second derivatives that are not symmetric."""
     squares = sum(
@@ -79,9 +94,12 @@ def check_symmetric_products(
 def _refuse_above(difference: float, scale: float, objective: Objective, slack: float) -> None:
     limit = slack * _ASYMMETRY.get(objective.dtype, _LOOSE_ASYMMETRY)
     if difference > limit * scale:
+        double = objective.dtype == torch.float64
+        cause = "" if double else "rounding (saturated outputs, large inputs: use float64), or "
         raise ModelError(
             f"the second derivatives that torch gives of {type(objective.module).__name__} are not "
-            f"symmetric (relative asymmetry {difference / scale:.1e}, limit {limit:.0e}), so some "
-            "part of it has a wrong one: an autograd.Function whose backward is not differentiable "
-            "(detached or saved values), or a fused kernel; write that part in plain operations"
+            f"symmetric (relative asymmetry {difference / scale:.1e}, limit {limit:.0e}): {cause}"
+            "some part of it has a wrong one, an autograd.Function whose backward is not "
+            "differentiable (detached or saved values) or a fused kernel; write that part in plain "
+            "operations"
         )

@@ -5,9 +5,10 @@ from influence_dag.losses.named import (
     bce_with_logits,
     cross_entropy,
     mse,
+    next_token,
     per_sample_loss,
 )
-from influence_dag.losses.reduced import ReducedLoss, ignored_class, reduced_loss
+from influence_dag.losses.reduced import ReducedLoss, ignored_class, likelihood_of, reduced_loss
 
 __all__ = [
     "IGNORED",
@@ -17,7 +18,9 @@ __all__ = [
     "bce_with_logits",
     "cross_entropy",
     "ignored_class",
+    "likelihood_of",
     "mse",
+    "next_token",
     "per_sample_loss",
     "reduced_loss",
 ]

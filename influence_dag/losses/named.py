@@ -29,6 +29,21 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     return mean_of_labelled(values, target != IGNORED)
 
 
+def next_token(output: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each token of a sample given those before it, averaged.
+
+    Logits `(batch, tokens, positions)` and the tokens `(batch, positions)` themselves, as language
+    models of `transformers` are given them for labels: the logits at a position are held against
+    the token after it. Tokens -100 are left out.
+    """
+    if output.ndim != 3 or target.shape != (len(output), output.shape[2]):
+        raise ModelError(
+            f"next_token: the model returns {tuple(output.shape)}, the targets are "
+            f"{tuple(target.shape)}; wanted logits (rows, tokens, positions) and (rows, positions)"
+        )
+    return cross_entropy(output[:, :, :-1], target[:, 1:])
+
+
 def mean_of_labelled(values: Tensor, labelled: Tensor) -> Tensor:
     """The mean over each sample's positions that have a label; 0 where none has."""
     count = labelled.flatten(1).sum(1)
@@ -76,6 +91,7 @@ LOSSES: dict[str, LossFunction] = {
     "cross_entropy": cross_entropy,
     "mse": mse,
     "bce_with_logits": bce_with_logits,
+    "next_token": next_token,
 }
 
 

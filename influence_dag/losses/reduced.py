@@ -26,9 +26,12 @@ from influence_dag.errors import ModelError
 from influence_dag.losses.named import (
     IGNORED,
     LossFunction,
+    bce_with_logits,
     class_targets,
     cross_entropy,
     mean_of_labelled,
+    mse,
+    next_token,
     number_targets,
 )
 from influence_dag.structures import described, tensors_of, with_tensors
@@ -55,6 +58,17 @@ _MODULES: dict[type[nn.Module], Callable[..., Tensor]] = {
 }
 
 
+_LIKELIHOODS = (
+    (cross_entropy, "categorical"),
+    (next_token, "categorical"),
+    (F.cross_entropy, "categorical"),
+    (bce_with_logits, "bernoulli"),
+    (F.binary_cross_entropy_with_logits, "bernoulli"),
+    (mse, "gaussian"),
+    (F.mse_loss, "gaussian"),
+)
+
+
 def reduced_loss(loss: LossFunction) -> "ReducedLoss":
     """A torch-style loss that returns one number for a batch, made one value per sample.
 
@@ -76,12 +90,20 @@ def reduced_loss(loss: LossFunction) -> "ReducedLoss":
 
 def ignored_class(loss: LossFunction) -> int | None:
     """The index that a loss of class indices leaves out; None for losses of other targets."""
-    if loss is cross_entropy:
+    if loss is cross_entropy or loss is next_token:
         return IGNORED
     parts = loss.parts if isinstance(loss, ReducedLoss) else None
     if isinstance(parts, _TorchLoss) and parts.function in _OF_CLASSES:
         return parts.settings.get("ignore_index", IGNORED)
     return None
+
+
+def likelihood_of(loss: LossFunction) -> str | None:
+    """The distribution whose negative log-likelihood a known loss is; None for one's own."""
+    function = loss
+    if isinstance(loss, ReducedLoss):
+        function = loss.parts.function if isinstance(loss.parts, _TorchLoss) else loss.whole
+    return next((name for known, name in _LIKELIHOODS if known is function), None)
 
 
 @dataclass(frozen=True, eq=False)

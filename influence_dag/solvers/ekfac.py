@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.capture import without_uncaptured
+from influence_dag.curvature.drawn_labels import Distribution
 from influence_dag.curvature.kronecker import (
     KroneckerFactors,
     KroneckerSums,
@@ -16,7 +17,8 @@ from influence_dag.curvature.kronecker import (
     kronecker_sums,
 )
 from influence_dag.curvature.kronecker_fisher import FisherName
-from influence_dag.curvature.kronecker_pairs import FisherPairs, KroneckerLayout
+from influence_dag.curvature.kronecker_layout import KroneckerLayout
+from influence_dag.curvature.kronecker_pairs import FisherPairs
 from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import Solution, register
 from influence_dag.solvers.blocks import Restricted
@@ -39,10 +41,16 @@ class EKFAC:
     pass an output), `"sampled"` (labels drawn from the model with `seed`, one backward pass) or
     `"empirical"` (the data's labels; a poor curvature, never the default). Whichever curvature is
     given, a Fisher of its objective and rows is what is factorised.
+
+    `distribution`: what labels are drawn from, `"categorical"` (logits, classes second),
+    `"bernoulli"` (logits), `"gaussian"`, or `(output, target, generator) -> target` for a loss that
+    is the negative log-likelihood of what it draws, or its mean over a row's targets. By default it
+    is that of the loss, where that is seen.
     """
 
     fisher: FisherName = "exact"
     seed: int = 0
+    distribution: Distribution | None = None
 
     def factorize(
         self, curvature: Curvature, *, sums: KroneckerSums | None = None
@@ -80,6 +88,7 @@ class KFAC:
 
     fisher: FisherName = "exact"
     seed: int = 0
+    distribution: Distribution | None = None
 
     def factorize(
         self, curvature: Curvature, *, sums: KroneckerSums | None = None
@@ -109,7 +118,14 @@ def _pairs(
     layout = KroneckerLayout.of(objective, rows, without=without)
     size = getattr(curvature, "batch_size", FisherPairs.batch_size)
     layout = layout if index is None else layout.within(index)
-    return FisherPairs(objective, rows, layout, method.fisher, method.seed, size)
+    if method.distribution is not None and method.fisher != "sampled":
+        raise ValueError(
+            f"distribution={method.distribution!r} is what labels are drawn from, and "
+            f"fisher={method.fisher!r} draws none; add fisher='sampled' or leave it out"
+        )
+    return FisherPairs(
+        objective, rows, layout, method.fisher, method.seed, size, method.distribution
+    )
 
 
 def _sums(method: EKFAC | KFAC, curvature: Curvature) -> KroneckerSums | None:

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.curvature.kronecker_pairs import (
+from influence_dag.curvature.kronecker_layout import (
     DenseGroup,
     KroneckerLayer,
     KroneckerLayout,
     Place,
-    joined,
 )
 from influence_dag.gradient_blocks import LinearGradients
+from influence_dag.structures import joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,12 @@ class KroneckerBlock:
     def rotate(self, parts: Sequence[Float[Tensor, "k _"]]) -> Float[Tensor, "k d_out d_in"]:
         r"""$Q_G^\top V Q_A$ of each row's matrix V, given what it has at each of the `places`."""
         weight, *bias = parts
-        V = weight.unflatten(1, (len(self.eigenvalues), -1))
+        d_out = len(self.eigenvalues)
+        V = (
+            weight.unflatten(1, (-1, d_out)).mT
+            if self.layer.transposed
+            else weight.unflatten(1, (d_out, -1))
+        )
         V = torch.cat([V, *(part.unsqueeze(2) for part in bias)], dim=2)
         V = V.to(self.activation_eigenvectors.dtype)
         return self.gradient_eigenvectors.T @ (V @ self.activation_eigenvectors)
@@ -65,6 +70,7 @@ class KroneckerBlock:
         if self.layer.bias:
             out[:, slice(*self.layer.bias)] = V[:, :, -1]
             V = V[:, :, :-1]
+        V = V.mT if self.layer.transposed else V
         out[:, slice(*self.layer.weight)] = V.flatten(1)
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.curvature.kronecker_pairs import Place
+from influence_dag.curvature.kronecker_layout import Place
 from influence_dag.gradient_blocks import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients import Gradients, LinearGradients
 from influence_dag.solvers.ekfac import KroneckerFactorization

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from influence_dag import models
 from influence_dag.curvature import Curvature, DenseCurvature
 from influence_dag.curvature.kronecker import KroneckerSums
 from influence_dag.errors import IndefiniteError, ModelError, StudyError
@@ -26,7 +27,7 @@ from influence_dag.solvers.rounding import rounding
 from influence_dag.stages import dampings, matrices
 from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import Digits
-from influence_dag.stages.model import load_objective, load_rows, model_key
+from influence_dag.stages.model import callable_key, load_objective, load_rows, model_key
 from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
@@ -60,6 +61,9 @@ def build_method(bench: Workbench, method: str, damping: float | None = None) ->
         solver["damping"] = _factorised_for(bench, method) if damping is None else damping
         size = bench.require("model").attrs["info"]["parameters"]
         solver["rounding"] = rounding(bench.dtype, size)  # rows are differentiated in that dtype
+    field = f"methods.{method}.distribution"
+    if name := bench.settings.methods.drawn_by.get(field):
+        solver["distribution"] = models.import_callable(name, bench.study.root, field)
     if asked.blocks == "full":
         return build(method, solver)
     try:
@@ -271,6 +275,9 @@ def factorization_settings(bench: Workbench, method: str) -> dict:
         settings["damping"] = "auto"
     elif method == "direct":
         settings["damping"] = "any" if _factorised_for(bench, method) is None else list(known)
+    field = f"methods.{method}.distribution"
+    if name := bench.settings.methods.drawn_by.get(field):
+        settings["distribution_code"] = callable_key(bench.study, name, field)
     return settings
 
 

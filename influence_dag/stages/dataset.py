@@ -104,7 +104,7 @@ def _source_key(bench: Workbench) -> str:
     if makes_rows(data):
         return ""  # what code returns is known when it was called
     content = source_fingerprint(data, bench.study.root)
-    how = (data.model_dump(mode="json"), bench.chunk_override, bench.study.name, loss)
+    how = (data.reading, bench.chunk_override, bench.study.name, loss)
     return fingerprint(ARTIFACT, FORMULA, content, how)
 
 

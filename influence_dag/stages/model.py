@@ -66,7 +66,7 @@ def _settings_key(study: Study) -> str:
         FORMULA,
         source_key(study),
         parameters,
-        _callable_key(study, model.fit, "model.fit"),
+        callable_key(study, model.fit, "model.fit"),
         checkpoint,
         *([model.output] if model.output else []),
     )
@@ -77,13 +77,19 @@ def source_key(study: Study) -> str:
     model = study.settings.model
     fields = {model.build: "model.build", model.loss: "model.loss"}
     opened = files_key(study)  # first: code that has read an outdated file is imported again
-    return key_of_source(model, lambda name: _callable_key(study, name, fields[name]), opened)
+    return key_of_source(model, lambda name: callable_key(study, name, fields[name]), opened)
 
 
 def files_key(study: Study) -> str | None:
     """Fingerprint of the files that the study's code opens by itself; None without any."""
     model = study.settings.model
-    named = (model.build, model.loss, model.fit, model.measurement)
+    named = (
+        model.build,
+        model.loss,
+        model.fit,
+        model.measurement,
+        *study.settings.methods.drawn_by.values(),
+    )
     modules = [name.partition(":")[0] for name in named if isinstance(name, str) and ":" in name]
     paths = [study.path(name) for name in model.depends_on]
     return opened_key(paths, modules, study.root, "model.depends_on") if paths else None
@@ -101,7 +107,7 @@ def key_of_source(
     return fingerprint(*code, *([opened] if opened else []))
 
 
-def _callable_key(study: Study, name: object, field: str) -> str | None:
+def callable_key(study: Study, name: object, field: str) -> str | None:
     """Fingerprint of the project's code behind a `module:callable`.
 
     It is imported first, edited files anew: a key must never name code that did not run.
@@ -404,4 +410,4 @@ def _types(bench: Workbench) -> dict[str, str]:
 
 def measurement_key(study: Study) -> str:
     name = study.settings.model.measurement
-    return fingerprint(name, _callable_key(study, name, "model.measurement"))
+    return fingerprint(name, callable_key(study, name, "model.measurement"))

@@ -21,6 +21,9 @@ from influence_dag import perturbation
 
 # Units of rounding × condition number that an answer may be away.
 _ROUNDING = {torch.float64: 1e5, torch.float32: 1e3}
+# Rows that are this much smaller than the largest are rounding of it.
+_FLOOR = {torch.float64: 1e-4, torch.float32: 1e-3}
+_MOST = 1e-6  # of a gradient, whatever cancels: no fault is as small
 _NOISE = 100  # times the error of plain autograd in float32 that an answer in float32 may be away
 
 
@@ -58,11 +61,17 @@ class Checks:
         return self._of_second_derivatives()
 
     def _of_second_derivatives(self) -> float:
-        largest = max(
-            float(leaf.double().abs().max())
-            for leaf in oracle.leaves(self.case.part(slice(None))[0]).values()
+        return 10 * self.eps * largest_input(self.case) ** 2 * self.truth.condition
+
+    def _cancelled(self) -> float:
+        """Rounding of p - 1 where p is 1, times an input, in rows that hardly have a gradient."""
+        if self.case.dtype != torch.float64:
+            return 0.0  # as above
+        norms = torch.cat([part.gradients for part in (self.truth.train, self.truth.test)]).norm(
+            dim=1
         )
-        return 10 * self.eps * largest**2 * self.truth.condition
+        least = _FLOOR[torch.float64] * float(norms.max())
+        return min(10 * self.eps * largest_input(self.case) / max(least, 1e-30), _MOST)
 
     def _noise(self) -> float:
         """The error of plain autograd in the case's own precision, one row at a time."""
@@ -76,7 +85,7 @@ class Checks:
 
     def all(self, most: int) -> list[Check]:
         """Always gradients, factors, influences; then some of the others."""
-        gradients = self.rounding
+        gradients = self.rounding + self._cancelled()
         always = [
             Check("gradients of test rows", self._test_gradients, gradients),
             Check("gradients of training rows", lambda: self._dots(self.train), gradients),
@@ -91,12 +100,11 @@ class Checks:
         truth, p = self.truth, self.truth.train.gradients.shape[1]
         found = [
             Check("factors", self._factors, self.exact),
-            Check("parameter influences", self._parameter_influences, self.exact),
             Check("blocks", self._blocks, self.exact),
             Check("a right-hand side", self._solve, self.exact),
         ]
         expect = self.case.wrt_expect if self.case.wrt else RIGHT
-        bent = 0.0 if self.case.dtype == torch.float64 else self._of_second_derivatives()
+        bent = 0.0 if self.case.dtype == torch.float64 else 10 * self._of_second_derivatives()
         mixed = bent + 100 * self.exact  # third derivatives of what saturates: sums that cancel
         # A bound of 1 says nothing: what float32 has lost there is not asked for.
         for name in truth.train.mixed if bent < 1 else ():
@@ -105,12 +113,14 @@ class Checks:
             found.append(Check(f"perturbation {name}, as of large models", large, mixed, expect))
         if not self.case.measurement:
             found.append(Check("other rows", self._other_rows, self.exact))
-        if self.case.weights is None and not self.case.measurement:
+            found.append(Check("parameter influences", self._parameter_influences, self.exact))
+        if truth.definite and self.case.weights is None and not self.case.measurement:
             found.append(Check("self-influence", self._self_influence, self.exact))
         if truth.damping > 0 and self.case.loss.convex:
             found.append(Check("ekfac", lambda: ekfac_error(self), 10 * self.exact))
-            if bent < 1:
-                found.append(Check("kfac", lambda: kfac_error(self), bent + 10 * self.rounding))
+            kfac = self._of_second_derivatives() + 10 * self.rounding
+            if kfac < 1:
+                found.append(Check("kfac", lambda: kfac_error(self), kfac))
         if not truth.definite or truth.damping == 0:
             return found
         rtol = 1e-8 if self.case.dtype == torch.float64 else 1e-4
@@ -208,14 +218,10 @@ class Checks:
 
     def _parameter_influences(self):
         """(H + λI)⁻¹ ∇L of the training rows: without test rows, they take their part."""
-        if self.case.measurement:
-            return self._factors()
         found = self.factors_of("direct", None)
         return by_row(found, self.truth.factors(self.truth.train.gradients))
 
     def _self_influence(self):
-        if not self.truth.definite:
-            return self._parameter_influences()
         found = idag.compute_influences(
             self.wrapped,
             self.train,
@@ -262,6 +268,11 @@ class Checks:
         return worst(error, scale, _floor(found))
 
 
+def largest_input(case: Case) -> float:
+    leaves = oracle.leaves(case.part(slice(None))[0]).values()
+    return max(float(leaf.double().abs().max()) for leaf in leaves)
+
+
 def wrapped(case: Case):
     """The module and the loss as a user hands them over."""
 
@@ -283,8 +294,7 @@ def by_row(found, wanted):
 
 
 def _floor(found):
-    """Rows that are this much smaller than the largest are rounding of it."""
-    return 1e-4 if found.dtype == torch.float64 else 1e-3
+    return _FLOOR[found.dtype]
 
 
 def worst(error, scale, floor=1e-9):

@@ -13,7 +13,8 @@ from influence_dag.curvature.kronecker import (
     kronecker_sums,
 )
 from influence_dag.curvature.kronecker_fisher import output_roots
-from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs, KroneckerLayout
+from influence_dag.curvature.kronecker_layout import KroneckerLayout
+from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs
 from influence_dag.errors import ModelError
 from influence_dag.losses import bce_with_logits, cross_entropy, mse
 from influence_dag.objective import Objective, Rows

@@ -1,0 +1,24 @@
+"""The keys of a study's assets: prefix, name of the study, name of the artifact."""
+
+import dagster as dg
+
+from influence_dag.errors import StudyError
+from influence_dag.graph import artifacts
+from influence_dag.study import Study
+
+
+def asset_key(study: Study, name: str) -> dg.AssetKey:
+    """`[*prefix, study, *name]`, as `digits/direct/influences`."""
+    return dg.AssetKey([*study.settings.dagster.prefix, study.name, *name.split("/")])
+
+
+def upstream_keys(study: Study) -> list[dg.AssetKey]:
+    """The assets of others that `data.deps` names."""
+    own = {asset_key(study, node.name) for node in artifacts(study)} | {asset_key(study, "source")}
+    found = [dg.AssetKey.from_user_string(key) for key in study.settings.data.deps]
+    if circular := [key.to_user_string() for key in found if key in own]:
+        raise StudyError(
+            f"{study.name}: data.deps names {circular[0]}, which is made from this study's data; "
+            "name the assets that write its files"
+        )
+    return found

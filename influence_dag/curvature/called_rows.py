@@ -1,0 +1,77 @@
+"""Rows for which a layer is called only because others of their batch need it.
+
+A layer that runs where any row asks for it (an expert, a further step, an early exit) sees rows
+that it does nothing for. By themselves they would not call it, and K-FAC's activations are of the
+calls that a row makes by itself, however rows are cut into batches.
+"""
+
+from collections import Counter
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, vmap
+
+from influence_dag.capture import NotCaptured, recorded_layers
+from influence_dag.objective import Objective, Rows
+from influence_dag.structures import map_tensors, tensors_of
+
+Call = tuple[str, Tensor, Tensor]
+
+
+def uncalled_rows(
+    objective: Objective, rows: Rows, calls: list[Call], reached: dict[str, Bool[Tensor, "b ..."]]
+) -> dict[str, Bool[Tensor, " b"]]:
+    """Of each captured layer, the rows that alone would not call it; none where all would.
+
+    `calls` are those of the batch; `reached` says from which positions of a row the outputs
+    depend on the layer: where they do, the row calls it. The others are run alone, unless one row
+    under vmap shows that the module's calls do not depend on its data. Raises `NotCaptured` for
+    layers that a row alone calls otherwise (with fewer positions, more often).
+    """
+    silent = {name: ~there.reshape(len(there), -1).all(1) for name, there in reached.items()}
+    silent = {name: there for name, there in silent.items() if bool(there.any())}
+    if not silent:
+        return {}
+    shapes = {name: x.shape[1:] for name, x, _ in calls if name in silent}
+    if _calls_of_any_row(objective, rows[:1], set(silent)) == Counter(shapes.items()):
+        return {}
+    found = {name: torch.zeros_like(there) for name, there in silent.items()}
+    for row in torch.stack(list(silent.values())).any(0).nonzero().flatten().tolist():
+        alone = _calls(objective, rows[row : row + 1], set(silent))
+        for name in (name for name, there in silent.items() if there[row]):
+            of_layer = [shape for called, shape in alone.elements() if called == name]
+            if of_layer not in ([], [shapes[name]]):
+                raise NotCaptured({name})
+            found[name][row] = not of_layer
+    return found
+
+
+def _calls(objective: Objective, row: Rows, names: set[str]) -> Counter[tuple[str, torch.Size]]:
+    """The layers that a row calls, with the shapes of what they take, its axis of rows left out."""
+    with torch.no_grad(), recorded_layers(objective.module, names, 1) as seen:
+        objective.outputs(objective.params, row.x)
+    return Counter((name, x.shape[1:]) for name, x, _ in seen.calls)
+
+
+def _calls_of_any_row(
+    objective: Objective, row: Rows, names: set[str]
+) -> Counter[tuple[str, torch.Size]] | None:
+    """The same for every row; None where it may depend on the row's values: vmap hides them."""
+    found: Counter[tuple[str, torch.Size]] = Counter()
+
+    def alone(x: object) -> tuple[Tensor, ...]:
+        with recorded_layers(objective.module, names, 1) as seen:
+            outputs = objective.outputs(objective.params, map_tensors(_unsqueeze, x))
+        found.update((name, given.shape[1:]) for name, given, _ in seen.calls)
+        return tuple(tensors_of(outputs))
+
+    try:
+        with torch.no_grad():
+            vmap(alone)(row.x)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return None
+    return found
+
+
+def _unsqueeze(leaf: Tensor) -> Tensor:
+    return leaf.unsqueeze(0)

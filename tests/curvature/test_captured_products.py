@@ -1,0 +1,127 @@
+"""Gauss-Newton products of many vectors by captured pairs, against autograd."""
+
+from unittest import mock
+
+import pytest
+import torch
+from networks import CASES
+from torch import nn
+from torch.testing import assert_close
+
+from influence_dag.curvature import GaussNewton, gauss_newton
+from influence_dag.curvature.batched import BatchedCurvature
+from influence_dag.objective import Objective, Rows
+
+
+def make(name):
+    module, x, y = CASES[name].make(torch.float64)
+    weights = torch.linspace(0.2, 3, len(y), dtype=torch.float64)
+    return Objective(module, "cross_entropy"), Rows(x, y, weights)
+
+
+def both(objective, rows, count=40, **kwargs):
+    """By pairs (or what "auto" takes) and by autograd; how many vectors autograd was given."""
+    vectors = torch.randn(count, objective.size, generator=torch.Generator().manual_seed(0))
+    vectors, given = vectors.to(objective.dtype), []
+    plain = BatchedCurvature._sum_of
+
+    def counted(self, vectors, rows):
+        given.append(len(vectors))
+        return plain(self, vectors, rows)
+
+    with mock.patch.object(BatchedCurvature, "_sum_of", counted):
+        found = GaussNewton(objective, rows, checked=True, **kwargs).apply(vectors)
+    expected = GaussNewton(objective, rows, checked=True, route="autograd").apply(vectors)
+    return found, expected, sum(given)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_products_over_weighted_rows_are_autograds(name):
+    objective, rows = make(name)
+    found, expected, _ = both(objective, rows, count=8, batch_size=5)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_convolution_takes_one_vector_through_the_network(bias):
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv1d(2, 3, 3, bias=bias), nn.BatchNorm1d(3), nn.Tanh(), nn.Flatten(), nn.Linear(21, 3)
+    )
+    objective = Objective(module.double().eval(), "cross_entropy")
+    rows = Rows(torch.randn(30, 2, 9).double(), torch.arange(30) % 3)
+    found, expected, given = both(objective, rows)
+    assert_close(found, expected)
+    assert given == 1  # the random combination that confirms
+
+
+class Conv1D(nn.Module):
+    """As GPT-2 has it: a Linear layer whose weight is (inputs, outputs)."""
+
+    def __init__(self, d_in, d_out):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(d_in, d_out))
+        self.bias = nn.Parameter(torch.randn(d_out))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+@pytest.mark.parametrize("positions", [2, 7])
+def test_a_layer_with_its_weight_the_other_way_round(positions):
+    torch.manual_seed(0)
+    layers = [Conv1D(4, 3), nn.Tanh(), nn.Flatten(), Conv1D(3 * positions, 3)]
+    objective = Objective(nn.Sequential(*layers).double(), "cross_entropy")
+    rows = Rows(torch.randn(8, positions, 4).double(), torch.arange(8) % 3)
+    found, expected, given = both(objective, rows)
+    assert given == 1
+    assert_close(found, expected)
+
+
+def test_few_vectors_go_through_the_network():
+    objective, rows = make("pooled signal")
+    found, expected, given = both(objective, rows, count=2)
+    assert given == 2
+    assert_close(found, expected)
+
+
+def test_many_outputs_go_through_the_network():
+    module = nn.Linear(4, 50).double()
+    objective = Objective(module, "cross_entropy")
+    rows = Rows(torch.randn(6, 4).double(), torch.arange(6))
+    assert both(objective, rows, count=40)[2] == 40
+
+
+def test_a_loss_that_is_not_convex_in_the_outputs_goes_through_the_network():
+    def loss(output, target):
+        return torch.sin(3 * output).sum(1) + target
+
+    objective = Objective(nn.Linear(4, 2).double(), loss)
+    rows = Rows(torch.randn(6, 4).double(), torch.zeros(6).double())
+    found, expected, given = both(objective, rows)
+    assert given == 40
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("wrong", [None, 1.001], ids=["not captured", "wrong"])
+def test_products_that_are_not_confirmed_are_autograds(wrong):
+    objective, rows = make("pooled signal")
+    real = gauss_newton.captured_products
+
+    def other(*args, **kwargs):
+        return None if wrong is None else real(*args, **kwargs) * wrong
+
+    with mock.patch.object(gauss_newton, "captured_products", other):
+        found, expected, given = both(objective, rows)
+    assert given >= 40
+    assert_close(found, expected)
+
+
+def test_float32_is_near_float64():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(21, 3))
+    x, y = torch.randn(30, 2, 9), torch.arange(30) % 3
+    found, _, given = both(Objective(module, "cross_entropy"), Rows(x, y))
+    _, expected, _ = both(Objective(module.double(), "cross_entropy"), Rows(x.double(), y))
+    assert given == 1
+    assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
