@@ -42,7 +42,8 @@ class Split:
     `feature_names` are a table's feature columns, row-major where the input has a shape.
     `units` are those of a standardised input, the same for both splits.
     `weights` (n,) are those of training rows, None where all count alike; test rows have none.
-    Labels that were words are numbers in `y`, positions in `classes`. `kept` are columns that
+    Labels that were words are numbers in `y`, positions in `classes`, which are `ordered` as
+    somebody said and not by the alphabet. `kept` are columns that
     travel along, one value a row.
     """
 
@@ -57,6 +58,7 @@ class Split:
     kept: Mapping[str, np.ndarray] = field(default_factory=dict)
     units: Units | None = None
     known_keys: np.ndarray | None = None
+    ordered: bool = False
 
     @property
     def on_demand(self) -> bool:
@@ -125,6 +127,7 @@ def load_split(
         names,
         source.kept,
         known_keys=source.input_keys,
+        ordered=named is not None,
     )
 
 

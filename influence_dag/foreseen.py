@@ -94,12 +94,12 @@ def foresee(folder: str | Path) -> Foreseen:
     Raises what a refresh would raise for the settings, the rows, the module, its checkpoint and
     the loss.
     """
-    from influence_dag.stages.class_order import check_words
-
     study = load_study(folder)
     if str(study.root) not in sys.path:
         sys.path.insert(0, str(study.root))  # the study's own callables live in the project
     train, test = load_splits(study.settings.data, study.root)
+    from influence_dag.stages.class_order import check_words
+
     check_words(study.settings, train)
     rates = _Rates.measured(study, train, test)
     costs = tuple(_cost(name, study, rates) for name in (node.name for node in artifacts(study)))

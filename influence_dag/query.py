@@ -141,6 +141,16 @@ class StudyResults:
 
         return block_influences(self.store, method, blocks, self.project)
 
+    def position_influences(self, method: str) -> xr.DataArray:
+        """The share of each position of the training rows, `(test, train, position)`, when sliced.
+
+        For losses at positions, such as those of tokens. Shares add up to the influences; 0 where a
+        target is ignored. Needs the study's code: see `open_study`.
+        """
+        from influence_dag.lazy import position_influences
+
+        return position_influences(self.store, method, self.project)
+
     def parameter_influences(self, method: str) -> xr.DataArray:
         """`(H + λI)⁻¹ ∇L(z_train)`, dims `(train, param)`, computed when sliced.
 

@@ -118,8 +118,9 @@ class Checks:
             found.append(Check("self-influence", self._self_influence, self.exact))
         if truth.damping > 0 and self.case.loss.convex:
             found.append(Check("ekfac", lambda: ekfac_error(self), 10 * self.exact))
-            if bent < 1:
-                found.append(Check("kfac", lambda: kfac_error(self), bent + 10 * self.rounding))
+            kfac = self._of_second_derivatives() + 10 * self.rounding
+            if kfac < 1:
+                found.append(Check("kfac", lambda: kfac_error(self), kfac))
         if not truth.definite or truth.damping == 0:
             return found
         rtol = 1e-8 if self.case.dtype == torch.float64 else 1e-4

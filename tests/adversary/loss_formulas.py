@@ -58,7 +58,7 @@ def squared(f, t):
 
 def binary(f, t, weight=None, positive=None):
     f, t = f.reshape(-1), t.reshape(-1).to(f.dtype)
-    of_one, of_none = F.softplus(-f), F.softplus(f)
+    of_one, of_none = -F.logsigmoid(f), -F.logsigmoid(-f)  # softplus is linear beyond 20
     values = t * of_one * (1 if positive is None else positive.to(f)) + (1 - t) * of_none
     return (values * (1 if weight is None else weight.to(f))).mean()
 

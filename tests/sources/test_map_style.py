@@ -184,13 +184,13 @@ def test_workers_are_other_processes_and_end_with_their_rows(tmp_path):
     np.testing.assert_array_equal(load_split(data, "train", tmp_path).x["x"], os.getpid())
     before = set(psutil.Process().children())
     split = load_split(data.model_copy(update={"workers": 2}), "train", tmp_path)
-    assert set(psutil.Process().children()) == before  # between two readings there are none
+    assert set(psutil.Process().children()) <= before  # between two readings there are none
     with pytest.raises(DataError, match=r"row 0 is another one .*\(12 of 12 rows are\)"):
         np.asarray(split.x["x"])
     del split
     gc.collect()
     psutil.wait_procs(set(psutil.Process().children()) - before, timeout=5)
-    assert set(psutil.Process().children()) == before
+    assert set(psutil.Process().children()) <= before
 
 
 # How often, and how many at once
