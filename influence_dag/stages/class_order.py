@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # words are told before torch is imported
     from influence_dag.objective import Objective
     from influence_dag.rows import Rows
 
+AT_ONCE = 1_024  # rows whose outputs are in memory
 BEYOND = 3.0  # standard errors above chance, from which on an order is believed
 
 
@@ -74,12 +75,14 @@ def _confusion(objective: "Objective", rows: "Rows", classes: int) -> np.ndarray
     """Counts of rows by label and predicted class, `(k, k)`; None where there is no class."""
     import torch
 
-    with torch.no_grad():
-        outputs = objective.outputs(objective.params, rows.x)
-    if not isinstance(outputs, torch.Tensor) or outputs.shape[1:] != (classes,):
-        return None
-    pairs = rows.y * classes + outputs.argmax(dim=1)
-    counts = torch.bincount(pairs.cpu(), minlength=classes**2)
+    counts = torch.zeros(classes**2, dtype=torch.long)
+    for batch in rows.batches(AT_ONCE):
+        with torch.no_grad():
+            outputs = objective.outputs(objective.params, batch.x)
+        if not isinstance(outputs, torch.Tensor) or outputs.shape[1:] != (classes,):
+            return None
+        pairs = batch.y * classes + outputs.argmax(dim=1)
+        counts += torch.bincount(pairs.cpu(), minlength=classes**2)
     return counts.reshape(classes, classes).numpy().astype(float)
 
 
