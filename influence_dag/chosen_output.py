@@ -40,7 +40,7 @@ def chosen_output(outputs: Any, name: str | None, loss: LossFunction) -> Any:
 
 
 def _takes_one_tensor(loss: LossFunction) -> bool:
-    of_torch = isinstance(loss, ReducedLoss) and loss.is_of_torch
+    of_torch = isinstance(loss, ReducedLoss) and loss.of_torch is not None
     return of_torch or any(loss is known for known in LOSSES.values())
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from influence_dag.loaders import read_rows
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective import Objective, Rows
 from influence_dag.perturbation_points import perturbation_point
+from influence_dag.positions import position_gradients, position_influences, positions_of_test
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
 
 Loader = Iterable[tuple[Any, Any]]
@@ -74,6 +75,7 @@ def compute_influences(
     blocks: Blocks = "full",
     per_block: bool = False,
     wrt: str | None = None,
+    positions: Literal["train", "test", "both"] | None = None,
     **settings: Any,
 ) -> Any:
     r"""Influence of each training row on the loss of each test row.
@@ -91,12 +93,19 @@ def compute_influences(
     `solve_hvp`. Without `test_data` the training rows take its part; with `input_data` the
     influences are those of its rows, while H stays that of `training_data`. `per_block` gives the
     share of each block of parameters instead, by name; shares add up to the influences.
+    Where the loss is one of positions (tokens), `positions` asks for those of the training rows,
+    `(test, train, *positions)`, of the test rows, `(test, *positions, train)`, or of both: terms
+    that add up to the influences of the rows, 0 where a target is ignored (`position_influences`).
     A perturbation is of the inputs, or of the output of the module named `wrt`: an embedding,
     whose inputs, tokens, have no derivative.
     """
     kind = choice("influence_type", influence_type, ("up", "perturbation"))
     if wrt is not None and kind == "up":
         raise ValueError(f"wrt={wrt!r} is for influence_type='perturbation'")
+    if positions is not None:
+        choice("positions", positions, ("train", "test", "both"))
+        if kind == "perturbation":
+            raise ValueError("positions are of influence_type='up'")
     inversion = Inversion.of(inversion_method, hessian_regularization, blocks=blocks, **settings)
     objective = differentiable_model.objective
     train = _rows(training_data, objective, "training_data", ordered=input_data is None)
@@ -104,14 +113,34 @@ def compute_influences(
     rows = train if input_data is None else _rows(input_data, objective, "input_data")
     if kind == "perturbation":
         perturbation_point(objective, rows, wrt)  # raises before anything is solved
-    factors = inversion.factors(objective, train, test, batch=_batch_size(training_data)).x
+    at_test: tuple[int, ...] = ()
+    if positions in ("test", "both"):
+        at_test = positions_of_test(objective, test)
+    factors = inversion.factors(
+        objective,
+        train,
+        test,
+        batch=_batch_size(training_data),
+        gradients=position_gradients if at_test else None,
+    ).x
     if input_data is not None:
         objective.check(rows)
     kernel = partial(perturbation_influences, wrt=wrt) if kind == "perturbation" else _up_weighted
+    if positions in ("train", "both"):
+        kernel = _at_positions
+
+    def found(factors: Tensor) -> Any:
+        values = kernel(objective, factors, rows)
+        return values.unflatten(0, (len(test), *at_test)) if at_test else values
+
     if not per_block:
-        return kernel(objective, factors, rows)
+        return found(factors)
     shares = split_by_block(factors, parameter_blocks(objective.slices, blocks))
-    return {name: kernel(objective, share, rows) for name, share in shares.items()}
+    return {name: found(share) for name, share in shares.items()}
+
+
+def _at_positions(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
+    return position_influences(factors, objective, rows)
 
 
 def _up_weighted(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:

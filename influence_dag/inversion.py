@@ -1,7 +1,7 @@
 """One inverse of the curvature in memory: from the arguments of a call to x and its info."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -94,15 +94,21 @@ class Inversion:
         return cls(name, method, damping, kind, blocks, block_damping or {}, start)
 
     def factors(
-        self, objective: Objective, train: Rows, test: Rows, *, batch: int | None = None
+        self,
+        objective: Objective,
+        train: Rows,
+        test: Rows,
+        *,
+        batch: int | None = None,
+        gradients: Callable[[Objective, Rows], Tensor] | None = None,
     ) -> InverseHvpResult:
-        """Solve for the gradients of the test rows."""
+        """Solve for the gradients of the test rows, or for those that `gradients` gives instead."""
         objective.check(test)
         objective.check(train)
         dtype = objective.dtype
         objective, train, test = self._precise(objective, train, test)
-        gradients = per_sample_gradients(objective, test, of="measurement").dense()
-        return _as(dtype, self._solve(objective, train, gradients, batch))
+        rhs = (gradients or measured_gradients)(objective, test)
+        return _as(dtype, self._solve(objective, train, rhs, batch))
 
     def solve(
         self, objective: Objective, rows: Rows, rhs: Tensor, *, batch: int | None = None
@@ -215,6 +221,11 @@ class Inversion:
             info["optimal"] = info["converged"]
             info["gamma"] = info["residual"] * rhs.norm(dim=1)
         return info
+
+
+def measured_gradients(objective: Objective, test: Rows) -> Tensor:
+    """Of each test row's loss, or of what is measured of it, `(test, p)`."""
+    return per_sample_gradients(objective, test, of="measurement").dense()
 
 
 def _as(dtype: torch.dtype, result: InverseHvpResult) -> InverseHvpResult:

@@ -113,6 +113,64 @@ def block_influences(
     return _labelled(layout, variable, block)
 
 
+def position_influences(
+    store: ArtifactStore, method: str, project: Path | None = None
+) -> xr.DataArray:
+    """The share of each position of a training row, dims `(…, test, train, position)`.
+
+    Shares add up to the stored influences; 0 where a target is ignored. Computed on demand.
+    """
+    from influence_dag.positions import position_influences, positions_of
+    from influence_dag.stages import factors
+    from influence_dag.stages.model import load_objective, load_rows
+
+    bench = workbench_of(store, method, project)
+    check_influences(bench, method, rows="dataset")
+    train, objective = bench.axis("dataset", "train"), load_objective(bench)
+    shape = positions_of(objective, load_rows(bench, train, train.slots[:1]))
+    dampings = len(bench.settings.dampings)
+    first = 1 if dampings > 1 else 0
+
+    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        which = range(start[0], stop[0]) if dampings > 1 else [None]
+        tests, slots = (slice(start[axis], stop[axis]) for axis in (first, first + 1))
+        present = np.flatnonzero(train.valid[slots])
+        rows = load_rows(bench, train, present + slots.start)
+        sizes = tests.stop - tests.start, slots.stop - slots.start
+        values = np.full((len(which), *sizes, *shape), np.nan, variable.dtype)
+        for part, k in zip(values, which, strict=True):
+            s = factors.load_factors(bench, method, tests, k)
+            part[:, present] = position_influences(s, objective, rows).cpu().numpy()
+        return values if dampings > 1 else values[0]
+
+    layout = _position_layout(bench, store.version(f"{method}/influences"), method, shape)
+    (variable,) = layout.variables
+    return _labelled(layout, variable, block)
+
+
+def _position_layout(
+    bench: "Workbench", stored: Version, method: str, shape: tuple[int, ...]
+) -> Layout:
+    from influence_dag.stages import factors
+    from influence_dag.stages.wording import wording_of
+
+    test, train = bench.axis(factors.artifact(method), "test"), bench.axis("dataset", "train")
+    dims, sizes, dampings = factors.damping_axis(bench, method)
+    entry = stored.variables["influences"]
+    names = ("position",) if len(shape) == 1 else tuple(f"position_{k}" for k in range(len(shape)))
+    variable = Variable(
+        "position_influences",
+        (*dims, "test", "train", *names),
+        (*sizes, len(test), len(train), *shape),
+        entry.dtype,
+        (*entry.chunks, *shape),
+        wording_of(bench, method).position_influences(),
+    )
+    places = (Coordinate(n, (n,), np.arange(k)) for n, k in zip(names, shape, strict=True))
+    coordinates = (*test.coordinates, *train.coordinates, *dampings, *places)
+    return Layout((variable,), coordinates, factors.method_attributes(bench, method))
+
+
 def _block_layout(bench: "Workbench", stored: Version, method: str, names: list[str]) -> Layout:
     from influence_dag.stages import factors, gradients
     from influence_dag.stages.wording import wording_of

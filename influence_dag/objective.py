@@ -108,6 +108,11 @@ class Objective:
         self._kernels = TwiceDifferentiable.of(module)
 
     @property
+    def run_otherwise(self) -> str:
+        """What of the module is run in a form that has second derivatives, in words."""
+        return self._kernels.said
+
+    @property
     def size(self) -> int:
         """The number p of trainable parameters."""
         return len(self.params)

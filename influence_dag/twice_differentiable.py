@@ -46,6 +46,23 @@ class TwiceDifferentiable:
             _configs(layers),
         )
 
+    @property
+    def said(self) -> str:
+        """What is run in another form than the module's own, in words; empty where nothing is."""
+        words = []
+        kinds = {str(getattr(config, _ATTENDS_BY, None) or _PLAIN[0]) for config in self.configs}
+        kinds -= {_PLAIN[0]}
+        if self.attends or kinds:
+            fused = ", ".join(sorted(kinds)) or "the fused kernel"
+            words.append(f"attention by plain products ({fused} has no second derivative)")
+        if any(getattr(config, "use_cache", False) for config in self.configs):
+            words.append("no cache of keys and values")
+        if self.recurrent:
+            words.append("recurrent layers without cuDNN")
+        if self.normalises_weights:
+            words.append("weight normalisation unfused")
+        return "; ".join(words)
+
     def __enter__(self) -> None:
         with ExitStack() as kernels:
             kernels.enter_context(sdpa_kernel(SDPBackend.MATH))

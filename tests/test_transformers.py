@@ -191,6 +191,8 @@ def test_a_study_of_a_model_and_sentences_from_code(case, tmp_path):
         model={"fit": None, "checkpoint": "model.pt", "loss": models.loss_name(name)}
     )
     project.refresh()
+    said = project.results.open("model").attrs["info"]
+    assert "attention by plain products (sdpa has no second derivative)" in str(said)
     results, expected = project.results, expected_influences(case)
     for method in ("direct", "cg"):
         found = torch.from_numpy(results[method].influences.values)

@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from contextlib import redirect_stdout
+from importlib import invalidate_caches
 from io import StringIO
 from pathlib import Path
 
@@ -24,11 +25,16 @@ def blocks(tutorial: str, language: str) -> list[str]:
     return re.findall(fence, text, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("tutorial", ["refresh", "your_network"])
+@pytest.mark.parametrize("tutorial", ["refresh", "your_network", "transformers"])
 def test_a_tutorial_prints_what_it_says(tutorial, tmp_path, monkeypatch):
+    if tutorial == "transformers":
+        pytest.importorskip(
+            tutorial, reason="needs transformers: pip install 'influence-dag[test]'"
+        )
     shutil.copytree(ROOT / "data" / "digits", tmp_path / "data" / "digits")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
+    invalidate_caches()  # of the folder `try` of a tutorial before
     names: dict = {}
     printed = []
     for block in blocks(tutorial, "python"):

@@ -102,7 +102,7 @@ def likelihood_of(loss: LossFunction) -> str | None:
     """The distribution whose negative log-likelihood a known loss is; None for one's own."""
     function = loss
     if isinstance(loss, ReducedLoss):
-        function = loss.parts.function if isinstance(loss.parts, _TorchLoss) else loss.whole
+        function = loss.of_torch.function if loss.of_torch else loss.whole
     return next((name for known, name in _LIKELIHOODS if known is function), None)
 
 
@@ -117,9 +117,9 @@ class ReducedLoss:
         return self.parts.losses(output, target)
 
     @property
-    def is_of_torch(self) -> bool:
-        """Whether it is one of torch's own losses, which take one tensor."""
-        return not isinstance(self.parts, _OneByOne)
+    def of_torch(self) -> "_TorchLoss | None":
+        """What is known of one of torch's own losses, which take one tensor; None of others."""
+        return self.parts if isinstance(self.parts, _TorchLoss) else None
 
     def check(self, output: Any, target: Any, weights: Tensor | None, *, tolerance: float) -> None:
         """Raise `ModelError` unless the batch's loss is a mean or sum of what its rows are given.
@@ -228,6 +228,13 @@ class _TorchLoss:
             losses = self._one_a_row(values)
             return losses, torch.ones_like(losses)
         return mean_of_labelled(values, labelled), self._weights(target, labelled, values)
+
+    def at_positions(self, output: Any, target: Any) -> tuple[Tensor, Tensor | None]:
+        """The loss at each position, and which positions count; None: all."""
+        values, target = self._evaluated(output, target, "none")
+        if not self._of_classes or target.is_floating_point():
+            return values, None
+        return values, target != self.settings.get("ignore_index", IGNORED)
 
     def _weights(self, target: Tensor, labelled: Tensor, like: Tensor) -> Tensor:
         weight = self.settings.get("weight")

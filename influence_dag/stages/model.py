@@ -237,6 +237,8 @@ def _artifact(
             "fit_seconds": round(report.seconds, 2),
         }
     info |= told
+    if objective.run_otherwise:
+        info["run_otherwise"] = objective.run_otherwise
     found = stationarity(objective, rows, penalised)
     if found is not None:
         info |= {"relative_gradient": found.relative, "relative_to_rows": found.rows}

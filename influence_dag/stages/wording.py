@@ -242,6 +242,16 @@ class Wording:
             "units": about["units"],
         }
 
+    def position_influences(self) -> dict[str, str]:
+        about = self.influences()
+        return {
+            "formula": f"{about['formula']}, the terms of one position of the training row",
+            "sign": "as the influences, which are the sum over positions",
+            "units": about["units"],
+            "normalisation": "a term has the share in its row's loss that the loss gives it (1/k "
+            "of a mean over k labelled positions); 0 where the target is ignored",
+        }
+
     @property
     def _sign_of_influences(self) -> str:
         if self.is_dot_product:
