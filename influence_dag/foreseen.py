@@ -125,6 +125,7 @@ class _Rates:
     parameters: int
     gradient_numbers: int  # stored for each row
     gradient: float  # seconds a row, forward and backward
+    on_demand: bool  # whether the dataset's rows are read in blocks
     product: float  # seconds a multiply–add in a product of matrices
 
     @classmethod
@@ -148,6 +149,7 @@ class _Rates:
             objective.size,
             stored,
             _seconds(lambda: _gradient(objective, rows)) / len(rows),
+            train.on_demand,
             _seconds(lambda: square @ square) / 512**3,
         )
 
@@ -233,7 +235,8 @@ def _cost(name: str, study: Study, rates: _Rates) -> Cost:
     match what:
         case "dataset":
             bytes_ = 8 * (n + m) * (rates.values + 1)
-            return Cost(name, bytes_, 3 * bytes_, 1e-7 * bytes_)
+            memory = min(3 * bytes_, 6 * block) if rates.on_demand else 3 * bytes_
+            return Cost(name, bytes_, memory, 1e-7 * bytes_)
         case "model":
             fits = isinstance(study.settings.model.fit, FitSettings)
             work = FIT_PASSES * n * rates.gradient * 2 if fits else n * rates.gradient

@@ -49,7 +49,8 @@ class Source:
     of their numbers where it has these.
 
     Inputs that code makes are read when they are asked for; what was found of them when all rows
-    were seen is in `input_keys` (hashes of the rows as the model sees them) and `not_finite`.
+    were seen is in `input_keys` (hashes of the rows as the model sees them) and `not_finite`, and
+    `close` lets go of what they are read from, until they are asked for again.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Source:
     classes: tuple[str, ...] | None = None
     input_keys: np.ndarray | None = None
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None
 
     def words(self) -> np.ndarray:
         """The target as text without the space around it, an object array."""

@@ -57,7 +57,11 @@ def refresh(bench: Workbench) -> Update:
     ]
     info = {split: vars(change) for split, (_, _, change) in slotted.items()}
     info["rows"] = {split: axis.count for split, (axis, _, _) in slotted.items()}
-    return refresh_blocks(bench, ARTIFACT, layout, parts, info=info)
+    try:
+        return refresh_blocks(bench, ARTIFACT, layout, parts, info=info)
+    finally:
+        for table in tables.values():
+            table.close()
 
 
 def look(bench: Workbench) -> None:
