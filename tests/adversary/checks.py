@@ -65,7 +65,7 @@ class Checks:
 
     @property
     def rounding_of_second_derivatives(self) -> float:
-        return 10 * self.eps * largest_input(self.case) ** 2
+        return rounding_of_second_derivatives(self.case, self.truth)
 
     def _cancelled(self) -> float:
         """Rounding of p - 1 where p is 1, times an input, in rows that hardly have a gradient."""
@@ -75,7 +75,8 @@ class Checks:
             dim=1
         )
         least = _FLOOR[torch.float64] * float(norms.max())
-        return min(10 * self.eps * largest_input(self.case) / max(least, 1e-30), _MOST)
+        slope = float(self.truth.train.slopes.max()) ** 0.5
+        return min(10 * self.eps * slope / max(least, 1e-30), _MOST)
 
     def _noise(self) -> float:
         """The error of plain autograd in the case's own precision, one row at a time."""
@@ -108,7 +109,7 @@ class Checks:
             Check("a right-hand side", self._solve, self.exact),
         ]
         expect = self.case.wrt_expect if self.case.wrt else RIGHT
-        bent = 0.0 if self.case.dtype == torch.float64 else 10 * self._of_second_derivatives()
+        bent = 0.0 if self.case.dtype == torch.float64 else 30 * self._of_second_derivatives()
         mixed = bent + 100 * self.exact  # third derivatives of what saturates: sums that cancel
         # A bound of 1 says nothing: what float32 has lost there is not asked for.
         for name in truth.train.mixed if bent < 1 else ():
@@ -272,9 +273,9 @@ class Checks:
         return worst(error, scale, _floor(found))
 
 
-def largest_input(case: Case) -> float:
-    leaves = oracle.leaves(case.part(slice(None))[0]).values()
-    return max(float(leaf.double().abs().max()) for leaf in leaves)
+def rounding_of_second_derivatives(case: Case, truth: Truth) -> float:
+    """What p - p² of probabilities rounds to, times the outputs' slopes twice."""
+    return 10 * torch.finfo(case.dtype).eps * float(truth.train.slopes.max())
 
 
 def wrapped(case: Case):

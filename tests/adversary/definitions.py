@@ -22,7 +22,8 @@ def ekfac_error(checks):
     for index, V, values in _blocks(_factorization(checks, "ekfac").tensors()):
         block = fisher[index][:, index]
         right = (V * (block @ V)).sum(0)
-        errors.append(float((right - values).abs().max() / fisher.abs().max().clamp(min=1e-30)))
+        off = (right - values).abs().max() - checks.rounding_of_second_derivatives
+        errors.append(float(off.relu() / fisher.abs().max().clamp(min=1e-30)))
         errors.append(float((V.T @ V - torch.eye(len(V))).abs().max()))
         expected[:, index] = ((rhs[:, index] @ V) / (right + truth.damping)) @ V.T
         covered += index.tolist()

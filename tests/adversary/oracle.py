@@ -17,12 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 @dataclass(frozen=True)
 class RowDerivatives:
     """Of each row: L (n,), ∇L (n, p), ∇²L (n, p, p), Gauss-Newton parts (n, p, p), and mixed
-    derivatives ∂∇L/∂x by the name of the input, (n, p, *features); integer inputs have none."""
+    derivatives ∂∇L/∂x by the name of the input, (n, p, *features); integer inputs have none;
+    ‖∂f/∂θ‖² as `slopes` (n,)."""
 
     losses: Tensor
     gradients: Tensor
     hessians: Tensor
     gauss_newtons: Tensor
+    slopes: Tensor
     mixed: dict[str, Tensor]
 
     @property
@@ -93,12 +95,13 @@ def differentiate(module, output_of, value, x, y, *, wrt=None, second=True):
     with exact_kernels():
         for i in range(rows(y)):
             parts.append(_of_row(module, theta, output_of, value, row(x, i), y, i, wrt, second))
-    losses, gradients, hessians, gauss_newtons, mixed = zip(*parts, strict=True)
+    losses, gradients, hessians, gauss_newtons, slopes, mixed = zip(*parts, strict=True)
     return RowDerivatives(
         torch.stack(losses),
         torch.stack(gradients),
         torch.stack(hessians),
         torch.stack(gauss_newtons),
+        torch.stack(slopes),
         {name: torch.stack([part[name] for part in mixed]) for name in mixed[0]},
     )
 
@@ -114,7 +117,7 @@ def _of_row(module, theta, output_of, value, x, y, i, wrt, second):
     gradient = flat(pieces).detach()
     if not second:
         empty = gradient.new_zeros(0)
-        return loss.detach(), gradient, empty, empty, {}
+        return loss.detach(), gradient, empty, empty, empty, {}
     every = [*theta, *points.values()]
     # Entry by entry of each tensor: of their concatenation, each pass would go through all of it.
     rows_of = [derivative(g, every) for piece in pieces for g in piece.to_dense().reshape(-1)]
@@ -123,16 +126,16 @@ def _of_row(module, theta, output_of, value, x, y, i, wrt, second):
         name: torch.stack([row[len(theta) + k][0] for row in rows_of])
         for k, name in enumerate(points)
     }
-    return loss.detach(), gradient, H, _gauss_newton(f, target, value, theta), mixed
+    return loss.detach(), gradient, H, *_gauss_newton(f, target, value, theta), mixed
 
 
 def _gauss_newton(f, target, value, theta):
-    """Jᵀ S J of one row, S the second derivative of the loss in its outputs."""
+    """Jᵀ S J of one row, S the second derivative of the loss in its outputs, and ‖J‖²."""
     J = torch.stack([flat(derivative(entry, theta)) for entry in f.reshape(-1)])
     point = f.detach().reshape(-1).clone().requires_grad_()
     (slope,) = derivative(value(point.view(f.shape), target), [point], again=True)
     S = torch.stack([derivative(entry, [point])[0] for entry in slope])
-    return J.T @ S @ J
+    return J.T @ S @ J, J.detach().square().sum()
 
 
 def gradients(module, output_of, value, x, y, dtype):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from adversary.cases import EITHER, REFUSED, RIGHT, Case, case
-from adversary.checks import Check, Checks, largest_input, wrapped
+from adversary.checks import Check, Checks, rounding_of_second_derivatives, wrapped
 from adversary.truths import Truth, truth_of
 
 import influence_dag as idag
@@ -90,19 +90,18 @@ def _compared(the_case: Case, truth: Truth, most: int) -> Outcome:
 def _may_refuse(the_case: Case, truth: Truth, check: Check) -> bool:
     """Without damping a right-hand side need not lie in the range of a singular matrix.
 
-    Nor need float32 have a digit of a matrix that is less than rounding of its terms.
+    Nor is there a digit of a matrix that is less than rounding of its terms.
     """
     if EITHER in (the_case.expect, check.expect):
         return True
-    if the_case.dtype != torch.float64 and is_rounding(the_case, truth):
+    if is_rounding(the_case, truth):
         return True
     return truth.damping == 0 and not in_range(truth, check)
 
 
 def is_rounding(the_case: Case, truth: Truth) -> bool:
-    """Whether p - p², times inputs twice, rounds to more than the matrix has."""
-    inputs = largest_input(the_case)
-    return float(truth.matrix.norm()) < 10 * torch.finfo(the_case.dtype).eps * inputs**2
+    """Whether the matrix is no more than its terms round to."""
+    return float(truth.matrix.norm()) < rounding_of_second_derivatives(the_case, truth)
 
 
 def in_range(truth: Truth, check: Check) -> bool:
