@@ -22,22 +22,27 @@ def main() -> None:
 
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--train", required=True, help="A file of training rows, or module:callable.")
-@click.option("--test", required=True, help="A file of test rows, or module:callable.")
-@click.option("--target", required=True, help="The column that the model predicts.")
+@click.option(
+    "--train", required=True, help="Training rows: a file, a folder of pictures, module:callable."
+)
+@click.option("--test", required=True, help="Test rows, likewise.")
+@click.option("--target", help="The column that the model predicts; not of folders of pictures.")
 @click.option("--id", "id_", help="The column of row ids; default: one that is called so.")
 @click.option("--model", help="module:callable that builds the torch module.")
 @click.option("--checkpoint", help="A file with the model's fitted parameters.")
-def init(folder: Path, id_: str | None, **given: str | None) -> None:
+@click.option("--classes", help="The labels in the order of the model's outputs: benign,malignant.")
+def init(folder: Path, id_: str | None, classes: str | None, **given: str | None) -> None:
     """Write a working study to FOLDER: defs.yaml, with every option, and model.py.
 
-    Without --model it is a softmax or linear regression, whichever fits the target.
+    Rows are tables, arrays, embeddings with their texts, or folders of pictures with a folder a
+    class. Without --model it is a softmax or linear regression, whichever fits the target.
     """
     with _errors_in_a_line():
-        from influence_dag.starting import Start
+        from influence_dag.first_look import Start
         from influence_dag.starting import init as write
 
-        click.echo(write(Start(folder, id=id_, **given)))  # type: ignore[arg-type]
+        order = tuple(map(str.strip, classes.split(","))) if classes else None
+        click.echo(write(Start(folder, id=id_, classes=order, **given)))  # type: ignore[arg-type]
 
 
 @main.command()

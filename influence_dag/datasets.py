@@ -4,7 +4,7 @@ Input problems end here, as a `DataError` that names the file, the row, the colu
 seen and what would be right.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,13 +36,15 @@ class Split:
 
     `x` maps input names to arrays `(n, *shape)`: `{"x": …}` for one input, the names of the
     module's arguments for several; of a callable's data set they are `RowsOnDemand`, with
-    `known_keys`, the hashes of the inputs as they were when all of them were seen. `scale` is
+    `known_keys`, the hashes of the inputs as they were when all of them were seen, and `close`
+    lets go of what they are read from, until they are asked for again. `scale` is
     applied. Floating inputs stay floating, tables are float64, unscaled integer arrays are
     integers. `y` is int64 for whole-number columns.
     `feature_names` are a table's feature columns, row-major where the input has a shape.
     `units` are those of a standardised input, the same for both splits.
     `weights` (n,) are those of training rows, None where all count alike; test rows have none.
-    Labels that were words are numbers in `y`, positions in `classes`. `kept` are columns that
+    Labels that were words are numbers in `y`, positions in `classes`, which are `ordered` as
+    somebody said and not by the alphabet. `kept` are columns that
     travel along, one value a row.
     """
 
@@ -57,6 +59,8 @@ class Split:
     kept: Mapping[str, np.ndarray] = field(default_factory=dict)
     units: Units | None = None
     known_keys: np.ndarray | None = None
+    ordered: bool = False
+    close: Callable[[], None] = lambda: None
 
     @property
     def on_demand(self) -> bool:
@@ -125,6 +129,8 @@ def load_split(
         names,
         source.kept,
         known_keys=source.input_keys,
+        ordered=named is not None,
+        close=source.close,
     )
 
 

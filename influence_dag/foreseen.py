@@ -94,12 +94,12 @@ def foresee(folder: str | Path) -> Foreseen:
     Raises what a refresh would raise for the settings, the rows, the module, its checkpoint and
     the loss.
     """
-    from influence_dag.stages.class_order import check_words
-
     study = load_study(folder)
     if str(study.root) not in sys.path:
         sys.path.insert(0, str(study.root))  # the study's own callables live in the project
     train, test = load_splits(study.settings.data, study.root)
+    from influence_dag.stages.class_order import check_words
+
     check_words(study.settings, train)
     rates = _Rates.measured(study, train, test)
     costs = tuple(_cost(name, study, rates) for name in (node.name for node in artifacts(study)))
@@ -125,6 +125,7 @@ class _Rates:
     parameters: int
     gradient_numbers: int  # stored for each row
     gradient: float  # seconds a row, forward and backward
+    on_demand: bool  # whether the dataset's rows are read in blocks
     product: float  # seconds a multiply–add in a product of matrices
 
     @classmethod
@@ -148,6 +149,7 @@ class _Rates:
             objective.size,
             stored,
             _seconds(lambda: _gradient(objective, rows)) / len(rows),
+            train.on_demand,
             _seconds(lambda: square @ square) / 512**3,
         )
 
@@ -233,7 +235,8 @@ def _cost(name: str, study: Study, rates: _Rates) -> Cost:
     match what:
         case "dataset":
             bytes_ = 8 * (n + m) * (rates.values + 1)
-            return Cost(name, bytes_, 3 * bytes_, 1e-7 * bytes_)
+            memory = min(3 * bytes_, 6 * block) if rates.on_demand else 3 * bytes_
+            return Cost(name, bytes_, memory, 1e-7 * bytes_)
         case "model":
             fits = isinstance(study.settings.model.fit, FitSettings)
             work = FIT_PASSES * n * rates.gradient * 2 if fits else n * rates.gradient

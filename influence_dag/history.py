@@ -9,7 +9,7 @@ FOLDER = ".dagster"  # in a project; `make` sets it up
 def home_of(project: Path) -> Path | None:
     """DAGSTER_HOME, else the project's `.dagster` where that has been set up; None for neither."""
     if home := os.environ.get("DAGSTER_HOME"):
-        return Path(home)
+        return Path(home).absolute()
     found = project / FOLDER
     return found if (found / "dagster.yaml").is_file() else None
 

@@ -69,6 +69,11 @@ class Axis:
         return *own, *(name for name in kept if name not in own)
 
     @cached_property
+    def stored_ids(self) -> np.ndarray:
+        """Ids by slot as their coordinate has them: whole numbers where all are."""
+        return natural_ids(self.ids)
+
+    @cached_property
     def coordinates(self) -> tuple[Coordinate, ...]:
         """Ids, labels, `valid` and content keys as coordinates of an artifact."""
         name = self.name
@@ -94,9 +99,7 @@ class Axis:
             for column, values in self.kept.items()
         )
         return (
-            Coordinate(
-                name, (name,), self.ids.astype(STRING), {"long_name": f"id of the {name} row"}
-            ),
+            Coordinate(name, (name,), self.stored_ids, {"long_name": f"id of the {name} row"}),
             *labels,
             *kept,
             Coordinate(
@@ -141,6 +144,20 @@ class Axis:
     def fingerprint(self) -> str:
         """Hash of the rows present, in slot order (holes do not count)."""
         return _digest(self.keys[self.valid]).hexdigest()
+
+
+def natural_ids(ids: np.ndarray) -> np.ndarray:
+    """Ids as whole numbers where all are, and are written as those are; else as text.
+
+    >>> natural_ids(np.array(["3", "10"])), natural_ids(np.array(["3", "010"])).tolist()
+    (array([ 3, 10]), ['3', '010'])
+    """
+    texts = ids.astype(STRING)
+    try:
+        numbers = texts.astype(np.int64)
+    except (ValueError, OverflowError):
+        return texts
+    return numbers if len(ids) and bool((numbers.astype(STRING) == texts).all()) else texts
 
 
 def _digest(keys: np.ndarray):

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from influence_dag.errors import StoreError
-from influence_dag.labelled import SPLITS, Axis, Split
+from influence_dag.labelled import SPLITS, Axis, Split, natural_ids
 from influence_dag.method_settings import MethodsSettings
 from influence_dag.result_arrays import of_results
 from influence_dag.store import ArtifactStore, Variable, Version
@@ -57,7 +57,12 @@ class StudyResults:
             )
 
     def __repr__(self) -> str:
-        return f"StudyResults({str(self.store.root)!r}, methods={self.methods})"
+        rows = [f"  {name}  version {number}  {shape}" for name, number, shape in self._contents()]
+        head = f"StudyResults({str(self.store.root)!r}, methods={self.methods})"
+        return "\n".join([head, *map(str.rstrip, rows)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.store.root, self.project)
 
     def _repr_html_(self) -> str:
         """What is stored, artifact by artifact, as a table."""
@@ -228,6 +233,10 @@ def without_holes(dataset: xr.Dataset) -> xr.Dataset:
         if valid is not None and not bool(valid.all()):
             dataset = dataset.isel({split: np.flatnonzero(valid.values)})
             dataset = _renumbered(dataset, split, valid.values)
+    ids = {split: natural_ids(dataset[split].values) for split in SPLITS if split in dataset.coords}
+    dataset = dataset.assign_coords(
+        {split: (split, values, dataset[split].attrs) for split, values in ids.items()}
+    )
     bookkeeping = ["blocks", *(f"{split}_{what}" for split in SPLITS for what in ("valid", "key"))]
     return of_results(portable(dataset.drop_vars(bookkeeping, errors="ignore")))
 

@@ -9,8 +9,8 @@ import xarray as xr
 _TEXT = "UTO"  # kinds of dtypes that have no mean
 
 
-class ResultArray(xr.DataArray):
-    """A `DataArray` whose blocks of rows, when coarsened, are named by their first row.
+class _NamedByTheirFirst:
+    """Blocks of rows, when coarsened, are named by their first row.
 
     xarray takes the mean of every coordinate that is coarsened, and text has none; `coord_func`
     says otherwise, as there.
@@ -26,27 +26,24 @@ class ResultArray(xr.DataArray):
         coord_func: Any = None,
         **windows: int,
     ) -> Any:
-        return super().coarsen(dim, boundary, side, _functions(self, coord_func), **windows)
+        functions = _functions(self, coord_func)  # type: ignore[arg-type]
+        return super().coarsen(dim, boundary, side, functions, **windows)  # type: ignore[misc]
 
 
-class ResultDataset(xr.Dataset):
-    """A `Dataset` of `ResultArray`s, coarsened as those are."""
+class ResultArray(_NamedByTheirFirst, xr.DataArray):
+    """A `DataArray` that coarsens rows with names."""
+
+    __slots__ = ()
+
+
+class ResultDataset(_NamedByTheirFirst, xr.Dataset):
+    """A `Dataset` of `ResultArray`s."""
 
     __slots__ = ()
 
     def __getitem__(self, key: Any) -> Any:
         found = super().__getitem__(key)
         return ResultArray(found) if type(found) is xr.DataArray else found
-
-    def coarsen(
-        self,
-        dim: Mapping[Any, int] | None = None,
-        boundary: Any = "exact",
-        side: Any = "left",
-        coord_func: Any = None,
-        **windows: int,
-    ) -> Any:
-        return super().coarsen(dim, boundary, side, _functions(self, coord_func), **windows)
 
 
 def of_results(dataset: xr.Dataset) -> ResultDataset:

@@ -3,7 +3,7 @@
 import reprlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.history import home_of
 from influence_dag.places import project_around, project_root
-from influence_dag.query import StudyResults, open_study
-from influence_dag.store import ArtifactStore
 from influence_dag.study import Study, StudySettings, study_name
 from influence_dag.study_files import read_yaml
+
+if TYPE_CHECKING:
+    from influence_dag.query import StudyResults
 
 COMPONENT = "influence_dag.components.InfluenceStudy"
 
@@ -53,6 +54,8 @@ def _study_of_store(store: Path) -> Path | None:
     A store says where its study was, which is believed only if that is in the project around the
     store and the study there keeps its results here.
     """
+    from influence_dag.store import ArtifactStore
+
     dataset = ArtifactStore(store).current("dataset") if store.is_dir() else None
     if dataset is None:
         return None
@@ -110,7 +113,7 @@ def _child(node: Any, part: Any) -> tuple[int, Any] | None:
     return None
 
 
-def materialize(folder: str | Path, *, progress: bool | None = None) -> StudyResults:
+def materialize(folder: str | Path, *, progress: bool | None = None) -> "StudyResults":
     """Bring every artifact of a study up to date and return the opened results.
 
     The same assets and checks as in the Dagster UI, run in this process. The run is recorded in
@@ -122,12 +125,15 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> StudyRes
     `InfluenceDagError` when an asset check fails, or `KeyboardInterrupt` after SIGINT or SIGTERM.
     What was finished before stays.
     """
-    from influence_dag.components.assets import study_definitions
-    from influence_dag.components.console import in_process
-
     study = load_study(folder)
     if str(study.root) not in sys.path:
         sys.path.insert(0, str(study.root))  # the study's own callables live in the project
+    _look(study)
+
+    from influence_dag.components.assets import study_definitions
+    from influence_dag.components.console import in_process
+    from influence_dag.query import open_study
+
     definitions = study_definitions(study, pool=None)  # a killed run would never leave a pool
     try:
         failed = in_process(
@@ -140,8 +146,26 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> StudyRes
     return open_study(study.store_path, project=study.root)
 
 
+def _look(study: Study) -> None:
+    """Raise for what is wrong with small files and with named code, before Dagster is imported."""
+    from influence_dag.stages.dataset import look
+    from influence_dag.stages.workbench import Workbench
+
+    look(Workbench(study, plan_only=True))
+    from influence_dag.models import import_callable
+    from influence_dag.settings import is_callable_name
+
+    model = study.settings.model
+    for field in ("build", "loss", "fit", "measurement"):
+        named = getattr(model, field)
+        if isinstance(named, str) and is_callable_name(named):
+            import_callable(named, study.root, f"model.{field}")
+
+
 def _interrupted(study: Study) -> str:
     """What an interrupted run leaves behind."""
+    from influence_dag.store import ArtifactStore
+
     left = ArtifactStore(study.store_path).unfinished()
     blocks = "".join(f", and {count} finished blocks of {name}" for name, count in left.items())
     return (

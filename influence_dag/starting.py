@@ -1,8 +1,6 @@
-"""A working folder for a table of one's own: `influence-dag init iris --train … --target …`."""
+"""A working folder for data of one's own: `influence-dag init iris --train … --target …`."""
 
 import os
-from dataclasses import dataclass, field
-from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,11 @@ import pandas as pd
 from influence_dag.commented import commented
 from influence_dag.data_settings import DataSettings, FeatureSettings
 from influence_dag.datasets import Split, load_splits
-from influence_dag.errors import DataError, StudyError
+from influence_dag.errors import StudyError
+from influence_dag.first_look import Plan, Start, located, look_at_files
 from influence_dag.places import project_around
 from influence_dag.scales import unscaled
 from influence_dag.settings import is_callable_name
-from influence_dag.sources.base import demand, did_you_mean
 from influence_dag.study import StudySettings, study_name
 
 MOST_CLASSES = 20  # of whole numbers; more of them are amounts
@@ -41,28 +39,6 @@ def build() -> nn.Module:
 PROJECT = "# Marks this folder as a project: paths and modules of the study are found from here.\n"
 
 
-@dataclass(frozen=True)
-class Start:
-    """What `init` is told."""
-
-    folder: Path
-    train: str
-    test: str
-    target: str
-    id: str | None = None
-    model: str | None = None
-    checkpoint: str | None = None
-
-
-@dataclass
-class _Plan:
-    """What is written, and what is told about it."""
-
-    data: dict[str, Any]
-    files: dict[str, str | pd.DataFrame] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
-
-
 def init(start: Start) -> str:
     """Write `defs.yaml`, with every option, and `model.py`; return what was found and comes next.
 
@@ -74,8 +50,9 @@ def init(start: Start) -> str:
         raise StudyError(f"{folder / taken[0]} exists; give a folder of another name")
     project = project_around(folder)
     package = _package(folder, project)
-    plan = _Plan({"target": start.target})
-    _look_at_files(start, folder, plan)
+    _check_model(start, folder, project)
+    plan = Plan({})
+    look_at_files(start, folder, plan)
     train, test = _rows(plan, folder)
     settings = _settings(start, plan, train, test, package, own_project=project is None)
     if project is None:
@@ -109,6 +86,32 @@ def _package(folder: Path, project: Path | None) -> str:
     return "".join(f"{part}." for part in parts)
 
 
+def _check_model(start: Start, folder: Path, project: Path | None) -> None:
+    """Refuse a model that the study's stages could not import, and a checkpoint without one."""
+    if start.checkpoint is not None:
+        path = Path(start.checkpoint).expanduser().resolve()
+        if not path.is_file():
+            raise StudyError(f"--checkpoint: no file {path}")
+        if start.model is None:
+            raise StudyError(
+                f"--checkpoint {start.checkpoint} holds numbers, not the network: name the "
+                "module:callable that builds it, --model"
+            )
+    if start.model is None:
+        return
+    if not is_callable_name(start.model):
+        raise StudyError(f"--model {start.model}: write module:callable, for example cnn:build")
+    file = Path(*start.model.partition(":")[0].split(".")).with_suffix(".py")
+    if project is None and file.is_file() and not (folder / file).is_file():
+        raise StudyError(
+            f"--model {start.model}: {file} lies in {Path.cwd()}, which is no project, so that the "
+            "study would not find it; an empty pyproject.toml there makes it one"
+        )
+    from influence_dag.models import import_callable  # here: it imports torch
+
+    import_callable(start.model, project or folder, "--model")
+
+
 def _make_package(folder: Path, project: Path) -> None:
     """A folder without `__init__.py` would give way to a package of that name from elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,91 +121,7 @@ def _make_package(folder: Path, project: Path) -> None:
         (each / "__init__.py").touch()
 
 
-def _look_at_files(start: Start, folder: Path, plan: _Plan) -> None:
-    """Where the rows are, the columns that are no features, ids."""
-    tables = {}
-    for which, name in {"train": start.train, "test": start.test}.items():
-        path = Path(name).expanduser().resolve()
-        if not is_callable_name(name) and not has_magic(name) and not path.exists():
-            near = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise DataError(f"--{which}: no file {path}{did_you_mean(path.name, near)}")
-        plan.data[which] = name if is_callable_name(name) else _from(folder, path)
-        if path.suffix in (".csv", ".parquet") and path.is_file():
-            tables[which] = _table(path, name, plan)
-    if start.id is not None:
-        plan.data["id"] = start.id
-    if len(tables) < 2:
-        return
-    for name, frame in tables.items():
-        demand(getattr(start, name), frame.columns, start.target, "target", "--target")
-        if start.id is not None:
-            demand(getattr(start, name), frame.columns, start.id, "id", "--id")
-    if start.id is None:
-        _identify(tables, folder, plan)
-    _keep_texts(tables["train"], plan)
-
-
-def _from(folder: Path, path: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
-
-
-def _table(path: Path, name: str, plan: _Plan) -> pd.DataFrame:
-    if path.suffix == ".parquet":
-        return pd.read_parquet(path)
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            head = file.readline()
-        separator = max(",;\t|", key=head.count)
-        if separator != ",":
-            plan.data["csv"] = {"separator": separator}
-            frame = pd.read_csv(path, sep=separator)
-            if any(_has_decimal_commas(pd.Series(frame[column])) for column in frame):
-                plan.data["csv"]["decimal"] = ","
-        options = plan.data.get("csv", {})
-        return pd.read_csv(path, sep=separator, decimal=options.get("decimal", "."))
-    except (OSError, ValueError) as error:  # pandas' and of encodings
-        raise DataError(f"{name}: not a readable .csv: {error}") from error
-
-
-def _has_decimal_commas(column: pd.Series) -> bool:
-    if pd.api.types.is_numeric_dtype(column):
-        return False
-    return bool(column.astype(str).str.fullmatch(r"[+-]?\d+,\d+").any())
-
-
-def _identify(tables: dict[str, pd.DataFrame], folder: Path, plan: _Plan) -> None:
-    """Take a column that is called like an id, or add one to copies of the tables."""
-    train = tables["train"]
-    for column in map(str, train.columns):
-        if column.casefold() in ("id", "row_id", "rowid", "uuid", "index", "key"):
-            plan.data["id"] = column
-            plan.told.append(f"  ids: column {column!r}")
-            return
-    for which, frame in tables.items():
-        ids = [f"{which}-{row:0{len(str(len(frame)))}d}" for row in range(len(frame))]
-        plan.files[f"{which}.csv"] = frame.assign(id=ids).reindex(columns=["id", *frame.columns])
-        plan.data[which] = f"{which}.csv"
-    plan.data["id"] = "id"
-    plan.data.pop("csv", None)
-    plan.told.append(
-        "  ids: no column is called like one, so the rows were copied to train.csv and test.csv "
-        "in the folder, with a column 'id'; edit those"
-    )
-
-
-def _keep_texts(frame: pd.DataFrame, plan: _Plan) -> None:
-    roles = (plan.data["target"], plan.data.get("id"))
-    texts = [
-        str(column)
-        for column in frame.columns
-        if column not in roles and not pd.api.types.is_numeric_dtype(frame[column])
-    ]
-    if texts:
-        plan.data["keep"] = texts
-        plan.told.append(f"  text, travels along: {', '.join(texts)}")
-
-
-def _rows(plan: _Plan, folder: Path) -> tuple[Split, Split]:
+def _rows(plan: Plan, folder: Path) -> tuple[Split, Split]:
     """The rows as the study will read them, its own copies of tables being written first."""
     tables = {n: file for n, file in plan.files.items() if isinstance(file, pd.DataFrame)}
     if any((folder / name).exists() for name in tables):
@@ -222,14 +141,15 @@ def _absolute(name: str, folder: Path) -> str:
 
 
 def _settings(
-    start: Start, plan: _Plan, train: Split, test: Split, package: str, *, own_project: bool
+    start: Start, plan: Plan, train: Split, test: Split, package: str, *, own_project: bool
 ) -> dict[str, Any]:
     loss, outputs = _task(plan, train)
     size = int(sum(np.prod(x.shape[1:]) for x in train.x.values()))
     parameters = (size + 1) * outputs
     method = "direct" if start.model is None and parameters <= EXACT_UP_TO else "ekfac"
     fitted: dict[str, Any] = {"fit": {"weight_decay": 0.01}}
-    given = {"checkpoint": start.checkpoint and _checkpoint(start)}
+    path = Path(start.checkpoint or "").expanduser().resolve()
+    given = {"checkpoint": located(Path(os.path.abspath(start.folder)), path)}
     build = start.model or _write_model(plan, train, size, outputs, package)
     settings: dict[str, Any] = {
         "data": plan.data,
@@ -245,14 +165,7 @@ def _settings(
     return settings | ({"store": {"path": "store"}} if own_project else {})
 
 
-def _checkpoint(start: Start) -> str:
-    path = Path(start.checkpoint or "").expanduser().resolve()
-    if not path.is_file():
-        raise StudyError(f"--checkpoint: no file {path}")
-    return _from(Path(os.path.abspath(start.folder)), path)
-
-
-def _task(plan: _Plan, train: Split) -> tuple[str, int]:
+def _task(plan: Plan, train: Split) -> tuple[str, int]:
     """The loss and the number of outputs that fit the target."""
     y = train.y
     if train.classes is None and y.dtype.kind != "f" and y.ndim == 1:
@@ -270,7 +183,7 @@ def _task(plan: _Plan, train: Split) -> tuple[str, int]:
     return "mse", int(np.prod(y.shape[1:]))
 
 
-def _write_model(plan: _Plan, train: Split, size: int, outputs: int, package: str) -> str:
+def _write_model(plan: Plan, train: Split, size: int, outputs: int, package: str) -> str:
     if len(train.x) > 1:
         raise StudyError(f"the rows have several inputs, {list(train.x)}; name a model: --model")
     layer = f"nn.Linear({size}, {outputs})"
@@ -283,7 +196,7 @@ def _write_model(plan: _Plan, train: Split, size: int, outputs: int, package: st
     return f"{package}model:build"
 
 
-def _of_unscaled(plan: _Plan, names: list[str]) -> dict[str, Any]:
+def _of_unscaled(plan: Plan, names: list[str]) -> dict[str, Any]:
     """Settings for columns of very different sizes: standardised where that is a setting."""
     listed = ", ".join(names)
     if "standardise" in FeatureSettings.model_fields:

@@ -94,11 +94,11 @@ def status(folder: str | Path) -> StudyStatus:
 
     Raises `StudyError` or `DataError` as a refresh would.
     """
-    from influence_dag.stages.workbench import Workbench
-
     study = load_study(folder)
     if str(study.root) not in sys.path:
         sys.path.insert(0, str(study.root))  # the study's own callables live in the project
+    from influence_dag.stages.workbench import Workbench  # here: wrong settings are told at once
+
     bench = Workbench(study, plan_only=True)
     return StudyStatus(study.name, tuple(_status_of(node, bench) for node in artifacts(study)))
 

@@ -64,6 +64,7 @@ def test_runs_are_recorded_where_dagster_home_is(project, tmp_path, monkeypatch)
 
 def test_the_command_line_records_where_make_ui_looks(project, monkeypatch):
     """`make` sets the folder up before it starts the UI, with itself in the environment."""
+    project.write_settings(methods={"cg": None}, perturbation=None)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     shutil.copy(ROOT / "dagster.yaml", project.root)
     make = ["make", "--silent", "-C", project.root, "-f", ROOT / "Makefile"]
@@ -84,6 +85,7 @@ def test_the_command_line_records_where_make_ui_looks(project, monkeypatch):
 
 
 def test_the_command_line_says_why_a_run_is_not_recorded(project, monkeypatch):
+    project.write_settings(methods={"cg": None}, perturbation=None)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     (project.root / ".dagster").mkdir()  # of something else
     done = CliRunner().invoke(main, ["materialize", str(project.folder), "--quiet"])

@@ -6,16 +6,19 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 from pydantic import BaseModel
 
 from influence_dag.__main__ import main
 from influence_dag.errors import DataError, ModelError, StudyError
+from influence_dag.first_look import Start
 from influence_dag.foreseen import foresee
 from influence_dag.query import open_study
 from influence_dag.running import load_study
-from influence_dag.starting import Start, init
+from influence_dag.starting import init
 from influence_dag.study import StudySettings
 
 
@@ -145,6 +148,127 @@ def test_what_init_cannot_use_is_told(folder):
     start()
     with pytest.raises(StudyError, match=r"defs\.yaml exists"):
         start()
+
+
+# Other data than tables of numbers
+
+
+def write_pictures(folder, sizes=((6, 5),), mode="L"):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 2)):
+        for k in range(count):
+            path = folder / split / ("cat", "dog")[k % 2] / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows, columns = sizes[k % len(sizes)]
+            values = rng.integers(0, 256, (rows, columns), np.uint8)
+            Image.fromarray(values).convert(mode).save(path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mode", "shape"),
+    [
+        (((6, 5),), "L", (1, 6, 5)),
+        (((6, 5), (7, 4)), "RGB", (3, 6, 4)),
+        (((90, 70),), "L", (1, 64, 64)),
+    ],
+    ids=["alike", "of two sizes", "large"],
+)
+def test_a_folder_of_pictures(folder, sizes, mode, shape):
+    write_pictures(folder, sizes, mode)
+    said = start("pets", train="train", test="test", target=None)
+    assert "2 classes, cat, dog" in said
+    assert f"{shape[0]} channels, {shape[1]} × {shape[2]}" in said
+    found = foresee("pets")
+    assert found.features == shape
+    assert found.classes == ("cat", "dog")
+    assert (
+        "size"
+        in yaml.safe_load((folder / "pets/defs.yaml").read_text())["attributes"]["data"]["images"]
+    ) == ("all are made this size" in said)
+
+
+def test_a_table_of_paths(folder):
+    write_pictures(folder)
+    for split in ("train", "test"):
+        paths = sorted(path.as_posix() for path in (folder / split).rglob("*.png"))
+        rows = [{"file": str(p).split(f"{folder}/")[1], "kind": p.split("/")[-2]} for p in paths]
+        pd.DataFrame(rows).to_csv(f"{split}.csv", index=False)
+    assert "paths of the pictures, column 'file'" in start("pets", target="kind")
+    study = load_study("pets").settings.data
+    assert study.images is not None
+    assert (study.images.path, study.images.channels, study.id) == ("file", 1, "file")
+    assert foresee("pets").features == (1, 6, 5)
+
+
+def embeddings(n=12):
+    rng = np.random.default_rng(0)
+    labels = np.array(["up", "down"])[np.arange(n) % 2]
+    return rng.normal(size=(n, 4)), labels, [f"sentence {k}" for k in range(n)]
+
+
+def test_embeddings_with_their_texts_as_arrays(folder):
+    vectors, labels, texts = embeddings()
+    for name in ("train.npz", "test.npz"):
+        np.savez(name, embedding=vectors, label=labels, text=texts, length=np.arange(12))
+    said = start("texts", train="train.npz", test="test.npz")
+    assert "travels along: text, length" in said
+    assert foresee("texts").features == (4,)
+    CliRunner().invoke(main, ["materialize", "texts", "--quiet"], catch_exceptions=False)
+    assert open_study("texts")["direct"].influences.train_text.values[3] == "sentence 3"
+
+
+def test_embeddings_as_lists_in_a_table(folder):
+    vectors, labels, texts = embeddings()
+    frame = pd.DataFrame({"text": texts, "label": labels, "embedding": list(vectors)})
+    for name in ("train.parquet", "test.parquet"):
+        frame.assign(id=texts).to_parquet(name)
+    said = start("texts", train="train.parquet", test="test.parquet")
+    assert "inputs: embedding, lists of 4 numbers" in said
+    found = foresee("texts")
+    assert (found.features, found.classes) == ((4,), ("down", "up"))
+    assert load_study("texts").settings.data.keep == ("text",)
+
+
+# A trained network
+
+
+NETWORK = "from torch import nn\n\n\ndef build():\n    return nn.Linear(2, 3)\n"
+
+
+def test_a_checkpoint_and_its_code(folder):
+    write_tables(folder, WORDS)
+    (folder / "red_green_net.py").write_text(NETWORK)
+    torch.save(torch.nn.Linear(2, 3).state_dict(), "net.pt")
+    options = {"model": "red_green_net:build", "checkpoint": "net.pt"}
+    with pytest.raises(StudyError, match=r"red_green_net\.py lies in .*an empty pyproject\.toml"):
+        start("mine", **options)
+    (folder / "pyproject.toml").touch()
+    with pytest.raises(StudyError, match="has no 'built'; did you mean build"):
+        start("mine", **{**options, "model": "red_green_net:built"})
+    given = "--train train.csv --test test.csv --target label --classes red,green,blue"
+    given += " --model red_green_net:build --checkpoint net.pt"
+    done = CliRunner().invoke(main, f"init mine {given}")
+    assert done.exit_code == 0, done.output
+    settings = load_study("mine").settings
+    assert (settings.model.build, settings.model.fit) == ("red_green_net:build", None)
+    assert settings.data.classes == ("red", "green", "blue")
+    with pytest.warns(RuntimeWarning, match="no better than chance"):
+        assert foresee("mine").parameters == 9
+    assert not (folder / "mine/model.py").exists()
+
+
+def test_a_checkpoint_without_its_code_is_refused(folder):
+    write_tables(folder, WORDS)
+    torch.save({}, "net.pt")
+    with pytest.raises(StudyError, match=r"holds numbers, not the network: name .* --model"):
+        start("mine", checkpoint="net.pt")
+    with pytest.raises(StudyError, match=r"--checkpoint: no file .*nut\.pt"):
+        start("mine", checkpoint="nut.pt")
+    with pytest.raises(StudyError, match="write module:callable"):
+        start("mine", model="net.py")
+    with pytest.raises(DataError, match="Name it: --target"):
+        start("mine", target=None)
+    assert not (folder / "mine").exists()
 
 
 # check

@@ -21,21 +21,21 @@ def study_assets(
     name: str | None = None,
     folder: str | Path | None = None,
     pool: str | None = "gpu",
-) -> list[dg.AssetsDefinition]:
+) -> list[dg.AssetsDefinition | dg.SourceAsset]:
     """The assets of a study with their checks, for `dg.Definitions(assets=[…])`.
 
     `study` is a folder with a `defs.yaml`, or the settings that stand below `attributes` in one;
     settings need a `name`, and their relative paths are looked up in `folder` (default: the working
-    directory), then in its project. Assets that compute much are in `pool`. Jobs and schedules are
-    the project's own: see `study_definitions` for those that a study has by itself.
+    directory), then in its project. Assets that compute much are in `pool`. Jobs, schedules and
+    sensors are the project's own: see `study_definitions` for those that a study has by itself.
 
-    Raises `StudyError` for settings that are wrong, or ask for a schedule.
+    Raises `StudyError` for settings that are wrong, or say when to `refresh`.
     """
     found = _study(study, name, folder)
-    if found.settings.refresh.schedule:
+    if found.settings.refresh.schedule or found.settings.refresh.automation:
         raise StudyError(
-            f"{found.name}: refresh.schedule needs a job, and study_assets makes assets alone; "
-            "take study_definitions, or a schedule of your own"
+            f"{found.name}: refresh needs a schedule or a sensor, and study_assets makes assets "
+            "alone; take study_definitions, or leave refresh out and write your own"
         )
     made = assets.study_definitions(found, pool=pool)
     return [*(made.assets or ()), *(made.asset_checks or ())]  # type: ignore[list-item]

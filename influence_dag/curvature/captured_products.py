@@ -139,8 +139,7 @@ class _Product:
 
     @property
     def _at_once(self) -> int:
-        _, b, t, d_out = self.g.shape
-        return max(1, _NUMBERS // math.prod((b, t, d_out)))
+        return max(1, _NUMBERS // max(1, math.prod(self.g.shape[1:])))
 
     def _weights(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k d_out d_in"]:
         weight, d_out = vectors[:, slice(*self.layer.weight)], self.g.shape[-1]

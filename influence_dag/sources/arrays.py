@@ -5,10 +5,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from influence_dag.data_settings import DataSettings
 from influence_dag.errors import DataError
-from influence_dag.sources.base import INPUT, Source, chosen, demand, same_length
+from influence_dag.sources.base import INPUT, Source, chosen, demand, same_length, stacked
 from influence_dag.sources.texts import TEXT_KINDS, numbers_or_words, texts
 
 
@@ -28,6 +29,27 @@ def read_zarr(path: Path, name: str, data: DataSettings) -> Source:
     from influence_dag.sources.zarr_groups import read_group  # here: most studies do not need it
 
     return array_source(read_group(path, name, data), name, data)
+
+
+def columns_of_lists(frame: pd.DataFrame) -> list[str]:
+    """Columns of a table whose cells are lists or arrays: embeddings, tokens."""
+    if not len(frame):
+        return []
+    firsts = {str(column): pd.Series(frame[column]).iloc[0] for column in frame}
+    return [name for name, cell in firsts.items() if isinstance(cell, list | tuple | np.ndarray)]
+
+
+def source_of_lists(frame: pd.DataFrame, wide: list[str], name: str, data: DataSettings) -> Source:
+    """A table with columns of lists, as arrays."""
+    arrays = {
+        str(column): (
+            stacked(name, str(column), [np.asarray(cell) for cell in frame[column]])
+            if str(column) in wide
+            else frame[column].to_numpy()
+        )
+        for column in frame
+    }
+    return array_source(arrays, name, data)
 
 
 def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -> Source:

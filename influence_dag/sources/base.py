@@ -1,6 +1,6 @@
 """What every format comes out as, and the words in which a file's faults are told."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TypeVar
@@ -49,7 +49,8 @@ class Source:
     of their numbers where it has these.
 
     Inputs that code makes are read when they are asked for; what was found of them when all rows
-    were seen is in `input_keys` (hashes of the rows as the model sees them) and `not_finite`.
+    were seen is in `input_keys` (hashes of the rows as the model sees them) and `not_finite`, and
+    `close` lets go of what they are read from, until they are asked for again.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Source:
     classes: tuple[str, ...] | None = None
     input_keys: np.ndarray | None = None
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
+    close: Callable[[], None] = lambda: None
 
     def words(self) -> np.ndarray:
         """The target as text without the space around it, an object array."""
@@ -104,6 +106,24 @@ def chosen(
     if not arrays:
         raise DataError(f"{name}: no array of inputs beside the target and the ids")
     return {column: arrays[column] for column in columns or arrays}
+
+
+def stacked(
+    name: str,
+    key: str,
+    rows: Sequence[np.ndarray],
+    positions: Sequence[int] | None = None,
+    shape: tuple[int, ...] | None = None,
+) -> np.ndarray:
+    """Rows as one array. Raises `DataError` for the first of another shape than row 0 has."""
+    wanted = rows[0].shape if shape is None else shape
+    for position, row in zip(positions or range(len(rows)), rows, strict=True):
+        if row.shape != wanted:
+            raise DataError(
+                f"{name}: row {position} has {key} of shape {row.shape}, row 0 has {wanted}; all "
+                "rows need one shape"
+            )
+    return np.stack(rows)
 
 
 def demand(name: str, columns: Iterable[str], column: str, role: str, field: str) -> None:

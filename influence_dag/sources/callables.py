@@ -47,6 +47,7 @@ def read_callable(name: str, data: DataSettings, which: Which, root: Path) -> So
             kept=kept,
             input_keys=rows.keys,
             not_finite=rows.not_finite,
+            close=rows.close,
         )
     )
 

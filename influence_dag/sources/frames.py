@@ -9,9 +9,7 @@ import pandas as pd
 
 from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import DataError
-from influence_dag.sources.arrays import array_source
 from influence_dag.sources.base import Source
-from influence_dag.sources.map_style import stacked
 from influence_dag.sources.rereading import RereadRows, moved_rows
 from influence_dag.sources.row_keys import equal_rows, value_keys
 from influence_dag.sources.tables import frame_source
@@ -52,25 +50,11 @@ def _keys(source: Source) -> np.ndarray:
 
 
 def _source(dataset: Any, name: str, data: DataSettings) -> Source:
-    """A table of numbers and words; one whose cells are lists, such as tokens, is arrays."""
     table = dataset if isinstance(dataset, pd.DataFrame) else dataset.to_pandas()
     if not len(table):
         raise DataError(f"{name}: the table has no rows; at least one is needed")
-    wide = [str(c) for c in table if isinstance(table[c].iloc[0], list | tuple | np.ndarray)]
-    source = _arrays(table, wide, name, data) if wide else frame_source(table, name, data)
+    source = frame_source(table, name, data)
     return replace(source, classes=_class_names(dataset, data.target))
-
-
-def _arrays(table: pd.DataFrame, wide: list[str], name: str, data: DataSettings) -> Source:
-    arrays = {
-        str(column): (
-            stacked(name, str(column), [np.asarray(cell) for cell in table[column]])
-            if str(column) in wide
-            else table[column].to_numpy()
-        )
-        for column in table
-    }
-    return array_source(arrays, name, data)
 
 
 def _class_names(dataset: Any, target: str) -> tuple[str, ...] | None:

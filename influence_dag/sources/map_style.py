@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.errors import DataError
-from influence_dag.sources.base import INPUT
+from influence_dag.sources.base import INPUT, stacked
 
 TARGETS = ("labels", "label", "targets", "target", "y")  # as in batches of a loader
 WEIGHTS = ("weights", "weight", "sample_weight")
@@ -108,24 +108,6 @@ def _check_names(
             [key.removeprefix("x.") for key in each if key.startswith("x.")] for each in (row, like)
         )
         raise DataError(f"{name}: row {position} has inputs {seen}, row 0 has {wanted}")
-
-
-def stacked(
-    name: str,
-    key: str,
-    rows: Sequence[np.ndarray],
-    positions: Sequence[int] | None = None,
-    shape: tuple[int, ...] | None = None,
-) -> np.ndarray:
-    """Rows as one array. Raises `DataError` for the first of another shape than row 0 has."""
-    wanted = rows[0].shape if shape is None else shape
-    for position, row in zip(positions or range(len(rows)), rows, strict=True):
-        if row.shape != wanted:
-            raise DataError(
-                f"{name}: row {position} has {key} of shape {row.shape}, row 0 has {wanted}; all "
-                "rows need one shape"
-            )
-    return np.stack(rows)
 
 
 def joined(blocks: Sequence[Block]) -> Block:

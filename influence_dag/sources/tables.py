@@ -16,6 +16,7 @@ import pandas as pd
 
 from influence_dag.data_settings import CsvSettings, DataSettings
 from influence_dag.errors import DataError
+from influence_dag.sources.arrays import columns_of_lists, source_of_lists
 from influence_dag.sources.base import INPUT, Source, demand, listed
 from influence_dag.sources.numbers import EXACT, decimal, from_text, whole
 from influence_dag.sources.texts import EMPTY_CELLS, numbers_or_words, texts
@@ -185,10 +186,15 @@ def _read_columns(
 
 
 def frame_source(frame: pd.DataFrame, name: str, data: DataSettings) -> Source:
-    """The rows of a data frame; its index is the id where that has the id's name."""
+    """The rows of a data frame; its index is the id where that has the id's name.
+
+    One whose cells are lists, such as embeddings or tokens, is arrays.
+    """
     if data.id is not None and data.id not in frame and data.id in frame.index.names:
         frame = frame.reset_index()
     _check_names(name, list(map(str, frame.columns)), data)
+    if wide := columns_of_lists(frame):
+        return source_of_lists(frame, wide, name, data)
     return _table(frame, name, data, "row {}".format)
 
 

@@ -1,18 +1,21 @@
 """Classes that have names: which of a given model's outputs they are, and if that can be right."""
 
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from influence_dag.datasets import Split
 from influence_dag.errors import DataError, ModelError
-from influence_dag.objective import Objective
-from influence_dag.rows import Rows
 from influence_dag.sources.base import listed
 from influence_dag.sources.words import TRUTH
 from influence_dag.study import StudySettings
 
+if TYPE_CHECKING:  # words are told before torch is imported
+    from influence_dag.objective import Objective
+    from influence_dag.rows import Rows
+
+AT_ONCE = 1_024  # rows whose outputs are in memory
 BEYOND = 3.0  # standard errors above chance, from which on an order is believed
 
 
@@ -30,7 +33,7 @@ def check_words(settings: StudySettings, train: Split) -> None:
             f"{train.source}: column {column!r} holds words ({shown}), and mse wants numbers; for "
             "classes write model.loss: cross_entropy"
         )
-    if settings.model.checkpoint and settings.data.classes is None:
+    if settings.model.checkpoint and not train.ordered:
         raise DataError(
             f"{train.source}: column {column!r} holds words ({shown}), and which output of the "
             "given checkpoint each of them is cannot be told; list them in the order of the "
@@ -38,13 +41,15 @@ def check_words(settings: StudySettings, train: Split) -> None:
         )
 
 
-def check_order(objective: Objective, rows: Rows, classes: list[str], name: str) -> None:
+def check_order(objective: "Objective", rows: "Rows", classes: list[str], name: str) -> None:
     r"""Tell an order of classes under which a given model is no better than chance.
 
     Chance is what predictions with these shares would hit of labels with those shares,
     $\sum_k p_k q_k$. Where the same predictions under another order of the classes beat it, that
     order is named in a `ModelError`; a model that no order helps is a warning.
     """
+    import torch
+
     if not classes or not isinstance(rows.y, torch.Tensor) or rows.y.is_floating_point():
         return
     table = _confusion(objective, rows, len(classes))
@@ -66,14 +71,18 @@ def check_order(objective: Objective, rows: Rows, classes: list[str], name: str)
     warnings.warn(f"{said}, and no other order is better", RuntimeWarning, stacklevel=2)
 
 
-def _confusion(objective: Objective, rows: Rows, classes: int) -> np.ndarray | None:
+def _confusion(objective: "Objective", rows: "Rows", classes: int) -> np.ndarray | None:
     """Counts of rows by label and predicted class, `(k, k)`; None where there is no class."""
-    with torch.no_grad():
-        outputs = objective.outputs(objective.params, rows.x)
-    if not isinstance(outputs, torch.Tensor) or outputs.shape[1:] != (classes,):
-        return None
-    pairs = rows.y * classes + outputs.argmax(dim=1)
-    counts = torch.bincount(pairs.cpu(), minlength=classes**2)
+    import torch
+
+    counts = torch.zeros(classes**2, dtype=torch.long)
+    for batch in rows.batches(AT_ONCE):
+        with torch.no_grad():
+            outputs = objective.outputs(objective.params, batch.x)
+        if not isinstance(outputs, torch.Tensor) or outputs.shape[1:] != (classes,):
+            return None
+        pairs = batch.y * classes + outputs.argmax(dim=1)
+        counts += torch.bincount(pairs.cpu(), minlength=classes**2)
     return counts.reshape(classes, classes).numpy().astype(float)
 
 

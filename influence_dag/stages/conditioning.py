@@ -19,10 +19,9 @@ def unscaled_columns(bench: Workbench) -> str:
     if len(dataset.attrs["inputs"]) != 1 or len(dims) != 1 or dims[0] not in dataset.coordinates:
         return ""
     names = np.asarray(dataset.coordinate(dims[0]))
-    values = dataset.read("train_x")
-    if names.dtype.kind in "iu" or values.dtype.kind != "f":
+    if names.dtype.kind in "iu" or np.dtype(dataset.variables["train_x"].dtype).kind != "f":
         return ""  # positions of one axis, not columns with units of their own
-    rows = values[bench.axis_of(dataset, "train").slots]
+    rows = dataset.read("train_x")[bench.axis_of(dataset, "train").slots]
     sizes = np.sqrt(np.square(rows).mean(axis=0))
     order = np.argsort(sizes)[np.sort(sizes) > 0]
     if len(order) < 2 or sizes[order[-1]] < APART * sizes[order[0]]:

@@ -1,6 +1,7 @@
 """The rows of a study, checked, labelled and given slots."""
 
 import os
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from influence_dag.datasets import Split as TableSplit
 from influence_dag.datasets import load_splits, makes_rows, source_fingerprint
 from influence_dag.errors import DataError, StoreError
 from influence_dag.labelled import (
+    SPLITS,
     Axis,
     AxisChange,
     Split,
@@ -16,6 +18,7 @@ from influence_dag.labelled import (
     fresh_axis,
     slots_of,
 )
+from influence_dag.sources import files
 from influence_dag.sources.numbers import canonical
 from influence_dag.sources.on_demand import Values
 from influence_dag.stages.class_order import check_words
@@ -27,6 +30,7 @@ from influence_dag.store.fingerprints import fingerprint, grid_keys
 
 ARTIFACT = "dataset"
 FORMULA = 3  # raise when stored values would come out differently
+LOOKED_AT = 32 * 2**20  # bytes of files that are read before anything slow is imported
 READINGS = 3  # how often files that change while they are read are read again
 
 
@@ -53,7 +57,31 @@ def refresh(bench: Workbench) -> Update:
     ]
     info = {split: vars(change) for split, (_, _, change) in slotted.items()}
     info["rows"] = {split: axis.count for split, (axis, _, _) in slotted.items()}
-    return refresh_blocks(bench, ARTIFACT, layout, parts, info=info)
+    try:
+        return refresh_blocks(bench, ARTIFACT, layout, parts, info=info)
+    finally:
+        for table in tables.values():
+            table.close()
+
+
+def look(bench: Workbench) -> None:
+    """Raise what reading the rows would raise, where files have them and are small.
+
+    Nothing is read that is stored already.
+    """
+    data, root = bench.settings.data, bench.study.root
+    if makes_rows(data):
+        return
+    found = [path for split in SPLITS for path in files(data, split, root).values()]
+    if any(path.is_dir() for path in found):
+        return
+    if sum(path.stat().st_size for path in found) > LOOKED_AT:
+        return
+    with suppress(StoreError):  # what is damaged is mended by the refresh
+        stored = bench.store.current(ARTIFACT)
+        if stored is not None and stored.attrs.get("source_key") == _source_key(bench):
+            return
+    check_words(bench.settings, load_splits(data, root)[0])
 
 
 def _read(bench: Workbench, key: str) -> tuple[tuple[TableSplit, TableSplit], str]:

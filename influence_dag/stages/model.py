@@ -20,7 +20,7 @@ from influence_dag.stages.class_order import check_order
 from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.features import check_features, feature_names
 from influence_dag.stages.minimum import assumption, movement
-from influence_dag.stages.rebuilt import Fitted, check_rebuilt
+from influence_dag.stages.rebuilt import Fitted, check_rebuilt, loss_and_gradient
 from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
@@ -220,7 +220,8 @@ def _artifact(
         else 0.0
     )
     theta = objective.params
-    losses, gradient = _loss_and_gradient(objective, rows)
+    size = bench.settings.compute.batch_size
+    losses, gradient = loss_and_gradient(objective, rows, size)
     penalised = gradient + weight_decay * theta
     info = {
         "parameters": objective.size,
@@ -270,13 +271,6 @@ def parameter_coordinate(names: list[str]) -> Coordinate:
         values,
         {"long_name": "name of the tensor that the entry belongs to"},
     )
-
-
-def _loss_and_gradient(objective: Objective, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
-    theta = objective.params.detach().clone().requires_grad_()
-    loss = objective.mean_loss(theta, rows)
-    (gradient,) = torch.autograd.grad(loss, theta)
-    return loss.detach(), gradient
 
 
 def check_rows(

@@ -105,7 +105,8 @@ def _values(
         return
     yield "losses", _each(mine.losses, rows, fitted), _each(again.losses, rows, fitted)
     yield "gradients", _gradients(mine, rows), _gradients(again, rows)
-    yield "mean gradients", _gradient(mine, rows)[None], _gradient(again, rows)[None]
+    means = [loss_and_gradient(each, rows, fitted.batch_size)[1] for each in (mine, again)]
+    yield "mean gradients", means[0][None], means[1][None]
 
 
 def _outputs(objective: Objective, rows: Rows, size: int) -> list[Tensor]:
@@ -125,13 +126,20 @@ def _each(function: Any, rows: Rows, fitted: Fitted) -> Tensor:
 def _gradients(objective: Objective, rows: Rows) -> Tensor:
     """Of the first rows, one by one."""
     few = min(FIRST, len(rows))
-    return torch.stack([_gradient(objective, rows[k : k + 1].unweighted) for k in range(few)])
+    singles = [rows[k : k + 1].unweighted for k in range(few)]
+    return torch.stack([loss_and_gradient(objective, row, 1)[1] for row in singles])
 
 
-def _gradient(objective: Objective, rows: Rows) -> Tensor:
+def loss_and_gradient(objective: Objective, rows: Rows, size: int) -> tuple[Tensor, Tensor]:
+    """The mean loss and its gradient, over batches: activations of few rows are in memory."""
     theta = objective.params.detach().clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(objective.mean_loss(theta, rows), theta)
-    return gradient
+    loss, gradient = torch.zeros_like(theta[0]).detach(), torch.zeros_like(theta).detach()
+    for batch in rows.batches(size):
+        total = objective.total_loss(theta, batch)
+        if total.requires_grad:  # of a batch of which no row depends on θ it is zero
+            gradient += torch.autograd.grad(total, theta)[0]
+        loss += total.detach()
+    return loss / rows.weight_sum, gradient / rows.weight_sum
 
 
 def _compare(

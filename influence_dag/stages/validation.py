@@ -102,7 +102,7 @@ def _stored(bench: Workbench, method: str, damping: int) -> torch.Tensor:
 
 def _ids(bench: Workbench, split) -> np.ndarray:
     axis = bench.axis("dataset", split)
-    return axis.ids[axis.slots].astype(STRING)
+    return axis.stored_ids[axis.slots]
 
 
 def _leave_one_out(bench: Workbench, settings) -> Whole:

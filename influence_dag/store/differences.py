@@ -161,7 +161,9 @@ def _labels(version: Version) -> dict[str, list[Any]]:
     for dim, index in dataset.indexes.items():
         valid = dataset.coords.get(f"{dim}_valid")
         there = np.ones(len(index), bool) if valid is None else valid.values
-        found[str(dim)] = [x if ok else "" for x, ok in zip(index.tolist(), there, strict=True)]
+        # Ids are compared as text: they may be whole numbers in one version alone.
+        names = index.tolist() if valid is None else map(str, index.tolist())
+        found[str(dim)] = [x if ok else "" for x, ok in zip(names, there, strict=True)]
     return found
 
 
@@ -170,7 +172,7 @@ def _row_keys(version: Version, dim: str) -> dict[Any, int]:
     if f"{dim}_key" not in version.coordinates:
         return {}
     labels, keys = version.coordinate(dim).tolist(), version.coordinate(f"{dim}_key").tolist()
-    return {label: key for label, key in zip(labels, keys, strict=True) if key}  # 0: a hole
+    return {str(label): key for label, key in zip(labels, keys, strict=True) if key}  # 0: a hole
 
 
 def _beyond(labels: list[Any], others: list[Any]) -> list[Any]:

@@ -61,7 +61,11 @@ class Checks:
         return self._of_second_derivatives()
 
     def _of_second_derivatives(self) -> float:
-        return 10 * self.eps * largest_input(self.case) ** 2 * self.truth.condition
+        return self.rounding_of_second_derivatives * self.truth.condition
+
+    @property
+    def rounding_of_second_derivatives(self) -> float:
+        return 10 * self.eps * largest_input(self.case) ** 2
 
     def _cancelled(self) -> float:
         """Rounding of p - 1 where p is 1, times an input, in rows that hardly have a gradient."""

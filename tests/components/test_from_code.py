@@ -57,9 +57,12 @@ def test_upstream_assets_change_no_number_and_no_code_version():
     assert versions[0].items() <= versions[1].items()
 
 
-def test_upstream_assets_do_not_have_the_rows_read_again(project):
+def test_upstream_assets_have_nothing_read_or_computed_again(project):
+    """And `influence-dag materialize` runs the study alone, where they are not defined."""
+    before = project.data_versions()
     project.write_settings(data={"deps": ["warehouse/patients"]}, dagster={"tags": {"a": "b"}})
-    assert all(update.is_current for update in project.refresh().values())
+    assert project.materialize().version_table("dataset")[-1]["version"] == 1
+    assert project.data_versions() == before
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,11 @@ def test_upstream_assets_do_not_have_the_rows_read_again(project):
         ),
         (
             lambda: idag.study_assets(settings(refresh={"schedule": "@daily"}), name="a"),
-            "take study_definitions, or a schedule of your own",
+            "a: refresh needs a schedule or a sensor, .* take study_definitions",
+        ),
+        (
+            lambda: idag.study_assets(settings(refresh={"automation": True}), name="a"),
+            "a: refresh needs a schedule or a sensor, .* take study_definitions",
         ),
         (
             lambda: idag.study_assets(settings(data={"deps": ["a/report"]}), name="a"),

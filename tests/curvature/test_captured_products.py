@@ -78,6 +78,26 @@ def test_a_layer_with_its_weight_the_other_way_round(positions):
     assert_close(found, expected)
 
 
+class Optional(nn.Module):
+    """A layer that no row of a batch may call."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.extra = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        hidden = torch.tanh(self.inner(x))
+        return self.extra(hidden) if bool((x > 100).any()) else hidden
+
+
+def test_a_layer_that_no_row_calls_adds_nothing():
+    objective = Objective(Optional().double(), "cross_entropy")
+    rows = Rows(torch.randn(6, 3).double(), torch.arange(6) % 3)
+    found, expected, given = both(objective, rows)
+    assert given == 1
+    assert_close(found, expected)
+
+
 def test_few_vectors_go_through_the_network():
     objective, rows = make("pooled signal")
     found, expected, given = both(objective, rows, count=2)

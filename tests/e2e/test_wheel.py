@@ -21,13 +21,18 @@ STUDY = """
 import sys
 from pathlib import Path
 
+import xarray as xr
+
 import influence_dag as idag
 from influence_dag.starting import Start, init
 
 assert Path(idag.__file__).is_relative_to(sys.prefix), idag.__file__
 assert not any("__editable__" in name for name in sys.modules)
 print(init(Start(Path("tiny"), train="train.csv", test="test.csv", target="label")))
-top = idag.materialize("tiny", progress=False)["direct"].influences.idag.top_k(1)
+study = idag.materialize("tiny", progress=False)
+top = study["direct"].influences.idag.top_k(1)
+tree = xr.open_datatree(study.store.root)  # by an entry point of the wheel
+assert tree["direct/influences"].influences.sizes == {"test": 10, "train": 40}
 print("strongest", *top.isel(rank=0).train.values)
 """
 

@@ -1,14 +1,16 @@
 """Networks that another loop trained: how near to a minimum they are, and what is assumed."""
 
+import importlib
+
 import pytest
 import reference
 import torch
-from tiny_project import Project
+from tiny_project import Project, make_rows
 from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.errors import InfluenceDagError
-from influence_dag.stages import checks
+from influence_dag.stages import checks, dataset, model
 
 EARLY, METHODS = 20, {"cg": {"curvature": "gauss_newton", "rtol": 1e-10}, "ekfac": {}}
 
@@ -173,3 +175,31 @@ def test_a_damping_far_from_the_spectrum_is_told(project, method, damping, words
     assert outcome.passed is (words is None)
     assert outcome.tolerated
     assert words is None or words in outcome.message
+
+
+COUNTING = """
+from torch import nn
+
+seen = []
+
+
+class Network(nn.Sequential):
+    def forward(self, x):
+        seen.append(len(x))
+        return super().forward(x)
+
+
+def build():
+    return Network(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+"""
+
+
+def test_activations_of_few_rows_are_in_memory_at_a_time(project):
+    """Of a network's outputs and gradients, whatever the number of rows."""
+    project.write("train", make_rows("train", 3_000))
+    project.write_model(COUNTING)
+    project.write_settings(compute={"batch_size": 500}, data={"classes": ["a", "b", "c"]})
+    bench = project.bench()
+    dataset.refresh(bench)
+    model.refresh(bench)
+    assert max(importlib.import_module("tiny_model").seen) <= 1_024
