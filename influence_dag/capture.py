@@ -91,6 +91,8 @@ def layer_pair(layer: nn.Module, x: Tensor, g: Tensor) -> Pair:
     """
     if not is_capturable(layer):
         return x, g
+    if isinstance(layer, nn.Embedding):
+        x = _indicators(layer, x, g.dtype)
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         axes = 2 + len(layer.kernel_size)
         if x.ndim != axes:  # a call without an axis of rows: shown as pairs of no row
@@ -99,6 +101,14 @@ def layer_pair(layer: nn.Module, x: Tensor, g: Tensor) -> Pair:
     if x.ndim > 3:
         return x.flatten(1, -2), g.flatten(1, -2)
     return x, g
+
+
+def _indicators(layer: nn.Embedding, x: Tensor, dtype: torch.dtype) -> Float[Tensor, "n ... d_in"]:
+    """Rows of an embedding's table as inputs of a Linear layer; 0 of padding, left as it is."""
+    indicators = nn.functional.one_hot(x, layer.num_embeddings).to(dtype)
+    if layer.padding_idx is not None:
+        indicators[..., layer.padding_idx] = 0
+    return indicators
 
 
 def pair_sums(

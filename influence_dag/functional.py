@@ -16,7 +16,12 @@ from influence_dag.loaders import read_rows
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective import Objective, Rows
 from influence_dag.perturbation_points import perturbation_point
-from influence_dag.positions import position_gradients, position_influences, positions_of_test
+from influence_dag.positions import (
+    position_gradients,
+    position_influences,
+    positions_of,
+    positions_of_test,
+)
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
 
 Loader = Iterable[tuple[Any, Any]]
@@ -113,6 +118,8 @@ def compute_influences(
     rows = train if input_data is None else _rows(input_data, objective, "input_data")
     if kind == "perturbation":
         perturbation_point(objective, rows, wrt)  # raises before anything is solved
+    if positions in ("train", "both"):
+        positions_of(objective, rows)  # raises before anything is solved
     at_test: tuple[int, ...] = ()
     if positions in ("test", "both"):
         at_test = positions_of_test(objective, test)

@@ -6,6 +6,9 @@ from torch import nn
 
 from influence_dag.structures import joined
 
+_LARGEST_DENSE_TABLE = 2**11  # numbers: their covariance takes seconds to diagonalise
+_MOST_INDICATORS = 2**12  # rows of a table: of as many numbers is the input at a position
+
 
 class InProjection(nn.Module):
     """The Linear layer that queries, keys and values of an `nn.MultiheadAttention` are made by.
@@ -44,8 +47,22 @@ def is_capturable(layer: nn.Module) -> bool:
     return is_transposed(layer)
 
 
+def is_large_table(layer: nn.Module) -> bool:
+    """Whether it is an embedding that is kept as a Linear layer of indicators of its rows.
+
+    Small ones are cheaper, and exact, as they are; of large ones their covariance would be.
+    """
+    if not isinstance(layer, nn.Embedding) or layer.max_norm is not None:
+        return False
+    plain = not layer.scale_grad_by_freq and not layer.sparse
+    rows, numbers = layer.num_embeddings, layer.weight.numel()
+    return plain and numbers > _LARGEST_DENSE_TABLE and rows <= _MOST_INDICATORS
+
+
 def is_transposed(layer: nn.Module) -> bool:
-    """Whether it is the Linear layer of GPT-2, `Conv1D`, whose weight is (inputs, outputs)."""
+    """Whether its weight is (inputs, outputs): GPT-2's `Conv1D`, or a large table of embeddings."""
+    if is_large_table(layer):
+        return True
     weight = getattr(layer, "weight", None)
     named = type(layer).__name__ == "Conv1D" and not isinstance(layer, nn.Linear)
     return named and weight is not None and weight.ndim == 2

@@ -175,3 +175,41 @@ def test_adapters_are_captured_and_a_frozen_base_is_no_part_of_anything(kind):
     factorization = EKFAC().factorize(GaussNewton(objective, rows))
     solved = factorization.solve(torch.eye(objective.size).double(), damping=0.1).x
     assert_close(solved, solved.T)
+
+
+# Large tables ----------------------------------------------------------------------------------
+
+
+class Reads(nn.Module):
+    """Tokens of a table of 2,100 numbers, and their positions in one that is as large."""
+
+    def __init__(self, padding=None):
+        super().__init__()
+        self.embed = nn.Embedding(70, 30, padding_idx=padding)
+        self.place, self.out = nn.Embedding(70, 30), nn.Linear(30, 3)
+
+    def forward(self, tokens):
+        places = self.place(torch.arange(tokens.shape[1])[None])
+        return self.out(torch.tanh(self.embed(tokens) + places).mean(1))
+
+
+@pytest.mark.parametrize("padding", [None, 0])
+def test_large_tables_are_kronecker_blocks_of_indicators(padding):
+    objective, rows = problem(Reads(padding))
+    assert captured(objective, rows) == {"embed", "place", "out"}
+    check_gradients(objective, rows)
+    factorization = EKFAC().factorize(GaussNewton(objective, rows))
+    assert factorization.info["captured_layers"] == "embed, place, out"
+    dense = GaussNewton(objective, rows, route="autograd").dense()
+    embed = factorization.blocks[0]
+    index = torch.arange(70 * 30).view(70, 30).T.flatten()
+    Q = torch.kron(embed.gradient_eigenvectors, embed.activation_eigenvectors)
+    assert_close((Q.T @ dense[index][:, index] @ Q).diagonal(), embed.eigenvalues.flatten())
+
+
+def test_a_table_of_too_many_rows_for_indicators_is_left_to_its_layer():
+    module = Reads()
+    module.embed = nn.Embedding(5_000, 30)
+    objective, rows = problem(module)
+    assert "embed" in {getattr(b, "layer", None) for b in gradient_layout(objective, rows).blocks}
+    check_gradients(objective, rows)

@@ -244,7 +244,7 @@ def test_a_dense_block_that_is_too_large_is_named():
     class Large(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.outer = nn.Embedding(1000, 10), nn.Linear(10, 2)
+            self.embed, self.outer = nn.Embedding(5000, 2), nn.Linear(2, 2)
 
         def forward(self, x):
             return self.outer(self.embed(x).mean(1))
