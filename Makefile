@@ -7,6 +7,7 @@
 #   make bench      speed, as ratios within one run
 #   make campaign   the long numerical validation
 #   make fidelity   each method against exact solves and refits; the tables of docs/methods.md
+#   make bad-input  what comes of bad input: asked anew, and docs/bad-input.md
 #   make clean      remove results, history, caches and .venv
 #
 # PYTHON=…       the interpreter to build .venv with (3.11 or newer)
@@ -26,7 +27,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test lint check bench campaign fidelity clean
+.PHONY: help demo ui test lint check bench campaign fidelity bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -72,6 +73,9 @@ campaign: $(READY)
 # The figures are of one thread.
 fidelity: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py
+
+bad-input: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bad_input
 
 clean:
 	rm -rf $(VENV) .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

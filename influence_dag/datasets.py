@@ -4,7 +4,7 @@ Input problems end here, as a `DataError` that names the file, the row, the colu
 seen and what would be right.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from influence_dag.settings import is_callable_name
 from influence_dag.sources import Source, files, read_source
 from influence_dag.sources.digests import FileDigests
 from influence_dag.sources.ids import checked_ids
-from influence_dag.sources.numbers import canonical, decimal, whole
+from influence_dag.sources.numbers import canonical, check_precision, decimal, whole
 from influence_dag.sources.words import TRUTH, encoded
 from influence_dag.standardising import Units
 from influence_dag.store.fingerprints import fingerprint, row_fingerprints
@@ -167,6 +167,18 @@ def _of_one_type(split: Split, other: Split) -> Split:
     return replace(split, x=x, y=alike(split.y, other.y, "target"))
 
 
+def check_precisions(splits: Iterable[Split], dtype: str) -> None:
+    """Raise `DataError` for a number that is infinite in `compute.dtype`."""
+    for split in splits:
+        for name, values in {**split.x, "target": split.y}.items():
+            check_precision(
+                values,
+                dtype,
+                name=name,
+                row_name=lambda row, split=split: f"{split.source}: id {str(split.ids[row])!r}",
+            )
+
+
 def _check_columns(train: Split, test: Split, pair: str) -> None:
     seen, wanted = test.feature_names or (), train.feature_names or ()
     if seen == wanted:
@@ -255,7 +267,15 @@ def _scaled(source: Source, name: str, features: FeatureSettings) -> np.ndarray:
         values = _shaped(source, name, values, features.shape)
     elif source.columns is not None and not source.columns:
         raise DataError(f"{source.name}: no feature columns beside the id and the target")
-    return values if features.scale == 1 else values * features.scale
+    return values if features.scale == 1 else _times(source, name, values, features.scale)
+
+
+def _times(source: Source, name: str, values: np.ndarray, scale: float) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        scaled = values * scale
+    if not np.isfinite(scaled).all():
+        raise DataError(f"{source.name}: {name} times data.features.scale {scale:g} overflows")
+    return scaled
 
 
 def _shaped(source: Source, name: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_dag.datasets import Split, load_splits
+from influence_dag.datasets import Split, check_precisions, load_splits
 from influence_dag.errors import DataError, ModelError
 from influence_dag.graph import artifacts, matrix_of
 from influence_dag.running import load_study
@@ -100,6 +100,7 @@ def foresee(folder: str | Path) -> Foreseen:
         sys.path.insert(0, str(study.root))  # the study's own callables live in the project
     train, test = load_splits(study.settings.data, study.root)
     check_words(study.settings, train)
+    check_precisions((train, test), study.settings.compute.dtype)
     rates = _Rates.measured(study, train, test)
     costs = tuple(_cost(name, study, rates) for name in (node.name for node in artifacts(study)))
     return Foreseen(

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -19,6 +20,7 @@ from influence_dag.settings import (
     Seed,
     Settings,
     callable_name,
+    path_name,
 )
 
 
@@ -90,11 +92,11 @@ class ModelSettings(Settings):
             "fit settings, or module:callable (module, rows) that trains the module in place"
         ),
     )
-    depends_on: tuple[str, ...] = Field(
+    depends_on: tuple[Annotated[str, AfterValidator(path_name)], ...] = Field(
         default=(),
         description="files that the code opens by itself: an edit of one is an edit of the code",
     )
-    checkpoint: str | None = Field(
+    checkpoint: Annotated[str, AfterValidator(path_name)] | None = Field(
         default=None,
         description=(
             "a file with the module's state: .safetensors, or of torch.save (.pt .pth .bin)"

@@ -16,8 +16,9 @@ from influence_dag.errors import DataError, StudyError
 from influence_dag.places import project_around
 from influence_dag.scales import unscaled
 from influence_dag.settings import is_callable_name
-from influence_dag.sources.base import demand, did_you_mean
+from influence_dag.sources.base import demand
 from influence_dag.study import StudySettings, study_name
+from influence_dag.texts import did_you_mean
 
 MOST_CLASSES = 20  # of whole numbers; more of them are amounts
 EXACT_UP_TO = 5_000  # parameters

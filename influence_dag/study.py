@@ -113,6 +113,13 @@ class StoreSettings(Settings):
     lock_timeout: PositiveFloat = Field(
         default=3600.0, description="seconds to wait for another process at the same artifact"
     )
+    locks: Literal["flock", "files"] = Field(
+        default="flock",
+        description=(
+            "files: lock files, for a file system without locks of the system; alike for all who "
+            "write there"
+        ),
+    )
     max_relative_error: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
 
 
@@ -180,6 +187,12 @@ class StudySettings(Settings):
             )
         if self.damping == ():
             raise ValueError("damping is an empty list; give at least one value")
+        largest = 3.4e38 if self.compute.dtype == "float32" else 1.7e308
+        if beyond := [damping for damping in self.dampings if damping > largest]:
+            raise ValueError(
+                f"damping {beyond[0]:g} is more than {self.compute.dtype} can hold; against it "
+                "every curvature is 0"
+            )
         return self
 
     @property

@@ -13,15 +13,14 @@ from influence_dag.sources.arrays import array_source, kept_array
 from influence_dag.sources.base import INPUT, Source, chosen, same_length
 from influence_dag.sources.tables import frame_source
 from influence_dag.sources.texts import numbers_or_words
+from influence_dag.users_code import named_by
 
 TARGETS = ("labels", "label", "targets", "target", "y")  # as in batches of a loader
 WEIGHTS = ("weights", "weight", "sample_weight")
 
 
 def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Source:
-    from influence_dag.models import import_callable  # here: it imports torch
-
-    dataset = import_callable(name, root, f"data.{which}")()
+    dataset = made(name, root, which)
     if (table := as_table(dataset)) is not None:
         return _table_source(table, name, data)
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
@@ -30,11 +29,13 @@ def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Sour
             "dataset with __len__ and __getitem__ yielding (x, y), or a table (of pandas, polars, "
             "Arrow, or a datasets.Dataset)"
         )
-    if len(dataset) == 0:
+    with named_by(f"data.{which}: the length of {name}", "a number of rows is wanted", DataError):
+        count = len(dataset)
+    if count == 0:
         raise DataError(f"data.{which}: {name} is empty; at least one row is needed")
     weighted = data.weight is not None and which == "train"
     sizes = (3,) if weighted else (2,) if data.weight is None else (2, 3)
-    items = [_item(dataset, name, row, sizes) for row in range(len(dataset))]
+    items = [_item(dataset, name, row, sizes) for row in range(count)]
     inputs, targets, weights = zip(*items, strict=True)
     ids = None if data.id is None else getattr(dataset, data.id, None)
     if data.id is not None and ids is None:
@@ -62,6 +63,16 @@ def read_callable(name: str, data: DataSettings, which: str, root: Path) -> Sour
             kept=kept,
         )
     )
+
+
+def made(name: str, root: Path, which: str) -> Any:
+    """What the callable returns."""
+    from influence_dag.models import import_callable  # here: it imports torch
+
+    make = import_callable(name, root, f"data.{which}")
+    wanted = "it is called without arguments and returns a data set or a table"
+    with named_by(f"data.{which}: {name}", wanted, DataError):
+        return make()
 
 
 def as_table(dataset: Any) -> pd.DataFrame | None:
@@ -113,11 +124,17 @@ def in_parts(item: Any) -> Any:
     return (only, *parts)
 
 
+def read_item(dataset: Any, name: str, row: int) -> Any:
+    """A row as the data set has it."""
+    with named_by(f"{name}: row {row}", "every row has to be readable, in any order", DataError):
+        return dataset[row]
+
+
 def _item(
     dataset: Any, name: str, row: int, sizes: tuple[int, ...]
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Inputs by name, target and weight (1 where there is none) of a row, of so many parts."""
-    item = in_parts(dataset[row])
+    item = in_parts(read_item(dataset, name, row))
     size = len(item) if isinstance(item, tuple | list) else 0
     if size not in sizes:
         expected = "a pair (x, y)" if 2 in sizes else "(x, y, weight), as data.weight is set"

@@ -9,7 +9,7 @@ import numpy as np
 from influence_dag.data_settings import DataSettings, Which
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source
-from influence_dag.sources.callables import as_table, in_parts, read_callable
+from influence_dag.sources.callables import as_table, in_parts, made, read_callable, read_item
 from influence_dag.sources.texts import texts
 
 
@@ -21,12 +21,12 @@ def read_repeatably(name: str, data: DataSettings, which: Which, root: Path) -> 
     that nothing drawn on reading them, nor their order, decides what they are. Raises `DataError`
     naming the first row that moved.
     """
-    from influence_dag.models import import_callable, seeded  # here: it imports torch
+    from influence_dag.seeding import seeded  # here: it imports torch
 
     with seeded(0):
         source = read_callable(name, data, which, root)
     with seeded(0):
-        again = import_callable(name, root, f"data.{which}")()
+        again = made(name, root, which)
     rows = reversed(range(len(source.target)))
     if as_table(again) is not None:
         with seeded(0):
@@ -57,7 +57,8 @@ def _differs(source: Source, dataset: Any, row: int) -> bool:
     if row >= len(dataset):
         return True
     return any(
-        not _same(kept, value) for kept, value in _pairs(source, in_parts(dataset[row]), row)
+        not _same(kept, value)
+        for kept, value in _pairs(source, in_parts(read_item(dataset, source.name, row)), row)
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.datasets import Split as TableSplit
-from influence_dag.datasets import load_splits, source_fingerprint
+from influence_dag.datasets import check_precisions, load_splits, source_fingerprint
 from influence_dag.errors import DataError, StoreError
 from influence_dag.labelled import (
     SPLITS,
@@ -66,6 +66,7 @@ def _read(bench: Workbench, key: str) -> tuple[tuple[TableSplit, TableSplit], st
     for _ in range(READINGS):
         splits = load_splits(bench.settings.data, bench.study.root)
         check_words(bench.settings, splits[0])
+        check_precisions(splits, bench.settings.compute.dtype)
         before, key = key, _source_key(bench)
         if key == before:
             return splits, key

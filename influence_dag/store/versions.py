@@ -18,26 +18,23 @@ from influence_dag.errors import StoreError
 from influence_dag.store.cloning import clone
 from influence_dag.store.differences import Difference
 from influence_dag.store.drafts import Draft
-from influence_dag.store.files import (
-    boot_id,
-    explained,
-    locked,
-    remove,
-    stamp,
-    sync,
-)
+from influence_dag.store.files import boot_id, explained, remove, stamp, sync
 from influence_dag.store.journal import Journal, finished_chunks
 from influence_dag.store.layout import Layout
+from influence_dag.store.locks import Locks, locked
+from influence_dag.store.manifests import BLOCKS, MANIFEST
 from influence_dag.store.plans import Expected, Plan, make_plan
 from influence_dag.store.pointers import CURRENT, is_pointer, numbered, point, pointed_to
-from influence_dag.store.published import BLOCKS, MANIFEST, Version
+from influence_dag.store.published import Version
 from influence_dag.store.publishing import finish
+from influence_dag.texts import did_you_mean
 from influence_dag.unchanged import ChangedError
 
 __all__ = ["ArtifactStore", "Draft", "Plan", "Version"]
 
 _PART = re.compile(r"\w[\w.-]*")  # of an artifact's name
 _NO_ARTIFACTS = {"versions", CURRENT}
+_DEEPEST = 3  # parts of a name; who opens `/` is not to wait until all of it has been looked at
 _JOURNALS = ".partial-*.journal"
 
 
@@ -56,6 +53,7 @@ class ArtifactStore:
         keep_versions: int = 5,
         lock_timeout: float = 60.0,
         report: Callable[[str], None] = lambda message: None,
+        locks: Locks = "flock",
     ) -> None:
         if keep_versions < 1:
             raise StoreError(f"keep_versions is {keep_versions}; at least the current one is kept")
@@ -63,6 +61,7 @@ class ArtifactStore:
         self.keep_versions, self.lock_timeout = keep_versions, lock_timeout
         self._opened: dict[Path, tuple[object, Version]] = {}
         self._report = report
+        self._locks: Locks = locks
 
     def names(self) -> list[str]:
         """The artifacts that have a current version, sorted."""
@@ -84,9 +83,12 @@ class ArtifactStore:
         """
         found = []
         for folder, inside, _ in os.walk(self.root):
-            if "versions" in inside:
-                found.append(Path(folder).relative_to(self.root).as_posix())
+            relative = Path(folder).relative_to(self.root)
+            if not _NO_ARTIFACTS.isdisjoint(inside):
+                found.append(relative.as_posix())
             inside[:] = [n for n in inside if _PART.fullmatch(n) and n not in _NO_ARTIFACTS]
+            if len(relative.parts) >= _DEEPEST:
+                inside.clear()
         return sorted(found)
 
     def current(self, name: str) -> Version | None:
@@ -116,7 +118,11 @@ class ArtifactStore:
         if number is None:
             if version := self.current(name):
                 return version
-            raise StoreError(f"{self.root} has no {name!r} yet; it has {self.names()}")
+            known = self.names()
+            raise StoreError(
+                f"{self.root} has no {name!r} yet{did_you_mean(name, known)}; it has "
+                f"{', '.join(known)}"
+            )
         versions = {version.number: version for version in self.versions(name)}
         if number not in versions:
             raise StoreError(f"{name} has no version {number}; kept are {sorted(versions)}")
@@ -196,6 +202,7 @@ class ArtifactStore:
             self._folder(name) / file,
             timeout=self.lock_timeout,
             report=lambda message: self._report(f"{name}: {message}"),
+            locks=self._locks,
         )
 
     def _folder(self, name: str) -> Path:

@@ -408,7 +408,7 @@ def test_a_file_system_without_locks_is_an_error_that_says_so(store, monkeypatch
     def refused(*arguments):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("influence_dag.store.files.fcntl.flock", refused)
+    monkeypatch.setattr("influence_dag.store.locks.fcntl.flock", refused)
     words = "local disk" if number == errno.EIO else "file system has no locks"
     with pytest.raises(StoreError, match=rf"locking .*\.lock failed: .*{words}"):
         refresh(store, Sample())
