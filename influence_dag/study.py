@@ -231,14 +231,22 @@ def study_name(folder: Path) -> str:
     """
     if re.fullmatch(r"[A-Za-z0-9_]+", folder.name):
         return folder.name
-    plain = unicodedata.normalize("NFKD", folder.name.replace("ß", "ss"))
-    plain = plain.encode("ascii", "ignore").decode()
-    better = re.sub(r"[^A-Za-z0-9_]+", "_", plain).strip("_") or "my_study"
+    better = usable_name(folder.name)
     raise StudyError(
         f"{folder}: the folder's name is the study's, and {folder.name!r} has characters other "
         f"than the letters a to z and A to Z, digits and _, which Dagster's assets do not take; "
         f"rename the folder, for example to {better}"
     )
+
+
+def usable_name(name: str) -> str:
+    """A name near to this one that Dagster's assets take.
+
+    >>> usable_name("my-study"), usable_name("étude"), usable_name("研究")
+    ('my_study', 'etude', 'my_study')
+    """
+    plain = unicodedata.normalize("NFKD", name.replace("ß", "ss")).encode("ascii", "ignore")
+    return re.sub(r"[^A-Za-z0-9_]+", "_", plain.decode()).strip("_") or "my_study"
 
 
 def placed(settings: StudySettings, folder: Path, root: Path) -> StudySettings:
