@@ -232,7 +232,7 @@ def test_results_of_an_interrupted_run_go_if_more_is_computed(store):
 
 def test_an_unfinished_version_of_another_boot_is_not_trusted(store, monkeypatch):
     interrupted_run(store, NEW, 1)
-    monkeypatch.setattr("influence_dag.store.versions.boot_id", lambda: "another")
+    monkeypatch.setattr("influence_dag.store.partials.boot_id", lambda: "another")
     draft = refresh(store, NEW)
     assert not draft.resumed
     assert draft.chunks_written == NEW_CHUNKS
