@@ -8,6 +8,7 @@
 #   make campaign   the long numerical validation
 #   make fidelity   each method against exact solves and refits; the tables of docs/methods.md
 #   make settings   docs/settings.md, from the settings themselves
+#   make bad-input  what comes of bad input: asked anew, and docs/bad-input.md
 #   make clean      remove results, history, caches and .venv
 #
 # PYTHON=…       the interpreter to build .venv with (3.11 or newer)
@@ -27,7 +28,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test lint check bench campaign fidelity settings clean
+.PHONY: help demo ui test lint check bench campaign fidelity settings bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -76,6 +77,9 @@ fidelity: $(READY)
 
 settings: $(READY)
 	$(BIN)/python -m influence_dag.settings_reference > docs/settings.md
+
+bad-input: $(READY)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bad_input
 
 clean:
 	rm -rf $(VENV) .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

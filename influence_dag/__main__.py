@@ -10,6 +10,7 @@ import click
 
 from influence_dag import __version__
 from influence_dag.errors import InfluenceDagError
+from influence_dag.users_code import ended
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit code, as shells have it
 
@@ -143,7 +144,8 @@ def gc(folder: Path, keep: int | None) -> None:
     with _errors_in_a_line():
         study = load_study(folder)
         keep = keep or study.settings.store.keep_versions
-        removed = ArtifactStore(study.store_path, keep_versions=keep).gc()
+        locks = study.settings.store.locks
+        removed = ArtifactStore(study.store_path, keep_versions=keep, locks=locks).gc()
         click.echo("\n".join([*removed, f"{len(removed)} removed, {keep} versions kept of each"]))
 
 
@@ -153,6 +155,8 @@ def _errors_in_a_line() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
+    except SystemExit as error:
+        sys.exit(f"StudyError: {ended(error)}")
     except InfluenceDagError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt as interrupt:

@@ -1,5 +1,6 @@
 """What a model makes of every row, seen in two batchings: each row has to stand for itself."""
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -54,7 +55,8 @@ def _pass(
     """The loss of every row, and the gradient of their random combination."""
     values, gradient = torch.empty_like(u), torch.zeros_like(objective.params)
     for index in order.split(size):
-        values[index], part = _losses(objective, rows[index], u[index], of)
+        losses, part = _losses(objective, rows[index], u[index], of)
+        values[index] = losses.to(values.dtype)
         gradient += part
     return values, gradient
 
@@ -97,6 +99,11 @@ def _check_equal(objective: "Objective", first: Tensor, second: Tensor) -> None:
 
 def _check_gradients(objective: "Objective", first: Tensor, second: Tensor) -> None:
     difference, scale = float((first - second).norm()), float(first.norm())
+    if not math.isfinite(scale):
+        raise ModelError(
+            "the gradients of the rows' losses are not finite, though the losses are: look at the "
+            "size of the inputs, and for roots, logarithms and divisions at 0"
+        )
     if not difference <= _tolerance(objective) * 10 * scale:
         raise ModelError(
             "the gradient of a row's loss depends on the other rows of its batch (relative "

@@ -47,6 +47,8 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> Any:
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        raise ModelError(f"{path}: not a readable checkpoint: it is no file")
     if path.suffix in PICKLED:
         return _unpickled(path)
     try:
@@ -79,7 +81,9 @@ def _said(error: Exception) -> str:
     holds = re.search(r"GLOBAL (\S+)", str(error))
     if holds:
         return f"it holds a {holds[1]}"
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    said = next(iter(str(error).strip().splitlines()), "")
+    said, name = said.partition(". ")[0], type(error).__name__  # advice for other programs follows
+    return said if " " in said else f"{name} {said}".strip()
 
 
 def fill(module: nn.Module, content: Any, name: str) -> None:
@@ -146,13 +150,22 @@ def _complaints(
             for key in shared
             if stored[key].shape != wanted[key].shape
         ],
-        [f"{key} is not finite" for key in stored if not stored[key].isfinite().all()],
+        [f"{key} is {seen}" for key in stored if (seen := _not_numbers(stored[key]))],
     )
     return [
         complaint
         for kind in kinds
         for complaint in (*kind[:SHOWN], *([f"{len(kind) - SHOWN} more"] if kind[SHOWN:] else ()))
     ]
+
+
+def _not_numbers(value: Tensor) -> str | None:
+    """Why a tensor is no array of finite real numbers; None where it is one."""
+    if value.is_meta:
+        return "on the meta device, without numbers"
+    if value.layout != torch.strided or value.is_complex() or value.is_quantized:
+        return f"{value.dtype}, {value.layout}; wanted real numbers, strided"
+    return None if value.isfinite().all() else "not finite"
 
 
 def _may_lack(key: str, stored: Mapping[str, Tensor], module: nn.Module) -> bool:

@@ -1,6 +1,6 @@
 """Settings of a study's rows: the files or code they come from, and how columns become inputs."""
 
-import codecs
+import math
 from datetime import date
 from typing import Annotated, Any, Literal
 
@@ -16,10 +16,7 @@ from pydantic import (
 )
 
 from influence_dag.dagster_settings import asset_path
-from influence_dag.settings import (
-    Settings,
-    is_callable_name,
-)
+from influence_dag.settings import Settings, is_callable_name, path_name
 
 
 class FeatureSettings(Settings):
@@ -83,9 +80,10 @@ def _only_files(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+PathName = Annotated[str, AfterValidator(path_name)]
 Files = Annotated[
-    Annotated[str, Tag("name")]
-    | Annotated[tuple[str, ...], AfterValidator(_only_files), Tag("list")],
+    Annotated[PathName, Tag("name")]
+    | Annotated[tuple[PathName, ...], AfterValidator(_only_files), Tag("list")],
     Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "name"),
 ]
 
@@ -103,8 +101,8 @@ class CsvSettings(Settings):
     @classmethod
     def _known(cls, value: str) -> str:
         try:
-            codecs.lookup(value)
-        except (LookupError, ValueError) as error:
+            "a".encode(value)
+        except (LookupError, ValueError) as error:  # some are of bytes: base64
             raise ValueError(f"{value!r} is no encoding that Python knows") from error
         return value
 
@@ -118,17 +116,22 @@ class CsvSettings(Settings):
         return self
 
 
+MOST_PIXELS = 10**8  # of one picture
+
+
 def _two(size: tuple[int, ...]) -> tuple[int, ...]:
     """A pair, by a validator: Dagster cannot show the schema of a tuple of fixed length."""
     if len(size) != 2:
         raise ValueError(f"size is [rows, columns], not {list(size)}")
+    if math.prod(size) > MOST_PIXELS:
+        raise ValueError(f"size has {math.prod(size):,} pixels; at most {MOST_PIXELS:,} are taken")
     return size
 
 
 class ImageSettings(Settings):
     """How pictures become inputs: floats from 0 to 1 of shape (channels, rows, columns)."""
 
-    root: str | None = Field(
+    root: PathName | None = Field(
         default=None,
         description="the folder that paths in a table start at; default: the table's own",
     )

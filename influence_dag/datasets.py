@@ -4,7 +4,7 @@ Input problems end here, as a `DataError` that names the file, the row, the colu
 seen and what would be right.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from influence_dag.sources import Source, files, read_source
 from influence_dag.sources.base import not_finite
 from influence_dag.sources.digests import FileDigests
 from influence_dag.sources.ids import checked_ids
-from influence_dag.sources.numbers import canonical, decimal, whole
-from influence_dag.sources.on_demand import RowsOnDemand, Values, seen
+from influence_dag.sources.numbers import canonical, check_precision, decimal, whole
+from influence_dag.sources.on_demand import RowsOnDemand, Values, row_bytes, runs, seen
 from influence_dag.sources.row_keys import input_keys, prepared
 from influence_dag.sources.words import TRUTH, encoded
 from influence_dag.standardising import Units
@@ -209,6 +209,21 @@ def _of_one_type(split: Split, other: Split) -> Split:
     return replace(split, x=x, y=alike(split.y, other.y, "target"))
 
 
+def check_precisions(splits: Iterable[Split], dtype: str) -> None:
+    """Raise `DataError` for a number that is infinite in `compute.dtype`."""
+    for split in splits:
+        for name, values in {**split.x, "target": split.y}.items():
+            if values.dtype.itemsize <= np.dtype(dtype).itemsize:
+                continue
+            for rows in runs(len(values), row_bytes(values)):
+                of_id = partial(_of_id, split, rows.start)
+                check_precision(values[rows], dtype, name=name, row_name=of_id)
+
+
+def _of_id(split: Split, start: int, row: int) -> str:
+    return f"{split.source}: id {str(split.ids[start + row])!r}"
+
+
 def _check_columns(train: Split, test: Split, pair: str) -> None:
     seen, wanted = test.feature_names or (), train.feature_names or ()
     if seen == wanted:
@@ -314,7 +329,8 @@ def _scaled(source: Source, name: str, features: FeatureSettings) -> Values:
         _check_shape(source, values, features.shape)
     elif source.columns is not None and not source.columns:
         raise DataError(f"{source.name}: no feature columns beside the id and the target")
-    return seen(values, partial(prepared, features=features))
+    of = f"{source.name}: {name}"
+    return seen(values, partial(prepared, features=features, name=of))
 
 
 def _check_shape(source: Source, values: Values, shape: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_dag.datasets import Split, load_splits
+from influence_dag.datasets import Split, check_precisions, load_splits
 from influence_dag.errors import DataError, ModelError
 from influence_dag.graph import artifacts, matrix_of
 from influence_dag.running import load_study
@@ -101,6 +101,7 @@ def foresee(folder: str | Path) -> Foreseen:
     from influence_dag.stages.class_order import check_words
 
     check_words(study.settings, train)
+    check_precisions((train, test), study.settings.compute.dtype)
     rates = _Rates.measured(study, train, test)
     costs = tuple(_cost(name, study, rates) for name in (node.name for node in artifacts(study)))
     return Foreseen(

@@ -49,6 +49,12 @@ class TorchTwiceDifferentiable:
         *,
         measurement: LossFunction | None = None,
     ):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted")
+        if not isinstance(loss, str) and not callable(loss):
+            raise TypeError(
+                f"loss is a {type(loss).__name__}; a name or a function (output, target) is wanted"
+            )
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.loss = loss.to(self.device) if isinstance(loss, nn.Module) else loss
@@ -242,4 +248,6 @@ def _right_hand_sides(b: Tensor, objective: Objective) -> Float[Tensor, "k p"]:
             f"b has shape {tuple(b.shape)}; the model has {objective.size} trainable parameters, "
             f"so b is (k, {objective.size}) or ({objective.size},)"
         )
+    if not b.isfinite().all():
+        raise ValueError("b has entries that are not finite; no x solves that")
     return torch.atleast_2d(b).to(objective.device, objective.dtype)

@@ -9,6 +9,7 @@ from influence_dag.errors import StudyError
 from influence_dag.stages.wording import Wording, matrix_formula
 from influence_dag.study import Study
 from influence_dag.unchanged import ChangedError, watching
+from influence_dag.users_code import ended
 
 if TYPE_CHECKING:
     from influence_dag.stages.updates import Update
@@ -56,6 +57,8 @@ class Artifact:
             try:
                 with watching():
                     return module.refresh(bench, *([self.argument] if self.argument else []))
+            except SystemExit as error:
+                raise ended(error) from error
             except ChangedError as error:
                 changed = error.what
                 bench.report(f"{self.name}: {error}; begun again")

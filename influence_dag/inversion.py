@@ -88,6 +88,8 @@ class Inversion:
         damping = damping if hessian_perturbation is None else hessian_perturbation
         if isinstance(damping, str) and damping != "auto":
             raise ValueError(f"damping={damping!r} is unknown; use a number or 'auto'")
+        if not isinstance(damping, str) and not 0 <= damping < float("inf"):
+            raise ValueError(f"damping={damping!r}; a finite number that is not negative is wanted")
         start = _start(name, settings)
         known = None if block_damping or damping == "auto" else damping
         method = _method(name, known, settings)

@@ -23,6 +23,10 @@ def read_rows(loader: Iterable[Any], *, what: str, ordered: bool = True) -> Rows
     which can be read once only, is taken as it is. The global random numbers of torch are left as
     they were.
     """
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise ModelError(
+            f"{what} is a {type(loader).__name__}; wanted a data loader, or a list of (x, y)"
+        )
     with torch.random.fork_rng():
         rows = Rows.from_loader(loader)
         if iter(loader) is not loader:

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -20,6 +21,7 @@ from influence_dag.settings import (
     Settings,
     Unit,
     callable_name,
+    path_name,
 )
 
 
@@ -96,11 +98,11 @@ class ModelSettings(Settings):
             "fit settings, or module:callable (module, rows) that trains the module in place"
         ),
     )
-    depends_on: tuple[str, ...] = Field(
+    depends_on: tuple[Annotated[str, AfterValidator(path_name)], ...] = Field(
         default=(),
         description="files that the code opens by itself: an edit of one is an edit of the code",
     )
-    checkpoint: str | None = Field(
+    checkpoint: Annotated[str, AfterValidator(path_name)] | None = Field(
         default=None,
         description=(
             "a file with the module's state: .safetensors, or of torch.save (.pt .pth .bin)"

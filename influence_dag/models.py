@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from influence_dag.checkpoints import load_checkpoint, load_state, save_checkpoint, state_of
 from influence_dag.errors import InfluenceDagError, ModelError, StudyError
@@ -19,6 +20,7 @@ from influence_dag.module_files import is_of_project
 from influence_dag.project_code import code_hashes, forget_outdated, import_as_hashed
 from influence_dag.seeding import seeded
 from influence_dag.store.fingerprints import fingerprint
+from influence_dag.users_code import named_by, place_of
 
 __all__ = [
     "FitReport",
@@ -72,15 +74,15 @@ def _import_from(module_name: str, root: Path, context: str) -> Any:
             f"{context}: no module {error.name!r}; looked in {root} and in the installed packages"
         ) from error
     except SyntaxError as error:
-        where = f"{error.filename}:{error.lineno}"
+        where = f"{error.filename or module_name}:{error.lineno or 1}"
         raise StudyError(f"{context}: {where}: not Python: {error.msg}") from error
     except (Exception, SystemExit) as error:
         if isinstance(error, InfluenceDagError):
             raise
         said = f"{type(error).__name__}: {error}"
         raise StudyError(
-            f"{context}: importing {module_name} ended in {said:.500}; code that a study names "
-            "has to be importable, without running anything"
+            f"{context}: importing {module_name} ended in {said:.500}{place_of(error)}; code that "
+            "a study names has to be importable, without running anything"
         ) from error
     finally:
         sys.path.remove(str(root))
@@ -113,14 +115,32 @@ def imported_anew(names: Sequence[str], root: Path) -> Iterator[None]:
 def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.Module:
     """The module of `model.build` in `dtype`, its first weights drawn from the fit's seed."""
     build = import_callable(settings.build, root, "model.build")
-    with seeded(settings.fit.seed if isinstance(settings.fit, FitSettings) else 0):
+    context = f"model.build: {settings.build}"
+    wanted = "it is called without arguments and has to return a torch.nn.Module"
+    with (
+        seeded(settings.fit.seed if isinstance(settings.fit, FitSettings) else 0),
+        named_by(context, wanted),
+    ):
         module = build()
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"model.build: {settings.build} returned a {type(module).__name__}, "
-            "expected a torch.nn.Module"
+            f"{context} returned a {type(module).__name__}, expected a torch.nn.Module"
         )
+    _check_numbers(module, context)
     return module.to(dtype=dtype)
+
+
+def _check_numbers(module: nn.Module, context: str) -> None:
+    """A `ModelError` for tensors that are no real numbers, or none yet."""
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(value):
+            raise ModelError(
+                f"{context}: the size of {name} is not known before the first batch; give lazy "
+                "layers their sizes, or call the module once in build"
+            )
+        if value.is_meta or value.is_complex() or value.layout != torch.strided:
+            seen = "on the meta device" if value.is_meta else f"{value.dtype}, {value.layout}"
+            raise ModelError(f"{context}: {name} is {seen}; expected real numbers, strided")
 
 
 def state_fingerprint(module: nn.Module) -> str:

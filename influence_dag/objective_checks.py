@@ -140,6 +140,8 @@ def _few_outputs(objective: "Objective", x: Inputs) -> Any:
     try:
         with torch.no_grad():
             return objective.outputs(objective.params, x)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"the model fails on inputs {described(x)}: {type(error).__name__}: {error}"
@@ -170,6 +172,15 @@ def _check_shapes(objective: "Objective", rows: Rows) -> None:
                 f"the {what} returns shape {shape} for {len(few)} rows; wanted one "
                 f"value per sample, shape ({len(few)},). For a loss that averages over the batch "
                 "use reduction='none' or influence_dag.reduced_loss"
+            )
+        if (
+            values.is_floating_point()
+            and torch.finfo(values.dtype).bits < torch.finfo(objective.dtype).bits
+        ):
+            raise ModelError(
+                f"the {what} is {values.dtype} and the model's parameters are {objective.dtype}: "
+                "something in it rounds to another precision (float(), .half(), a tensor made "
+                "without dtype=); keep that of the output"
             )
 
 

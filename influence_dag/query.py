@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from html import escape
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from influence_dag.method_settings import MethodsSettings
 from influence_dag.result_arrays import of_results
 from influence_dag.store import ArtifactStore, Variable, Version
 from influence_dag.store.differences import Difference
+from influence_dag.texts import did_you_mean
 
 
 def open_study(path: str | Path, project: str | Path | None = None) -> "StudyResults":
@@ -48,13 +50,8 @@ class StudyResults:
 
     def __init__(self, path: Path, project: Path | None = None):
         self.store, self.project = ArtifactStore(path), project and project.absolute()
-        if not self.store.names():
-            raise StoreError(
-                f"no study at {self.store.root}: no artifact has been stored there; materialise "
-                "one "
-                f"with `influence-dag materialize assets/<study>` or give the folder that holds "
-                f"`<method>/influences`"
-            )
+        if "dataset" not in (stored := self.store.names()):
+            raise StoreError(_no_study(self.store.root, stored))
 
     def __repr__(self) -> str:
         rows = [f"  {name}  version {number}  {shape}" for name, number, shape in self._contents()]
@@ -106,7 +103,10 @@ class StudyResults:
         """
         if method not in self.methods:
             stored = ", ".join(self.methods) or "none"
-            raise StoreError(f"{self.store.root} has no influences of {method!r}; it has {stored}")
+            raise StoreError(
+                f"{self.store.root} has no influences of {method!r}"
+                f"{did_you_mean(str(method), self.methods)}; it has {stored}"
+            )
         dataset = self.open(f"{method}/influences")
         return dataset.assign_coords(self._row_info(method, dataset))
 
@@ -169,7 +169,8 @@ class StudyResults:
         return self.store.diff(artifact, before, after)
 
     def versions(self, artifact: str) -> list[Version]:
-        """The kept versions of an artifact, oldest first."""
+        """The kept versions of an artifact, oldest first; `StoreError` where there is none."""
+        self.store.version(artifact)
         return self.store.versions(artifact)
 
     def version_table(self, artifact: str) -> list[dict[str, Any]]:
@@ -194,6 +195,19 @@ class StudyResults:
             except StoreError as error:  # the influences are sound by themselves
                 warnings.warn(f"left out {', '.join(names)}: {error}", RuntimeWarning, stacklevel=4)
         return info
+
+
+def _no_study(root: Path, stored: list[str]) -> str:
+    """Why a folder cannot be opened, and what could be meant."""
+    said = f"no study at {root}: "
+    if studies := [name.removesuffix("/dataset") for name in stored if name.endswith("/dataset")]:
+        return f"{said}it holds folders with results of studies, open one: {', '.join(studies)}"
+    beside = [path.parent.name for path in root.parent.glob("*/dataset")]
+    near = did_you_mean(root.name, beside)
+    return (
+        f"{said}no artifact has been stored there{near}; materialise one with `influence-dag "
+        "materialize assets/<study>` or give the folder that holds `<method>/influences`"
+    )
 
 
 def _shape(variable: Variable) -> str:
@@ -363,8 +377,8 @@ class InfluenceAccessor:
             raise StoreError(
                 f"top_k ranks along 'train', which is not among the dimensions {array.dims}"
             )
-        if k < 1:
-            raise StoreError(f"k is {k}; ask for at least one row")
+        if not isinstance(k, Integral) or k < 1:
+            raise StoreError(f"k is {k!r:.80}; ask for a whole number of rows, at least one")
         values = array.transpose(..., "train").compute()
         order = np.argsort(-values.values if largest else values.values, axis=-1, kind="stable")[
             ..., :k

@@ -1,5 +1,6 @@
 """The pipeline without a UI: the same assets, in this process."""
 
+import os
 import reprlib
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from influence_dag.history import home_of
 from influence_dag.places import project_around, project_root
 from influence_dag.study import Study, StudySettings, study_name
 from influence_dag.study_files import read_yaml
+from influence_dag.texts import did_you_mean
 
 if TYPE_CHECKING:
     from influence_dag.query import StudyResults
@@ -32,15 +34,24 @@ def load_study(folder: str | Path) -> Study:
         path = _study_of_store(path) or path
     path = path / "defs.yaml" if path.is_dir() else path
     if not path.is_file():
-        raise StudyError(f"{path} does not exist; give a study's folder, with a defs.yaml in it")
+        seen = "is no file" if os.path.lexists(path) else "does not exist"
+        near = did_you_mean(path.name, _studies_in(path.parent))
+        raise StudyError(f"{path} {seen}{near}; give a study's folder, with a defs.yaml in it")
     content, nodes = read_yaml(path)
     if not isinstance(content, dict) or content.get("type") != COMPONENT:
-        raise StudyError(f"{path}: `type` must be {COMPONENT}")
+        said = content.get("type") if isinstance(content, dict) else None
+        seen = f"is {said!r:.80}" if said else "has none"
+        raise StudyError(f"{path}: `type` of a study has to be {COMPONENT}, and this {seen}")
     try:
         settings = StudySettings.model_validate(content.get("attributes") or {})
     except ValidationError as error:
         raise StudyError(_explained(path, nodes, error)) from error
     return Study(study_name(path.parent), settings, project_root(path.parent), path.parent)
+
+
+def _studies_in(folder: Path) -> list[str]:
+    """The names of the studies in a folder of studies."""
+    return [path.parent.name for path in folder.glob("*/defs.yaml")]
 
 
 def _keeps(folder: Path, store: Path) -> bool:

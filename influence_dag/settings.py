@@ -64,7 +64,11 @@ def parse_bytes(value: int | str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
     if not match or match[2] not in _UNITS:
         raise ValueError(f"not a size in bytes: {value!r}; write for example 64MiB")
-    size = int(float(match[1]) * _UNITS[match[2]])
+    size = float(match[1]) * _UNITS[match[2]]
+    if size >= 2**63:
+        seen = f"{value!s:.20}"
+        raise ValueError(f"a size of {seen}… is more than there is; write for example 64MiB")
+    size = int(size)
     if size < 1:
         raise ValueError(f"a size of {value!r} leaves no room; write for example 64MiB")
     return size
@@ -130,11 +134,11 @@ def _is_cron_item(item: str, low: int, high: int, names: tuple[str, ...]) -> boo
 
 
 def path_name(value: str) -> str:
-    """A path that a file system can take."""
+    """A path that a file system can take; `ValueError` for what is none."""
     longest = max(map(len, value.encode(errors="replace").split(b"/")))
     if "\0" in value or longest > 255 or not value.strip():
         seen = f"a part of {longest} bytes" if longest > 255 else f"{value!r:.80}"
-        raise ValueError(f"not the path of a folder: {seen}; parts of paths have 1 to 255 bytes")
+        raise ValueError(f"not a path: {seen}; parts of paths have 1 to 255 bytes, none of them 0")
     return value
 
 
@@ -172,28 +176,33 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    @model_validator(mode="before")
     @classmethod
-    def _numbers_are_numbers(cls, value: Any) -> Any:
+    def _not_numbers(cls, values: Mapping[str, Any]) -> list[InitErrorDetails]:
         """YAML reads `yes` and `on` as true, and a number would take that for 1."""
-        if not isinstance(value, Mapping):
-            return value
-        for name, given in value.items():
-            field = cls.model_fields.get(name)
-            if any(isinstance(each, int) and abs(each) >= 2**63 for each in _each(given)):
-                raise ValueError(f"{name} is a number of more than 64 bits")
+        found = []
+        for name, given in values.items():
+            field, said = cls.model_fields.get(name), None
             truths = [each for each in _each(given) if isinstance(each, bool)]
-            if field and truths and not _takes_truth(field.annotation):
-                raise ValueError(
-                    f"{name} is {str(truths[0]).lower()} (YAML reads yes, no, on and off so), "
-                    "which is not what it takes; in quotes it is text"
+            if any(isinstance(each, int) and abs(each) >= 2**63 for each in _each(given)):
+                said = "a number of more than 64 bits"
+            elif field and truths and not _takes_truth(field.annotation):
+                said = (
+                    f"{str(truths[0]).lower()} (YAML reads yes, no, on and off so) is not what it "
+                    "takes; in quotes it is text"
                 )
-        return value
+            if said:
+                context = {"error": ValueError(said)}
+                found.append(
+                    InitErrorDetails(type="value_error", loc=(name,), input=given, ctx=context)
+                )
+        return found
 
     @model_validator(mode="wrap")
     @classmethod
-    def _suggest_names(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    def _checked(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         """An unknown name is answered with the known one that it resembles."""
+        if isinstance(value, Mapping) and (wrong := cls._not_numbers(value)):
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
         try:
             return handler(value)
         except ValidationError as error:

@@ -137,6 +137,13 @@ class StoreSettings(Settings):
     lock_timeout: Annotated[PositiveFloat, Unit("seconds")] = Field(
         default=3600.0, description="seconds to wait for another process at the same artifact"
     )
+    locks: Literal["flock", "files"] = Field(
+        default="flock",
+        description=(
+            "files: lock files, for a file system without locks of the system; alike for all who "
+            "write there"
+        ),
+    )
     max_relative_error: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         default=0.0,
         description="influences are rounded by at most this before compression; 0: not at all",
@@ -208,6 +215,12 @@ class StudySettings(Settings):
             )
         if self.damping == ():
             raise ValueError("damping is an empty list; give at least one value")
+        largest = 3.4e38 if self.compute.dtype == "float32" else 1.7e308
+        if beyond := [damping for damping in self.dampings if damping > largest]:
+            raise ValueError(
+                f"damping {beyond[0]:g} is more than {self.compute.dtype} can hold; against it "
+                "every curvature is 0"
+            )
         return self
 
     @property
@@ -246,14 +259,22 @@ def study_name(folder: Path) -> str:
     """
     if re.fullmatch(r"[A-Za-z0-9_]+", folder.name):
         return folder.name
-    plain = unicodedata.normalize("NFKD", folder.name.replace("ß", "ss"))
-    plain = plain.encode("ascii", "ignore").decode()
-    better = re.sub(r"[^A-Za-z0-9_]+", "_", plain).strip("_") or "my_study"
+    better = usable_name(folder.name)
     raise StudyError(
         f"{folder}: the folder's name is the study's, and {folder.name!r} has characters other "
         f"than the letters a to z and A to Z, digits and _, which Dagster's assets do not take; "
         f"rename the folder, for example to {better}"
     )
+
+
+def usable_name(name: str) -> str:
+    """A name near to this one that Dagster's assets take.
+
+    >>> usable_name("my-study"), usable_name("étude"), usable_name("研究")
+    ('my_study', 'etude', 'my_study')
+    """
+    plain = unicodedata.normalize("NFKD", name.replace("ß", "ss")).encode("ascii", "ignore")
+    return re.sub(r"[^A-Za-z0-9_]+", "_", plain.decode()).strip("_") or "my_study"
 
 
 def placed(settings: StudySettings, folder: Path, root: Path) -> StudySettings:

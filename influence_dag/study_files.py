@@ -10,6 +10,7 @@ from influence_dag.settings import ENVIRONMENT
 
 LARGEST = 100_000  # values; anchors within anchors make billions of a few lines
 TEMPLATES = ("{{", "{%", "{#")  # what Jinja looks for
+MOST_DIGITS = 400  # of a whole number; Python itself reads up to 4,300
 
 
 def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
@@ -33,9 +34,22 @@ def read_yaml(path: Path) -> tuple[Any, yaml.Node | None]:
             f"{path} is not a text file in UTF-8: {error}; save it as UTF-8"
         ) from error
     except yaml.YAMLError as error:
-        raise StudyError(f"{path} is not YAML: {error}") from error
-    except (ValueError, OverflowError, RecursionError) as error:  # of its numbers and dates
+        raise StudyError(_not_yaml(path, error)) from error
+    except RecursionError as error:
+        raise StudyError(
+            f"{path} has lists or groups within one another without an end; settings are few"
+        ) from error
+    except (ValueError, OverflowError) as error:  # of its numbers and dates
         raise StudyError(f"{path} has a value that cannot be read: {error!s:.200}") from error
+
+
+def _not_yaml(path: Path, error: yaml.YAMLError) -> str:
+    """What the parser says, with the line where it says it."""
+    mark = getattr(error, "problem_mark", None)
+    said = [getattr(error, name, None) for name in ("context", "problem")]
+    if mark is None or said[1] is None:
+        return f"{path} is not YAML: {' '.join(str(error).split()):.300}"
+    return f"{path}:{mark.line + 1}: not YAML: {', '.join(filter(None, said)):.300}"
 
 
 def _check(path: Path, nodes: yaml.Node) -> None:
@@ -81,6 +95,9 @@ def _check_keys(path: Path, node: yaml.MappingNode) -> None:
 
 def _check_text(path: Path, node: yaml.ScalarNode) -> None:
     """Refuse templates but `{{ env.NAME }}`: Dagster would fill them in, by any code."""
+    if node.tag.endswith(":int") and len(node.value) > MOST_DIGITS:
+        line, digits = node.start_mark.line + 1, len(node.value)
+        raise StudyError(f"{path}:{line}: a number of {digits:,} digits; none has so many")
     rest = ENVIRONMENT.sub("", node.value)
     if found := next((mark for mark in TEMPLATES if mark in rest), None):
         line = node.start_mark.line + 1

@@ -1,5 +1,8 @@
 """Ids and names of columns as they are shown: as they are, whatever is in them."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 LONGEST = 60  # characters; beyond that a name is no name any more
 
 
@@ -21,3 +24,14 @@ def literal(name: object, longest: int = LONGEST) -> str:
 def code(name: object) -> str:
     """The same for Markdown, where only text between backticks means nothing else."""
     return f"`{literal(name, 200).replace('`', 'ˋ')}`"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'direct'?`, or nothing where no known name is like this one.
+
+    >>> did_you_mean("drect", ["direct", "cg"]), did_you_mean("x", ["direct"])
+    ("; did you mean 'direct'?", '')
+    """
+    folded = {other.casefold(): other for other in known}
+    close = [repr(folded[key]) for key in get_close_matches(name.casefold(), folded, n=3)]
+    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -75,7 +75,7 @@ def test_asking_for_more_rows_than_there_are_gives_all(influences):
 @pytest.mark.parametrize(
     ("ask", "words"),
     [
-        (lambda array: array.idag.top_k(0), "k is 0; ask for at least one row"),
+        (lambda array: array.idag.top_k(0), "k is 0; ask for a whole number of rows"),
         (lambda array: array.isel(train=0).idag.top_k(), "ranks along 'train'"),
         (lambda array: array.drop_vars("train_label").idag.by_label(), "have no labels"),
         (lambda array: array.idag.self_influence, "summary: {self_influence: true}"),

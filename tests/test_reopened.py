@@ -13,7 +13,7 @@ from influence_dag.errors import StoreError
 from influence_dag.graph import artifacts
 from influence_dag.reopened import callables_of
 from influence_dag.store.arrays import crc32c
-from influence_dag.store.published import sealed, unsealed
+from influence_dag.store.manifests import sealed, unsealed
 
 COMPUTED = {
     "lazy_perturbation": lambda study: study.lazy_perturbation("direct").compute(),

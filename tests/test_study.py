@@ -255,9 +255,9 @@ def test_every_finding_has_its_line(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("type: [", "is not YAML"),
-        ("- a\n- b\n", "`type` must be influence_dag.components.InfluenceStudy"),
-        ("type: dagster.DefsFolderComponent\n", "`type` must be influence_dag"),
+        ("type: [", "not YAML"),
+        ("- a\n- b\n", "`type` of a study has to be influence_dag.components.InfluenceStudy"),
+        ("type: dagster.DefsFolderComponent\n", "`type` of a study has to be influence_dag"),
         ("type: influence_dag.components.InfluenceStudy\n", ":1: data: Field required"),
         ("type: influence_dag.components.InfluenceStudy\nattributes: 3\n", ":2: attributes: "),
         (GOOD.replace("direct: {}", "direct: 3"), "methods.direct: Input should be"),

@@ -7,6 +7,8 @@ from pydantic import BaseModel
 
 from influence_dag.components.assets import study_definitions
 from influence_dag.components.scaffold import InfluenceStudyScaffolder
+from influence_dag.components.unusable import unusable
+from influence_dag.errors import StudyError
 from influence_dag.study import Study, StudySettings, study_name
 from influence_dag.study_files import read_yaml
 
@@ -59,7 +61,10 @@ class InfluenceStudy(dg.Component):
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
         file, root = _file_of(context), Path(context.project_root)
-        name = study_name(file.parent)
+        try:
+            name = study_name(file.parent)
+        except StudyError as error:
+            return unusable(file.parent.name, error)
         return study_definitions(Study(name, self.settings, root, file.parent))
 
 

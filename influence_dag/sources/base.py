@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TypeVar
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from influence_dag.errors import DataError
 from influence_dag.sources.on_demand import Values
 from influence_dag.sources.texts import texts
+from influence_dag.texts import did_you_mean, literal
 
 Array = TypeVar("Array")
 INPUT = "x"  # the name of the input when there is only one
@@ -134,13 +134,7 @@ def demand(name: str, columns: Iterable[str], column: str, role: str, field: str
         )
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    folded = {other.casefold(): other for other in known}
-    close = [repr(folded[key]) for key in get_close_matches(name.casefold(), folded, n=3)]
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
 def listed(names: Iterable[str], limit: int = 8) -> str:
-    names = list(names)
+    names = [literal(name) for name in names]
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest

@@ -13,6 +13,7 @@ from influence_dag.sources.frames import is_table, read_table
 from influence_dag.sources.map_style import Form
 from influence_dag.sources.rereading import RereadRows
 from influence_dag.sources.texts import numbers_or_words
+from influence_dag.users_code import named_by
 
 
 def read_callable(name: str, data: DataSettings, which: Which, root: Path) -> Source:
@@ -25,7 +26,10 @@ def read_callable(name: str, data: DataSettings, which: Which, root: Path) -> So
     def make() -> Any:
         from influence_dag.models import import_callable  # here: it imports torch
 
-        return import_callable(name, root, f"data.{which}")()
+        make = import_callable(name, root, f"data.{which}")
+        wanted = "it is called without arguments and returns a data set or a table"
+        with named_by(f"data.{which}: {name}", wanted, DataError):
+            return make()
 
     weighted = data.weight is not None and which == "train"
     sizes = (3,) if weighted else (2,) if data.weight is None else (2, 3)
@@ -66,7 +70,9 @@ def _check_map_style(dataset: Any, name: str, which: Which) -> None:
             "dataset with __len__ and __getitem__ yielding (x, y), or a table (of pandas, polars, "
             "Arrow, or a datasets.Dataset)" + _NEARLY.get(type(dataset).__name__, "")
         )
-    if len(dataset) == 0:
+    with named_by(f"data.{which}: the length of {name}", "a number of rows is wanted", DataError):
+        count = len(dataset)
+    if count == 0:
         raise DataError(f"data.{which}: {name} is empty; at least one row is needed")
 
 

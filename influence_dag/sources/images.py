@@ -9,6 +9,7 @@ import numpy as np
 from influence_dag.data_settings import DataSettings, ImageSettings
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, Source, listed
+from influence_dag.sources.texts import texts
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 DIMS = ("channel", "row", "column")
@@ -21,8 +22,10 @@ def read_folder(path: Path, name: str, data: DataSettings) -> Source:
     found = sorted(
         each
         for each in path.rglob("*")
-        if each.suffix.lower() in SUFFIXES and each.is_file() and each.parent != path
+        if each.suffix.lower() in SUFFIXES and not each.is_dir() and each.parent != path
     )
+    if lost := [each for each in found if not each.is_file()]:  # reading a pipe would wait for ever
+        raise DataError(f"{name}: {lost[0].relative_to(path)} is no file, or a link to none")
     if not found:
         raise DataError(
             f"{name}: no pictures ({', '.join(SUFFIXES)}) in folders of this folder; a folder a "
@@ -54,12 +57,13 @@ def read_pictures(
     kept = tuple(dict.fromkeys((column, *data.keep)))
     table = read(path, name, data.model_copy(update={"keep": kept}))
     base = path.parent if data.images.root is None else root / Path(data.images.root).expanduser()
-    written = [str(each) for each in table.kept[column]]
+    written = texts(table.kept[column]).tolist()
     missing = [each for each in written if not (base / each).is_file()]
     if missing:
         row = written.index(missing[0])
+        seen = f"no file {missing[0]!r} in {base}" if missing[0] else "no path"
         raise DataError(
-            f"{name}: {table.row_name(row)}, column {column!r}: no file {missing[0]!r} in {base} "
+            f"{name}: {table.row_name(row)}, column {column!r}: {seen} "
             f"({len(missing)} such rows); data.images.root says where paths start"
         )
     pictures = _pictures([base / each for each in written], written, name, data.images)

@@ -11,6 +11,7 @@ import numpy as np
 
 from influence_dag.errors import DataError
 from influence_dag.sources.base import INPUT, stacked
+from influence_dag.users_code import named_by
 
 TARGETS = ("labels", "label", "targets", "target", "y")  # as in batches of a loader
 WEIGHTS = ("weights", "weight", "sample_weight")
@@ -58,12 +59,9 @@ def read_rows(dataset: Any, positions: Sequence[int], form: Form) -> Block:
 
 def _row(dataset: Any, position: int, form: Form) -> dict[str, np.ndarray]:
     """A row's parts: `x.<name>` for each input, `y`, `weight`."""
-    try:
+    wanted = "every row has to be readable, in any order"
+    with named_by(f"{form.name}: row {position}", wanted, DataError):
         item = dataset[position]
-    except Exception as error:
-        raise DataError(
-            f"{form.name}: row {position} cannot be read: {type(error).__name__}: {error}"
-        ) from error
     item = in_parts(item, form.target)
     size = len(item) if isinstance(item, tuple | list) else 0
     if size not in form.sizes:

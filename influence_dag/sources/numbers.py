@@ -49,10 +49,23 @@ def decimal(values: np.ndarray, *, name: str, row_name: RowName) -> np.ndarray:
 
 def from_text(texts: np.ndarray, numbers: np.ndarray, *, name: str, row_name: RowName) -> None:
     """A `DataError` where digits alone stood in a file and a float64 has rounded them."""
-    for row in np.flatnonzero(np.abs(numbers) >= EXACT).tolist():
+    for row in np.flatnonzero((np.abs(numbers) >= EXACT) & np.isfinite(numbers)).tolist():
         if _WHOLE.fullmatch(str(texts[row])) and int(texts[row]) != int(numbers[row]):
             mask = np.arange(len(texts)) == row
             _refuse(np.asarray(texts, object), mask, "a float64", name, row_name)
+
+
+def check_precision(values: np.ndarray, dtype: str, *, name: str, row_name: RowName) -> None:
+    """A `DataError` for a number that is infinite in the precision in which is computed."""
+    if values.dtype.kind != "f":
+        return
+    wrong = np.abs(values) > np.finfo(dtype).max
+    if wrong.any():
+        position = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        raise DataError(
+            f"{row_name(int(position[0]))}, {name}: seen {values[position]:g}, which is infinite "
+            f"in {dtype} ({int(wrong.sum())} such); scale it down, or set compute.dtype: float64"
+        )
 
 
 def beyond(values: np.ndarray) -> np.ndarray:

@@ -9,11 +9,12 @@ from influence_dag.errors import DataError
 from influence_dag.places import RULE
 from influence_dag.settings import is_callable_name
 from influence_dag.sources.arrays import read_npz, read_zarr
-from influence_dag.sources.base import Source, did_you_mean
+from influence_dag.sources.base import Source
 from influence_dag.sources.callables import read_callable
 from influence_dag.sources.images import read_folder, read_pictures
 from influence_dag.sources.joining import joined
 from influence_dag.sources.tables import read_csv, read_feather, read_parquet
+from influence_dag.texts import did_you_mean
 
 READERS = {
     ".csv": read_csv,
@@ -60,6 +61,8 @@ def files(data: DataSettings, which: Which, root: Path) -> dict[str, Path]:
 def _read(path: Path, name: str, data: DataSettings, which: Which, root: Path) -> Source:
     ending = "".join(path.suffixes[-2:]) if path.suffix in (".gz", ".zst") else path.suffix
     if path.is_dir() and ending != ".zarr":
+        if ending in READERS:
+            raise DataError(f"data.{which}: {name} is a folder; a file of that name is wanted")
         if data.images is None:
             raise DataError(
                 f"data.{which}: {name} is a folder; of pictures, with a folder a class? Then write "
@@ -68,7 +71,7 @@ def _read(path: Path, name: str, data: DataSettings, which: Which, root: Path) -
         return read_folder(path, name, data)
     if ending not in READERS:
         raise DataError(
-            f"data.{which}: {name} ends in {ending or 'nothing'!r}; "
+            f"data.{which}: {name} ends in {repr(ending) if ending else 'nothing'}; "
             f"known are {', '.join(READERS)} and 'module:callable'"
         )
     if data.images is None:
@@ -82,6 +85,10 @@ def _existing(name: str, which: Which, root: Path) -> Path:
         there = path.exists()
     except OSError as error:
         raise DataError(f"data.{which}: {name:.200} is no file: {error.strerror}") from error
+    if not there and path.is_symlink():
+        raise DataError(
+            f"data.{which}: {path} is a link to {os.readlink(path)}, which leads to no file"
+        )
     if not there:
         neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         told = "" if os.path.isabs(name) else f" ({RULE}, {root})"

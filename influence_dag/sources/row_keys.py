@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from influence_dag.data_settings import FeatureSettings
+from influence_dag.errors import DataError
 from influence_dag.sources.numbers import beyond, canonical
 from influence_dag.sources.on_demand import Values, row_bytes, runs
 from influence_dag.sources.texts import texts
@@ -35,14 +36,23 @@ def value_keys(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return keys
 
 
-def prepared(values: np.ndarray, features: FeatureSettings) -> np.ndarray:
+def prepared(
+    values: np.ndarray, features: FeatureSettings, *, name: str = "an input"
+) -> np.ndarray:
     """Rows of an input as the model sees them: in the settings' shape, times their scale.
 
-    A shape that does not fit is left for `datasets` to refuse.
+    A shape that does not fit is left for `datasets` to refuse. Raises `DataError` where the scale
+    makes a number infinite.
     """
     if features.shape is not None and np.prod(values.shape[1:]) == np.prod(features.shape):
         values = values.reshape(len(values), *features.shape)
-    return values if features.scale == 1 else values * features.scale
+    if features.scale == 1:
+        return values
+    with np.errstate(over="ignore"):
+        scaled = values * features.scale
+    if (np.isinf(scaled) & np.isfinite(values)).any():
+        raise DataError(f"{name} times data.features.scale {features.scale:g} overflows")
+    return scaled
 
 
 def equal_rows(one: np.ndarray, other: np.ndarray) -> np.ndarray:

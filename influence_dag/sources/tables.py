@@ -20,7 +20,10 @@ from influence_dag.sources.arrays import columns_of_lists, source_of_lists
 from influence_dag.sources.base import INPUT, Source, demand, listed
 from influence_dag.sources.numbers import EXACT, decimal, from_text, whole
 from influence_dag.sources.texts import EMPTY_CELLS, numbers_or_words, texts
+from influence_dag.texts import literal
 
+MOST_UNPACKED = 100  # times the packed size; tables are packed to a tenth or so
+LEAST_LIMIT = 2**26  # bytes that are unpacked whatever the packed size
 _NO_NAME = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 
 
@@ -88,8 +91,10 @@ def _content(path: Path, name: str) -> bytes:
 def _unpacked(path: Path) -> bytes:
     """A file's bytes; those of what is packed in a `.gz` or `.zst`."""
     content = path.read_bytes()
+    most = max(LEAST_LIMIT, MOST_UNPACKED * len(content))
     if path.suffix == ".gz":
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+            return _up_to(most, stream)
     if path.suffix != ".zst":
         return content
     try:
@@ -99,7 +104,21 @@ def _unpacked(path: Path) -> bytes:
             f"{path}: reading .zst needs pyarrow; install influence-dag[parquet]"
         ) from error
     with pa.CompressedInputStream(pa.BufferReader(content), "zstd") as stream:
-        return stream.read()
+        return _up_to(most, stream)
+
+
+def _up_to(most: int, stream: Any) -> bytes:
+    """All of a stream, unless that is more than it can honestly be."""
+    parts, size = [], 0
+    while part := stream.read(2**24):
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise ValueError(
+                f"it unpacks to more than {MOST_UNPACKED} times its size, as tables do not; unpack "
+                "it yourself where it is right"
+            )
+    return b"".join(parts)
 
 
 def _frame(
@@ -192,7 +211,10 @@ def frame_source(frame: pd.DataFrame, name: str, data: DataSettings) -> Source:
     """
     if data.id is not None and data.id not in frame and data.id in frame.index.names:
         frame = frame.reset_index()
-    _check_names(name, list(map(str, frame.columns)), data)
+    header = list(map(str, frame.columns))
+    if repeated := sorted({column for column in header if header.count(column) > 1}):
+        raise DataError(f"{name}: the column {literal(repeated[0])!r} is there more than once")
+    _check_names(name, header, data)
     if wide := columns_of_lists(frame):
         return source_of_lists(frame, wide, name, data)
     return _table(frame, name, data, "row {}".format)

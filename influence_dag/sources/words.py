@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from influence_dag.errors import DataError
-from influence_dag.sources.base import Source, did_you_mean, listed
+from influence_dag.sources.base import Source, listed
 from influence_dag.sources.texts import EMPTY_CELLS
+from influence_dag.texts import did_you_mean
 
 TRUTH = ("False", "True")
 

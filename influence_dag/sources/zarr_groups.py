@@ -1,5 +1,7 @@
 """Groups of Zarr arrays, read as xarray reads them."""
 
+import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from influence_dag.data_settings import DataSettings
 from influence_dag.errors import DataError
 from influence_dag.sources.base import listed
 
+MOST = 10_000  # chunks that are looked for where an array says that it has more
 _CODED = ("scale_factor", "add_offset", "missing_value", "_FillValue", "units", "_Unsigned")
 
 
@@ -20,6 +23,7 @@ def read_group(path: Path, name: str, data: DataSettings) -> dict[str, np.ndarra
     `xarray.open_zarr`. Its coordinates are labels, and left out unless the settings name them.
     Raises `DataError` for what cannot be read, and for chunks that are not there.
     """
+    _check_files(path, name)
     try:
         return _decoded(path, name, zarr.open_group(path, mode="r"), data)
     except DataError:
@@ -45,6 +49,14 @@ def _decoded(path: Path, name: str, group: zarr.Group, data: DataSettings) -> di
     return {key: _plain(f"{name}: {key}", array) for key, array in wanted.items()}
 
 
+def _check_files(path: Path, name: str) -> None:
+    """A `DataError` for what is no file: reading a pipe would wait for ever."""
+    for folder, _, files in os.walk(path):
+        for entry in os.scandir(folder) if files else ():
+            if not (entry.is_file() or entry.is_dir()):
+                raise DataError(f"{name}: {entry.path} is neither a file nor a folder")
+
+
 def _has_names(array: zarr.Array) -> bool:
     named = getattr(array.metadata, "dimension_names", None)
     return array.ndim == 0 or bool(named) or "_ARRAY_DIMENSIONS" in array.attrs
@@ -67,12 +79,15 @@ def _check_chunks(path: Path, array: zarr.Array, name: str) -> None:
         return
     files = array.shards or array.chunks
     grid = [-(-length // size) for length, size in zip(array.shape, files, strict=True)]
-    keys = map(array.metadata.encode_chunk_key, np.ndindex(*grid))
+    total = math.prod(grid)
+    places = (np.unravel_index(position, grid) for position in range(min(total, MOST)))
+    keys = (array.metadata.encode_chunk_key(tuple(map(int, place))) for place in places)
     missing = [key for key in keys if not (path / array.path / key).exists()]
     if missing:
+        count = len(missing) if total <= MOST else f"at least {len(missing)}"
         raise DataError(
-            f"{name}: {len(missing)} of its {int(np.prod(grid))} chunks are not stored "
-            f"({listed(missing, 3)}) and would read as {array.fill_value!r}: they are lost, or "
+            f"{name}: {count} of its {total} chunks are not stored "
+            f"({listed(missing, 3)}) and would read as {array.fill_value}: they are lost, or "
             "were left out because they hold nothing else; restore them, or write all chunks "
             "(zarr: config={'write_empty_chunks': True}, xarray: to_zarr(…, "
             "write_empty_chunks=True))"

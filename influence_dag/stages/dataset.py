@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 
 from influence_dag.datasets import Split as TableSplit
-from influence_dag.datasets import load_splits, makes_rows, source_fingerprint
+from influence_dag.datasets import (
+    check_precisions,
+    load_splits,
+    makes_rows,
+    source_fingerprint,
+)
 from influence_dag.errors import DataError, StoreError
 from influence_dag.labelled import (
     SPLITS,
@@ -93,6 +98,7 @@ def _read(bench: Workbench, key: str) -> tuple[tuple[TableSplit, TableSplit], st
     for _ in range(READINGS):
         splits = bench.made_rows or load_splits(bench.settings.data, bench.study.root)
         check_words(bench.settings, splits[0])
+        check_precisions(splits, bench.settings.compute.dtype)
         before, key = key, _source_key(bench)
         if key == before:
             return splits, key

@@ -29,6 +29,7 @@ from influence_dag.store import Coordinate, Version
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.study import Study
 from influence_dag.unchanged import note
+from influence_dag.users_code import named_by
 
 ARTIFACT = "model"
 FORMULA = 2
@@ -163,8 +164,10 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
             bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
     elif settings.fit is not None:
         module.train()
-        with models.seeded(0):
-            models.import_callable(settings.fit, study.root, "model.fit")(module, rows)
+        fit = models.import_callable(settings.fit, study.root, "model.fit")
+        wanted = "it is called with the module and its rows, and trains the module in place"
+        with models.seeded(0), named_by(f"model.fit: {settings.fit}", wanted):
+            fit(module, rows)
     module.eval()
     objective = study_objective(study, module)
     objective.check(rows)

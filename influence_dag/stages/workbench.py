@@ -38,6 +38,7 @@ class Workbench:
             keep_versions=study.settings.store.keep_versions,
             lock_timeout=study.settings.store.lock_timeout,
             report=report,
+            locks=study.settings.store.locks,
         )
         self._required: dict[str, Version] = {}
         self._axes: dict[tuple[str, ...], Axis] = {}

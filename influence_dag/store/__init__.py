@@ -21,7 +21,8 @@ from influence_dag.store.layout import (
     row_chunks,
 )
 from influence_dag.store.plans import Expected, Plan
-from influence_dag.store.published import Damage, Version
+from influence_dag.store.published import Version
+from influence_dag.store.soundness import Damage
 from influence_dag.store.versions import ArtifactStore, Draft
 
 __all__ = [

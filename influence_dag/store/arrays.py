@@ -218,7 +218,8 @@ class CheckedStore(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        return self._checked(key, await super().get(key, prototype, byte_range))
+        found = await super().get(key, prototype, byte_range) if self._is_file(key) else None
+        return self._checked(key, found)
 
     def get_sync(
         self,
@@ -227,14 +228,20 @@ class CheckedStore(LocalStore):
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        return self._checked(key, super().get_sync(key, prototype=prototype, byte_range=byte_range))
+        options = {"prototype": prototype, "byte_range": byte_range}
+        return self._checked(key, super().get_sync(key, **options) if self._is_file(key) else None)
+
+    def _is_file(self, key: str) -> bool:
+        """Whether it can be read: a pipe would be waited for."""
+        return (self.root / key).is_file()
 
     def _checked(self, key: str, content: Buffer | None) -> Buffer | None:
         expected = self.checksums.get(key)
         if expected is None:
             return content
         if content is None:
-            raise damaged(self.artifact, self.root, key, missing=True)
+            missing = not os.path.lexists(self.root / key)
+            raise damaged(self.artifact, self.root, key, missing=missing)
         if not is_sound(key, content.as_numpy_array(), expected):
             raise damaged(self.artifact, self.root, key, missing=False)
         return content
@@ -253,7 +260,7 @@ def damaged(artifact: str, root: Path, file: str, *, missing: bool) -> StoreErro
         )
     with suppress(OSError):  # a reader may not be allowed to
         os.utime(root / file)
-    seen = "is missing" if missing else "is damaged (its checksum is not the published one)"
+    seen = "is missing" if missing else "is damaged (it is not what was published)"
     return StoreError(
         f"{artifact}: {root / file} {seen}; refresh the artifact to have it computed again, or "
         f"read an older version"

@@ -1,6 +1,5 @@
 """A version in the making: a clone of the current one that is written chunk by chunk."""
 
-import itertools
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
+from influence_dag.store.alignment import check_whole_chunks
 from influence_dag.store.arrays import plain, round_mantissas
 from influence_dag.store.chunks import read_region, write_array, write_chunk
 from influence_dag.store.files import explained, remove, write_atomically
@@ -110,7 +110,7 @@ class Draft:
         two writers of one chunk would lose each other's values silently.
         """
         target = self.layout[variable]
-        _check_whole_chunks(target, start, values, keys)
+        check_whole_chunks(target, start, values, keys)
         if target.max_relative_error:
             values = round_mantissas(values, target.max_relative_error)
         with self._writing(variable, values.nbytes):
@@ -263,31 +263,6 @@ class Draft:
                     f"result {result.name!r} has {length} values along {dim!r}, "
                     f"{self.artifact} has {self.layout.sizes[dim]}"
                 )
-
-
-def _check_whole_chunks(
-    variable: Variable, start: tuple[int, ...], values: NDArray, keys: Mapping[ChunkIndex, bytes]
-) -> None:
-    """A `StoreError` unless values at `start` fill whole chunks and `keys` names just those."""
-    dimensions = {len(variable.shape), len(start), values.ndim}
-    if values.dtype != variable.dtype or len(dimensions) > 1:
-        raise StoreError(
-            f"{variable.name!r} takes {variable.dtype} of {len(variable.shape)} dimensions, "
-            f"got {values.dtype} of {values.ndim} at {start}"
-        )
-    stop = tuple(first + length for first, length in zip(start, values.shape, strict=True))
-    edges = list(zip(start, stop, variable.chunks, variable.shape, strict=True))
-    if any(first % c or (last % c and last != n) or last > n for first, last, c, n in edges):
-        raise StoreError(
-            f"{variable.name!r}: region {start} to {stop} is not whole chunks of {variable.chunks} "
-            f"in {variable.shape}; begin and end at multiples of the chunks or at the array's edge"
-        )
-    covered = set(itertools.product(*(range(f // c, -(-last // c)) for f, last, c, _ in edges)))
-    if set(keys) != covered or not all(len(key) == 16 and any(key) for key in keys.values()):
-        raise StoreError(
-            f"{variable.name!r}: region {start} to {stop} covers chunks {sorted(covered)}, keys of "
-            f"16 bytes (not zeros) are needed for exactly these, got {sorted(keys)}"
-        )
 
 
 def _carried(base: Version | None, variable: Variable, keys: Keys) -> NDArray[np.int64]:

@@ -1,25 +1,26 @@
-"""The file system's part: locks, hard links, durable writes. Nothing here knows about arrays."""
+"""The file system's part: hard links, durable writes. Nothing here knows about arrays."""
 
 import errno
-import fcntl
-import json
 import os
 import shutil
-import socket
-import time
+import stat
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from influence_dag.errors import StoreError
 
-_NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
     errno.EFBIG: "a file grew above the limit of its file system or process; raise the limit",
+    errno.ENOTDIR: "a part of this path is a file; give `store.path` a folder",
+    errno.ENAMETOOLONG: "the path is too long for the file system; give `store.path` a shorter one",
+    errno.EIO: "the disk or its connection failed; look at the system's log",
+    errno.ESTALE: "the network's file system has lost the folder; mount it again",
     errno.EROFS: "the store is read-only; give `store.path` a folder that can be written",
     errno.EACCES: "no permission; give `store.path` a folder that can be written",
     errno.EPERM: "no permission; give `store.path` a folder that can be written",
@@ -36,7 +37,9 @@ def explained(path: Path, doing: str, *, size: int | None = None) -> Iterator[No
         yield
     except OSError as error:
         cause = _CAUSES.get(error.errno or 0, f"{error.strerror or error}")
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno == errno.ENOSPC and not _free_inodes(path):
+            cause = "the file system has no room for one more file (no inodes left); remove files"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
             cause += _space(path, size)
         raise StoreError(
             f"{doing} {path} failed: {cause}. The current version is untouched and the next run "
@@ -44,92 +47,24 @@ def explained(path: Path, doing: str, *, size: int | None = None) -> Iterator[No
         ) from error
 
 
+def _above(path: Path) -> Path | None:
+    """The nearest folder that is there."""
+    return next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
+
+
+def _free_inodes(path: Path) -> int:
+    """How many files a file system has room for; 1 where it does not count them."""
+    found = _above(path)
+    counted = os.statvfs(found) if found else None
+    return counted.f_favail if counted and counted.f_files else 1
+
+
 def _space(path: Path, size: int | None) -> str:
     """` (4,096 bytes free, 65,536 to write)`, as far as it is known."""
-    found = next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
+    found = _above(path)
     free = f"{shutil.disk_usage(found).free:,} bytes free" if found else ""
     wanted = f"{size:,} to write" if size is not None else ""
     return f" ({', '.join(filter(None, (free, wanted)))})"
-
-
-@contextmanager
-def locked(
-    path: Path, *, timeout: float, report: Callable[[str], None] = lambda message: None
-) -> Iterator[None]:
-    """Hold an exclusive lock on a file; after `timeout` seconds a `StoreError` names the holder.
-
-    Who has to wait says so to `report` at once, with the holder's name. `flock` belongs to the open
-    file, so it excludes threads as well as processes and is released by the system when its holder
-    dies, however it dies. The file itself stays.
-    """
-    with explained(path.parent, "writing to"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    _held.add(descriptor)
-    try:
-        _acquire(descriptor, path, timeout, report)
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.ctime()}
-        with explained(path, "writing to"):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
-        yield
-    finally:
-        if descriptor in _held:  # in a forked child it is closed
-            _held.remove(descriptor)
-            os.close(descriptor)
-
-
-_held: set[int] = set()
-
-
-def _close_held() -> None:
-    """A child that was forked while its parent held a lock would go on holding it after it."""
-    while _held:
-        os.close(_held.pop())
-
-
-os.register_at_fork(after_in_child=_close_held)
-
-_POLL_SECONDS = 0.05
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-
-
-def _acquire(descriptor: int, path: Path, timeout: float, report: Callable[[str], None]) -> None:
-    deadline, tries = time.monotonic() + timeout, 0
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise StoreError(
-                    f"{path.parent} is being written by {_holder(path)}; waited {timeout:g} s. Try "
-                    f"again when it is done, or raise `store.lock_timeout`"
-                ) from None
-        except OSError as error:
-            raise _unlockable(path, error) from error
-        time.sleep(min(_POLL_SECONDS, timeout))
-        tries += 1
-        if tries == 1:  # by now a holder that has just come has written its name
-            report(f"waiting for {_holder(path)}, which writes {path.parent}")
-
-
-def _unlockable(path: Path, error: OSError) -> StoreError:
-    why = error.strerror or str(error)
-    if error.errno in _NO_LOCKS:
-        why = f"the file system has no locks ({why}), without which two runs would mix their files"
-    return StoreError(
-        f"locking {path} failed: {why}; give `store.path` a folder on a local disk and copy the "
-        "results from there, or mount this one with locks (NFS: with lockd, Lustre: with -o flock)"
-    )
-
-
-def _holder(path: Path) -> str:
-    """Who holds a lock, as it wrote into the file."""
-    try:
-        holder = json.loads(path.read_bytes())
-        return f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
-    except (OSError, ValueError, KeyError):
-        return "another process"
 
 
 def boot_id() -> str:
@@ -144,13 +79,33 @@ def boot_id() -> str:
 
 
 def link_or_copy(source: Path | str, target: Path | str) -> None:
-    """Hard link where the file system can, else a copy with the same time of modification."""
+    """Hard link where the file system can, else a copy with the same time of modification.
+
+    File systems refuse links in many words; what else is wrong, copying says too.
+    """
     try:
         os.link(source, target)
-    except OSError as error:
-        if error.errno not in _NO_LINK:
+    except FileExistsError:
+        if not os.path.samefile(source, target):  # the same: a server did it, and was asked again
             raise
+    except OSError:
         shutil.copy2(source, target)
+
+
+def content_of(path: Path | str) -> bytes | None:
+    """What a file holds; None without one, and for a folder, a pipe (which never ends), rot.
+
+    Raises `StoreError` for a file that may not be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
+        with open(path, "rb") as file:
+            return file.read()
+    except PermissionError as error:
+        raise StoreError(f"{path} may not be read: {error.strerror}; ask its owner") from error
+    except OSError:
+        return None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -191,6 +146,9 @@ def sync(path: Path | str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # some file systems put folders on the disk by themselves
+        if error.errno not in _NO_FOLDERS or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise
     finally:
         os.close(descriptor)
 

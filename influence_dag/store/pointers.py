@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from influence_dag.errors import StoreError
-from influence_dag.store.files import remove, replace_link, write_atomically
-from influence_dag.store.published import MANIFEST, Version
+from influence_dag.store.files import content_of, remove, replace_link, write_atomically
+from influence_dag.store.manifests import MANIFEST
+from influence_dag.store.published import Version
 
 CURRENT = "current"
 _NUMBER = re.compile(r"\d{6,}")
@@ -51,7 +52,8 @@ def pointed_to(folder: Path) -> Path | None:
         if (folder / CURRENT).is_dir():
             raise StoreError(
                 f"{folder / CURRENT} is a folder and not a link, and {folder / 'versions'} has no "
-                "version of which it could be a copy; copy the folder `versions` too"
+                "version of which it could be a copy; copy the folder `versions` too, or remove "
+                f"{folder} and refresh"
             )
         return None
     if named is None and (found := _copied(folder / CURRENT, kept)):
@@ -76,13 +78,9 @@ def _named(current: Path) -> Path | None:
 
 def _copied(current: Path, kept: list[Path]) -> Path | None:
     """The version that has the same manifest as a folder called `current`."""
-    with suppress(OSError):
-        manifest = (current / MANIFEST).read_bytes()
-        for path in reversed(kept):
-            with suppress(OSError):
-                if (path / MANIFEST).read_bytes() == manifest:
-                    return path
-    return None
+    manifest = content_of(current / MANIFEST)
+    same = (path for path in reversed(kept) if content_of(path / MANIFEST) == manifest)
+    return next(same, None) if manifest is not None else None
 
 
 def _newest(folder: Path, kept: list[Path], named: Path | None) -> Path:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,33 +14,22 @@ import zarr
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.store.arrays import (
-    CheckedStore,
-    chunk_file,
-    crc32c,
-    damaged,
-    is_sound,
-)
+from influence_dag.store.arrays import CheckedStore, chunk_file, crc32c, damaged, is_sound
 from influence_dag.store.chunks import read_array, read_region
-from influence_dag.store.files import stamp
+from influence_dag.store.files import content_of, stamp
 from influence_dag.store.fingerprints import Keys
-from influence_dag.store.layout import ChunkIndex, Variable
+from influence_dag.store.layout import Variable
+from influence_dag.store.manifests import (
+    BLOCKS,
+    FORMAT,
+    KEYS,
+    MANIFEST,
+    STAMPS,
+    stored_variable,
+    unsealed,
+)
 from influence_dag.store.results import Results
-
-MANIFEST = "manifest.json"
-BLOCKS = "blocks.npz"
-FORMAT = 4  # of the bookkeeping and of the chunks' names
-KEYS, STAMPS = "keys", "files"  # of each variable's chunks, in that file
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A file of a version that is missing or is not what was written."""
-
-    file: str
-    missing: bool
-    variable: str | None = None
-    chunk: ChunkIndex | None = None
+from influence_dag.store.soundness import Damage, damaged_chunks, damaged_files
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +80,14 @@ class Version:
         return read_region(self.variables[variable], region, self._chunk)
 
     def _chunk(self, file: str) -> bytes:
-        try:
-            content = (self.path / file).read_bytes()
-        except FileNotFoundError as error:
-            raise damaged(self.artifact, self.path, file, missing=True) from error
-        if not is_sound(file, content, self._expected(file)):
-            raise damaged(self.artifact, self.path, file, missing=False)
+        content = content_of(self.path / file)
+        if content is None or not is_sound(file, content, self._expected(file)):
+            raise self._damaged(file)
         return content
+
+    def _damaged(self, file: str) -> StoreError:
+        missing = not os.path.lexists(self.path / file)
+        return damaged(self.artifact, self.path, file, missing=missing)
 
     @property
     def coordinates(self) -> list[str]:
@@ -156,10 +147,8 @@ class Version:
     @cached_property
     def variables(self) -> dict[str, Variable]:
         """The variables that are kept by chunks and keys: shapes and encodings, no attributes."""
-        return {
-            name: Variable(name, shape=tuple(stored["shape"]), **_options(stored["encoding"]))
-            for name, stored in self.manifest["variables"].items()
-        }
+        stored = self.manifest["variables"]
+        return {name: stored_variable(name, told) for name, told in stored.items()}
 
     def encodes_like(self, variable: Variable) -> bool:
         """Whether this version's files of a variable could serve in a version of that one."""
@@ -184,10 +173,9 @@ class Version:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         try:
-            manifest = unsealed((self.path / MANIFEST).read_bytes())
-        except (OSError, ValueError) as error:
-            missing = isinstance(error, FileNotFoundError)
-            raise damaged(self.artifact, self.path, MANIFEST, missing=missing) from error
+            manifest = unsealed(content_of(self.path / MANIFEST) or b"")
+        except ValueError as error:
+            raise self._damaged(MANIFEST) from error
         if manifest.get("format") != FORMAT:
             raise StoreError(
                 f"{self.artifact}: {self.path} was written by another influence_dag (format "
@@ -228,32 +216,11 @@ class Version:
 
     def damaged_files(self, *, checksums: bool = False) -> list[Damage]:
         """Damage among metadata, coordinates, results and added files."""
-        found = []
-        for name, (size, modified, expected) in self.manifest["files"].items():
-            seen = stamp(self.path / name)
-            if seen is None:
-                found.append(Damage(name, missing=True))
-            elif (checksums or seen != (size, modified)) and not is_sound(
-                name, (self.path / name).read_bytes(), expected
-            ):
-                found.append(Damage(name, missing=False))
-        return found
+        return damaged_files(self, checksums=checksums)
 
     def damaged_chunks(self, variable: str, *, checksums: bool = False) -> list[Damage]:
         """Damage among a variable's chunks."""
-        stamps = self._bookkeeping(variable, STAMPS)
-        known = stamps.reshape(-1, 3).tolist()
-        found = []
-        for index, published in zip(np.ndindex(stamps.shape[:-1]), known, strict=True):
-            file = chunk_file(variable, index)
-            seen = stamp(f"{self.path}/{file}")
-            if seen is None:
-                found.append(Damage(file, True, variable, index))
-            elif (checksums or list(seen) != published[:2]) and not is_sound(
-                file, (self.path / file).read_bytes(), published[2]
-            ):
-                found.append(Damage(file, False, variable, index))
-        return found
+        return damaged_chunks(self, variable, checksums=checksums)
 
     def check_bookkeeping(self) -> None:
         """A `StoreError` when the manifest, or the keys or stamps of a variable, cannot be read."""
@@ -281,7 +248,7 @@ class Version:
         """What every file of the version was published with."""
         found = {name: entry[2] for name, entry in self.manifest["files"].items()}
         for variable in self.variables:
-            stamps = self._bookkeeping(variable, STAMPS)
+            stamps = self.stamps(variable)
             indices = np.ndindex(stamps.shape[:-1])
             values = stamps[..., 2].ravel().tolist()
             found |= {
@@ -290,9 +257,13 @@ class Version:
             }
         return found
 
+    def stamps(self, variable: str) -> NDArray[np.int64]:
+        """Size, time of modification and checksum of a variable's chunks as they were published."""
+        return self._bookkeeping(variable, STAMPS)
+
     def chunk_checksums(self, variable: str) -> NDArray[np.int64]:
         """The checksum that each chunk of a variable was published with, `(*grid,)`."""
-        return self._bookkeeping(variable, STAMPS)[..., 2]
+        return self.stamps(variable)[..., 2]
 
     def _bookkeeping(self, variable: str, what: str) -> NDArray:
         if variable not in self.variables:
@@ -300,55 +271,20 @@ class Version:
         try:
             return self._blocks[f"{variable}.{what}"]
         except KeyError as error:
-            raise damaged(self.artifact, self.path, BLOCKS, missing=False) from error
+            raise self._damaged(BLOCKS) from error
 
     @cached_property
     def _blocks(self) -> dict[str, NDArray]:
         """Keys and stamps of all chunks, read once: a version never changes."""
-        try:
-            content = (self.path / BLOCKS).read_bytes()
-        except OSError as error:
-            raise damaged(self.artifact, self.path, BLOCKS, missing=True) from error
-        if crc32c(content) != self.manifest["files"].get(BLOCKS, [None])[-1]:
-            raise damaged(self.artifact, self.path, BLOCKS, missing=False)
+        content = content_of(self.path / BLOCKS)
+        if content is None or crc32c(content) != self.manifest["files"].get(BLOCKS, [None])[-1]:
+            raise self._damaged(BLOCKS)
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return dict(arrays)
 
     def _sound(self, name: str) -> bytes:
         """The content of one of the version's small files; a `StoreError` when it is another."""
-        path = self.path / name
-        content = path.read_bytes() if path.is_file() else None
+        content = content_of(self.path / name)
         if content is None or crc32c(content) != self.manifest["files"][name][2]:
-            raise damaged(self.artifact, self.path, name, missing=content is None)
+            raise self._damaged(name)
         return content
-
-
-def sealed(manifest: dict[str, Any]) -> bytes:
-    """A manifest as JSON that begins with its own checksum."""
-    content = json.dumps(manifest)
-    return f'{{"crc32c": {crc32c(content.encode())}, {content[1:]}'.encode()
-
-
-def unsealed(content: bytes) -> dict[str, Any]:
-    """The manifest that was `sealed`; a `ValueError` for anything else.
-
-    One without a checksum is of an earlier format, if it says so.
-    """
-    manifest = json.loads(content)
-    if not isinstance(manifest, dict):
-        raise ValueError(f"a manifest is a JSON object, not a {type(manifest).__name__}")
-    known = manifest.pop("crc32c", None)
-    earlier = known is None and manifest.get("format") in range(1, FORMAT)
-    if not earlier and known != crc32c(json.dumps(manifest).encode()):
-        raise ValueError("its checksum does not match")
-    return manifest
-
-
-def _options(encoding: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a `Variable` that an encoding describes."""
-    return {
-        "dims": tuple(encoding["dims"]),
-        "dtype": encoding["dtype"],
-        "chunks": tuple(encoding["chunks"]),
-        "max_relative_error": encoding["max_relative_error"],
-    }

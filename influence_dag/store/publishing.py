@@ -12,7 +12,8 @@ from influence_dag.store.drafts import UNKNOWN, Draft
 from influence_dag.store.files import files_below, make_durable, remove, stamp
 from influence_dag.store.fingerprints import fingerprint
 from influence_dag.store.layout import Variable
-from influence_dag.store.published import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, Version, sealed
+from influence_dag.store.manifests import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, sealed
+from influence_dag.store.published import Version
 
 
 def finish(draft: Draft) -> None:
@@ -22,7 +23,11 @@ def finish(draft: Draft) -> None:
     _write_bookkeeping(draft)
     _write_attributes(draft, data_version)
     (draft.folder / MANIFEST).write_bytes(sealed(_manifest(draft, data_version)))
-    make_durable(draft.folder)
+    try:
+        make_durable(draft.folder)
+    except OSError:  # what the disk has of it nobody knows now
+        draft.forget()
+        raise
 
 
 def _sweep(draft: Draft) -> None:

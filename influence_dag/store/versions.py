@@ -18,27 +18,24 @@ from influence_dag.errors import StoreError
 from influence_dag.store.cloning import clone
 from influence_dag.store.differences import Difference
 from influence_dag.store.drafts import Draft
-from influence_dag.store.files import (
-    boot_id,
-    explained,
-    locked,
-    remove,
-    stamp,
-    sync,
-)
+from influence_dag.store.files import explained, remove, stamp, sync
 from influence_dag.store.journal import Journal, finished_chunks
 from influence_dag.store.layout import Layout
+from influence_dag.store.locks import Locks, locked
+from influence_dag.store.manifests import BLOCKS, MANIFEST
+from influence_dag.store.partials import JOURNALS, header, published_path
 from influence_dag.store.plans import Expected, Plan, make_plan
 from influence_dag.store.pointers import CURRENT, is_pointer, numbered, point, pointed_to
-from influence_dag.store.published import BLOCKS, MANIFEST, Version
+from influence_dag.store.published import Version
 from influence_dag.store.publishing import finish
+from influence_dag.texts import did_you_mean
 from influence_dag.unchanged import ChangedError
 
 __all__ = ["ArtifactStore", "Draft", "Plan", "Version"]
 
 _PART = re.compile(r"\w[\w.-]*")  # of an artifact's name
 _NO_ARTIFACTS = {"versions", CURRENT}
-_JOURNALS = ".partial-*.journal"
+_DEEPEST = 3  # parts of a name; who opens `/` is not to wait until all of it has been looked at
 
 
 class ArtifactStore:
@@ -56,6 +53,7 @@ class ArtifactStore:
         keep_versions: int = 5,
         lock_timeout: float = 60.0,
         report: Callable[[str], None] = lambda message: None,
+        locks: Locks = "flock",
     ) -> None:
         if keep_versions < 1:
             raise StoreError(f"keep_versions is {keep_versions}; at least the current one is kept")
@@ -63,6 +61,7 @@ class ArtifactStore:
         self.keep_versions, self.lock_timeout = keep_versions, lock_timeout
         self._opened: dict[Path, tuple[object, Version]] = {}
         self._report = report
+        self._locks: Locks = locks
 
     def names(self) -> list[str]:
         """The artifacts that have a current version, sorted."""
@@ -71,7 +70,7 @@ class ArtifactStore:
     def unfinished(self) -> dict[str, int]:
         """How many finished chunks interrupted runs have left for the next one, by artifact."""
         left = {
-            name: sum(map(finished_chunks, (self._folder(name) / "versions").glob(_JOURNALS)))
+            name: sum(map(finished_chunks, (self._folder(name) / "versions").glob(JOURNALS)))
             for name in self._begun()
         }
         return {name: count for name, count in left.items() if count}
@@ -84,9 +83,12 @@ class ArtifactStore:
         """
         found = []
         for folder, inside, _ in os.walk(self.root):
-            if "versions" in inside:
-                found.append(Path(folder).relative_to(self.root).as_posix())
+            relative = Path(folder).relative_to(self.root)
+            if not _NO_ARTIFACTS.isdisjoint(inside):
+                found.append(relative.as_posix())
             inside[:] = [n for n in inside if _PART.fullmatch(n) and n not in _NO_ARTIFACTS]
+            if len(relative.parts) >= _DEEPEST:
+                inside.clear()
         return sorted(found)
 
     def current(self, name: str) -> Version | None:
@@ -116,7 +118,11 @@ class ArtifactStore:
         if number is None:
             if version := self.current(name):
                 return version
-            raise StoreError(f"{self.root} has no {name!r} yet; it has {self.names()}")
+            known = self.names()
+            raise StoreError(
+                f"{self.root} has no {name!r} yet{did_you_mean(name, known)}; it has "
+                f"{', '.join(known)}"
+            )
         versions = {version.number: version for version in self.versions(name)}
         if number not in versions:
             raise StoreError(f"{name} has no version {number}; kept are {sorted(versions)}")
@@ -196,6 +202,7 @@ class ArtifactStore:
             self._folder(name) / file,
             timeout=self.lock_timeout,
             report=lambda message: self._report(f"{name}: {message}"),
+            locks=self._locks,
         )
 
     def _folder(self, name: str) -> Path:
@@ -213,20 +220,20 @@ class ArtifactStore:
         number = max((version.number for version in self.versions(name)), default=0) + 1
         folder = versions / f".partial-{number:06d}"
         results = clone(base, layout, folder)
-        header = _header(layout, base) | {"results": results.to_json()}
-        journal = Journal.begin(folder.with_name(f"{folder.name}.journal"), header)
+        begun_for = header(layout, base) | {"results": results.to_json()}
+        journal = Journal.begin(folder.with_name(f"{folder.name}.journal"), begun_for)
         return Draft(name, folder, journal, layout, base)
 
     def _resume(self, name: str, layout: Layout) -> Draft | None:
         """The unfinished version of an interrupted run, if it was begun for the same."""
         base = self.base(name)
-        for path in (self._folder(name) / "versions").glob(_JOURNALS):
+        for path in (self._folder(name) / "versions").glob(JOURNALS):
             journal = Journal.reopen(path)
             if journal is None:
                 continue
             if (
                 path.with_suffix("").is_dir()
-                and journal.header.items() >= _header(layout, base).items()
+                and journal.header.items() >= header(layout, base).items()
             ):
                 return Draft(name, path.with_suffix(""), journal, layout, base)
             journal.close()
@@ -237,8 +244,8 @@ class ArtifactStore:
         journal = draft.folder.with_name(f"{draft.folder.name}.journal")
         if draft.changed:
             finish(draft)
-            draft.folder.rename(_published_path(draft.folder))
-            self._point_current(draft.artifact, _published_path(draft.folder))
+            draft.folder.rename(published_path(draft.folder))
+            self._point_current(draft.artifact, published_path(draft.folder))
             remove([journal, *self._surplus(draft.artifact)])
         else:
             remove([journal, draft.folder])
@@ -253,8 +260,8 @@ class ArtifactStore:
     def _tidy(self, name: str) -> None:
         """Finish what a kill interrupted between the two renames of publishing; drop leftovers."""
         folder = self._folder(name)
-        for journal in (folder / "versions").glob(_JOURNALS):
-            published = _published_path(journal.with_suffix(""))
+        for journal in (folder / "versions").glob(JOURNALS):
+            published = published_path(journal.with_suffix(""))
             if published.is_dir():
                 self._point_current(name, published)
                 remove([journal])
@@ -280,19 +287,6 @@ class ArtifactStore:
     def _made_from(self, name: str) -> set[int]:
         versions = (self.base(other) for other in self.names())
         return {version.attrs.get(f"{name}_version", 0) for version in versions if version}
-
-
-def _header(layout: Layout, base: Version | None) -> dict[str, object]:
-    return {
-        "format": 1,
-        "layout": layout.fingerprint,
-        "base": base.number if base else None,
-        "boot": boot_id(),
-    }
-
-
-def _published_path(partial: Path) -> Path:
-    return partial.with_name(partial.name.removeprefix(".partial-"))
 
 
 def _readable(version: Version | None) -> Version | None:

@@ -164,7 +164,7 @@ def test_whole_numbers_among_decimals_are_decimals(tmp_path, item):
 @pytest.mark.parametrize(
     ("item", "words"),
     [
-        ("bad", "row 7 cannot be read: ZeroDivisionError"),
+        ("bad", "row 7 ended in ZeroDivisionError"),
         ("ragged", r"row 7 has x of shape \(2,\), row 0 has \(3,\)"),
         ("not_finite", r"row 3, x\[0\]: seen inf, expected a finite number \(2 such rows\)"),
     ],

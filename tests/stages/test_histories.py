@@ -1,4 +1,4 @@
-"""Any sequence of edits, settings, interruptions and refreshes ends in a from-scratch run's arrays.
+"""Any sequence of edits, settings, crashes, restores and refreshes ends in a fresh run's arrays.
 
 θ is a checkpoint, so that both runs describe the same model whatever the rows are. While the
 curvature is pinned, the run from scratch is given the stored one and the rows that it saw.
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from safetensors.torch import load_file, save_file
 from test_chain import remove
-from tiny_project import Project
+from tiny_project import MODEL, Project
 
 import influence_dag as idag
 from influence_dag.store import Draft
@@ -53,6 +53,7 @@ class History(RuleBasedStateMachine):
         self.pending = True
         self.curvature = "on_change"
         self.rows_of: dict[int, dict[str, dict[str, list]]] = {}  # dataset version → its rows
+        self.backup, self.rows_then = self.folder / "backup", {}
 
     def teardown(self):
         shutil.rmtree(self.folder)
@@ -109,6 +110,25 @@ class History(RuleBasedStateMachine):
             {name: scale * value for name, value in stored.items()},
             self.project.root / "theta.safetensors",
         )
+        self.pending = True
+
+    @rule(activation=st.sampled_from(["Tanh", "Sigmoid"]))
+    def the_code_is(self, activation):
+        self.project.write_model(MODEL.replace("Tanh", activation))
+        self.pending = True
+
+    @rule()
+    def the_store_is_backed_up(self):
+        shutil.rmtree(self.backup, ignore_errors=True)
+        shutil.copytree(self.project.store, self.backup, symlinks=True)
+        self.rows_then = dict(self.rows_of)
+
+    @precondition(lambda self: self.backup.exists())
+    @rule()
+    def the_backup_is_restored(self):
+        shutil.rmtree(self.project.store)
+        shutil.copytree(self.backup, self.project.store, symlinks=True)
+        self.rows_of = dict(self.rows_then)
         self.pending = True
 
     @precondition(lambda self: self.pending)

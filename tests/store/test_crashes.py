@@ -232,7 +232,7 @@ def test_results_of_an_interrupted_run_go_if_more_is_computed(store):
 
 def test_an_unfinished_version_of_another_boot_is_not_trusted(store, monkeypatch):
     interrupted_run(store, NEW, 1)
-    monkeypatch.setattr("influence_dag.store.versions.boot_id", lambda: "another")
+    monkeypatch.setattr("influence_dag.store.partials.boot_id", lambda: "another")
     draft = refresh(store, NEW)
     assert not draft.resumed
     assert draft.chunks_written == NEW_CHUNKS
@@ -408,7 +408,7 @@ def test_a_file_system_without_locks_is_an_error_that_says_so(store, monkeypatch
     def refused(*arguments):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("influence_dag.store.files.fcntl.flock", refused)
+    monkeypatch.setattr("influence_dag.store.locks.fcntl.flock", refused)
     words = "local disk" if number == errno.EIO else "file system has no locks"
     with pytest.raises(StoreError, match=rf"locking .*\.lock failed: .*{words}"):
         refresh(store, Sample())

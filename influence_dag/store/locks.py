@@ -1,0 +1,250 @@
+"""One writer at a time: the system's locks and, where a file system has none, lock files.
+
+`flock` belongs to an open file: it excludes threads as well as processes and is released by the
+system when its holder dies, however it dies. A lock file (`.lock.held` beside `.lock`) is there
+while somebody holds it, and stays when its holder is killed; so it says which process of which
+machine that is, and one that has died on this machine is taken over.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from influence_dag.errors import StoreError
+from influence_dag.store.files import content_of, explained
+
+Locks = Literal["flock", "files"]
+Report = Callable[[str], None]
+
+_POLL_SECONDS = 0.05
+_OUTSIDE = "pid:[4026531836]"  # of containers: Linux gives its first namespace this number
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class NoLocksError(StoreError):
+    """The file system does not know locks."""
+
+
+@contextmanager
+def locked(
+    path: Path,
+    *,
+    timeout: float,
+    report: Report = lambda message: None,
+    locks: Locks = "flock",
+) -> Iterator[None]:
+    """Hold an exclusive lock on a file; after `timeout` seconds a `StoreError` names the holder.
+
+    Who has to wait says so to `report` at once, with the holder's name. With `locks="files"` a
+    file is held as well, which whoever uses `flock` looks at too. The file itself stays.
+    """
+    with explained(path.parent, "writing to"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(descriptor)
+    lock = _Lock(path, descriptor, locks)
+    try:
+        _acquire(lock, timeout, report)
+        yield
+    finally:
+        lock.release()
+
+
+class _Lock:
+    """A lock that is tried for, held and let go."""
+
+    def __init__(self, path: Path, descriptor: int, locks: Locks):
+        self.path, self.descriptor, self.locks = path, descriptor, locks
+        self.file = path.with_name(f"{path.name}.held")
+        self.holder = _this_process()
+        self.has_file = False
+
+    def is_taken(self) -> bool:
+        """Try for it without waiting."""
+        if not self._flocked():
+            return False
+        self.has_file = self.locks == "files" and self._made()
+        if self.has_file or (self.locks == "flock" and not self._is_held_by_file()):
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, json.dumps(self.holder).encode(), 0)
+            return True
+        with suppress(OSError):
+            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+        return False
+
+    def _made(self) -> bool:
+        made = _create(self.file, self.holder)
+        return made or (_removed_stale(self.file) and _create(self.file, self.holder))
+
+    def _is_held_by_file(self) -> bool:
+        return self.file.exists() and not _removed_stale(self.file)
+
+    def _flocked(self) -> bool:
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if self.locks == "flock" or error.errno not in _NO_LOCKS:
+                raise _unlockable(self.path, error) from error
+        return True
+
+    def named(self) -> str:
+        """Who holds it, as it wrote into the files; how to end what may be over."""
+        for file in (self.file, self.path):
+            with suppress(ValueError, KeyError, TypeError):
+                holder = json.loads(content_of(file) or b"")
+                told = f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
+                forgotten = f"; if that is over, remove {file}" if file == self.file else ""
+                return told + forgotten
+        return "another process"
+
+    def release(self) -> None:
+        if self.descriptor not in _held:  # of a forked child, in which it is closed
+            return
+        if self.has_file:
+            self.file.unlink(missing_ok=True)
+        _held.remove(self.descriptor)
+        os.close(self.descriptor)
+
+
+_held: set[int] = set()
+
+
+def _close_held() -> None:
+    """A child that was forked while its parent held a lock would go on holding it after it."""
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_close_held)
+
+
+def _acquire(lock: _Lock, timeout: float, report: Report) -> None:
+    path, deadline, tries = lock.path, time.monotonic() + timeout, 0
+    while True:
+        with explained(path, "locking"):
+            if lock.is_taken():
+                return
+        if time.monotonic() >= deadline:
+            raise StoreError(
+                f"{path.parent} is being written by {lock.named()}; waited {timeout:g} s. Try "
+                "again when it is done, or raise `store.lock_timeout`"
+            )
+        time.sleep(min(_POLL_SECONDS, timeout))
+        tries += 1
+        if tries == 1:  # by now a holder that has just come has written its name
+            report(f"waiting for {lock.named()}, which writes {path.parent}")
+
+
+def _unlockable(path: Path, error: OSError) -> StoreError:
+    why, cure = error.strerror or str(error), ""
+    kind = NoLocksError if error.errno in _NO_LOCKS else StoreError
+    if kind is NoLocksError:
+        why = f"the file system has no locks ({why}), without which two runs would mix their files"
+        cure = "set `store.locks: files`, for all who write here, or "
+    return kind(
+        f"locking {path} failed: {why}; {cure}give `store.path` a folder on a local disk and copy "
+        "the results from there, or mount this one with locks (NFS: with lockd, Lustre: with -o "
+        "flock)"
+    )
+
+
+def _this_process() -> dict[str, Any]:
+    """What tells this process from any other, on this machine and elsewhere."""
+    pid = os.getpid()
+    return {
+        "pid": pid,
+        "host": socket.gethostname(),
+        "since": time.ctime(),
+        "machine": _line("/etc/machine-id"),
+        "boot": _line("/proc/sys/kernel/random/boot_id"),
+        "processes": _link("/proc/self/ns/pid"),  # pids of a container are its own
+        "began": _began(pid),
+        "token": uuid.uuid4().hex,
+    }
+
+
+def _create(file: Path, holder: dict[str, Any]) -> bool:
+    """Whether the lock file is ours: made by one process, whoever else tries at once."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        os.write(descriptor, json.dumps(holder).encode())
+        os.fsync(descriptor)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _removed_stale(file: Path) -> bool:
+    """Remove the lock file of a process of this machine that has died; whether it was one.
+
+    Whoever removes it holds a second file meanwhile and looks again: else two could see the dead
+    one's, and the later one remove what the earlier one has made.
+    """
+    guard = file.with_name(f"{file.name}.removing")
+    if not _is_dead(_read(file)) or not _create(guard, _this_process()):
+        return False
+    try:
+        if dead := _is_dead(_read(file)):
+            file.unlink(missing_ok=True)
+        return dead
+    finally:
+        guard.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with suppress(ValueError, TypeError):
+        return dict(json.loads(content_of(file) or b"{}"))
+    return {}
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether a holder was a process of this machine, and is no more; of others nobody knows.
+
+    Its pid says so while the machine runs, and where it has been started anew its name and number:
+    outside containers, whose copies on other machines may have the same.
+    """
+    here = _this_process()
+    if not all(holder.get(name) and here[name] for name in ("boot", "processes")):
+        return False
+    if holder["processes"] != here["processes"]:
+        return False
+    if holder["boot"] == here["boot"]:
+        return _began(int(holder.get("pid") or 0)) != holder.get("began")
+    same = all(holder.get(name) and holder[name] == here[name] for name in ("host", "machine"))
+    return same and here["processes"] == _OUTSIDE
+
+
+def _line(path: str) -> str:
+    """What a file of the system says; empty where there is none."""
+    with suppress(OSError):
+        return Path(path).read_text().strip()
+    return ""
+
+
+def _link(path: str) -> str:
+    with suppress(OSError):
+        return os.readlink(path)
+    return ""
+
+
+def _began(pid: int) -> str:
+    """When a process began, in ticks since the machine did; empty for none that is there."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""

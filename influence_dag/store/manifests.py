@@ -1,0 +1,49 @@
+"""A version's manifest: JSON that begins with its own checksum, and what it says of variables."""
+
+import json
+from typing import Any
+
+from influence_dag.store.arrays import crc32c
+from influence_dag.store.layout import Variable
+
+MANIFEST = "manifest.json"
+BLOCKS = "blocks.npz"
+FORMAT = 4  # of the bookkeeping and of the chunks' names
+KEYS, STAMPS = "keys", "files"  # of each variable's chunks, in that file
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """A manifest as JSON that begins with its own checksum."""
+    content = json.dumps(manifest)
+    return f'{{"crc32c": {crc32c(content.encode())}, {content[1:]}'.encode()
+
+
+def unsealed(content: bytes) -> dict[str, Any]:
+    """The manifest that was `sealed`; a `ValueError` for anything else.
+
+    One without a checksum is of an earlier format, if it says so.
+    """
+    try:
+        manifest = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("lists within lists without an end") from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"a manifest is a JSON object, not a {type(manifest).__name__}")
+    known = manifest.pop("crc32c", None)
+    earlier = known is None and manifest.get("format") in range(1, FORMAT)
+    if not earlier and known != crc32c(json.dumps(manifest).encode()):
+        raise ValueError("its checksum does not match")
+    return manifest
+
+
+def stored_variable(name: str, stored: dict[str, Any]) -> Variable:
+    """A variable as a manifest describes it."""
+    encoding = stored["encoding"]
+    return Variable(
+        name,
+        dims=tuple(encoding["dims"]),
+        shape=tuple(stored["shape"]),
+        dtype=encoding["dtype"],
+        chunks=tuple(encoding["chunks"]),
+        max_relative_error=encoding["max_relative_error"],
+    )

@@ -1,0 +1,24 @@
+"""An unfinished version: what it is called, and what it was begun for."""
+
+from pathlib import Path
+
+from influence_dag.store.files import boot_id
+from influence_dag.store.layout import Layout
+from influence_dag.store.published import Version
+
+JOURNALS = ".partial-*.journal"
+
+
+def header(layout: Layout, base: Version | None) -> dict[str, object]:
+    """What its journal begins with: a run with another one begins anew."""
+    return {
+        "format": 1,
+        "layout": layout.fingerprint,
+        "base": base.number if base else None,
+        "boot": boot_id(),
+    }
+
+
+def published_path(partial: Path) -> Path:
+    """The folder that it will be."""
+    return partial.with_name(partial.name.removeprefix(".partial-"))

@@ -1,0 +1,101 @@
+"""The façade in memory, given what cannot work."""
+
+import torch
+from bad_input.kinds import Kind, Section, nothing
+from tiny_project import Project
+
+import influence_dag as idag
+
+X = torch.linspace(-1, 1, 24).reshape(8, 3)
+Y = torch.arange(8) % 3
+
+
+def loader(x=X, y=Y, **options):
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(x, y), batch_size=4, **options
+    )
+
+
+def influences(module=None, loss="cross_entropy", data=None, **settings):
+    """Influences in memory, of a small module, with something wrong."""
+
+    def run(project: Project) -> None:
+        of = torch.nn.Linear(3, 3) if module is None else module()
+        given = loader() if data is None else data()
+        wrapped = idag.TorchTwiceDifferentiable(of, loss)
+        idag.compute_influences(wrapped, given, **{"hessian_regularization": 0.5, **settings})
+
+    return run
+
+
+class Own(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+
+    def forward(self, x):
+        raise ValueError("no such table")
+
+
+def solve(b, **settings):
+    return lambda project: idag.solve_hvp(
+        "direct",
+        idag.TorchTwiceDifferentiable(torch.nn.Linear(3, 3), "cross_entropy"),
+        loader(),
+        b,
+        hessian_perturbation=0.5,
+        **settings,
+    )
+
+
+MEMORY = [
+    Kind("a method that there is not", nothing, influences(inversion_method="drect")),
+    Kind(
+        "a setting that the method does not have",
+        nothing,
+        influences(inversion_method="cg", rtoll=1e-3),
+    ),
+    Kind("a kind of influence that there is not", nothing, influences(influence_type="down")),
+    Kind("λ < 0", nothing, influences(hessian_regularization=-1.0)),
+    Kind("λ = NaN", nothing, influences(hessian_regularization=float("nan"))),
+    Kind("λ in words", nothing, influences(hessian_regularization="small")),
+    Kind("a loss that there is not", nothing, influences(loss="hinge")),
+    Kind("a loss that is a number", nothing, influences(loss=3)),
+    Kind(
+        "a loss that averages what it cannot take apart",
+        nothing,
+        influences(loss=lambda output, target: output.mean() ** 2),
+    ),
+    Kind(
+        "a loss without a gradient",
+        nothing,
+        influences(loss=lambda output, target: output.sum(1).detach()),
+    ),
+    Kind("a module that raises", nothing, influences(Own)),
+    Kind("a module without parameters", nothing, influences(torch.nn.Flatten)),
+    Kind("something that is no module", nothing, influences(lambda: 3)),
+    Kind("a loader without rows", nothing, influences(data=list)),
+    Kind("rows that are no pairs", nothing, influences(data=lambda: [torch.zeros(3, 3)])),
+    Kind("something that is no loader", nothing, influences(data=lambda: 3)),
+    Kind("rows of another width", nothing, influences(data=lambda: loader(torch.zeros(8, 5)))),
+    Kind("labels above the model's outputs", nothing, influences(data=lambda: loader(y=Y + 1))),
+    Kind("rows of NaN", nothing, influences(data=lambda: loader(X * float("nan")))),
+    Kind("a loader that shuffles", nothing, influences(data=lambda: loader(shuffle=True))),
+    Kind(
+        "a module to derive in that there is not",
+        nothing,
+        influences(influence_type="perturbation", wrt="embedding"),
+    ),
+    Kind("blocks of parameters that there are not", nothing, influences(blocks=[["wieght"]])),
+    Kind("a right-hand side of another length", nothing, solve(torch.zeros(2, 5))),
+    Kind("a right-hand side of NaN", nothing, solve(torch.full((2, 12), float("nan")))),
+]
+
+SECTIONS = [
+    Section(
+        "In memory",
+        "`idag.compute_influences`, `idag.solve_hvp`",
+        nothing,
+        MEMORY,
+        told_as=(idag.errors.InfluenceDagError, ValueError, TypeError),
+    ),
+]

@@ -1,0 +1,40 @@
+"""A study that cannot be loaded is told, and takes no other one with it."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any, cast
+
+import dagster as dg
+import pytest
+from tiny_project import Project
+
+from influence_dag.components import InfluenceStudy
+from influence_dag.running import load_study
+
+NAMES = ("tiny", "my-study", "my study", "étude")
+
+
+@pytest.mark.filterwarnings("ignore:Parameter")
+def test_badly_named_studies_are_told_in_the_graph_and_the_log_and_the_others_are_loaded(
+    tmp_path, caplog
+):
+    project = Project(tmp_path)
+    settings = load_study(project.folder).settings
+    contexts = [
+        SimpleNamespace(path=project.folder.with_name(name), project_root=tmp_path)
+        for name in NAMES
+    ]
+    with caplog.at_level(logging.WARNING, logger="dagster"):
+        logging.getLogger("dagster").propagate = True
+        found = [InfluenceStudy(settings).build_defs(cast(Any, each)) for each in contexts]
+    graph = dg.Definitions.merge(*found).resolve_asset_graph()
+    keys = graph.get_all_asset_keys()
+    assert dg.AssetKey(["tiny", "direct", "influences"]) in keys
+    told = [str(graph.get(key).description) for key in keys if key.path[0] == "studies_not_loaded"]
+    assert len(told) == 3
+    for name, better in (("my-study", "my_study"), ("étude", "etude")):
+        words = f"The study in the folder {name} was not loaded."
+        (description,) = [each for each in told if each.startswith(words)]
+        assert f"rename the folder, for example to {better}" in description
+    assert not graph.executable_asset_keys & {k for k in keys if k.path[0] == "studies_not_loaded"}
+    assert sum("not loaded" in record.getMessage() for record in caplog.records) == 3

@@ -1,0 +1,222 @@
+"""File systems that refuse locks, links, folders on the disk: told, or done in another way."""
+
+import errno
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stored_sample import NAME, Sample, refresh
+
+from influence_dag.errors import StoreError
+from influence_dag.store import ArtifactStore, locks, publishing
+from influence_dag.store.files import sync
+
+SAMPLE = Sample()
+NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
+
+
+def refusing(number: int):
+    def refused(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    return refused
+
+
+@pytest.fixture
+def held(store) -> Path:
+    """The lock file of an artifact."""
+    return store.root / NAME / ".refresh.lock.held"
+
+
+@pytest.fixture
+def without_flock(monkeypatch):
+    monkeypatch.setattr(locks.fcntl, "flock", refusing(errno.ENOLCK))
+
+
+def with_files(store: ArtifactStore, timeout: float = 0.1) -> ArtifactStore:
+    return ArtifactStore(store.root, lock_timeout=timeout, locks="files")
+
+
+def left_by(held: Path, **changes) -> None:
+    """What a process has left that was killed while it held the lock."""
+    held.parent.mkdir(parents=True, exist_ok=True)
+    held.write_text(json.dumps(locks._this_process() | changes))
+
+
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_without_locks_of_the_system_a_sentence_names_lock_files(store, monkeypatch, number):
+    monkeypatch.setattr(locks.fcntl, "flock", refusing(number))
+    with pytest.raises(StoreError, match=r"no locks .*set `store\.locks: files`, for all who"):
+        refresh(store, SAMPLE)
+    refresh(with_files(store), SAMPLE)
+    np.testing.assert_array_equal(store.version(NAME).open().influences, SAMPLE.values)
+    assert not list(store.root.rglob("*.held"))
+
+
+def test_a_lock_file_keeps_others_out_and_says_who_holds_it(store, held, without_flock):
+    with with_files(store).exclusive(NAME):
+        words = rf"process {os.getpid()} on .* if that is over, remove .*{held.name}; waited 0.1 s"
+        with (
+            pytest.raises(StoreError, match=words),
+            with_files(store).exclusive(NAME),
+        ):
+            pass
+        assert held.exists()
+    assert not held.exists()
+
+
+def test_who_locks_with_the_system_looks_at_lock_files_too(store, held):
+    with (
+        with_files(store).exclusive(NAME),
+        pytest.raises(StoreError, match="waited"),
+        ArtifactStore(store.root, lock_timeout=0.1).exclusive(NAME),
+    ):
+        pass
+    left_by(held, pid=2**30, began="17")
+    with ArtifactStore(store.root, lock_timeout=0.1).exclusive(NAME):
+        pass
+
+
+def test_the_lock_file_of_a_process_that_died_is_taken_over(store, held, without_flock):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    left_by(held, pid=pid, began="17")
+    with with_files(store).exclusive(NAME):
+        pass
+    assert not list(held.parent.glob("*.held*"))
+    left_by(held, began="17")  # its number is another process's by now
+    with with_files(store).exclusive(NAME):
+        pass
+
+
+@pytest.mark.parametrize(
+    "elsewhere", [{"boot": "another"}, {"processes": "pid:[7]"}, {"boot": ""}, {"pid": None}]
+)
+def test_of_a_process_elsewhere_nobody_knows_whether_it_lives(
+    store, held, without_flock, monkeypatch, elsewhere
+):
+    monkeypatch.setattr(locks, "_OUTSIDE", "")  # as within a container
+    left_by(held, **elsewhere)
+    if elsewhere == {"pid": None}:
+        held.write_text("")  # killed before it could say who it is
+    with (
+        pytest.raises(StoreError, match="waited"),
+        with_files(store).exclusive(NAME),
+    ):
+        pass
+    assert held.exists()
+
+
+def test_after_a_restart_of_the_machine_its_locks_are_nobodys(
+    store, held, without_flock, monkeypatch
+):
+    here = locks._this_process()
+    monkeypatch.setattr(locks, "_OUTSIDE", here["processes"])
+    monkeypatch.setattr(locks, "_line", lambda path: "this" if "machine" in path else "now")
+    left_by(held, boot="before")
+    with with_files(store).exclusive(NAME):
+        pass
+    left_by(held, boot="before", machine="other")
+    with (
+        pytest.raises(StoreError, match="waited"),
+        with_files(store).exclusive(NAME),
+    ):
+        pass
+
+
+def test_two_that_take_over_at_once_do_not_both_hold_it(store, held, without_flock):
+    left_by(held, pid=2**30, began="17")
+    ends, reading = [], os.pipe()
+    for _ in range(4):
+        if (pid := os.fork()) == 0:
+            try:
+                with with_files(store, timeout=10).exclusive(NAME):
+                    os.write(reading[1], b"(")
+                    time.sleep(0.02)
+                    os.write(reading[1], b")")
+            finally:
+                os._exit(0)
+        ends.append(pid)
+    for pid in ends:
+        os.waitpid(pid, 0)
+    assert os.read(reading[0], 100) == b"()" * 4
+
+
+def test_a_forked_child_neither_holds_nor_ends_a_lock_file(store, held, without_flock):
+    with with_files(store).exclusive(NAME):
+        if (pid := os.fork()) == 0:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        assert held.exists()
+    assert not held.exists()
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EIO])
+def test_where_links_are_refused_in_any_words_files_are_copied(store, monkeypatch, number):
+    refresh(store, SAMPLE)
+    monkeypatch.setattr(os, "link", refusing(number))
+    changed = SAMPLE.with_train({0: 77.0})
+    draft = refresh(store, changed)
+    assert draft.chunks_written == 3
+    np.testing.assert_array_equal(draft.version.open().influences.values, changed.values)
+    assert draft.version.verify(checksums=True) == ()
+
+
+def test_a_link_that_a_server_made_twice_is_not_written_through(store, monkeypatch):
+    """NFS says "exists" when its first answer was lost; a copy would be of a file onto itself."""
+    refresh(store, SAMPLE)
+    link = os.link
+
+    def twice(source, target, **options):
+        link(source, target, **options)
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+
+    monkeypatch.setattr(os, "link", twice)
+    changed = SAMPLE.with_train({0: 77.0})
+    refresh(store, changed)
+    for number, sample in ((1, SAMPLE), (2, changed)):
+        assert store.version(NAME, number).verify(checksums=True) == ()
+        values = store.version(NAME, number).open().influences.values
+        np.testing.assert_array_equal(values, sample.values)
+
+
+def test_no_inodes_left_is_not_called_a_full_disk(store, monkeypatch):
+    found = os.statvfs(store.root.parent)
+    fields = list(found)
+    fields[5], fields[6], fields[7] = 100, 0, 0  # files: all, free, free for us
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
+    monkeypatch.setattr(Path, "mkdir", refusing(errno.ENOSPC))
+    with pytest.raises(StoreError, match=r"no room for one more file .no inodes left"):
+        refresh(store, SAMPLE)
+    fields[6] = fields[7] = 9
+    with pytest.raises(StoreError, match=r"the disk is full.*bytes free"):
+        refresh(store, SAMPLE)
+
+
+def test_folders_that_cannot_be_synced_are_left_to_the_file_system(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(os, "fsync", refusing(errno.EINVAL))
+    sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync(file)
+
+
+def test_what_could_not_be_put_on_the_disk_is_not_vouched_for(store, monkeypatch):
+    refresh(store, SAMPLE)
+    changed = SAMPLE.with_train({0: 77.0})
+    with monkeypatch.context() as failing:
+        failing.setattr(publishing, "make_durable", refusing(errno.EIO))
+        with pytest.raises(StoreError, match=r"publishing .* failed: the disk or its connection"):
+            refresh(store, changed)
+    assert store.version(NAME).number == 1
+    assert store.unfinished() == {}
+    assert refresh(store, changed).chunks_written == 3
