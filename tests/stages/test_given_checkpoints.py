@@ -1,6 +1,7 @@
 """Networks that another loop trained: how near to a minimum they are, and what is assumed."""
 
 import importlib
+import logging
 
 import pytest
 import reference
@@ -45,6 +46,7 @@ def attrs(project, name):
     return project.results.store.version(name).attrs
 
 
+@pytest.mark.usefixtures("_logging")
 def test_a_network_trained_by_an_ordinary_loop_is_served_with_a_warning(project, capsys):
     project.materialize()
     said = capsys.readouterr().err
@@ -69,6 +71,14 @@ def test_the_gradient_is_held_against_those_that_it_is_the_mean_of(project):
     assert outcome.metadata["relative_gradient"] == info["relative_gradient"]
 
 
+@pytest.fixture(params=[logging.NOTSET, logging.CRITICAL], ids=["logging", "logging disabled"])
+def _logging(request):
+    logging.disable(request.param)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("_logging")
 def test_a_minimum_can_be_required(project):
     project.write_settings(model={"minimum": "require"})
     with pytest.raises(InfluenceDagError, match=r"tiny/model: at_a_minimum: .*of the mean norm"):
