@@ -48,8 +48,9 @@ def uncalled_rows(
 
 def _calls(objective: Objective, row: Rows, names: set[str]) -> Counter[tuple[str, torch.Size]]:
     """The layers that a row calls, with the shapes of what they take, its axis of rows left out."""
-    with torch.no_grad(), recorded_layers(objective.module, names, 1) as seen:
-        objective.outputs(objective.params, row.x)
+    theta = objective.params.clone().requires_grad_()  # without, torch may fuse layers
+    with torch.enable_grad(), recorded_layers(objective.module, names, 1) as seen:
+        objective.outputs(theta, row.x)
     return Counter((name, x.shape[1:]) for name, x, _ in seen.calls)
 
 
@@ -58,15 +59,16 @@ def _calls_of_any_row(
 ) -> Counter[tuple[str, torch.Size]] | None:
     """The same for every row; None where it may depend on the row's values: vmap hides them."""
     found: Counter[tuple[str, torch.Size]] = Counter()
+    theta = objective.params.clone().requires_grad_()
 
     def alone(x: object) -> tuple[Tensor, ...]:
         with recorded_layers(objective.module, names, 1) as seen:
-            outputs = objective.outputs(objective.params, map_tensors(_unsqueeze, x))
+            outputs = objective.outputs(theta, map_tensors(_unsqueeze, x))
         found.update((name, given.shape[1:]) for name, given, _ in seen.calls)
         return tuple(tensors_of(outputs))
 
     try:
-        with torch.no_grad():
+        with torch.enable_grad():
             vmap(alone)(row.x)
     except (RuntimeError, TypeError, ValueError, IndexError):
         return None
