@@ -98,3 +98,33 @@ def test_neither_order_nor_batches_change_an_inverse(method, trimmed):
                 found.append(solver.factorize(curvature).solve(rhs, damping=0.1).x)
     for other in found[1:]:
         assert_close(other, found[0])
+
+
+class Padded(nn.Module):
+    """An encoder layer of torch's, which runs as one kernel where no gradient is recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+        self.out = nn.Linear(4, 3)
+
+    def forward(self, x, padding):
+        hidden = self.layer(x, src_key_padding_mask=padding)
+        return self.out((hidden * ~padding[..., None]).sum(1))
+
+
+def test_positions_that_are_padding_count_as_they_are_called():
+    torch.manual_seed(0)
+    module, n = Padded().double().eval(), 9
+    padding = torch.arange(5) >= (torch.arange(n) % 4 + 2)[:, None]
+    x = {"x": torch.randn(n, 5, 4, dtype=torch.float64), "padding": padding}
+    rows, seen = Rows(x, torch.arange(n) % 3), []
+    with module.layer.linear1.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0])):
+        module(**x)
+    a = seen[0].detach().flatten(0, 1)
+    a = torch.cat([a, torch.ones(len(a), 1).double()], 1)
+    objective = Objective(module, "cross_entropy")
+    for batch_size in (1, 4, 9):
+        sums = activations(objective, rows, batch_size)
+        place = [layer.name for layer in sums.layout.layers].index("layer.linear1")
+        assert_close(sums.activations[place], a.T @ a)
