@@ -1,6 +1,8 @@
 """Settings of every test: repeatable random numbers, no clock in hypothesis, no user's Dagster."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,14 @@ os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _python_path() -> Iterator[None]:
+    """Projects of earlier tests are not on Python's path, which every import searches."""
+    before = sys.path.copy()
+    yield
+    sys.path[:] = before
 
 
 @pytest.fixture(scope="session")

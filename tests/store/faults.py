@@ -45,14 +45,17 @@ class Running(NamedTuple):
 
         Python drops an interrupt that falls into one of its own callbacks (of weak references).
         """
-        while self.process.is_alive():
-            os.kill(self.process.pid or 0, sign)
-            self.process.join(10)
+        for _ in range(6):
+            if self.process.is_alive():
+                os.kill(self.process.pid or 0, sign)
+                self.process.join(10)
         return self.end()
 
     def end(self) -> Outcome:
         self.process.join(60)
-        assert self.process.exitcode is not None, "the process hangs"
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError("the process hangs")
         error = self.report.recv() if self.process.exitcode == 3 else ""
         return Outcome(self.process.exitcode, error)
 
@@ -124,7 +127,9 @@ def hold_lock(root: Path, sample: Sample, seconds: float) -> None:
 
 
 def _report(sender: Any, target: Callable[..., None], *arguments: Any) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell had it ignored
+    # Also where a shell had interrupts ignored, and Dagster with them SIGTERM.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sender.send("begun")
     try:
         target(*arguments)
