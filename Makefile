@@ -76,7 +76,7 @@ fidelity: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py
 
 settings: $(READY)
-	$(BIN)/python -m influence_dag.settings_reference > docs/settings.md
+	$(BIN)/python -m influence_dag.study.reference > docs/settings.md
 
 bad-input: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bad_input

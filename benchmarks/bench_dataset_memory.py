@@ -50,7 +50,7 @@ def build():
 """
 MEASURE = """
 import json, resource, sys, time
-from influence_dag.running import load_study
+from influence_dag.study.loading import load_study
 from influence_dag.stages import dataset
 from influence_dag.stages.workbench import Workbench
 

@@ -18,9 +18,9 @@ from torch.func import grad, vmap
 
 from influence_dag.curvature import GaussNewton, Hessian
 from influence_dag.curvature.layered import LayeredNetwork
-from influence_dag.gradients import gradient_layout, per_sample_gradients
-from influence_dag.influence import influences, perturbation_influences
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import gradient_layout, per_sample_gradients
+from influence_dag.influence.upweighting import influences, perturbation_influences
+from influence_dag.objective.objective import Objective, Rows
 
 DATA = Path(__file__).parents[1] / "tests" / "digits_mlp.npz"
 

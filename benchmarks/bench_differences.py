@@ -13,7 +13,7 @@ from torch import nn
 
 from influence_dag.curvature import Hessian
 from influence_dag.losses import cross_entropy
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC, KFAC
 
 NETWORKS = {

@@ -13,8 +13,8 @@ from influence_dag.curvature import GaussNewton
 from influence_dag.curvature.kronecker import corrected_eigenvalues, eigenbases, kronecker_sums
 from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherPairs
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC
 from influence_dag.solvers.kronecker_scores import RotatedGradients
 

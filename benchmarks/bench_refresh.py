@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
-from influence_dag.graph import artifacts
-from influence_dag.running import load_study
+from influence_dag.stages.graph import artifacts
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
+from influence_dag.study.loading import load_study
 
 N_TEST, N_TRAIN, FEATURES, CLASSES = 250, 50_000, 15, 16
 CHUNK = 1024

@@ -11,7 +11,7 @@ from bench_derivatives import cpu_seconds, digits_problem
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from influence_dag.curvature import DenseCurvature, Hessian
-from influence_dag.gradients import per_sample_gradients
+from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.solvers import Arnoldi, ConjugateGradient, Direct, Nystroem
 
 DAMPING = 0.01

@@ -9,18 +9,9 @@ import xarray as xr
 import zarr
 from zarr.codecs import BloscCodec
 
-from influence_dag.execution import stream, tiles
-from influence_dag.store import (
-    ArtifactStore,
-    Coordinate,
-    Layout,
-    Variable,
-    chunk_keys,
-    fingerprint,
-    grid_keys,
-    pair_chunks,
-    row_fingerprints,
-)
+from influence_dag.fingerprints import chunk_keys, fingerprint, grid_keys, row_fingerprints
+from influence_dag.stages.blocks import stream, tiles
+from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, pair_chunks
 
 NAME = "direct/influences"
 N_TEST, N_TRAIN = 250, 50_000

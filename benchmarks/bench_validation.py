@@ -12,9 +12,9 @@ from bench_derivatives import cpu_seconds
 from sklearn.datasets import load_digits
 from torch import nn
 
-from influence_dag.fitting import fit
-from influence_dag.model_settings import FitSettings
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.fitting import fit
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.study.model import FitSettings
 from influence_dag.validation import draw_subsets, leave_one_out, leaving_out, refit
 
 LEFT_OUT = 200

@@ -27,13 +27,11 @@ import partially_trained
 import torch
 from torch import Tensor
 
-from influence_dag import models
 from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hessian
-from influence_dag.datasets import load_splits
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.model_settings import FitSettings
-from influence_dag.objective import Objective, Rows
-from influence_dag.running import load_study
+from influence_dag.datasets.splits import load_splits
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective import modules
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import (
     EKFAC,
     KFAC,
@@ -45,7 +43,9 @@ from influence_dag.solvers import (
     Method,
     Nystroem,
 )
-from influence_dag.study import Study
+from influence_dag.study.loading import load_study
+from influence_dag.study.model import FitSettings
+from influence_dag.study.study import Study
 from influence_dag.validation.agreement import spearman
 from influence_dag.validation.datamodels import (
     SubsetFits,
@@ -193,8 +193,8 @@ def problem(study: Study) -> Problem:
     )
     test = test[:TESTS]
     assert isinstance(settings.fit, FitSettings)
-    module = models.build_module(settings, study.root, torch.float64)
-    print(f"{study.name}: {models.fit(module, settings.loss, train, settings.fit)}", flush=True)
+    module = modules.build_module(settings, study.root, torch.float64)
+    print(f"{study.name}: {modules.fit(module, settings.loss, train, settings.fit)}", flush=True)
     objective = Objective(module.eval(), settings.loss)
     halves = refits(study, objective, train, test)
     exact = exact_influences(objective, train, test, {study.settings.dampings[0], *OTHERS})
@@ -240,7 +240,7 @@ def refits(study: Study, objective: Objective, train: Rows, test: Rows) -> Subse
     assert isinstance(fit, FitSettings)
     count, most_steps = HALVES[study.name]
     start = initial_params(
-        models.import_callable(build, study.root, "model.build"), range(fit.seed, fit.seed + 1)
+        modules.import_callable(build, study.root, "model.build"), range(fit.seed, fit.seed + 1)
     )
     with warnings.catch_warnings(action="ignore"):  # that some were stopped early
         found = fit_subsets(

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from influence_dag.curvature import DenseCurvature, GaussNewton, Hessian
-from influence_dag.datasets import load_splits
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
-from influence_dag.running import load_study
+from influence_dag.datasets.splits import load_splits
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct, Identity, Method
+from influence_dag.study.loading import load_study
 from influence_dag.validation.agreement import pearson
 from influence_dag.validation.datamodels import (
     SubsetFits,

@@ -10,7 +10,7 @@ import click
 
 from influence_dag import __version__
 from influence_dag.errors import InfluenceDagError
-from influence_dag.users_code import ended
+from influence_dag.study.users_code import ended
 
 INTERRUPTED = 128 + signal.SIGINT  # the exit code, as shells have it
 
@@ -39,8 +39,8 @@ def init(folder: Path, id_: str | None, classes: str | None, **given: str | None
     class. Without --model it is a softmax or linear regression, whichever fits the target.
     """
     with _errors_in_a_line():
-        from influence_dag.first_look import Start
-        from influence_dag.starting import init as write
+        from influence_dag.starting.first_look import Start
+        from influence_dag.starting.folder import init as write
 
         order = tuple(map(str.strip, classes.split(","))) if classes else None
         click.echo(write(Start(folder, id=id_, classes=order, **given)))  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def check(folder: Path) -> None:
     Reads the rows, builds the model and tries both on a few rows.
     """
     with _errors_in_a_line():
-        from influence_dag.foreseen import foresee
+        from influence_dag.stages.foreseen import foresee
 
         click.echo(foresee(folder))
 
@@ -71,14 +71,14 @@ def materialize(folder: Path, show: bool, quiet: bool) -> None:
     Interrupted (Ctrl-C, SIGTERM) it ends with exit code 130; run again, it goes on from there.
     """
     with _errors_in_a_line():
-        from influence_dag.history import why_unrecorded
         from influence_dag.running import materialize as run
+        from influence_dag.study.history import why_unrecorded
 
         results = run(folder, progress=False if quiet else None)
         if results.project and (why := why_unrecorded(results.project)):
             click.echo(why, err=True)
     if show:
-        from influence_dag.showing import describe
+        from influence_dag.query.text import describe
 
         click.echo(describe(results))
 
@@ -87,7 +87,7 @@ def materialize(folder: Path, show: bool, quiet: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
     """What a refresh of the study in FOLDER would compute, and why. Computes nothing."""
-    from influence_dag.study_status import status as find
+    from influence_dag.stages.status import status as find
 
     with _errors_in_a_line():
         click.echo(find(folder))
@@ -97,8 +97,8 @@ def status(folder: Path) -> None:
 @click.argument("store", type=click.Path(path_type=Path))
 def show(store: Path) -> None:
     """Print what is stored in STORE (for example data/store/digits, or assets/digits)."""
-    from influence_dag.query import open_study
-    from influence_dag.showing import describe
+    from influence_dag.query.results import open_study
+    from influence_dag.query.text import describe
 
     with _errors_in_a_line():
         click.echo(describe(open_study(store)))
@@ -109,8 +109,8 @@ def show(store: Path) -> None:
 @click.argument("artifact")
 def versions(store: Path, artifact: str) -> None:
     """The kept versions of an ARTIFACT (for example direct/influences) in STORE."""
-    from influence_dag.query import open_study
-    from influence_dag.showing import describe_versions
+    from influence_dag.query.results import open_study
+    from influence_dag.query.text import describe_versions
 
     with _errors_in_a_line():
         click.echo(describe_versions(open_study(store), artifact))
@@ -126,8 +126,8 @@ def diff(store: Path, artifact: str, before: int | None, after: int | None) -> N
 
     By default from the last but one version to the current one.
     """
-    from influence_dag.query import open_study
-    from influence_dag.showing import describe_difference
+    from influence_dag.query.results import open_study
+    from influence_dag.query.text import describe_difference
 
     with _errors_in_a_line():
         click.echo(describe_difference(open_study(store), artifact, before, after))
@@ -138,8 +138,8 @@ def diff(store: Path, artifact: str, before: int | None, after: int | None) -> N
 @click.option("--keep", type=click.IntRange(min=1), help="Versions to keep of each artifact.")
 def gc(folder: Path, keep: int | None) -> None:
     """Remove old and unfinished versions of the study in FOLDER (with a defs.yaml)."""
-    from influence_dag.running import load_study
     from influence_dag.store import ArtifactStore
+    from influence_dag.study.loading import load_study
 
     with _errors_in_a_line():
         study = load_study(folder)

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from influence_dag import models
 from influence_dag.errors import ModelError
+from influence_dag.objective import modules
 
 
 def build(seed=0):
@@ -49,7 +49,7 @@ WAYS = {
 def test_a_saved_state_is_found(tmp_path, way, ending):
     torch.save(way(), tmp_path / f"saved{ending}")
     module, expected = build().double(), build(1)
-    models.load_checkpoint(module, tmp_path / f"saved{ending}")
+    modules.load_checkpoint(module, tmp_path / f"saved{ending}")
     tolerance = 1e-2 if way is WAYS["half precision"] else 0.0
     for name, value in module.named_parameters():
         assert value.dtype == torch.float64
@@ -61,8 +61,8 @@ def test_prefixes_that_the_module_has_itself_stay(tmp_path):
     module = nn.ModuleDict({"module": nn.Linear(2, 2)})
     torch.save(module.state_dict(), tmp_path / "saved.pt")
     other = nn.ModuleDict({"module": nn.Linear(2, 2)})
-    models.load_checkpoint(other, tmp_path / "saved.pt")
-    assert models.state_fingerprint(other) == models.state_fingerprint(module)
+    modules.load_checkpoint(other, tmp_path / "saved.pt")
+    assert modules.state_fingerprint(other) == modules.state_fingerprint(module)
 
 
 def test_a_tied_weight_is_stored_under_one_name(tmp_path):
@@ -76,7 +76,7 @@ def test_a_tied_weight_is_stored_under_one_name(tmp_path):
         {name: value for name, value in saved.state_dict().items() if name != "1.weight"},
         tmp_path / "saved.safetensors",
     )
-    models.load_checkpoint(module, tmp_path / "saved.safetensors")
+    modules.load_checkpoint(module, tmp_path / "saved.safetensors")
     assert torch.equal(module[1].weight, saved[0].weight)
 
 
@@ -104,10 +104,10 @@ REFUSED = {
 def test_what_does_not_fit_is_told(tmp_path, content, words):
     torch.save(content(), tmp_path / "saved.pt")
     module = build()
-    before = models.state_fingerprint(module)
+    before = modules.state_fingerprint(module)
     with pytest.raises(ModelError, match=rf"saved\.pt.*{words}"):
-        models.load_checkpoint(module, tmp_path / "saved.pt")
-    assert models.state_fingerprint(module) == before
+        modules.load_checkpoint(module, tmp_path / "saved.pt")
+    assert modules.state_fingerprint(module) == before
 
 
 @pytest.mark.parametrize("content", [None, b"not a checkpoint"], ids=["absent", "damaged"])
@@ -115,4 +115,4 @@ def test_a_file_that_torch_cannot_read_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "saved.pt").write_bytes(content)
     with pytest.raises(ModelError, match=r"saved\.pt: not a readable checkpoint"):
-        models.load_checkpoint(build(), tmp_path / "saved.pt")
+        modules.load_checkpoint(build(), tmp_path / "saved.pt")

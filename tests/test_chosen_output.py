@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 import influence_dag as idag
 from influence_dag.errors import ModelError
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 
 
 class ModelOutput(OrderedDict):

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import zarr
 
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_split, load_splits, source_fingerprint
+from influence_dag.datasets.splits import load_split, load_splits, source_fingerprint
 from influence_dag.errors import DataError, StudyError
+from influence_dag.study.data import DataSettings
 
 ROOT = Path(__file__).parents[1]
 CSV = "id,a,b,label\nr0,1.5,2,0\nr1,-3,4e-1,1\nr2,0,7,2\n"

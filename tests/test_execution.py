@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_dag.execution import Tile, stream, tiles
+from influence_dag.stages.blocks import Tile, stream, tiles
 
 
 @st.composite

@@ -10,9 +10,9 @@ from torch.testing import assert_close
 import influence_dag as idag
 from influence_dag.curvature import GaussNewton, Hessian
 from influence_dag.errors import ModelError
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
-from influence_dag.perturbation import perturbation_influences
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.influence.perturbation import perturbation_influences
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC
 
 F64 = torch.float64

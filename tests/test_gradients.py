@@ -7,9 +7,9 @@ from networks import CASES, ROWS, digits, digits_mlp
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from influence_dag.gradient_blocks import DenseLayout, LinearLayout
-from influence_dag.gradients import GradientLayout, gradient_layout, per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.blocks import DenseLayout, LinearLayout
+from influence_dag.gradients.per_sample import GradientLayout, gradient_layout, per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 
 
 @pytest.fixture(params=CASES)

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 import influence_dag as idag
 from influence_dag.curvature import Hessian
 from influence_dag.errors import ModelError
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.influence import influences, perturbation_influences
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.influence.upweighting import influences, perturbation_influences
+from influence_dag.objective.objective import Objective, Rows
 
 DIFFERENTIABLE = [name for name, case in CASES.items() if not case.tokens]
 
@@ -277,8 +277,8 @@ def test_blocks_of_rows_change_nothing(route, monkeypatch):
     _, objective, few, factors = problem("deep")
     rows = few[torch.arange(40) % len(few)]
     whole = perturbation_influences(objective, factors, rows, route=route)
-    for module in ("perturbation", "layered_perturbation"):
-        monkeypatch.setattr(f"influence_dag.{module}._NUMBERS", 1)
+    for module in ("perturbation", "layered"):
+        monkeypatch.setattr(f"influence_dag.influence.{module}._NUMBERS", 1)
     blocks = perturbation_influences(objective, factors, rows, route=route)
     assert_close(blocks, whole, rtol=1e-10, atol=1e-14)
 

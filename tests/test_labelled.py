@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_dag.labelled import Axis, AxisChange, assign_slots, fresh_axis
+from influence_dag.datasets.slots import Axis, AxisChange, assign_slots, fresh_axis
 from influence_dag.store import ArtifactStore, Layout, Variable
 
 Table = dict[str, int]  # id → content

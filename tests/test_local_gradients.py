@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from influence_dag.gradient_blocks import LinearLayout
-from influence_dag.gradients import gradient_layout, per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.blocks import LinearLayout
+from influence_dag.gradients.per_sample import gradient_layout, per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 
 
 class RootMeanSquare(nn.Module):

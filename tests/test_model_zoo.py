@@ -15,8 +15,8 @@ from torch.testing import assert_close
 import influence_dag as idag
 from influence_dag.curvature import Hessian
 from influence_dag.errors import ModelError
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 
 DAMPING = 0.02
 TRAIN, TEST = slice(0, 7), slice(7, ROWS)

@@ -10,12 +10,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn import functional as F
 
-from influence_dag import models
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_split
+from influence_dag.datasets.splits import load_split
 from influence_dag.errors import ModelError, StudyError
-from influence_dag.model_settings import FitSettings, ModelSettings
-from influence_dag.objective import Rows
+from influence_dag.objective import modules
+from influence_dag.objective.objective import Rows
+from influence_dag.study.data import DataSettings
+from influence_dag.study.model import FitSettings, ModelSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,7 +39,7 @@ def regression(n: int = 40, d: int = 5) -> Rows:
 
 def build(name: str = "assets.digits.model:build", seed: int = 0, root: Path = ROOT):
     settings = ModelSettings(build=name, fit=FitSettings(seed=seed))
-    return models.build_module(settings, root, torch.float64)
+    return modules.build_module(settings, root, torch.float64)
 
 
 def penalised_gradient_norm(module: nn.Module, rows: Rows, weight_decay: float) -> float:
@@ -59,7 +59,7 @@ def code(folder: Path, body: str, module: str = "user_model") -> None:
 
 def test_the_digits_network_reaches_a_stationary_point():
     rows, module = digits(), build()
-    report = models.fit(module, "cross_entropy", rows, FitSettings(weight_decay=1e-3))
+    report = modules.fit(module, "cross_entropy", rows, FitSettings(weight_decay=1e-3))
     assert report.converged
     assert report.gradient_norm <= 1e-6
     assert report.loss == pytest.approx(0.1144, abs=1e-3)
@@ -75,7 +75,7 @@ def test_newton_alone_leaves_the_saddle_that_zero_weights_are():
         for parameter in module.parameters():
             parameter.copy_(parameter * 1e-3)
     settings = FitSettings(weight_decay=1e-2, max_steps=100)
-    report = models.fit(module, "cross_entropy", rows, settings)
+    report = modules.fit(module, "cross_entropy", rows, settings)
     assert report.gradient_norm <= 1e-6
     assert report.loss < 1.0
 
@@ -83,7 +83,7 @@ def test_newton_alone_leaves_the_saddle_that_zero_weights_are():
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_linear_regression_is_the_closed_form(weight_decay):
     rows, module = regression(), nn.Linear(5, 1).double()
-    models.fit(module, "mse", rows, FitSettings(weight_decay=weight_decay, tolerance=1e-10))
+    modules.fit(module, "mse", rows, FitSettings(weight_decay=weight_decay, tolerance=1e-10))
     x = torch.cat([rows.x, torch.ones(len(rows), 1)], dim=1).numpy()
     hessian = 2 / len(x) * x.T @ x + weight_decay * np.eye(6)
     expected = np.linalg.solve(hessian, 2 / len(x) * x.T @ rows.y.numpy())
@@ -93,7 +93,7 @@ def test_linear_regression_is_the_closed_form(weight_decay):
 
 def test_softmax_regression_agrees_with_scikit_learn():
     rows, module = digits(300), nn.Sequential(nn.Flatten(), nn.Linear(64, 10, bias=False)).double()
-    models.fit(module, "cross_entropy", rows, FitSettings(weight_decay=0.01, tolerance=1e-9))
+    modules.fit(module, "cross_entropy", rows, FitSettings(weight_decay=0.01, tolerance=1e-9))
     # scikit-learn's penalty is on the sum of losses: 1 / (2 C)
     reference = LogisticRegression(C=1 / (0.01 * 300), fit_intercept=False, tol=1e-12)
     reference.fit(rows.x.flatten(1).numpy(), rows.y.numpy())
@@ -102,7 +102,7 @@ def test_softmax_regression_agrees_with_scikit_learn():
 
 def test_a_float32_module_is_fitted_in_float64():
     rows, module = digits(200), build().float()
-    report = models.fit(module, "cross_entropy", rows, FitSettings(weight_decay=1e-2))
+    report = modules.fit(module, "cross_entropy", rows, FitSettings(weight_decay=1e-2))
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
     assert report.gradient_norm <= 1e-6
     assert penalised_gradient_norm(module.double(), rows, 1e-2) < 1e-5
@@ -111,7 +111,7 @@ def test_a_float32_module_is_fitted_in_float64():
 def test_too_few_steps_are_reported_as_not_converged():
     messages: list[str] = []
     settings = FitSettings(weight_decay=1e-3, max_steps=2)
-    report = models.fit(build(), "cross_entropy", digits(100), settings, report=messages.append)
+    report = modules.fit(build(), "cross_entropy", digits(100), settings, report=messages.append)
     assert not report.converged
     assert report.steps <= 4
     assert "Newton steps follow" in messages[0]
@@ -131,10 +131,10 @@ def test_stochastic_fits_approach_the_closed_form_and_repeat(optimizer, batch_si
         seed=3,
     )
     first, second = copy.deepcopy(start), copy.deepcopy(start)
-    report = models.fit(first, "mse", rows, settings)
-    models.fit(second, "mse", rows, settings)
-    best = models.fit(start, "mse", rows, FitSettings(weight_decay=0.1))
-    assert models.state_fingerprint(first) == models.state_fingerprint(second)
+    report = modules.fit(first, "mse", rows, settings)
+    modules.fit(second, "mse", rows, settings)
+    best = modules.fit(start, "mse", rows, FitSettings(weight_decay=0.1))
+    assert modules.state_fingerprint(first) == modules.state_fingerprint(second)
     assert report.steps == 1000
     assert report.loss == pytest.approx(best.loss, rel=1e-4 if batch_size is None else 0.1)
 
@@ -145,7 +145,7 @@ def test_the_seed_decides_the_order_of_batches():
     for seed in (0, 1):
         fits.append(copy.deepcopy(start))
         settings = FitSettings(optimizer="sgd", max_steps=5, batch_size=7, seed=seed)
-        models.fit(fits[-1], "mse", rows, settings)
+        modules.fit(fits[-1], "mse", rows, settings)
     assert not torch.equal(fits[0].weight, fits[1].weight)
 
 
@@ -158,7 +158,7 @@ def test_every_row_is_drawn_once_before_any_is_drawn_again():
 
     rows = Rows(torch.randn(10, 2), torch.arange(10.0))
     settings = FitSettings(optimizer="sgd", max_steps=8, batch_size=3, learning_rate=1e-3)
-    models.fit(nn.Linear(2, 1), loss, rows, settings)
+    modules.fit(nn.Linear(2, 1), loss, rows, settings)
     assert sorted(seen[:10]) == sorted(seen[10:20]) == list(range(10))
     assert seen[:10] != seen[10:20]
 
@@ -167,37 +167,37 @@ def test_frozen_parameters_stay():
     rows, module = digits(100), build()
     module[1].requires_grad_(False)
     before = module[1].weight.clone()
-    models.fit(module, "cross_entropy", rows, FitSettings(weight_decay=1e-2))
+    modules.fit(module, "cross_entropy", rows, FitSettings(weight_decay=1e-2))
     assert torch.equal(module[1].weight, before)
 
 
 def test_dropout_is_off_while_fitting():
     module = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10)).double()
     settings = FitSettings(weight_decay=1e-2)
-    assert models.fit(module, "cross_entropy", digits(100), settings).converged
+    assert modules.fit(module, "cross_entropy", digits(100), settings).converged
 
 
 def test_many_batches_of_rows_are_one_objective(monkeypatch):
     rows, start = digits(100), build()
     together, apart = copy.deepcopy(start), copy.deepcopy(start)
     settings = FitSettings(weight_decay=1e-2, max_steps=30)
-    whole = models.fit(together, "cross_entropy", rows, settings)
-    monkeypatch.setattr("influence_dag.fitting.ROWS_AT_ONCE", 33)
-    ragged = models.fit(apart, "cross_entropy", rows, settings)
+    whole = modules.fit(together, "cross_entropy", rows, settings)
+    monkeypatch.setattr("influence_dag.objective.fitting.ROWS_AT_ONCE", 33)
+    ragged = modules.fit(apart, "cross_entropy", rows, settings)
     assert ragged.loss == pytest.approx(whole.loss, rel=1e-9)
 
 
 def test_a_diverging_fit_is_an_error():
     settings = FitSettings(optimizer="sgd", learning_rate=1e6, max_steps=200)
     with pytest.raises(ModelError, match=r"left the finite numbers.*lower learning_rate"):
-        models.fit(nn.Linear(5, 1).double(), "mse", regression(), settings)
+        modules.fit(nn.Linear(5, 1).double(), "mse", regression(), settings)
 
 
 def test_global_random_numbers_are_left_alone():
     before = torch.random.get_rng_state()
     module = build(seed=5)
     settings = FitSettings(optimizer="adam", max_steps=3, batch_size=7)
-    models.fit(module, "cross_entropy", digits(50), settings)
+    modules.fit(module, "cross_entropy", digits(50), settings)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -214,8 +214,8 @@ def test_the_bundled_studies_build(study, shape, out):
 
 
 def test_the_seed_decides_the_first_weights():
-    assert models.state_fingerprint(build(seed=1)) == models.state_fingerprint(build(seed=1))
-    assert models.state_fingerprint(build(seed=1)) != models.state_fingerprint(build(seed=2))
+    assert modules.state_fingerprint(build(seed=1)) == modules.state_fingerprint(build(seed=1))
+    assert modules.state_fingerprint(build(seed=1)) != modules.state_fingerprint(build(seed=2))
 
 
 def test_build_has_to_return_a_module(tmp_path):
@@ -236,30 +236,30 @@ def test_build_has_to_return_a_module(tmp_path):
 def test_a_callable_that_does_not_import_names_the_field(tmp_path, name, words):
     code(tmp_path, "size = 3\ndef build(): pass")
     with pytest.raises(StudyError, match=rf"model\.build: {name}.*{words}"):
-        models.import_callable(name, tmp_path, "model.build")
+        modules.import_callable(name, tmp_path, "model.build")
 
 
 def test_a_missing_dependency_of_the_user_code_is_named(tmp_path):
     code(tmp_path, "import no_such_library")
     with pytest.raises(StudyError, match="user_model needs 'no_such_library'"):
-        models.import_callable("user_model:build", tmp_path, "model.build")
+        modules.import_callable("user_model:build", tmp_path, "model.build")
 
 
 def test_importing_leaves_the_path_as_it_was(tmp_path):
     before = list(sys.path)
     with pytest.raises(StudyError):
-        models.import_callable("nowhere:build", tmp_path, "model.build")
+        modules.import_callable("nowhere:build", tmp_path, "model.build")
     assert sys.path == before
 
 
 def test_each_project_has_its_own_assets(tmp_path):
-    ours = models.import_callable("assets.digits.model:build", ROOT, "model.build")
+    ours = modules.import_callable("assets.digits.model:build", ROOT, "model.build")
     (tmp_path / "assets/digits").mkdir(parents=True)
     for folder in ("assets", "assets/digits"):
         (tmp_path / folder / "__init__.py").touch()
     (tmp_path / "assets/digits/model.py").write_text("def build(): return 'theirs'")
-    theirs = models.import_callable("assets.digits.model:build", tmp_path, "model.build")
-    again = models.import_callable("assets.digits.model:build", ROOT, "model.build")
+    theirs = modules.import_callable("assets.digits.model:build", tmp_path, "model.build")
+    again = modules.import_callable("assets.digits.model:build", ROOT, "model.build")
     assert theirs() == "theirs"
     assert isinstance(again(), nn.Sequential)
     assert ours.__code__ == again.__code__
@@ -270,17 +270,17 @@ def test_each_project_has_its_own_assets(tmp_path):
 
 def test_a_checkpoint_comes_back(tmp_path):
     module, other = build(seed=1), build(seed=2)
-    (tmp_path / "state.safetensors").write_bytes(models.save_checkpoint(module))
-    models.load_checkpoint(other, tmp_path / "state.safetensors")
-    assert models.state_fingerprint(other) == models.state_fingerprint(module)
+    (tmp_path / "state.safetensors").write_bytes(modules.save_checkpoint(module))
+    modules.load_checkpoint(other, tmp_path / "state.safetensors")
+    assert modules.state_fingerprint(other) == modules.state_fingerprint(module)
 
 
 def test_a_checkpoint_takes_the_module_precision_and_holds_buffers(tmp_path):
     module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
     module(torch.randn(8, 3).double())
-    (tmp_path / "state.safetensors").write_bytes(models.save_checkpoint(module))
+    (tmp_path / "state.safetensors").write_bytes(modules.save_checkpoint(module))
     other = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    models.load_checkpoint(other, tmp_path / "state.safetensors")
+    modules.load_checkpoint(other, tmp_path / "state.safetensors")
     assert other[0].weight.dtype == torch.float32
     torch.testing.assert_close(other[1].running_mean, module[1].running_mean.float())
 
@@ -289,7 +289,7 @@ def test_tied_and_transposed_weights_can_be_saved():
     module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     module[1].weight = module[0].weight
     module[0].bias.data = torch.randn(3, 3).t()[0]
-    state = load(models.save_checkpoint(module))
+    state = load(modules.save_checkpoint(module))
     assert torch.equal(state["0.weight"], state["1.weight"])
     assert torch.equal(state["0.bias"], module[0].bias)
 
@@ -312,10 +312,10 @@ def test_a_checkpoint_that_does_not_fit_says_where(tmp_path, change, words):
     state = {name: value.clone() for name, value in module.state_dict().items()}
     change(state)
     save_file(state, path)
-    before = models.state_fingerprint(module)
+    before = modules.state_fingerprint(module)
     with pytest.raises(ModelError, match=rf"state\.safetensors does not fit Sequential: {words}"):
-        models.load_checkpoint(module, path)
-    assert models.state_fingerprint(module) == before
+        modules.load_checkpoint(module, path)
+    assert modules.state_fingerprint(module) == before
 
 
 @pytest.mark.parametrize("content", [None, b"not a checkpoint"], ids=["absent", "damaged"])
@@ -324,13 +324,13 @@ def test_an_unreadable_checkpoint_is_refused(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ModelError, match=r"state\.safetensors: not a readable safetensors file"):
-        models.load_checkpoint(build(), path)
+        modules.load_checkpoint(build(), path)
 
 
 def test_the_state_fingerprint_sees_every_bit():
     module = build()
-    before = models.state_fingerprint(module)
+    before = modules.state_fingerprint(module)
     with torch.no_grad():
         module[1].bias[0] = torch.nextafter(module[1].bias[0], torch.tensor(9.0).double())
-    assert models.state_fingerprint(module) != before
-    assert models.state_fingerprint(module.float()) != before
+    assert modules.state_fingerprint(module) != before
+    assert modules.state_fingerprint(module.float()) != before

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.errors import ModelError
-from influence_dag.objective import (
+from influence_dag.objective.objective import (
     Objective,
     Rows,
     flushed_denormals,

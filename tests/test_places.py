@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from influence_dag.errors import DataError, StudyError
-from influence_dag.query import open_study
-from influence_dag.running import load_study
-from influence_dag.study_status import status
+from influence_dag.query.results import open_study
+from influence_dag.stages.status import status
+from influence_dag.study.loading import load_study
 
 
 def test_inputs_of_the_studys_folder_come_before_the_projects(project):

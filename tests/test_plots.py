@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from influence_dag import plots
+from influence_dag.query import plots
 from influence_dag.texts import literal
 
 RNG = np.random.default_rng(0)

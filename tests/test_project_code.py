@@ -15,9 +15,9 @@ import torch
 from tiny_project import Project
 
 import influence_dag as idag
-from influence_dag.models import import_callable
-from influence_dag.module_files import is_of_project
-from influence_dag.project_code import code_hashes, code_key
+from influence_dag.objective.modules import import_callable
+from influence_dag.study.code import code_hashes, code_key
+from influence_dag.study.module_files import is_of_project
 
 FILES = {
     "things/__init__.py": "",
@@ -114,7 +114,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path.cwd()))
 import things.model
-from influence_dag.models import import_callable
+from influence_dag.objective.modules import import_callable
 
 if sys.argv[1] == "edited":
     (Path.cwd() / "things/two.py").write_text("# edited")
@@ -322,7 +322,7 @@ def test_installed_distributions_count_by_version(root, tmp_path_factory):
     """Each in a process of its own, as another version would be met."""
     (root / "helper.py").write_text("def late():\n    import bystander_lib\n")
     code = (
-        "import sys, pathlib; from influence_dag.project_code import code_key\n"
+        "import sys, pathlib; from influence_dag.study.code import code_key\n"
         "print(code_key('helper', pathlib.Path(sys.argv[1])))"
     )
     keys = []

@@ -34,7 +34,7 @@ def test_the_examples_run_as_they_stand(project, capsys):
 def test_the_study_of_the_readme_is_valid():
     import yaml
 
-    from influence_dag.study import StudySettings
+    from influence_dag.study.study import StudySettings
 
     texts = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
     study, more = map(yaml.safe_load, texts)

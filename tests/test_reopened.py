@@ -10,8 +10,8 @@ from tiny_project import MODEL, Project
 
 import influence_dag as idag
 from influence_dag.errors import StoreError
-from influence_dag.graph import artifacts
-from influence_dag.reopened import callables_of
+from influence_dag.query.reopened import callables_of
+from influence_dag.stages.graph import artifacts
 from influence_dag.store.arrays import crc32c
 from influence_dag.store.manifests import sealed, unsealed
 
@@ -62,7 +62,7 @@ def test_a_store_that_was_moved_alone_asks_for_the_project_by_name(project, tmp_
     assert_same(before, numbers(idag.open_study(moved, project=project.root)))
 
 
-@pytest.mark.parametrize("module", ["evil_model", "shutil", "influence_dag.models"])
+@pytest.mark.parametrize("module", ["evil_model", "shutil", "influence_dag.objective.modules"])
 def test_a_store_names_no_code_from_outside_its_project(project, module):
     """Neither a file that lies in the store nor an installed package."""
     mark = project.root / "ran"

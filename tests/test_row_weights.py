@@ -8,11 +8,11 @@ from torch.testing import assert_close
 
 import influence_dag as idag
 from influence_dag.curvature import GaussNewton, Hessian
-from influence_dag.fitting import fit
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.model_settings import FitSettings
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.fitting import fit
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC, KFAC
+from influence_dag.study.model import FitSettings
 from influence_dag.validation import datamodels, leave_one_out
 
 F64 = torch.float64
@@ -142,7 +142,7 @@ def _initial(module):
 
 
 def test_a_minibatch_is_an_unbiased_part_of_the_weighted_mean(module, rows):
-    from influence_dag.fitting import _Problem
+    from influence_dag.objective.fitting import _Problem
 
     problem = _Problem(Objective(module, "cross_entropy"), rows, 0.1)
     theta = problem.objective.params

@@ -8,8 +8,8 @@ import torch
 
 import influence_dag as idag
 from influence_dag.errors import ModelError
-from influence_dag.loaders import read_rows
-from influence_dag.objective import Rows
+from influence_dag.functional.loaders import read_rows
+from influence_dag.objective.objective import Rows
 
 x, y = torch.randn(6, 3), torch.arange(6) % 2
 

@@ -13,13 +13,13 @@ from click.testing import CliRunner
 from tiny_project import Project
 
 import influence_dag as idag
-from influence_dag import plots
 from influence_dag.__main__ import main
 from influence_dag.errors import InfluenceDagError
-from influence_dag.graph import artifacts
-from influence_dag.running import load_study
-from influence_dag.showing import describe
+from influence_dag.query import plots
+from influence_dag.query.text import describe
 from influence_dag.stages import checks
+from influence_dag.stages.graph import artifacts
+from influence_dag.study.loading import load_study
 
 ROOT = Path(__file__).parents[1]
 

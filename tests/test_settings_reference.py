@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from influence_dag.method_settings import MethodSettings
-from influence_dag.settings_reference import _fields, _groups, reference
-from influence_dag.study import StudySettings
+from influence_dag.study.methods import MethodSettings
+from influence_dag.study.reference import _fields, _groups, reference
+from influence_dag.study.study import StudySettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 

@@ -14,12 +14,12 @@ from pydantic import BaseModel
 
 from influence_dag.__main__ import main
 from influence_dag.errors import DataError, ModelError, StudyError
-from influence_dag.first_look import Start
-from influence_dag.foreseen import foresee
-from influence_dag.query import open_study
-from influence_dag.running import load_study
-from influence_dag.starting import init
-from influence_dag.study import StudySettings
+from influence_dag.query.results import open_study
+from influence_dag.stages.foreseen import foresee
+from influence_dag.starting.first_look import Start
+from influence_dag.starting.folder import init
+from influence_dag.study.loading import load_study
+from influence_dag.study.study import StudySettings
 
 
 def write_tables(folder, target, **others):
@@ -313,8 +313,8 @@ def test_a_check_finds_what_a_refresh_would(project):
 
 
 def test_more_than_fits_on_the_disk_is_told(project, monkeypatch):
-    monkeypatch.setattr("influence_dag.foreseen._free", lambda path: 1000)
-    monkeypatch.setattr("influence_dag.foreseen._memory", lambda: 1000)
+    monkeypatch.setattr("influence_dag.stages.foreseen._free", lambda path: 1000)
+    monkeypatch.setattr("influence_dag.stages.foreseen._memory", lambda: 1000)
     text = str(foresee(project.folder))
     assert "are to be stored, 1,000 B are free" in text
     assert "of memory, 1,000 B are there" in text

@@ -8,11 +8,11 @@ import yaml
 from pydantic import ValidationError
 
 from influence_dag.errors import StudyError
-from influence_dag.model_settings import LOSSES
-from influence_dag.places import project_root
-from influence_dag.running import load_study
-from influence_dag.settings import parse_bytes
-from influence_dag.study import Study, StudySettings, study_name
+from influence_dag.study.base import parse_bytes
+from influence_dag.study.loading import load_study
+from influence_dag.study.model import LOSSES
+from influence_dag.study.places import project_root
+from influence_dag.study.study import Study, StudySettings, study_name
 
 ROOT = Path(__file__).parents[1]
 MINIMAL = {

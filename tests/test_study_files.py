@@ -8,12 +8,12 @@ import yaml
 from pydantic import ValidationError
 from tiny_project import Project
 
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_split
+from influence_dag.datasets.splits import load_split
 from influence_dag.errors import DataError, StudyError
-from influence_dag.running import load_study
-from influence_dag.settings import is_cron
-from influence_dag.study import StudySettings
+from influence_dag.study.base import is_cron
+from influence_dag.study.data import DataSettings
+from influence_dag.study.loading import load_study
+from influence_dag.study.study import StudySettings
 
 HEAD = "type: influence_dag.components.InfluenceStudy\nattributes:\n"
 BODY = """\

@@ -6,8 +6,8 @@ from click.testing import CliRunner
 import influence_dag as idag
 from influence_dag.__main__ import main
 from influence_dag.errors import DataError
-from influence_dag.graph import artifacts
-from influence_dag.running import load_study
+from influence_dag.stages.graph import artifacts
+from influence_dag.study.loading import load_study
 
 PINNED = {"model": {"refit": "pinned"}, "curvature": {"refresh": "pinned"}}
 

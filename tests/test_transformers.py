@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 import influence_dag as idag
 from influence_dag.curvature import GaussNewton
 from influence_dag.errors import ModelError
-from influence_dag.gradients import gradient_layout, per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import gradient_layout, per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC
 
 pytest.importorskip("transformers", reason="needs transformers: pip install 'influence-dag[test]'")

@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from influence_dag.__main__ import main
-from influence_dag.study import RefreshSettings
+from influence_dag.study.study import RefreshSettings
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"

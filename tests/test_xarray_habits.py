@@ -13,8 +13,8 @@ import xarray as xr
 
 import influence_dag as idag
 from influence_dag.errors import StoreError
-from influence_dag.result_arrays import of_results
-from influence_dag.xarray_backend import StudyBackend
+from influence_dag.query.result_arrays import of_results
+from influence_dag.query.xarray_backend import StudyBackend
 
 ARTIFACT = "direct/influences"
 DESIGN = (Path(__file__).parents[1] / "docs" / "design.md").read_text()

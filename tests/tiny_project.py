@@ -11,11 +11,12 @@ import numpy as np
 import torch
 import yaml
 
-from influence_dag.graph import artifacts
-from influence_dag.query import StudyResults, open_study
-from influence_dag.running import load_study, materialize
+from influence_dag.query.results import StudyResults, open_study
+from influence_dag.running import materialize
+from influence_dag.stages.graph import artifacts
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Report, Workbench
+from influence_dag.study.loading import load_study
 
 COLUMNS = ["id", "height", "width", "depth", "label"]
 SETTINGS: dict[str, Any] = {

@@ -11,9 +11,9 @@ from influence_dag import __version__
 from influence_dag.components.checks import check_definitions
 from influence_dag.components.keys import asset_key, upstream_keys
 from influence_dag.components.reading import ARTIFACT, IO_MANAGER, STORE, StudyIOManager
-from influence_dag.graph import Artifact, artifacts
-from influence_dag.store.fingerprints import fingerprint
-from influence_dag.study import Study
+from influence_dag.fingerprints import fingerprint
+from influence_dag.stages.graph import Artifact, artifacts
+from influence_dag.study.study import Study
 from influence_dag.texts import code
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _condition(study: Study, condition: dg.AutomationCondition) -> dg.Automation
 
 def _content(study: Study, made: Any = None) -> str:
     """The data version of the input files, or of the rows that a callable has `made`."""
-    from influence_dag.datasets import source_fingerprint
+    from influence_dag.datasets.splits import source_fingerprint
 
     remembered = study.store_path / ".source.json"
     return source_fingerprint(study.settings.data, study.root, remembered=remembered, made=made)

@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from influence_dag.showing import listed
+from influence_dag.query.text import listed
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store.differences import Difference

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import dagster as dg
 
 from influence_dag.components.keys import asset_key
-from influence_dag.graph import MATRICES
-from influence_dag.study import Study
+from influence_dag.stages.graph import MATRICES
+from influence_dag.study.study import Study
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
 

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from influence_dag.components import assets
 from influence_dag.errors import StudyError
-from influence_dag.places import project_root
-from influence_dag.study import Study, StudySettings, study_name
+from influence_dag.study.places import project_root
+from influence_dag.study.study import Study, StudySettings, study_name
 
 Given = StudySettings | Mapping[str, Any] | str | Path
 
@@ -59,7 +59,7 @@ def _study(given: Given, name: str | None, folder: str | Path | None) -> Study:
     if isinstance(given, str | Path):
         if name is not None or folder is not None:
             raise StudyError(f"{given} has a name and a place; leave out name and folder")
-        from influence_dag.running import load_study
+        from influence_dag.study.loading import load_study
 
         return load_study(given)
     if name is None:

@@ -9,8 +9,8 @@ from influence_dag.components.assets import study_definitions
 from influence_dag.components.scaffold import InfluenceStudyScaffolder
 from influence_dag.components.unusable import unusable
 from influence_dag.errors import StudyError
-from influence_dag.study import Study, StudySettings, study_name
-from influence_dag.study_files import read_yaml
+from influence_dag.study.files import read_yaml
+from influence_dag.study.study import Study, StudySettings, study_name
 
 
 @dg.scaffold_with(InfluenceStudyScaffolder)

@@ -3,8 +3,8 @@
 import dagster as dg
 
 from influence_dag.errors import StudyError
-from influence_dag.graph import artifacts
-from influence_dag.study import Study
+from influence_dag.stages.graph import artifacts
+from influence_dag.study.study import Study
 
 
 def asset_key(study: Study, name: str) -> dg.AssetKey:

@@ -10,7 +10,7 @@ from influence_dag.errors import StoreError
 if TYPE_CHECKING:
     import xarray as xr
 
-    from influence_dag.query import StudyResults
+    from influence_dag.query.results import StudyResults
 
 IO_MANAGER = "influence_dag_io_manager"  # of every asset of a study
 ARTIFACT, STORE = "artifact", "store"  # metadata of its definition
@@ -26,7 +26,7 @@ class StudyResource(dg.ConfigurableResource):
 
     def open(self, study: str) -> "StudyResults":
         """A study's results, as `influence_dag.open_study` gives them."""
-        from influence_dag.query import open_study
+        from influence_dag.query.results import open_study
 
         return open_study(Path(self.path) / study)
 
@@ -99,7 +99,7 @@ def _text(value: Any) -> Any:
 
 
 def _opened(folder: Path, artifact: str) -> "xr.Dataset":
-    from influence_dag.query import open_study
+    from influence_dag.query.results import open_study
 
     results = open_study(folder)
     method, _, what = artifact.rpartition("/")

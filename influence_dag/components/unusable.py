@@ -6,7 +6,7 @@ from zlib import crc32
 import dagster as dg
 
 from influence_dag.errors import InfluenceDagError
-from influence_dag.study import usable_name
+from influence_dag.study.study import usable_name
 
 GROUP = "studies_not_loaded"
 

@@ -20,9 +20,9 @@ from influence_dag.curvature.products import (
     products_agree,
     random_vectors,
 )
-from influence_dag.footprint import saved_numbers
-from influence_dag.objective import Objective, Rows, without_denormals
-from influence_dag.twice_differentiable import NOT_FOLLOWED, no_derivative
+from influence_dag.objective.footprint import saved_numbers
+from influence_dag.objective.objective import Objective, Rows, without_denormals
+from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, no_derivative
 
 # Columns differentiated together, and numbers in the widest of their temporaries: a backward pass
 # over 256 copies of a batch leaves the processor's cache and takes twice as long a column, and

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, vmap
 
-from influence_dag.capture import NotCaptured, recorded_layers
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.capture import NotCaptured, recorded_layers
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.structures import map_tensors, tensors_of
 
 Call = tuple[str, Tensor, Tensor]

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.capture import NotCaptured
 from influence_dag.curvature.kronecker_layout import KroneckerLayer, KroneckerLayout, Place
 from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs
 from influence_dag.errors import ModelError
-from influence_dag.objective import Objective, Rows
-from influence_dag.outputs import OutputSpace
+from influence_dag.gradients.capture import NotCaptured
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.objective.outputs import OutputSpace
 
 _NUMBERS = 2**23  # of temporaries
 

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.errors import ModelError
-from influence_dag.objective import Objective, Rows
-from influence_dag.twice_differentiable import NOT_FOLLOWED, plain_gradient
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, plain_gradient
 
 _ROWS = 12  # drawn from all
 _STEPS = (1e-5, 1e-6)  # of differences, in units of θ's own size

@@ -13,9 +13,9 @@ from influence_dag.curvature.captured_products import CapturedLayout, captured_p
 from influence_dag.curvature.layered import LayeredNetwork, gauss_newton_product
 from influence_dag.curvature.products import random_vectors, same_product
 from influence_dag.curvature.structured import second_derivative_sum
-from influence_dag.objective import Rows
-from influence_dag.outputs import OutputSpace, flat
-from influence_dag.twice_differentiable import plain_gradient
+from influence_dag.objective.objective import Rows
+from influence_dag.objective.outputs import OutputSpace, flat
+from influence_dag.objective.twice_differentiable import plain_gradient
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.curvature.finite_differences import check_second_derivatives
 from influence_dag.curvature.layered import LayeredNetwork
 from influence_dag.curvature.structured import second_derivative_sum
-from influence_dag.objective import Rows
-from influence_dag.twice_differentiable import plain_gradient
+from influence_dag.objective.objective import Rows
+from influence_dag.objective.twice_differentiable import plain_gradient
 
 
 @dataclass(frozen=True, eq=False)

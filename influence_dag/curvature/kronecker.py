@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.capture import NotCaptured
 from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs
+from influence_dag.gradients.capture import NotCaptured
 from influence_dag.structures import joined
 
 # Measured: multiply-adds in the time of gathering a number of a pair of positions, and in that of

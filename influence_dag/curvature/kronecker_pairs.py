@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from influence_dag.capture import NotCaptured, Pair, layer_pair, recorded_layers
 from influence_dag.curvature.called_rows import uncalled_rows
 from influence_dag.curvature.drawn_labels import Distribution, Draw
 from influence_dag.curvature.kronecker_fisher import FisherName, output_roots
@@ -22,13 +21,14 @@ from influence_dag.curvature.kronecker_layout import (
     Place,
     place_of,
 )
-from influence_dag.gradient_blocks import DenseLayout, GradientLayout, LinearLayout
-from influence_dag.gradient_checks import check_batch
-from influence_dag.gradients import own_parameters, per_sample_gradients
-from influence_dag.layers import is_capturable, layer_of, parameter_name
-from influence_dag.local_gradients import local_gradients
-from influence_dag.objective import Objective, Rows, without_denormals
-from influence_dag.outputs import Leaves, OutputSpace, flat
+from influence_dag.gradients.blocks import DenseLayout, GradientLayout, LinearLayout
+from influence_dag.gradients.capture import NotCaptured, Pair, layer_pair, recorded_layers
+from influence_dag.gradients.checks import check_batch
+from influence_dag.gradients.layers import is_capturable, layer_of, parameter_name
+from influence_dag.gradients.local import local_gradients
+from influence_dag.gradients.per_sample import own_parameters, per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows, without_denormals
+from influence_dag.objective.outputs import Leaves, OutputSpace, flat
 from influence_dag.structures import tensors_of
 
 _NUMBERS = 2**25  # numbers captured at once

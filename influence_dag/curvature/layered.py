@@ -10,8 +10,8 @@ from torch.func import grad, vjp, vmap
 
 from influence_dag.curvature.tracing import Segment, linear_chain
 from influence_dag.errors import ModelError
-from influence_dag.objective import LossFunction, Objective, Rows
-from influence_dag.outputs import Leaves
+from influence_dag.objective.objective import LossFunction, Objective, Rows
+from influence_dag.objective.outputs import Leaves
 
 _SAMPLE = 3  # rows on which the chain is compared with the module
 

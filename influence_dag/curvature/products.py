@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.errors import ModelError
-from influence_dag.objective import Objective
+from influence_dag.objective.objective import Objective
 
 # Largest differences that rounding explains, relative to a product's norm: float64, and below.
 _AGREEMENT, _LOOSE_AGREEMENT = {torch.float64: 1e-9}, 1e-3

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.layered import LayeredNetwork, LinearLayer, NetworkPass
-from influence_dag.objective import Rows
+from influence_dag.objective.objective import Rows
 
 _NUMBERS = 2**22  # of the largest temporary, samples × pairs of inputs
 _Pair = tuple[int, int]

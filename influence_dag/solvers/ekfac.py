@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.capture import without_uncaptured
 from influence_dag.curvature.drawn_labels import Distribution
 from influence_dag.curvature.kronecker import (
     KroneckerFactors,
@@ -20,6 +19,7 @@ from influence_dag.curvature.kronecker_fisher import FisherName
 from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherPairs
 from influence_dag.curvature.operators import Curvature
+from influence_dag.gradients.capture import without_uncaptured
 from influence_dag.solvers.base import Solution, register
 from influence_dag.solvers.blocks import Restricted
 from influence_dag.solvers.dampings import AutomaticDamping

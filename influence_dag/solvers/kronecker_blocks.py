@@ -13,7 +13,7 @@ from influence_dag.curvature.kronecker_layout import (
     KroneckerLayout,
     Place,
 )
-from influence_dag.gradient_blocks import LinearGradients
+from influence_dag.gradients.blocks import LinearGradients
 from influence_dag.structures import joined
 
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.kronecker_layout import Place
-from influence_dag.gradient_blocks import DenseLayout, GradientLayout, LinearLayout
-from influence_dag.gradients import Gradients, LinearGradients
+from influence_dag.gradients.blocks import DenseLayout, GradientLayout, LinearLayout
+from influence_dag.gradients.per_sample import Gradients, LinearGradients
 from influence_dag.solvers.ekfac import KroneckerFactorization
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock
 

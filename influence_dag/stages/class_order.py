@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence_dag.datasets import Split
+from influence_dag.datasets.sources.base import listed
+from influence_dag.datasets.sources.words import TRUTH
+from influence_dag.datasets.splits import Split
 from influence_dag.errors import DataError, ModelError
-from influence_dag.sources.base import listed
-from influence_dag.sources.words import TRUTH
-from influence_dag.study import StudySettings
+from influence_dag.study.study import StudySettings
 
 if TYPE_CHECKING:  # words are told before torch is imported
-    from influence_dag.objective import Objective
-    from influence_dag.rows import Rows
+    from influence_dag.objective.objective import Objective
+    from influence_dag.objective.rows import Rows
 
 AT_ONCE = 1_024  # rows whose outputs are in memory
 BEYOND = 3.0  # standard errors above chance, from which on an order is believed

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from influence_dag import models
 from influence_dag.curvature import Curvature, DenseCurvature
 from influence_dag.curvature.kronecker import KroneckerSums
+from influence_dag.datasets.slots import Axis
 from influence_dag.errors import IndefiniteError, ModelError, StudyError
-from influence_dag.labelled import Axis
-from influence_dag.objective import Rows
+from influence_dag.fingerprints import fingerprint
+from influence_dag.objective import modules
+from influence_dag.objective.objective import Rows
 from influence_dag.solvers import (
     EKFAC,
     KFAC,
@@ -27,12 +28,11 @@ from influence_dag.solvers.rounding import rounding
 from influence_dag.stages import dampings, matrices
 from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import Digits
+from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.model import callable_key, load_objective, load_rows, model_key
-from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
-from influence_dag.store.fingerprints import fingerprint
 
 FORMULA = 2
 
@@ -63,7 +63,7 @@ def build_method(bench: Workbench, method: str, damping: float | None = None) ->
         solver["rounding"] = rounding(bench.dtype, size)  # rows are differentiated in that dtype
     field = f"methods.{method}.distribution"
     if name := bench.settings.methods.drawn_by.get(field):
-        solver["distribution"] = models.import_callable(name, bench.study.root, field)
+        solver["distribution"] = modules.import_callable(name, bench.study.root, field)
     if asked.blocks == "full":
         return build(method, solver)
     try:

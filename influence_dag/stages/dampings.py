@@ -3,12 +3,12 @@
 import torch
 
 from influence_dag.curvature import Curvature
-from influence_dag.method_settings import KRONECKER
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.blocks import BlockFactorization
 from influence_dag.solvers.dampings import AutomaticDamping, automatic_damping, of_eigenvalues
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
+from influence_dag.study.methods import KRONECKER
 
 SEMIDEFINITE = "gauss_newton"
 

@@ -6,15 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_dag.datasets import Split as TableSplit
-from influence_dag.datasets import (
-    check_precisions,
-    load_splits,
-    makes_rows,
-    source_fingerprint,
-)
-from influence_dag.errors import DataError, StoreError
-from influence_dag.labelled import (
+from influence_dag.datasets.slots import (
     SPLITS,
     Axis,
     AxisChange,
@@ -23,15 +15,23 @@ from influence_dag.labelled import (
     fresh_axis,
     slots_of,
 )
-from influence_dag.sources import files
-from influence_dag.sources.numbers import canonical
-from influence_dag.sources.on_demand import Values
+from influence_dag.datasets.sources import files
+from influence_dag.datasets.sources.numbers import canonical
+from influence_dag.datasets.sources.on_demand import Values
+from influence_dag.datasets.splits import Split as TableSplit
+from influence_dag.datasets.splits import (
+    check_precisions,
+    load_splits,
+    makes_rows,
+    source_fingerprint,
+)
+from influence_dag.errors import DataError, StoreError
+from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.stages.class_order import check_words
-from influence_dag.stages.refreshing import Part, refresh_blocks
+from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.updates import Update, current_update
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable, Version
-from influence_dag.store.fingerprints import fingerprint, grid_keys
 
 ARTIFACT = "dataset"
 FORMULA = 3  # raise when stored values would come out differently

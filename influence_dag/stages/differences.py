@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from influence_dag.labelled import Axis
-from influence_dag.objective import Rows
+from influence_dag.datasets.slots import Axis
+from influence_dag.objective.objective import Rows
 from influence_dag.stages.model import load_rows
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version

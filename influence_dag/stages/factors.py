@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from influence_dag.curvature import Curvature
+from influence_dag.datasets.slots import Axis
 from influence_dag.errors import NotConvergedError
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.labelled import Axis
-from influence_dag.method_settings import ITERATIVE
+from influence_dag.fingerprints import Keys, as_keys, fingerprint, grid_keys
+from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import carried_on, residuals
 from influence_dag.solvers.blocks import BlockFactorization
 from influence_dag.stages import curvature, dampings
+from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.model import (
     check_rows,
     load_objective,
@@ -24,12 +25,11 @@ from influence_dag.stages.model import (
     measurement_key,
     model_key,
 )
-from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
-from influence_dag.store import Coordinate, Keys, Layout, Variable, Version, as_keys
-from influence_dag.store.fingerprints import fingerprint, grid_keys
+from influence_dag.store import Coordinate, Layout, Variable, Version
+from influence_dag.study.methods import ITERATIVE
 
 FORMULA = 2
 CURVE = 48  # iterations at which residuals are kept

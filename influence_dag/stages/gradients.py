@@ -5,17 +5,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from influence_dag.capture import without_uncaptured
-from influence_dag.gradients import GradientLayout, Gradients, gradient_layout, per_sample_gradients
-from influence_dag.labelled import Axis
-from influence_dag.objective import Objective
+from influence_dag.datasets.slots import Axis
+from influence_dag.fingerprints import fingerprint, grid_keys
+from influence_dag.gradients.capture import without_uncaptured
+from influence_dag.gradients.per_sample import (
+    GradientLayout,
+    Gradients,
+    gradient_layout,
+    per_sample_gradients,
+)
+from influence_dag.objective.objective import Objective
+from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.model import check_rows, load_objective, load_rows, model_key, stored_rows
-from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import gradients_formula
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
-from influence_dag.store.fingerprints import fingerprint, grid_keys
 
 ARTIFACT = "gradients"
 FORMULA = 1

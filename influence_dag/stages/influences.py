@@ -5,15 +5,15 @@ from functools import lru_cache
 
 import numpy as np
 
-from influence_dag.influence import influences as influences_block
-from influence_dag.labelled import Axis
+from influence_dag.datasets.slots import Axis
+from influence_dag.fingerprints import fingerprint, grid_keys
+from influence_dag.influence.upweighting import influences as influences_block
 from influence_dag.stages import factors, gradients
-from influence_dag.stages.refreshing import Part, refresh_blocks
+from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
-from influence_dag.store.fingerprints import fingerprint, grid_keys
 from influence_dag.store.layout import pair_chunks
 
 FORMULA = 1

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 import torch
 
 from influence_dag.curvature import GaussNewton, Hessian
+from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError
-from influence_dag.labelled import Axis
-from influence_dag.objective import Objective, Rows
+from influence_dag.fingerprints import fingerprint
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import LIMIT, Digits
+from influence_dag.stages.driver import Result, Whole, refresh_whole
 from influence_dag.stages.model import load_objective, load_rows, model_key, weight_sum
-from influence_dag.stages.refreshing import Result, Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import matrix_formula
 from influence_dag.stages.workbench import Workbench
-from influence_dag.store.fingerprints import fingerprint
 
 FORMULA = 2
 LARGEST_SPECTRUM = 6000  # parameters up to which all eigenvalues are computed (p³ work)

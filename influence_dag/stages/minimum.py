@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from influence_dag.gradients.stationarity import SMALL
 from influence_dag.losses import ignored_class
-from influence_dag.model_settings import FitSettings, ModelSettings
-from influence_dag.objective import Objective, Rows
-from influence_dag.stationarity import SMALL
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.study.model import FitSettings, ModelSettings
 
 _BATCH = 512
 _CURES = (

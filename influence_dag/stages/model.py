@@ -8,28 +8,28 @@ import numpy as np
 import torch
 from torch import nn
 
-from influence_dag import models
-from influence_dag.batching_checks import Of, check_all_rows
+from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.errors import DataError, ModelError
-from influence_dag.labelled import SPLITS, Axis, Split
-from influence_dag.model_settings import LOSSES, FitSettings, ModelSettings
-from influence_dag.objective import LossFunction, Objective, Rows, per_sample_loss
-from influence_dag.objective_checks import check_labels
-from influence_dag.project_code import code_key, file_hash, opened_key
+from influence_dag.fingerprints import fingerprint
+from influence_dag.gradients.stationarity import stationarity
+from influence_dag.objective import modules
+from influence_dag.objective.batching import Of, check_all_rows
+from influence_dag.objective.checks import check_labels
+from influence_dag.objective.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.stages.class_order import check_order
 from influence_dag.stages.conditioning import unscaled_columns
+from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.features import check_features, feature_names
 from influence_dag.stages.minimum import assumption, movement
 from influence_dag.stages.rebuilt import Fitted, check_rebuilt, loss_and_gradient
-from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
-from influence_dag.stationarity import stationarity
 from influence_dag.store import Coordinate, Version
-from influence_dag.store.fingerprints import fingerprint
-from influence_dag.study import Study
+from influence_dag.study.code import code_key, file_hash, opened_key
+from influence_dag.study.model import LOSSES, FitSettings, ModelSettings
+from influence_dag.study.study import Study
+from influence_dag.study.users_code import named_by
 from influence_dag.unchanged import note
-from influence_dag.users_code import named_by
 
 ARTIFACT = "model"
 FORMULA = 2
@@ -91,9 +91,9 @@ def files_key(study: Study) -> str | None:
         model.measurement,
         *study.settings.methods.drawn_by.values(),
     )
-    modules = [name.partition(":")[0] for name in named if isinstance(name, str) and ":" in name]
+    own = [name.partition(":")[0] for name in named if isinstance(name, str) and ":" in name]
     paths = [study.path(name) for name in model.depends_on]
-    return opened_key(paths, modules, study.root, "model.depends_on") if paths else None
+    return opened_key(paths, own, study.root, "model.depends_on") if paths else None
 
 
 def key_of_source(
@@ -115,7 +115,7 @@ def callable_key(study: Study, name: object, field: str) -> str | None:
     """
     if not isinstance(name, str) or name in LOSSES:
         return None
-    models.import_callable(name, study.root, field)
+    modules.import_callable(name, study.root, field)
     return code_key(name.partition(":")[0], study.root)
 
 
@@ -138,7 +138,7 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     unscaled = unscaled_columns(bench)
     if unscaled:
         bench.report(f"warning: {unscaled}")
-    module = models.build_module(settings, study.root, torch.float64).to(bench.device)
+    module = modules.build_module(settings, study.root, torch.float64).to(bench.device)
     loss = study_loss(study)
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
     report: Any = None
@@ -146,7 +146,7 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     check_targets(bench, study_objective(study, module.eval()))
     if settings.checkpoint:
         _checkpoint_key(study)
-        models.load_checkpoint(module, study.path(settings.checkpoint))
+        modules.load_checkpoint(module, study.path(settings.checkpoint))
         _checkpoint_key(study)
         classes = list(bench.require("dataset").attrs.get("classes", ()))
         given = study_objective(study, module.eval())
@@ -156,7 +156,7 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
         before.check(rows)
         if settings.fit.warm_start:
             _load_previous(bench, module)
-        report = models.fit(
+        report = modules.fit(
             module, loss, rows, settings.fit, output=settings.output, report=bench.report
         )
         if settings.trains_on:
@@ -164,9 +164,9 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
             bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
     elif settings.fit is not None:
         module.train()
-        fit = models.import_callable(settings.fit, study.root, "model.fit")
+        fit = modules.import_callable(settings.fit, study.root, "model.fit")
         wanted = "it is called with the module and its rows, and trains the module in place"
-        with models.seeded(0), named_by(f"model.fit: {settings.fit}", wanted):
+        with modules.seeded(0), named_by(f"model.fit: {settings.fit}", wanted):
             fit(module, rows)
     module.eval()
     objective = study_objective(study, module)
@@ -183,7 +183,7 @@ def _load_previous(bench: Workbench, module: nn.Module) -> None:
     """Start from the stored θ when the same code made it."""
     stored = bench.undamaged(ARTIFACT)
     if stored is not None and stored.attrs.get("source_key") == source_key(bench.study):
-        models.load_checkpoint(module, stored.sound_file("model.safetensors"))
+        modules.load_checkpoint(module, stored.sound_file("model.safetensors"))
 
 
 def check_targets(bench: Workbench, objective: Objective) -> None:
@@ -262,7 +262,7 @@ def _artifact(
     )
     arrays = {"parameters": (("param",), theta.detach().cpu().numpy(), {"long_name": "θ"})}
     coordinates = (parameter_coordinate(names),)
-    files = {"model.safetensors": models.save_checkpoint(objective.module)}
+    files = {"model.safetensors": modules.save_checkpoint(objective.module)}
     return Whole(arrays, attrs, info, coordinates, files)
 
 
@@ -297,14 +297,14 @@ def study_loss(study: Study) -> LossFunction:
     """The study's loss, one value per sample."""
     loss = study.settings.model.loss
     return per_sample_loss(
-        loss if loss in LOSSES else models.import_callable(loss, study.root, "model.loss")
+        loss if loss in LOSSES else modules.import_callable(loss, study.root, "model.loss")
     )
 
 
 def study_measurement(study: Study) -> LossFunction | None:
     """The study's measurement; None where it is the loss."""
     name = study.settings.model.measurement
-    return models.import_callable(name, study.root, "model.measurement") if name else None
+    return modules.import_callable(name, study.root, "model.measurement") if name else None
 
 
 def load_rows(
@@ -380,8 +380,8 @@ def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Obj
     """The stored model and its loss (and measurement) in the study's precision, on its device."""
     settings, study = bench.settings.model, bench.study
     version = bench.require(ARTIFACT)
-    module = models.build_module(settings, study.root, torch.float64)
-    models.load_checkpoint(module, version.sound_file("model.safetensors"))
+    module = modules.build_module(settings, study.root, torch.float64)
+    modules.load_checkpoint(module, version.sound_file("model.safetensors"))
     module.eval().to(device=bench.device, dtype=dtype or bench.dtype)
     return study_objective(study, module)
 

@@ -6,22 +6,22 @@ from functools import cached_property
 
 import numpy as np
 
+from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError, StudyError
-from influence_dag.influence import perturbation_influences
-from influence_dag.labelled import Axis
-from influence_dag.objective import Objective
-from influence_dag.perturbation_points import module_output
-from influence_dag.settings import readable_bytes
+from influence_dag.fingerprints import fingerprint, grid_keys
+from influence_dag.influence.points import module_output
+from influence_dag.influence.upweighting import perturbation_influences
+from influence_dag.objective.objective import Objective
 from influence_dag.stages import factors
+from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.influences import pieces
 from influence_dag.stages.model import load_objective, load_rows
-from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable
-from influence_dag.store.fingerprints import fingerprint, grid_keys
 from influence_dag.store.layout import pair_chunks
+from influence_dag.study.base import readable_bytes
 
 FORMULA = 1
 NAME = "perturbation_influences"

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence_dag import models
+from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError
-from influence_dag.labelled import Axis
-from influence_dag.model_settings import LOSSES
-from influence_dag.objective import Objective, Rows, per_sample_loss
+from influence_dag.objective import modules
+from influence_dag.objective.objective import Objective, Rows, per_sample_loss
 from influence_dag.structures import tensors_of
-from influence_dag.study import Study
+from influence_dag.study.model import LOSSES
+from influence_dag.study.study import Study
 
 CLOSE = 1e-9  # of the largest number: two builds of one module round alike
 FIRST = 8  # rows whose gradients are compared one by one
@@ -42,12 +42,12 @@ def check_rebuilt(study: Study, fitted: Fitted, stored: bytes) -> None:
     settings = study.settings.model
     named = (settings.build, settings.loss, settings.measurement)
     code = [name for name in named if name and name not in LOSSES]
-    with models.imported_anew(code, study.root):
-        module = models.build_module(settings, study.root, torch.float64)
+    with modules.imported_anew(code, study.root):
+        module = modules.build_module(settings, study.root, torch.float64)
         module = module.to(fitted.objective.device)
         if settings.fit is not None:
             _check_start(settings.build, fitted.started_from, module)
-        models.load_state(module, stored, "the state that was just fitted")
+        modules.load_state(module, stored, "the state that was just fitted")
         loss = _function(study, settings.loss, "model.loss")
         measure, field = settings.measurement, "model.measurement"
         measurement = _function(study, measure, field) if measure else None
@@ -58,7 +58,7 @@ def check_rebuilt(study: Study, fitted: Fitted, stored: bytes) -> None:
 
 
 def _function(study: Study, name: str, field: str) -> Any:
-    return name if name in LOSSES else models.import_callable(name, study.root, field)
+    return name if name in LOSSES else modules.import_callable(name, study.root, field)
 
 
 def _check_start(build: str, first: Mapping[str, Tensor], module: nn.Module) -> None:

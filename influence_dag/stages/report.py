@@ -5,13 +5,13 @@ from itertools import combinations
 
 import numpy as np
 
+from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import influences, summary
+from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.rankings import ENDS
-from influence_dag.stages.refreshing import Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
-from influence_dag.store.fingerprints import fingerprint
 
 ARTIFACT = "report"
 FORMULA = 3

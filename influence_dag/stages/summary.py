@@ -12,18 +12,18 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from influence_dag.execution import Tile
-from influence_dag.labelled import HOLE, Axis
-from influence_dag.method_settings import ITERATIVE
+from influence_dag.datasets.slots import HOLE, Axis
+from influence_dag.fingerprints import Keys, combine, fingerprint, grid_keys
 from influence_dag.solvers import Factorization
 from influence_dag.stages import curvature, dampings, factors, gradients, influences, rankings
+from influence_dag.stages.blocks import Tile
+from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.influences import pieces
-from influence_dag.stages.refreshing import Part, refresh_blocks
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
-from influence_dag.store import Draft, Keys, Layout, Variable, combine
-from influence_dag.store.fingerprints import fingerprint, grid_keys
+from influence_dag.store import Draft, Layout, Variable
+from influence_dag.study.methods import ITERATIVE
 
 FORMULA = 2
 

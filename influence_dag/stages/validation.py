@@ -3,20 +3,20 @@
 import numpy as np
 import torch
 
-from influence_dag import models
 from influence_dag.errors import IndefiniteError
-from influence_dag.model_settings import FitSettings
-from influence_dag.objective import Objective, Rows
+from influence_dag.fingerprints import fingerprint
+from influence_dag.objective import modules
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
 from influence_dag.stages import dampings, influences
 from influence_dag.stages.curvature import load_factorization
+from influence_dag.stages.driver import Result, Whole, refresh_whole
 from influence_dag.stages.model import load_objective, load_rows, model_key
-from influence_dag.stages.refreshing import Result, Whole, refresh_whole
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
-from influence_dag.store.fingerprints import fingerprint
+from influence_dag.study.model import FitSettings
 from influence_dag.validation.candidates import exact_candidates
 from influence_dag.validation.datamodels import datamodels, initial_params
 from influence_dag.validation.label_errors import label_errors
@@ -77,7 +77,7 @@ _PROXIMAL = {
 def _initial(bench: Workbench, count: int = 1) -> torch.Tensor:
     """θ as built with the fit's seed and the `count - 1` after it, one a row, before any fit."""
     model = bench.settings.model
-    build = models.import_callable(model.build, bench.study.root, "model.build")
+    build = modules.import_callable(model.build, bench.study.root, "model.build")
     return initial_params(build, range(_seed(bench), _seed(bench) + count)).to(bench.device)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from influence_dag.method_settings import (
+from influence_dag.study.methods import (
     ArnoldiSettings,
     IdentitySettings,
     KroneckerSettings,
@@ -18,7 +18,7 @@ from influence_dag.method_settings import (
     MethodSettings,
     NystroemSettings,
 )
-from influence_dag.study import StudySettings
+from influence_dag.study.study import StudySettings
 
 if TYPE_CHECKING:
     from influence_dag.stages.workbench import Workbench

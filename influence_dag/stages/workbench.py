@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from typing import Any, cast
 
-from influence_dag.datasets import Split as Rows
-from influence_dag.datasets import load_splits, makes_rows
+from influence_dag.datasets.slots import Axis, Split
+from influence_dag.datasets.splits import Split as Rows
+from influence_dag.datasets.splits import load_splits, makes_rows
 from influence_dag.errors import StoreError, StudyError
-from influence_dag.labelled import Axis, Split
 from influence_dag.stages.planned import Planned
 from influence_dag.store import ArtifactStore, Layout, Version
 from influence_dag.store.layout import row_chunks
-from influence_dag.study import Study
+from influence_dag.study.study import Study
 
 Report = Callable[[str], None]
 

@@ -1,16 +1,6 @@
 """Versioned arrays on disk: fingerprints, layouts, plans, drafts, versions."""
 
 from influence_dag.store.differences import Change, Difference
-from influence_dag.store.fingerprints import (
-    KEY_BYTES,
-    Keys,
-    as_keys,
-    chunk_keys,
-    combine,
-    fingerprint,
-    grid_keys,
-    row_fingerprints,
-)
 from influence_dag.store.layout import (
     ChunkIndex,
     Coordinate,
@@ -26,7 +16,6 @@ from influence_dag.store.soundness import Damage
 from influence_dag.store.versions import ArtifactStore, Draft
 
 __all__ = [
-    "KEY_BYTES",
     "ArtifactStore",
     "Change",
     "ChunkIndex",
@@ -35,18 +24,11 @@ __all__ = [
     "Difference",
     "Draft",
     "Expected",
-    "Keys",
     "Layout",
     "Plan",
     "Variable",
     "Version",
-    "as_keys",
-    "chunk_keys",
-    "combine",
     "feature_chunks",
-    "fingerprint",
-    "grid_keys",
     "pair_chunks",
     "row_chunks",
-    "row_fingerprints",
 ]

@@ -17,7 +17,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
 from influence_dag.errors import StoreError
-from influence_dag.store.files import write_atomically
+from influence_dag.files import write_atomically
 from influence_dag.store.layout import ChunkIndex, Variable
 
 BLOSC: dict[str, Any] = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}

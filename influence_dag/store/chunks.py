@@ -14,8 +14,8 @@ from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
 from numcodecs.vlen import VLenUTF8
 from numpy.typing import NDArray
 
+from influence_dag.files import write_atomically
 from influence_dag.store.arrays import BLOSC, chunk_file, crc32c, write_metadata
-from influence_dag.store.files import write_atomically
 from influence_dag.store.layout import ChunkIndex, Coordinate, Variable
 
 Region = tuple[slice, ...]

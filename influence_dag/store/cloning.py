@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from influence_dag.files import link_or_copy
+from influence_dag.fingerprints import Keys
 from influence_dag.store.arrays import chunk_file, create_variable
 from influence_dag.store.chunks import write_array
-from influence_dag.store.files import link_or_copy
-from influence_dag.store.fingerprints import Keys
 from influence_dag.store.layout import Layout
 from influence_dag.store.plans import carry, chunk_indices, is_present
 from influence_dag.store.published import Version

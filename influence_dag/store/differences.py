@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_dag.store.fingerprints import fingerprint
+from influence_dag.fingerprints import fingerprint
 from influence_dag.store.layout import ChunkIndex, Variable
 from influence_dag.store.plans import carried_keys, chunk_indices, is_outdated
 from influence_dag.store.published import Version

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
+from influence_dag.files import explained, remove, write_atomically
+from influence_dag.fingerprints import Keys, fingerprint
 from influence_dag.store.alignment import check_whole_chunks
 from influence_dag.store.arrays import plain, round_mantissas
 from influence_dag.store.chunks import read_region, write_array, write_chunk
-from influence_dag.store.files import explained, remove, write_atomically
-from influence_dag.store.fingerprints import Keys, fingerprint
 from influence_dag.store.journal import Journal
 from influence_dag.store.layout import RESERVED_NAMES, ChunkIndex, Coordinate, Layout, Variable
 from influence_dag.store.plans import (

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from influence_dag.store.files import write_atomically
+from influence_dag.files import write_atomically
 from influence_dag.store.layout import ChunkIndex
 
 

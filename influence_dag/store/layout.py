@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.store.fingerprints import KEY_BYTES, fingerprint
+from influence_dag.fingerprints import KEY_BYTES, fingerprint
 
 ChunkIndex = tuple[int, ...]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from influence_dag.errors import StoreError
-from influence_dag.store.files import content_of, explained
+from influence_dag.files import content_of, explained
 
 Locks = Literal["flock", "files"]
 Report = Callable[[str], None]

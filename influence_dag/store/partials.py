@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from influence_dag.store.files import boot_id
+from influence_dag.files import boot_id
 from influence_dag.store.layout import Layout
 from influence_dag.store.published import Version
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.store.fingerprints import Keys
+from influence_dag.fingerprints import Keys
 from influence_dag.store.layout import ChunkIndex, Layout, Variable
 from influence_dag.store.published import Version
 

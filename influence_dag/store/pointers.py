@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from influence_dag.errors import StoreError
-from influence_dag.store.files import content_of, remove, replace_link, write_atomically
+from influence_dag.files import content_of, remove, replace_link, write_atomically
 from influence_dag.store.manifests import MANIFEST
 from influence_dag.store.published import Version
 

@@ -14,10 +14,10 @@ import zarr
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
+from influence_dag.files import content_of, stamp
+from influence_dag.fingerprints import Keys
 from influence_dag.store.arrays import CheckedStore, chunk_file, crc32c, damaged, is_sound
 from influence_dag.store.chunks import read_array, read_region
-from influence_dag.store.files import content_of, stamp
-from influence_dag.store.fingerprints import Keys
 from influence_dag.store.layout import Variable
 from influence_dag.store.manifests import (
     BLOCKS,

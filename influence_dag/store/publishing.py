@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from influence_dag.errors import StoreError
+from influence_dag.files import files_below, make_durable, remove, stamp
+from influence_dag.fingerprints import fingerprint
 from influence_dag.store.arrays import checksum, chunk_file, last_checksum, write_group
 from influence_dag.store.drafts import UNKNOWN, Draft
-from influence_dag.store.files import files_below, make_durable, remove, stamp
-from influence_dag.store.fingerprints import fingerprint
 from influence_dag.store.layout import Variable
 from influence_dag.store.manifests import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, sealed
 from influence_dag.store.published import Version

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from influence_dag.files import content_of, stamp
 from influence_dag.store.arrays import chunk_file, is_sound
-from influence_dag.store.files import content_of, stamp
 from influence_dag.store.layout import ChunkIndex
 
 if TYPE_CHECKING:

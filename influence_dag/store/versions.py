@@ -15,10 +15,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from influence_dag.errors import StoreError
+from influence_dag.files import explained, remove, stamp, sync
 from influence_dag.store.cloning import clone
 from influence_dag.store.differences import Difference
 from influence_dag.store.drafts import Draft
-from influence_dag.store.files import explained, remove, stamp, sync
 from influence_dag.store.journal import Journal, finished_chunks
 from influence_dag.store.layout import Layout
 from influence_dag.store.locks import Locks, locked

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hessian
 from influence_dag.errors import IndefiniteError
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.validation.ensembles import is_linear_in_parameters
 

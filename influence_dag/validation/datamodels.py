@@ -21,8 +21,8 @@ from numpy import ndarray as Array
 from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
-from influence_dag.objective import Objective, Rows
-from influence_dag.seeding import seeded
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.objective.seeding import seeded
 from influence_dag.validation.agreement import bootstrap_spearman, pearson, spearman
 from influence_dag.validation.candidates import Candidates, exact_candidates
 from influence_dag.validation.ensembles import in_float64

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import vmap
 
-from influence_dag.objective import Objective, Rows, without_denormals
+from influence_dag.objective.objective import Objective, Rows, without_denormals
 from influence_dag.structures import map_tensors
 
 _NUMBERS = 2**23  # of the largest temporary of a batch of members, about

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from influence_dag.curvature import GaussNewton, Hessian
 from influence_dag.errors import ModelError
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.validation.agreement import found_in_top, roc_auc
 from influence_dag.validation.ensembles import in_float64

@@ -16,7 +16,7 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from influence_dag.errors import IndefiniteError
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
 from influence_dag.validation.agreement import pearson, slope, spearman
 from influence_dag.validation.ensembles import in_float64

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 from torch import Tensor
 
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.ensembles import in_float64
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import refit_without

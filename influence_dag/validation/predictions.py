@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.func import grad, jacrev, vmap
 
 from influence_dag.curvature import Hessian
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct, Factorization
 from influence_dag.structures import map_tensors
 

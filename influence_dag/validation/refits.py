@@ -20,7 +20,7 @@ from torch import Tensor
 
 from influence_dag.curvature import GaussNewton
 from influence_dag.errors import ModelError, NotConvergedError
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.validation.ensembles import (
     WeightedLosses,

@@ -17,7 +17,7 @@ from adversary.definitions import ekfac_error, kfac_error
 from adversary.truths import Truth, measurement
 
 import influence_dag as idag
-from influence_dag import perturbation
+from influence_dag.influence import perturbation
 
 # Units of rounding × condition number that an answer may be away.
 _ROUNDING = {torch.float64: 1e5, torch.float32: 1e3}

@@ -17,7 +17,7 @@ from tiny_project import Project
 
 from influence_dag.__main__ import main
 from influence_dag.errors import InfluenceDagError
-from influence_dag.running import load_study
+from influence_dag.study.loading import load_study
 
 HANGS = 20  # seconds of the clock, on a machine that others use too
 Spoil = Callable[[Project], object]

@@ -3,7 +3,7 @@
 from bad_input.kinds import Kind, Section, defs, load, settings
 from tiny_project import Project
 
-from influence_dag.running import load_study
+from influence_dag.study.loading import load_study
 
 
 def attribute(line: str):

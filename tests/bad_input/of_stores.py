@@ -9,7 +9,7 @@ from bad_input.kinds import Kind, Section, nothing, without
 from tiny_project import Project
 
 from influence_dag.errors import InfluenceDagError
-from influence_dag.query import StudyResults, open_study
+from influence_dag.query.results import StudyResults, open_study
 from influence_dag.store.manifests import sealed
 
 NAME = "direct/influences"

@@ -6,7 +6,7 @@ from tiny_project import Project
 
 from influence_dag.components.changes import changes, made_from
 from influence_dag.components.metadata import PICTURES
-from influence_dag.graph import artifacts
+from influence_dag.stages.graph import artifacts
 
 PINNED = {"model": {"refit": "pinned"}, "curvature": {"refresh": "pinned"}}
 

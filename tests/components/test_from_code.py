@@ -10,7 +10,7 @@ from tiny_project import SETTINGS, merged
 
 import influence_dag as idag
 from influence_dag.errors import StoreError, StudyError
-from influence_dag.study import StudySettings
+from influence_dag.study.study import StudySettings
 
 
 def keys(assets) -> set[str]:

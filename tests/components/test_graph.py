@@ -7,9 +7,9 @@ import pytest
 from tiny_project import SETTINGS, merged, shown
 
 from influence_dag.components.assets import code_version, study_definitions
-from influence_dag.graph import artifacts
-from influence_dag.running import load_study
-from influence_dag.study import Study, StudySettings
+from influence_dag.stages.graph import artifacts
+from influence_dag.study.loading import load_study
+from influence_dag.study.study import Study, StudySettings
 
 ROOT = Path(__file__).parents[2]
 GRAPH = {

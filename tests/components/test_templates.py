@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from influence_dag.errors import StudyError
-from influence_dag.running import load_study
+from influence_dag.study.loading import load_study
 
 HEAD = "type: influence_dag.components.InfluenceStudy\nattributes:\n"
 BODY = """\

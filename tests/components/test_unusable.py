@@ -9,7 +9,7 @@ import pytest
 from tiny_project import Project
 
 from influence_dag.components import InfluenceStudy
-from influence_dag.running import load_study
+from influence_dag.study.loading import load_study
 
 NAMES = ("tiny", "my-study", "my study", "étude")
 

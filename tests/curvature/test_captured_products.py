@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from influence_dag.curvature import GaussNewton, gauss_newton
 from influence_dag.curvature.batched import BatchedCurvature
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 
 
 def make(name):

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from influence_dag.curvature import DenseCurvature, GaussNewton, Hessian
 from influence_dag.errors import ModelError
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 
 CURVATURES = [Hessian, GaussNewton]
 

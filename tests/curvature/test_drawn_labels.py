@@ -12,7 +12,7 @@ from influence_dag.curvature import GaussNewton
 from influence_dag.curvature.kronecker_fisher import output_roots
 from influence_dag.errors import ModelError
 from influence_dag.losses import bce_with_logits, cross_entropy, mse, next_token, reduced_loss
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC
 
 DRAWS, CLASSES, LENGTH = 30_000, 3, 4

@@ -17,7 +17,7 @@ from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs
 from influence_dag.errors import ModelError
 from influence_dag.losses import bce_with_logits, cross_entropy, mse
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC, KFAC
 
 N = 400

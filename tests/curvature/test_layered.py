@@ -4,7 +4,7 @@ from networks import CASES, LAYERED
 from torch import nn
 
 from influence_dag.curvature.layered import LayeredNetwork
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 
 
 def network_of(module, x, y):

@@ -11,7 +11,7 @@ import pytest
 from dagster_server import Server, dagster_dev
 from project_copy import copy_project
 
-from influence_dag.query import open_study
+from influence_dag.query.results import open_study
 
 pytestmark = [pytest.mark.e2e, pytest.mark.campaign]
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import xarray as xr
 
 import influence_dag as idag
-from influence_dag.starting import Start, init
+from influence_dag.starting.folder import Start, init
 
 assert Path(idag.__file__).is_relative_to(sys.prefix), idag.__file__
 assert not any("__editable__" in name for name in sys.modules)

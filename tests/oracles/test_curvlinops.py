@@ -10,7 +10,7 @@ from networks import CASES
 from torch import nn
 
 from influence_dag.curvature import GaussNewton, Hessian
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC, KFAC
 
 curvlinops = pytest.importorskip("curvlinops", exc_type=ImportError)

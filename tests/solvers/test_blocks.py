@@ -6,7 +6,7 @@ from torch import nn
 
 from influence_dag.curvature import DenseCurvature, Hessian
 from influence_dag.errors import IndefiniteError
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import (
     Arnoldi,
     Blockwise,

@@ -12,8 +12,8 @@ from torch import nn
 
 from influence_dag.curvature import DenseCurvature, GaussNewton, Hessian
 from influence_dag.errors import NotConvergedError
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Arnoldi, ConjugateGradient, Direct, LiSSA, Nystroem
 
 DAMPING, TESTS = 0.01, 40

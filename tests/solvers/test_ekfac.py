@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from influence_dag.curvature import DenseCurvature, GaussNewton, Hessian
 from influence_dag.errors import IndefiniteError
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC, KFAC, Blockwise, build, parameter_blocks
 
 METHODS = [EKFAC(), KFAC(), EKFAC(fisher="empirical"), KFAC(fisher="sampled", seed=1)]

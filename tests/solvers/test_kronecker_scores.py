@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from influence_dag.curvature import GaussNewton
 from influence_dag.errors import IndefiniteError
-from influence_dag.gradients import LinearGradients, per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import LinearGradients, per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers.ekfac import EKFAC, KFAC
 from influence_dag.solvers.kronecker_scores import RotatedGradients
 

@@ -18,8 +18,8 @@ from torch import nn
 
 from influence_dag.curvature import DenseCurvature, GaussNewton, Hessian
 from influence_dag.errors import IndefiniteError, NotConvergedError
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC, KFAC, Arnoldi, ConjugateGradient, Direct, LiSSA, Nystroem
 
 SMALL = (1e-3, 1e-4)

@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_split
+from influence_dag.datasets.splits import load_split
 from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings
 
 POLARS = """
 import polars as pl

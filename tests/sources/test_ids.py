@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import zarr
 
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_split
+from influence_dag.datasets.splits import load_split
 from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings
 
 
 def csv(folder, ids):

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_splits, source_fingerprint
+from influence_dag.datasets.splits import load_splits, source_fingerprint
 from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings
 
 RED, BLUE = (255, 0, 0), (0, 0, 51)
 

@@ -10,12 +10,12 @@ import psutil
 import pytest
 from tiny_project import Project
 
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_split, load_splits
+from influence_dag.datasets.sources import on_demand
+from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError
-from influence_dag.foreseen import foresee
-from influence_dag.sources import on_demand
 from influence_dag.stages import dataset
+from influence_dag.stages.foreseen import foresee
+from influence_dag.study.data import DataSettings
 
 MODULE = """
 import os

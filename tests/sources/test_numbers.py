@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_split, load_splits
+from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings
 
 FEATURES = [0.5, -1.0, 2.0]
 

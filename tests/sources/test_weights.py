@@ -8,9 +8,9 @@ import pytest
 import zarr
 from pydantic import ValidationError
 
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_split
+from influence_dag.datasets.splits import load_split
 from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings
 
 X = [[0.5, 1.0], [2.0, -1.0], [0.0, 3.0]]
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import zarr
 
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_split, load_splits
+from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings
 
 TRAIN = ["cat", "dog", "bird", "dog"]
 TEST = ["dog", "cat"]

@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 import zarr
 
-from influence_dag.data_settings import DataSettings
-from influence_dag.datasets import load_split
+from influence_dag.datasets.splits import load_split
 from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings
 
 X = np.array([[0.5, 1.25], [-3.0, 2.0], [7.0, 0.01], [1.0, -1.0]])
 

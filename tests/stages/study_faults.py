@@ -77,9 +77,9 @@ class Launcher:
 
 def refresh(folder: str) -> None:
     """Every stage in order, told as they are refreshed."""
-    from influence_dag.graph import artifacts
-    from influence_dag.running import load_study
+    from influence_dag.stages.graph import artifacts
     from influence_dag.stages.workbench import Workbench
+    from influence_dag.study.loading import load_study
 
     bench = Workbench(load_study(folder), lambda message: print(message, flush=True))
     for node in artifacts(bench.study):
@@ -128,7 +128,7 @@ def cancelled_run(folder: str, moment: dict, home: str) -> None:
     from dagster._utils.interrupts import setup_interrupt_handlers
 
     from influence_dag.components.assets import study_definitions
-    from influence_dag.running import load_study
+    from influence_dag.study.loading import load_study
 
     os.environ["DAGSTER_HOME"] = home
     study = load_study(folder)
@@ -165,7 +165,7 @@ def reexecute(folder: str, home: str) -> None:
 def job_of(folder: str) -> Any:
     """The refresh job of a study, found again by Dagster in another process."""
     from influence_dag.components.assets import study_definitions
-    from influence_dag.running import load_study
+    from influence_dag.study.loading import load_study
 
     study = load_study(folder)
     return study_definitions(study).resolve_job_def(f"{study.name}_refresh")
@@ -192,8 +192,8 @@ def _at(folder: str, moment: dict, fault: Callable[[], None]) -> None:
 
 def _on_changes(folder: str, act: Callable[[str, str], None]) -> None:
     """Call `act` with the artifact under refresh and the path at every change of the store."""
-    from influence_dag.graph import Artifact
-    from influence_dag.running import load_study
+    from influence_dag.stages.graph import Artifact
+    from influence_dag.study.loading import load_study
 
     store, refreshing = str(load_study(folder).store_path), [""]
     refresh = Artifact.refresh

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from influence_dag.query import open_study
+from influence_dag.query.results import open_study
 
 
 @pytest.mark.filterwarnings("ignore:the link")

@@ -20,11 +20,11 @@ def build():
 
 
 def module_of(project):
-    from influence_dag import models
-    from influence_dag.running import load_study
+    from influence_dag.objective import modules
+    from influence_dag.study.loading import load_study
 
     study = load_study(project.folder)
-    module = models.build_module(study.settings.model, study.root, torch.float64)
+    module = modules.build_module(study.settings.model, study.root, torch.float64)
     theta = torch.from_numpy(project.results.store.version("model").read("parameters")).double()
     torch.nn.utils.vector_to_parameters(theta, module.parameters())
     return module

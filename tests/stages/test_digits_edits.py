@@ -18,12 +18,12 @@ from project_copy import copy_project
 from test_chain import assert_close, computed
 
 from influence_dag.errors import DataError
-from influence_dag.graph import artifacts
-from influence_dag.query import StudyResults, open_study
-from influence_dag.running import load_study
+from influence_dag.query.results import StudyResults, open_study
+from influence_dag.stages.graph import artifacts
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
+from influence_dag.study.loading import load_study
 
 TEST, TRAIN = 64, 128  # rows a chunk
 PAIRS = ("direct/influences", "direct/perturbation_influences")

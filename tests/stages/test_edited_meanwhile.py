@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from tiny_project import Project
 
 from influence_dag.errors import StudyError
-from influence_dag.graph import artifacts
-from influence_dag.project_code import forget_outdated
+from influence_dag.stages.graph import artifacts
 from influence_dag.store import Draft
+from influence_dag.study.code import forget_outdated
 from influence_dag.unchanged import ChangedError, note, watching
 
 MODEL = """\
@@ -168,7 +168,7 @@ def test_a_file_replaced_between_its_hash_and_its_import_is_imported_again(tmp_p
             held.pop()
             file.write_text(MODEL.format(factor=7.0))
 
-    monkeypatch.setattr("influence_dag.models.forget_outdated", slowly)
+    monkeypatch.setattr("influence_dag.objective.modules.forget_outdated", slowly)
     project.refresh()
     monkeypatch.undo()
     assert all(update.is_current for update in project.refresh().values())

@@ -18,10 +18,10 @@ from study_faults import Launcher, Moment
 from tiny_project import Project
 
 from influence_dag.__main__ import INTERRUPTED
-from influence_dag.graph import artifacts
-from influence_dag.running import load_study
+from influence_dag.stages.graph import artifacts
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store.journal import Journal
+from influence_dag.study.loading import load_study
 
 PER_BLOCK = ("dataset", "gradients", "influence_factors", "influences", "perturbation_influences")
 HISTORY = {"niter", "residual", "converged"}  # of an iterative solve: from where it started

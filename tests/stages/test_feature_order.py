@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny_project import COLUMNS, Project
 
 from influence_dag.errors import StudyError
-from influence_dag.study_status import status
+from influence_dag.stages.status import status
 
 ORDER = ["id", "depth", "height", "width", "label"]
 MODEL = "from torch import nn\n\n\ndef build():\n    return nn.Linear(3, 3)\n"

@@ -156,7 +156,7 @@ def test_refits_start_from_the_checkpoint_and_say_what_they_are_worth(project):
 
 
 def test_a_proximal_refit_is_the_plain_one_at_a_minimum():
-    from influence_dag.objective import Objective, Rows
+    from influence_dag.objective.objective import Objective, Rows
     from influence_dag.validation.refits import refit, refit_without
 
     generator = torch.Generator().manual_seed(0)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 SLOWLY = """
 import time
-from influence_dag.store import Draft
+from influence_dag.store import (Draft)
 from influence_dag.running import materialize
 
 write = Draft.write

@@ -9,8 +9,8 @@ from tiny_project import Project, make_rows
 
 MEASURE = """
 import json, resource, sys
-from influence_dag.graph import artifacts
-from influence_dag.running import load_study
+from influence_dag.stages.graph import artifacts
+from influence_dag.study.loading import load_study
 from influence_dag.stages.workbench import Workbench
 
 sys.path.insert(0, {root!r})

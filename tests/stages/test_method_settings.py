@@ -138,7 +138,7 @@ def test_rows_that_are_kept_all_the_same_are_marked_and_reported(study):
     )
     bench = study.bench()
     bench.report = said.append
-    from influence_dag.graph import artifacts
+    from influence_dag.stages.graph import artifacts
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -245,7 +245,7 @@ def test_each_setting_of_a_method_has_an_effect(study):
 
 
 def test_every_setting_of_every_method_is_among_those_tried():
-    from influence_dag.method_settings import MethodSettings, MethodsSettings
+    from influence_dag.study.methods import MethodSettings, MethodsSettings
 
     tried = {(method, name) for method, _, change in EFFECTS for name in change}
     common = set(MethodSettings.model_fields)  # tried on direct

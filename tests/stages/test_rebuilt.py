@@ -10,7 +10,7 @@ from test_chain import assert_close
 from tiny_project import Project
 
 from influence_dag.errors import DataError, ModelError
-from influence_dag.models import seeded
+from influence_dag.objective.modules import seeded
 
 FITTING = """
 def minimise(module, rows):

@@ -5,9 +5,9 @@ import pytest
 from pydantic import ValidationError
 from tiny_project import Project
 
-from influence_dag.data_settings import FeatureSettings
+from influence_dag.datasets.standardising import Units
 from influence_dag.errors import DataError, StoreError
-from influence_dag.standardising import Units
+from influence_dag.study.data import FeatureSettings
 
 SIZES = {"height": 1e-3, "width": 1.0, "depth": 4e4}
 

@@ -15,7 +15,7 @@ from tiny_project import COLUMNS, Project
 from torch.nn import functional as F
 
 from influence_dag.errors import DataError
-from influence_dag.graph import artifacts
+from influence_dag.stages.graph import artifacts
 from influence_dag.stages.model import load_rows
 from influence_dag.store import Version
 
@@ -373,9 +373,9 @@ def test_a_damaged_chunk_is_computed_again(project, finished_project, artifact, 
 
 REFRESH = """
 import json, sys
-from influence_dag.graph import artifacts
+from influence_dag.stages.graph import artifacts
 from influence_dag.stages.model import load_rows
-from influence_dag.running import load_study
+from influence_dag.study.loading import load_study
 from influence_dag.stages.workbench import Workbench
 
 sys.path.insert(0, {root!r})

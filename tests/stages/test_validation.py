@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from influence_dag.components.metadata import PICTURES
 from influence_dag.stages import validation
-from influence_dag.validation_settings import ValidationSettings
+from influence_dag.study.validation import ValidationSettings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "validation.md"
 

@@ -6,7 +6,7 @@ import torch
 from tiny_project import COLUMNS, Project
 from torch.nn import functional as F
 
-from influence_dag.query import StudyResults
+from influence_dag.query.results import StudyResults
 
 DAMPING = 0.05
 WEIGHTS = [float(k % 4) / 2 for k in range(40)]  # 0, 0.5, 1, 1.5

@@ -331,7 +331,7 @@ def test_a_study_of_gradients_alone_is_materialised_shown_and_checked(fitted, tm
     )
     assert_close(results["identity"].influences, tested @ trained.T)
     assert list(results.open("report").pair.values) == ["direct vs identity"]
-    from influence_dag.showing import describe
+    from influence_dag.query.text import describe
 
     assert "identity/curvature" in describe(results)
     assert project.materialize()["identity"].attrs["damping"] == "none"
@@ -339,7 +339,7 @@ def test_a_study_of_gradients_alone_is_materialised_shown_and_checked(fitted, tm
 
 @pytest.mark.parametrize("method", ["direct", "identity"])
 def test_the_graph_says_what_the_arrays_do(fitted, tmp_path, method):
-    from influence_dag.graph import artifacts
+    from influence_dag.stages.graph import artifacts
 
     project = fitted.copy(tmp_path)
     only(project, {method: {}})

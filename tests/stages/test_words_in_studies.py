@@ -12,12 +12,12 @@ from tiny_project import COLUMNS, Project
 from torch import nn
 
 from influence_dag.components.metadata import _name, _summary
+from influence_dag.datasets.slots import Axis
 from influence_dag.errors import DataError, ModelError
-from influence_dag.labelled import Axis
-from influence_dag.showing import describe
+from influence_dag.query.suspects import suspects
+from influence_dag.query.text import describe
 from influence_dag.stages import dataset, model
-from influence_dag.study_status import status
-from influence_dag.suspect_rows import suspects
+from influence_dag.stages.status import status
 
 WORDS = ["setosa", "Versicolor", "virginica"]  # of the labels 0, 1, 2; capitals sort first
 SORTED = sorted(WORDS)

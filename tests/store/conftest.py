@@ -9,10 +9,8 @@ from influence_dag.store import ArtifactStore
 def fsynced(monkeypatch) -> list[str]:
     """Files and folders that were fsynced, in order; without the wait for a shared disk."""
     paths: list[str] = []
-    for module in ("files", "versions"):
-        monkeypatch.setattr(
-            f"influence_dag.store.{module}.sync", lambda path: paths.append(str(path))
-        )
+    for module in ("files", "store.versions"):
+        monkeypatch.setattr(f"influence_dag.{module}.sync", lambda path: paths.append(str(path)))
     return paths
 
 

@@ -10,16 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from influence_dag.store import (
-    ArtifactStore,
-    Coordinate,
-    Draft,
-    Layout,
-    Variable,
-    chunk_keys,
-    grid_keys,
-    row_fingerprints,
-)
+from influence_dag.fingerprints import chunk_keys, grid_keys, row_fingerprints
+from influence_dag.store import ArtifactStore, Coordinate, Draft, Layout, Variable
 
 NAME = "direct/influences"
 

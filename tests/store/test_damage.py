@@ -10,8 +10,8 @@ import pytest
 from stored_sample import NAME, Sample, refresh, write_chunk
 
 from influence_dag.errors import StoreError
+from influence_dag.files import stamp
 from influence_dag.store import ArtifactStore, Coordinate, Damage
-from influence_dag.store.files import stamp
 
 SAMPLE = Sample()
 CHUNK = "influences/c.1.2"

@@ -11,8 +11,8 @@ import pytest
 from stored_sample import NAME, Sample, refresh
 
 from influence_dag.errors import StoreError
+from influence_dag.files import sync
 from influence_dag.store import ArtifactStore, locks, publishing
-from influence_dag.store.files import sync
 
 SAMPLE = Sample()
 NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]

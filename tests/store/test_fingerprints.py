@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_dag.store import chunk_keys, combine, fingerprint, grid_keys, row_fingerprints
+from influence_dag.fingerprints import chunk_keys, combine, fingerprint, grid_keys, row_fingerprints
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary()
 trees = st.recursive(

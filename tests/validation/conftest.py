@@ -7,9 +7,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from influence_dag.fitting import fit
-from influence_dag.model_settings import FitSettings
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.fitting import fit
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.study.model import FitSettings
 
 PENALTY = 1e-2
 

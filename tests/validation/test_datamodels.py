@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from influence_dag.curvature import GaussNewton
 from influence_dag.errors import IndefiniteError, ModelError
-from influence_dag.fitting import fit
-from influence_dag.gradients import per_sample_gradients
-from influence_dag.model_settings import FitSettings
-from influence_dag.objective import Objective, Rows
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.fitting import fit
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC
+from influence_dag.study.model import FitSettings
 from influence_dag.validation.candidates import exact_candidates
 from influence_dag.validation.datamodels import (
     datamodels,

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from influence_dag.curvature import Hessian
 from influence_dag.errors import IndefiniteError
-from influence_dag.fitting import fit
-from influence_dag.model_settings import FitSettings
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.fitting import fit
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
+from influence_dag.study.model import FitSettings
 from influence_dag.validation.feature_moves import feature_moves
 from influence_dag.validation.leave_one_out import leave_one_out
 from influence_dag.validation.parameter_changes import parameter_changes

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.errors import ModelError, NotConvergedError
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.refits import leaving_out, refit
 
 PENALTY = 0.05

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.errors import ModelError
-from influence_dag.fitting import fit
-from influence_dag.model_settings import FitSettings
-from influence_dag.objective import Objective, Rows
+from influence_dag.objective.fitting import fit
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.study.model import FitSettings
 from influence_dag.validation import most_exposed_row, training_attack
 
 PENALTY = 1e-2

@@ -1,0 +1,1 @@
+"""A study's rows: files and data sets of people, checked, split, and on axes with slots."""

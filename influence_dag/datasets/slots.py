@@ -1,0 +1,280 @@
+"""Rows with names: the one place where tensors become labelled arrays and back.
+
+An axis has *slots*. A row keeps its slot for as long as it exists, a removed row leaves a
+hole (`valid` is False, values are NaN), a new row fills a hole or is appended. So an edit of
+the data touches only the chunks that hold the edited rows.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from influence_dag.fingerprints import KEY_BYTES, Keys
+from influence_dag.store import Coordinate, Version
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("test", "train")
+STRING = np.dtypes.StringDType()
+HOLE = np.uint64(0)
+# What follows `train_` or `test_` in the names of arrays of our own.
+TAKEN = frozenset({"label", "valid", "key", "x", "y", "weight", "sum", "abs_mean", "block"})
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """The rows of one split, by slot: ids, content fingerprints, labels, holes.
+
+    `keys` are 64 bits of each row's content hash; a hole has key 0. Equal keys at the same
+    slot mean an unchanged row. `kept` are columns that travel along, by the name of the column.
+    """
+
+    name: Split
+    ids: np.ndarray
+    keys: np.ndarray
+    labels: np.ndarray | None = None
+    valid: np.ndarray = field(default=None)  # type: ignore[assignment]
+    kept: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.valid is None:
+            object.__setattr__(self, "valid", self.keys != HOLE)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def slots(self) -> np.ndarray:
+        """The slots that hold a row, in order."""
+        return np.flatnonzero(self.valid)
+
+    @property
+    def count(self) -> int:
+        """The number of rows, holes not counted."""
+        return int(self.valid.sum())
+
+    @staticmethod
+    def coordinate_names(split: Split, names: Iterable[str] = ()) -> tuple[str, ...]:
+        """What its coordinates are called; rows whose target is not one number have no label.
+
+        Those of columns that travel along are found among `names`, all those of an artifact.
+        """
+        own = split, f"{split}_label", f"{split}_valid", f"{split}_key"
+        mark = f"{split}_"
+        kept = (name for name in names if name.startswith(mark) and name[len(mark) :] not in TAKEN)
+        return *own, *(name for name in kept if name not in own)
+
+    @cached_property
+    def stored_ids(self) -> np.ndarray:
+        """Ids by slot as their coordinate has them: whole numbers where all are."""
+        return natural_ids(self.ids)
+
+    @cached_property
+    def coordinates(self) -> tuple[Coordinate, ...]:
+        """Ids, labels, `valid` and content keys as coordinates of an artifact."""
+        name = self.name
+        labels = (
+            ()
+            if self.labels is None
+            else (
+                Coordinate(
+                    f"{name}_label",
+                    (name,),
+                    self.labels,
+                    {"long_name": f"target of the {name} row"},
+                ),
+            )
+        )
+        kept = (
+            Coordinate(
+                f"{name}_{kept_name(column)}",
+                (name,),
+                values,
+                {"long_name": f"column {column!r} of the {name} row"},
+            )
+            for column, values in self.kept.items()
+        )
+        return (
+            Coordinate(name, (name,), self.stored_ids, {"long_name": f"id of the {name} row"}),
+            *labels,
+            *kept,
+            Coordinate(
+                f"{name}_valid",
+                (name,),
+                self.valid,
+                {"long_name": "False where a removed row left a hole"},
+            ),
+            Coordinate(
+                f"{name}_key",
+                (name,),
+                self.keys,
+                {"long_name": "64 bits of the row's content hash"},
+            ),
+        )
+
+    @classmethod
+    def read(cls, version: Version, name: Split) -> "Axis":
+        """The axis that an artifact's version was made with."""
+
+        def values(suffix: str) -> np.ndarray:
+            return version.coordinate(f"{name}{suffix}")
+
+        labels = values("_label") if f"{name}_label" in version.coordinates else None
+        kept = cls.coordinate_names(name, version.coordinates)[4:]
+        return cls(
+            name,
+            values("").astype(STRING),
+            values("_key"),
+            labels,
+            values("_valid").astype(bool),
+            {each[len(name) + 1 :]: version.coordinate(each) for each in kept},
+        )
+
+    def digests(self, size: int) -> Keys:
+        """One key for each run of `size` slots: what a chunk of that many slots has read."""
+        starts = range(0, len(self), size)
+        digests = [_digest(self.keys[start : start + size]).digest() for start in starts]
+        return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, KEY_BYTES)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the rows present, in slot order (holes do not count)."""
+        return _digest(self.keys[self.valid]).hexdigest()
+
+
+def natural_ids(ids: np.ndarray) -> np.ndarray:
+    """Ids as whole numbers where all are, and are written as those are; else as text.
+
+    >>> natural_ids(np.array(["3", "10"])), natural_ids(np.array(["3", "010"])).tolist()
+    (array([ 3, 10]), ['3', '010'])
+    """
+    texts = ids.astype(STRING)
+    try:
+        numbers = texts.astype(np.int64)
+    except (ValueError, OverflowError):
+        return texts
+    return numbers if len(ids) and bool((numbers.astype(STRING) == texts).all()) else texts
+
+
+def _digest(keys: np.ndarray):
+    return hashlib.blake2b(np.ascontiguousarray(keys, "<u8").tobytes(), digest_size=KEY_BYTES)
+
+
+@dataclass(frozen=True)
+class AxisChange:
+    """What happened to the rows of an axis since the version before."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.changed or self.removed)
+
+
+def assign_slots(
+    previous: Axis | None,
+    ids: np.ndarray,
+    keys: np.ndarray,
+    labels: np.ndarray | None,
+    kept: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> tuple[Axis, np.ndarray, AxisChange]:
+    """Give every row a slot: its old one, else a hole, else a new one at the end.
+
+    Returns the new axis, `source[slot]` (the row's position in the file, −1 for a hole) and
+    what changed. Above 25 % holes the axis is compacted into file order.
+    """
+    if previous is None:
+        raise ValueError("a first axis is made with `fresh_axis`")
+    slot_of = slots_of(ids, previous.ids)
+    known = slot_of >= 0
+    was_valid = np.zeros(len(ids), bool)
+    was_valid[known] = previous.valid[slot_of[known]]
+    changed = int((previous.keys[slot_of[was_valid]] != keys[was_valid]).sum())
+    removed = previous.count - int(was_valid.sum())
+    added = int((~was_valid).sum())
+    taken = np.zeros(len(previous), bool)
+    taken[slot_of[known]] = True
+    holes = np.flatnonzero(~taken)
+    new = np.flatnonzero(~known)
+    reused = min(len(holes), len(new))
+    slot_of[new[:reused]] = holes[:reused]
+    size = len(previous) + len(new) - reused
+    slot_of[new[reused:]] = np.arange(len(previous), size)
+    change = AxisChange(added, changed, removed)
+    if size - len(ids) > size // 4:
+        axis, source = fresh_axis(previous.name, ids, keys, labels, kept)
+        return axis, source, change
+    source = np.full(size, -1, np.int64)
+    source[slot_of] = np.arange(len(ids))
+    return _axis_from_source(previous, ids, keys, labels, kept, source), source, change
+
+
+def slots_of(ids: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    """The slot that each id had, −1 for a new one."""
+    if len(ids) == len(previous) and bool((ids == previous).all()):
+        return np.arange(len(ids))
+    old = {name: slot for slot, name in enumerate(previous.tolist())}
+    return np.array([old.get(name, -1) for name in ids.tolist()], dtype=np.int64)
+
+
+def fresh_axis(
+    name: Split,
+    ids: np.ndarray,
+    keys: np.ndarray,
+    labels: np.ndarray | None,
+    kept: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> tuple[Axis, np.ndarray]:
+    """An axis in file order without holes, and the identity as its source."""
+    return Axis(name, ids.astype(STRING), keys, labels, kept=_plain(kept)), np.arange(len(ids))
+
+
+def _axis_from_source(previous: Axis, ids, keys, labels, kept, source: np.ndarray) -> Axis:
+    present = source >= 0
+    if len(ids) == len(source) and bool((source == np.arange(len(source))).all()):
+        slot_ids = ids.astype(STRING, copy=False)
+    else:
+        slot_ids = np.empty(len(source), STRING)
+        slot_ids[: len(previous)] = previous.ids
+        slot_ids[present] = ids[source[present]].astype(STRING)
+    slot_keys = np.full(len(source), HOLE)
+    slot_keys[present] = keys[source[present]]
+    slot_labels = None if labels is None else _by_slot(labels, source)
+    slot_kept = {name: _by_slot(values, source) for name, values in _plain(kept).items()}
+    return Axis(previous.name, slot_ids, slot_keys, slot_labels, present, slot_kept)
+
+
+def _by_slot(values: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Values by slot; holes have 0, False or an empty text."""
+    present = source >= 0
+    slots = np.zeros(len(source), values.dtype)
+    slots[present] = values[source[present]]
+    return slots
+
+
+def _plain(kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns under the names that their coordinates have, text of variable width."""
+    return {
+        kept_name(name): values.astype(STRING) if values.dtype.kind in "OU" else values
+        for name, values in kept.items()
+    }
+
+
+def kept_name(column: str) -> str:
+    """The name of a column as part of a coordinate's: without spaces, slashes, or names taken.
+
+    >>> kept_name("free text"), kept_name("label")
+    ('free_text', 'label_column')
+    """
+    name = re.sub(r"[\s/\\]+", "_", column.strip())
+    return f"{name}_column" if name in TAKEN else name
+
+
+def shown_label(label: Any) -> str:
+    """A label as a person reads it: words as they are, numbers without trailing zeros."""
+    return f"{label:g}" if isinstance(label, int | float | np.number) else str(label)

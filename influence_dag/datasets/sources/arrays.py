@@ -1,0 +1,91 @@
+"""Arrays: .npz and .zarr, with the target, perhaps ids and weights, and one input or several."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from influence_dag.datasets.sources.base import INPUT, Source, chosen, demand, same_length, stacked
+from influence_dag.datasets.sources.texts import TEXT_KINDS, numbers_or_words, texts
+from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings
+
+ARCHIVE, ARRAY = b"PK\x03\x04", b"\x93NUMPY"  # how an .npz and an .npy begin
+
+
+def read_npz(path: Path, name: str, data: DataSettings) -> Source:
+    try:
+        with path.open("rb") as content:
+            begins = content.read(len(ARCHIVE))
+        if begins and begins not in (ARCHIVE, ARRAY[: len(ARCHIVE)]):
+            raise ValueError("it does not begin as one")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it is a single array (.npy), not an archive of named ones")
+        with file:
+            arrays = {key: file[key] for key in file.files}
+    except (Exception, MemoryError) as error:  # archives and headers fail in many types
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{name}: not a readable .npz of plain arrays: {said:.300}") from error
+    return array_source(arrays, name, data)
+
+
+def read_zarr(path: Path, name: str, data: DataSettings) -> Source:
+    from influence_dag.datasets.sources.zarr_groups import (
+        read_group,  # here: most studies do not need it
+    )
+
+    return array_source(read_group(path, name, data), name, data)
+
+
+def columns_of_lists(frame: pd.DataFrame) -> list[str]:
+    """Columns of a table whose cells are lists or arrays: embeddings, tokens."""
+    if not len(frame):
+        return []
+    firsts = {str(column): pd.Series(frame[column]).iloc[0] for column in frame}
+    return [name for name, cell in firsts.items() if isinstance(cell, list | tuple | np.ndarray)]
+
+
+def source_of_lists(frame: pd.DataFrame, wide: list[str], name: str, data: DataSettings) -> Source:
+    """A table with columns of lists, as arrays."""
+    arrays = {
+        str(column): (
+            stacked(name, str(column), [np.asarray(cell) for cell in frame[column]])
+            if str(column) in wide
+            else frame[column].to_numpy()
+        )
+        for column in frame
+    }
+    return array_source(arrays, name, data)
+
+
+def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -> Source:
+    """The target, ids and weights where there are some, and every other array as an input."""
+    ids = arrays.pop("id", None) if data.id is None else None
+    if data.id is not None:
+        demand(name, arrays, data.id, "id", "data.id")
+        ids = arrays.pop(data.id)
+    demand(name, arrays, data.target, "target", "data.target")
+    named = data.features.columns or ()
+    target = numbers_or_words(arrays.pop(data.target))
+    for column in data.keep:
+        demand(name, arrays, column, "kept", "data.keep")
+    kept = {column: kept_array(name, column, arrays[column]) for column in data.keep}
+    arrays = {key: values for key, values in arrays.items() if key not in kept or key in named}
+    weights = arrays.pop(data.weight, None) if data.weight is not None else None
+    inputs = chosen(name, arrays, data.features.columns)
+    for key, values in inputs.items():
+        if not isinstance(values, np.ndarray):
+            raise DataError(f"{name}: {key} is no array of numbers ({type(values).__name__})")
+    if len(inputs) == 1:
+        inputs = {INPUT: next(iter(inputs.values()))}
+    return same_length(Source(name, inputs, target, ids, weights=weights, kept=kept))
+
+
+def kept_array(name: str, column: str, values: np.ndarray) -> np.ndarray:
+    """An array that travels along: one number, truth value or text a row."""
+    if values.ndim != 1:
+        raise DataError(
+            f"{name}: {column} has shape {values.shape}; what data.keep names is one value a row"
+        )
+    return texts(values) if values.dtype.kind in TEXT_KINDS else values

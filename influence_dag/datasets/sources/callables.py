@@ -1,0 +1,93 @@
+"""Rows that code makes: `module:callable` → a map-style dataset of `(x, y)`, or a table."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from influence_dag.datasets.sources.arrays import kept_array
+from influence_dag.datasets.sources.base import Source, same_length
+from influence_dag.datasets.sources.frames import is_table, read_table
+from influence_dag.datasets.sources.map_style import Form
+from influence_dag.datasets.sources.rereading import RereadRows
+from influence_dag.datasets.sources.texts import numbers_or_words
+from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings, Which
+from influence_dag.study.users_code import named_by
+
+
+def read_callable(name: str, data: DataSettings, which: Which, root: Path) -> Source:
+    """The rows of what a callable returns, if they are the same when they are made again.
+
+    A table is made twice; of a data set blocks are in memory, and rows are compared when they are
+    read to be used. Raises `DataError` naming the first row that moved.
+    """
+
+    def make() -> Any:
+        from influence_dag.objective.modules import import_callable  # here: it imports torch
+
+        make = import_callable(name, root, f"data.{which}")
+        wanted = "it is called without arguments and returns a data set or a table"
+        with named_by(f"data.{which}: {name}", wanted, DataError):
+            return make()
+
+    weighted = data.weight is not None and which == "train"
+    sizes = (3,) if weighted else (2,) if data.weight is None else (2, 3)
+    rows = RereadRows(make, Form(name, sizes, data.target), data, which)
+    if is_table(rows.dataset):
+        return read_table(rows, name, data, which)
+    _check_map_style(rows.dataset, name, which)
+    ids, kept = _beside(rows.dataset, name, data)
+    if ids is not None:
+        rows.row_name = lambda row: f"row {row} (id {str(ids[row])!r})"
+    rows.see()
+    return same_length(
+        Source(
+            name,
+            rows.inputs,
+            numbers_or_words(rows.targets),
+            ids,
+            weights=rows.weights if weighted else None,
+            kept=kept,
+            input_keys=rows.keys,
+            not_finite=rows.not_finite,
+            close=rows.close,
+        )
+    )
+
+
+_NEARLY = {
+    "LazyFrame": "; return .collect() of it",
+    "DatasetDict": "; return one split of it: a callable for each of data.train and data.test",
+}
+
+
+def _check_map_style(dataset: Any, name: str, which: Which) -> None:
+    map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if type(dataset).__name__ in _NEARLY or not map_style:
+        raise DataError(
+            f"data.{which}: {name} returned a {type(dataset).__name__}; expected a map-style "
+            "dataset with __len__ and __getitem__ yielding (x, y), or a table (of pandas, polars, "
+            "Arrow, or a datasets.Dataset)" + _NEARLY.get(type(dataset).__name__, "")
+        )
+    with named_by(f"data.{which}: the length of {name}", "a number of rows is wanted", DataError):
+        count = len(dataset)
+    if count == 0:
+        raise DataError(f"data.{which}: {name} is empty; at least one row is needed")
+
+
+def _beside(
+    dataset: Any, name: str, data: DataSettings
+) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
+    """Ids and columns that travel along, which are attributes of a data set."""
+    ids = None if data.id is None else getattr(dataset, data.id, None)
+    if data.id is not None and ids is None:
+        raise DataError(f"{name}: the dataset has no attribute {data.id!r} (data.id) with row ids")
+    kept = {}
+    for column in data.keep:
+        if not hasattr(dataset, column):
+            raise DataError(
+                f"{name}: the dataset has no attribute {column!r} (data.keep), one value a row"
+            )
+        kept[column] = kept_array(name, column, np.asarray(getattr(dataset, column)))
+    return None if ids is None else np.asarray(ids), kept

@@ -1,0 +1,64 @@
+"""Tables that code makes: data frames of pandas and polars, Arrow's, Hugging Face's data sets."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from influence_dag.datasets.sources.base import Source
+from influence_dag.datasets.sources.rereading import RereadRows, moved_rows
+from influence_dag.datasets.sources.row_keys import equal_rows, value_keys
+from influence_dag.datasets.sources.tables import frame_source
+from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings, Which
+
+
+def is_table(dataset: Any) -> bool:
+    """Whether it is a data frame, or turns itself into one: polars, Arrow, `datasets`."""
+    if isinstance(dataset, pd.DataFrame):
+        return True
+    if not hasattr(dataset, "to_pandas"):
+        return False
+    return hasattr(dataset, "column_names") or hasattr(dataset, "columns")
+
+
+def read_table(made: RereadRows, name: str, data: DataSettings, which: Which) -> Source:
+    """The rows of a table, made twice: of the first hashes are kept, not the table."""
+    first = _source(made.dataset, name, data)
+    inputs, target, before = list(first.inputs), first.target, _keys(first)
+    made.close()
+    del first
+    source = _source(made.made(), name, data)
+    same = np.zeros(len(target), bool)
+    if list(source.inputs) == inputs and source.target.shape[1:] == target.shape[1:]:
+        there = min(len(target), len(source.target))
+        same[:there] = (before[:there] == _keys(source)[:there]).all(axis=1)
+        same[:there] &= equal_rows(target[:there], source.target[:there])
+    if not same.all():
+        raise moved_rows(which, name, np.flatnonzero(~same).tolist(), len(same), source.row_name)
+    return source
+
+
+def _keys(source: Source) -> np.ndarray:
+    """Hashes of rows whose inputs are numbers; others are refused for it."""
+    x = {name: np.asarray(values) for name, values in source.inputs.items()}
+    if any(values.dtype.kind not in "fiub" for values in x.values()):
+        return np.zeros((len(source.target), 1), np.uint8)
+    return value_keys(x)
+
+
+def _source(dataset: Any, name: str, data: DataSettings) -> Source:
+    table = dataset if isinstance(dataset, pd.DataFrame) else dataset.to_pandas()
+    if not len(table):
+        raise DataError(f"{name}: the table has no rows; at least one is needed")
+    source = frame_source(table, name, data)
+    return replace(source, classes=_class_names(dataset, data.target))
+
+
+def _class_names(dataset: Any, target: str) -> tuple[str, ...] | None:
+    """What the whole numbers of the target are called, as a `ClassLabel` of `datasets` says."""
+    features = getattr(dataset, "features", None)
+    names = getattr(features.get(target), "names", None) if isinstance(features, Mapping) else None
+    return tuple(map(str, names)) if names else None

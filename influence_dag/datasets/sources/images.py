@@ -1,0 +1,105 @@
+"""Pictures: a folder with a folder a class, or a table with a column of paths."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from influence_dag.datasets.sources.base import INPUT, Source, listed
+from influence_dag.datasets.sources.texts import texts
+from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings, ImageSettings
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+DIMS = ("channel", "row", "column")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def read_folder(path: Path, name: str, data: DataSettings) -> Source:
+    """The pictures in the folders of a folder: a row's label is its folder, its id is its path."""
+    assert data.images is not None
+    found = sorted(
+        each
+        for each in path.rglob("*")
+        if each.suffix.lower() in SUFFIXES and not each.is_dir() and each.parent != path
+    )
+    if lost := [each for each in found if not each.is_file()]:  # reading a pipe would wait for ever
+        raise DataError(f"{name}: {lost[0].relative_to(path)} is no file, or a link to none")
+    if not found:
+        raise DataError(
+            f"{name}: no pictures ({', '.join(SUFFIXES)}) in folders of this folder; a folder a "
+            "class is wanted, or a table with a column of paths"
+        )
+    ids = np.array([each.relative_to(path).as_posix() for each in found], object)
+    labels = np.array([each.relative_to(path).parts[0] for each in found], object)
+    pictures = _pictures(found, ids.tolist(), name, data.images)
+    return Source(name, {INPUT: pictures}, labels, ids, line_of=_line_of(ids), dims=DIMS)
+
+
+def _line_of(ids: np.ndarray) -> Callable[[int], str]:
+    return lambda position: f"picture {position + 1} of {len(ids)}"
+
+
+def read_pictures(
+    read: Callable[[Path, str, DataSettings], Source],
+    path: Path,
+    name: str,
+    data: DataSettings,
+    root: Path,
+) -> Source:
+    """A table's rows with the pictures that a column of it names as their inputs.
+
+    The paths travel along as a coordinate, and so does what else `data.keep` names.
+    """
+    assert data.images is not None
+    column = data.images.path
+    kept = tuple(dict.fromkeys((column, *data.keep)))
+    table = read(path, name, data.model_copy(update={"keep": kept}))
+    base = path.parent if data.images.root is None else root / Path(data.images.root).expanduser()
+    written = texts(table.kept[column]).tolist()
+    missing = [each for each in written if not (base / each).is_file()]
+    if missing:
+        row = written.index(missing[0])
+        seen = f"no file {missing[0]!r} in {base}" if missing[0] else "no path"
+        raise DataError(
+            f"{name}: {table.row_name(row)}, column {column!r}: {seen} "
+            f"({len(missing)} such rows); data.images.root says where paths start"
+        )
+    pictures = _pictures([base / each for each in written], written, name, data.images)
+    return replace(table, inputs={INPUT: pictures}, columns=None, dims=DIMS)
+
+
+def _pictures(
+    paths: Sequence[Path], names: Sequence[str], source: str, settings: ImageSettings
+) -> np.ndarray:
+    """All pictures as one array, float32 `(n, channels, rows, columns)`, from 0 to 1."""
+    pictures = [
+        _picture(path, f"{source}: {name}", settings)
+        for path, name in zip(paths, names, strict=True)
+    ]
+    sizes = {picture.shape[1:] for picture in pictures}
+    if len(sizes) > 1:
+        shown = listed([f"{rows} × {columns}" for rows, columns in sorted(sizes)], 3)
+        raise DataError(
+            f"{source}: pictures of {len(sizes)} sizes (rows × columns: {shown}); "
+            "data.images.size: [rows, columns] makes them one"
+        )
+    return np.stack(pictures)
+
+
+def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise DataError(f"{name}: reading pictures needs Pillow; pip install pillow") from error
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file).convert(MODES[settings.channels])
+            if settings.size is not None:
+                rows, columns = settings.size
+                picture = picture.resize((columns, rows), Image.Resampling.BILINEAR)
+            values = np.asarray(picture, np.float32) / 255
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{name} is no readable picture: {error}") from error
+    return values.reshape(*values.shape[:2], -1).transpose(2, 0, 1)

@@ -1,0 +1,98 @@
+"""Which reader a split takes, and which files it is made of."""
+
+import os
+from glob import glob, has_magic
+from pathlib import Path
+
+from influence_dag.datasets.sources.arrays import read_npz, read_zarr
+from influence_dag.datasets.sources.base import Source
+from influence_dag.datasets.sources.callables import read_callable
+from influence_dag.datasets.sources.images import read_folder, read_pictures
+from influence_dag.datasets.sources.joining import joined
+from influence_dag.datasets.sources.tables import read_csv, read_feather, read_parquet
+from influence_dag.errors import DataError
+from influence_dag.study.base import is_callable_name
+from influence_dag.study.data import DataSettings, Which
+from influence_dag.study.places import RULE
+from influence_dag.texts import did_you_mean
+
+READERS = {
+    ".csv": read_csv,
+    ".csv.gz": read_csv,
+    ".csv.zst": read_csv,
+    ".parquet": read_parquet,
+    ".feather": read_feather,
+    ".arrow": read_feather,
+    ".npz": read_npz,
+    ".zarr": read_zarr,
+}
+
+
+def read_source(data: DataSettings, which: Which, root: Path) -> Source:
+    """Read the split `which` of the settings; `DataError` says what a file lacks."""
+    names = data.names(which)
+    if is_callable_name(names[0]):
+        return read_callable(names[0], data, which, root)
+    sources = [
+        _read(path, name, data, which, root) for name, path in files(data, which, root).items()
+    ]
+    if [os.path.expanduser(name) for name in names] == [sources[0].name]:
+        return sources[0]
+    return joined(data.described(which), sources)
+
+
+def files(data: DataSettings, which: Which, root: Path) -> dict[str, Path]:
+    """Name → file (or folder) of a split, sorted; names are relative to `root` as the settings are.
+
+    Raises `DataError` for a name or a pattern that nothing has.
+    """
+    found: dict[str, Path] = {}
+    for written in data.names(which):
+        name = os.path.expanduser(written)
+        matching = [name]
+        if has_magic(name) and not (root / name).exists():
+            matching = glob(name, root_dir=root, recursive=True)
+            if not matching:
+                raise DataError(f"data.{which}: no file in {root} matches {name!r} ({RULE})")
+        found |= {each: _existing(each, which, root) for each in matching}
+    return dict(sorted(found.items()))
+
+
+def _read(path: Path, name: str, data: DataSettings, which: Which, root: Path) -> Source:
+    ending = "".join(path.suffixes[-2:]) if path.suffix in (".gz", ".zst") else path.suffix
+    if path.is_dir() and ending != ".zarr":
+        if ending in READERS:
+            raise DataError(f"data.{which}: {name} is a folder; a file of that name is wanted")
+        if data.images is None:
+            raise DataError(
+                f"data.{which}: {name} is a folder; of pictures, with a folder a class? Then write "
+                "data.images: {size: [32, 32], channels: 3}"
+            )
+        return read_folder(path, name, data)
+    if ending not in READERS:
+        raise DataError(
+            f"data.{which}: {name} ends in {repr(ending) if ending else 'nothing'}; "
+            f"known are {', '.join(READERS)} and 'module:callable'"
+        )
+    if data.images is None:
+        return READERS[ending](path, name, data)
+    return read_pictures(READERS[ending], path, name, data, root)
+
+
+def _existing(name: str, which: Which, root: Path) -> Path:
+    path = root / name
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise DataError(f"data.{which}: {name:.200} is no file: {error.strerror}") from error
+    if not there and path.is_symlink():
+        raise DataError(
+            f"data.{which}: {path} is a link to {os.readlink(path)}, which leads to no file"
+        )
+    if not there:
+        neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        told = "" if os.path.isabs(name) else f" ({RULE}, {root})"
+        raise DataError(f"data.{which}: no file {path}{did_you_mean(path.name, neighbours)}{told}")
+    if not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
+        raise DataError(f"data.{which}: {path} is neither a file nor a folder")
+    return path

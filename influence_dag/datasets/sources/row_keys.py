@@ -1,0 +1,64 @@
+"""What a row is known by: hashes of its numbers, whatever they were written in."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from influence_dag.datasets.sources.numbers import beyond, canonical
+from influence_dag.datasets.sources.on_demand import Values, row_bytes, runs
+from influence_dag.datasets.sources.texts import texts
+from influence_dag.errors import DataError
+from influence_dag.fingerprints import KEY_BYTES, row_fingerprints
+from influence_dag.study.data import FeatureSettings
+
+
+def input_keys(x: Mapping[str, Values]) -> np.ndarray:
+    """Hash of each row's inputs, uint8 `(n, 16)`, block by block."""
+    length = len(next(iter(x.values())))
+    blocks = [
+        value_keys({f"x.{name}": values[rows] for name, values in x.items()})
+        for rows in runs(length, row_bytes(*x.values()))
+    ]
+    return np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *blocks])
+
+
+def value_keys(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Hash of each row's numbers, uint8 `(n, 16)`: 2 is 2.0, and other rows do not matter."""
+    large = np.logical_or.reduce(
+        [beyond(values).reshape(len(values), -1).any(axis=1) for values in columns.values()]
+    )
+    if not large.any():
+        return row_fingerprints({name: canonical(values) for name, values in columns.items()})
+    keys = np.empty((len(large), KEY_BYTES), np.uint8)
+    for rows in (np.flatnonzero(large), np.flatnonzero(~large)):
+        part = {name: canonical(values[rows]) for name, values in columns.items()}
+        keys[rows] = row_fingerprints(part)
+    return keys
+
+
+def prepared(
+    values: np.ndarray, features: FeatureSettings, *, name: str = "an input"
+) -> np.ndarray:
+    """Rows of an input as the model sees them: in the settings' shape, times their scale.
+
+    A shape that does not fit is left for `datasets` to refuse. Raises `DataError` where the scale
+    makes a number infinite.
+    """
+    if features.shape is not None and np.prod(values.shape[1:]) == np.prod(features.shape):
+        values = values.reshape(len(values), *features.shape)
+    if features.scale == 1:
+        return values
+    with np.errstate(over="ignore"):
+        scaled = values * features.scale
+    if (np.isinf(scaled) & np.isfinite(values)).any():
+        raise DataError(f"{name} times data.features.scale {features.scale:g} overflows")
+    return scaled
+
+
+def equal_rows(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Which rows are the same, numbers as numbers and anything else as text; NaN is NaN."""
+    if one.dtype.kind in "fiub" and other.dtype.kind in "fiub":
+        equal = (one == other) | ((one != one) & (other != other))
+    else:
+        equal = texts(one) == texts(other)
+    return equal.reshape(len(equal), -1).all(axis=1)

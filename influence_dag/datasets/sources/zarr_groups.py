@@ -1,0 +1,94 @@
+"""Groups of Zarr arrays, read as xarray reads them."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from influence_dag.datasets.sources.base import listed
+from influence_dag.errors import DataError
+from influence_dag.study.data import DataSettings
+
+MOST = 10_000  # chunks that are looked for where an array says that it has more
+_CODED = ("scale_factor", "add_offset", "missing_value", "_FillValue", "units", "_Unsigned")
+
+
+def read_group(path: Path, name: str, data: DataSettings) -> dict[str, np.ndarray]:
+    """The arrays of a group by name, their packing undone: numbers, times, truth values, text.
+
+    `scale_factor`, `add_offset`, `_FillValue`, `missing_value` and units of time count as in
+    `xarray.open_zarr`. Its coordinates are labels, and left out unless the settings name them.
+    Raises `DataError` for what cannot be read, and for chunks that are not there.
+    """
+    _check_files(path, name)
+    try:
+        return _decoded(path, name, zarr.open_group(path, mode="r"), data)
+    except DataError:
+        raise
+    except Exception as error:  # codecs, metadata and files fail in many types
+        said = f"{type(error).__name__}: {error}"
+        raise DataError(f"{name}: not a readable Zarr group: {said:.500}") from error
+
+
+def _decoded(path: Path, name: str, group: zarr.Group, data: DataSettings) -> dict[str, np.ndarray]:
+    arrays = dict(group.arrays())
+    named = {"id", *data.roles, *(data.features.columns or ())}
+    by_xarray = all(map(_has_names, arrays.values()))  # it opens no group without names of axes
+    summary = group.metadata.consolidated_metadata is not None
+    dataset = xr.open_zarr(path, chunks=None, consolidated=summary) if by_xarray else xr.Dataset()
+    wanted = {
+        key: array for key, array in arrays.items() if key in named or key not in dataset.coords
+    }
+    for key, array in wanted.items():
+        _check_chunks(path, array, f"{name}: {key}")
+    if by_xarray:
+        return {key: np.asarray(dataset[key].values) for key in wanted}
+    return {key: _plain(f"{name}: {key}", array) for key, array in wanted.items()}
+
+
+def _check_files(path: Path, name: str) -> None:
+    """A `DataError` for what is no file: reading a pipe would wait for ever."""
+    for folder, _, files in os.walk(path):
+        for entry in os.scandir(folder) if files else ():
+            if not (entry.is_file() or entry.is_dir()):
+                raise DataError(f"{name}: {entry.path} is neither a file nor a folder")
+
+
+def _has_names(array: zarr.Array) -> bool:
+    named = getattr(array.metadata, "dimension_names", None)
+    return array.ndim == 0 or bool(named) or "_ARRAY_DIMENSIONS" in array.attrs
+
+
+def _plain(name: str, array: zarr.Array) -> np.ndarray:
+    """An array as it is stored; a `DataError` for one that says of itself that it is coded."""
+    if coded := [each for each in _CODED if each in array.attrs]:
+        raise DataError(
+            f"{name} has the attribute {coded[0]!r}, and the group has no names of dimensions, "
+            "without which xarray does not read it; write the numbers themselves, or the group "
+            "with xarray"
+        )
+    return np.asarray(array[...])
+
+
+def _check_chunks(path: Path, array: zarr.Array, name: str) -> None:
+    """A `DataError` for chunks that are not stored: Zarr would give the fill value for them."""
+    if array.ndim == 0:
+        return
+    files = array.shards or array.chunks
+    grid = [-(-length // size) for length, size in zip(array.shape, files, strict=True)]
+    total = math.prod(grid)
+    places = (np.unravel_index(position, grid) for position in range(min(total, MOST)))
+    keys = (array.metadata.encode_chunk_key(tuple(map(int, place))) for place in places)
+    missing = [key for key in keys if not (path / array.path / key).exists()]
+    if missing:
+        count = len(missing) if total <= MOST else f"at least {len(missing)}"
+        raise DataError(
+            f"{name}: {count} of its {total} chunks are not stored "
+            f"({listed(missing, 3)}) and would read as {array.fill_value}: they are lost, or "
+            "were left out because they hold nothing else; restore them, or write all chunks "
+            "(zarr: config={'write_empty_chunks': True}, xarray: to_zarr(…, "
+            "write_empty_chunks=True))"
+        )

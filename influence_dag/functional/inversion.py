@@ -1,0 +1,299 @@
+"""One inverse of the curvature in memory: from the arguments of a call to x and its info."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hessian
+from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.solvers import (
+    EKFAC,
+    KFAC,
+    METHODS,
+    Blockwise,
+    ConjugateGradient,
+    Direct,
+    Factorization,
+    Identity,
+    LiSSA,
+    Method,
+    Nystroem,
+    Solution,
+    build,
+    parameter_blocks,
+)
+from influence_dag.solvers.base import residuals
+from influence_dag.solvers.blocks import BlockFactorization, Blocks
+from influence_dag.solvers.dampings import AutomaticDamping, automatic_damping
+from influence_dag.solvers.direct import CholeskyFactor
+from influence_dag.solvers.eigenbasis import Eigenbasis
+from influence_dag.solvers.forming import worth_forming
+from influence_dag.solvers.rounding import rounding
+from influence_dag.validation.ensembles import in_float64
+
+Damping: TypeAlias = float | Literal["auto"]
+
+# What other libraries call the settings of a method, and its start.
+_SYNONYMS = {"arnoldi": {"rank_estimate": "rank", "eigen_computation_on_gpu": "on_device"}}
+_START = {"cg": "x0", "lissa": "h0"}
+# Their contract: a solve that runs out of steps returns what it has, low ranks are used as found.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "cg": {"on_failure": "warn"},
+    "lissa": {"on_failure": "warn"},
+    "arnoldi": {"on_indefinite": "allow"},
+}
+_LARGEST_PRECISE = 4096  # parameters of a problem that is taken to float64
+_CURVATURES = {"hessian": Hessian, "gauss_newton": GaussNewton}
+
+
+class InverseHvpResult(NamedTuple):
+    r"""Rows `x` with $(H + \lambda I)\, x = b$, and what the method knows about them."""
+
+    x: Tensor
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """Which inverse is meant: what the arguments say, checked before any work."""
+
+    name: str
+    method: Method
+    damping: Damping
+    curvature: str
+    blocks: Blocks
+    block_damping: Mapping[str, float]
+    start: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        inversion_method: str | Enum,
+        damping: Damping,
+        *,
+        hessian_perturbation: Damping | None = None,
+        curvature: str = "hessian",
+        blocks: Blocks = "full",
+        block_damping: Mapping[str, float] | None = None,
+        **settings: Any,
+    ) -> "Inversion":
+        name = choice("inversion_method", inversion_method, tuple(METHODS))
+        kind = choice("curvature", curvature, tuple(_CURVATURES))
+        damping = damping if hessian_perturbation is None else hessian_perturbation
+        if isinstance(damping, str) and damping != "auto":
+            raise ValueError(f"damping={damping!r} is unknown; use a number or 'auto'")
+        if not isinstance(damping, str) and not 0 <= damping < float("inf"):
+            raise ValueError(f"damping={damping!r}; a finite number that is not negative is wanted")
+        start = _start(name, settings)
+        known = None if block_damping or damping == "auto" else damping
+        method = _method(name, known, settings)
+        return cls(name, method, damping, kind, blocks, block_damping or {}, start)
+
+    def factors(
+        self,
+        objective: Objective,
+        train: Rows,
+        test: Rows,
+        *,
+        batch: int | None = None,
+        gradients: Callable[[Objective, Rows], Tensor] | None = None,
+    ) -> InverseHvpResult:
+        """Solve for the gradients of the test rows, or for those that `gradients` gives instead."""
+        objective.check(test)
+        objective.check(train)
+        dtype = objective.dtype
+        objective, train, test = self._precise(objective, train, test)
+        rhs = (gradients or measured_gradients)(objective, test)
+        return _as(dtype, self._solve(objective, train, rhs, batch))
+
+    def solve(
+        self, objective: Objective, rows: Rows, rhs: Tensor, *, batch: int | None = None
+    ) -> InverseHvpResult:
+        """Solve with the curvature of these training rows, of which a loader draws `batch`."""
+        objective.check(rows)
+        dtype = objective.dtype
+        objective, rows, _ = self._precise(objective, rows, rows[:1])
+        return _as(dtype, self._solve(objective, rows, rhs.to(objective.dtype), batch))
+
+    def _precise(
+        self, objective: Objective, train: Rows, test: Rows
+    ) -> tuple[Objective, Rows, Rows]:
+        """The problem in float64, on a copy of the model, where no damping hides its rounding.
+
+        Without a damping the digits of H decide what can be told from zero: float32 has too few for
+        an ordinary classifier. Where H would not be formed anyway, or the model holds to a dtype of
+        its own, it stays as it is.
+        """
+        exact = isinstance(self.method, Direct | ConjugateGradient | Nystroem)
+        small = worth_forming(self.method, size=objective.size, rows=len(test), damping=0.0)
+        if self.damping != 0 or not exact or not small or objective.size > _LARGEST_PRECISE:
+            return objective, train, test
+        rows = train.to(dtype=torch.float64), test.to(dtype=torch.float64)
+        try:
+            double = in_float64(objective)
+            double.check(rows[0][:2])
+        except Exception:  # whatever a model of the caller's raises when its dtype changes
+            return objective, train, test
+        return double, *rows
+
+    def _solve(
+        self, objective: Objective, rows: Rows, rhs: Tensor, batch: int | None
+    ) -> InverseHvpResult:
+        operator = self._operator(_CURVATURES[self.curvature](objective, rows), len(rhs))
+        method = self._fitted_to(operator, batch)
+        factorization, known = self._factorize(objective, method, operator)
+        solution = factorization.solve(rhs, damping=known.value, x0=self.start)
+        _warn_of_negative(factorization, known.value, rhs.dtype)
+        info = self._info(operator, factorization, solution, rhs, known.value)
+        if self.damping == "auto":
+            info |= {"damping": known.value, "damping_reason": known.reason}
+        return InverseHvpResult(solution.x, info)
+
+    def _operator(self, curvature: Curvature, rows: int) -> Curvature:
+        """The curvature as a matrix where that is cheaper than the products that are expected."""
+        damping = 0.0 if self.damping == "auto" else self.damping
+        if worth_forming(self.method, size=curvature.size, rows=rows, damping=damping):
+            return DenseCurvature(curvature.dense())
+        return curvature
+
+    def _fitted_to(self, operator: Curvature, batch: int | None) -> Method:
+        """The method with what depends on whether H is formed.
+
+        Where it is not, LiSSA draws a batch of the loader's size a step, as published. Where it is,
+        conjugate gradients without damping, which may need any number of steps, get all its
+        eigenpairs for a preconditioner.
+        """
+        method, formed = self.method, isinstance(operator, DenseCurvature)
+        if isinstance(method, LiSSA) and not formed and method.batch_size is None and batch:
+            return replace(method, batch_size=batch, anchored=True)
+        if isinstance(method, ConjugateGradient) and formed and self.damping == 0:
+            asked = method.preconditioner, method.rank
+            if asked == (ConjugateGradient.preconditioner, ConjugateGradient.rank):
+                return replace(method, rank=operator.size)
+        return method
+
+    def _factorize(
+        self, objective: Objective, method: Method, operator: Curvature
+    ) -> tuple[Factorization, AutomaticDamping]:
+        """The factorisation, and λ with where it comes from."""
+        if self.damping != "auto":
+            known = AutomaticDamping(self.damping, "as given")
+        elif isinstance(method, Identity):
+            known = AutomaticDamping(0.0, "identity has no damping")
+        elif isinstance(method, EKFAC | KFAC):
+            known = method.factorize(operator).automatic_damping
+        else:
+            known = automatic_damping(operator, semidefinite=self.curvature == "gauss_newton")
+        if isinstance(method, Direct) and not self.block_damping:
+            method = replace(method, damping=known.value)
+        return self._on_blocks(objective, method).factorize(operator), known
+
+    def _on_blocks(self, objective: Objective, method: Method) -> Method:
+        if self.blocks == "full" and not self.block_damping:
+            return method
+        positions = parameter_blocks(objective.slices, self.blocks)
+        return Blockwise(method=method, blocks=positions, dampings=self.block_damping)
+
+    def _info(
+        self,
+        operator: Curvature,
+        factorization: Factorization,
+        solution: Solution,
+        rhs: Tensor,
+        damping: float,
+    ) -> dict[str, Any]:
+        """What is known about a solve, under the names that other libraries use."""
+        info = dict(solution.info)
+        if isinstance(operator, DenseCurvature) and "residual" not in info:
+            if isinstance(factorization, BlockFactorization):
+                info["residual"] = factorization.residuals(operator, solution.x, rhs, damping)
+            else:
+                info["residual"] = residuals(operator, solution.x, rhs, damping=damping)
+        if self.name == "direct":
+            return info | {"hessian": operator.dense()}
+        if self.name == "arnoldi":
+            return info | factorization.tensors()
+        if self.name == "cg" and "converged" in info:
+            info["optimal"] = info["converged"]
+            info["gamma"] = info["residual"] * rhs.norm(dim=1)
+        return info
+
+
+def measured_gradients(objective: Objective, test: Rows) -> Tensor:
+    """Of each test row's loss, or of what is measured of it, `(test, p)`."""
+    return per_sample_gradients(objective, test, of="measurement").dense()
+
+
+def _as(dtype: torch.dtype, result: InverseHvpResult) -> InverseHvpResult:
+    """The result in the caller's precision, whichever it was found in."""
+
+    def cast(value: Any) -> Any:
+        floating = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if floating else value
+
+    return InverseHvpResult(cast(result.x), {key: cast(v) for key, v in result.info.items()})
+
+
+def choice(argument: str, value: Any, accepted: tuple[str, ...]) -> str:
+    """The name, whether written as a string of any case or as a member of an enumeration."""
+    name = str(getattr(value, "value", value)).lower()
+    if name not in accepted:
+        raise ValueError(f"{argument}={value!r} is unknown; choose one of {', '.join(accepted)}")
+    return name
+
+
+def _method(name: str, damping: float | None, settings: dict[str, Any]) -> Method:
+    synonyms = _SYNONYMS.get(name, {})
+    settings = {synonyms.get(key, key): value for key, value in settings.items()}
+    if name == "direct":
+        settings.setdefault("damping", damping)
+    return build(name, _DEFAULTS.get(name, {}) | settings)
+
+
+def _start(name: str, settings: dict[str, Any]) -> Tensor | None:
+    """The first guess for x among the settings, if there is one."""
+    start = settings.pop(_START[name], None) if name in _START else None
+    if start is None:
+        return None
+    if name == "lissa":
+        if settings.get("scale") is None:
+            raise ValueError("h0 is a first guess for scale * x: give scale along with it")
+        start = start / settings["scale"]
+    return torch.atleast_2d(start)
+
+
+def _warn_of_negative(factorization: Factorization, damping: float, dtype: torch.dtype) -> None:
+    r"""Say where $\lambda$ leaves so little of negative curvature that it rules the answer.
+
+    With $\lambda + \mu_{min} < |\mu_{min}|$ the direction of most negative curvature gets the
+    largest weight of all, and it has no more of a claim to it than to its negative.
+    """
+    if isinstance(factorization, CholeskyFactor):
+        if damping <= 0:
+            return
+        smallest = factorization.smallest_size() - damping
+        largest = factorization.cholesky.square().sum(dim=1).max().item()  # of the diagonal
+        floor = rounding(dtype, len(factorization.cholesky)) * largest
+    elif isinstance(factorization, Eigenbasis) and len(factorization.eigenvalues):
+        if factorization.indefinite == "absolute":
+            return
+        smallest = factorization.eigenvalues.min().item()
+        largest = factorization.eigenvalues.abs().max().item()
+        floor = rounding(dtype, len(factorization.eigenvectors)) * largest
+    else:
+        return
+    if smallest < -floor and damping < -2 * smallest:
+        warnings.warn(
+            f"the smallest eigenvalue is {smallest:.3g}, and the damping {damping:g} leaves "
+            f"{smallest + damping:.3g} of it: a damping of {-2 * smallest:.2g} or more, "
+            "curvature='gauss_newton' or direct's on_indefinite='absolute' come nearer to what "
+            "refits find",
+            RuntimeWarning,
+            stacklevel=5,
+        )

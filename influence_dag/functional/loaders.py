@@ -1,0 +1,69 @@
+"""Data loaders read as rows: twice, because influences belong to rows that stay what they are."""
+
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from itertools import zip_longest
+from typing import Any
+
+import torch
+
+from influence_dag.errors import ModelError
+from influence_dag.objective.rows import Rows, batch_rows
+from influence_dag.structures import tensors_of
+
+_DIGEST_BYTES = 12
+
+
+def read_rows(loader: Iterable[Any], *, what: str, ordered: bool = True) -> Rows:
+    """All rows of a loader, which gives the same ones when it is read again.
+
+    `what` names the loader in errors. Raises `ModelError` for a data set that draws anew
+    (augmentation, dropout in a transform), and, where influences are labelled by the `ordered`
+    position of a row, for a loader that shuffles; and as `Rows.from_loader` does. An iterator,
+    which can be read once only, is taken as it is. The global random numbers of torch are left as
+    they were.
+    """
+    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise ModelError(
+            f"{what} is a {type(loader).__name__}; wanted a data loader, or a list of (x, y)"
+        )
+    with torch.random.fork_rng():
+        rows = Rows.from_loader(loader)
+        if iter(loader) is not loader:
+            _compare(list(_digests([rows])), list(_digests(loader)), what, ordered)
+    return rows
+
+
+def _compare(first: list[bytes], second: list[bytes], what: str, ordered: bool) -> None:
+    if first == second:
+        return
+    pairs = zip_longest(first, second)
+    row = next(k for k, (one, other) in enumerate(pairs) if one != other)
+    if sorted(first) != sorted(second):
+        raise ModelError(
+            f"{what} gives other rows when it is read again ({len(first)} rows, then "
+            f"{len(second)}; row {row} differs): its data set draws at random. Influences are of "
+            "rows that stay what they are: switch the augmentation off, or keep what was drawn",
+            row=row,
+        )
+    if ordered:
+        raise ModelError(
+            f"{what} gives its rows in another order when it is read again (from row {row} on): "
+            "results would not be labelled by their rows; use shuffle=False",
+            row=row,
+        )
+
+
+def _digests(batches: Iterable[Any]) -> Iterator[bytes]:
+    """A hash of each row's tensors, in the order in which they come."""
+    for batch in batches:
+        rows = batch_rows(batch)
+        arrays = [
+            leaf.detach().cpu().contiguous().reshape(len(rows), -1).view(torch.uint8).numpy()
+            for leaf in tensors_of((rows.x, rows.y, rows.weights))
+        ]
+        for parts in zip(*arrays, strict=True):
+            digest = blake2b(digest_size=_DIGEST_BYTES)
+            for part in parts:
+                digest.update(part.tobytes())
+            yield digest.digest()

@@ -1,0 +1,3 @@
+from .blocks import Gradients as Gradients
+from .per_sample import gradient_layout as gradient_layout
+from .per_sample import per_sample_gradients as per_sample_gradients

@@ -1,0 +1,150 @@
+"""What a layer's gradients are made of, caught while its network runs."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from influence_dag.gradients.layers import is_capturable, layer_of
+from influence_dag.gradients.recording import NotCaptured, recorded_layers
+
+__all__ = [
+    "Captured",
+    "NotCaptured",
+    "Pair",
+    "capture",
+    "layer_pair",
+    "pair_norms",
+    "pair_sums",
+    "recorded_layers",
+    "without_uncaptured",
+]
+
+Pair: TypeAlias = tuple[Tensor, Tensor]
+_Result = TypeVar("_Result")
+
+
+def without_uncaptured(
+    compute: Callable[[frozenset[str]], _Result],
+    *,
+    without: Iterable[str] = (),
+    report: Callable[[str], None] | None = None,
+) -> _Result:
+    """What `compute` makes without the layers that a batch shows not to be captured.
+
+    `compute` is given the names of layers to leave to differentiation row by row, `without` at
+    first, and is called again when it raises `NotCaptured`, which is reported (warned of).
+    """
+    names = frozenset(without)
+    while True:
+        try:
+            return compute(names)
+        except NotCaptured as error:
+            (report or _warned)(str(error))
+            names |= error.layers
+
+
+def _warned(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """For each named layer, a pair of inputs and output gradients a call; and the rows' values."""
+
+    pairs: dict[str, list[Pair]]
+    values: Float[Tensor, " n"]
+
+
+def capture(module: nn.Module, names: set[str], values: Callable[[], Tensor], n: int) -> Captured:
+    """For each call of each named layer, its inputs and its output's gradients, one a row.
+
+    `values` runs the module once and returns one number for each of n rows; gradients are those of
+    their sum. The backward pass stops at the layers' outputs: no weight gradient is formed. The
+    graph stays, for another pass through it. Raises `NotCaptured` for layers that were run in
+    another form (`recorded_layers`), if the values are not the module's own.
+    """
+    with torch.enable_grad(), recorded_layers(module, names, n) as seen, seen.telling_failures():
+        rows = values()
+        total = rows.sum()
+    if seen.rebuilt:
+        with torch.no_grad():
+            seen.check(rows, values())
+    pairs: dict[str, list[Pair]] = {name: [] for name in names}
+    reached = [call for call in seen.calls if call[2].requires_grad]
+    if reached:
+        outputs = [output for _, _, output in reached]
+        gradients = torch.autograd.grad(total, outputs, retain_graph=True, materialize_grads=True)
+        for (name, x, _), g in zip(reached, gradients, strict=True):
+            pairs[name].append(layer_pair(layer_of(module, name), x.detach(), g))
+    return Captured(pairs, rows)
+
+
+def layer_pair(layer: nn.Module, x: Tensor, g: Tensor) -> Pair:
+    """Input and output gradient of a layer as `(n, [positions,] width)`.
+
+    As they are for a layer whose gradient is no sum of their products.
+    """
+    if not is_capturable(layer):
+        return x, g
+    if isinstance(layer, nn.Embedding):
+        x = _indicators(layer, x, g.dtype)
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        axes = 2 + len(layer.kernel_size)
+        if x.ndim != axes:  # a call without an axis of rows: shown as pairs of no row
+            return x.new_zeros(0), g.new_zeros(0)
+        return _patches(layer, x), g.flatten(2).transpose(1, 2)
+    if x.ndim > 3:
+        return x.flatten(1, -2), g.flatten(1, -2)
+    return x, g
+
+
+def _indicators(layer: nn.Embedding, x: Tensor, dtype: torch.dtype) -> Float[Tensor, "n ... d_in"]:
+    """Rows of an embedding's table as inputs of a Linear layer; 0 of padding, left as it is."""
+    indicators = nn.functional.one_hot(x, layer.num_embeddings).to(dtype)
+    if layer.padding_idx is not None:
+        indicators[..., layer.padding_idx] = 0
+    return indicators
+
+
+def pair_sums(
+    weights: Float[Tensor, " n"], a: Float[Tensor, "n *t d_in"], g: Float[Tensor, "n *t d_out"]
+) -> tuple[Float[Tensor, "d_out d_in"], Float[Tensor, " d_out"]]:
+    r"""$\sum_i w_i \sum_t g_{it} a_{it}^\top$ and $\sum_i w_i \sum_t g_{it}$."""
+    weighted = (g * weights.reshape(-1, *[1] * (g.ndim - 1))).flatten(0, -2)
+    return weighted.T @ a.flatten(0, -2), weighted.sum(0)
+
+
+def pair_norms(
+    a: Float[Tensor, "n *t d_in"], g: Float[Tensor, "n *t d_out"]
+) -> Float[Tensor, " n"]:
+    """Of each row, no less than the squared norm of its gradient of weight and bias; float64."""
+    of_a, of_g = (
+        torch.linalg.vector_norm(part.flatten(1), dim=1, dtype=torch.float64).square()
+        for part in (a, g)
+    )
+    return (of_a + 1) * of_g
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, "n t d_in"]:
+    """What the kernel sees at each output position, in the order of its weights."""
+    sizes = zip(layer.kernel_size, layer.dilation, strict=True)
+    if layer.padding == "same":
+        total = [dilation * (size - 1) for size, dilation in sizes]
+        sides = [(n // 2, n - n // 2) for n in total]
+    else:
+        padding = (0,) * len(layer.kernel_size) if layer.padding == "valid" else layer.padding
+        sides = [(int(n), int(n)) for n in padding]
+    x = nn.functional.pad(x, [n for side in reversed(sides) for n in side])
+    if isinstance(layer, nn.Conv2d):
+        return nn.functional.unfold(
+            x, layer.kernel_size, layer.dilation, 0, layer.stride
+        ).transpose(1, 2)
+    wide = nn.functional.unfold(
+        x.unsqueeze(2), (1, *layer.kernel_size), (1, *layer.dilation), 0, (1, *layer.stride)
+    )
+    return wide.transpose(1, 2)

@@ -1,0 +1,142 @@
+"""Gradients of the rows of a batch against the gradient of the batch."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from influence_dag.errors import ModelError
+from influence_dag.gradients.blocks import DenseLayout, LinearLayout
+from influence_dag.gradients.capture import NotCaptured, Pair, pair_norms, pair_sums
+
+# Of random sums over rows, relative to the norm of their terms: float64, and float32 and below.
+_TOLERANCE, _LOOSE = {torch.float64: 1e-11}, 1e-4
+# The same of rows one by one, of whose gradients cancellation may have left few digits.
+_DEPENDENCE, _LOOSE_DEPENDENCE = {torch.float64: 1e-8}, 3e-2
+# The same of rows from one layer's input and output gradient, where sums over positions cancel.
+_LOCAL, _LOOSE_LOCAL = {torch.float64: 1e-9}, 1e-3
+_ROUNDING = 30  # units, of the sum over all tensors
+
+
+def check_batch(
+    theta: Tensor,
+    values: Float[Tensor, " n"],
+    blocks: Sequence[LinearLayout | DenseLayout],
+    pairs: dict[str, Pair],
+    written: dict[str, Tensor],
+    *,
+    seed: int,
+) -> None:
+    r"""Compare $\sum_i u_i g_i$ with a backward pass of $\sum_i u_i L_i$, tensor by tensor.
+
+    `values` are the rows' losses with their graph to `theta`; `pairs` are those of the blocks that
+    are made of a layer's, `written` the dense gradients of the others. Raises `NotCaptured` for
+    layers whose gradients are not what was caught of them, `ModelError` for rows that depend on
+    others.
+
+    Of one sum over rows those that changed places would be unseen; of a randomly weighted one
+    they are not. u is divided by the norms of the rows, so that small ones count like large.
+    """
+    none = torch.zeros_like(values.detach(), dtype=torch.float64)
+    squares = sum((pair_norms(*pair) for pair in pairs.values()), none) + sum(
+        (_squares(part) for part in written.values()), none
+    )
+    _check_finite(squares)
+    u = random_weights(squares.sqrt().to(values.dtype), seed)
+    with torch.enable_grad():
+        (truth,) = torch.autograd.grad((u * values).sum(), theta, allow_unused=True)
+    truth = torch.zeros_like(theta) if truth is None else truth
+    tolerance = _TOLERANCE.get(theta.dtype, _LOOSE)
+    # What rounding of all that is summed may leave in a tensor whose own gradients are small.
+    unit = torch.finfo(theta.dtype)
+    rounding = _ROUNDING * unit.eps * float((u.double().square() * squares).sum().sqrt())
+    rounding += unit.tiny * len(theta)
+    strange = set()
+    for block in blocks:
+        name = block.name if isinstance(block, LinearLayout) else block.layer
+        if block.name in written and isinstance(block, DenseLayout):
+            off, scale = _off(block, u, written[block.name], truth)
+            if name is not None and not off <= _local(theta.dtype) * scale + rounding:
+                strange.add(name)
+            elif name is None:
+                _check_rows(block, off, scale, theta.dtype, rounding)
+        elif name is None or not _is_sum(block, u, pairs[name], truth, tolerance, rounding):
+            strange.add(name)
+    if strange:
+        raise NotCaptured(strange)
+
+
+def _check_finite(squares: Float[Tensor, " n"]) -> None:
+    bad = (~squares.isfinite()).nonzero().flatten()
+    if len(bad):
+        row = int(bad[0])
+        raise ModelError(
+            f"the gradient of row {row} of a batch is not finite ({len(bad)} of {len(squares)} "
+            "rows): the loss has no derivative there (a root or a norm of zeros, a logarithm of 0) "
+            "or overflows; look at the row's inputs",
+            row=row,
+        )
+
+
+def random_weights(norms: Float[Tensor, " n"], seed: int) -> Float[Tensor, " n"]:
+    """Random numbers that fall with the norms of rows, down to what rounding is of the largest."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.randn(len(norms), generator=generator, dtype=torch.float64).to(norms)
+    largest, least = norms.max(), torch.finfo(norms.dtype).eps ** 0.5
+    return u / (norms / largest).clamp(min=least) * least if largest > 0 else u
+
+
+def _is_sum(
+    block: LinearLayout | DenseLayout,
+    u: Tensor,
+    pair: Pair,
+    truth: Tensor,
+    tolerance: float,
+    rounding: float,
+) -> bool:
+    limit = tolerance * float((u.double().square() * pair_norms(*pair)).sum().sqrt()) + rounding
+    return all(
+        (values.reshape(-1) - truth[start:stop]).norm() <= limit
+        for (start, stop), values in _sums(block, u, pair)
+    )
+
+
+def _squares(values: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Squared norms of rows in float64, in which no float32 number's square is lost."""
+    return torch.linalg.vector_norm(values, dim=1, dtype=torch.float64).square()
+
+
+def _sums(
+    block: LinearLayout | DenseLayout, u: Tensor, pair: Pair
+) -> list[tuple[tuple[int, int], Tensor]]:
+    weight, bias = pair_sums(u, *pair)
+    weight = weight.T if block.transposed else weight
+    if isinstance(block, DenseLayout):
+        size = block.stop - block.start
+        return [((block.start, block.stop), weight if size == weight.numel() else bias)]
+    places = [(block.weight, weight), (block.bias, bias)]
+    return [(place, values) for place, values in places if place]
+
+
+def _off(block: DenseLayout, u: Tensor, values: Tensor, truth: Tensor) -> tuple[float, float]:
+    """By how much the random sum of written gradients is off, and the norm of its terms."""
+    scale = (u.double().square() * _squares(values)).sum().sqrt()
+    return float((u @ values - truth[block.start : block.stop]).norm()), float(scale)
+
+
+def _local(dtype: torch.dtype) -> float:
+    return _LOCAL.get(dtype, _LOOSE_LOCAL)
+
+
+def _check_rows(
+    block: DenseLayout, off: float, scale: float, dtype: torch.dtype, rounding: float
+) -> None:
+    tolerance = _DEPENDENCE.get(dtype, _LOOSE_DEPENDENCE)
+    if not off <= tolerance * scale + rounding:
+        share = off / scale if scale else off
+        raise ModelError(
+            f"the gradients of {block.name!r} row by row are not those in a batch (their random "
+            f"sum differs by {share:.1e}): the loss of a row depends on the other "
+            "rows of its batch; every row has to stand for itself"
+        )

@@ -1,0 +1,92 @@
+r"""Perturbation influences of layered networks by the R-operator.
+
+With the factor $s = \{V_l\}$ shaped like the weights, $s^\top \nabla_\theta L$ is the derivative of
+the loss when θ moves along s; Pearlmutter (1994) carries that derivative, R, through the network:
+
+$$ R z_l = V_l \tilde a_{l-1} + W_l R a_{l-1}, \quad R a_l = \varphi_l' \odot R z_l, \quad
+   R g_{l-1} = \varphi'' \odot R z_{l-1} \odot W_l^\top g_l
+             + \varphi' \odot (V_l^\top g_l + W_l^\top R g_l) $$
+
+and $P = V_1^\top g_1 + W_1^\top R g_1$. About $4 \sum_l d_l d_{l-1}$ multiply-adds for a pair of a
+factor and a training row, all in matrix products, however many features there are.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import vjp, vmap
+
+from influence_dag.curvature.layered import LayeredNetwork, LinearLayer, NetworkPass
+from influence_dag.objective.objective import Rows
+
+_NUMBERS = 2**20  # of the widest temporary: smaller ones are bound by overhead, larger by memory
+
+
+def layered_products(
+    network: LayeredNetwork, factors: Float[Tensor, "k p"], rows: Rows, *, chunk: int
+) -> Float[Tensor, "k n *features"]:
+    """∂/∂x of factor · gradient for every pair, `chunk` factors at a time."""
+    result = factors.new_empty(len(factors), *rows.x.shape)
+    widest = max(max(layer.weight.shape) for layer in network.layers)
+    size = max(16, _NUMBERS // (chunk * widest))
+    for start in range(0, len(rows), size):
+        block = slice(start, start + size)
+        state = network.run(rows[block])
+        _, pull_back, *_ = vjp(network.prefix, rows.x[block])
+        for first in range(0, len(factors), chunk):
+            some = slice(first, first + chunk)
+            products = _products(network, state, factors[some])
+            result[some, block] = vmap(pull_back)(products)[0]
+    return result
+
+
+def _products(
+    network: LayeredNetwork, state: NetworkPass, factors: Float[Tensor, "k p"]
+) -> Float[Tensor, "k n d"]:
+    """The derivatives in the first layer's inputs, for one block of pairs."""
+    moves = [_moves(layer, factors) for layer in network.layers]
+    forward = _forward(network, state, moves, len(factors))
+    Rg = state.output_product(forward.pop())
+    for index in range(len(network.layers) - 1, 0, -1):
+        Rg = _back(network.layers[index], moves[index][0], state.gradients[index], Rg)
+        Rg.mul_(state.slopes[index - 1])
+        Rg.addcmul_(forward.pop(), state.bends[index - 1])
+    return _back(network.layers[0], moves[0][0], state.gradients[0], Rg)
+
+
+_Move = tuple[Float[Tensor, "k _ _"] | None, Float[Tensor, "k _"] | None]
+
+
+def _moves(layer: LinearLayer, factors: Float[Tensor, "k p"]) -> _Move:
+    """The factors' parts shaped like the layer's weight and bias; None where those are frozen."""
+    weight = None if layer.weight_place is None else factors[:, layer.weight_place]
+    bias = None if layer.bias_place is None else factors[:, layer.bias_place]
+    return None if weight is None else weight.unflatten(1, layer.weight.shape), bias
+
+
+def _forward(
+    network: LayeredNetwork, state: NetworkPass, moves: list[_Move], k: int
+) -> list[Float[Tensor, "k n _"]]:
+    """R z of every layer."""
+    Rzs: list[Tensor] = []
+    for index, (layer, (V, v)) in enumerate(zip(network.layers, moves, strict=True)):
+        a = state.inputs[index]
+        Rz = a.new_zeros(k, len(a), len(layer.weight))
+        if v is not None:
+            Rz += v.unsqueeze(1)
+        if V is not None:
+            Rz.baddbmm_(a.expand(k, -1, -1), V.mT)
+        if index:
+            Rz += (Rzs[-1] * state.slopes[index - 1]) @ layer.weight.T
+        Rzs.append(Rz)
+    return Rzs
+
+
+def _back(
+    layer: LinearLayer,
+    V: Float[Tensor, "k d_out d_in"] | None,
+    g: Float[Tensor, "n d_out"],
+    Rg: Float[Tensor, "k n d_out"],
+) -> Float[Tensor, "k n d_in"]:
+    """Vᵀ g + Wᵀ R g."""
+    product = Rg @ layer.weight
+    return product if V is None else product.baddbmm_(g.expand(len(V), -1, -1), V)

@@ -1,0 +1,2 @@
+from .objective import Objective as Objective
+from .rows import Rows as Rows

@@ -1,0 +1,229 @@
+"""What makes a model unusable for influence functions, found before work is lost."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from influence_dag import losses
+from influence_dag.errors import ModelError
+from influence_dag.losses import ignored_class
+from influence_dag.objective.batching import check_all_rows
+from influence_dag.objective.chosen_output import predicts_next
+from influence_dag.objective.rows import Inputs, Rows
+from influence_dag.objective.twice_differentiable import no_derivative
+from influence_dag.structures import described, map_tensors, tensors_of
+
+if TYPE_CHECKING:
+    from influence_dag.objective.objective import Objective
+
+_FEW = 4
+_BATCH_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+_DROPOUTS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+
+
+def check_objective(objective: "Objective", rows: Rows) -> None:
+    """Raise `ModelError` for the first thing that is wrong; see `Objective.check`."""
+    _check_modes(objective.module)
+    _check_inputs_are_kept(objective, rows)
+    check_labels(objective, rows[:_FEW].x, rows.y)
+    _check_shapes(objective, rows)
+    _check_axis_of_rows(objective, rows)
+    _check_repeats(objective, rows)
+    check_all_rows(objective, rows)
+
+
+def _check_modes(module: nn.Module) -> None:
+    for name, layer in module.named_modules():
+        dropout = layer.p if isinstance(layer, _DROPOUTS) else getattr(layer, "dropout", 0.0)
+        if layer.training and isinstance(dropout, float) and dropout > 0:
+            raise ModelError(
+                f"{type(layer).__name__} {name!r} drops at random (p={dropout:g}, train mode), "
+                "so losses do not repeat; call module.eval() first"
+            )
+        if isinstance(layer, _BATCH_NORMS) and _uses_batch_statistics(layer):
+            raise ModelError(
+                f"{type(layer).__name__} {name!r} uses the statistics of the batch, so the loss "
+                "of one sample depends on the others; call module.eval() first, and build it "
+                "with track_running_stats=True"
+            )
+
+
+def _uses_batch_statistics(layer: nn.Module) -> bool:
+    if isinstance(layer, (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
+        return layer.training and layer.track_running_stats
+    return layer.training or getattr(layer, "running_mean", None) is None
+
+
+def _check_inputs_are_kept(objective: "Objective", rows: Rows) -> None:
+    """Run first, and on a copy: the other checks would change the rows that they are given."""
+    kept, given = rows[:_FEW].x, map_tensors(torch.clone, rows[:_FEW].x)
+    try:
+        with torch.no_grad():
+            objective.outputs(objective.params, given)
+    except Exception:
+        return  # told with its cause by the checks that follow
+    for before, after in zip(tensors_of(kept), tensors_of(given), strict=True):
+        if not torch.equal(before.nan_to_num(), after.nan_to_num()):
+            raise ModelError(
+                f"{type(objective.module).__name__} changes its inputs in place, so a second call "
+                "would see other data; let it work on a copy (x = x * 0.5 instead of x *= 0.5)"
+            )
+
+
+def check_labels(objective: "Objective", x: Inputs, labels: Any) -> None:
+    """Raise `ModelError` for a label that the loss has no output for; `x` are a few inputs."""
+    if not isinstance(labels, Tensor):
+        return
+    if objective.loss is losses.bce_with_logits:
+        outside = ((labels < 0) | (labels > 1)).flatten(1 if labels.ndim > 1 else 0)
+        _refuse_label(outside, labels, "bce_with_logits wants targets between 0 and 1")
+    ignored = ignored_class(objective.loss)
+    if ignored is None:
+        return
+    if objective.loss is not losses.next_token:
+        _check_shifted(objective, x, labels[:_FEW], ignored)
+    outputs = _few_outputs(objective, x)
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+        raise ModelError(
+            f"the model returns {described(outputs)}; cross-entropy wants one tensor (rows, "
+            "classes): say which with model.output (a name or position), or take a loss of your "
+            "own, for example "
+            "lambda output, target: F.cross_entropy(output['logits'], target, reduction='none')"
+        )
+    if labels.is_floating_point():
+        if labels.shape[1:] == outputs.shape[1:]:
+            return  # probabilities of the classes
+        _refuse_label(labels % 1 != 0, labels, "cross_entropy wants whole numbers, one a class")
+    classes = outputs.shape[1]
+    outside = (labels.long() < 0) | (labels.long() >= classes)
+    outside &= labels.long() != ignored
+    _refuse_label(outside, labels, f"the model has {classes} outputs (labels 0 to {classes - 1})")
+
+
+def _check_shifted(objective: "Objective", x: Inputs, labels: Tensor, ignored: int) -> None:
+    """Refuse the inputs themselves as labels of a model that predicts what comes after them."""
+    labelled = labels != ignored
+    same = [
+        part.shape == labels.shape and torch.equal(part[labelled], labels[labelled])
+        for part in tensors_of(x)
+    ]
+    if labels.ndim < 2 or labels.is_floating_point() or not any(same) or not labelled.any():
+        return
+    with torch.no_grad():
+        outputs = objective.returned(objective.unflatten(objective.params), x)
+    if predicts_next(outputs):
+        raise ModelError(
+            "the labels are the model's own input tokens, position by position, and "
+            f"{type(objective.module).__name__} predicts the token after each: take "
+            "loss='next_token', which shifts them as transformers does, or shift them in the data "
+            "(labels[t] = tokens[t + 1], -100 where there is none)"
+        )
+
+
+def _few_outputs(objective: "Objective", x: Inputs) -> Any:
+    try:
+        with torch.no_grad():
+            return objective.outputs(objective.params, x)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"the model fails on inputs {described(x)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _refuse_label(outside: Tensor, labels: Tensor, limit: str) -> None:
+    if outside.any():
+        row = int(outside.reshape(len(outside), -1).any(1).nonzero()[0])
+        raise ModelError(f"row {row} has label {labels[row].tolist()}, but {limit}", row=row)
+
+
+def _check_shapes(objective: "Objective", rows: Rows) -> None:
+    few = rows[:_FEW]
+    for what, function in (("loss", objective.losses), ("measurement", objective.measurements)):
+        try:
+            with torch.no_grad():
+                values = function(objective.params, few)
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"the {what} fails on the first {len(few)} rows: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(values, Tensor) or values.shape != (len(few),):
+            shape = tuple(values.shape) if isinstance(values, Tensor) else described(values)
+            raise ModelError(
+                f"the {what} returns shape {shape} for {len(few)} rows; wanted one "
+                f"value per sample, shape ({len(few)},). For a loss that averages over the batch "
+                "use reduction='none' or influence_dag.reduced_loss"
+            )
+        if (
+            values.is_floating_point()
+            and torch.finfo(values.dtype).bits < torch.finfo(objective.dtype).bits
+        ):
+            raise ModelError(
+                f"the {what} is {values.dtype} and the model's parameters are {objective.dtype}: "
+                "something in it rounds to another precision (float(), .half(), a tensor made "
+                "without dtype=); keep that of the output"
+            )
+
+
+def _check_axis_of_rows(objective: "Objective", rows: Rows) -> None:
+    """A single row's outputs keep the axis of rows; a number without any has it back already."""
+    if len(rows) < 2:
+        return
+    one, two = (_few_outputs(objective, rows[:count].x) for count in (1, 2))
+    for alone, pair in zip(tensors_of(one), tensors_of(two), strict=False):
+        if pair.shape[:1] == (2,) and alone.shape != (1, *pair.shape[1:]):
+            raise ModelError(
+                f"the model returns {tuple(alone.shape)} for one row and {tuple(pair.shape)} for "
+                "two: it loses the axis of rows, as squeeze() does; name the axis to take away, "
+                "for example squeeze(-1)"
+            )
+
+
+def _check_repeats(objective: "Objective", rows: Rows) -> None:
+    few = rows[:_FEW]
+    gradient = _gradient_of_mean
+    pairs = {
+        "loss": [objective.losses(objective.params, few) for _ in range(2)],
+        "gradient": [gradient(objective, few) for _ in range(2)],
+    }
+    for what, (first, second) in pairs.items():
+        if not torch.allclose(first, second, rtol=1e-3, atol=1e-6, equal_nan=True):
+            raise ModelError(
+                f"the {what} of the same rows differs between two calls by "
+                f"{(first - second).abs().max():.1e}; something in the model or the loss is "
+                "random (functional dropout, sampling, noise): switch it off"
+            )
+
+
+def _gradient_of_mean(objective: "Objective", rows: Rows) -> Tensor:
+    theta = objective.params.clone().requires_grad_()
+    with torch.enable_grad():
+        loss = objective.mean_loss(theta, rows)
+    if not loss.requires_grad:
+        raise ModelError(
+            "the loss does not depend on the parameters that autograd sees: something in the model "
+            "or the loss detaches them (detach(), .data, numpy, torch.no_grad())"
+        )
+    try:
+        return torch.autograd.grad(loss, theta)[0]
+    except RuntimeError as error:
+        raise no_derivative("first", objective, error) from error

@@ -1,0 +1,188 @@
+"""The loss of one sample and of the mean over samples, as pure functions of the parameters θ."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from influence_dag.errors import ModelError
+from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
+from influence_dag.objective.checks import check_objective
+from influence_dag.objective.chosen_output import chosen_output
+from influence_dag.objective.rows import Inputs, Rows
+from influence_dag.objective.twice_differentiable import TwiceDifferentiable
+
+__all__ = [
+    "Inputs",
+    "LossFunction",
+    "Objective",
+    "Rows",
+    "flushed_denormals",
+    "per_sample_loss",
+    "reduced_loss",
+]
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Treat numbers below the smallest normal one as zero in this thread, then as before.
+
+    Saturated losses and weights that L2 decay drives towards zero give denormal numbers, on which
+    some processors take a hundred times as long; what is lost is below 1e-38. Set around a
+    computation rather than at import: it is a processor flag that all of the thread's code feels.
+    Torch's own worker threads keep theirs, which is why θ is rid of them too.
+    """
+    smallest = torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64)
+    before = bool(smallest / 2 == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def without_denormals(
+    function: Callable[_Arguments, _Result],
+) -> Callable[_Arguments, _Result]:
+    """The function, run under `flushed_denormals`."""
+
+    @wraps(function)
+    def flushed(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with flushed_denormals():
+            return function(*args, **kwargs)
+
+    return flushed
+
+
+class Objective:
+    r"""A module with a loss, as functions of a flat parameter vector $\theta$.
+
+    $\theta$ (`params`, shape `(p,)`) holds the parameters with `requires_grad`, each row-major,
+    in the order of `module.named_parameters()`; a tied weight is one entry. Frozen parameters
+    and buffers are constants. `output` names the prediction in a module's dict or tuple of outputs
+    (see `chosen_output`). `params` is a copy taken here: later training does not move it.
+
+    Denormal entries are zero in it, in every thread's arithmetic (see `flushed_denormals`).
+
+    Functions swap parameters inside the module while they run: one thread per module.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: str | LossFunction,
+        *,
+        measurement: LossFunction | None = None,
+        output: str | None = None,
+    ):
+        self.module = module
+        self.output = output
+        self.loss = per_sample_loss(loss)
+        self.takes = self.loss  # what the prediction is chosen for
+        self.measurement = measurement
+        trainable = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        if not trainable:
+            raise ModelError(
+                f"{type(module).__name__} has no trainable parameter (requires_grad=True); "
+                "influence functions need at least one"
+            )
+        self.parameter_names: tuple[str, ...] = tuple(trainable)
+        self.parameter_shapes = tuple(parameter.shape for parameter in trainable.values())
+        self.params: Float[Tensor, " p"] = torch.cat(
+            [parameter.detach().reshape(-1) for parameter in trainable.values()]
+        ).clone()
+        self.params[self.params.abs() < torch.finfo(self.params.dtype).tiny] = 0.0
+        self.slices = _slices(self.parameter_names, self.parameter_shapes)
+        self._kernels = TwiceDifferentiable.of(module)
+
+    @property
+    def run_otherwise(self) -> str:
+        """What of the module is run in a form that has second derivatives, in words."""
+        return self._kernels.said
+
+    @property
+    def size(self) -> int:
+        """The number p of trainable parameters."""
+        return len(self.params)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.params.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.params.device
+
+    def unflatten(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
+        """θ as named tensors, views of it."""
+        return {
+            name: theta[self.slices[name]].view(shape)
+            for name, shape in zip(self.parameter_names, self.parameter_shapes, strict=True)
+        }
+
+    def outputs(self, theta: Float[Tensor, " p"], x: Any) -> Any:
+        """The module's outputs for a batch of inputs, leading axis = sample.
+
+        The prediction that the module returns, a tensor, or what its loss takes; a number without
+        axes, from a module that squeezes the outputs of a single row, has its axis again.
+        """
+        return self.run(self.unflatten(theta), x)
+
+    def run(self, state: dict[str, Tensor], x: Any) -> Any:
+        """The outputs with some named parameters and buffers in the place of the module's own."""
+        outputs = chosen_output(self.returned(state, x), self.output, self.takes)
+        if isinstance(outputs, Tensor) and outputs.ndim == 0:
+            return outputs.unsqueeze(0)
+        return outputs
+
+    def returned(self, state: dict[str, Tensor], x: Any) -> Any:
+        """All that the module returns."""
+        args = tuple(x) if isinstance(x, tuple | list) else () if isinstance(x, dict) else (x,)
+        with self._kernels:
+            return functional_call(self.module, state, args, x if isinstance(x, dict) else {})
+
+    def losses(self, theta: Float[Tensor, " p"], rows: Rows) -> Tensor:
+        """The loss of each row, shape `(b,)` (that the loss keeps to it is for `check` to see)."""
+        return self.loss(self.outputs(theta, rows.x), rows.y)
+
+    def total_loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, ""]:
+        r"""$\sum_i w_i L(z_i, \theta)$ over the rows, w being their weights, or 1."""
+        return rows.weighted(self.losses(theta, rows)).sum()
+
+    def mean_loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, ""]:
+        r"""$\sum_i w_i L(z_i, \theta) / \sum_i w_i$ over the rows."""
+        return self.total_loss(theta, rows) / rows.weight_sum
+
+    def measurements(self, theta: Float[Tensor, " p"], rows: Rows) -> Tensor:
+        """What influences are on, shape `(b,)`: the measurement, or the loss without one."""
+        measure = self.measurement or self.loss
+        return measure(self.outputs(theta, rows.x), rows.y)
+
+    def check(self, rows: Rows) -> None:
+        """Raise `ModelError` naming the cause if influence functions cannot use this model.
+
+        Looks for active dropout and batch statistics, a loss of the wrong shape, labels out of
+        the outputs' range, values that do not repeat or depend on the batch, and non-finite
+        losses. One forward pass over all rows, two backward passes over a few.
+        """
+        check_objective(self, rows)
+
+
+def _slices(names: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> dict[str, slice]:
+    slices, start = {}, 0
+    for name, shape in zip(names, shapes, strict=True):
+        slices[name] = slice(start, start + shape.numel())
+        start += shape.numel()
+    return slices

@@ -1,0 +1,5 @@
+"""Stored results, opened lazily, as labelled xarray objects, texts and pictures; no Dagster."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,237 @@
+"""Arrays that are computed when sliced and never stored: dask blocks that call the kernels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.utils import SerializableLock
+
+from influence_dag.query.reopened import check_influences, workbench_of
+from influence_dag.query.results import without_holes
+from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, Version
+
+if TYPE_CHECKING:
+    from influence_dag.solvers.blocks import Blocks
+    from influence_dag.stages.workbench import Workbench
+
+Block = Callable[[Sequence[int], Sequence[int]], np.ndarray]
+
+
+def lazy_perturbation(
+    store: ArtifactStore, method: str, project: Path | None = None
+) -> xr.DataArray:
+    """Perturbation influences, dims `(test, train, *features)`, computed on demand.
+
+    Each block differentiates the stored model at the stored training rows; the values equal the
+    stored `perturbation_influences`. The blocks are those that the store would use.
+    """
+    from influence_dag.stages import perturbation
+
+    bench = workbench_of(store, method, project)
+    check_influences(bench, method, rows="dataset")
+    layout, kernel = perturbation.prepare(bench, method)
+    if len(layout.variables) > 1:
+        names = ", ".join(variable.name for variable in layout.variables)
+        raise NotImplementedError(
+            f"the lazy form is for models with one input; this study has {names}"
+        )
+    (variable,) = list(layout.variables)
+    return _labelled(layout, variable, lambda start, stop: kernel.block(variable.name, start, stop))
+
+
+def parameter_influences(
+    store: ArtifactStore, method: str, project: Path | None = None
+) -> xr.DataArray:
+    """`(H + λI)⁻¹ ∇L(z_i)` of each training row, dims `(train, param)`, computed on demand.
+
+    Leaving out `z_i` moves the parameters by about `+1/n_train` of its row.
+    """
+    from influence_dag.stages import curvature, factors, gradients
+    from influence_dag.stages.dampings import of_method
+
+    bench = workbench_of(store, method, project)
+    check_influences(bench, method)
+    train = bench.axis(gradients.ARTIFACT, "train")
+    factorization = curvature.load_factorization(bench, method)
+    dampings = of_method(bench, method)
+
+    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        slots = slice(start[-2], stop[-2])
+        present = np.flatnonzero(train.valid[slots])
+        G = gradients.load_gradients(bench, slots).dense()
+        which = range(start[0], stop[0]) if len(dampings) > 1 else [0]
+        values = np.full((len(which), *G.shape), np.nan, variable.dtype)
+        with factors.named_rows(train.ids[slots][present], f"{method}, training rows"):
+            for rows, k in zip(values, which, strict=True):
+                solved = factorization.solve(G[present], damping=dampings[k])
+                rows[present] = solved.x.cpu().numpy()
+        return values if len(dampings) > 1 else values[0]
+
+    layout = _parameter_layout(bench, method, train.coordinates, len(train))
+    (variable,) = layout.variables
+    return _labelled(layout, variable, block)
+
+
+def block_influences(
+    store: ArtifactStore,
+    method: str,
+    blocks: "Blocks | None" = None,
+    project: Path | None = None,
+) -> xr.DataArray:
+    """The share of each block of parameters in the influences, dims `(block, …, test, train)`.
+
+    Shares add up to the stored influences. `blocks` are those of the method's settings, or those
+    that are asked for here: any factors can be cut, whatever the curvature couples.
+    """
+    from influence_dag.influence.upweighting import influences
+    from influence_dag.solvers.blocks import parameter_blocks, split_by_block
+    from influence_dag.stages import curvature, factors, gradients
+
+    bench = workbench_of(store, method, project)
+    check_influences(bench, method)
+    if blocks is None:
+        blocks = bench.settings.methods[method].blocks
+    positions = parameter_blocks(curvature.parameter_slices(bench), blocks)
+    names, dampings = list(positions), len(bench.settings.dampings)
+
+    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        which = range(start[1], stop[1]) if dampings > 1 else [None]
+        G = gradients.load_gradients(bench, slice(start[-1], stop[-1]))
+        index = {name: positions[name] for name in names[start[0] : stop[0]]}
+        values = []
+        for k in which:
+            s = factors.load_factors(bench, method, slice(start[-2], stop[-2]), k)
+            shares = split_by_block(s, index).values()
+            values.append(np.stack([influences(share, G).cpu().numpy() for share in shares]))
+        return np.stack(values, axis=1) if dampings > 1 else values[0]
+
+    layout = _block_layout(bench, store.version(f"{method}/influences"), method, names)
+    (variable,) = layout.variables
+    return _labelled(layout, variable, block)
+
+
+def position_influences(
+    store: ArtifactStore, method: str, project: Path | None = None
+) -> xr.DataArray:
+    """The share of each position of a training row, dims `(…, test, train, position)`.
+
+    Shares add up to the stored influences; 0 where a target is ignored. Computed on demand.
+    """
+    from influence_dag.influence.positions import position_influences, positions_of
+    from influence_dag.stages import factors
+    from influence_dag.stages.model import load_objective, load_rows
+
+    bench = workbench_of(store, method, project)
+    check_influences(bench, method, rows="dataset")
+    train, objective = bench.axis("dataset", "train"), load_objective(bench)
+    shape = positions_of(objective, load_rows(bench, train, train.slots[:1]))
+    dampings = len(bench.settings.dampings)
+    first = 1 if dampings > 1 else 0
+
+    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        which = range(start[0], stop[0]) if dampings > 1 else [None]
+        tests, slots = (slice(start[axis], stop[axis]) for axis in (first, first + 1))
+        present = np.flatnonzero(train.valid[slots])
+        rows = load_rows(bench, train, present + slots.start)
+        sizes = tests.stop - tests.start, slots.stop - slots.start
+        values = np.full((len(which), *sizes, *shape), np.nan, variable.dtype)
+        for part, k in zip(values, which, strict=True):
+            s = factors.load_factors(bench, method, tests, k)
+            part[:, present] = position_influences(s, objective, rows).cpu().numpy()
+        return values if dampings > 1 else values[0]
+
+    layout = _position_layout(bench, store.version(f"{method}/influences"), method, shape)
+    (variable,) = layout.variables
+    return _labelled(layout, variable, block)
+
+
+def _position_layout(
+    bench: "Workbench", stored: Version, method: str, shape: tuple[int, ...]
+) -> Layout:
+    from influence_dag.stages import factors
+    from influence_dag.stages.wording import wording_of
+
+    test, train = bench.axis(factors.artifact(method), "test"), bench.axis("dataset", "train")
+    dims, sizes, dampings = factors.damping_axis(bench, method)
+    entry = stored.variables["influences"]
+    names = ("position",) if len(shape) == 1 else tuple(f"position_{k}" for k in range(len(shape)))
+    variable = Variable(
+        "position_influences",
+        (*dims, "test", "train", *names),
+        (*sizes, len(test), len(train), *shape),
+        entry.dtype,
+        (*entry.chunks, *shape),
+        wording_of(bench, method).position_influences(),
+    )
+    places = (Coordinate(n, (n,), np.arange(k)) for n, k in zip(names, shape, strict=True))
+    coordinates = (*test.coordinates, *train.coordinates, *dampings, *places)
+    return Layout((variable,), coordinates, factors.method_attributes(bench, method))
+
+
+def _block_layout(bench: "Workbench", stored: Version, method: str, names: list[str]) -> Layout:
+    from influence_dag.stages import factors, gradients
+    from influence_dag.stages.wording import wording_of
+
+    test = bench.axis(factors.artifact(method), "test")
+    train = bench.axis(gradients.ARTIFACT, "train")
+    dims, sizes, dampings = factors.damping_axis(bench, method)
+    entry = stored.variables["influences"]
+    variable = Variable(
+        "block_influences",
+        ("block", *dims, "test", "train"),
+        (len(names), *sizes, len(test), len(train)),
+        entry.dtype,
+        (1, *entry.chunks),
+        wording_of(bench, method).block_influences(),
+    )
+    block = Coordinate("block", ("block",), np.array(names, np.dtypes.StringDType()))
+    coordinates = (block, *test.coordinates, *train.coordinates, *dampings)
+    return Layout((variable,), coordinates, factors.method_attributes(bench, method))
+
+
+def _parameter_layout(
+    bench: "Workbench", method: str, labels: tuple[Coordinate, ...], rows: int
+) -> Layout:
+    from influence_dag.stages import factors
+    from influence_dag.stages.wording import wording_of
+
+    dims, sizes, dampings = factors.damping_axis(bench, method)
+    size = bench.require("model").attrs["info"]["parameters"]
+    dtype = np.dtype(bench.settings.compute.dtype)
+    chunk = max(1, min(rows, bench.settings.compute.block_bytes // (size * dtype.itemsize)))
+    variable = Variable(
+        "parameter_influences",
+        (*dims, "train", "param"),
+        (*sizes, rows, size),
+        dtype.name,
+        (*(1 for _ in sizes), chunk, size),
+        wording_of(bench, method).parameter_influences(),
+    )
+    attrs = factors.method_attributes(bench, method)
+    return Layout((variable,), (*labels, *dampings), attrs)
+
+
+def _labelled(layout: Layout, variable: Variable, compute: Block) -> xr.DataArray:
+    """A dask array with a block for each chunk, and the layout's labels."""
+    one_at_a_time = SerializableLock()  # a module's parameters are swapped while it is evaluated
+
+    def block(block_info: Mapping[Any, Any]) -> np.ndarray:
+        where = block_info[None]["array-location"]
+        with one_at_a_time:
+            return compute([start for start, _ in where], [stop for _, stop in where])
+
+    empty = np.empty((0,) * len(variable.shape), variable.dtype)
+    sizes = tuple(
+        _sizes(n, chunk) for n, chunk in zip(variable.shape, variable.chunks, strict=True)
+    )
+    array = da.map_blocks(block, chunks=sizes, dtype=variable.dtype, meta=empty)
+    coordinates = {item.name: (item.dims, item.values) for item in layout.coordinates}
+    variables = {variable.name: (variable.dims, array, variable.attrs)}
+    return without_holes(xr.Dataset(variables, coordinates, layout.attrs))[variable.name]
+
+
+def _sizes(length: int, chunk: int) -> tuple[int, ...]:
+    return tuple(min(chunk, length - start) for start in range(0, length, chunk))

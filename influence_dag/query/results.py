@@ -1,0 +1,394 @@
+"""Stored results as labelled xarray objects, opened lazily; no torch, no Dagster."""
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from html import escape
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from influence_dag.datasets.slots import SPLITS, Axis, Split, natural_ids
+from influence_dag.errors import StoreError
+from influence_dag.query.result_arrays import of_results
+from influence_dag.store import ArtifactStore, Variable, Version
+from influence_dag.store.differences import Difference
+from influence_dag.study.methods import MethodsSettings
+from influence_dag.texts import did_you_mean
+
+
+def open_study(path: str | Path, project: str | Path | None = None) -> "StudyResults":
+    """The results of a study, for example `open_study("data/store/digits")`.
+
+    `path` is where they are, or the study's folder (with a `defs.yaml`), which says so.
+
+    What is computed when sliced needs the study's code, which is imported from `project` (a
+    folder), by default from the project in which the store lies (the nearest folder above it with
+    a `pyproject.toml`), and from nowhere else. Raises `StoreError` when the folder holds no
+    artifacts.
+    """
+    folder = Path(path)
+    if (folder / "defs.yaml").is_file():
+        from influence_dag.study.loading import load_study
+
+        study = load_study(folder)
+        folder, project = study.store_path, project or study.root
+    return StudyResults(folder, None if project is None else Path(project))
+
+
+class StudyResults:
+    """A study's stored artifacts: datasets by method, versions, what is behind.
+
+    Arrays are lazy (dask, even blocks of up to 128 MiB: a slice reads only the stored chunks that
+    it touches), coordinates are loaded, labels are numpy text, attributes numbers or text; so
+    whatever xarray offers works, and what is opened can be saved again. Slots that hold no row are
+    left out; `xr.open_zarr(".../current")` shows them as NaN with `train_valid` False.
+    """
+
+    def __init__(self, path: Path, project: Path | None = None):
+        self.store, self.project = ArtifactStore(path), project and project.absolute()
+        if "dataset" not in (stored := self.store.names()):
+            raise StoreError(_no_study(self.store.root, stored))
+
+    def __repr__(self) -> str:
+        rows = [f"  {name}  version {number}  {shape}" for name, number, shape in self._contents()]
+        head = f"StudyResults({str(self.store.root)!r}, methods={self.methods})"
+        return "\n".join([head, *map(str.rstrip, rows)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.store.root, self.project)
+
+    def _repr_html_(self) -> str:
+        """What is stored, artifact by artifact, as a table."""
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+            for row in self._contents()
+        )
+        head = "<tr><th>artifact</th><th>version</th><th>largest array</th></tr>"
+        return (
+            f"<p>Influences of <b>{escape(self.store.root.name)}</b>, stored in "
+            f"<code>{escape(str(self.store.root))}</code>; methods: "
+            f"{escape(', '.join(self.methods) or 'none')}</p><table>{head}{rows}</table>"
+        )
+
+    def _contents(self) -> Iterator[tuple[str, int, str]]:
+        for name in self.artifacts:
+            version = self.store.version(name)
+            largest = max(
+                version.variables.values(), key=lambda each: np.prod(each.shape), default=None
+            )
+            shape = "" if largest is None else _shape(largest)
+            yield name, version.number, shape
+
+    @property
+    def artifacts(self) -> list[str]:
+        """Names of everything stored."""
+        return self.store.names()
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods whose influences are stored, exact ones first."""
+        stored = set(self.artifacts)
+        return [name for name in MethodsSettings.model_fields if f"{name}/influences" in stored]
+
+    def __getitem__(self, method: str) -> xr.Dataset:
+        """Influences of one method with what is known of its rows.
+
+        Variables: `influences` (test, train; lazy). Coordinates besides ids and labels: the
+        solve's `residual` (and `niter`, `converged`) of each test row, `self_influence` of each
+        training row where the method's summary has it.
+        """
+        if method not in self.methods:
+            stored = ", ".join(self.methods) or "none"
+            raise StoreError(
+                f"{self.store.root} has no influences of {method!r}"
+                f"{did_you_mean(str(method), self.methods)}; it has {stored}"
+            )
+        dataset = self.open(f"{method}/influences")
+        return dataset.assign_coords(self._row_info(method, dataset))
+
+    def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
+        """Any artifact as a lazy dataset without holes; by default its current version."""
+        return _in_blocks(without_holes(self.store.version(artifact, version).open(chunks=None)))
+
+    def perturbation(self, method: str, version: int | None = None) -> xr.DataArray:
+        """`∂/∂x_train` of the influence, dims `(test, train, *features)`, lazy."""
+        return self.open(f"{method}/perturbation_influences", version)["perturbation_influences"]
+
+    def influence_factors(self, method: str, version: int | None = None) -> xr.DataArray:
+        """`(H + λI)⁻¹ ∇L(z_test)`, dims `(test, param)`, lazy."""
+        return self.open(f"{method}/influence_factors", version)["influence_factors"]
+
+    def lazy_perturbation(self, method: str) -> xr.DataArray:
+        """The same numbers as `perturbation`, computed when sliced and never stored.
+
+        Needs the study's code: see `open_study`.
+        """
+        from influence_dag.query.lazy import lazy_perturbation
+
+        return lazy_perturbation(self.store, method, self.project)
+
+    def block_influences(self, method: str, blocks: Any = None) -> xr.DataArray:
+        """The share of each block of parameters, dims `(block, test, train)`, computed when sliced.
+
+        Shares add up to the influences. `blocks` is `"full"`, `"layer"` (one for each module) or
+        lists of parameter names; by default those of the method's settings.
+        """
+        from influence_dag.query.lazy import block_influences
+
+        return block_influences(self.store, method, blocks, self.project)
+
+    def position_influences(self, method: str) -> xr.DataArray:
+        """The share of each position of the training rows, `(test, train, position)`, when sliced.
+
+        For losses at positions, such as those of tokens. Shares add up to the influences; 0 where a
+        target is ignored. Needs the study's code: see `open_study`.
+        """
+        from influence_dag.query.lazy import position_influences
+
+        return position_influences(self.store, method, self.project)
+
+    def parameter_influences(self, method: str) -> xr.DataArray:
+        """`(H + λI)⁻¹ ∇L(z_train)`, dims `(train, param)`, computed when sliced.
+
+        Leaving out a training row moves θ by about `+1/n_train` of its row. Their norms are
+        stored: `open("<method>/summary").parameter_influence_norm`.
+        """
+        from influence_dag.query.lazy import parameter_influences
+
+        return parameter_influences(self.store, method, self.project)
+
+    def diff(self, artifact: str, before: int, after: int | None = None) -> Difference:
+        """What changed between two versions: rows, chunks, and the values that moved most.
+
+        `after` is the current version by default. See `Difference.largest_changes`.
+        """
+        return self.store.diff(artifact, before, after)
+
+    def versions(self, artifact: str) -> list[Version]:
+        """The kept versions of an artifact, oldest first; `StoreError` where there is none."""
+        self.store.version(artifact)
+        return self.store.versions(artifact)
+
+    def version_table(self, artifact: str) -> list[dict[str, Any]]:
+        """Number, data version and rows of each kept version."""
+        return [
+            {"version": v.number, "data_version": v.data_version, **_sizes(v)}
+            for v in self.versions(artifact)
+        ]
+
+    def _row_info(self, method: str, dataset: xr.Dataset) -> Mapping[str, Any]:
+        """Per-row results of other artifacts, matched by id (they may be of another age)."""
+        info: dict[str, Any] = {}
+        places: dict[str, tuple[tuple[str, ...], Split]] = {
+            f"{method}/influence_factors": (("residual", "niter", "converged"), "test"),
+            f"{method}/summary": (("self_influence",), "train"),
+        }
+        for artifact, (names, split) in places.items():
+            try:
+                if version := self.store.current(artifact):
+                    known = [name for name in names if name in version.variables]
+                    info |= {name: _matched(version, name, split, dataset) for name in known}
+            except StoreError as error:  # the influences are sound by themselves
+                warnings.warn(f"left out {', '.join(names)}: {error}", RuntimeWarning, stacklevel=4)
+        return info
+
+
+def _no_study(root: Path, stored: list[str]) -> str:
+    """Why a folder cannot be opened, and what could be meant."""
+    said = f"no study at {root}: "
+    if studies := [name.removesuffix("/dataset") for name in stored if name.endswith("/dataset")]:
+        return f"{said}it holds folders with results of studies, open one: {', '.join(studies)}"
+    beside = [path.parent.name for path in root.parent.glob("*/dataset")]
+    near = did_you_mean(root.name, beside)
+    return (
+        f"{said}no artifact has been stored there{near}; materialise one with `influence-dag "
+        "materialize assets/<study>` or give the folder that holds `<method>/influences`"
+    )
+
+
+def _shape(variable: Variable) -> str:
+    """`influences: test 10 × train 40, float64`."""
+    pairs = zip(variable.dims, variable.shape, strict=True)
+    sizes = " × ".join(f"{dim} {size:,}" for dim, size in pairs)
+    return f"{variable.name}: {sizes}, {variable.dtype}"
+
+
+def _sizes(version: Version) -> dict[str, int]:
+    return {
+        f"{split}_rows": Axis.read(version, split).count
+        for split in SPLITS
+        if split in version.coordinates
+    }
+
+
+def _matched(
+    version: Version, name: str, split: Split, dataset: xr.Dataset
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """A stored per-row array in the order of the dataset's rows; NaN for rows that it lacks."""
+    axis = Axis.read(version, split)
+    slots = {str(axis.ids[slot]): slot for slot in axis.slots}
+    at = np.array([slots.get(str(row), -1) for row in dataset[split].values], dtype=np.int64)
+    values = np.asarray(version.read(name), np.float64)[..., np.maximum(at, 0)]
+    values[..., at < 0] = np.nan
+    return tuple(version.variables[name].dims), values
+
+
+def without_holes(dataset: xr.Dataset) -> xr.Dataset:
+    """The rows that exist, `portable`. Bookkeeping (`*_valid`, `*_key`, `blocks`) is dropped.
+
+    What names rows by their slots then names them by their positions among those that exist.
+    """
+    for split in SPLITS:
+        valid = dataset.coords.get(f"{split}_valid")
+        if valid is not None and not bool(valid.all()):
+            dataset = dataset.isel({split: np.flatnonzero(valid.values)})
+            dataset = _renumbered(dataset, split, valid.values)
+    ids = {split: natural_ids(dataset[split].values) for split in SPLITS if split in dataset.coords}
+    dataset = dataset.assign_coords(
+        {split: (split, values, dataset[split].attrs) for split, values in ids.items()}
+    )
+    bookkeeping = ["blocks", *(f"{split}_{what}" for split in SPLITS for what in ("valid", "key"))]
+    return of_results(portable(dataset.drop_vars(bookkeeping, errors="ignore")))
+
+
+def _renumbered(dataset: xr.Dataset, split: str, valid: np.ndarray) -> xr.Dataset:
+    """Slots on an axis as positions among its rows that exist; −1, of no row, stays."""
+    positions = np.append(np.where(valid, np.cumsum(valid) - 1, -1), -1)
+    for name in SLOTS.keys() & dataset.keys():
+        if SLOTS[name] == split:
+            dataset[name] = dataset[name].copy(data=positions[dataset[name].values])
+    return dataset
+
+
+SLOTS = {"top_train": "train", "bottom_train": "train"}  # arrays of slots → the axis they are on
+LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
+
+
+def portable(dataset: xr.Dataset) -> xr.Dataset:
+    """The same, free of what only this store's format has: it can be saved in any other.
+
+    Labels are numpy text (`<U`), which pandas, matplotlib, netCDF and Zarr 2 take and numpy's
+    variable-width strings are not; encodings, which would cut an array as the store does, are
+    dropped; attributes that are groups or tables become JSON.
+    """
+    labels = {
+        name: (array.dims, _text(array.values), array.attrs)
+        for name, array in dataset.coords.items()
+        if array.dtype.kind in "TO"
+    }
+    dataset = dataset.assign_coords(labels).drop_encoding()
+    for item in (dataset, *dataset.variables.values()):
+        item.attrs = {name: _attribute(value) for name, value in item.attrs.items()}
+    return dataset
+
+
+def _text(values: np.ndarray) -> np.ndarray:
+    longest = max(map(len, values.ravel().tolist()), default=0)
+    room = 4 * longest * values.size <= LARGEST_TEXT  # a text takes as much as the longest one
+    texts = values.astype(object)
+    return texts.astype(str) if room else texts
+
+
+def _attribute(value: Any) -> Any:
+    """A number, a text or a list of numbers as it is; anything else as JSON."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, str | int | float):
+        return value
+    if isinstance(value, list) and value and all(type(item) in (int, float) for item in value):
+        return value
+    return json.dumps(value)
+
+
+def _in_blocks(dataset: xr.Dataset) -> xr.Dataset:
+    """Data as dask arrays of even blocks, whatever rows were left out.
+
+    Even ones, because Zarr's are: of uneven ones nothing could be saved.
+    """
+    variables = {name: array.variable for name, array in dataset.data_vars.items()}
+    return dataset.assign({name: each.chunk("auto") for name, each in variables.items()})
+
+
+@xr.register_dataarray_accessor("idag")
+class InfluenceAccessor:
+    """Questions to an influence array: `influences.sel(test="test-0003").idag.top_k(5)`."""
+
+    def __init__(self, array: xr.DataArray):
+        self._array = array
+
+    def top_k(self, k: int = 10) -> xr.DataArray:
+        """The `k` most helpful training rows (proponents), strongest first.
+
+        One test row: dims `(train,)`, in order of influence. Several: dims `(…, rank)`, with the
+        training rows' ids in the coordinate `train (…, rank)`.
+        """
+        return self._ranked(k, largest=True)
+
+    def bottom_k(self, k: int = 10) -> xr.DataArray:
+        """The `k` most harmful training rows (opponents), strongest first; as `top_k`."""
+        return self._ranked(k, largest=False)
+
+    def by_label(self) -> xr.DataArray:
+        """Mean influence of the training rows of each label, dims `(…, train_label)`."""
+        if "train_label" not in self._array.coords:
+            raise StoreError(
+                "these training rows have no labels: the target is not one number a row"
+            )
+        labels = self._array.coords["train_label"]
+        values = _text(labels.values) if labels.dtype.kind in "TO" else labels.values
+        named = self._array.assign_coords(train_label=("train", values, labels.attrs))
+        holes = named.coords.get("train_valid")  # of an array that plain xarray opened
+        if holes is not None:
+            named = named.isel(train=np.flatnonzero(holes.values))
+        return named.groupby("train_label").mean(dim="train")
+
+    def per_unit(self) -> xr.DataArray:
+        """Perturbation influences per unit of the file's columns, of a standardised input.
+
+        Stored they are per unit of what the model sees: moving the feature by ε of the column's own
+        unit changes the test loss by about `-ε / n` times these.
+        """
+        if "feature_unit" not in self._array.coords:
+            raise StoreError(
+                "per_unit is for perturbation influences of a study with features: {standardise: "
+                "true}; without it the model sees the columns times `scale`"
+            )
+        with xr.set_options(keep_attrs=True):
+            found = self._array / self._array.coords["feature_unit"]
+        return found.assign_attrs(per="unit of the file's column")
+
+    @property
+    def self_influence(self) -> xr.DataArray:
+        """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` of each training row, where it was computed."""
+        if "self_influence" not in self._array.coords:
+            raise StoreError(
+                "self-influence is not stored for this method; "
+                "set `summary: {self_influence: true}` in the study and materialise its summary"
+            )
+        return self._array.coords["self_influence"]
+
+    def _ranked(self, k: int, *, largest: bool) -> xr.DataArray:
+        array = self._array
+        if "train" not in array.dims:
+            raise StoreError(
+                f"top_k ranks along 'train', which is not among the dimensions {array.dims}"
+            )
+        if not isinstance(k, Integral) or k < 1:
+            raise StoreError(f"k is {k!r:.80}; ask for a whole number of rows, at least one")
+        values = array.transpose(..., "train").compute()
+        order = np.argsort(-values.values if largest else values.values, axis=-1, kind="stable")[
+            ..., :k
+        ]
+        if values.ndim == 1:
+            return values.isel(train=order)
+        rank = xr.Variable((*values.dims[:-1], "rank"), order)
+        return values.isel(train=rank)
+
+
+def settings_of(store: ArtifactStore, method: str) -> dict[str, Any]:
+    """The settings and the project's folder that a method's factors were computed with."""
+    return json.loads(store.version(f"{method}/influence_factors").attrs["study_settings"])

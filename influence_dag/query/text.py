@@ -1,0 +1,162 @@
+"""A study's results in a few lines of text: where they are, what they say, what to type next."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from influence_dag.datasets.slots import SPLITS, Axis, Split, shown_label
+from influence_dag.errors import StoreError
+from influence_dag.query.results import StudyResults
+from influence_dag.store.differences import Change
+from influence_dag.texts import literal
+
+TESTS, NEIGHBOURS = 3, 3
+SHOWN = 10  # labels in a list
+WIDEST = 70  # characters of a text that is quoted
+
+
+def describe(results: StudyResults) -> str:
+    """Where the arrays are, the strongest training rows of a few test rows, what to type next."""
+    method = results.methods[0]
+    root = _short(results.store.root)
+    lines = [f"\n{results.store.root.name}: stored in {root}", *_artifact_lines(results), ""]
+    influences = results[method].influences
+    if "damping" in influences.dims:
+        influences = influences.isel(damping=-1)
+    lines += [f"Influences by {method}: {_sizes(influences)}; positive helps, negative harms"]
+    for position in np.linspace(0, influences.sizes["test"] - 1, TESTS).astype(int):
+        lines += _strongest(influences.isel(test=position))
+    return "\n".join([*lines, "", *_next(root, method, results, influences)])
+
+
+def _short(path: Path) -> Path:
+    """The path from here when it is below the working directory."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _artifact_lines(results: StudyResults) -> list[str]:
+    names = results.artifacts
+    width = max(map(len, names))
+    return [f"  {name:<{width}}  {_contents(results, name)}" for name in names]
+
+
+def _contents(results: StudyResults, name: str) -> str:
+    version = results.store.version(name)
+    if not version.variables:
+        return f"version {version.number}, no arrays"
+    largest = max(version.variables.values(), key=lambda entry: np.prod(entry.shape))
+    shape = " × ".join(
+        f"{dim} {size:,}" for dim, size in zip(largest.dims, largest.shape, strict=True)
+    )
+    return f"version {version.number}, {shape}, {largest.dtype}"
+
+
+def _sizes(array: xr.DataArray) -> str:
+    return " × ".join(f"{size:,} {dim}" for dim, size in array.sizes.items())
+
+
+def _strongest(row: xr.DataArray) -> list[str]:
+    """The most helpful and most harmful training rows of one test row."""
+    helps, harms = row.idag.top_k(NEIGHBOURS), row.idag.bottom_k(NEIGHBOURS)
+    head = f"  {_name(row, 'test')}"
+    if kept := _kept(row, "test"):
+        pairs = [*_lines("helped by", helps), *_lines("harmed by", harms)]
+        return [f"{head}  {kept}", *pairs]
+    return [head, f"    helped by  {_list(helps)}", f"    harmed by  {_list(harms)}"]
+
+
+def _lines(what: str, rows: xr.DataArray) -> Iterator[str]:
+    """A line for each row, with what is kept of it."""
+    for row in rows:
+        yield f"    {what}  {float(row):+.3g}  {_name(row, 'train')}  {_kept(row, 'train')}"
+
+
+def _list(rows: xr.DataArray) -> str:
+    return ", ".join(f"{_name(row, 'train')} {float(row):+.3g}" for row in rows)
+
+
+def _name(row: xr.DataArray, split: Split) -> str:
+    label = row.coords.get(f"{split}_label")
+    shown = "" if label is None else f" ({literal(shown_label(label.item()))})"
+    return f"{literal(row[split].item())}{shown}"
+
+
+def _kept(row: xr.DataArray, split: Split) -> str:
+    """The columns that travel along, as a person would quote them."""
+    names = [
+        name
+        for name in Axis.coordinate_names(split, map(str, row.coords))[4:]
+        if row.coords[name].ndim == 0
+    ]
+    told = (str(row.coords[name].item()) for name in names)
+    return "  ".join(_quoted(text) for text in told if text)
+
+
+def _quoted(text: str) -> str:
+    plain = " ".join(text.split())
+    return literal(plain if len(plain) <= WIDEST else f"{plain[: WIDEST - 1]}…")
+
+
+def _next(root: Path, method: str, results: StudyResults, influences: xr.DataArray) -> list[str]:
+    test = json.dumps(str(influences.test.values[0]), ensure_ascii=False)
+    lines = [
+        "Next, in Python:",
+        "  import influence_dag as idag",
+        f'  study = idag.open_study("{root}")',
+        f'  study["{method}"].influences.sel(test={test}).idag.top_k(5)',
+    ]
+    if f"{method}/perturbation_influences" in results.artifacts:
+        lines.append(f'  study.perturbation("{method}").sel(test={test})')
+    path = (
+        root
+        / f"{method}/influences/versions"
+        / results.store.version(f"{method}/influences").path.name
+    )
+    plain = f'  xarray.open_zarr("{path}")'
+    return [*lines, "or with xarray alone:", plain, "or in the browser: make ui"]
+
+
+def describe_versions(results: StudyResults, artifact: str) -> str:
+    """A line for each kept version of an artifact, the current one marked."""
+    current = results.store.version(artifact).number
+    lines = []
+    for row in results.version_table(artifact):
+        sizes = ", ".join(f"{row[f'{s}_rows']:,} {s}" for s in SPLITS if f"{s}_rows" in row)
+        mark = "  current" if row["version"] == current else ""
+        lines.append(f"{row['version']:>6}  {row['data_version'][:12]}  {sizes}{mark}")
+    return "\n".join(lines)
+
+
+def describe_difference(
+    results: StudyResults, artifact: str, before: int | None = None, after: int | None = None
+) -> str:
+    """Rows that came, went and changed, chunks that differ, values that moved most."""
+    if before is None:
+        kept = [version.number for version in results.versions(artifact)]
+        if len(kept) < 2:
+            raise StoreError(f"{artifact} has {len(kept)} versions; two are needed to compare")
+        before = kept[-2]
+    found = results.diff(artifact, before, after)
+    lines = [f"{artifact}: version {found.before.number} → {found.after.number}"]
+    rows = {"added": found.added, "removed": found.removed, "changed": found.changed}
+    for what, labels in rows.items():
+        lines += [f"  {dim} {what}: {listed(names)}" for dim, names in labels.items() if names]
+    for name, chunks in found.chunks.items():
+        total = int(np.prod(found.after.variables[name].grid))
+        lines.append(f"  {name}: {len(chunks)} of {total} chunks differ")
+        lines += [f"    {_moved(change)}" for change in found.largest_changes(name, NEIGHBOURS)]
+    return "\n".join(lines)
+
+
+def _moved(change: Change) -> str:
+    at = ", ".join(literal(label) for label in change.labels.values())
+    return f"{at}: {change.before:+.3g} → {change.after:+.3g}"
+
+
+def listed(names: list) -> str:
+    """The first few of a list of labels, and how many more there are."""
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(literal(name) for name in names[:SHOWN]) + rest

@@ -1,0 +1,80 @@
+"""What xarray's `engine="influence_dag"` does: a study as a tree, an artifact as a dataset."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+from xarray.backends import BackendEntrypoint
+
+if TYPE_CHECKING:
+    from influence_dag.query.results import StudyResults
+
+
+class StudyBackend(BackendEntrypoint):
+    """`xr.open_datatree("data/store/digits")`: all artifacts of a study, by their names.
+
+    What is opened is as `open_study` has it: without holes, labels as numpy's text or numbers,
+    attributes as numbers or text. The folder of one artifact, or of one of its versions, is a
+    dataset.
+    """
+
+    description = "studies of influence_dag, and their artifacts"
+    supports_groups = True
+
+    def guess_can_open(self, filename_or_obj: Any) -> bool:
+        """A study's folder. Versions are Zarr groups, which Zarr opens where no engine is named."""
+        if not isinstance(filename_or_obj, str | os.PathLike) or "://" in str(filename_or_obj):
+            return False
+        return (Path(filename_or_obj) / "dataset" / "versions").is_dir()
+
+    def open_dataset(
+        self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
+    ) -> xr.Dataset:
+        """An artifact by its folder, `…/direct/influences`, or one of its versions."""
+        from influence_dag.query.results import without_holes
+
+        path = Path(filename_or_obj)
+        results, artifact, version = _place(path)
+        stored = results.store.version(artifact, version)
+        return without_holes(stored.open(chunks=None)).drop_vars(_names(drop_variables))
+
+    def open_groups_as_dict(
+        self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
+    ) -> dict[str, xr.Dataset]:
+        from influence_dag.query.results import open_study, without_holes
+
+        results = open_study(filename_or_obj)
+        groups = {
+            f"/{name}": results.store.version(name).open(chunks=None) for name in results.artifacts
+        }
+        dropped = _names(drop_variables)
+        return {"/": xr.Dataset()} | {
+            name: without_holes(group).drop_vars(dropped, errors="ignore")
+            for name, group in groups.items()
+        }
+
+    def open_datatree(
+        self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
+    ) -> xr.DataTree:
+        groups = self.open_groups_as_dict(filename_or_obj, drop_variables=drop_variables)
+        return xr.DataTree.from_dict(groups, name=Path(filename_or_obj).resolve().name)
+
+
+def _names(given: str | Iterable[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else list(given or ())
+
+
+def _place(path: Path) -> "tuple[StudyResults, str, int | None]":
+    """The study around a folder, the artifact, and the version if the folder is that of one."""
+    from influence_dag.errors import StoreError
+    from influence_dag.query.results import StudyResults
+
+    folder, version = path.resolve(), None
+    if folder.parent.name == "versions" and folder.name.isdigit():
+        folder, version = folder.parent.parent, int(folder.name)
+    for root in list(folder.parents)[:3]:
+        if (root / "dataset" / "versions").is_dir():
+            return StudyResults(root), folder.relative_to(root).as_posix(), version
+    raise StoreError(f"{path} is no artifact of a study; give a folder such as …/direct/influences")

@@ -1,0 +1,240 @@
+"""How an artifact is refreshed, whatever it holds.
+
+Every artifact is a pure function of fingerprints. A stage computes the keys that its blocks
+ought to have, compares them with the keys that are stored, computes the difference and
+publishes one new version. Nothing else decides what is recomputed.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from influence_dag.fingerprints import KEY_BYTES, fingerprint
+from influence_dag.stages.blocks import Tile, stream, tiles
+from influence_dag.stages.finite import Finite
+from influence_dag.stages.updates import (
+    Update,
+    current_update,
+    finished_update,
+    planned_update,
+    reasons_of,
+)
+from influence_dag.stages.workbench import Workbench, policies, provenance
+from influence_dag.store import Coordinate, Layout, Variable, Version
+from influence_dag.unchanged import watch
+
+Result = tuple[tuple[str, ...], np.ndarray, dict]  # dims, values, attributes
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Arrays of an artifact that are cut and computed together.
+
+    `keys` has shape `(*grid, 16)` for the leading, chunked axes; further axes are whole.
+    `compute(tile)` returns the numbers of one rectangle of whole chunks for each array. A part
+    that `merges` what earlier parts wrote is asked `compute(tile, draft)` and reads it there.
+    Numbers of rows that exist have to be finite, unless NaN says something (`may_lack`).
+    """
+
+    names: tuple[str, ...]
+    keys: np.ndarray
+    compute: Callable[..., Mapping[str, np.ndarray]]
+    merges: bool = False
+    may_lack: bool = False
+
+    def expected(self, layout: Layout) -> dict[str, np.ndarray]:
+        shapes = {variable.name: len(variable.shape) for variable in layout.variables}
+        grid = self.keys.shape[:-1]
+        return {
+            name: self.keys.reshape(*grid, *[1] * (shapes[name] - len(grid)), KEY_BYTES)
+            for name in self.names
+        }
+
+
+def refresh_blocks(
+    bench: Workbench,
+    artifact: str,
+    layout: Layout,
+    parts: Sequence[Part],
+    *,
+    results: Callable[[], Mapping[str, Result]] | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> Update:
+    """Bring a chunked artifact up to date: recompute the outdated blocks, keep the rest, publish.
+
+    Nothing larger than `compute.block_bytes` is held on the way to the store.
+    """
+    started = time.perf_counter()
+    expected = {name: keys for part in parts for name, keys in part.expected(layout).items()}
+    plan = bench.store.plan(artifact, layout, expected)
+    if plan.up_to_date:
+        return current_update(bench, artifact, kept=plan.reused, info=info)
+    reasons = reasons_of(plan)
+    if bench.plan_only:
+        bench.plan(artifact, layout)
+        return planned_update(bench, artifact, plan.computed, plan.reused, reasons, info)
+    with bench.store.new_version(artifact, layout) as draft:
+        outdated = draft.outdated(expected)
+        for part in parts:
+            _compute_part(bench, draft, layout, part, expected, outdated)
+        watch().check()
+        for name, (dims, values, attrs) in (results() if results else {}).items():
+            draft.set_result(name, dims, values, attrs)
+        draft.set_attrs(policies=policies(bench))
+    computed = sum(map(len, outdated.values()))
+    total = sum(keys[..., 0].size for keys in expected.values())
+    return finished_update(
+        bench,
+        artifact,
+        started,
+        computed=computed,
+        kept=total - computed,
+        written=draft.bytes_written,
+        reasons=reasons,
+        info=info,
+    )
+
+
+def _compute_part(
+    bench: Workbench, draft, layout: Layout, part: Part, expected: Mapping, outdated: Mapping
+) -> None:
+    """Stream the outdated tiles of one part; its arrays share the grid of their leading axes."""
+    depth = part.keys.ndim - 1
+    variables = [variable for variable in layout.variables if variable.name in part.names]
+    lead = max(variables, key=lambda variable: np.prod(variable.shape))
+    wanted = sorted({index[:depth] for name in part.names for index in outdated[name]})
+    values_per_cell = max(1, int(np.prod(lead.shape[depth:])))
+    work = tiles(
+        wanted,
+        lead.chunks[:depth],
+        lead.shape[:depth],
+        max_values=max(
+            1,
+            bench.settings.compute.block_bytes // np.dtype(lead.dtype).itemsize // values_per_cell,
+        ),
+    )
+
+    finite = None if part.may_lack else Finite(draft.artifact, layout)
+    used = watch()  # here: tiles may be written by other threads
+
+    def write(tile: Tile, arrays: Mapping[str, np.ndarray]) -> None:
+        used.check_often()
+        for name, values in arrays.items():
+            if finite:
+                finite.check(name, values, tile.start)
+            tail = (0,) * (values.ndim - depth)
+            keys = {
+                (*index, *tail): expected[name][(*index, *tail)].tobytes()
+                for index in tile.chunk_indices
+            }
+            draft.write(name, (*tile.start, *tail), values, keys)
+
+    stream(work, partial(part.compute, draft=draft) if part.merges else part.compute, write)
+
+
+def refresh_whole(
+    bench: Workbench,
+    artifact: str,
+    key: str,
+    produce: Callable[[], "Whole"],
+    *,
+    reusable: Callable[[Version], bool] = lambda version: False,
+    again: bool = False,
+) -> Update:
+    """Bring an artifact up to date that is computed all at once: a fit, a factorisation, a summary.
+
+    `key` is the fingerprint of everything it reads; `reusable` may accept a stored version made
+    from other inputs (a pinned policy). `again` makes it anew whatever is stored.
+    """
+    started = time.perf_counter()
+    if not again and (serves := _reused(bench, artifact, key, reusable)):
+        return serves
+    reasons = _why_whole(bench.store.current(artifact))
+    if bench.plan_only:
+        bench.plan(artifact)
+        return planned_update(bench, artifact, sum(reasons.values()), 0, reasons, {})
+    with bench.store.exclusive(artifact):  # another process may be computing the same
+        if not again and (serves := _reused(bench, artifact, key, reusable)):
+            return serves
+        made = produce()
+        watch().check()
+        blocks, written = _publish(bench, artifact, key, made)
+    return finished_update(
+        bench,
+        artifact,
+        started,
+        computed=blocks,
+        kept=0,
+        written=written,
+        reasons=reasons,
+        info=made.info,
+    )
+
+
+def _why_whole(current: Version | None) -> dict[str, int]:
+    """Why all blocks of an artifact that is made at once are to be made again."""
+    if current is None:
+        return {"not computed": 1}
+    if current.verify():
+        return {"damaged": 1}
+    blocks = sum(int(np.prod(variable.grid)) for variable in current.variables.values())
+    return {"inputs changed": blocks}
+
+
+def _reused(
+    bench: Workbench, artifact: str, key: str, reusable: Callable[[Version], bool]
+) -> Update | None:
+    """The stored version's update when it was made from the same, and is undamaged."""
+    current = bench.store.current(artifact)
+    if current is None:
+        return None
+    if damage := current.verify():  # first: its attributes may be among it
+        bench.report(f"{artifact}: {len(damage)} files are damaged ({damage[0].file}); made again")
+        return None
+    if not (current.attrs.get("fingerprint") == key or reusable(current)):
+        return None
+    kept = sum(int(np.prod(variable.grid)) for variable in current.variables.values())
+    return current_update(bench, artifact, kept=kept, info=current.attrs.get("info"))
+
+
+def _publish(bench: Workbench, artifact: str, key: str, made: "Whole") -> tuple[int, int]:
+    """Write all of an artifact as a new version; blocks and bytes written."""
+    variables = tuple(_variable(name, *entry) for name, entry in made.arrays.items())
+    layout = Layout(variables, made.coordinates, {**made.attrs, "fingerprint": key}, provenance())
+    block_key = bytes.fromhex(fingerprint(key, artifact))
+    with bench.store.new_version(artifact, layout) as draft:
+        for variable, (_, values, _) in zip(variables, made.arrays.values(), strict=True):
+            keys = dict.fromkeys(np.ndindex(*variable.grid), block_key)
+            draft.write(variable.name, (0,) * values.ndim, values, keys)
+        # Times and the like: told, not fingerprinted.
+        draft.set_attrs(info=made.info, policies=policies(bench), **made.notes)
+        for name, content in made.files.items():
+            draft.add_file(name, content)
+    return draft.chunks_written, draft.bytes_written
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What `refresh_whole` publishes: arrays as name → (dims, values, attributes), and the rest."""
+
+    arrays: Mapping[str, Result]
+    attrs: Mapping[str, Any]
+    info: dict[str, Any] = field(default_factory=dict)
+    coordinates: tuple[Coordinate, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)  # attributes outside the fingerprint
+
+
+_WHOLE_CHUNK_BYTES = 4 * 2**20
+
+
+def _variable(name: str, dims: tuple[str, ...], values: np.ndarray, attrs: dict) -> Variable:
+    """Chunks of whole trailing dimensions, about 4 MiB each."""
+    row_bytes = max(1, int(np.prod(values.shape[1:], dtype=np.int64)) * values.itemsize)
+    rows = max(1, min(values.shape[0], _WHOLE_CHUNK_BYTES // row_bytes)) if values.ndim else 1
+    chunks = (rows, *(max(1, size) for size in values.shape[1:])) if values.ndim else ()
+    return Variable(name, dims, values.shape, values.dtype.str, chunks, attrs)

@@ -1,0 +1,299 @@
+"""What a study will cost and whether it can work, from a few rows: `influence-dag check`."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from influence_dag.datasets.scales import unscaled
+from influence_dag.datasets.sources.on_demand import Values
+from influence_dag.datasets.splits import Split, check_precisions, load_splits
+from influence_dag.errors import DataError, ModelError
+from influence_dag.stages.graph import artifacts, matrix_of
+from influence_dag.study.base import readable_bytes
+from influence_dag.study.code import put_on_path
+from influence_dag.study.loading import load_study
+from influence_dag.study.study import FitSettings, Study
+
+if TYPE_CHECKING:
+    from influence_dag.objective.objective import Objective, Rows
+
+TRIED = 256  # rows that are differentiated to measure a rate
+FIT_PASSES, SOLVE_STEPS = 100, 30  # what fits and iterative solves take, about
+SLACK = 3  # estimated times hold within this factor, about
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one artifact: bytes on disk and in memory, uncompressed, and seconds."""
+
+    artifact: str
+    disk: int
+    memory: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What a study is made of and what it will cost, and what is worth a warning."""
+
+    study: Study
+    rows: dict[str, int]
+    features: tuple[int, ...]
+    classes: tuple[str, ...]
+    parameters: int
+    costs: tuple[Cost, ...]
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        classes = f", {len(self.classes)} classes ({', '.join(self.classes)})" * bool(self.classes)
+        shape = " × ".join(map(str, self.features)) or "1"
+        head = [
+            f"{self.study.name}: {self.rows['train']:,} training rows, {self.rows['test']:,} test "
+            f"rows, {shape} features{classes}; {self.parameters:,} parameters",
+            f"  {'artifact':<34}{'disk':>10}{'memory':>10}{'time':>10}",
+        ]
+        total = Cost(
+            "all",
+            sum(cost.disk for cost in self.costs),
+            max(cost.memory for cost in self.costs),
+            sum(cost.seconds for cost in self.costs),
+        )
+        return "\n".join(
+            [
+                *head,
+                *map(_line, (*self.costs, total)),
+                f"  Times follow rates measured here on {TRIED} rows or less, within a factor of "
+                f"{SLACK} or so; bytes are those before compression.",
+                *(f"warning: {each}" for each in self.warnings),
+            ]
+        )
+
+
+def _line(cost: Cost) -> str:
+    disk, memory = readable_bytes(cost.disk), readable_bytes(cost.memory)
+    return f"  {cost.artifact:<34}{disk:>10}{memory:>10}{_duration(cost.seconds):>10}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 0.1:
+        return "< 0.1 s"
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def foresee(folder: str | Path) -> Foreseen:
+    """Read the rows, build the model, try both on a few rows; nothing is fitted, solved or stored.
+
+    Raises what a refresh would raise for the settings, the rows, the module, its checkpoint and
+    the loss.
+    """
+    study = load_study(folder)
+    put_on_path(study.root)
+    train, test = load_splits(study.settings.data, study.root)
+    from influence_dag.stages.class_order import check_words
+
+    check_words(study.settings, train)
+    check_precisions((train, test), study.settings.compute.dtype)
+    rates = _Rates.measured(study, train, test)
+    costs = tuple(_cost(name, study, rates) for name in (node.name for node in artifacts(study)))
+    return Foreseen(
+        study,
+        {"train": len(train), "test": len(test)},
+        next(iter(train.x.values())).shape[1:],
+        train.classes or (),
+        rates.parameters,
+        costs,
+        tuple(_warnings(study, train, costs)),
+    )
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Sizes of a study, and seconds of its parts on this machine."""
+
+    train: int
+    test: int
+    values: int  # of a row's inputs
+    itemsize: int
+    parameters: int
+    gradient_numbers: int  # stored for each row
+    gradient: float  # seconds a row, forward and backward
+    on_demand: bool  # whether the dataset's rows are read in blocks
+    product: float  # seconds a multiply–add in a product of matrices
+
+    @classmethod
+    def measured(cls, study: Study, train: Split, test: Split) -> "_Rates":
+        import torch
+
+        from influence_dag.gradients.per_sample import per_sample_gradients
+
+        objective, rows = _tried(study, train, test)
+        few = rows[: min(len(rows), 4)]
+        stored = sum(
+            each[0].numel() for each in per_sample_gradients(objective, few).tensors().values()
+        )
+        dtype = getattr(torch, study.settings.compute.dtype)
+        square = torch.rand(512, 512, dtype=dtype)
+        return cls(
+            len(train),
+            len(test),
+            sum(int(np.prod(x.shape[1:])) for x in train.x.values()),
+            dtype.itemsize,
+            objective.size,
+            stored,
+            _seconds(lambda: _gradient(objective, rows)) / len(rows),
+            train.on_demand,
+            _seconds(lambda: square @ square) / 512**3,
+        )
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """The shortest of three runs, after one to warm up."""
+    call()
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _gradient(objective: "Objective", rows: "Rows") -> None:
+    theta = objective.params.clone().requires_grad_()
+    objective.mean_loss(theta, rows).backward()
+
+
+def _tried(study: Study, train: Split, test: Split) -> "tuple[Objective, Rows]":
+    """The model on a few training rows, checked as a refresh checks it; labels of all rows."""
+    import torch
+
+    from influence_dag.objective import modules
+    from influence_dag.objective.checks import check_labels
+    from influence_dag.stages.class_order import check_order
+    from influence_dag.stages.model import study_objective
+
+    settings = study.settings.model
+    dtype = getattr(torch, study.settings.compute.dtype)
+    module = modules.build_module(settings, study.root, dtype).eval()
+    if settings.checkpoint:
+        modules.load_checkpoint(module, study.path(settings.checkpoint))
+    objective = study_objective(study, module)
+    few = _rows_of(train, TRIED, dtype)
+    for split in (train, test)[: 1 if settings.measurement else 2]:
+        _check_labels(study, split, lambda y: check_labels(objective, few[:2].x, y))
+    if settings.checkpoint:
+        check_order(objective, few, list(train.classes or ()), settings.checkpoint)
+    objective.check(few)
+    return objective, few
+
+
+def _check_labels(study: Study, split: Split, check: Callable[[Any], None]) -> None:
+    import torch
+
+    try:
+        check(torch.from_numpy(split.y))
+    except ModelError as error:
+        if error.row is None:
+            raise
+        said = str(error).removeprefix(f"row {error.row} has ")
+        column = study.settings.data.target
+        row = str(split.ids[error.row])
+        raise DataError(f"{split.source}: row {row!r}, column {column!r}: {said}") from error
+
+
+def _rows_of(split: Split, count: int, dtype: Any) -> "Rows":
+    import torch
+
+    from influence_dag.objective.objective import Rows
+
+    def tensor(values: Values) -> torch.Tensor:
+        found = torch.from_numpy(np.ascontiguousarray(values[:count]))
+        return found.to(dtype) if found.is_floating_point() else found.long()
+
+    x = {name: tensor(values) for name, values in split.x.items()}
+    weights = None if split.weights is None else tensor(split.weights)
+    if weights is not None and not weights.any():
+        weights = None  # of these few rows none counts
+    return Rows(next(iter(x.values())) if len(x) == 1 else x, tensor(split.y), weights)
+
+
+def _cost(name: str, study: Study, rates: _Rates) -> Cost:
+    """Leading terms alone: products of matrices, passes over the rows."""
+    n, m, p = rates.train, rates.test, rates.parameters
+    size, block = rates.itemsize, study.settings.compute.block_bytes
+    lambdas = max(len(study.settings.dampings), 1)
+    method, _, what = name.rpartition("/")
+    exact = bool(method) and method != "validation" and matrix_of(study, method) is not None
+    passes = {"solve": 0.0 if exact else SOLVE_STEPS * m * n * rates.gradient * lambdas}
+    match what:
+        case "dataset":
+            bytes_ = 8 * (n + m) * (rates.values + 1)
+            memory = min(3 * bytes_, 6 * block) if rates.on_demand else 3 * bytes_
+            return Cost(name, bytes_, memory, 1e-7 * bytes_)
+        case "model":
+            fits = isinstance(study.settings.model.fit, FitSettings)
+            work = FIT_PASSES * n * rates.gradient * 2 if fits else n * rates.gradient
+            return Cost(name, 16 * p, 8 * (n * rates.values + 60 * p * fits), work)
+        case "gradients":
+            return Cost(name, n * rates.gradient_numbers * size, block, 2 * n * rates.gradient)
+        case "hessian" | "gauss_newton":
+            work = n * p * min(p * rates.product, 2 * rates.gradient)
+            return Cost(name, p * p * size, 4 * p * p * size, work + 8 * p**3 * rates.product)
+        case "curvature":
+            if exact:
+                return Cost(name, p * p * size, 3 * p * p * size, p**3 * rates.product)
+            return Cost(name, 100 * p * size, 200 * p * size, 100 * n * rates.gradient)
+        case "influence_factors":
+            work = passes["solve"] + lambdas * m * p * p * rates.product * exact
+            return Cost(name, lambdas * m * p * size, 3 * m * p * size, work)
+        case "influences":
+            work = lambdas * m * n * p * rates.product
+            return Cost(name, lambdas * m * n * size, 4 * block, work)
+        case "perturbation_influences":
+            bytes_ = lambdas * m * n * rates.values * size
+            return Cost(name, bytes_, 4 * block, m * n * rates.gradient * lambdas)
+        case "summary":
+            return Cost(name, 8 * (m + n) * 20, block, lambdas * m * n * 1e-8)
+    refits = n * rates.gradient * FIT_PASSES * 2 * 50 if method == "validation" else 0.0
+    return Cost(name, 8 * (m + n), block, refits)
+
+
+def _warnings(study: Study, train: Split, costs: tuple[Cost, ...]) -> Iterator[str]:
+    features = study.settings.data.features
+    if not getattr(features, "standardise", False) and (names := unscaled(train)):
+        told = "" if study.settings.compute.dtype == "float64" else "compute: {dtype: float64} or "
+        yield (
+            f"columns of very different scales ({', '.join(names)}) leave few digits to the "
+            f"solves; {told}columns of one scale help"
+        )
+    need, free = sum(cost.disk for cost in costs), _free(study.store_path)
+    if need > free:
+        yield f"{readable_bytes(need)} are to be stored, {readable_bytes(free)} are free"
+    memory, there = max(costs, key=lambda cost: cost.memory), _memory()
+    if there and memory.memory > there:
+        yield (
+            f"{memory.artifact} takes {readable_bytes(memory.memory)} of memory, "
+            f"{readable_bytes(there)} are there; ekfac or cg need less than direct"
+        )
+
+
+def _free(path: Path) -> int:
+    there = next(each for each in (path, *path.parents) if each.exists())
+    return shutil.disk_usage(there).free
+
+
+def _memory() -> int | None:
+    """Bytes of memory that are free, where the system says so."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = {line.split(":")[0]: line.split()[1] for line in lines}
+    return 1024 * int(found["MemAvailable"]) if "MemAvailable" in found else None

@@ -1,0 +1,248 @@
+"""What `init` finds in the files that it is given: columns, ids, texts, pictures, arrays."""
+
+import os
+from dataclasses import dataclass, field
+from glob import has_magic
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from influence_dag.datasets.sources.arrays import columns_of_lists
+from influence_dag.datasets.sources.base import demand, did_you_mean
+from influence_dag.datasets.sources.images import SUFFIXES
+from influence_dag.datasets.sources.texts import TEXT_KINDS
+from influence_dag.errors import DataError
+from influence_dag.study.base import is_callable_name
+
+TABLES = (".csv", ".parquet", ".feather", ".arrow")
+PICTURES = 50  # that are opened to see of what size and colours they are
+LARGEST = 64  # rows and columns of pictures, if nobody says more
+IDS = ("id", "row_id", "rowid", "uuid", "index", "key")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What `init` is told."""
+
+    folder: Path
+    train: str
+    test: str
+    target: str | None = None
+    id: str | None = None
+    model: str | None = None
+    checkpoint: str | None = None
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass
+class Plan:
+    """What is written, and what is told about it."""
+
+    data: dict[str, Any]
+    files: dict[str, str | pd.DataFrame] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
+
+
+def look_at_files(start: Start, folder: Path, plan: Plan) -> None:
+    """Where the rows are, ids, and the columns that are no features.
+
+    Raises `DataError` for files that are not there, and for a target or an id that they lack.
+    """
+    paths = {which: _path(start, which) for which in ("train", "test")}
+    for which, path in paths.items():
+        plan.data[which] = getattr(start, which) if path is None else located(folder, path)
+    if start.target is not None:
+        plan.data["target"] = start.target
+    if start.classes is not None:
+        plan.data["classes"] = list(start.classes)
+    if start.id is not None:
+        plan.data["id"] = start.id
+    train = paths["train"]
+    if train is None:
+        return
+    if train.is_dir() and train.suffix != ".zarr":
+        _look_at_pictures(train, plan)
+        return
+    if start.target is None:
+        raise DataError(f"{start.train}: which of its columns is the target? Name it: --target")
+    if train.suffix == ".npz":
+        _look_at_arrays(train, plan)
+    if all(path and path.is_file() and path.suffix in TABLES for path in paths.values()):
+        _look_at_tables(start, {w: p for w, p in paths.items() if p}, folder, plan)
+
+
+def _path(start: Start, which: str) -> Path | None:
+    """The file or folder of a split; None for a callable and for a pattern."""
+    name = getattr(start, which)
+    path = Path(name).expanduser().resolve()
+    if is_callable_name(name) or (has_magic(name) and not path.exists()):
+        return None
+    if not path.exists():
+        near = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise DataError(f"--{which}: no file {path}{did_you_mean(path.name, near)}")
+    return path
+
+
+def located(folder: Path, path: Path) -> str:
+    """A path as it stands in the study's settings."""
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+# Tables ----------------------------------------------------------------------------------------
+
+
+def _look_at_tables(start: Start, paths: dict[str, Path], folder: Path, plan: Plan) -> None:
+    tables = {which: _table(path, getattr(start, which), plan) for which, path in paths.items()}
+    for which, frame in tables.items():
+        demand(getattr(start, which), frame.columns, str(start.target), "target", "--target")
+        if start.id is not None:
+            demand(getattr(start, which), frame.columns, start.id, "id", "--id")
+    pictured = _pictures_of(tables["train"], paths["train"], plan)
+    if start.id is None:
+        _identify(tables, folder, plan, copies=pictured is None)
+    if pictured:
+        _look_at_some([paths["train"].parent / each for each in pictured], plan)
+    else:
+        _keep_texts(tables["train"], plan)
+
+
+def _table(path: Path, name: str, plan: Plan) -> pd.DataFrame:
+    if path.suffix != ".csv":
+        read = pd.read_parquet if path.suffix == ".parquet" else pd.read_feather
+        return read(path)
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            head = file.readline()
+        separator = max(",;\t|", key=head.count)
+        if separator != ",":
+            plan.data["csv"] = {"separator": separator}
+            frame = pd.read_csv(path, sep=separator)
+            if any(_has_decimal_commas(pd.Series(frame[column])) for column in frame):
+                plan.data["csv"]["decimal"] = ","
+        options = plan.data.get("csv", {})
+        return pd.read_csv(path, sep=separator, decimal=options.get("decimal", "."))
+    except (OSError, ValueError) as error:  # pandas' and of encodings
+        raise DataError(f"{name}: not a readable .csv: {error}") from error
+
+
+def _has_decimal_commas(column: pd.Series) -> bool:
+    if pd.api.types.is_numeric_dtype(column):
+        return False
+    return bool(column.astype(str).str.fullmatch(r"[+-]?\d+,\d+").any())
+
+
+def _identify(tables: dict[str, pd.DataFrame], folder: Path, plan: Plan, *, copies: bool) -> None:
+    """Take a column that is called like an id, or add one to copies of the tables.
+
+    Rows of a table that is no .csv may be known by their position, and paths in a copy would lead
+    nowhere.
+    """
+    for column in map(str, tables["train"].columns):
+        if column.casefold() in IDS:
+            plan.data["id"] = column
+            plan.told.append(f"  ids: column {column!r}")
+            return
+    if any(not plan.data[which].endswith(".csv") for which in tables):
+        plan.told.append("  ids: no column is called like one, so positions are; --id names one")
+        return
+    if not copies:
+        plan.data["id"] = plan.data["images"]["path"]
+        plan.told.append(f"  ids: the paths of the pictures, column {plan.data['id']!r}")
+        return
+    for which, frame in tables.items():
+        ids = [f"{which}-{row:0{len(str(len(frame)))}d}" for row in range(len(frame))]
+        plan.files[f"{which}.csv"] = frame.assign(id=ids).reindex(columns=["id", *frame.columns])
+        plan.data[which] = f"{which}.csv"
+    plan.data["id"] = "id"
+    plan.data.pop("csv", None)
+    plan.told.append(
+        "  ids: no column is called like one, so the rows were copied to train.csv and test.csv "
+        "in the folder, with a column 'id'; edit those"
+    )
+
+
+def _keep_texts(frame: pd.DataFrame, plan: Plan) -> None:
+    """Columns of text travel along; beside columns of lists, such as embeddings, all others do."""
+    roles = (plan.data["target"], plan.data.get("id"))
+    wide = columns_of_lists(frame)
+    texts = [
+        str(column)
+        for column in frame
+        if column not in (*roles, *wide)
+        and (wide or not pd.api.types.is_numeric_dtype(frame[column]))
+    ]
+    if wide:
+        plan.data["features"] = {"columns": wide}
+        size = len(frame[wide[0]].iloc[0])
+        plan.told.append(f"  inputs: {', '.join(wide)}, lists of {size} numbers")
+    _keep(texts, plan)
+
+
+def _keep(columns: list[str], plan: Plan) -> None:
+    if columns:
+        plan.data["keep"] = columns
+        plan.told.append(f"  no input, travels along: {', '.join(columns)}")
+
+
+# Arrays ----------------------------------------------------------------------------------------
+
+
+def _look_at_arrays(path: Path, plan: Plan) -> None:
+    """Arrays of text travel along, and numbers of rows beside arrays of vectors."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            kinds = {name: (file[name].dtype.kind, file[name].ndim) for name in file.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path.name}: not a readable .npz of plain arrays: {error}") from error
+    demand(path.name, kinds, plan.data["target"], "target", "--target")
+    roles = (plan.data["target"], plan.data.get("id", "id"))
+    rest = {name: kind for name, kind in kinds.items() if name not in roles}
+    vectors = any(ndim > 1 for _, ndim in rest.values())
+    beside = [
+        name for name, (kind, ndim) in rest.items() if kind in TEXT_KINDS or (vectors and ndim == 1)
+    ]
+    _keep(beside, plan)
+
+
+# Pictures --------------------------------------------------------------------------------------
+
+
+def _look_at_pictures(folder: Path, plan: Plan) -> None:
+    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    _look_at_some(list(found), plan)
+
+
+def _pictures_of(frame: pd.DataFrame, path: Path, plan: Plan) -> list[str] | None:
+    """The paths in a column of pictures' names; None where there is no such column."""
+    for column in frame:
+        cells = frame[column].tolist()
+        named = all(isinstance(cell, str) and cell.lower().endswith(SUFFIXES) for cell in cells)
+        if cells and named and (path.parent / cells[0]).is_file():
+            plan.data["images"] = {"path": str(column)}
+            return cells
+    return None
+
+
+def _look_at_some(paths: list[Path], plan: Plan) -> None:
+    """Channels and size of pictures, from some of them that lie evenly among all."""
+    from PIL import Image
+
+    modes, sizes = set(), set()
+    for path in paths[:: max(1, len(paths) // PICTURES)]:
+        try:
+            with Image.open(path) as picture:
+                modes.add(picture.mode)
+                sizes.add((picture.height, picture.width))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is no readable picture: {error}") from error
+    settings = plan.data.setdefault("images", {})
+    settings["channels"] = 1 if modes <= {"1", "L", "I;16"} else 3
+    rows, columns = (min(LARGEST, min(size[axis] for size in sizes)) for axis in (0, 1))
+    if sizes and sizes != {(rows, columns)}:
+        settings["size"] = [rows, columns]
+    plan.told.append(
+        f"  pictures: {settings['channels']} channels, {rows} × {columns}"
+        + (" (all are made this size: images.size)" if "size" in settings else "")
+    )

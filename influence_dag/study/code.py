@@ -1,0 +1,192 @@
+"""People's own code: which files a callable is made of, and whether they were edited.
+
+A callable's numbers depend on its module and on the modules that this one imports, one after the
+other. They are found by reading the `import` statements, those inside functions included. Installed
+distributions count by their version; what is imported under a name that is put together at run time
+is not seen, nor are environment variables.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from hashlib import blake2b
+from importlib.util import cache_from_source
+from pathlib import Path
+from types import ModuleType
+
+from influence_dag.errors import StudyError
+from influence_dag.fingerprints import KEY_BYTES, fingerprint
+from influence_dag.study.module_files import (
+    STAR,
+    file_of,
+    imports,
+    installed_version,
+    packages,
+    starred,
+)
+from influence_dag.unchanged import note
+
+TRIES = 3  # at code that is edited while it is imported
+
+
+def _process_began() -> float:
+    """When this process began, in seconds since the epoch; long ago where the system hides it."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        return time.time() - since_boot + ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return -math.inf
+
+
+_BEGAN = _process_began()  # now: a fork holds what was imported before it began itself
+
+_imported: dict[str, str] = {}  # name of a loaded module → hash of its file when it was imported
+
+
+def put_on_path(root: Path) -> None:
+    """Let Python find what lies in a project, as the modules of its studies' callables do."""
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+
+
+def code_key(module: str, root: Path) -> str:
+    """Fingerprint of the code that an imported module is made of.
+
+    Of one from outside the project its own file counts, as it was when this process first saw it:
+    what was edited there since has not run.
+    """
+    return str(note(f"the code of {module}", lambda: _code_key(module, root)))
+
+
+def _code_key(module: str, root: Path) -> str:
+    found, elsewhere = _looked_through(module, root)
+    tops = sorted({name.partition(".")[0] for name in elsewhere} - {""})
+    installed = [each for each in map(installed_version, tops) if each]
+    return fingerprint(found or {module: _hash_elsewhere(module)}, installed)
+
+
+def import_as_hashed(
+    module: str, root: Path, load: Callable[[], ModuleType], context: str
+) -> ModuleType:
+    """The module, imported by `load` (after `forget_outdated`), whose code is what was hashed.
+
+    A file that is replaced between its hash and its import is imported again.
+    """
+    for _ in range(TRIES):
+        loaded, now = load(), code_hashes(module, root)
+        if all(_imported.get(name, content) == content for name, content in now.items()):
+            code_key(module, root)
+            return loaded
+    raise StudyError(f"{context}: the code changes while it is imported; try again")
+
+
+@cache
+def _hash_elsewhere(module: str) -> str | None:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file_hash(Path(file).read_bytes()) if file else None
+
+
+def code_hashes(module: str, root: Path) -> dict[str, str]:
+    """Content hash of the module's file and of every file that it imports, by name.
+
+    Modules are looked for in `root`, then wherever Python finds them outside installed
+    distributions; the `__init__.py` of their packages belong to them. Empty for an installed one.
+    """
+    return _looked_through(module, root)[0]
+
+
+def _looked_through(module: str, root: Path) -> tuple[dict[str, str], set[str]]:
+    """The hashes of files by module, and the names that are imported from elsewhere."""
+    root, found, elsewhere = root.resolve(), dict[str, str](), set[str]()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name.endswith(f".{STAR}"):
+            package = name.removesuffix(f".{STAR}")
+            waiting += starred(package, file_of(package, root))
+            continue
+        file = None if name in found or name in elsewhere else file_of(name, root)
+        if file is None:
+            elsewhere |= set() if name in found else {name}
+            continue
+        content = file.read_bytes()
+        found[name] = file_hash(content)
+        waiting += packages(name)
+        waiting += imports(content, name, is_package=file.name == "__init__.py")
+    return found, elsewhere
+
+
+def file_hash(content: bytes) -> str:
+    return blake2b(content, digest_size=KEY_BYTES).hexdigest()
+
+
+def forget_outdated(module: str, root: Path) -> None:
+    """Make Python import a module's project code again, if what is loaded may be other code.
+
+    That is: a file was edited since, or the module of that name is another project's, or somebody
+    else imported it and its file is younger than this process, so that nobody knows what it was
+    then. All of it is forgotten then, and its packages whole, and whatever else of the project
+    imports it: one module holds what it imported of another.
+    """
+    root, hashes = root.resolve(), code_hashes(module, root)
+    outdated = {name for name in hashes if _is_outdated(name, hashes[name], root)}
+    forgotten = hashes.keys() | _importing(outdated, root) if outdated else set()
+    for package in {name.partition(".")[0] for name in forgotten}:
+        for name in [name for name in sys.modules if f"{name}.".startswith(f"{package}.")]:
+            del sys.modules[name]
+            _imported.pop(name, None)
+    for name in outdated:
+        # Compiled code is told from its source by size and by the second of its modification.
+        with suppress(OSError, AttributeError):
+            Path(cache_from_source(str(file_of(name, root)))).unlink()
+    _imported.update(hashes)
+
+
+def _importing(outdated: set[str], root: Path) -> set[str]:
+    """Loaded modules of the project that import one of these, directly or not."""
+    known = [name for name in _imported if name in sys.modules]
+    return {name for name in known if outdated & code_hashes(name, root).keys()}
+
+
+def _is_outdated(name: str, content: str, root: Path) -> bool:
+    loaded = sys.modules.get(name)
+    if loaded is None:
+        return _imported.pop(name, content) != content
+    file, wanted = getattr(loaded, "__file__", None), file_of(name, root)
+    if file is None or wanted is None or Path(file).resolve() != wanted:
+        return True
+    if name in _imported:
+        return _imported[name] != content
+    return wanted.stat().st_ctime > _BEGAN - 1  # clocks of files and of processes differ a little
+
+
+_opened: dict[Path, str] = {}  # files that code opens by itself → hash when it was last imported
+
+
+def opened_key(paths: Sequence[Path], modules: Sequence[str], root: Path, field: str) -> str:
+    """Fingerprint of files that these modules open, which are forgotten if one was edited since.
+
+    They may have read it when they were imported. Raises `StudyError` for what is no file.
+    """
+    found = {path: _opened_hash(path, field) for path in paths}
+    if any(_opened.get(path, content) != content for path, content in found.items()):
+        names = {name for module in modules for name in code_hashes(module, root)}
+        for name in names & sys.modules.keys():
+            del sys.modules[name]
+    _opened.update(found)
+    return fingerprint([str(note(f"{field}: {path}", lambda p=path: _hash(p))) for path in paths])
+
+
+def _opened_hash(path: Path, field: str) -> str:
+    if found := _hash(path):
+        return found
+    raise StudyError(f"{field}: {path} is not a file; name each file that the code opens")
+
+
+def _hash(path: Path) -> str | None:
+    return file_hash(path.read_bytes()) if path.is_file() else None

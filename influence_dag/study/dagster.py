@@ -1,0 +1,64 @@
+"""Settings of how a study stands in Dagster; no number depends on them."""
+
+import re
+from collections.abc import Mapping
+
+from pydantic import Field, field_validator
+
+from influence_dag.study.base import Settings
+
+_OWNER = re.compile(r"team:[A-Za-z0-9_-]+|[^@\s]+@[^@\s]+\.[^@\s]+")
+_TAG = re.compile(r"([A-Za-z0-9_.-]{1,63}/)?[A-Za-z0-9_.-]{1,63}")
+_TAG_VALUE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
+
+
+def asset_path(key: str) -> str:
+    """The key of an asset as text, `group/name`; a `ValueError` where a part of it is empty."""
+    if not key.strip() or any(part != part.strip() or not part for part in key.split("/")):
+        raise ValueError(
+            f"{key!r} is no asset key: its parts, with / between them, are not empty and have no "
+            "space around them, for example warehouse/patients"
+        )
+    return key
+
+
+class DagsterSettings(Settings):
+    """How the study's assets stand in Dagster; nothing that is computed depends on it."""
+
+    key_prefix: str | None = Field(
+        default=None,
+        description="put before the study's name in the keys of its assets, parts with / between",
+    )
+    owners: tuple[str, ...] = Field(
+        default=(), description="who answers for the assets: addresses of mail, or team:name"
+    )
+    tags: Mapping[str, str] = Field(default={}, description="tags of all of its assets")
+
+    @field_validator("key_prefix")
+    @classmethod
+    def _parts(cls, value: str | None) -> str | None:
+        return value if value is None else asset_path(value)
+
+    @field_validator("owners")
+    @classmethod
+    def _known_forms(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for owner in value:
+            if not _OWNER.fullmatch(owner):
+                raise ValueError(f"{owner!r} is neither an address of mail nor team:name")
+        return value
+
+    @field_validator("tags")
+    @classmethod
+    def _as_dagster_takes_them(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name, content in value.items():
+            if not _TAG.fullmatch(name) or not _TAG_VALUE.fullmatch(content):
+                raise ValueError(
+                    f"{name}: {content}: names and values of tags have up to 63 letters, digits, "
+                    "_, - and ., a name also one / between two such parts"
+                )
+        return value
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """The parts of `key_prefix`."""
+        return tuple(self.key_prefix.split("/")) if self.key_prefix else ()

@@ -1,0 +1,265 @@
+"""Settings of a study's rows: the files or code they come from, and how columns become inputs."""
+
+import math
+from datetime import date
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
+
+from influence_dag.study.base import Settings, is_callable_name, path_name
+from influence_dag.study.dagster import asset_path
+
+
+class FeatureSettings(Settings):
+    """How the feature columns become the model's input."""
+
+    dims: tuple[str, ...] | None = Field(
+        default=None, description="names of the feature dimensions; tabular default: ['feature']"
+    )
+    shape: tuple[PositiveInt, ...] | None = Field(
+        default=None, description="shape of one sample; tabular default: (number of columns,)"
+    )
+    scale: float = Field(
+        default=1.0,
+        description="the model sees x * scale; perturbation derivatives are per scaled unit",
+    )
+    columns: tuple[str, ...] | None = Field(
+        default=None, description="feature columns in order; default: all but id, target, weight"
+    )
+
+    standardise: bool = Field(
+        default=False,
+        description=(
+            "the model sees (x - mean) / scale of each column, mean and scale those of the "
+            "training rows on a coarse grid; both are stored, and perturbations can be had per "
+            "original unit"
+        ),
+    )
+
+    @field_validator("scale")
+    @classmethod
+    def _scale_keeps_something(cls, value: float) -> float:
+        if value == 0:
+            raise ValueError(
+                "a scale of 0 leaves nothing of the features; 1 leaves them as they are"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _dims_match_shape(self) -> "FeatureSettings":
+        if self.dims is not None and self.shape is not None and len(self.dims) != len(self.shape):
+            raise ValueError(
+                f"dims {list(self.dims)} names {len(self.dims)} dimensions, shape "
+                f"{list(self.shape)} has {len(self.shape)}"
+            )
+        if self.dims is not None and len(set(self.dims)) != len(self.dims):
+            raise ValueError(f"dims {list(self.dims)} repeats a name")
+        return self
+
+
+Which = Literal["test", "train"]  # the two splits
+
+
+def _only_files(names: tuple[str, ...]) -> tuple[str, ...]:
+    callables = [name for name in names if is_callable_name(name)]
+    if callables or not names:
+        raise ValueError(
+            f"a list names one file or more, not the callable {callables[0]!r}"
+            if callables
+            else "an empty list; name at least one file"
+        )
+    return names
+
+
+PathName = Annotated[str, AfterValidator(path_name)]
+Files = Annotated[
+    Annotated[PathName, Tag("name")]
+    | Annotated[tuple[PathName, ...], AfterValidator(_only_files), Tag("list")],
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "name"),
+]
+
+
+class CsvSettings(Settings):
+    """How a .csv is written; nothing of it is guessed."""
+
+    separator: str = Field(
+        default=",", min_length=1, max_length=1, description="one character, between columns"
+    )
+    decimal: Literal[".", ","] = Field(default=".", description="the mark in decimal numbers")
+    encoding: str = Field(default="utf-8-sig", description="a name that Python knows: latin-1, …")
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            "a".encode(value)
+        except (LookupError, ValueError) as error:  # some are of bytes: base64
+            raise ValueError(f"{value!r} is no encoding that Python knows") from error
+        return value
+
+    @model_validator(mode="after")
+    def _differ(self) -> "CsvSettings":
+        if self.separator == self.decimal:
+            raise ValueError(
+                f"separator and decimal are both {self.decimal!r}; with a decimal comma the "
+                "separator is mostly ';' or a tab"
+            )
+        return self
+
+
+MOST_PIXELS = 10**8  # of one picture
+
+
+def _two(size: tuple[int, ...]) -> tuple[int, ...]:
+    """A pair, by a validator: Dagster cannot show the schema of a tuple of fixed length."""
+    if len(size) != 2:
+        raise ValueError(f"size is [rows, columns], not {list(size)}")
+    if math.prod(size) > MOST_PIXELS:
+        raise ValueError(f"size has {math.prod(size):,} pixels; at most {MOST_PIXELS:,} are taken")
+    return size
+
+
+class ImageSettings(Settings):
+    """How pictures become inputs: floats from 0 to 1 of shape (channels, rows, columns)."""
+
+    root: PathName | None = Field(
+        default=None,
+        description="the folder that paths in a table start at; default: the table's own",
+    )
+    path: str = Field(default="path", description="a table's column of paths")
+    size: Annotated[tuple[PositiveInt, ...], AfterValidator(_two)] | None = Field(
+        default=None, description="rows and columns to which all are resized; default: as they are"
+    )
+    channels: Literal[1, 3, 4] = Field(default=3, description="1: grey, 3: RGB, 4: with alpha")
+
+
+def _class_names(value: Any) -> Any:
+    """Names of classes as text: YAML reads 3 as a number and 2024-05-01 as a date."""
+    if not isinstance(value, list | tuple):
+        return value
+    names = [
+        each.isoformat() if isinstance(each, date) else str(each)
+        for each in value
+        if not isinstance(each, bool)
+    ]
+    if len(names) < len(value):
+        return value  # truth values: refused by type
+    names = [name.strip() for name in names]
+    if not names or "" in names or len(set(names)) < len(names):
+        raise ValueError("classes are names of outputs: each once, none empty")
+    return tuple(names)
+
+
+class DataSettings(Settings):
+    """Where the rows come from: `.csv`, `.parquet`, `.npz`, `.zarr` or `module:callable`.
+
+    A split may be several files, as a list or a pattern (`data/test-*.csv`, `**` for any folders
+    between): their rows together, each under an id of its own.
+    """
+
+    train: Files = Field(
+        description=(
+            "training rows: a file, a pattern or a list of files, a folder of pictures, or "
+            "module:callable that returns a torch Dataset"
+        )
+    )
+    test: Files = Field(description="test rows, the same way")
+    id: str | None = Field(
+        default=None,
+        description="the column of row ids; without it the position is the id (not for .csv)",
+    )
+    target: str = Field(default="y", description="the column (or array) that the model predicts")
+    classes: Annotated[tuple[str, ...], BeforeValidator(_class_names)] | None = Field(
+        default=None,
+        description=(
+            "the labels in the order of the model's outputs; default: the sorted distinct labels "
+            "of the training rows, where labels are words"
+        ),
+    )
+    keep: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "columns that are no features and travel along as coordinates (train_note, test_note); "
+            "with features.columns all other columns of text do"
+        ),
+    )
+    csv: CsvSettings = CsvSettings()
+    images: ImageSettings | None = Field(
+        default=None,
+        description=(
+            "pictures: train and test are folders with a folder a class, or tables with a column "
+            "of paths"
+        ),
+    )
+    weight: str | None = Field(
+        default=None,
+        description=(
+            "the column (or array) of the training rows' weights: sums and means over training "
+            "rows are weighted, 2 counts as the row twice; a callable yields (x, y, weight) instead"
+        ),
+    )
+    features: FeatureSettings = FeatureSettings()
+    deps: tuple[Annotated[str, AfterValidator(asset_path)], ...] = Field(
+        default=(),
+        description=(
+            "keys of Dagster assets that write the files, such as warehouse/patients: the dataset "
+            "comes after them, and is out of date when they are materialised"
+        ),
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description=(
+            "processes that read the rows of a callable's data set side by side; 0: this process. "
+            "It changes no number"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _roles_differ(self) -> "DataSettings":
+        roles = {"id": self.id, "target": self.target, "weight": self.weight}
+        named = [name for name in roles.values() if name is not None]
+        if twice := {name for name in named if named.count(name) > 1}:
+            name = twice.pop()
+            both = " and ".join(role for role, each in roles.items() if each == name)
+            raise ValueError(f"{both} both name {name!r}; each needs a column of its own")
+        for field in ("keep", "deps"):
+            names = getattr(self, field)
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"{field} names {twice[0]!r} twice")
+        if held := [name for name in self.keep if name in named]:
+            raise ValueError(
+                f"keep names {held[0]!r}, which is a coordinate already: ids and labels always are"
+                if held[0] != self.weight
+                else f"keep names {held[0]!r}, the weight, which the dataset holds as train_weight"
+            )
+        return self
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The settings that decide what is read: order and processes change nothing of it."""
+        return self.model_dump(mode="json", exclude={"deps", "workers"})
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The columns that are no features unless `features.columns` names them."""
+        named = (self.id, self.target, self.weight, *self.keep)
+        return tuple(name for name in named if name is not None)
+
+    def names(self, which: Which) -> tuple[str, ...]:
+        """What a split is read from: one name, or those of a list."""
+        named = getattr(self, which)
+        return (named,) if isinstance(named, str) else named
+
+    def described(self, which: Which) -> str:
+        """The same in words."""
+        return ", ".join(self.names(which))

@@ -1,0 +1,284 @@
+"""The settings of each inverse-curvature method, by the names that the solvers have."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
+
+from influence_dag.study.base import Seed, Settings, Unit, callable_name
+
+OnFailure = Annotated[
+    Literal["raise", "warn"],
+    Field(description="of rows that miss the tolerance: an error | kept and marked"),
+]
+Fisher = Literal["exact", "sampled", "empirical"]
+DISTRIBUTIONS = ("categorical", "bernoulli", "gaussian")
+
+
+def _named_or_listed(value: Any) -> str:
+    return "name" if isinstance(value, str) else "lists"
+
+
+Blocks = Annotated[
+    Annotated[Literal["full", "layer"], Tag("name")]
+    | Annotated[tuple[tuple[str, ...], ...], Tag("lists")],
+    Discriminator(_named_or_listed),
+]
+
+
+class MethodSettings(Settings):
+    """What every method can be told."""
+
+    curvature: Literal["hessian", "gauss_newton"] = Field(
+        default="hessian", description="the matrix whose inverse is meant"
+    )
+    blocks: Blocks = Field(
+        default="full",
+        description="full | layer | lists of parameter names: what couples blocks is left out",
+    )
+    block_damping: Mapping[str, NonNegativeFloat] = Field(
+        default={}, description="λ of single blocks, by name; the study's for the others"
+    )
+
+    @model_validator(mode="after")
+    def _dampings_of_blocks(self) -> "MethodSettings":
+        if self.block_damping and isinstance(self.blocks, str) and self.blocks == "full":
+            raise ValueError(
+                "block_damping is λ of single blocks, and there is only one, of all parameters; "
+                "add blocks: layer or lists of parameter names"
+            )
+        if not isinstance(self.blocks, str):
+            known = [str(position) for position in range(len(self.blocks))]
+            if unknown := sorted(set(self.block_damping) - set(known)):
+                raise ValueError(
+                    f"block_damping names {', '.join(unknown)}; lists are known by their position, "
+                    f"here {', '.join(known)}"
+                )
+        return self
+
+    @property
+    def solver(self) -> dict[str, Any]:
+        """The settings that the solver itself takes."""
+        return self.model_dump(exclude=set(MethodSettings.model_fields))
+
+    @property
+    def factorization(self) -> dict[str, Any]:
+        """The settings that what is stored depends on; the others are about single solves."""
+        return self.model_dump(exclude=self._of_solves)
+
+    @property
+    def _of_solves(self) -> set[str]:
+        return {"rtol", "atol", "maxiter", "on_failure", "block_damping"}
+
+
+class DirectSettings(MethodSettings):
+    """Exact solve: Cholesky of `H + λI`, once; eigendecomposition for a list of dampings."""
+
+    on_indefinite: Literal["raise", "lu", "absolute"] = Field(
+        default="raise",
+        description="of negative eigenvalues: an error | as they are | by size, V(|μ| + λ)⁻¹Vᵀ",
+    )
+
+
+class ConjugateGradientSettings(MethodSettings):
+    """Exact to a tolerance, by products alone: block conjugate gradients."""
+
+    rtol: PositiveFloat = Field(
+        default=1e-6, description="a row stops when its residual is below rtol times ‖b‖ …"
+    )
+    atol: NonNegativeFloat = Field(default=0.0, description="… or below atol")
+    maxiter: Annotated[PositiveInt | None, Unit("products")] = Field(
+        default=None, description="products a row; default: ten times the parameters, at least 1000"
+    )
+    preconditioner: Literal["none", "jacobi", "nystroem", "ekfac"] = Field(
+        default="nystroem", description="what the system is multiplied by, so that few steps do"
+    )
+    rank: PositiveInt = Field(default=100, description="of the Nyström or Jacobi preconditioner")
+    seed: Seed = 0
+    on_failure: OnFailure = "raise"
+
+
+class LissaSettings(MethodSettings):
+    """A Neumann series (Agarwal et al. 2017), with all rows or with seeded mini-batches."""
+
+    maxiter: Annotated[PositiveInt, Unit("steps")] = Field(
+        default=1000, description="steps of the series"
+    )
+    dampen: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="share of h that a step forgets: adds dampen times scale to λ"
+    )
+    scale: PositiveFloat | None = Field(
+        default=None,
+        description="what H is divided by, above its largest eigenvalue; default: estimated",
+    )
+    rtol: PositiveFloat = Field(
+        default=1e-4, description="a row is converged when a step changes it by at most this share"
+    )
+    batch_size: Annotated[PositiveInt | None, Unit("rows")] = Field(
+        default=None, description="rows of a mini-batch, drawn anew for each step; default: all"
+    )
+    seed: Seed = 0
+    on_failure: OnFailure = "raise"
+
+
+class ArnoldiSettings(MethodSettings):
+    """The eigenpairs of largest absolute value (Schioppa et al. 2022)."""
+
+    rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
+        default=50, description="eigenpairs that are kept"
+    )
+    tol: PositiveFloat = Field(
+        default=1e-6, description="residual at which a pair is found, of the largest eigenvalue"
+    )
+    complement: Literal["drop", "damping"] = Field(
+        default="drop", description="what becomes of the rest: dropped as published, or kept as λ"
+    )
+    max_products: Annotated[PositiveInt | None, Unit("products")] = Field(
+        default=None, description="a search that takes more has failed; default: 40 an eigenpair"
+    )
+    on_device: bool = Field(
+        default=False, description="small eigenproblems on compute.device, not on the processor"
+    )
+    seed: Seed = 0
+    on_failure: OnFailure = "raise"
+
+    @property
+    def _of_solves(self) -> set[str]:
+        # Pairs that missed the tolerance are kept under "warn" and must not serve "raise".
+        return {"on_device", "block_damping"}
+
+
+class NystroemSettings(MethodSettings):
+    """A randomised low-rank sketch (Frangella, Tropp & Udell 2021)."""
+
+    rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
+        default=100, description="directions of the sketch; what they leave out is λ alone"
+    )
+    seed: Seed = 0
+    power_iterations: int = Field(
+        default=1,
+        ge=0,
+        description="products with H before the sketch, for flat spectra",
+    )
+
+
+class KroneckerSettings(MethodSettings):
+    """Kronecker-factored Fisher of each layer, with (`ekfac`) or without corrected eigenvalues."""
+
+    curvature: Literal["hessian", "gauss_newton"] = Field(
+        default="gauss_newton", description="the matrix that residuals are measured with"
+    )
+    fisher: Fisher = Field(
+        default="exact", description="exact | sampled labels | empirical (data labels)"
+    )
+    seed: Seed = 0
+    distribution: str | None = Field(
+        default=None,
+        description=(
+            "what sampled labels are drawn from: categorical | bernoulli | gaussian | "
+            "module:callable (output, target, generator) -> target; default: that of the loss"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _drawn_from(self) -> "KroneckerSettings":
+        if self.distribution is None:
+            return self
+        if self.fisher != "sampled":
+            raise ValueError(
+                f"distribution is what labels are drawn from, and fisher: {self.fisher} draws "
+                "none; add fisher: sampled or leave it out"
+            )
+        if self.distribution not in DISTRIBUTIONS:
+            try:
+                callable_name(self.distribution)
+            except ValueError as error:
+                raise ValueError(
+                    f"distribution {self.distribution!r} is neither one of "
+                    f"{', '.join(DISTRIBUTIONS)} nor 'module:callable'"
+                ) from error
+        return self
+
+    @property
+    def drawn_by(self) -> str | None:
+        """The callable that draws labels, by name; None where none does."""
+        return None if self.distribution in (None, *DISTRIBUTIONS) else self.distribution
+
+
+class IdentitySettings(MethodSettings):
+    """Dot products of gradients: the baseline."""
+
+    @model_validator(mode="after")
+    def _no_damping(self) -> "IdentitySettings":
+        if self.block_damping:
+            raise ValueError("identity has no damping, of blocks or of all; leave it out")
+        return self
+
+
+class MethodsSettings(Settings):
+    """The inverse-curvature methods to run, by name."""
+
+    direct: DirectSettings | None = None
+    cg: ConjugateGradientSettings | None = None
+    lissa: LissaSettings | None = None
+    arnoldi: ArnoldiSettings | None = None
+    nystroem: NystroemSettings | None = None
+    ekfac: KroneckerSettings | None = None
+    kfac: KroneckerSettings | None = None
+    identity: IdentitySettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_means_defaults(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: {} if options is None else options for name, options in value.items()}
+        return value
+
+    @model_serializer(mode="wrap")
+    def _named_only(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Written out, a method that is not asked for would read as one with its defaults.
+        return {name: options for name, options in handler(self).items() if options is not None}
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> "MethodsSettings":
+        if not self.names:
+            raise ValueError(f"name at least one method of {', '.join(type(self).model_fields)}")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The methods that are asked for."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @property
+    def drawn_by(self) -> dict[str, str]:
+        """The callables that draw labels, by the field that names them."""
+        asked = {name: self[name] for name in self.names}
+        return {
+            f"methods.{name}.distribution": each.drawn_by
+            for name, each in asked.items()
+            if isinstance(each, KroneckerSettings) and each.drawn_by
+        }
+
+    def __getitem__(self, method: str) -> MethodSettings:
+        return getattr(self, method)
+
+
+EXACT = ("direct", "cg", "lissa")
+"""Methods that solve the damped system itself, to rounding or to a tolerance."""
+
+ITERATIVE = ("cg", "lissa")
+"""Methods that need products at every solve, and can start from previous factors."""
+
+KRONECKER = ("ekfac", "kfac")
+"""Methods that factorise a Fisher of their own, layer by layer."""

@@ -1,0 +1,44 @@
+"""Where a study's files are: one rule for relative paths, and studies found by either end.
+
+A relative path of an input is looked up in the study's folder (where its `defs.yaml` is) and then
+in the project's: the nearest folder above with a `pyproject.toml`, else the working directory.
+"""
+
+import os
+from glob import glob, has_magic
+from pathlib import Path
+
+from influence_dag.study.base import is_callable_name
+
+RULE = "relative paths are looked up in the study's folder, then in the project's"
+
+
+def placed_name(name: str, folder: Path, root: Path) -> str:
+    """A path of the settings, named from `root` if it is one of the study's folder.
+
+    Callables, absolute paths and what the folder does not have are left as they are.
+    """
+    path = os.path.expanduser(name)
+    if is_callable_name(name) or os.path.isabs(path) or not _exists(path, folder):
+        return name
+    return Path(os.path.relpath(folder / path, root)).as_posix()
+
+
+def _exists(name: str, folder: Path) -> bool:
+    try:
+        if (folder / name).exists():
+            return True
+        return has_magic(name) and bool(glob(name, root_dir=folder, recursive=True))
+    except (OSError, ValueError):  # a name that no file can have: told where it is read
+        return False
+
+
+def project_root(folder: Path) -> Path:
+    """The nearest folder above with a `pyproject.toml`; without one, the working directory."""
+    return project_around(folder) or Path.cwd()
+
+
+def project_around(folder: Path) -> Path | None:
+    """The nearest folder, from this one upwards, that has a `pyproject.toml`."""
+    above = (folder, *folder.parents)
+    return next((each for each in above if (each / "pyproject.toml").is_file()), None)

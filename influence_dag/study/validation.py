@@ -1,0 +1,71 @@
+"""Settings of the validations that a study asks for: refits, against what influences say."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from influence_dag.study.base import Seed, Settings, Unit
+
+
+class LeaveOneOutSettings(Settings):
+    """Refits without single training rows, against what the influences predict."""
+
+    rows: Annotated[PositiveInt, Unit("rows")] = Field(
+        default=50, description="training rows to leave out, drawn"
+    )
+    seed: Seed = 0
+    method: str | None = Field(default=None, description="default: the study's first method")
+    tolerance: PositiveFloat = Field(
+        default=1e-8, description="norm of the penalised gradient that every refit has to reach"
+    )
+    max_steps: Annotated[PositiveInt, Unit("steps")] = Field(
+        default=200, description="of a refit; one that needs more is an error"
+    )
+
+
+class DatamodelsSettings(Settings):
+    """Linear datamodelling score: refits on random subsets."""
+
+    count: Annotated[PositiveInt, Unit("subsets")] = Field(
+        default=50, description="subsets in each of two draws"
+    )
+    fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="share of the training rows in a subset"
+    )
+    dampings: tuple[PositiveFloat, ...] = Field(
+        default=(), description="of the exact solves beside the methods; default: the study's"
+    )
+    initial_weights: Literal["same", "others"] = Field(
+        default="same",
+        description="where the subsets' fits start: as the full fit did, or each from its own seed",
+    )
+    seed: Seed = 0
+
+
+class LabelErrorsSettings(Settings):
+    """Flipped labels, to be found by self-influence."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="share of the training labels that are replaced by others"
+    )
+    curvature: Literal["hessian", "gauss_newton"] = Field(
+        default="gauss_newton", description="the matrix in the self-influence of flipped rows"
+    )
+    seed: Seed = 0
+
+
+class ValidationSettings(Settings):
+    """Which validations are artifacts of the study; each costs refits."""
+
+    leave_one_out: LeaveOneOutSettings | None = None
+    datamodels: DatamodelsSettings | None = None
+    label_errors: LabelErrorsSettings | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The validations that are asked for."""
+        return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
