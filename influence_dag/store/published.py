@@ -6,17 +6,15 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import xarray as xr
-import zarr
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
 from influence_dag.files import content_of, stamp
 from influence_dag.fingerprints import Keys
-from influence_dag.store.arrays import CheckedStore, chunk_file, crc32c, damaged, is_sound
+from influence_dag.store.arrays import chunk_file, crc32c, damaged, is_sound
 from influence_dag.store.chunks import read_array, read_region
 from influence_dag.store.layout import Variable
 from influence_dag.store.manifests import (
@@ -30,6 +28,12 @@ from influence_dag.store.manifests import (
 )
 from influence_dag.store.results import Results
 from influence_dag.store.soundness import Damage, damaged_chunks, damaged_files
+
+if TYPE_CHECKING:  # whoever only compares keys does not pay for their import
+    import xarray as xr
+    import zarr
+
+    from influence_dag.store.checked import CheckedStore
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +50,15 @@ class Version:
     def number(self) -> int:
         return int(self.path.name)
 
-    def open(self, *, chunks: Literal["auto"] | None = "auto") -> xr.Dataset:
+    def open(self, *, chunks: Literal["auto"] | None = "auto") -> "xr.Dataset":
         """The version as a lazy dataset: coordinates loaded, data read when asked for.
 
         Data are dask arrays of blocks of whole stored chunks, with `chunks=None` arrays that are
         read when they are used. A missing or damaged chunk raises a `StoreError` when it is read.
         The dataset stays on this version, whatever is published meanwhile.
         """
+        import xarray as xr
+
         self.manifest  # noqa: B018  (a version that cannot be read fails here, with a clear error)
         dataset = xr.open_zarr(self._store, chunks=None, consolidated=True)
         for coordinate in dataset.coords.values():
@@ -64,12 +70,14 @@ class Version:
         numbers = {name: each for name, each in data.items() if each.dtype.kind in "biufc"}
         return dataset.assign({name: each.chunk(chunks) for name, each in numbers.items()})
 
-    def array(self, variable: str) -> zarr.Array:
+    def array(self, variable: str) -> "zarr.Array":
         """A variable as a Zarr array; reading a missing or damaged chunk is a `StoreError`."""
         if variable not in self.variables:
             known = ", ".join(self.variables)
             raise StoreError(f"{self.artifact} has no variable {variable!r}; it has {known}")
         if variable not in self._arrays:
+            import zarr
+
             self._arrays[variable] = zarr.open_array(self._store, path=variable, mode="r")
         return self._arrays[variable]
 
@@ -229,11 +237,13 @@ class Version:
             self._bookkeeping(variable, STAMPS)
 
     @cached_property
-    def _arrays(self) -> dict[str, zarr.Array]:
+    def _arrays(self) -> "dict[str, zarr.Array]":
         return {}
 
     @cached_property
-    def _store(self) -> CheckedStore:
+    def _store(self) -> "CheckedStore":
+        from influence_dag.store.checked import CheckedStore
+
         return CheckedStore(self.path, artifact=self.artifact, checksums=self._checksums)
 
     def _expected(self, file: str) -> int:
