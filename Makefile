@@ -4,6 +4,7 @@
 #   make ui         Dagster UI on http://127.0.0.1:$(PORT), history kept in .dagster
 #   make test       all tests
 #   make check      lint, format, types, tests, doctests, the README's example
+#   make newest     tests of what needs no torch, under the newest Python found beside this one
 #   make bench      speed, as ratios within one run
 #   make campaign   the long numerical validation
 #   make fidelity   each method against exact solves and refits; the tables of docs/methods.md
@@ -28,7 +29,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test lint check bench campaign fidelity settings bad-input clean
+.PHONY: help demo ui test lint check newest bench campaign fidelity settings bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -60,6 +61,9 @@ test: $(READY)
 check: $(READY) lint test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --doctest-modules influence_dag
 
+newest: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python .ci/newest.py
+
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -82,5 +86,5 @@ bad-input: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bad_input
 
 clean:
-	rm -rf $(VENV) .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-newest .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,12 +1,14 @@
 """Settings of every test: repeatable random numbers, no clock in hypothesis, no user's Dagster."""
 
 import os
+import pickle
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 from hypothesis import settings
 from tiny_project import Project
 
@@ -20,7 +22,24 @@ os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
-    torch.manual_seed(0)
+    with suppress(ModuleNotFoundError):  # stores, tables and settings are tested without it too
+        import torch
+
+        torch.manual_seed(0)
+
+
+def _skip_without_torch() -> Any:
+    """Where torch is not installed, what asks for it is skipped."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        pytest.skip(str(error))
+
+
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(_skip_without_torch)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_without_torch)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +52,12 @@ def _python_path() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A small project with everything materialised. Not to be changed: copy it."""
+    """A small project with everything materialised. Not to be changed: copy it.
+
+    `FINISHED_PROJECT` names one that another environment has made (see `.ci/newest.py`).
+    """
+    if made := os.environ.get("FINISHED_PROJECT"):
+        return pickle.loads((Path(made) / "project.pickle").read_bytes())
     project = Project(tmp_path_factory.mktemp("finished"))
     project.materialize()
     return project

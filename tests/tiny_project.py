@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from influence_dag.query.results import StudyResults, open_study
@@ -116,10 +115,14 @@ class Project:
     def remove_store(self) -> None:
         shutil.rmtree(self.store)
 
-    def tensors(self, split: str, dtype: torch.dtype = torch.float64) -> tuple:
-        """Features and labels as the model sees them, straight from the rows."""
+    def tensors(self, split: str, dtype: Any = None) -> tuple:
+        """Features (float64 unless said) and labels as the model sees them, from the rows."""
+        import torch
+
         numbers = np.array([row[1:] for row in self.rows[split]], dtype=np.float64)
-        return torch.tensor(numbers[:, :3], dtype=dtype), torch.tensor(numbers[:, 3]).long()
+        return torch.tensor(numbers[:, :3], dtype=dtype or torch.float64), torch.tensor(
+            numbers[:, 3]
+        ).long()
 
 
 def make_rows(split: str, n: int) -> list[list]:
