@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from influence_dag.files import link_or_copy
 from influence_dag.fingerprints import Keys
@@ -10,11 +11,13 @@ from influence_dag.store.arrays import chunk_file, create_variable
 from influence_dag.store.chunks import write_array
 from influence_dag.store.layout import Layout
 from influence_dag.store.plans import carry, chunk_indices, is_present
-from influence_dag.store.published import Version
 from influence_dag.store.results import Results
 
+if TYPE_CHECKING:
+    from influence_dag.store.published import Version
 
-def clone(base: Version | None, layout: Layout, folder: Path) -> Results:
+
+def clone(base: "Version | None", layout: Layout, folder: Path) -> Results:
     """Fill a new folder with a layout and with all that is still right of a version.
 
     Chunks are hard links under the new shape's metadata; files are replaced rather than written
@@ -42,7 +45,7 @@ def clone(base: Version | None, layout: Layout, folder: Path) -> Results:
     return _link_results(base, layout, folder, damaged)
 
 
-def _link(base: Version, folder: Path, files: Iterable[Path | str]) -> None:
+def _link(base: "Version", folder: Path, files: Iterable[Path | str]) -> None:
     """Files of a version under the same names in a new folder."""
     for file in files:
         target = folder / os.path.relpath(file, base.path)
@@ -50,7 +53,7 @@ def _link(base: Version, folder: Path, files: Iterable[Path | str]) -> None:
         link_or_copy(file, target)
 
 
-def _published_files(base: Version, array: str) -> list[Path]:
+def _published_files(base: "Version", array: str) -> list[Path]:
     """The files of a coordinate or a result: those that were published, whatever lies beside."""
     return [base.path / name for name in base.manifest["files"] if name.startswith(f"{array}/")]
 
@@ -61,7 +64,7 @@ def _link_chunks(source: Path, target: Path, variable: str, keys: Keys) -> None:
         link_or_copy(f"{source}/{file}", f"{target}/{file}")
 
 
-def _link_results(base: Version, layout: Layout, folder: Path, damaged: set[str]) -> Results:
+def _link_results(base: "Version", layout: Layout, folder: Path, damaged: set[str]) -> Results:
     if not _same_computation(base, layout):
         return Results()
     results = base.results.without([*layout.parts, *damaged])
@@ -71,7 +74,7 @@ def _link_results(base: Version, layout: Layout, folder: Path, damaged: set[str]
     return results
 
 
-def _same_computation(base: Version, layout: Layout) -> bool:
+def _same_computation(base: "Version", layout: Layout) -> bool:
     """Whether results of a version are still true if no chunk has to be written.
 
     Removing rows may leave every remaining chunk right, but not what was computed from all.

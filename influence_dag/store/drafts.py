@@ -4,7 +4,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from influence_dag.store.arrays import plain, round_mantissas
 from influence_dag.store.chunks import read_region, write_array, write_chunk
 from influence_dag.store.journal import Journal
 from influence_dag.store.layout import RESERVED_NAMES, ChunkIndex, Coordinate, Layout, Variable
+from influence_dag.store.manifests import UNKNOWN
 from influence_dag.store.plans import (
     Expected,
     carry,
@@ -26,10 +27,10 @@ from influence_dag.store.plans import (
     is_outdated,
     is_present,
 )
-from influence_dag.store.published import Version
 from influence_dag.store.results import Results
 
-UNKNOWN = -1  # of a chunk that was written since: its file ends in its checksum
+if TYPE_CHECKING:
+    from influence_dag.store.published import Version
 
 
 class Draft:
@@ -43,7 +44,7 @@ class Draft:
     """
 
     def __init__(
-        self, artifact: str, folder: Path, journal: Journal, layout: Layout, base: Version | None
+        self, artifact: str, folder: Path, journal: Journal, layout: Layout, base: "Version | None"
     ) -> None:
         self.artifact, self.folder, self.layout, self.base = artifact, folder, layout, base
         self.version: Version | None = None
@@ -265,7 +266,7 @@ class Draft:
                 )
 
 
-def _carried(base: Version | None, variable: Variable, keys: Keys) -> NDArray[np.int64]:
+def _carried(base: "Version | None", variable: Variable, keys: Keys) -> NDArray[np.int64]:
     """The checksums of a version's chunks that are linked under another's shape.
 
     What was put in their place since they were published does not become right by being linked.

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,9 @@ from numpy.typing import NDArray
 from influence_dag.errors import StoreError
 from influence_dag.fingerprints import Keys
 from influence_dag.store.layout import ChunkIndex, Layout, Variable
-from influence_dag.store.published import Version
+
+if TYPE_CHECKING:
+    from influence_dag.store.published import Version
 
 Expected = Mapping[str, Keys]
 """For each variable of a layout, the keys its chunks should have: `(*grid, 16)`."""
@@ -39,7 +42,7 @@ class Plan:
         return not self.computed and not self.layout_changed
 
 
-def make_plan(base: Version | None, layout: Layout, expected: Expected) -> Plan:
+def make_plan(base: "Version | None", layout: Layout, expected: Expected) -> Plan:
     """Compare what a layout's chunks should be with what a version holds."""
     check_expected(layout, expected)
     outdated, reasons, reused = {}, Counter[str](), 0
@@ -60,7 +63,7 @@ def make_plan(base: Version | None, layout: Layout, expected: Expected) -> Plan:
     )
 
 
-def carry(base: Version | None, variable: Variable) -> tuple[Keys, NDArray[np.bool_]]:
+def carry(base: "Version | None", variable: Variable) -> tuple[Keys, NDArray[np.bool_]]:
     """Keys of a version's chunks that serve a new one as they are, and which were found damaged."""
     keys = carried_keys(base, variable)
     damaged = np.zeros(variable.grid, bool)
@@ -73,7 +76,7 @@ def carry(base: Version | None, variable: Variable) -> tuple[Keys, NDArray[np.bo
     return keys, damaged
 
 
-def carried_keys(base: Version | None, variable: Variable) -> Keys:
+def carried_keys(base: "Version | None", variable: Variable) -> Keys:
     """Keys of a version's chunks under another's shape, `(*grid, 16)`; zeros where none serves.
 
     Chunks at an edge that moved hold other rows than before, so they are left out whatever their
@@ -92,7 +95,7 @@ def carried_keys(base: Version | None, variable: Variable) -> Keys:
     return keys
 
 
-def holds_layout(base: Version, layout: Layout) -> bool:
+def holds_layout(base: "Version", layout: Layout) -> bool:
     """Whether a version's coordinates and attributes are this layout's, undamaged."""
     return base.layout_fingerprint == layout.fingerprint and not base.damaged_files()
 

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,13 +10,15 @@ from influence_dag.errors import StoreError
 from influence_dag.files import files_below, make_durable, remove, stamp
 from influence_dag.fingerprints import fingerprint
 from influence_dag.store.arrays import checksum, chunk_file, last_checksum, write_group
-from influence_dag.store.drafts import UNKNOWN, Draft
 from influence_dag.store.layout import Variable
-from influence_dag.store.manifests import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, sealed
+from influence_dag.store.manifests import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, UNKNOWN, sealed
 from influence_dag.store.published import Version
 
+if TYPE_CHECKING:
+    from influence_dag.store.drafts import Draft
 
-def finish(draft: Draft) -> None:
+
+def finish(draft: "Draft") -> None:
     """Turn a draft's folder into a complete version, in place; only its name is provisional."""
     _sweep(draft)
     data_version = _data_version(draft)
@@ -30,7 +32,7 @@ def finish(draft: Draft) -> None:
         raise
 
 
-def _sweep(draft: Draft) -> None:
+def _sweep(draft: "Draft") -> None:
     """Remove what killed writers left, and results that were dropped."""
     layout = (*draft.layout.variables, *draft.layout.coordinates)
     results = draft.results
@@ -39,12 +41,12 @@ def _sweep(draft: Draft) -> None:
     remove([Path(path) for path in files_below(draft.folder) if path.endswith(".partial")])
 
 
-def _data_version(draft: Draft) -> str:
+def _data_version(draft: "Draft") -> str:
     keys = {variable.name: draft.keys(variable.name) for variable in draft.layout.variables}
     return fingerprint(draft.layout.fingerprint, keys)
 
 
-def _write_bookkeeping(draft: Draft) -> None:
+def _write_bookkeeping(draft: "Draft") -> None:
     blocks = {}
     for variable in draft.layout.variables:
         blocks[f"{variable.name}.{KEYS}"] = draft.keys(variable.name)
@@ -52,7 +54,7 @@ def _write_bookkeeping(draft: Draft) -> None:
     np.savez(draft.folder / BLOCKS, **blocks)
 
 
-def _stamps(draft: Draft, variable: Variable) -> np.ndarray:
+def _stamps(draft: "Draft", variable: Variable) -> np.ndarray:
     """Size, time of modification and checksum of every chunk file, `(*grid, 3)`."""
     stamps = np.empty((*variable.grid, 3), np.int64)
     stamps[..., 2] = draft.checksums(variable.name)
@@ -67,7 +69,7 @@ def _stamps(draft: Draft, variable: Variable) -> np.ndarray:
     return stamps
 
 
-def _write_attributes(draft: Draft, data_version: str) -> None:
+def _write_attributes(draft: "Draft", data_version: str) -> None:
     layout, results = draft.layout, draft.results
     coordinates = [variable.name for variable in layout.variables if variable.coordinate]
     coordinates += [item.name for item in layout.coordinates] + list(results.arrays)
@@ -83,7 +85,7 @@ def _write_attributes(draft: Draft, data_version: str) -> None:
     write_group(draft.folder, attributes)
 
 
-def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
+def _manifest(draft: "Draft", data_version: str) -> dict[str, Any]:
     variables = {
         variable.name: {"shape": list(variable.shape), "encoding": variable.encoding}
         for variable in draft.layout.variables
@@ -100,7 +102,7 @@ def _manifest(draft: Draft, data_version: str) -> dict[str, Any]:
     }
 
 
-def _small_files(draft: Draft, variables: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
+def _small_files(draft: "Draft", variables: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
     """Size, time of modification and checksum of every file that is not a chunk of a variable.
 
     Files that are links to those of the version before keep the checksum that they have there: what
