@@ -12,7 +12,6 @@ from torch.func import functional_call
 
 from influence_dag.errors import ModelError
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
-from influence_dag.objective.checks import check_objective
 from influence_dag.objective.chosen_output import chosen_output
 from influence_dag.objective.rows import Inputs, Rows
 from influence_dag.objective.twice_differentiable import TwiceDifferentiable
@@ -177,6 +176,8 @@ class Objective:
         the outputs' range, values that do not repeat or depend on the batch, and non-finite
         losses. One forward pass over all rows, two backward passes over a few.
         """
+        from influence_dag.objective.checks import check_objective
+
         check_objective(self, rows)
 
 
