@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_dag.datasets import Split, check_precisions, load_splits
 from influence_dag.errors import DataError, ModelError
 from influence_dag.graph import artifacts, matrix_of
+from influence_dag.named_code import look_for_callables
 from influence_dag.running import load_study
-from influence_dag.scales import unscaled
 from influence_dag.settings import readable_bytes
-from influence_dag.sources.on_demand import Values
 from influence_dag.study import FitSettings, Study
 
 if TYPE_CHECKING:
+    from influence_dag.datasets import Split
     from influence_dag.objective import Objective, Rows
+    from influence_dag.sources.on_demand import Values
 
 TRIED = 256  # rows that are differentiated to measure a rate
 FIT_PASSES, SOLVE_STEPS = 100, 30  # what fits and iterative solves take, about
@@ -97,9 +97,11 @@ def foresee(folder: str | Path) -> Foreseen:
     study = load_study(folder)
     if str(study.root) not in sys.path:
         sys.path.insert(0, str(study.root))  # the study's own callables live in the project
-    train, test = load_splits(study.settings.data, study.root)
+    look_for_callables(study)
+    from influence_dag.datasets import check_precisions, load_splits
     from influence_dag.stages.class_order import check_words
 
+    train, test = load_splits(study.settings.data, study.root)
     check_words(study.settings, train)
     check_precisions((train, test), study.settings.compute.dtype)
     rates = _Rates.measured(study, train, test)
@@ -130,7 +132,7 @@ class _Rates:
     product: float  # seconds a multiply–add in a product of matrices
 
     @classmethod
-    def measured(cls, study: Study, train: Split, test: Split) -> "_Rates":
+    def measured(cls, study: Study, train: "Split", test: "Split") -> "_Rates":
         import torch
 
         from influence_dag.gradients import per_sample_gradients
@@ -171,7 +173,7 @@ def _gradient(objective: "Objective", rows: "Rows") -> None:
     objective.mean_loss(theta, rows).backward()
 
 
-def _tried(study: Study, train: Split, test: Split) -> "tuple[Objective, Rows]":
+def _tried(study: Study, train: "Split", test: "Split") -> "tuple[Objective, Rows]":
     """The model on a few training rows, checked as a refresh checks it; labels of all rows."""
     import torch
 
@@ -195,7 +197,7 @@ def _tried(study: Study, train: Split, test: Split) -> "tuple[Objective, Rows]":
     return objective, few
 
 
-def _check_labels(study: Study, split: Split, check: Callable[[Any], None]) -> None:
+def _check_labels(study: Study, split: "Split", check: Callable[[Any], None]) -> None:
     import torch
 
     try:
@@ -209,12 +211,12 @@ def _check_labels(study: Study, split: Split, check: Callable[[Any], None]) -> N
         raise DataError(f"{split.source}: row {row!r}, column {column!r}: {said}") from error
 
 
-def _rows_of(split: Split, count: int, dtype: Any) -> "Rows":
+def _rows_of(split: "Split", count: int, dtype: Any) -> "Rows":
     import torch
 
     from influence_dag.objective import Rows
 
-    def tensor(values: Values) -> torch.Tensor:
+    def tensor(values: "Values") -> torch.Tensor:
         found = torch.from_numpy(np.ascontiguousarray(values[:count]))
         return found.to(dtype) if found.is_floating_point() else found.long()
 
@@ -266,7 +268,9 @@ def _cost(name: str, study: Study, rates: _Rates) -> Cost:
     return Cost(name, 8 * (m + n), block, refits)
 
 
-def _warnings(study: Study, train: Split, costs: tuple[Cost, ...]) -> Iterator[str]:
+def _warnings(study: Study, train: "Split", costs: tuple[Cost, ...]) -> Iterator[str]:
+    from influence_dag.scales import unscaled
+
     features = study.settings.data.features
     if not getattr(features, "standardise", False) and (names := unscaled(train)):
         told = "" if study.settings.compute.dtype == "float64" else "compute: {dtype: float64} or "

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.history import home_of
+from influence_dag.named_code import look_for_callables
 from influence_dag.places import project_around, project_root
 from influence_dag.study import Study, StudySettings, study_name
 from influence_dag.study_files import read_yaml
@@ -159,6 +160,7 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> "StudyRe
 
 def _look(study: Study) -> None:
     """Raise for what is wrong with small files and with named code, before Dagster is imported."""
+    look_for_callables(study)
     from influence_dag.stages.dataset import look
     from influence_dag.stages.workbench import Workbench
 

@@ -12,6 +12,7 @@ from influence_dag.data_settings import DataSettings, FeatureSettings
 from influence_dag.datasets import Split, load_splits
 from influence_dag.errors import StudyError
 from influence_dag.first_look import Plan, Start, located, look_at_files
+from influence_dag.named_code import look_for
 from influence_dag.places import project_around
 from influence_dag.scales import unscaled
 from influence_dag.settings import is_callable_name
@@ -107,6 +108,7 @@ def _check_model(start: Start, folder: Path, project: Path | None) -> None:
             f"--model {start.model}: {file} lies in {Path.cwd()}, which is no project, so that the "
             "study would not find it; an empty pyproject.toml there makes it one"
         )
+    look_for(start.model, project or folder, "--model")
     from influence_dag.models import import_callable  # here: it imports torch
 
     import_callable(start.model, project or folder, "--model")

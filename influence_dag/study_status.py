@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_dag.graph import Artifact, artifacts
+from influence_dag.named_code import look_for_callables
 from influence_dag.running import load_study
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ def status(folder: str | Path) -> StudyStatus:
     study = load_study(folder)
     if str(study.root) not in sys.path:
         sys.path.insert(0, str(study.root))  # the study's own callables live in the project
+    look_for_callables(study)
     from influence_dag.stages.workbench import Workbench  # here: wrong settings are told at once
 
     bench = Workbench(study, plan_only=True)
