@@ -243,7 +243,10 @@ def _cost(name: str, study: Study, rates: _Rates) -> Cost:
         case "model":
             fits = isinstance(study.settings.model.fit, FitSettings)
             work = FIT_PASSES * n * rates.gradient * 2 if fits else n * rates.gradient
-            return Cost(name, 16 * p, 8 * (n * rates.values + 60 * p * fits), work)
+            held = (
+                n if study.settings.model.fit is not None else min(n, 2 * _block_rows(study, rates))
+            )
+            return Cost(name, 16 * p, 8 * (held * rates.values + 60 * p * fits), work)
         case "gradients":
             return Cost(name, n * rates.gradient_numbers * size, block, 2 * n * rates.gradient)
         case "hessian" | "gauss_newton":
@@ -266,6 +269,13 @@ def _cost(name: str, study: Study, rates: _Rates) -> Cost:
             return Cost(name, 8 * (m + n) * 20, block, lambdas * m * n * 1e-8)
     refits = n * rates.gradient * FIT_PASSES * 2 * 50 if method == "validation" else 0.0
     return Cost(name, 8 * (m + n), block, refits)
+
+
+def _block_rows(study: Study, rates: _Rates) -> int:
+    """Rows that a given model is shown together."""
+    from influence_dag.stages.blocks_of_rows import FEWEST
+
+    return max(FEWEST, study.settings.compute.block_bytes // (8 * max(rates.values, 1)))
 
 
 def _warnings(study: Study, train: "Split", costs: tuple[Cost, ...]) -> Iterator[str]:
