@@ -7,6 +7,7 @@ from influence_dag.errors import InfluenceDagError
 from influence_dag.study.code import put_on_path
 from influence_dag.study.history import home_of
 from influence_dag.study.loading import load_study
+from influence_dag.study.named_code import look_for_callables
 from influence_dag.study.study import Study
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> "StudyRe
 
 def _look(study: Study) -> None:
     """Raise for what is wrong with small files and with named code, before Dagster is imported."""
+    look_for_callables(study)
     from influence_dag.stages.dataset import look
     from influence_dag.stages.workbench import Workbench
 

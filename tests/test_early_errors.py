@@ -59,10 +59,25 @@ def test_wrong_rows_are_told_before_torch_and_dagster_are_imported(tmp_path, mis
         assert imported == []
 
 
-def test_named_code_that_is_not_there_is_told_before_dagster_is_imported(tmp_path):
+NAMED = {
+    "a lost loss": ({"model": {"loss": "tiny_model:lost"}}, "tiny_model.py has no 'lost'"),
+    "a lost measurement": ({"model": {"measurement": "tiny_model:lost"}}, "has no 'lost'"),
+    "a misspelt name": (
+        {"model": {"build": "tiny_model:biuld"}},
+        "tiny_model.py has no 'biuld'; did you mean build?",
+    ),
+    "a lost module": ({"model": {"build": "tiny_modell:build"}}, "no module 'tiny_modell'"),
+    "lost rows": ({"data": {"train": "tiny_rows:train"}}, "no module 'tiny_rows'"),
+}
+
+
+@pytest.mark.parametrize("mistake", NAMED)
+def test_named_code_that_is_not_there_is_told_before_anything_is_imported(tmp_path, mistake):
+    change, words = NAMED[mistake]
     project = Project(tmp_path)
-    project.write_settings(model={"loss": "tiny_model:lost"})
-    found = asked(project, ["check", "status", "materialize"], ["dagster"])
+    project.write_settings(**change)
+    slow = ["torch", "dagster", "pandas", "xarray", "zarr", "tiny_model"]
+    found = asked(project, ["check", "status", "materialize"], slow)
     for said, imported in found.values():
-        assert "has no 'lost'" in said
+        assert words in said
         assert imported == []

@@ -1,7 +1,9 @@
 """The tutorials run as they stand and print what they say."""
 
+import os
 import re
 import shutil
+import subprocess
 import sys
 from contextlib import redirect_stdout
 from importlib import invalidate_caches
@@ -14,6 +16,7 @@ import yaml
 from click.testing import CliRunner
 
 from influence_dag.__main__ import main
+from influence_dag.running import materialize
 from influence_dag.study.study import RefreshSettings
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +45,24 @@ def test_a_tutorial_prints_what_it_says(tutorial, tmp_path, monkeypatch):
             exec(compile(block, tutorial, "exec"), names)
         printed.append(shown.getvalue())
     assert [text for text in printed if text] == blocks(tutorial, "text")
+
+
+def test_the_arrays_of_a_study_with_xarray_alone(tmp_path, monkeypatch):
+    for folder in ("assets", "data/diabetes"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    materialize("assets/diabetes", progress=False)
+    code = "\n".join(blocks("plain_xarray", "python"))
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys\nassert 'influence_dag' not in sys.modules"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"MPLBACKEND": "Agg"},
+    )
+    assert not done.returncode, done.stderr
+    assert [done.stdout] == blocks("plain_xarray", "text")
+    assert (tmp_path / "influences.png").stat().st_size > 10_000
 
 
 def test_the_settings_that_it_shows_are_valid():

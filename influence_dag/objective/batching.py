@@ -34,7 +34,7 @@ def check_all_rows(objective: "Objective", rows: Rows, *, of: Of = "loss") -> No
     """
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(len(rows), generator=generator, dtype=torch.float64).to(objective.params)
-    orders = [torch.arange(len(rows)), torch.randperm(len(rows), generator=generator)]
+    orders = [torch.arange(len(rows)), rows.shuffled(generator)]
     size = min(_BATCH, max(1, len(rows)))
     sizes = [size, max(1, int(_OTHER * size))]
     passes = [

@@ -4,7 +4,6 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from influence_dag.objective.seeding import seeded
 from influence_dag.study.code import code_hashes, forget_outdated, import_as_hashed
 from influence_dag.study.model import FitSettings, ModelSettings
 from influence_dag.study.module_files import is_of_project
+from influence_dag.study.named_code import no_module, no_name, not_python, on_path
 from influence_dag.study.users_code import named_by, place_of
 
 __all__ = [
@@ -55,9 +55,7 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
     found: Any = module
     for part in attribute.split("."):
         if not hasattr(found, part):
-            close = get_close_matches(part, vars(found), n=3)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise StudyError(f"{field}: {name}: {module.__file__} has no {part!r}{hint}")
+            raise no_name(context, module.__file__, part, vars(found))
         found = getattr(found, part)
     if not callable(found):
         raise StudyError(f"{field}: {name} is a {type(found).__name__}, expected a callable")
@@ -66,21 +64,17 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
 
 def _import_from(module_name: str, root: Path, context: str) -> Any:
     forget_outdated(module_name, root)
-    importlib.invalidate_caches()
-    sys.path.insert(0, str(root))
     try:
-        return importlib.import_module(module_name)
+        with on_path(root):
+            return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise StudyError(
                 f"{context}: importing {module_name} needs {error.name!r}, which is not installed"
             ) from error
-        raise StudyError(
-            f"{context}: no module {error.name!r}; looked in {root} and in the installed packages"
-        ) from error
+        raise no_module(context, error.name, root) from error
     except SyntaxError as error:
-        where = f"{error.filename or module_name}:{error.lineno or 1}"
-        raise StudyError(f"{context}: {where}: not Python: {error.msg}") from error
+        raise not_python(context, module_name, error) from error
     except (Exception, SystemExit) as error:
         if isinstance(error, InfluenceDagError):
             raise
@@ -89,8 +83,6 @@ def _import_from(module_name: str, root: Path, context: str) -> Any:
             f"{context}: importing {module_name} ended in {said:.500}{place_of(error)}; code that "
             "a study names has to be importable, without running anything"
         ) from error
-    finally:
-        sys.path.remove(str(root))
 
 
 @contextmanager

@@ -62,14 +62,21 @@ class Rows:
         batches = [batch_rows(batch) for batch in loader]
         if not batches:
             raise ModelError("the data loader is empty; at least one (x, y) batch is needed")
-        weights = [batch.weights for batch in batches]
-        known = [part for part in weights if part is not None]
-        if known and len(known) < len(batches):
+        rows = cls.joined(batches)
+        if rows.weights is not None:
+            checked_weights(rows.weights)
+        return rows
+
+    @classmethod
+    def joined(cls, parts: "list[Rows]") -> "Rows":
+        """One after the other. Raises `ModelError` where their structures or shapes differ."""
+        known = [part.weights for part in parts if part.weights is not None]
+        if known and len(known) < len(parts):
             raise ModelError("some batches of the loader have weights of rows and some have none")
-        return cls(
-            _concatenated([batch.x for batch in batches], "inputs"),
-            _concatenated([batch.y for batch in batches], "targets"),
-            checked_weights(torch.cat(known)) if known else None,
+        return Rows(
+            _concatenated([part.x for part in parts], "inputs"),
+            _concatenated([part.y for part in parts], "targets"),
+            torch.cat(known) if known else None,
         )
 
     def __len__(self) -> int:
@@ -111,6 +118,10 @@ class Rows:
         """Consecutive slices of at most `size` rows."""
         for start in range(0, len(self), size):
             yield self[start : start + size]
+
+    def shuffled(self, generator: torch.Generator) -> Tensor:
+        """Positions of the rows in a random order."""
+        return torch.randperm(len(self), generator=generator)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -15,7 +15,8 @@ from influence_dag.solvers.base import Solution, register
 class Identity:
     r"""$x = b$: influences become dot products of gradients, the baseline of every comparison.
 
-    The damped curvature as a whole counts as 1, so the damping plays no part.
+    The damped curvature as a whole counts as 1, so the damping plays no part. No system is solved,
+    and no residual is measured: one would take products with a curvature that nothing else needs.
     """
 
     def factorize(self, curvature: Curvature) -> "IdentityFactor":
@@ -37,4 +38,4 @@ class IdentityFactor:
     def solve(
         self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
-        return Solution(rhs.clone())
+        return Solution(rhs.clone(), {"residual": rhs.new_zeros(len(rhs))})

@@ -3,9 +3,11 @@
 import numpy as np
 
 from influence_dag.stages.workbench import Workbench
+from influence_dag.store import Version
 
 APART = 1e3  # sizes that differ by less do no harm
 SHOWN = 4
+AT_ONCE = 2**14  # rows
 
 
 def unscaled_columns(bench: Workbench) -> str:
@@ -21,8 +23,7 @@ def unscaled_columns(bench: Workbench) -> str:
     names = np.asarray(dataset.coordinate(dims[0]))
     if names.dtype.kind in "iu" or np.dtype(dataset.variables["train_x"].dtype).kind != "f":
         return ""  # positions of one axis, not columns with units of their own
-    rows = dataset.read("train_x")[bench.axis_of(dataset, "train").slots]
-    sizes = np.sqrt(np.square(rows).mean(axis=0))
+    sizes = _sizes(dataset, bench.axis_of(dataset, "train").valid)
     order = np.argsort(sizes)[np.sort(sizes) > 0]
     if len(order) < 2 or sizes[order[-1]] < APART * sizes[order[0]]:
         return ""
@@ -33,6 +34,15 @@ def unscaled_columns(bench: Workbench) -> str:
         "data: {features: {standardise: true}} brings all to the order of 1 and keeps units "
         "(or, if they have to stay, compute: {dtype: float64})"
     )
+
+
+def _sizes(dataset: Version, valid: np.ndarray) -> np.ndarray:
+    """Root mean squares of the columns, from blocks of the rows."""
+    squares, step = np.zeros(dataset.variables["train_x"].shape[1:]), AT_ONCE
+    for start in range(0, len(valid), step):
+        rows = dataset.read("train_x", slice(start, start + step))
+        squares += np.square(rows[valid[start : start + step]]).sum(axis=0)
+    return np.sqrt(squares / valid.sum())
 
 
 def _listed(names: np.ndarray, sizes: np.ndarray, which: np.ndarray) -> str:

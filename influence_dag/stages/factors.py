@@ -73,6 +73,7 @@ def base_key(bench: Workbench, method: str) -> str:
         method,
         settings,
         "sweep" if len(bench.settings.dampings) > 1 else dampings.of_method(bench, method),
+        *(["no residual"] if method == "identity" else []),
     )
 
 

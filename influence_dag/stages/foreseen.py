@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_dag.datasets.scales import unscaled
-from influence_dag.datasets.sources.on_demand import Values
-from influence_dag.datasets.splits import Split, check_precisions, load_splits
 from influence_dag.errors import DataError, ModelError
 from influence_dag.stages.graph import artifacts, matrix_of
 from influence_dag.study.base import readable_bytes
@@ -20,6 +17,12 @@ from influence_dag.study.loading import load_study
 from influence_dag.study.study import FitSettings, Study
 
 if TYPE_CHECKING:
+    from influence_dag.objective.objective import Objective, Rows
+from influence_dag.study.named_code import look_for_callables
+
+if TYPE_CHECKING:
+    from influence_dag.datasets.sources.on_demand import Values
+    from influence_dag.datasets.splits import Split
     from influence_dag.objective.objective import Objective, Rows
 
 TRIED = 256  # rows that are differentiated to measure a rate
@@ -96,9 +99,11 @@ def foresee(folder: str | Path) -> Foreseen:
     """
     study = load_study(folder)
     put_on_path(study.root)
-    train, test = load_splits(study.settings.data, study.root)
+    look_for_callables(study)
+    from influence_dag.datasets.splits import check_precisions, load_splits
     from influence_dag.stages.class_order import check_words
 
+    train, test = load_splits(study.settings.data, study.root)
     check_words(study.settings, train)
     check_precisions((train, test), study.settings.compute.dtype)
     rates = _Rates.measured(study, train, test)
@@ -129,7 +134,7 @@ class _Rates:
     product: float  # seconds a multiply–add in a product of matrices
 
     @classmethod
-    def measured(cls, study: Study, train: Split, test: Split) -> "_Rates":
+    def measured(cls, study: Study, train: "Split", test: "Split") -> "_Rates":
         import torch
 
         from influence_dag.gradients.per_sample import per_sample_gradients
@@ -170,7 +175,7 @@ def _gradient(objective: "Objective", rows: "Rows") -> None:
     objective.mean_loss(theta, rows).backward()
 
 
-def _tried(study: Study, train: Split, test: Split) -> "tuple[Objective, Rows]":
+def _tried(study: Study, train: "Split", test: "Split") -> "tuple[Objective, Rows]":
     """The model on a few training rows, checked as a refresh checks it; labels of all rows."""
     import torch
 
@@ -194,7 +199,7 @@ def _tried(study: Study, train: Split, test: Split) -> "tuple[Objective, Rows]":
     return objective, few
 
 
-def _check_labels(study: Study, split: Split, check: Callable[[Any], None]) -> None:
+def _check_labels(study: Study, split: "Split", check: Callable[[Any], None]) -> None:
     import torch
 
     try:
@@ -208,12 +213,12 @@ def _check_labels(study: Study, split: Split, check: Callable[[Any], None]) -> N
         raise DataError(f"{split.source}: row {row!r}, column {column!r}: {said}") from error
 
 
-def _rows_of(split: Split, count: int, dtype: Any) -> "Rows":
+def _rows_of(split: "Split", count: int, dtype: Any) -> "Rows":
     import torch
 
     from influence_dag.objective.objective import Rows
 
-    def tensor(values: Values) -> torch.Tensor:
+    def tensor(values: "Values") -> torch.Tensor:
         found = torch.from_numpy(np.ascontiguousarray(values[:count]))
         return found.to(dtype) if found.is_floating_point() else found.long()
 
@@ -240,7 +245,10 @@ def _cost(name: str, study: Study, rates: _Rates) -> Cost:
         case "model":
             fits = isinstance(study.settings.model.fit, FitSettings)
             work = FIT_PASSES * n * rates.gradient * 2 if fits else n * rates.gradient
-            return Cost(name, 16 * p, 8 * (n * rates.values + 60 * p * fits), work)
+            held = (
+                n if study.settings.model.fit is not None else min(n, 2 * _block_rows(study, rates))
+            )
+            return Cost(name, 16 * p, 8 * (held * rates.values + 60 * p * fits), work)
         case "gradients":
             return Cost(name, n * rates.gradient_numbers * size, block, 2 * n * rates.gradient)
         case "hessian" | "gauss_newton":
@@ -265,7 +273,16 @@ def _cost(name: str, study: Study, rates: _Rates) -> Cost:
     return Cost(name, 8 * (m + n), block, refits)
 
 
-def _warnings(study: Study, train: Split, costs: tuple[Cost, ...]) -> Iterator[str]:
+def _block_rows(study: Study, rates: _Rates) -> int:
+    """Rows that a given model is shown together."""
+    from influence_dag.stages.blocks_of_rows import FEWEST
+
+    return max(FEWEST, study.settings.compute.block_bytes // (8 * max(rates.values, 1)))
+
+
+def _warnings(study: Study, train: "Split", costs: tuple[Cost, ...]) -> Iterator[str]:
+    from influence_dag.datasets.scales import unscaled
+
     features = study.settings.data.features
     if not getattr(features, "standardise", False) and (names := unscaled(train)):
         told = "" if study.settings.compute.dtype == "float64" else "compute: {dtype: float64} or "

@@ -16,6 +16,7 @@ from influence_dag.objective import modules
 from influence_dag.objective.batching import Of, check_all_rows
 from influence_dag.objective.checks import check_labels
 from influence_dag.objective.objective import LossFunction, Objective, Rows, per_sample_loss
+from influence_dag.stages.blocks_of_rows import FEWEST, BlocksOfRows
 from influence_dag.stages.class_order import check_order
 from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.driver import Whole, refresh_whole
@@ -25,6 +26,7 @@ from influence_dag.stages.rebuilt import Fitted, check_rebuilt, loss_and_gradien
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
+from influence_dag.structures import tensors_of
 from influence_dag.study.code import code_key, file_hash, opened_key
 from influence_dag.study.model import LOSSES, FitSettings, ModelSettings
 from influence_dag.study.study import Study
@@ -131,10 +133,7 @@ def _file_hash(path: Path) -> str | None:
 
 def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     settings, study = bench.settings.model, bench.study
-    rows, test = (
-        load_rows(bench, axis, dtype=torch.float64)
-        for axis in (train, bench.axis("dataset", "test"))
-    )
+    rows, test = (rows_of(bench, axis) for axis in (train, bench.axis("dataset", "test")))
     unscaled = unscaled_columns(bench)
     if unscaled:
         bench.report(f"warning: {unscaled}")
@@ -177,6 +176,29 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     fitted = Fitted(objective, started_from, seen, bench.settings.compute.batch_size)
     check_rebuilt(study, fitted, made.files["model.safetensors"])
     return made
+
+
+def rows_of(bench: Workbench, axis: Axis) -> Rows:
+    """Every row in float64: in memory for a fit, which goes through them again and again."""
+    if bench.settings.model.fit is not None:
+        return load_rows(bench, axis, dtype=torch.float64)
+    version, slots = bench.require("dataset"), axis.slots
+
+    def load(positions: np.ndarray) -> Rows:
+        return load_rows(bench, axis, slots[positions], dtype=torch.float64, version=version)
+
+    def whole(name: str) -> torch.Tensor:
+        values = torch.from_numpy(version.read(name)[slots]).to(bench.device)
+        return values.double() if values.is_floating_point() else values
+
+    weights = f"{axis.name}_weight"
+    row_bytes = sum(leaf.nbytes for leaf in tensors_of(load(np.arange(1)).x))
+    return BlocksOfRows(
+        load,
+        whole(f"{axis.name}_y"),
+        whole(weights) if weights in version.variables else None,
+        max(FEWEST, bench.settings.compute.block_bytes // max(row_bytes, 1)),
+    )
 
 
 def _load_previous(bench: Workbench, module: nn.Module) -> None:

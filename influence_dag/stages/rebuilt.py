@@ -6,7 +6,7 @@ would differentiate another model. So the module is built once more, by code imp
 with what is about to be stored, and compared on every row.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,35 +86,68 @@ def _check_same(fitted: Fitted, again: Objective, *, by: str) -> None:
             "the module anew, and would not know; set requires_grad in model.build"
         )
     for axis, rows in fitted.rows.items():
-        for what, one, other in _values(fitted, again, rows, axis.name == "test"):
-            _compare(what, one, other, mine, again, by, axis)
+        for what, found in _values(fitted, again, rows, axis.name == "test"):
+            _compare(what, found, mine, again, by, axis)
 
 
 def _values(
     fitted: Fitted, again: Objective, rows: Rows, tested: bool
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What is to be equal, of the fitted objective and of the one made anew."""
+) -> Iterator[tuple[str, "_Difference"]]:
+    """By how much what is to be equal differs, of the fitted objective and the one made anew."""
     mine = fitted.objective
-    outputs = [_outputs(objective, rows, fitted.batch_size) for objective in (mine, again)]
-    for one, other in zip(*outputs, strict=True):
-        yield "outputs", one, other
+    for difference in _of_outputs(mine, again, rows, fitted.batch_size):
+        yield "outputs", difference
     if tested:
         if mine.measurement is not None:
             measured = [_each(each.measurements, rows, fitted) for each in (mine, again)]
-            yield "measurements", measured[0], measured[1]
+            yield "measurements", _difference(measured[0], measured[1])
         return
-    yield "losses", _each(mine.losses, rows, fitted), _each(again.losses, rows, fitted)
-    yield "gradients", _gradients(mine, rows), _gradients(again, rows)
+    losses = [_each(each.losses, rows, fitted) for each in (mine, again)]
+    yield "losses", _difference(losses[0], losses[1])
+    yield "gradients", _difference(_gradients(mine, rows), _gradients(again, rows))
     means = [loss_and_gradient(each, rows, fitted.batch_size)[1] for each in (mine, again)]
-    yield "mean gradients", means[0][None], means[1][None]
+    yield "mean gradients", _difference(means[0][None], means[1][None])
 
 
-def _outputs(objective: Objective, rows: Rows, size: int) -> list[Tensor]:
-    with torch.no_grad():
-        batches = [
-            tensors_of(objective.outputs(objective.params, batch.x)) for batch in rows.batches(size)
-        ]
-    return [torch.cat([leaf.detach() for leaf in leaves]) for leaves in zip(*batches, strict=True)]
+@dataclass(frozen=True, eq=False)
+class _Difference:
+    """The largest of each row between two arrays, and the largest number of the first one.
+
+    Of arrays of two shapes there are only these.
+    """
+
+    rows: Tensor
+    scale: float
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def _difference(one: Tensor, other: Tensor) -> _Difference:
+    if one.shape != other.shape:
+        return _Difference(one.new_zeros(0), 0.0, (tuple(one.shape), tuple(other.shape)))
+    difference = (one.double() - other.double()).abs().nan_to_num(torch.inf)
+    difference[(one == other) | (one.isnan() & other.isnan())] = 0.0
+    rows = difference.reshape(len(one), -1).amax(1) if one.numel() else one.new_zeros(len(one))
+    scale = float(one.double().nan_to_num(0, 0, 0).abs().max()) if one.numel() else 0.0
+    return _Difference(rows, scale, (tuple(one.shape), tuple(other.shape)))
+
+
+def _of_outputs(mine: Objective, again: Objective, rows: Rows, size: int) -> list[_Difference]:
+    """Of each tensor of the outputs, which are in memory for a batch of rows alone."""
+    found = []
+    for batch in rows.batches(size):
+        with torch.no_grad():
+            leaves = [tensors_of(each.outputs(each.params, batch.x)) for each in (mine, again)]
+        found.append([_difference(*pair) for pair in zip(*leaves, strict=True)])
+    return [_joined(parts) for parts in zip(*found, strict=True)]
+
+
+def _joined(parts: Sequence[_Difference]) -> _Difference:
+    """Of consecutive rows; of those of two shapes the first."""
+    apart = next((part for part in parts if part.shapes[0] != part.shapes[1]), None)
+    if apart is not None:
+        return apart
+    rows = torch.cat([part.rows for part in parts])
+    return _Difference(rows, max(part.scale for part in parts), parts[0].shapes)
 
 
 def _each(function: Any, rows: Rows, fitted: Fitted) -> Tensor:
@@ -143,18 +176,16 @@ def loss_and_gradient(objective: Objective, rows: Rows, size: int) -> tuple[Tens
 
 
 def _compare(
-    what: str, one: Tensor, other: Tensor, fitted: Objective, again: Objective, by: str, axis: Axis
+    what: str, found: _Difference, fitted: Objective, again: Objective, by: str, axis: Axis
 ) -> None:
-    if one.shape == other.shape:
-        difference = (one.double() - other.double()).abs().nan_to_num(torch.inf)
-        difference[(one == other) | (one.isnan() & other.isnan())] = 0.0
-        scale = one.double().nan_to_num(0, 0, 0).abs().max() if one.numel() else one.new_zeros(())
-        apart = difference > CLOSE * scale
+    one, other = found.shapes
+    if one == other:
+        apart = found.rows > CLOSE * found.scale
         if not apart.any():
             return
-        row, size = int(apart.nonzero()[0, 0]), f"by up to {float(difference.max()):.2g}"
+        row, size = int(apart.nonzero()[0, 0]), f"by up to {float(found.rows.max()):.2g}"
     else:
-        row, size = 0, f"in shape, {tuple(one.shape)} and {tuple(other.shape)}"
+        row, size = 0, f"in shape, {one} and {other}"
     at = "" if what == "mean gradients" else f", first at {axis.name} row {_id(axis, row)!r}"
     outside = _left_outside(fitted, again)
     raise ModelError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from influence_dag.stages.graph import Artifact, artifacts
 from influence_dag.study.code import put_on_path
 from influence_dag.study.loading import load_study
+from influence_dag.study.named_code import look_for_callables
 
 if TYPE_CHECKING:
     from influence_dag.stages.workbench import Workbench
@@ -96,6 +97,7 @@ def status(folder: str | Path) -> StudyStatus:
     """
     study = load_study(folder)
     put_on_path(study.root)
+    look_for_callables(study)
     from influence_dag.stages.workbench import Workbench  # here: wrong settings are told at once
 
     bench = Workbench(study, plan_only=True)

@@ -285,10 +285,11 @@ class Wording:
 
     def residual(self) -> str:
         """The system is that of the matrix itself, also where an approximation of it is solved."""
+        if self.is_dot_product:
+            return "0: s = b is taken as it is, and no system is solved"
         letter = MATRIX[self.asked.curvature] + ("_B" if self._in_blocks else "")
         letter = self.matrix if self.matrix.startswith("|") else letter
-        of = " of s = b, λ being the study's" if self.is_dot_product else ""
-        return f"relative residual ‖({letter} + {self.shift}) s − b‖ / ‖b‖{of}"
+        return f"relative residual ‖({letter} + {self.shift}) s − b‖ / ‖b‖"
 
     def perturbation(self, unit: str, moved: str, point: str = "x") -> dict[str, str]:
         """`point` is what is differentiated in: the input x, or a, the output of a module."""

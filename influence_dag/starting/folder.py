@@ -14,6 +14,7 @@ from influence_dag.starting.first_look import Plan, Start, located, look_at_file
 from influence_dag.study.base import is_callable_name
 from influence_dag.study.commented import commented
 from influence_dag.study.data import DataSettings, FeatureSettings
+from influence_dag.study.named_code import look_for
 from influence_dag.study.places import project_around
 from influence_dag.study.study import StudySettings, study_name
 
@@ -107,6 +108,7 @@ def _check_model(start: Start, folder: Path, project: Path | None) -> None:
             f"--model {start.model}: {file} lies in {Path.cwd()}, which is no project, so that the "
             "study would not find it; an empty pyproject.toml there makes it one"
         )
+    look_for(start.model, project or folder, "--model")
     from influence_dag.objective.modules import import_callable  # here: it imports torch
 
     import_callable(start.model, project or folder, "--model")

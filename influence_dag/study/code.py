@@ -21,12 +21,9 @@ from types import ModuleType
 from influence_dag.errors import StudyError
 from influence_dag.fingerprints import KEY_BYTES, fingerprint
 from influence_dag.study.module_files import (
-    STAR,
     file_of,
-    imports,
     installed_version,
-    packages,
-    starred,
+    looked_through,
 )
 from influence_dag.unchanged import note
 
@@ -102,23 +99,8 @@ def code_hashes(module: str, root: Path) -> dict[str, str]:
 
 def _looked_through(module: str, root: Path) -> tuple[dict[str, str], set[str]]:
     """The hashes of files by module, and the names that are imported from elsewhere."""
-    root, found, elsewhere = root.resolve(), dict[str, str](), set[str]()
-    waiting = [module]
-    while waiting:
-        name = waiting.pop()
-        if name.endswith(f".{STAR}"):
-            package = name.removesuffix(f".{STAR}")
-            waiting += starred(package, file_of(package, root))
-            continue
-        file = None if name in found or name in elsewhere else file_of(name, root)
-        if file is None:
-            elsewhere |= set() if name in found else {name}
-            continue
-        content = file.read_bytes()
-        found[name] = file_hash(content)
-        waiting += packages(name)
-        waiting += imports(content, name, is_package=file.name == "__init__.py")
-    return found, elsewhere
+    files, elsewhere = looked_through(module, root)
+    return {name: file_hash(content) for name, (_, content) in files.items()}, elsewhere
 
 
 def file_hash(content: bytes) -> str:

@@ -31,6 +31,30 @@ def file_of(name: str, root: Path) -> Path | None:
     return None
 
 
+def looked_through(module: str, root: Path) -> tuple[dict[str, tuple[Path, bytes]], set[str]]:
+    """Files and their contents, of a module and of all that it imports; the names of the others.
+
+    Both by name of module; the others are Python's own, installed or not to be found.
+    """
+    root, found, elsewhere = root.resolve(), dict[str, tuple[Path, bytes]](), set[str]()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name.endswith(f".{STAR}"):
+            package = name.removesuffix(f".{STAR}")
+            waiting += starred(package, file_of(package, root))
+            continue
+        file = None if name in found or name in elsewhere else file_of(name, root)
+        if file is None:
+            elsewhere |= set() if name in found else {name}
+            continue
+        content = file.read_bytes()
+        found[name] = file, content
+        waiting += packages(name)
+        waiting += imports(content, name, is_package=file.name == "__init__.py")
+    return found, elsewhere
+
+
 def is_of_project(name: str, root: Path) -> bool:
     """Whether a module's file lies in the project's folder, and in no environment there."""
     file = file_of(name, root.resolve())
@@ -165,6 +189,26 @@ def _statements(content: bytes) -> tuple[ast.AST, ...]:
         return tuple(ast.walk(ast.parse(content)))
     except (SyntaxError, ValueError):  # importing it will say so
         return ()
+
+
+def bound_names(content: bytes) -> list[str]:
+    """The names that a module has by its own statements, imports included."""
+    try:
+        waiting: list[ast.AST] = [ast.parse(content)]
+    except (SyntaxError, ValueError):
+        return []
+    names: list[str] = []
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.append(node.name)
+            continue  # what is bound inside is not the module's
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.append(node.id)
+        elif isinstance(node, ast.alias):
+            names.append((node.asname or node.name).partition(".")[0])
+        waiting += ast.iter_child_nodes(node)
+    return names
 
 
 def _absolute(node: ast.ImportFrom, module: str, is_package: bool) -> str:

@@ -21,7 +21,7 @@ COMMANDS = [
     ),
     Kind(
         "`check` of a model that leaves the program",
-        lambda p: p.write_model("raise SystemExit(0)\n"),
+        lambda p: p.write_model("raise SystemExit(0)\n\n\ndef build(): ...\n"),
         command("check", "{folder}"),
     ),
     Kind("`show` of a store that there is not", nothing, command("show", "{root}/data/store/tiny")),
