@@ -20,6 +20,7 @@ from influence_dag.module_files import is_of_project
 from influence_dag.project_code import code_hashes, forget_outdated, import_as_hashed
 from influence_dag.seeding import seeded
 from influence_dag.store.fingerprints import fingerprint
+from influence_dag.texts import a_kind, did_you_mean
 from influence_dag.users_code import named_by, place_of
 
 __all__ = [
@@ -55,7 +56,7 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
             raise StudyError(f"{field}: {name}: {module.__file__} has no {part!r}{hint}")
         found = getattr(found, part)
     if not callable(found):
-        raise StudyError(f"{field}: {name} is a {type(found).__name__}, expected a callable")
+        raise StudyError(f"{field}: {name} is {a_kind(found)}, expected a callable")
     return found
 
 
@@ -68,10 +69,13 @@ def _import_from(module_name: str, root: Path, context: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise StudyError(
-                f"{context}: importing {module_name} needs {error.name!r}, which is not installed"
+                f"{context}: importing {module_name} needs {error.name!r}, which is not installed; "
+                "install it, or correct the import"
             ) from error
+        near = did_you_mean(error.name, [path.stem for path in root.glob("*.py") if path.is_file()])
         raise StudyError(
-            f"{context}: no module {error.name!r}; looked in {root} and in the installed packages"
+            f"{context}: no module {error.name!r}{near}; looked in {root} and in the "
+            "installed packages"
         ) from error
     except SyntaxError as error:
         where = f"{error.filename or module_name}:{error.lineno or 1}"
@@ -123,9 +127,7 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     ):
         module = build()
     if not isinstance(module, nn.Module):
-        raise ModelError(
-            f"{context} returned a {type(module).__name__}, expected a torch.nn.Module"
-        )
+        raise ModelError(f"{context} returned {a_kind(module)}, expected a torch.nn.Module")
     _check_numbers(module, context)
     return module.to(dtype=dtype)
 
@@ -140,7 +142,7 @@ def _check_numbers(module: nn.Module, context: str) -> None:
             )
         if value.is_meta or value.is_complex() or value.layout != torch.strided:
             seen = "on the meta device" if value.is_meta else f"{value.dtype}, {value.layout}"
-            raise ModelError(f"{context}: {name} is {seen}; expected real numbers, strided")
+            raise ModelError(f"{context}: {name} is {seen}; expected dense tensors of real numbers")
 
 
 def state_fingerprint(module: nn.Module) -> str:

@@ -395,7 +395,7 @@ def test_a_callable_that_does_not_import_names_the_field(tmp_path):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (CSV.replace(",b,", ",c,"), r"lacks \['b'\], only it has \['c'\]"),
+        (CSV.replace(",b,", ",c,"), r"only .* has b, only .* has c;"),
         ("id,b,a,label\nr0,1,2,0\n", "same feature columns in different orders"),
     ],
     ids=["names", "order"],

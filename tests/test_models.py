@@ -229,7 +229,7 @@ def test_build_has_to_return_a_module(tmp_path):
     [
         ("user_modle:build", "no module 'user_modle'; looked in"),
         ("user_model:bild", r"user_model\.py has no 'bild'; did you mean build"),
-        ("user_model:size", "is a int, expected a callable"),
+        ("user_model:size", "is an int, expected a callable"),
         ("user_model.deeper:build", "no module 'user_model.deeper'"),
     ],
 )

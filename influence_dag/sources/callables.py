@@ -13,6 +13,7 @@ from influence_dag.sources.frames import is_table, read_table
 from influence_dag.sources.map_style import Form
 from influence_dag.sources.rereading import RereadRows
 from influence_dag.sources.texts import numbers_or_words
+from influence_dag.texts import a_kind
 from influence_dag.users_code import named_by
 
 
@@ -66,7 +67,7 @@ def _check_map_style(dataset: Any, name: str, which: Which) -> None:
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if type(dataset).__name__ in _NEARLY or not map_style:
         raise DataError(
-            f"data.{which}: {name} returned a {type(dataset).__name__}; expected a map-style "
+            f"data.{which}: {name} returned {a_kind(dataset)}; expected a map-style "
             "dataset with __len__ and __getitem__ yielding (x, y), or a table (of pandas, polars, "
             "Arrow, or a datasets.Dataset)" + _NEARLY.get(type(dataset).__name__, "")
         )
