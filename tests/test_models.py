@@ -220,7 +220,7 @@ def test_the_seed_decides_the_first_weights():
 
 def test_build_has_to_return_a_module(tmp_path):
     code(tmp_path, "def build(): return 3")
-    with pytest.raises(ModelError, match=r"model\.build: user_model:build returned a int"):
+    with pytest.raises(ModelError, match=r"model\.build: user_model:build returned an int"):
         build("user_model:build", root=tmp_path)
 
 
