@@ -227,7 +227,7 @@ def test_build_has_to_return_a_module(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("user_modle:build", "no module 'user_modle'; looked in"),
+        ("user_modle:build", "no module 'user_modle'; did you mean 'user_model'.; looked in"),
         ("user_model:bild", r"user_model\.py has no 'bild'; did you mean build"),
         ("user_model:size", "is an int, expected a callable"),
         ("user_model.deeper:build", "no module 'user_model.deeper'"),
