@@ -26,6 +26,18 @@ def code(name: object) -> str:
     return f"`{literal(name, 200).replace('`', 'ˋ')}`"
 
 
+def a_kind(value: object) -> str:
+    """What a value is, in a sentence.
+
+    >>> a_kind(3), a_kind([]), a_kind(None)
+    ('an int', 'a list', 'None')
+    """
+    name = type(value).__name__
+    if value is None:
+        return "None"
+    return f"{'an' if name[0].lower() in 'aeiou' or name == 'ndarray' else 'a'} {name}"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'direct'?`, or nothing where no known name is like this one.
 

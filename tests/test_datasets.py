@@ -333,7 +333,7 @@ def test_dims_may_not_take_another_axis_name(tmp_path):
         ({"x": np.ones((2, 2)), "y": np.ones(2), "id": np.array([1, 1])}, "'1' at row 0, row 1"),
         ({"x": np.array([[1, 2], [3, np.nan]]), "y": np.ones(2)}, r"row 1, x\[1\]: seen nan"),
         ({"x": np.ones((2, 2)), "y": np.array([0, np.inf])}, "row 1, target: seen inf"),
-        ({"x": np.ones((2, 2), complex), "y": np.ones(2)}, "x holds complex128"),
+        ({"x": np.ones((2, 2), complex), "y": np.ones(2)}, "x holds complex numbers"),
     ],
     ids=["target", "input", "length", "float id", "same id", "nan", "target inf", "complex"],
 )
@@ -360,7 +360,7 @@ def test_shape_and_dims_are_for_one_input(tmp_path):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("def make(): return 3", "returned a int; expected a map-style dataset"),
+        ("def make(): return 3", "returned an int; expected a map-style dataset"),
         ("def make(): return []", "is empty"),
         ("def make(): return [1.0]", r"row 0 is a float; expected a pair \(x, y\)"),
         ("def make(): return [((1.0, 2.0), 0)]", "row 0 has a tuple as x"),
@@ -395,7 +395,7 @@ def test_a_callable_that_does_not_import_names_the_field(tmp_path):
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        (CSV.replace(",b,", ",c,"), r"lacks \['b'\], only it has \['c'\]"),
+        (CSV.replace(",b,", ",c,"), r"only .* has b, only .* has c;"),
         ("id,b,a,label\nr0,1,2,0\n", "same feature columns in different orders"),
     ],
     ids=["names", "order"],

@@ -220,16 +220,16 @@ def test_the_seed_decides_the_first_weights():
 
 def test_build_has_to_return_a_module(tmp_path):
     code(tmp_path, "def build(): return 3")
-    with pytest.raises(ModelError, match=r"model\.build: user_model:build returned a int"):
+    with pytest.raises(ModelError, match=r"model\.build: user_model:build returned an int"):
         build("user_model:build", root=tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("user_modle:build", "no module 'user_modle'; looked in"),
+        ("user_modle:build", "no module 'user_modle'; did you mean 'user_model'.; looked in"),
         ("user_model:bild", r"user_model\.py has no 'bild'; did you mean build"),
-        ("user_model:size", "is a int, expected a callable"),
+        ("user_model:size", "is an int, expected a callable"),
         ("user_model.deeper:build", "no module 'user_model.deeper'"),
     ],
 )

@@ -4,6 +4,7 @@ import copy
 import csv
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,18 @@ class Project:
             name: self.results.store.version(name).data_version for name in self.results.artifacts
         }
 
-    def copy(self, root: Path) -> "Project":
-        """The project with its store, elsewhere."""
-        shutil.copytree(self.root, root, symlinks=True, dirs_exist_ok=True)
+    def copy(self, root: Path, *, artifacts: Iterable[str] | None = None) -> "Project":
+        """The project with its store, or with these artifacts of it, elsewhere."""
+        leave = (
+            None if artifacts is None else shutil.ignore_patterns(self.settings["store"]["path"])
+        )
+        shutil.copytree(self.root, root, symlinks=True, dirs_exist_ok=True, ignore=leave)
         sys.modules.pop("tiny_model", None)
         other = copy.copy(self)
         other.root, other.rows = root, copy.deepcopy(self.rows)
         other.settings = copy.deepcopy(self.settings)
+        for name in artifacts or ():
+            shutil.copytree(self.store / name, other.store / name, symlinks=True)
         return other
 
     def remove_store(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.datasets.sources import Source, files, read_source
-from influence_dag.datasets.sources.base import not_finite
+from influence_dag.datasets.sources.base import listed, not_finite
 from influence_dag.datasets.sources.digests import FileDigests
 from influence_dag.datasets.sources.ids import checked_ids
 from influence_dag.datasets.sources.numbers import canonical, check_precision, decimal, whole
@@ -235,9 +235,14 @@ def _check_columns(train: Split, test: Split, pair: str) -> None:
             f"{pair} have the same feature columns in different orders; "
             "fix the order with data.features.columns"
         )
+    alone = ", ".join(
+        f"only {split.source} has {listed(names)}"
+        for split, names in ((train, missing), (test, extra))
+        if names
+    )
     raise DataError(
-        f"{pair} disagree on the feature columns: {test.source} lacks {missing[:SHOWN]}, "
-        f"only it has {extra[:SHOWN]}; data.features.columns can name those to use"
+        f"{pair} disagree on the feature columns: {alone}; data.features.columns can name those to "
+        "use"
     )
 
 
@@ -291,12 +296,20 @@ def _content(
     )
 
 
+_TYPES = {"U": "text", "S": "bytes", "O": "objects", "M": "times", "m": "durations"}
+_TYPES |= {"c": "complex numbers", "V": "records"}
+
+
 def _check_finite(source: Source) -> None:
     for name, values in {**source.inputs, "target": source.target}.items():
         if name == "target" and values.dtype.kind == "O":
             continue  # words
         if values.dtype.kind not in "fiub":
-            raise DataError(f"{source.name}: {name} holds {values.dtype}; expected numbers")
+            held = _TYPES.get(values.dtype.kind, values.dtype)
+            raise DataError(
+                f"{source.name}: {name} holds {held}; expected real numbers: encode it, leave it "
+                "out (data.features.columns), or let it travel along (data.keep)"
+            )
         known = isinstance(values, RowsOnDemand)
         found = source.not_finite.get(name) if known else not_finite(values)
         if found:
@@ -328,7 +341,7 @@ def _scaled(source: Source, name: str, features: FeatureSettings) -> Values:
     if features.shape is not None:
         _check_shape(source, values, features.shape)
     elif source.columns is not None and not source.columns:
-        raise DataError(f"{source.name}: no feature columns beside the id and the target")
+        raise DataError(f"{source.name}: no feature columns beside the id and the target; add some")
     of = f"{source.name}: {name}"
     return seen(values, partial(prepared, features=features, name=of))
 
@@ -396,7 +409,8 @@ def _weights(source: Source, data: DataSettings) -> np.ndarray | None:
         row = int(np.argmax(wrong))
         raise DataError(
             f"{source.place_of(row)}, weight {data.weight!r}: seen {weights[row]}, expected a "
-            f"finite number that is not negative ({int(wrong.sum())} such rows)"
+            f"finite number that is not negative ({int(wrong.sum())} such rows); repair or "
+            "drop them"
         )
     if not weights.any():
         raise DataError(

@@ -23,6 +23,7 @@ from influence_dag.influence.upweighting import influences, perturbation_influen
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
+from influence_dag.texts import a_kind
 
 Loader = Iterable[tuple[Any, Any]]
 
@@ -50,10 +51,10 @@ class TorchTwiceDifferentiable:
         measurement: LossFunction | None = None,
     ):
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; a torch.nn.Module is wanted")
+            raise TypeError(f"model is {a_kind(model)}; a torch.nn.Module is wanted")
         if not isinstance(loss, str) and not callable(loss):
             raise TypeError(
-                f"loss is a {type(loss).__name__}; a name or a function (output, target) is wanted"
+                f"loss is {a_kind(loss)}; a name or a function (output, target) is wanted"
             )
         self.device = torch.device(device)
         self.model = model.to(self.device)

@@ -10,6 +10,7 @@ import torch
 from influence_dag.errors import ModelError
 from influence_dag.objective.rows import Rows, batch_rows
 from influence_dag.structures import tensors_of
+from influence_dag.texts import a_kind
 
 _DIGEST_BYTES = 12
 
@@ -24,9 +25,7 @@ def read_rows(loader: Iterable[Any], *, what: str, ordered: bool = True) -> Rows
     they were.
     """
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
-        raise ModelError(
-            f"{what} is a {type(loader).__name__}; wanted a data loader, or a list of (x, y)"
-        )
+        raise ModelError(f"{what} is {a_kind(loader)}; wanted a data loader, or a list of (x, y)")
     with torch.random.fork_rng():
         rows = Rows.from_loader(loader)
         if iter(loader) is not loader:

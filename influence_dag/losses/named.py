@@ -82,7 +82,8 @@ def number_targets(name: str, output: Tensor, target: Tensor) -> Tensor:
     if len(output) != len(target) or output[0].numel() != target[0].numel():
         raise ModelError(
             f"{name}: the model returns {output[0].numel()} numbers a sample "
-            f"{tuple(output.shape)}, the target has {target[0].numel()} {tuple(target.shape)}"
+            f"{tuple(output.shape)}, the target has {target[0].numel()} {tuple(target.shape)}; "
+            "each target needs an output"
         )
     return target.reshape(output.shape).to(output.dtype)
 

@@ -164,7 +164,7 @@ def _not_numbers(value: Tensor) -> str | None:
     if value.is_meta:
         return "on the meta device, without numbers"
     if value.layout != torch.strided or value.is_complex() or value.is_quantized:
-        return f"{value.dtype}, {value.layout}; wanted real numbers, strided"
+        return f"{value.dtype}, {value.layout}; wanted a dense tensor of real numbers"
     return None if value.isfinite().all() else "not finite"
 
 

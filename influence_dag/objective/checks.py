@@ -13,6 +13,7 @@ from influence_dag.objective.chosen_output import predicts_next
 from influence_dag.objective.rows import Inputs, Rows
 from influence_dag.objective.twice_differentiable import no_derivative
 from influence_dag.structures import described, map_tensors, tensors_of
+from influence_dag.texts import a_kind
 
 if TYPE_CHECKING:
     from influence_dag.objective.objective import Objective
@@ -113,7 +114,12 @@ def check_labels(objective: "Objective", x: Inputs, labels: Any) -> None:
     classes = outputs.shape[1]
     outside = (labels.long() < 0) | (labels.long() >= classes)
     outside &= labels.long() != ignored
-    _refuse_label(outside, labels, f"the model has {classes} outputs (labels 0 to {classes - 1})")
+    _refuse_label(
+        outside,
+        labels,
+        f"the model has {classes} outputs{f' (labels 0 to {classes - 1})' if classes else ''}; "
+        "correct the label, or give the model an output for each class",
+    )
 
 
 def _check_shifted(objective: "Objective", x: Inputs, labels: Tensor, ignored: int) -> None:
@@ -144,7 +150,8 @@ def _few_outputs(objective: "Objective", x: Inputs) -> Any:
         raise
     except Exception as error:
         raise ModelError(
-            f"the model fails on inputs {described(x)}: {type(error).__name__}: {error}"
+            f"the model fails on inputs {described(x)}: {type(error).__name__}: {error}; it has "
+            "to take such a batch"
         ) from error
 
 
@@ -167,9 +174,9 @@ def _check_shapes(objective: "Objective", rows: Rows) -> None:
                 f"the {what} fails on the first {len(few)} rows: {type(error).__name__}: {error}"
             ) from error
         if not isinstance(values, Tensor) or values.shape != (len(few),):
-            shape = tuple(values.shape) if isinstance(values, Tensor) else described(values)
+            seen = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else a_kind(values)
             raise ModelError(
-                f"the {what} returns shape {shape} for {len(few)} rows; wanted one "
+                f"the {what} returns {seen} for {len(few)} rows; wanted one "
                 f"value per sample, shape ({len(few)},). For a loss that averages over the batch "
                 "use reduction='none' or influence_dag.reduced_loss"
             )

@@ -26,6 +26,7 @@ from influence_dag.study.model import FitSettings, ModelSettings
 from influence_dag.study.module_files import is_of_project
 from influence_dag.study.named_code import no_module, no_name, not_python, on_path
 from influence_dag.study.users_code import named_by, place_of
+from influence_dag.texts import a_kind
 
 __all__ = [
     "FitReport",
@@ -58,7 +59,7 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
             raise no_name(context, module.__file__, part, vars(found))
         found = getattr(found, part)
     if not callable(found):
-        raise StudyError(f"{field}: {name} is a {type(found).__name__}, expected a callable")
+        raise StudyError(f"{field}: {name} is {a_kind(found)}, expected a callable")
     return found
 
 
@@ -70,7 +71,8 @@ def _import_from(module_name: str, root: Path, context: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise StudyError(
-                f"{context}: importing {module_name} needs {error.name!r}, which is not installed"
+                f"{context}: importing {module_name} needs {error.name!r}, which is not installed; "
+                "install it, or correct the import"
             ) from error
         raise no_module(context, error.name, root) from error
     except SyntaxError as error:
@@ -120,9 +122,7 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     ):
         module = build()
     if not isinstance(module, nn.Module):
-        raise ModelError(
-            f"{context} returned a {type(module).__name__}, expected a torch.nn.Module"
-        )
+        raise ModelError(f"{context} returned {a_kind(module)}, expected a torch.nn.Module")
     _check_numbers(module, context)
     return module.to(dtype=dtype)
 
@@ -137,7 +137,7 @@ def _check_numbers(module: nn.Module, context: str) -> None:
             )
         if value.is_meta or value.is_complex() or value.layout != torch.strided:
             seen = "on the meta device" if value.is_meta else f"{value.dtype}, {value.layout}"
-            raise ModelError(f"{context}: {name} is {seen}; expected real numbers, strided")
+            raise ModelError(f"{context}: {name} is {seen}; expected dense tensors of real numbers")
 
 
 def state_fingerprint(module: nn.Module) -> str:

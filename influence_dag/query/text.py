@@ -137,7 +137,10 @@ def describe_difference(
     if before is None:
         kept = [version.number for version in results.versions(artifact)]
         if len(kept) < 2:
-            raise StoreError(f"{artifact} has {len(kept)} versions; two are needed to compare")
+            raise StoreError(
+                f"{artifact} has {len(kept)} version; two are needed to compare: a refresh after a "
+                "change makes the next"
+            )
         before = kept[-2]
     found = results.diff(artifact, before, after)
     lines = [f"{artifact}: version {found.before.number} → {found.after.number}"]

@@ -174,7 +174,8 @@ class _Summary:
         found = found[:, slots - trains.start]
         sums = [found.sum(axis=1), np.abs(found).sum(axis=1)]
         strongest = rankings.strongest(found, slots, self.few)
-        return np.column_stack([*sums, *(each.reshape(len(found), -1) for each in strongest)])
+        flat = (len(found), len(rankings.ENDS) * self.few)  # no -1: there may be no row at all
+        return np.column_stack([*sums, *(each.reshape(flat) for each in strongest)])
 
     def _test(self, tile: Tile, draft: Draft) -> Arrays:
         """What is said of a test row, from what its blocks have left."""

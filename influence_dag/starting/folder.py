@@ -92,7 +92,8 @@ def _check_model(start: Start, folder: Path, project: Path | None) -> None:
     if start.checkpoint is not None:
         path = Path(start.checkpoint).expanduser().resolve()
         if not path.is_file():
-            raise StudyError(f"--checkpoint: no file {path}")
+            seen = f"{path} is no file" if path.exists() else f"no file {path}"
+            raise StudyError(f"--checkpoint: {seen}; give the file that torch.save has written")
         if start.model is None:
             raise StudyError(
                 f"--checkpoint {start.checkpoint} holds numbers, not the network: name the "

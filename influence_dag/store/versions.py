@@ -208,7 +208,9 @@ class ArtifactStore:
     def _folder(self, name: str) -> Path:
         parts = name.split("/")
         if not all(map(_PART.fullmatch, parts)) or not _NO_ARTIFACTS.isdisjoint(parts):
-            raise StoreError(f"{name!r} cannot name an artifact: words, joined by slashes")
+            raise StoreError(
+                f"{name!r} cannot name an artifact: words, joined by slashes (direct/summary)"
+            )
         return self.root / name
 
     def _begin(self, name: str, layout: Layout) -> Draft:

@@ -59,7 +59,7 @@ class FeatureSettings(Settings):
         if self.dims is not None and self.shape is not None and len(self.dims) != len(self.shape):
             raise ValueError(
                 f"dims {list(self.dims)} names {len(self.dims)} dimensions, shape "
-                f"{list(self.shape)} has {len(self.shape)}"
+                f"{list(self.shape)} has {len(self.shape)}; each needs one name"
             )
         if self.dims is not None and len(set(self.dims)) != len(self.dims):
             raise ValueError(f"dims {list(self.dims)} repeats a name")

@@ -36,7 +36,12 @@ def load_study(folder: str | Path) -> Study:
     if not isinstance(content, dict) or content.get("type") != COMPONENT:
         said = content.get("type") if isinstance(content, dict) else None
         seen = f"is {said!r:.80}" if said else "has none"
-        raise StudyError(f"{path}: `type` of a study has to be {COMPONENT}, and this {seen}")
+        cure = f"write type: {COMPONENT}, or have a study written: influence-dag init"
+        if path.name != "defs.yaml":
+            cure = "give a study's folder, with a defs.yaml in it"
+        raise StudyError(
+            f"{path}: `type` of a study has to be {COMPONENT}, and this {seen}; {cure}"
+        )
     try:
         settings = StudySettings.model_validate(content.get("attributes") or {})
     except ValidationError as error:
@@ -87,8 +92,10 @@ def _explained(path: Path, nodes: yaml.Node | None, error: ValidationError) -> s
 
 
 def _seen(item: Any) -> str:
-    """The offending value, unless it is a group of settings that lacks something."""
-    return "" if isinstance(item["input"], dict) else f" (got {_SHORT.repr(item['input']):.200})"
+    """The offending value, unless it was told or is a group of settings that lacks something."""
+    value = item["input"]
+    told = isinstance(value, str | list | tuple) and repr(value) in item["msg"]
+    return "" if told or isinstance(value, dict) else f" (got {_SHORT.repr(value):.200})"
 
 
 _SHORT = reprlib.Repr()  # a value may be as long as its writer likes

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from influence_dag.errors import StudyError
 from influence_dag.study.base import is_callable_name
 from influence_dag.study.module_files import bound_names, looked_through
+from influence_dag.texts import did_you_mean
 
 if TYPE_CHECKING:
     from influence_dag.study.study import Study
@@ -137,8 +138,9 @@ def on_path(root: Path) -> Iterator[None]:
 
 
 def no_module(context: str, missing: str, root: Path) -> StudyError:
+    near = did_you_mean(missing, [path.stem for path in root.glob("*.py") if path.is_file()])
     return StudyError(
-        f"{context}: no module {missing!r}; looked in {root} and in the installed packages"
+        f"{context}: no module {missing!r}{near}; looked in {root} and in the installed packages"
     )
 
 

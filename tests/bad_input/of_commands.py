@@ -1,9 +1,20 @@
 """The command line, asked for what there is not."""
 
 import os
+from collections.abc import Callable
 
 from bad_input.kinds import Kind, Section, command, nothing
 from bad_input.of_stores import NAME, damaged, half
+from tiny_project import Project
+
+OTHER = "{root}/assets/other"
+
+
+def init(folder: str = OTHER, **changed: str) -> Callable[[Project], None]:
+    """`init` of a study of the project's tables, with other options."""
+    options = {"train": "{root}/train.csv", "test": "{root}/test.csv", "target": "label"} | changed
+    return command("init", folder, *(f"--{name}={value}" for name, value in options.items()))
+
 
 COMMANDS = [
     Kind("a command that there is not", nothing, command("materialise", "{folder}")),
@@ -37,85 +48,16 @@ COMMANDS = [
     ),
     Kind("`diff` of one version", nothing, command("diff", "{store}", NAME)),
     Kind("`gc` that keeps nothing", nothing, command("gc", "{folder}", "--keep", "0")),
-    Kind(
-        "`init` in a folder that has a study",
-        nothing,
-        command(
-            "init", "{folder}", "--train", "train.csv", "--test", "test.csv", "--target", "label"
-        ),
-    ),
-    Kind(
-        "`init` with a column that there is not",
-        nothing,
-        command(
-            "init",
-            "{root}/assets/other",
-            "--train",
-            "{root}/train.csv",
-            "--test",
-            "{root}/test.csv",
-            "--target",
-            "lable",
-        ),
-    ),
-    Kind(
-        "`init` with a file that there is not",
-        nothing,
-        command(
-            "init",
-            "{root}/assets/other",
-            "--train",
-            "{root}/trian.csv",
-            "--test",
-            "{root}/test.csv",
-            "--target",
-            "label",
-        ),
-    ),
+    Kind("`init` in a folder that has a study", nothing, init("{folder}")),
+    Kind("`init` with a column that there is not", nothing, init(target="lable")),
+    Kind("`init` with a file that there is not", nothing, init(train="{root}/trian.csv")),
     Kind(
         "`init` with a FIFO",
         lambda p: os.mkfifo(p.root / "rows.csv"),
-        command(
-            "init",
-            "{root}/assets/other",
-            "--train",
-            "{root}/rows.csv",
-            "--test",
-            "{root}/test.csv",
-            "--target",
-            "label",
-        ),
+        init(train="{root}/rows.csv"),
     ),
-    Kind(
-        "`init` of a study called `my-study`",
-        nothing,
-        command(
-            "init",
-            "{root}/assets/my-study",
-            "--train",
-            "{root}/train.csv",
-            "--test",
-            "{root}/test.csv",
-            "--target",
-            "label",
-        ),
-    ),
-    Kind(
-        "`init` with a folder for a checkpoint",
-        nothing,
-        command(
-            "init",
-            "{root}/assets/other",
-            "--train",
-            "{root}/train.csv",
-            "--test",
-            "{root}/test.csv",
-            "--target",
-            "label",
-            "--checkpoint",
-            "{root}",
-        ),
-    ),
+    Kind("`init` of a study called `my-study`", nothing, init("{root}/assets/my-study")),
+    Kind("`init` with a folder for a checkpoint", nothing, init(checkpoint="{root}")),
 ]
 
 SECTIONS = [

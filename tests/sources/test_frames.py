@@ -109,7 +109,7 @@ def test_a_hugging_face_dataset_of_columns_is_a_table(tmp_path):
 
 def test_what_is_wrong_with_a_hugging_face_dataset_is_told(tmp_path):
     pytest.importorskip("datasets")
-    with pytest.raises(DataError, match=r"row 1 .*'-1', which is none of the 2 classes"):
+    with pytest.raises(DataError, match=r"row 1 .*'-1', which is none of the classes"):
         read(tmp_path, "hugging_rows", DATASETS, "unlabelled", keep=("text",))
     with pytest.raises(DataError, match=r"DatasetDict; .*one split of it"):
         read(tmp_path, "hugging_rows", DATASETS, "splits")

@@ -4,6 +4,7 @@ import gc
 import importlib
 import os
 import tracemalloc
+from collections.abc import Iterable
 
 import numpy as np
 import psutil
@@ -186,18 +187,43 @@ def test_a_worker_that_is_killed_is_told(tmp_path):
         load_split(write(tmp_path, item="killed", workers=2), "train", tmp_path)
 
 
+def children(before: Iterable[psutil.Process] = ()) -> set[psutil.Process]:
+    """Processes of this one that are none of those."""
+    return set(psutil.Process().children()) - set(before)
+
+
 def test_workers_are_other_processes_and_end_with_their_rows(tmp_path):
+    """Between two readings there are none; after an error neither, whoever keeps it."""
     data = write(tmp_path, item="by_process")
     np.testing.assert_array_equal(load_split(data, "train", tmp_path).x["x"], os.getpid())
-    before = set(psutil.Process().children())
+    before = children()
     split = load_split(data.model_copy(update={"workers": 2}), "train", tmp_path)
-    assert set(psutil.Process().children()) <= before  # between two readings there are none
-    with pytest.raises(DataError, match=r"row 0 is another one .*\(12 of 12 rows are\)"):
+    assert not children(before)
+    with pytest.raises(DataError, match=r"row 0 is another one .*\(12 of 12 rows are\)") as kept:
         np.asarray(split.x["x"])
-    del split
-    gc.collect()
-    psutil.wait_procs(set(psutil.Process().children()) - before, timeout=5)
-    assert set(psutil.Process().children()) <= before
+    assert not children(before)
+    with pytest.raises(DataError, match="row 7 ended in") as kept_too:
+        load_split(write(tmp_path, item="bad", workers=2), "train", tmp_path)
+    assert not children(before)
+    assert kept.value is not kept_too.value
+
+
+@pytest.mark.parametrize("end", ["closed", "let go of"])
+def test_workers_that_read_a_block_wait_for_the_next(tmp_path, end):
+    before = children()
+    split = load_split(write(tmp_path, workers=2), "train", tmp_path)
+    np.testing.assert_array_equal(split.x["x"][2:9], numbers()[2:9])
+    workers = children(before)
+    assert len(workers) == 2
+    np.testing.assert_array_equal(split.x["x"][5:7], numbers()[5:7])
+    assert children(before) == workers
+    if end == "closed":
+        split.close()
+    else:  # a thread ends them, when it is its turn
+        del split
+        gc.collect()
+        psutil.wait_procs(workers, timeout=60)
+    assert not children(before) & workers
 
 
 def test_a_check_finds_rows_that_are_drawn(tmp_path):

@@ -21,6 +21,7 @@ from influence_dag.store import Version
 
 DAMPING = 0.5  # at a pinned θ that an edit moves off its minimum, H alone may be indefinite
 MODEL_PINNED = {"model": {"refit": "pinned"}, "damping": DAMPING}
+LAST = ("influences", "summary")
 NEW = [["train-new", 0.1, -0.2, 0.3, 1], ["train-newer", 1.1, 0.2, -0.3, 2]]
 
 
@@ -214,6 +215,27 @@ def test_above_a_quarter_of_holes_they_are_closed(pinned):
         assert raw.sizes["train"] == 29
         assert raw.train_valid.all()
     assert_close(in_file_order(pinned), wanted_influences(pinned))
+
+
+@pytest.mark.parametrize(("split", "gone"), [("test", slice(4, 6)), ("train", slice(8, 16))])
+@pytest.mark.parametrize("damping", [DAMPING, [DAMPING, 2 * DAMPING]], ids=["one", "two dampings"])
+def test_all_rows_of_a_chunk_may_go(pinned, tmp_path_factory, split, gone, damping):
+    """Too few holes to close, and nothing else in their chunks."""
+    pinned.write_settings(store={"chunks": {"test": 2}}, damping=damping)
+    pinned.refresh()
+    rows = list(pinned.rows[split])
+    del rows[gone]
+    pinned.write(split, rows)
+    pinned.refresh()
+    raw = pinned.results.store.version("direct/influences").open()
+    assert raw[f"{split}_valid"].values[gone].tolist() == [False] * (gone.stop - gone.start)
+    scratch = pinned.copy(tmp_path_factory.mktemp("scratch"), artifacts=["model"])
+    scratch.refresh()
+    assert scratch.results["direct"].sizes == pinned.results["direct"].sizes
+    for name in (f"{method}/{what}" for method in ("direct", "cg") for what in LAST):
+        seen, wanted = (each.results.open(name).load() for each in (pinned, scratch))
+        for variable in sorted({*wanted.data_vars} - {"blocks", "top_train", "bottom_train"}):
+            np.testing.assert_allclose(seen[variable], wanted[variable], rtol=1e-7, err_msg=name)
 
 
 # Rows that arrive

@@ -5,6 +5,7 @@ hooks, so counting these visits each point between two changes of the store. Hoo
 removed: they live in processes of their own.
 """
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -41,14 +42,15 @@ class Running(NamedTuple):
     report: Any
 
     def end_by(self, sign: int) -> Outcome:
-        """Send a signal until it is heard, as a person would.
+        """Send a signal every second until it is heard, as a person would.
 
         Python drops an interrupt that falls into one of its own callbacks (of weak references).
         """
-        for _ in range(6):
-            if self.process.is_alive():
+        until = time.monotonic() + 60
+        while self.process.is_alive() and time.monotonic() < until:
+            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
                 os.kill(self.process.pid or 0, sign)
-                self.process.join(10)
+            self.process.join(1)
         return self.end()
 
     def end(self) -> Outcome:

@@ -26,7 +26,10 @@ def read_npz(path: Path, name: str, data: DataSettings) -> Source:
             arrays = {key: file[key] for key in file.files}
     except (Exception, MemoryError) as error:  # archives and headers fail in many types
         said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{name}: not a readable .npz of plain arrays: {said:.300}") from error
+        raise DataError(
+            f"{name}: not a readable .npz of plain arrays: {said:.300}; write it again "
+            "(numpy.savez, with arrays of numbers and text alone)"
+        ) from error
     return array_source(arrays, name, data)
 
 
@@ -76,7 +79,10 @@ def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -
     inputs = chosen(name, arrays, data.features.columns)
     for key, values in inputs.items():
         if not isinstance(values, np.ndarray):
-            raise DataError(f"{name}: {key} is no array of numbers ({type(values).__name__})")
+            raise DataError(
+                f"{name}: {key} is a file, not an array; name the arrays to use in "
+                "data.features.columns"
+            )
     if len(inputs) == 1:
         inputs = {INPUT: next(iter(inputs.values()))}
     return same_length(Source(name, inputs, target, ids, weights=weights, kept=kept))

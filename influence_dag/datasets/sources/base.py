@@ -91,9 +91,10 @@ def same_length(source: Source) -> Source:
     arrays |= source.kept
     lengths = {name: array.shape[0] if array.ndim else None for name, array in arrays.items()}
     if len(set(lengths.values())) > 1 or None in lengths.values():
+        told = [f"{name} {'is one number' if n is None else n}" for name, n in lengths.items()]
         raise DataError(
-            f"{source.name}: the arrays disagree on the number of rows: "
-            f"{', '.join(f'{name} {length}' for name, length in lengths.items())}"
+            f"{source.name}: the arrays disagree on the number of rows: {', '.join(told)}; each "
+            "needs one entry a row"
         )
     return source
 
@@ -104,7 +105,7 @@ def chosen(
     for column in columns or ():
         demand(name, arrays, column, "input", "data.features.columns")
     if not arrays:
-        raise DataError(f"{name}: no array of inputs beside the target and the ids")
+        raise DataError(f"{name}: no array of inputs beside the target and the ids; add one")
     return {column: arrays[column] for column in columns or arrays}
 
 
@@ -137,4 +138,4 @@ def demand(name: str, columns: Iterable[str], column: str, role: str, field: str
 def listed(names: Iterable[str], limit: int = 8) -> str:
     names = [literal(name) for name in names]
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    return ", ".join(names[:limit]) + rest or "nothing"

@@ -14,6 +14,7 @@ from influence_dag.datasets.sources.texts import numbers_or_words
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings, Which
 from influence_dag.study.users_code import named_by
+from influence_dag.texts import a_kind
 
 
 def read_callable(name: str, data: DataSettings, which: Which, root: Path) -> Source:
@@ -66,7 +67,7 @@ def _check_map_style(dataset: Any, name: str, which: Which) -> None:
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if type(dataset).__name__ in _NEARLY or not map_style:
         raise DataError(
-            f"data.{which}: {name} returned a {type(dataset).__name__}; expected a map-style "
+            f"data.{which}: {name} returned {a_kind(dataset)}; expected a map-style "
             "dataset with __len__ and __getitem__ yielding (x, y), or a table (of pandas, polars, "
             "Arrow, or a datasets.Dataset)" + _NEARLY.get(type(dataset).__name__, "")
         )

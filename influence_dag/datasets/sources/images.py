@@ -25,7 +25,9 @@ def read_folder(path: Path, name: str, data: DataSettings) -> Source:
         if each.suffix.lower() in SUFFIXES and not each.is_dir() and each.parent != path
     )
     if lost := [each for each in found if not each.is_file()]:  # reading a pipe would wait for ever
-        raise DataError(f"{name}: {lost[0].relative_to(path)} is no file, or a link to none")
+        raise DataError(
+            f"{name}: {lost[0].relative_to(path)} is no file, or a link to none; take it out"
+        )
     if not found:
         raise DataError(
             f"{name}: no pictures ({', '.join(SUFFIXES)}) in folders of this folder; a folder a "
@@ -101,5 +103,7 @@ def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
                 picture = picture.resize((columns, rows), Image.Resampling.BILINEAR)
             values = np.asarray(picture, np.float32) / 255
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} is no readable picture: {error}") from error
+        raise DataError(
+            f"{name} is no readable picture: {error}; replace it, or take it out"
+        ) from error
     return values.reshape(*values.shape[:2], -1).transpose(2, 0, 1)

@@ -12,6 +12,7 @@ import numpy as np
 from influence_dag.datasets.sources.base import INPUT, stacked
 from influence_dag.errors import DataError
 from influence_dag.study.users_code import named_by
+from influence_dag.texts import a_kind
 
 TARGETS = ("labels", "label", "targets", "target", "y")  # as in batches of a loader
 WEIGHTS = ("weights", "weight", "sample_weight")
@@ -66,9 +67,9 @@ def _row(dataset: Any, position: int, form: Form) -> dict[str, np.ndarray]:
     size = len(item) if isinstance(item, tuple | list) else 0
     if size not in form.sizes:
         pair = "a pair (x, y)" if 2 in form.sizes else "(x, y, weight), as data.weight is set"
-        seen = f"{type(item).__name__}{f' of {size}' if size else ''}"
+        seen = f"{a_kind(item)}{f' of {size}' if size else ''}"
         cure = "; set data.weight if the third part is the row's weight" if size == 3 else ""
-        raise DataError(f"{form.name}: row {position} is a {seen}; expected {pair}{cure}")
+        raise DataError(f"{form.name}: row {position} is {seen}; expected {pair}{cure}")
     x, y, weight = item if size == 3 else (*item, 1.0)
     if isinstance(x, tuple | list):
         raise DataError(

@@ -87,12 +87,15 @@ def _existing(name: str, which: Which, root: Path) -> Path:
         raise DataError(f"data.{which}: {name:.200} is no file: {error.strerror}") from error
     if not there and path.is_symlink():
         raise DataError(
-            f"data.{which}: {path} is a link to {os.readlink(path)}, which leads to no file"
+            f"data.{which}: {path} is a link to {os.readlink(path)}, which leads to no file; "
+            "correct the link, or name the file itself"
         )
     if not there:
         neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         told = "" if os.path.isabs(name) else f" ({RULE}, {root})"
         raise DataError(f"data.{which}: no file {path}{did_you_mean(path.name, neighbours)}{told}")
     if not (path.is_file() or path.is_dir()):  # reading a pipe would wait for ever
-        raise DataError(f"data.{which}: {path} is neither a file nor a folder")
+        raise DataError(
+            f"data.{which}: {path} is neither a file nor a folder; save the rows to a file"
+        )
     return path

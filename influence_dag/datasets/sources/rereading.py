@@ -45,6 +45,12 @@ class RereadRows:
 
     def see(self) -> None:
         """Read all rows once: `keys`, `targets`, `weights`, `inputs`, `not_finite`."""
+        try:
+            self._see()
+        finally:
+            self.close()
+
+    def _see(self) -> None:
         first = self._fetch(np.arange(1))
         like = {f"x.{name}": part.shape[1:] for name, part in first.inputs.items()}
         like |= {"y": first.target.shape[1:], "weight": first.weights.shape[1:]}
@@ -62,16 +68,19 @@ class RereadRows:
         others = joined(rest)
         self.targets, self.weights = others.target, others.weights
         self.inputs = {name: self._on_demand(name, first, seen) for name, seen in types.items()}
-        self.close()
 
     def read(self, positions: np.ndarray) -> Block:
         """Rows by position, if they are what they were. Raises `DataError` for one that is not."""
         if self._last is not None and np.array_equal(self._last[0], positions):
             return self._last[1]
-        if self._seed == FIRST:
-            self._remake()
-        if len(self._differing(positions, block := self._fetch_again(positions))):
-            raise self._moved()
+        try:
+            if self._seed == FIRST:
+                self._remake()
+            if len(self._differing(positions, block := self._fetch_again(positions))):
+                raise self._moved()
+        except BaseException:  # whoever keeps the error would keep the workers
+            self.close()
+            raise
         self._last = positions, block
         return block
 

@@ -51,7 +51,9 @@ def prepared(
     with np.errstate(over="ignore"):
         scaled = values * features.scale
     if (np.isinf(scaled) & np.isfinite(values)).any():
-        raise DataError(f"{name} times data.features.scale {features.scale:g} overflows")
+        raise DataError(
+            f"{name} times data.features.scale {features.scale:g} overflows; choose a smaller one"
+        )
     return scaled
 
 

@@ -161,7 +161,9 @@ def _csv_header(content: bytes, path: Path, form: CsvSettings) -> list[str]:
         raise DataError(f"{path}: the file is empty; a header line and rows are needed")
     repeated = sorted({column for column in header if column and header.count(column) > 1})
     if repeated:
-        raise DataError(f"{path}: line 1 names the column {repeated[0]!r} more than once")
+        raise DataError(
+            f"{path}: line 1 names the column {repeated[0]!r} more than once; rename one"
+        )
     return header
 
 
@@ -200,7 +202,9 @@ def _read_columns(
             f"{name}: reading {path.suffix} needs pyarrow; install influence-dag[parquet]"
         ) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: not a readable {path.suffix} file: {error}") from error
+        raise DataError(
+            f"{name}: not a readable {path.suffix} file: {error}; write it again"
+        ) from error
     return frame_source(frame, name, data)
 
 
@@ -213,7 +217,8 @@ def frame_source(frame: pd.DataFrame, name: str, data: DataSettings) -> Source:
         frame = frame.reset_index()
     header = list(map(str, frame.columns))
     if repeated := sorted({column for column in header if header.count(column) > 1}):
-        raise DataError(f"{name}: the column {literal(repeated[0])!r} is there more than once")
+        twice = literal(repeated[0])
+        raise DataError(f"{name}: the column {twice!r} is there more than once; rename one")
     _check_names(name, header, data)
     if wide := columns_of_lists(frame):
         return source_of_lists(frame, wide, name, data)
@@ -365,10 +370,15 @@ def _parsed(source: Source, name: str, column: pd.Series) -> np.ndarray:
     return values
 
 
+_WITH_COMMAS = re.compile(r"[-+]?\d+(,\d+)+(\.\d*)?")
+
+
 def _not_a_number(source: Source, column: str, seen: np.ndarray, wrong: np.ndarray) -> NoReturn:
     first = int(np.argmax(wrong))
+    cure = f"encode text as numbers first, or let the column travel along: data.keep: [{column}]"
+    if _WITH_COMMAS.fullmatch(str(seen[first]).strip()):
+        cure = "decimal commas: data.csv: {decimal: ','}; at thousands write none"
     raise DataError(
         f"{source.name}: {source.row_name(first)}, column {column!r}: seen {seen[first]!r}, "
-        f"expected a number ({int(wrong.sum())} such rows); encode text as numbers first, or let "
-        f"the column travel along: data.keep: [{column}]"
+        f"expected a number ({int(wrong.sum())} such rows); {cure}"
     )

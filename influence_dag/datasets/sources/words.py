@@ -73,7 +73,7 @@ def _unknown(
     seen = f"seen {word!r}" if word else "seen an empty cell"
     return DataError(
         f"{source.name}: {source.row_name(row)}, column {target!r}: {seen}, which is none of the "
-        f"{len(classes)} classes ({listed(classes)}){did_you_mean(word, classes)} "
+        f"classes ({listed(classes)}){did_you_mean(word, classes)} "
         f"({int(unknown.sum())} such rows): classes are the distinct labels of the training rows, "
         "or those that data.classes lists in the order of the model's outputs"
     )

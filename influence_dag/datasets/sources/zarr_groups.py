@@ -54,7 +54,9 @@ def _check_files(path: Path, name: str) -> None:
     for folder, _, files in os.walk(path):
         for entry in os.scandir(folder) if files else ():
             if not (entry.is_file() or entry.is_dir()):
-                raise DataError(f"{name}: {entry.path} is neither a file nor a folder")
+                raise DataError(
+                    f"{name}: {entry.path} is neither a file nor a folder; write it again"
+                )
 
 
 def _has_names(array: zarr.Array) -> bool:
