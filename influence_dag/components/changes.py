@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 
 from influence_dag.query.text import listed
+from influence_dag.stages import naming
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store.differences import Difference
@@ -37,7 +38,7 @@ def made_from(bench: Workbench, update: Update, method: str | None) -> dict[str,
     current, policies = bench.axis("dataset", "train").fingerprint, bench.settings
     pairs = {
         "model": ("model", policies.model.refit, "trained_on_rows"),
-        "curvature": (f"{method}/curvature", policies.curvature.refresh, "n_train"),
+        "curvature": (naming.curvature(method), policies.curvature.refresh, "n_train"),
     }
     told = {}
     for what, (artifact, policy, rows) in pairs.items():

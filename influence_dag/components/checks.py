@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from influence_dag.components.keys import asset_key
+from influence_dag.stages import naming
 from influence_dag.stages.graph import MATRICES
 from influence_dag.study.study import Study
 
@@ -62,14 +63,14 @@ def promises(study: Study, artifacts: list[str]) -> Iterator[Promise]:
         if method != "identity":
             about = "λ is of the order of the curvature's eigenvalues; a warning where it is not."
             yield Promise(
-                f"{method}/curvature",
+                naming.curvature(method),
                 "damping_near_spectrum",
                 "damping_near_spectrum",
                 (method,),
                 about,
             )
         yield Promise(
-            f"{method}/influences",
+            naming.influences(method),
             "equals_its_parts",
             "matches_parts",
             (method,),
@@ -95,7 +96,7 @@ def _exactness_promises(study: Study) -> Iterator[Promise]:
     exact = [m for m in ("direct", "cg") if m in methods.names and methods[m].blocks == "full"]
     for method in exact:
         yield Promise(
-            f"{method}/influence_factors",
+            naming.factors(method),
             "residual_below_tolerance",
             "residual_below",
             (method,),

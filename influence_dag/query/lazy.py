@@ -11,6 +11,8 @@ from dask.utils import SerializableLock
 
 from influence_dag.query.reopened import check_influences, workbench_of
 from influence_dag.query.results import without_holes
+from influence_dag.stages import methods, naming, reading
+from influence_dag.stages.dampings import damping_axis
 from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, Version
 
 if TYPE_CHECKING:
@@ -49,19 +51,19 @@ def parameter_influences(
 
     Leaving out `z_i` moves the parameters by about `+1/n_train` of its row.
     """
-    from influence_dag.stages import curvature, factors, gradients
+    from influence_dag.stages import factors
     from influence_dag.stages.dampings import of_method
 
     bench = workbench_of(store, method, project)
     check_influences(bench, method)
-    train = bench.axis(gradients.ARTIFACT, "train")
-    factorization = curvature.load_factorization(bench, method)
+    train = bench.axis(naming.GRADIENTS, "train")
+    factorization = methods.load_factorization(bench, method)
     dampings = of_method(bench, method)
 
     def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         slots = slice(start[-2], stop[-2])
         present = np.flatnonzero(train.valid[slots])
-        G = gradients.load_gradients(bench, slots).dense()
+        G = reading.load_gradients(bench, slots).dense()
         which = range(start[0], stop[0]) if len(dampings) > 1 else [0]
         values = np.full((len(which), *G.shape), np.nan, variable.dtype)
         with factors.named_rows(train.ids[slots][present], f"{method}, training rows"):
@@ -88,27 +90,26 @@ def block_influences(
     """
     from influence_dag.influence.upweighting import influences
     from influence_dag.solvers.blocks import parameter_blocks, split_by_block
-    from influence_dag.stages import curvature, factors, gradients
 
     bench = workbench_of(store, method, project)
     check_influences(bench, method)
     if blocks is None:
         blocks = bench.settings.methods[method].blocks
-    positions = parameter_blocks(curvature.parameter_slices(bench), blocks)
+    positions = parameter_blocks(reading.parameter_slices(bench), blocks)
     names, dampings = list(positions), len(bench.settings.dampings)
 
     def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         which = range(start[1], stop[1]) if dampings > 1 else [None]
-        G = gradients.load_gradients(bench, slice(start[-1], stop[-1]))
+        G = reading.load_gradients(bench, slice(start[-1], stop[-1]))
         index = {name: positions[name] for name in names[start[0] : stop[0]]}
         values = []
         for k in which:
-            s = factors.load_factors(bench, method, slice(start[-2], stop[-2]), k)
+            s = reading.load_factors(bench, method, slice(start[-2], stop[-2]), k)
             shares = split_by_block(s, index).values()
             values.append(np.stack([influences(share, G).cpu().numpy() for share in shares]))
         return np.stack(values, axis=1) if dampings > 1 else values[0]
 
-    layout = _block_layout(bench, store.version(f"{method}/influences"), method, names)
+    layout = _block_layout(bench, store.version(naming.influences(method)), method, names)
     (variable,) = layout.variables
     return _labelled(layout, variable, block)
 
@@ -121,8 +122,7 @@ def position_influences(
     Shares add up to the stored influences; 0 where a target is ignored. Computed on demand.
     """
     from influence_dag.influence.positions import position_influences, positions_of
-    from influence_dag.stages import factors
-    from influence_dag.stages.model import load_objective, load_rows
+    from influence_dag.stages.reading import load_objective, load_rows
 
     bench = workbench_of(store, method, project)
     check_influences(bench, method, rows="dataset")
@@ -139,11 +139,11 @@ def position_influences(
         sizes = tests.stop - tests.start, slots.stop - slots.start
         values = np.full((len(which), *sizes, *shape), np.nan, variable.dtype)
         for part, k in zip(values, which, strict=True):
-            s = factors.load_factors(bench, method, tests, k)
+            s = reading.load_factors(bench, method, tests, k)
             part[:, present] = position_influences(s, objective, rows).cpu().numpy()
         return values if dampings > 1 else values[0]
 
-    layout = _position_layout(bench, store.version(f"{method}/influences"), method, shape)
+    layout = _position_layout(bench, store.version(naming.influences(method)), method, shape)
     (variable,) = layout.variables
     return _labelled(layout, variable, block)
 
@@ -151,11 +151,10 @@ def position_influences(
 def _position_layout(
     bench: "Workbench", stored: Version, method: str, shape: tuple[int, ...]
 ) -> Layout:
-    from influence_dag.stages import factors
     from influence_dag.stages.wording import wording_of
 
-    test, train = bench.axis(factors.artifact(method), "test"), bench.axis("dataset", "train")
-    dims, sizes, dampings = factors.damping_axis(bench, method)
+    test, train = bench.axis(naming.factors(method), "test"), bench.axis("dataset", "train")
+    dims, sizes, dampings = damping_axis(bench, method)
     entry = stored.variables["influences"]
     names = ("position",) if len(shape) == 1 else tuple(f"position_{k}" for k in range(len(shape)))
     variable = Variable(
@@ -168,16 +167,15 @@ def _position_layout(
     )
     places = (Coordinate(n, (n,), np.arange(k)) for n, k in zip(names, shape, strict=True))
     coordinates = (*test.coordinates, *train.coordinates, *dampings, *places)
-    return Layout((variable,), coordinates, factors.method_attributes(bench, method))
+    return Layout((variable,), coordinates, methods.method_attributes(bench, method))
 
 
 def _block_layout(bench: "Workbench", stored: Version, method: str, names: list[str]) -> Layout:
-    from influence_dag.stages import factors, gradients
     from influence_dag.stages.wording import wording_of
 
-    test = bench.axis(factors.artifact(method), "test")
-    train = bench.axis(gradients.ARTIFACT, "train")
-    dims, sizes, dampings = factors.damping_axis(bench, method)
+    test = bench.axis(naming.factors(method), "test")
+    train = bench.axis(naming.GRADIENTS, "train")
+    dims, sizes, dampings = damping_axis(bench, method)
     entry = stored.variables["influences"]
     variable = Variable(
         "block_influences",
@@ -189,16 +187,15 @@ def _block_layout(bench: "Workbench", stored: Version, method: str, names: list[
     )
     block = Coordinate("block", ("block",), np.array(names, np.dtypes.StringDType()))
     coordinates = (block, *test.coordinates, *train.coordinates, *dampings)
-    return Layout((variable,), coordinates, factors.method_attributes(bench, method))
+    return Layout((variable,), coordinates, methods.method_attributes(bench, method))
 
 
 def _parameter_layout(
     bench: "Workbench", method: str, labels: tuple[Coordinate, ...], rows: int
 ) -> Layout:
-    from influence_dag.stages import factors
     from influence_dag.stages.wording import wording_of
 
-    dims, sizes, dampings = factors.damping_axis(bench, method)
+    dims, sizes, dampings = damping_axis(bench, method)
     size = bench.require("model").attrs["info"]["parameters"]
     dtype = np.dtype(bench.settings.compute.dtype)
     chunk = max(1, min(rows, bench.settings.compute.block_bytes // (size * dtype.itemsize)))
@@ -210,7 +207,7 @@ def _parameter_layout(
         (*(1 for _ in sizes), chunk, size),
         wording_of(bench, method).parameter_influences(),
     )
-    attrs = factors.method_attributes(bench, method)
+    attrs = methods.method_attributes(bench, method)
     return Layout((variable,), (*labels, *dampings), attrs)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from influence_dag.datasets.slots import Split
 from influence_dag.errors import StoreError
 from influence_dag.query.results import settings_of
+from influence_dag.stages import naming
 from influence_dag.store import ArtifactStore
 from influence_dag.study.code import code_hashes, code_key
 from influence_dag.study.model import LOSSES
@@ -62,7 +63,7 @@ def _check_code(store: ArtifactStore, study: Study, *, named: bool) -> None:
                     "named: open_study(path, project=…)"
                 )
     if not any(not code_hashes(name.partition(":")[0], study.root) for name in callables.values()):
-        from influence_dag.stages.model import files_key, key_of_source
+        from influence_dag.stages.keys import files_key, key_of_source
 
         found = key_of_source(
             study.settings.model,
@@ -91,12 +92,12 @@ def callables_of(settings: StudySettings) -> dict[str, str]:
 
 def _check_factors(bench: "Workbench", method: str) -> None:
     """What is stored beside the factors is what they were computed with."""
-    from influence_dag.stages import curvature, factors
+    from influence_dag.stages import factors
 
-    stored = bench.require(factors.artifact(method))
+    stored = bench.require(naming.factors(method))
     if factors.base_key(bench, method) == stored.attrs["base_key"]:
         return
-    beside = {"model": "model", "curvature": curvature.artifact(method)}
+    beside = {"model": "model", "curvature": naming.curvature(method)}
     newer = [
         artifact
         for what, artifact in beside.items()
@@ -108,7 +109,7 @@ def _check_factors(bench: "Workbench", method: str) -> None:
         else "code, settings or the version of influence_dag were others when they were computed"
     )
     raise StoreError(
-        f"{bench.store.root}: {factors.artifact(method)} do not belong to what would be computed "
+        f"{bench.store.root}: {naming.factors(method)} do not belong to what would be computed "
         f"with: {why}; materialise the study again"
     )
 
@@ -118,10 +119,10 @@ def check_influences(bench: "Workbench", method: str, *, rows: str = "gradients"
 
     `rows` is the artifact whose training rows are computed with.
     """
-    from influence_dag.stages import factors, influences
+    from influence_dag.stages import influences
 
-    stored = bench.require(influences.artifact(method))
-    pairs: dict[Split, str] = {"test": factors.artifact(method), "train": rows}
+    stored = bench.require(naming.influences(method))
+    pairs: dict[Split, str] = {"test": naming.factors(method), "train": rows}
     moved = [
         f"{split} rows of {artifact}"
         for split, artifact in pairs.items()
@@ -132,6 +133,6 @@ def check_influences(bench: "Workbench", method: str, *, rows: str = "gradients"
     if moved:
         raise StoreError(
             f"{bench.store.root}: the {' and '.join(moved)} are not those that the stored "
-            f"{influences.artifact(method)} were computed from (a refresh has not got there yet); "
+            f"{naming.influences(method)} were computed from (a refresh has not got there yet); "
             "materialise the study again"
         )

@@ -14,6 +14,7 @@ import xarray as xr
 from influence_dag.datasets.slots import SPLITS, Axis, Split, natural_ids
 from influence_dag.errors import StoreError
 from influence_dag.query.result_arrays import of_results
+from influence_dag.stages import naming
 from influence_dag.store import ArtifactStore, Variable, Version
 from influence_dag.store.differences import Difference
 from influence_dag.study.methods import MethodsSettings
@@ -92,7 +93,7 @@ class StudyResults:
     def methods(self) -> list[str]:
         """The methods whose influences are stored, exact ones first."""
         stored = set(self.artifacts)
-        return [name for name in MethodsSettings.model_fields if f"{name}/influences" in stored]
+        return [name for name in MethodsSettings.model_fields if naming.influences(name) in stored]
 
     def __getitem__(self, method: str) -> xr.Dataset:
         """Influences of one method with what is known of its rows.
@@ -107,7 +108,7 @@ class StudyResults:
                 f"{self.store.root} has no influences of {method!r}"
                 f"{did_you_mean(str(method), self.methods)}; it has {stored}"
             )
-        dataset = self.open(f"{method}/influences")
+        dataset = self.open(naming.influences(method))
         return dataset.assign_coords(self._row_info(method, dataset))
 
     def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
@@ -116,11 +117,11 @@ class StudyResults:
 
     def perturbation(self, method: str, version: int | None = None) -> xr.DataArray:
         """`∂/∂x_train` of the influence, dims `(test, train, *features)`, lazy."""
-        return self.open(f"{method}/perturbation_influences", version)["perturbation_influences"]
+        return self.open(naming.perturbation(method), version)["perturbation_influences"]
 
     def influence_factors(self, method: str, version: int | None = None) -> xr.DataArray:
         """`(H + λI)⁻¹ ∇L(z_test)`, dims `(test, param)`, lazy."""
-        return self.open(f"{method}/influence_factors", version)["influence_factors"]
+        return self.open(naming.factors(method), version)["influence_factors"]
 
     def lazy_perturbation(self, method: str) -> xr.DataArray:
         """The same numbers as `perturbation`, computed when sliced and never stored.
@@ -184,8 +185,8 @@ class StudyResults:
         """Per-row results of other artifacts, matched by id (they may be of another age)."""
         info: dict[str, Any] = {}
         places: dict[str, tuple[tuple[str, ...], Split]] = {
-            f"{method}/influence_factors": (("residual", "niter", "converged"), "test"),
-            f"{method}/summary": (("self_influence",), "train"),
+            naming.factors(method): (("residual", "niter", "converged"), "test"),
+            naming.summary(method): (("self_influence",), "train"),
         }
         for artifact, (names, split) in places.items():
             try:
@@ -391,4 +392,4 @@ class InfluenceAccessor:
 
 def settings_of(store: ArtifactStore, method: str) -> dict[str, Any]:
     """The settings and the project's folder that a method's factors were computed with."""
-    return json.loads(store.version(f"{method}/influence_factors").attrs["study_settings"])
+    return json.loads(store.version(naming.factors(method)).attrs["study_settings"])

@@ -9,6 +9,7 @@ from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StoreError
 from influence_dag.query.reopened import workbench_of
 from influence_dag.query.results import StudyResults, open_study
+from influence_dag.stages import naming
 
 
 def suspects(
@@ -55,13 +56,13 @@ def _self_influence(
             "and materialise <method>/summary"
         )
     method = method or stored[0]
-    scores = results.open(f"{method}/summary")["self_influence"].load()
+    scores = results.open(naming.summary(method))["self_influence"].load()
     scores = scores.assign_attrs(method=method)
     return scores if "damping" not in scores.dims else _at_damping(scores, damping)
 
 
 def _has_self_influence(results: StudyResults, method: str) -> bool:
-    summary = results.store.current(f"{method}/summary")
+    summary = results.store.current(naming.summary(method))
     return summary is not None and "self_influence" in summary.variables
 
 
@@ -78,7 +79,7 @@ def _seen_by_model(results: StudyResults, rows: xr.DataArray) -> dict[str, np.nd
     """Loss, and class for a classifier, of each row at the stored θ."""
     import torch
 
-    from influence_dag.stages.model import load_objective, load_rows
+    from influence_dag.stages.reading import load_objective, load_rows
 
     bench = workbench_of(results.store, rows.attrs["method"], results.project)
     axis = Axis.read(bench.require("dataset"), "train")

@@ -10,6 +10,7 @@ import xarray as xr
 from influence_dag.datasets.slots import SPLITS, Axis, Split, shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query.results import StudyResults
+from influence_dag.stages import naming
 from influence_dag.store.differences import Change
 from influence_dag.texts import literal
 
@@ -108,12 +109,12 @@ def _next(root: Path, method: str, results: StudyResults, influences: xr.DataArr
         f'  study = idag.open_study("{root}")',
         f'  study["{method}"].influences.sel(test={test}).idag.top_k(5)',
     ]
-    if f"{method}/perturbation_influences" in results.artifacts:
+    if naming.perturbation(method) in results.artifacts:
         lines.append(f'  study.perturbation("{method}").sel(test={test})')
     path = (
         root
         / f"{method}/influences/versions"
-        / results.store.version(f"{method}/influences").path.name
+        / results.store.version(naming.influences(method)).path.name
     )
     plain = f'  xarray.open_zarr("{path}")'
     return [*lines, "or with xarray alone:", plain, "or in the browser: make ui"]

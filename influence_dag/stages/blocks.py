@@ -137,3 +137,9 @@ def _tile(
 
 def _rectangle(first: ChunkIndex, last: ChunkIndex) -> Iterator[ChunkIndex]:
     return itertools.product(*(range(i, j + 1) for i, j in zip(first, last, strict=True)))
+
+
+def pieces(start: int, stop: int, size: int) -> Iterator[slice]:
+    """`start:stop` cut into runs of at most `size`."""
+    for begin in range(start, stop, max(1, size)):
+        yield slice(begin, min(stop, begin + max(1, size)))

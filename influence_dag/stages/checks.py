@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 
 from influence_dag.solvers.rounding import rounding
-from influence_dag.stages import curvature, dampings, factors, influences, report
+from influence_dag.stages import (
+    dampings,
+    naming,
+    reading,
+)
+from influence_dag.stages.blocks import pieces
 from influence_dag.stages.minimum import judged
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -88,7 +93,7 @@ def symmetric(kind: str) -> Check:
     def check(bench: Workbench) -> Outcome:
         matrix = bench.require(kind).read(kind)
         worst = scale = 0.0
-        for rows in influences.pieces(0, len(matrix), 256):
+        for rows in pieces(0, len(matrix), 256):
             worst = max(worst, float(np.abs(matrix[rows] - matrix[:, rows].T).max()))
             scale = max(scale, float(np.abs(matrix[rows]).max()))
         message = f"largest asymmetry {worst:.1e} of {scale:.1e}"
@@ -130,7 +135,7 @@ def damping_near_spectrum(method: str) -> Check:
     """λ is of the order of the curvature's eigenvalues, where there is no weight decay to be it."""
 
     def check(bench: Workbench) -> Outcome:
-        info = bench.require(curvature.artifact(method)).attrs["info"]
+        info = bench.require(naming.curvature(method)).attrs["info"]
         known, mean = dampings.of_method(bench, method), info.get("mean_eigenvalue")
         if not mean or max(known) == 0:
             return Outcome(True, "no spectrum to compare λ with")
@@ -158,7 +163,7 @@ def residual_below(method: str) -> Check:
     """Every solve reached its tolerance."""
 
     def check(bench: Workbench) -> Outcome:
-        version = bench.require(factors.artifact(method))
+        version = bench.require(naming.factors(method))
         values = np.asarray(version.read("residual"), np.float64)
         valid = bench.axis_of(version, "test").valid
         worst = float(values[..., valid].max()) if valid.any() else 0.0
@@ -190,15 +195,15 @@ def matches_parts(method: str) -> Check:
     """A few stored influences equal the product of the stored factors and gradients."""
 
     def check(bench: Workbench) -> Outcome:
-        from influence_dag.stages.gradients import load_gradients
+        from influence_dag.stages.reading import load_gradients
 
-        version = bench.require(influences.artifact(method))
+        version = bench.require(naming.influences(method))
         test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
         rng = np.random.default_rng(0)
         worst = scale = 0.0
         for i, j in zip(rng.choice(test.slots, 16), rng.choice(train.slots, 16), strict=True):
             last = max(0, len(bench.settings.dampings) - 1)
-            s = factors.load_factors(bench, method, slice(i, i + 1), last if last else None)
+            s = reading.load_factors(bench, method, slice(i, i + 1), last if last else None)
             expected = load_gradients(bench, slice(j, j + 1)).inner(s).item()
             lead = (slice(last, last + 1),) if last else ()
             stored = version.read("influences", *lead, slice(i, i + 1), slice(j, j + 1)).item()
@@ -216,7 +221,7 @@ def methods_agree(*methods: str) -> Check:
     """Methods that solve the same system exactly give the same influences."""
 
     def check(bench: Workbench) -> Outcome:
-        agreement = bench.require(report.ARTIFACT).attrs["info"]["agreement"]
+        agreement = bench.require(naming.REPORT).attrs["info"]["agreement"]
         pairs = [f"{a} vs {b}" for a, b in combinations(methods, 2)]
         errors = {pair: agreement[pair]["relative_error"] for pair in pairs}
         worst = max(errors.values())

@@ -1,13 +1,17 @@
 """The λ of each method's solves: the study's, or with `damping: auto` what its curvature says."""
 
+import numpy as np
 import torch
 
 from influence_dag.curvature import Curvature
+from influence_dag.fingerprints import Keys, as_keys, fingerprint
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.blocks import BlockFactorization
 from influence_dag.solvers.dampings import AutomaticDamping, automatic_damping, of_eigenvalues
+from influence_dag.stages import naming
+from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
-from influence_dag.store import Version
+from influence_dag.store import Coordinate, Version
 from influence_dag.study.methods import KRONECKER
 
 SEMIDEFINITE = "gauss_newton"
@@ -17,14 +21,14 @@ def of_method(bench: Workbench, method: str) -> tuple[float, ...]:
     """One λ or several; an automatic one as it was settled with the method's curvature."""
     if not bench.settings.is_auto_damped:
         return bench.settings.dampings
-    return (bench.require(f"{method}/curvature").attrs["automatic_damping"],)
+    return (bench.require(naming.curvature(method)).attrs["automatic_damping"],)
 
 
 def told(bench: Workbench, method: str) -> dict[str, str]:
     """Where λ comes from, in words, for attributes; nothing where the study says it."""
     if not bench.settings.is_auto_damped:
         return {}
-    return {"damping_reason": bench.require(f"{method}/curvature").attrs["damping_reason"]}
+    return {"damping_reason": bench.require(naming.curvature(method)).attrs["damping_reason"]}
 
 
 def of_matrix(bench: Workbench, kind: str) -> tuple[float, ...]:
@@ -82,3 +86,21 @@ def of_factors(factorization: Factorization) -> AutomaticDamping:
     sizes = [len(index) for index in factorization.settings.blocks.values()]
     mean = sum(each.value * size for each, size in zip(known, sizes, strict=True)) / sum(sizes)
     return AutomaticDamping(mean, known[0].reason)
+
+
+def damping_digests(bench: Workbench) -> list[Keys]:
+    """What distinguishes the blocks of a damping sweep; with one λ there is no such axis."""
+    known = bench.settings.dampings
+    return [as_keys([fingerprint(value) for value in known])] if len(known) > 1 else []
+
+
+def damping_axis(
+    bench: Workbench, method: str
+) -> tuple[tuple[str, ...], tuple[int, ...], tuple[Coordinate, ...]]:
+    """Leading dims, their sizes and coordinates: empty with one λ."""
+    known = bench.settings.dampings
+    if len(known) <= 1:
+        return (), (), ()
+    about = {"long_name": wording_of(bench, method).damping_axis}
+    values = Coordinate("damping", ("damping",), np.array(known), about)
+    return ("damping",), (len(known),), (values,)

@@ -27,13 +27,13 @@ from influence_dag.datasets.splits import (
 )
 from influence_dag.errors import DataError, StoreError
 from influence_dag.fingerprints import fingerprint, grid_keys
+from influence_dag.stages import naming
 from influence_dag.stages.class_order import check_words
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.updates import Update, current_update
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable, Version
 
-ARTIFACT = "dataset"
 FORMULA = 3  # raise when stored values would come out differently
 LOOKED_AT = 32 * 2**20  # bytes of files that are read before anything slow is imported
 READINGS = 3  # how often files that change while they are read are read again
@@ -49,7 +49,7 @@ def refresh(bench: Workbench) -> Update:
         return update
     (train, test), source = _read(bench, source)
     tables: dict[Split, TableSplit] = {"train": train, "test": test}
-    stored = bench.store.current(ARTIFACT)
+    stored = bench.store.current(naming.DATASET)
     slotted = {}
     for split, table in tables.items():
         slotted[split] = _slots(bench, stored, split, table)
@@ -63,7 +63,7 @@ def refresh(bench: Workbench) -> Update:
     info = {split: vars(change) for split, (_, _, change) in slotted.items()}
     info["rows"] = {split: axis.count for split, (axis, _, _) in slotted.items()}
     try:
-        return refresh_blocks(bench, ARTIFACT, layout, parts, info=info)
+        return refresh_blocks(bench, naming.DATASET, layout, parts, info=info)
     finally:
         for table in tables.values():
             table.close()
@@ -83,7 +83,7 @@ def look(bench: Workbench) -> None:
     if sum(path.stat().st_size for path in found) > LOOKED_AT:
         return
     with suppress(StoreError):  # what is damaged is mended by the refresh
-        stored = bench.store.current(ARTIFACT)
+        stored = bench.store.current(naming.DATASET)
         if stored is not None and stored.attrs.get("source_key") == _source_key(bench):
             return
     check_words(bench.settings, load_splits(data, root)[0])
@@ -115,19 +115,19 @@ def _source_key(bench: Workbench) -> str:
         return ""  # what code returns is known when it was called
     content = source_fingerprint(data, bench.study.root)
     how = (data.reading, bench.chunk_override, bench.study.name, loss)
-    return fingerprint(ARTIFACT, FORMULA, content, how)
+    return fingerprint(naming.DATASET, FORMULA, content, how)
 
 
 def _same_source(bench: Workbench, source: str) -> Update | None:
     """The current version's update if it was made from the same bytes, and is undamaged."""
-    stored = bench.undamaged(ARTIFACT)
+    stored = bench.undamaged(naming.DATASET)
     if not source or stored is None or stored.attrs.get("source_key") != source:
         return None
     splits: tuple[Split, ...] = ("train", "test")
     info: dict[str, Any] = {split: vars(AxisChange()) for split in splits}
     info["rows"] = {split: bench.axis_of(stored, split).count for split in splits}
     kept = sum(int(np.prod(variable.grid)) for variable in stored.variables.values())
-    return current_update(bench, ARTIFACT, kept=kept, info=info)
+    return current_update(bench, naming.DATASET, kept=kept, info=info)
 
 
 def _slots_before(bench: Workbench, current: Version | None, split: Split) -> Axis | None:
@@ -282,7 +282,7 @@ def _variables(bench: Workbench, split: Split, table: TableSplit, slots: int) ->
         int(np.prod(values.shape[1:])) * dtypes[name].itemsize
         for name, (_, values) in arrays.items()
     )
-    chunk = bench.row_chunk(ARTIFACT, next(iter(arrays)), split, (slots,), row_bytes)
+    chunk = bench.row_chunk(naming.DATASET, next(iter(arrays)), split, (slots,), row_bytes)
     return [
         Variable(
             name,
@@ -314,7 +314,7 @@ def _part(
             for name, values in arrays.items()
         }
 
-    base = fingerprint(ARTIFACT, FORMULA, bench.settings.data.features.scale)
+    base = fingerprint(naming.DATASET, FORMULA, bench.settings.data.features.scale)
     keys = grid_keys(base, axis.digests(chunk))
     return Part(tuple(arrays), keys, compute, may_lack=True)  # sources look at every row
 

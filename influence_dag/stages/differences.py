@@ -7,7 +7,7 @@ import numpy as np
 
 from influence_dag.datasets.slots import Axis
 from influence_dag.objective.objective import Rows
-from influence_dag.stages.model import load_rows
+from influence_dag.stages.reading import load_rows
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 

@@ -11,20 +11,17 @@ import torch
 from influence_dag.curvature import Curvature
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import NotConvergedError
-from influence_dag.fingerprints import Keys, as_keys, fingerprint, grid_keys
+from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import carried_on, residuals
 from influence_dag.solvers.blocks import BlockFactorization
-from influence_dag.stages import curvature, dampings
+from influence_dag.stages import dampings, methods, naming
+from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
-from influence_dag.stages.model import (
-    check_rows,
-    load_objective,
-    load_rows,
-    measurement_key,
-    model_key,
-)
+from influence_dag.stages.keys import measurement_key, model_key
+from influence_dag.stages.methods import method_attributes
+from influence_dag.stages.reading import check_rows, load_objective, load_rows
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
@@ -34,10 +31,6 @@ from influence_dag.study.methods import ITERATIVE
 FORMULA = 2
 CURVE = 48  # iterations at which residuals are kept
 PER_ROW = {"niter": "iterations", "converged": "1 where the tolerance was met"}
-
-
-def artifact(method: str) -> str:
-    return f"{method}/influence_factors"
 
 
 def refresh(bench: Workbench, method: str) -> Update:
@@ -53,7 +46,7 @@ def refresh(bench: Workbench, method: str) -> Update:
     solver = _Solver(bench, method, test, names)
     return refresh_blocks(
         bench,
-        artifact(method),
+        naming.factors(method),
         layout,
         [Part(names, keys, solver)],
         info=_info(bench, method, test),
@@ -62,7 +55,7 @@ def refresh(bench: Workbench, method: str) -> Update:
 
 def base_key(bench: Workbench, method: str) -> str:
     """Everything but the test row: θ, the factorisation, how it is solved, the measurement."""
-    version = bench.require(curvature.artifact(method))
+    version = bench.require(naming.curvature(method))
     settings = bench.settings.methods[method].model_dump(mode="json")
     return fingerprint(
         "factors",
@@ -77,29 +70,11 @@ def base_key(bench: Workbench, method: str) -> str:
     )
 
 
-def damping_digests(bench: Workbench) -> list[Keys]:
-    """What distinguishes the blocks of a damping sweep; with one λ there is no such axis."""
-    known = bench.settings.dampings
-    return [as_keys([fingerprint(value) for value in known])] if len(known) > 1 else []
-
-
-def damping_axis(
-    bench: Workbench, method: str
-) -> tuple[tuple[str, ...], tuple[int, ...], tuple[Coordinate, ...]]:
-    """Leading dims, their sizes and coordinates: empty with one λ."""
-    known = bench.settings.dampings
-    if len(known) <= 1:
-        return (), (), ()
-    about = {"long_name": wording_of(bench, method).damping_axis}
-    values = Coordinate("damping", ("damping",), np.array(known), about)
-    return ("damping",), (len(known),), (values,)
-
-
 def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> Layout:
     dtype, words = np.dtype(bench.settings.compute.dtype), wording_of(bench, method)
     dims, sizes, coordinates = damping_axis(bench, method)
     ones = (1,) * len(sizes)
-    name = artifact(method)
+    name = naming.factors(method)
     shape = (*sizes, len(test))
     chunk = bench.row_chunk(name, "influence_factors", "test", shape, size * dtype.itemsize)
     factors = Variable(
@@ -163,28 +138,6 @@ def _curves(info: Mapping[str, torch.Tensor], steps: np.ndarray) -> torch.Tensor
     return torch.where(info["niter"][:, None] > 0, torch.cat([sampled, rest], dim=1), last)
 
 
-def method_attributes(bench: Workbench, method: str, **extra) -> dict:
-    """What every array of a method says about itself."""
-    version, words = bench.require(curvature.artifact(method)), wording_of(bench, method)
-    blocks, known = curvature.block_names(bench, method), dampings.of_method(bench, method)
-    return bench.attributes(
-        method=method,
-        method_settings=bench.settings.methods[method].model_dump(mode="json"),
-        damping=words.damping(blocks, known),
-        **dampings.told(bench, method),
-        n_train=version.attrs["n_train"],
-        weights=version.attrs["weights"],
-        weight_sum=version.attrs["weight_sum"],
-        curvature=words.curvature,
-        measurement=bench.settings.model.measurement or "the loss",
-        assumes=bench.require("model").attrs["assumes"],
-        symbols=words.symbols,
-        model_data_version=bench.require("model").data_version,
-        curvature_data_version=version.data_version,
-        **extra,
-    )
-
-
 def _info(bench: Workbench, method: str, test: Axis) -> dict:
     known = list(dampings.of_method(bench, method))
     return {"method": method, "test_rows": test.count, "damping": known}
@@ -208,9 +161,9 @@ class _Solver:
 
     def _load(self) -> tuple:
         if self._loaded is None:
-            factorization = curvature.load_factorization(self.bench, self.method)
-            operator = curvature.load_operator(
-                self.bench, self.method, self.bench.require(curvature.artifact(self.method))
+            factorization = methods.load_factorization(self.bench, self.method)
+            operator = methods.load_operator(
+                self.bench, self.method, self.bench.require(naming.curvature(self.method))
             )
             self._loaded = load_objective(self.bench), factorization, operator
         return self._loaded
@@ -218,11 +171,13 @@ class _Solver:
     @cached_property
     def _stored(self) -> Version | None:
         """The factors of the refresh before, where a solve can start from some."""
-        return self.bench.undamaged(artifact(self.method)) if self.method in ITERATIVE else None
+        return (
+            self.bench.undamaged(naming.factors(self.method)) if self.method in ITERATIVE else None
+        )
 
     @cached_property
     def _blocks(self) -> tuple[str, ...]:
-        return curvature.block_names(self.bench, self.method)
+        return methods.block_names(self.bench, self.method)
 
     def _previous(self, slots: np.ndarray, damping: float, size: int) -> torch.Tensor | None:
         """Stored factors of the same slots, from which an iterative solve starts; zero elsewhere.
@@ -276,8 +231,8 @@ class _Solver:
         if late.any():
             names = ", ".join(map(str, self.test.ids[slots[late]]))
             self.bench.report(
-                f"{artifact(self.method)}: {late.sum()} of {len(slots)} rows missed the tolerance "
-                f"and are marked in `converged`: {names}"
+                f"{naming.factors(self.method)}: {late.sum()} of {len(slots)} rows missed the "
+                f"tolerance and are marked in `converged`: {names}"
             )
 
 
@@ -312,12 +267,3 @@ def solve_with_residuals(
         else:
             info["residual"] = residuals(operator, x, b, damping=damping)
     return solution.x, info
-
-
-def load_factors(
-    bench: Workbench, method: str, slots: slice, damping: int | None = None
-) -> torch.Tensor:
-    """A run of stored factors, `(test, param)`; `damping` is the position in a sweep."""
-    lead = () if damping is None else (slice(damping, damping + 1),)
-    values = bench.require(artifact(method)).read("influence_factors", *lead, slots)
-    return torch.from_numpy(values.reshape(values.shape[-2:])).to(bench.device)

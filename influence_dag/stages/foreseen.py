@@ -182,7 +182,7 @@ def _tried(study: Study, train: "Split", test: "Split") -> "tuple[Objective, Row
     from influence_dag.objective import modules
     from influence_dag.objective.checks import check_labels
     from influence_dag.stages.class_order import check_order
-    from influence_dag.stages.model import study_objective
+    from influence_dag.stages.reading import study_objective
 
     settings = study.settings.model
     dtype = getattr(torch, study.settings.compute.dtype)

@@ -3,26 +3,25 @@
 from typing import Any
 
 import numpy as np
-import torch
 
 from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.gradients.capture import without_uncaptured
 from influence_dag.gradients.per_sample import (
     GradientLayout,
-    Gradients,
     gradient_layout,
     per_sample_gradients,
 )
 from influence_dag.objective.objective import Objective
+from influence_dag.stages import naming
 from influence_dag.stages.driver import Part, refresh_blocks
-from influence_dag.stages.model import check_rows, load_objective, load_rows, model_key, stored_rows
+from influence_dag.stages.keys import model_key
+from influence_dag.stages.reading import check_rows, load_objective, load_rows, stored_rows
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import gradients_formula
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
 
-ARTIFACT = "gradients"
 FORMULA = 1
 
 
@@ -40,7 +39,7 @@ def refresh(bench: Workbench) -> Update:
 
 def _uncaptured(bench: Workbench) -> list[str]:
     """Layers that rows of the stored version have shown not to be captured, with the same θ."""
-    stored = bench.undamaged(ARTIFACT)
+    stored = bench.undamaged(naming.GRADIENTS)
     if stored is None or stored.attrs.get("model_key") != model_key(bench):
         return []
     return stored.attrs.get("uncaptured_layers", [])
@@ -51,7 +50,7 @@ def _refresh(bench: Workbench, objective: Objective, without: frozenset[str]) ->
     captured = _known_layout(bench, without) or gradient_layout(
         objective, stored_rows(bench, "train", 2), without=without
     )
-    base = fingerprint(ARTIFACT, FORMULA, model_key(bench), captured.to_json())
+    base = fingerprint(naming.GRADIENTS, FORMULA, model_key(bench), captured.to_json())
     layout = _layout(bench, train, captured, base, without)
     chunk = layout.variables[0].chunks[0]
 
@@ -67,12 +66,12 @@ def _refresh(bench: Workbench, objective: Objective, without: frozenset[str]) ->
     }
     if without:
         info["layers_row_by_row"] = ", ".join(sorted(without))
-    return refresh_blocks(bench, ARTIFACT, layout, [part], info=info)
+    return refresh_blocks(bench, naming.GRADIENTS, layout, [part], info=info)
 
 
 def _known_layout(bench: Workbench, without: frozenset[str]) -> GradientLayout | None:
     """The stored version's layout where it is of the same θ, code and shape of rows."""
-    stored = bench.undamaged(ARTIFACT)
+    stored = bench.undamaged(naming.GRADIENTS)
     seen = stored.attrs if stored else {}
     same = (
         seen.get("model_key") == model_key(bench)
@@ -99,7 +98,7 @@ def _layout(
         max(1, *(int(np.prod(shape)) for shape in captured.row_shapes.values())) * dtype.itemsize
     )
     first = next(iter(captured.row_shapes))
-    chunk = bench.row_chunk(ARTIFACT, first, "train", (len(train),), row_bytes)
+    chunk = bench.row_chunk(naming.GRADIENTS, first, "train", (len(train),), row_bytes)
     variables = tuple(
         Variable(
             name,
@@ -143,14 +142,3 @@ def _block(
     for name, tensor in tensors.items():
         block[name][present] = tensor.detach().cpu().numpy()
     return block
-
-
-def load_gradients(bench: Workbench, slots: slice) -> Gradients:
-    """A run of stored gradients on the study's device."""
-    version = bench.require(ARTIFACT)
-    captured = GradientLayout.from_json(version.attrs["gradient_layout"])
-    tensors = {
-        name: torch.from_numpy(version.read(name, slots)).to(bench.device)
-        for name in captured.row_shapes
-    }
-    return captured.assemble(tensors)

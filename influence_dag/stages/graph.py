@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from influence_dag.errors import StudyError
+from influence_dag.stages import naming
 from influence_dag.stages.wording import Wording, matrix_formula
 from influence_dag.study.study import Study
 from influence_dag.study.users_code import ended
@@ -101,7 +102,7 @@ def artifacts(study: Study) -> Iterator[Artifact]:
     for method in methods:
         yield from _method_artifacts(study, method)
     for kind in study.settings.validation.names:
-        reads = ("dataset", "model", *(f"{method}/influences" for method in methods))
+        reads = ("dataset", "model", *(naming.influences(method) for method in methods))
         name = f"validation/{kind}"
         yield Artifact(name, reads, "validation", _TORCH, VALIDATIONS[kind], kind, heavy=True)
     yield Artifact(
@@ -123,9 +124,9 @@ def matrix_of(study: Study, method: str) -> str | None:
 def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
     matrix, words = matrix_of(study, method), Wording(study.settings, method)
     damped_by = None if matrix else study.settings.matrix_of_damping(method)
-    factors, influences = f"{method}/influence_factors", f"{method}/influences"
+    factors, influences = naming.factors(method), naming.influences(method)
     yield Artifact(
-        f"{method}/curvature",
+        naming.curvature(method),
         (matrix,) if matrix else ("dataset", "model", *([damped_by] if damped_by else [])),
         "curvature",
         _BOTH,
@@ -135,7 +136,7 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
     )
     yield Artifact(
         factors,
-        ("dataset", "model", f"{method}/curvature", *([matrix] if matrix else [])),
+        ("dataset", "model", naming.curvature(method), *([matrix] if matrix else [])),
         "factors",
         _BOTH,
         f"{words.factors()['formula']}, one row a test row.",
@@ -153,7 +154,7 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
     )
     if study.settings.perturbation and method in study.settings.perturbation.methods:
         yield Artifact(
-            f"{method}/perturbation_influences",
+            naming.perturbation(method),
             (factors, "dataset", "model"),
             "perturbation",
             _BOTH,
@@ -163,8 +164,8 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
             heavy=True,
         )
     yield Artifact(
-        f"{method}/summary",
-        (influences, "gradients", f"{method}/curvature"),
+        naming.summary(method),
+        (influences, "gradients", naming.curvature(method)),
         "summary",
         _ZARR,
         "Sums over rows and columns, strongest pairs of each test row, self-influence.",

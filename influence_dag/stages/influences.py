@@ -1,6 +1,5 @@
 """Up-weighting influences `s_testᵀ ∇θ L(z_train)`: one product a block, streamed to the store."""
 
-from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -8,7 +7,9 @@ import numpy as np
 from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.influence.upweighting import influences as influences_block
-from influence_dag.stages import factors, gradients
+from influence_dag.stages import methods, naming, reading
+from influence_dag.stages.blocks import pieces
+from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
@@ -19,25 +20,21 @@ from influence_dag.store.layout import pair_chunks
 FORMULA = 1
 
 
-def artifact(method: str) -> str:
-    return f"{method}/influences"
-
-
 def refresh(bench: Workbench, method: str) -> Update:
     """Compute the blocks `test × train` whose factors or gradients changed."""
     test, train = (
-        bench.axis(factors.artifact(method), "test"),
-        bench.axis(gradients.ARTIFACT, "train"),
+        bench.axis(naming.factors(method), "test"),
+        bench.axis(naming.GRADIENTS, "train"),
     )
     base = base_key(bench, method)
     layout = _layout(bench, method, test, train, base)
     chunks = layout.variables[0].chunks
     keys = grid_keys(
-        base, *factors.damping_digests(bench), test.digests(chunks[-2]), train.digests(chunks[-1])
+        base, *damping_digests(bench), test.digests(chunks[-2]), train.digests(chunks[-1])
     )
     part = Part(("influences",), keys, _Product(bench, method))
     info = {"method": method, "test_rows": test.count, "train_rows": train.count}
-    return refresh_blocks(bench, artifact(method), layout, [part], info=info)
+    return refresh_blocks(bench, naming.influences(method), layout, [part], info=info)
 
 
 def base_key(bench: Workbench, method: str) -> str:
@@ -47,18 +44,18 @@ def base_key(bench: Workbench, method: str) -> str:
 
 
 def _reads(method: str) -> tuple[str, str]:
-    return factors.artifact(method), gradients.ARTIFACT
+    return naming.factors(method), naming.GRADIENTS
 
 
 def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -> Layout:
     dtype = np.dtype(bench.settings.compute.dtype)
-    dims, sizes, coordinates = factors.damping_axis(bench, method)
+    dims, sizes, coordinates = damping_axis(bench, method)
     override = bench.chunk_override
     ideal = pair_chunks(len(test), len(train), itemsize=dtype.itemsize, override=override)
     if not override:
-        ideal = bench.stable_chunks(artifact(method), "influences", (*(1 for _ in sizes), *ideal))[
-            -2:
-        ]
+        ideal = bench.stable_chunks(
+            naming.influences(method), "influences", (*(1 for _ in sizes), *ideal)
+        )[-2:]
     variable = Variable(
         "influences",
         (*dims, "test", "train"),
@@ -68,16 +65,10 @@ def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -
         wording_of(bench, method).influences(),
         max_relative_error=bench.settings.store.max_relative_error,
     )
-    attrs = factors.method_attributes(bench, method, base_key=base)
+    attrs = methods.method_attributes(bench, method, base_key=base)
     return Layout(
         (variable,), (*test.coordinates, *train.coordinates, *coordinates), attrs, provenance()
     )
-
-
-def pieces(start: int, stop: int, size: int) -> Iterator[slice]:
-    """`start:stop` cut into runs of at most `size`."""
-    for begin in range(start, stop, max(1, size)):
-        yield slice(begin, min(stop, begin + max(1, size)))
 
 
 class _Product:
@@ -89,10 +80,10 @@ class _Product:
         itemsize = np.dtype(bench.settings.compute.dtype).itemsize
         self.rows = max(1, bench.settings.compute.block_bytes // (info["parameters"] * itemsize))
         self.factors = lru_cache(maxsize=1)(
-            lambda start, stop, k: factors.load_factors(bench, method, slice(start, stop), k)
+            lambda start, stop, k: reading.load_factors(bench, method, slice(start, stop), k)
         )
         self.gradients = lru_cache(maxsize=1)(
-            lambda start, stop: gradients.load_gradients(bench, slice(start, stop))
+            lambda start, stop: reading.load_gradients(bench, slice(start, stop))
         )
 
     def __call__(self, tile) -> dict[str, np.ndarray]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from influence_dag.curvature import GaussNewton, Hessian
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError
 from influence_dag.fingerprints import fingerprint
@@ -12,14 +11,15 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import LIMIT, Digits
 from influence_dag.stages.driver import Result, Whole, refresh_whole
-from influence_dag.stages.model import load_objective, load_rows, model_key, weight_sum
+from influence_dag.stages.keys import model_key
+from influence_dag.stages.methods import KINDS
+from influence_dag.stages.reading import load_objective, load_rows, weight_sum
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import matrix_formula
 from influence_dag.stages.workbench import Workbench
 
 FORMULA = 2
 LARGEST_SPECTRUM = 6000  # parameters up to which all eigenvalues are computed (p³ work)
-KINDS = {"hessian": Hessian, "gauss_newton": GaussNewton}
 
 
 def refresh(bench: Workbench, kind: str) -> Update:

@@ -12,10 +12,11 @@ from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.influence.points import module_output
 from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.objective.objective import Objective
-from influence_dag.stages import factors
+from influence_dag.stages import methods, naming, reading
+from influence_dag.stages.blocks import pieces
+from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
-from influence_dag.stages.influences import pieces
-from influence_dag.stages.model import load_objective, load_rows
+from influence_dag.stages.reading import load_objective, load_rows
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
@@ -25,10 +26,6 @@ from influence_dag.study.base import readable_bytes
 
 FORMULA = 1
 NAME = "perturbation_influences"
-
-
-def artifact(method: str) -> str:
-    return f"{method}/{NAME}"
 
 
 def refresh(bench: Workbench, method: str) -> Update:
@@ -45,14 +42,14 @@ def refresh(bench: Workbench, method: str) -> Update:
         "train_rows": kernel.train.count,
         "numbers": numbers,
     }
-    return refresh_blocks(bench, artifact(method), layout, parts, info=info)
+    return refresh_blocks(bench, naming.perturbation(method), layout, parts, info=info)
 
 
 def prepare(bench: Workbench, method: str) -> tuple[Layout, "Kernel"]:
     """What the artifact looks like, and what computes its blocks."""
-    test, train = bench.axis(factors.artifact(method), "test"), bench.axis("dataset", "train")
+    test, train = bench.axis(naming.factors(method), "test"), bench.axis("dataset", "train")
     wrt = _point(bench)
-    key = bench.require(factors.artifact(method)).attrs["base_key"]
+    key = bench.require(naming.factors(method)).attrs["base_key"]
     base = fingerprint(NAME, FORMULA, key, *(() if wrt is None else (wrt,)))
     inputs = _inputs(bench) if wrt is None else _output(bench, train, wrt)
     layout = _layout(bench, method, test, train, base, inputs)
@@ -61,7 +58,7 @@ def prepare(bench: Workbench, method: str) -> tuple[Layout, "Kernel"]:
 
 
 def _part(bench: Workbench, kernel: "Kernel", variable: Variable, base: str) -> Part:
-    digests = factors.damping_digests(bench)
+    digests = damping_digests(bench)
     test_chunk, train_chunk = variable.chunks[len(digests) : len(digests) + 2]
     keys = grid_keys(
         base, *digests, kernel.test.digests(test_chunk), kernel.train.digests(train_chunk)
@@ -110,14 +107,14 @@ def _inputs(bench: Workbench) -> Inputs:
 def _layout(
     bench: Workbench, method: str, test: Axis, train: Axis, base: str, inputs: Inputs
 ) -> Layout:
-    dims, sizes, coordinates = factors.damping_axis(bench, method)
+    dims, sizes, coordinates = damping_axis(bench, method)
     variables = tuple(
         _variable(bench, method, name, dims, sizes, (len(test), len(train)), *feature)
         for name, feature in inputs.items()
     )
     wrt = _point(bench)
     about = {"scale": bench.settings.data.features.scale} if wrt is None else {"wrt": wrt}
-    attrs = factors.method_attributes(bench, method, base_key=base, **about)
+    attrs = methods.method_attributes(bench, method, base_key=base, **about)
     labels = (*test.coordinates, *train.coordinates, *coordinates, *_feature_coordinates(bench))
     return Layout(variables, labels, attrs, provenance())
 
@@ -129,7 +126,7 @@ def _variable(bench, method, name, dims, sizes, pair, feature_dims, feature_shap
     chunks = pair_chunks(*pair, itemsize=dtype.itemsize, values_per_pair=values, override=override)
     ones = (1,) * len(sizes)
     if not override:
-        chunks = bench.stable_chunks(artifact(method), name, (*ones, *chunks))[-2:]
+        chunks = bench.stable_chunks(naming.perturbation(method), name, (*ones, *chunks))[-2:]
     return Variable(
         name,
         (*dims, "test", "train", *feature_dims),
@@ -218,7 +215,7 @@ class Kernel:
 
     def block(self, name: str, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
         """One rectangle of the array `name`; NaN where a row is missing."""
-        lead = len(factors.damping_digests(self.bench))
+        lead = len(damping_digests(self.bench))
         tests, trains = (slice(start[lead + k], stop[lead + k]) for k in (0, 1))
         dampings = range(start[0], stop[0]) if lead else [None]
         blocks = [self._one(tests, trains, damping, name) for damping in dampings]
@@ -239,7 +236,7 @@ class Kernel:
             asked = np.flatnonzero(self.test.valid[test])
             if not len(asked):
                 continue
-            s = factors.load_factors(self.bench, self.method, test, damping)[asked]
+            s = reading.load_factors(self.bench, self.method, test, damping)[asked]
             with self._named(trains.start + present):
                 values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
             if isinstance(values, dict):
@@ -258,4 +255,6 @@ class Kernel:
                 raise
             row = repr(str(self.train.ids[slots[error.row]]))
             said = str(error).replace(f"training row {error.row} ", f"training row {row} ")
-            raise ModelError(f"{artifact(self.method)}: {said}", row=error.row) from error
+            raise ModelError(
+                f"{naming.perturbation(self.method)}: {said}", row=error.row
+            ) from error

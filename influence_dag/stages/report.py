@@ -6,14 +6,14 @@ from itertools import combinations
 import numpy as np
 
 from influence_dag.fingerprints import fingerprint
-from influence_dag.stages import influences, summary
+from influence_dag.stages import naming
+from influence_dag.stages.blocks import pieces
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.rankings import ENDS
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
 
-ARTIFACT = "report"
 FORMULA = 3
 STRENGTH = ("mean", "mean_absolute", "largest")
 AGREEMENT = ("relative_error", "pearson", "spearman_per_test")
@@ -22,9 +22,9 @@ AGREEMENT = ("relative_error", "pearson", "spearman_per_test")
 def refresh(bench: Workbench) -> Update:
     """Compare each pair of methods: relative error, Pearson, mean Spearman per test row."""
     methods = bench.settings.methods.names
-    read = [stage.artifact(method) for stage in (influences, summary) for method in methods]
+    read = [name(m) for name in (naming.influences, naming.summary) for m in methods]
     versions = {name: bench.require(name).data_version for name in read}
-    key = fingerprint(ARTIFACT, FORMULA, versions)
+    key = fingerprint(naming.REPORT, FORMULA, versions)
 
     def produce() -> Whole:
         alone = {method: strength(bench, method) for method in methods}
@@ -46,7 +46,7 @@ def refresh(bench: Workbench) -> Update:
         info = {"methods": list(methods), "strength": alone, "agreement": pairs}
         return Whole(arrays, bench.attributes(), info, coordinates)
 
-    return refresh_whole(bench, ARTIFACT, key, produce)
+    return refresh_whole(bench, naming.REPORT, key, produce)
 
 
 def _table(found: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -> np.ndarray:
@@ -56,7 +56,7 @@ def _table(found: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -
 
 def strength(bench: Workbench, method: str) -> dict[str, float]:
     """How large a method's influences are, from what its summary keeps (the last λ of a sweep)."""
-    version = bench.require(summary.artifact(method))
+    version = bench.require(naming.summary(method))
     valid = bench.axis_of(version, "test").valid
 
     def last(name: str) -> np.ndarray:
@@ -90,12 +90,12 @@ def compare(bench: Workbench, first: str, second: str) -> dict[str, float]:
 
 def _blocks(bench: Workbench, method: str) -> Iterator[np.ndarray]:
     """A method's influences by runs of test rows, holes left out, in float64."""
-    version = bench.require(influences.artifact(method))
+    version = bench.require(naming.influences(method))
     test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
     variable = version.variables["influences"]
     swept = variable.shape[:-2]  # () without a sweep
     lead = tuple(slice(size - 1, size) for size in swept)
-    for slots in influences.pieces(0, len(test), variable.chunks[-2]):
+    for slots in pieces(0, len(test), variable.chunks[-2]):
         block = version.read("influences", *lead, slots).reshape(-1, len(train))
         yield block[test.valid[slots]][:, train.valid].astype(np.float64)
 

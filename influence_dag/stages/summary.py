@@ -15,10 +15,17 @@ import torch
 from influence_dag.datasets.slots import HOLE, Axis
 from influence_dag.fingerprints import Keys, combine, fingerprint, grid_keys
 from influence_dag.solvers import Factorization
-from influence_dag.stages import curvature, dampings, factors, gradients, influences, rankings
-from influence_dag.stages.blocks import Tile
+from influence_dag.stages import (
+    dampings,
+    factors,
+    methods,
+    naming,
+    rankings,
+    reading,
+)
+from influence_dag.stages.blocks import Tile, pieces
+from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
-from influence_dag.stages.influences import pieces
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
@@ -28,10 +35,6 @@ from influence_dag.study.methods import ITERATIVE
 FORMULA = 2
 
 Arrays = dict[str, np.ndarray]
-
-
-def artifact(method: str) -> str:
-    return f"{method}/summary"
 
 
 def wants_self_influence(bench: Workbench, method: str) -> bool:
@@ -44,7 +47,9 @@ def refresh(bench: Workbench, method: str) -> Update:
     """Sums over each axis, the strongest helpers and harmers of each test row, self-influence."""
     summary = _Summary(bench, method)
     info = {"test_rows": summary.test.count, "train_rows": summary.train.count}
-    return refresh_blocks(bench, artifact(method), summary.layout(), summary.parts(), info=info)
+    return refresh_blocks(
+        bench, naming.summary(method), summary.layout(), summary.parts(), info=info
+    )
 
 
 _TRAIN, _TEST = ("train",), ("test",)
@@ -72,12 +77,12 @@ class _Summary:
 
     def __init__(self, bench: Workbench, method: str):
         self.bench, self.method = bench, method
-        self.version = bench.require(influences.artifact(method))
+        self.version = bench.require(naming.influences(method))
         self.test, self.train = (
             bench.axis_of(self.version, "test"),
             bench.axis_of(self.version, "train"),
         )
-        self.dims, self.sizes, self.dampings = factors.damping_axis(bench, method)
+        self.dims, self.sizes, self.dampings = damping_axis(bench, method)
         self.chunks = self.version.variables["influences"].chunks[-2:]
         self.top = min(bench.settings.summary.top, self.train.count)
         self.few = min(self.top, self.chunks[1])
@@ -91,7 +96,7 @@ class _Summary:
         variables = tuple(self._variable(name, dims, words[name]) for name, dims in named.items())
         labels = (*self.test.coordinates, *self.train.coordinates, *self.dampings)
         made = {**provenance(), "influences_version": self.version.number}
-        return Layout(variables, labels, factors.method_attributes(self.bench, self.method), made)
+        return Layout(variables, labels, methods.method_attributes(self.bench, self.method), made)
 
     def _variable(self, name: str, dims: tuple[str, ...], about: dict[str, str]) -> Variable:
         test, train = self.chunks
@@ -132,7 +137,7 @@ class _Summary:
 
     def _keys(self, *shared: object) -> Callable[..., Keys]:
         prefix = fingerprint("summary", FORMULA, *shared)
-        return lambda *axes: grid_keys(prefix, *factors.damping_digests(self.bench), *axes)
+        return lambda *axes: grid_keys(prefix, *damping_digests(self.bench), *axes)
 
     def _read(self, damping: int | None, tests: slice, trains: slice) -> np.ndarray:
         """One block of the influences in float64, with its holes."""
@@ -210,7 +215,7 @@ class _Solves:
 
     def __init__(self, bench: Workbench, method: str, train: Axis):
         self.bench, self.method = bench, method
-        stored = bench.axis(gradients.ARTIFACT, "train").keys[: len(train)]
+        stored = bench.axis(naming.GRADIENTS, "train").keys[: len(train)]
         keys = np.full(len(train), HOLE)
         keys[: len(stored)] = np.where(stored == train.keys[: len(stored)], stored, HOLE)
         self.weighted = bench.require("dataset").attrs.get("weights", "none") != "none"
@@ -220,14 +225,14 @@ class _Solves:
             now[: len(current)] = current
             keys = np.where(keys == now, keys, HOLE)
         self.rows = Axis("train", train.ids, keys)
-        gradients_key = bench.require(gradients.ARTIFACT).attrs["base_key"]
+        gradients_key = bench.require(naming.GRADIENTS).attrs["base_key"]
         self.key = fingerprint(factors.base_key(bench, method), gradients_key)
         size = bench.require("model").attrs["info"]["parameters"]
         self.at_once = max(1, bench.settings.compute.block_bytes // (8 * size))
 
     @cached_property
     def factorization(self) -> Factorization:
-        return curvature.load_factorization(self.bench, self.method)
+        return methods.load_factorization(self.bench, self.method)
 
     def __call__(self, tile: Tile) -> Arrays:
         start, stop = tile.start[-1], tile.stop[-1]
@@ -237,7 +242,7 @@ class _Solves:
             if not len(present):
                 continue
             G, ids = (
-                gradients.load_gradients(self.bench, slots).dense()[present],
+                reading.load_gradients(self.bench, slots).dense()[present],
                 self.rows.ids[slots],
             )
             for place, damping in _dampings(tile, 1):

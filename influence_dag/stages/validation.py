@@ -8,10 +8,11 @@ from influence_dag.fingerprints import fingerprint
 from influence_dag.objective import modules
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
-from influence_dag.stages import dampings, influences
-from influence_dag.stages.curvature import load_factorization
+from influence_dag.stages import dampings, naming
 from influence_dag.stages.driver import Result, Whole, refresh_whole
-from influence_dag.stages.model import load_objective, load_rows, model_key
+from influence_dag.stages.keys import model_key
+from influence_dag.stages.methods import load_factorization
+from influence_dag.stages.reading import load_objective, load_rows
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
@@ -36,7 +37,7 @@ def artifact(kind: str) -> str:
 def refresh(bench: Workbench, kind: str) -> Update:
     """Refit as the study asks and keep predictions, outcomes and their agreement."""
     settings = getattr(bench.settings.validation, kind)
-    stored = {m: bench.require(influences.artifact(m)).data_version for m in _methods(bench)}
+    stored = {m: bench.require(naming.influences(m)).data_version for m in _methods(bench)}
     rows = [bench.axis("dataset", split).fingerprint for split in ("train", "test")]
     key = fingerprint(kind, FORMULA, settings.model_dump(), model_key(bench), stored, rows)
     return refresh_whole(bench, artifact(kind), key, lambda: _KINDS[kind](bench, settings))
@@ -92,7 +93,7 @@ def _seed(bench: Workbench) -> int:
 
 def _stored(bench: Workbench, method: str, damping: int) -> torch.Tensor:
     """A method's stored influences `(test, train)` without holes, float64."""
-    version = bench.require(influences.artifact(method))
+    version = bench.require(naming.influences(method))
     swept = len(version.variables["influences"].shape) > 2
     values = version.read("influences", *((slice(damping, damping + 1),) if swept else ()))
     values = values.reshape(values.shape[-2:]).astype(np.float64)

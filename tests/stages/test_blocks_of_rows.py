@@ -12,6 +12,7 @@ from influence_dag.errors import ModelError
 from influence_dag.objective import batching
 from influence_dag.objective.objective import Rows
 from influence_dag.stages import blocks_of_rows, dataset, model
+from influence_dag.stages.reading import load_rows
 
 N, SIZE = 23, 5
 
@@ -69,7 +70,7 @@ def given(project: Project, module: nn.Module) -> None:
 
 
 def in_memory(bench, axis) -> Rows:
-    return model.load_rows(bench, axis, dtype=torch.float64)
+    return load_rows(bench, axis, dtype=torch.float64)
 
 
 def small_blocks(monkeypatch, rows: int) -> None:

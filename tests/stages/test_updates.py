@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from influence_dag.errors import DataError
 from influence_dag.stages.graph import artifacts
-from influence_dag.stages.model import load_rows
+from influence_dag.stages.reading import load_rows
 from influence_dag.store import Version
 
 DAMPING = 0.5  # at a pinned θ that an edit moves off its minimum, H alone may be indefinite
@@ -396,7 +396,7 @@ def test_a_damaged_chunk_is_computed_again(project, finished_project, artifact, 
 REFRESH = """
 import json, sys
 from influence_dag.stages.graph import artifacts
-from influence_dag.stages.model import load_rows
+from influence_dag.stages.reading import load_rows
 from influence_dag.study.loading import load_study
 from influence_dag.stages.workbench import Workbench
 

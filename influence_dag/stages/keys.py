@@ -1,0 +1,90 @@
+"""Fingerprints of the model: of the code that makes it, its files, θ and its measurement."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from influence_dag.fingerprints import fingerprint
+from influence_dag.objective import modules
+from influence_dag.stages import naming
+from influence_dag.stages.workbench import Workbench
+from influence_dag.study.code import code_key, file_hash, opened_key
+from influence_dag.study.model import LOSSES, ModelSettings
+from influence_dag.study.study import Study
+
+
+def source_key(study: Study) -> str:
+    """Hash of the code that makes the module and its loss: names and the project's files."""
+    model = study.settings.model
+    fields = {model.build: "model.build", model.loss: "model.loss"}
+    opened = files_key(study)  # first: code that has read an outdated file is imported again
+    return key_of_source(model, lambda name: callable_key(study, name, fields[name]), opened)
+
+
+def files_key(study: Study) -> str | None:
+    """Fingerprint of the files that the study's code opens by itself; None without any."""
+    model = study.settings.model
+    named = (
+        model.build,
+        model.loss,
+        model.fit,
+        model.measurement,
+        *study.settings.methods.drawn_by.values(),
+    )
+    own = [name.partition(":")[0] for name in named if isinstance(name, str) and ":" in name]
+    paths = [study.path(name) for name in model.depends_on]
+    return opened_key(paths, own, study.root, "model.depends_on") if paths else None
+
+
+def key_of_source(
+    model: ModelSettings, key: Callable[[str], str | None], opened: str | None
+) -> str:
+    """The same with the key of each callable's code as `key` has it; named losses have none.
+
+    `opened` is the key of the files that the code opens.
+    """
+    build, loss = model.build, model.loss
+    code = (build, key(build), loss, None if loss in LOSSES else key(loss))
+    return fingerprint(*code, *([opened] if opened else []))
+
+
+def callable_key(study: Study, name: object, field: str) -> str | None:
+    """Fingerprint of the project's code behind a `module:callable`.
+
+    It is imported first, edited files anew: a key must never name code that did not run.
+    """
+    if not isinstance(name, str) or name in LOSSES:
+        return None
+    modules.import_callable(name, study.root, field)
+    return code_key(name.partition(":")[0], study.root)
+
+
+def hash_of_file(path: Path) -> str | None:
+    return file_hash(path.read_bytes()) if path.is_file() else None
+
+
+def model_key(bench: Workbench) -> str:
+    """Fingerprint of θ, the code around it and the precision: what every derivative depends on."""
+    state = bench.require(naming.MODEL).sound_file("model.safetensors")
+    code, output = source_key(bench.study), bench.settings.model.output
+    read = (hash_of_file(state), code, bench.settings.compute.dtype, types(bench))
+    return fingerprint(*read, *([output] if output else []))
+
+
+def types(bench: Workbench) -> dict[str, str]:
+    """Whether inputs are whole numbers or decimals, and targets, where the study's code sees them.
+
+    Rows are keyed by their values, 2 as 2.0: code may tell them apart, the named losses do not.
+    """
+    own_loss = bench.settings.model.loss not in LOSSES
+    return {
+        name: np.dtype(variable.dtype).kind
+        for name, variable in bench.require("dataset").variables.items()
+        if name.startswith("train_x") or (own_loss and name == "train_y")
+    }
+
+
+def measurement_key(study: Study) -> str:
+    name = study.settings.model.measurement
+    return fingerprint(name, callable_key(study, name, "model.measurement"))

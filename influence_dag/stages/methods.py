@@ -1,0 +1,138 @@
+"""Methods as a study sets them: solver, curvature, stored factorisation, attributes."""
+
+import torch
+
+from influence_dag.curvature import Curvature, GaussNewton, Hessian
+from influence_dag.datasets.slots import Axis
+from influence_dag.errors import StudyError
+from influence_dag.objective import modules
+from influence_dag.objective.objective import Rows
+from influence_dag.solvers import Blockwise, Factorization, Method, build, parameter_blocks
+from influence_dag.solvers.rounding import rounding
+from influence_dag.stages import dampings, naming
+from influence_dag.stages.keys import callable_key
+from influence_dag.stages.reading import load_matrix, load_objective, load_rows, parameter_slices
+from influence_dag.stages.wording import wording_of
+from influence_dag.stages.workbench import Workbench
+from influence_dag.store import Version
+
+KINDS = {"hessian": Hessian, "gauss_newton": GaussNewton}
+
+
+def kind(bench: Workbench, method: str) -> str:
+    """`hessian` or `gauss_newton`: the matrix whose inverse the method approximates."""
+    return bench.settings.methods[method].curvature
+
+
+def uses_matrix(method: str) -> bool:
+    """True for methods that start from the stored matrix rather than from products with it."""
+    return method == "direct"
+
+
+def build_method(bench: Workbench, method: str, damping: float | None = None) -> Method:
+    """The solver with the study's settings, on blocks of parameters when the study says so.
+
+    `damping`: an automatic λ that is not stored yet.
+    """
+    asked, solver = bench.settings.methods[method], bench.settings.methods[method].solver
+    if method == "direct":
+        solver["damping"] = _factorised_for(bench, method) if damping is None else damping
+        size = bench.require("model").attrs["info"]["parameters"]
+        solver["rounding"] = rounding(bench.dtype, size)  # rows are differentiated in that dtype
+    field = f"methods.{method}.distribution"
+    if name := bench.settings.methods.drawn_by.get(field):
+        solver["distribution"] = modules.import_callable(name, bench.study.root, field)
+    if asked.blocks == "full":
+        return build(method, solver)
+    try:
+        blocks = parameter_blocks(parameter_slices(bench), asked.blocks)
+        return Blockwise(method=build(method, solver), blocks=blocks, dampings=asked.block_damping)
+    except ValueError as error:
+        raise StudyError(f"{bench.study.name}: methods.{method}: {error}") from error
+
+
+def block_names(bench: Workbench, method: str) -> tuple[str, ...]:
+    """The blocks of parameters that a method works on, by name; none where it works on all."""
+    blocks = bench.settings.methods[method].blocks
+    return () if blocks == "full" else tuple(parameter_blocks(parameter_slices(bench), blocks))
+
+
+def _factorised_for(bench: Workbench, method: str) -> float | None:
+    """The one λ that a direct factorisation is for; None: it serves several."""
+    known, blocks = bench.settings.dampings, bench.settings.methods[method].block_damping
+    return known[0] if len(known) == 1 and not blocks else None
+
+
+def factorization_settings(bench: Workbench, method: str) -> dict:
+    """The settings that the factorisation depends on."""
+    settings, known = bench.settings.methods[method].factorization, bench.settings.dampings
+    if bench.settings.is_auto_damped:
+        settings["damping"] = "auto"
+    elif method == "direct":
+        settings["damping"] = "any" if _factorised_for(bench, method) is None else list(known)
+    field = f"methods.{method}.distribution"
+    if name := bench.settings.methods.drawn_by.get(field):
+        settings["distribution_code"] = callable_key(bench.study, name, field)
+    return settings
+
+
+def load_operator(bench: Workbench, method: str, seen: Version | None = None) -> Curvature:
+    """What a method multiplies with: the stored matrix, or products over training rows.
+
+    With `seen`, a stored factorisation, over the rows that it was made from (which are not the
+    current ones when the curvature is pinned).
+    """
+    if uses_matrix(method):
+        return load_matrix(bench, kind(bench, method))
+    axis, version = _rows_of(bench, seen) if seen else (bench.axis("dataset", "train"), None)
+    return curvature_over(bench, method, load_rows(bench, axis, version=version))
+
+
+def curvature_over(bench: Workbench, method: str, rows: Rows) -> Curvature:
+    """The method's curvature as products over some rows."""
+    curvature = KINDS[kind(bench, method)]
+    return curvature(load_objective(bench), rows, batch_size=bench.settings.compute.batch_size)
+
+
+def _rows_of(bench: Workbench, seen: Version) -> tuple[Axis, Version]:
+    current = bench.require("dataset")
+    if bench.axis_of(current, "train").fingerprint == seen.attrs["train_rows"]:
+        return bench.axis_of(current, "train"), current
+    number = seen.attrs["dataset_version"]
+    version = bench.store.version("dataset", number)
+    return bench.axis_of(version, "train"), version
+
+
+def load_factorization(bench: Workbench, method: str) -> Factorization:
+    """The stored factorisation, ready to solve."""
+    version = bench.require(naming.curvature(method))
+    tensors = {name: stored_tensor(bench, version, name) for name in version.variables}
+    curvature = None if uses_matrix(method) else load_operator(bench, method, version)
+    return build_method(bench, method).restore(tensors, curvature)
+
+
+def stored_tensor(bench: Workbench, version: Version, name: str) -> torch.Tensor:
+    tensor = torch.from_numpy(version.read(name)).to(bench.device)
+    return tensor[0] if version.array(name).attrs["scalar"] else tensor
+
+
+def method_attributes(bench: Workbench, method: str, **extra) -> dict:
+    """What every array of a method says about itself."""
+    version, words = bench.require(naming.curvature(method)), wording_of(bench, method)
+    blocks, known = block_names(bench, method), dampings.of_method(bench, method)
+    return bench.attributes(
+        method=method,
+        method_settings=bench.settings.methods[method].model_dump(mode="json"),
+        damping=words.damping(blocks, known),
+        **dampings.told(bench, method),
+        n_train=version.attrs["n_train"],
+        weights=version.attrs["weights"],
+        weight_sum=version.attrs["weight_sum"],
+        curvature=words.curvature,
+        measurement=bench.settings.model.measurement or "the loss",
+        assumes=bench.require("model").attrs["assumes"],
+        symbols=words.symbols,
+        model_data_version=bench.require("model").data_version,
+        curvature_data_version=version.data_version,
+        **extra,
+    )

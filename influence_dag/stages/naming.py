@@ -1,0 +1,23 @@
+"""What the artifacts of a method are called, and those of a study that have one name."""
+
+DATASET, MODEL, GRADIENTS, REPORT = "dataset", "model", "gradients", "report"
+
+
+def curvature(method: str) -> str:
+    return f"{method}/curvature"
+
+
+def factors(method: str) -> str:
+    return f"{method}/influence_factors"
+
+
+def influences(method: str) -> str:
+    return f"{method}/influences"
+
+
+def perturbation(method: str) -> str:
+    return f"{method}/perturbation_influences"
+
+
+def summary(method: str) -> str:
+    return f"{method}/summary"

@@ -1,0 +1,165 @@
+"""What stored artifacts hold, as values: rows, the model with its loss, gradients, factors."""
+
+import itertools
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from influence_dag.curvature import DenseCurvature
+from influence_dag.datasets.slots import Axis, Split
+from influence_dag.errors import ModelError
+from influence_dag.gradients.per_sample import GradientLayout, Gradients
+from influence_dag.objective import modules
+from influence_dag.objective.batching import Of, check_all_rows
+from influence_dag.objective.objective import LossFunction, Objective, Rows, per_sample_loss
+from influence_dag.stages import naming
+from influence_dag.stages.workbench import Workbench
+from influence_dag.store import Version
+from influence_dag.study.model import LOSSES
+from influence_dag.study.study import Study
+
+
+def load_rows(
+    bench: Workbench,
+    axis: Axis,
+    index: slice | np.ndarray | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    version: Version | None = None,
+) -> Rows:
+    """Rows of the dataset artifact as tensors; by default every row that exists, without holes.
+
+    Training rows come with their weights where the study names some.
+    """
+    version = version or bench.require("dataset")
+    slots = (
+        axis.slots
+        if index is None
+        else (np.arange(len(axis))[index] if isinstance(index, slice) else index)
+    )
+    split: Split = axis.name
+
+    first, last = (int(slots[0]), int(slots[-1])) if len(slots) else (0, -1)
+    is_run = last - first + 1 == len(slots) and bool((np.diff(slots) == 1).all())
+
+    def read(name: str) -> torch.Tensor:
+        if is_run:
+            values = version.read(name, slice(first, last + 1))
+        else:
+            values = np.asarray(version.array(name).oindex[slots])
+        tensor = torch.from_numpy(np.ascontiguousarray(values)).to(bench.device)
+        return tensor.to(dtype or bench.dtype) if tensor.is_floating_point() else tensor
+
+    names = list(version.attrs["inputs"])
+    x = (
+        read(f"{split}_x")
+        if len(names) == 1
+        else {name: read(f"{split}_x_{name}") for name in names}
+    )
+    weights = read(f"{split}_weight") if f"{split}_weight" in version.variables else None
+    return Rows(x, read(f"{split}_y"), weights)
+
+
+def stored_rows(bench: Workbench, split: Split, count: int) -> Rows:
+    """A few rows to try a model on: of the stored dataset, also while a newer one is planned."""
+    version = bench.store.version("dataset")
+    axis = bench.axis_of(version, split)
+    return load_rows(bench, axis, axis.slots[:count], version=version)
+
+
+def weight_sum(bench: Workbench, train: Axis, *, version: Version | None = None) -> float:
+    """`Σ w_i` of training rows, by which means over them are divided: their number without weights.
+
+    `version` is the one of the dataset that has them, by default the current one.
+    """
+    version = version or bench.require("dataset")
+    if "train_weight" not in version.variables:
+        return float(train.count)
+    return float(version.read("train_weight")[train.slots].sum())
+
+
+def check_rows(
+    objective: Objective, rows: Rows, axis: Axis, slots: np.ndarray, *, of: Of = "loss"
+) -> None:
+    """Raise `ModelError` for rows, named by their ids, that do not stand for themselves.
+
+    Those that the model was fitted on were seen then; others, of the test split or added since at
+    a pinned θ, are seen when they are first differentiated.
+    """
+    try:
+        check_all_rows(objective, rows, of=of)
+    except ModelError as error:
+        if error.row is None:
+            raise
+        name = str(axis.ids[slots[error.row]])
+        raise ModelError(f"{axis.name} row {name!r}: {error}", row=error.row) from error
+
+
+def study_objective(study: Study, module: nn.Module) -> Objective:
+    """The module with the study's loss, measurement and choice of output."""
+    return Objective(
+        module,
+        study_loss(study),
+        measurement=study_measurement(study),
+        output=study.settings.model.output,
+    )
+
+
+def study_loss(study: Study) -> LossFunction:
+    """The study's loss, one value per sample."""
+    loss = study.settings.model.loss
+    return per_sample_loss(
+        loss if loss in LOSSES else modules.import_callable(loss, study.root, "model.loss")
+    )
+
+
+def study_measurement(study: Study) -> LossFunction | None:
+    """The study's measurement; None where it is the loss."""
+    name = study.settings.model.measurement
+    return modules.import_callable(name, study.root, "model.measurement") if name else None
+
+
+def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Objective:
+    """The stored model and its loss (and measurement) in the study's precision, on its device."""
+    settings, study = bench.settings.model, bench.study
+    version = bench.require(naming.MODEL)
+    module = modules.build_module(settings, study.root, torch.float64)
+    modules.load_checkpoint(module, version.sound_file("model.safetensors"))
+    module.eval().to(device=bench.device, dtype=dtype or bench.dtype)
+    return study_objective(study, module)
+
+
+def parameter_slices(bench: Workbench) -> dict[str, slice]:
+    """Where each named parameter lies in the parameter vector."""
+    attrs = bench.require("model").attrs
+    sizes = [math.prod(shape) for shape in attrs["parameter_shapes"]]
+    ends = list(itertools.accumulate(sizes))
+    names = attrs["parameter_names"]
+    return {n: slice(end - size, end) for n, size, end in zip(names, sizes, ends, strict=True)}
+
+
+def load_gradients(bench: Workbench, slots: slice) -> Gradients:
+    """A run of stored gradients on the study's device."""
+    version = bench.require(naming.GRADIENTS)
+    captured = GradientLayout.from_json(version.attrs["gradient_layout"])
+    tensors = {
+        name: torch.from_numpy(version.read(name, slots)).to(bench.device)
+        for name in captured.row_shapes
+    }
+    return captured.assemble(tensors)
+
+
+def load_matrix(bench: Workbench, name: str) -> DenseCurvature:
+    matrix = torch.from_numpy(bench.require(name).read(name))
+    return DenseCurvature(matrix.to(bench.device))
+
+
+def load_factors(
+    bench: Workbench, method: str, slots: slice, damping: int | None = None
+) -> torch.Tensor:
+    """A run of stored factors, `(test, param)`; `damping` is the position in a sweep."""
+    lead = () if damping is None else (slice(damping, damping + 1),)
+    values = bench.require(naming.factors(method)).read("influence_factors", *lead, slots)
+    return torch.from_numpy(values.reshape(values.shape[-2:])).to(bench.device)
