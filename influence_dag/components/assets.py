@@ -155,7 +155,7 @@ def _source_seen(context: dg.AssetExecutionContext, bench: "Workbench") -> dict[
 
 
 def code_version(study: Study, node: Artifact) -> str:
-    """Hash of the settings that the artifact's numbers depend on.
+    """Hash of the stage's formula and of the settings that the artifact's numbers depend on.
 
     Settings of later stages are left out, so that changing them marks only what they change.
     """
@@ -172,4 +172,4 @@ def code_version(study: Study, node: Artifact) -> str:
         own["summary"] = settings["summary"]
     if node.stage in ("influences", "perturbation"):
         own["max_relative_error"] = settings["store"]["max_relative_error"]
-    return f"{__version__}-{fingerprint(node.name, own)[:12]}"
+    return f"{__version__}-{fingerprint(node.name, node.formula, own)[:12]}"

@@ -21,6 +21,7 @@ from influence_dag.stages import dampings, matrices, naming
 from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import Digits
 from influence_dag.stages.driver import Whole, refresh_whole
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
 from influence_dag.stages.methods import (
     build_method,
@@ -34,7 +35,7 @@ from influence_dag.stages.methods import (
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 
-FORMULA = 2
+FORMULA = FORMULAS["curvature"]
 
 
 def refresh(bench: Workbench, method: str) -> Update:

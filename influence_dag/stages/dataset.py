@@ -30,11 +30,12 @@ from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.stages import naming
 from influence_dag.stages.class_order import check_words
 from influence_dag.stages.driver import Part, refresh_blocks
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.updates import Update, current_update
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable, Version
 
-FORMULA = 3  # raise when stored values would come out differently
+FORMULA = FORMULAS["dataset"]
 LOOKED_AT = 32 * 2**20  # bytes of files that are read before anything slow is imported
 READINGS = 3  # how often files that change while they are read are read again
 

@@ -19,6 +19,7 @@ from influence_dag.solvers.blocks import BlockFactorization
 from influence_dag.stages import dampings, methods, naming
 from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import measurement_key, model_key
 from influence_dag.stages.methods import method_attributes
 from influence_dag.stages.reading import check_rows, load_objective, load_rows
@@ -28,7 +29,7 @@ from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable, Version
 from influence_dag.study.methods import ITERATIVE
 
-FORMULA = 2
+FORMULA = FORMULAS["factors"]
 CURVE = 48  # iterations at which residuals are kept
 PER_ROW = {"niter": "iterations", "converged": "1 where the tolerance was met"}
 

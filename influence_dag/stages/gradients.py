@@ -15,6 +15,7 @@ from influence_dag.gradients.per_sample import (
 from influence_dag.objective.objective import Objective
 from influence_dag.stages import naming
 from influence_dag.stages.driver import Part, refresh_blocks
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
 from influence_dag.stages.reading import check_rows, load_objective, load_rows, stored_rows
 from influence_dag.stages.updates import Update
@@ -22,7 +23,7 @@ from influence_dag.stages.wording import gradients_formula
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
 
-FORMULA = 1
+FORMULA = FORMULAS["gradients"]
 
 
 def refresh(bench: Workbench) -> Update:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from influence_dag.errors import StudyError
 from influence_dag.stages import naming
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.wording import Wording, matrix_formula
+from influence_dag.study.methods import ITERATIVE
 from influence_dag.study.study import Study
 from influence_dag.study.users_code import ended
 from influence_dag.unchanged import ChangedError, watching
@@ -30,7 +32,7 @@ VALIDATIONS = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """One node: an artifact, what it reads, and the stage that makes it.
+    """One node: an artifact, everything that it reads, and the stage that makes it.
 
     `stage` is a module of `influence_dag.stages` with a `refresh`, imported when it runs and not
     before: describing the graph stays free of torch. `argument` is the method (or the kind of
@@ -50,13 +52,18 @@ class Artifact:
         """The method that the artifact belongs to, if it belongs to one."""
         return self.argument if self.name.startswith(f"{self.argument}/") else None
 
+    @property
+    def formula(self) -> int:
+        """Version of what its stage computes."""
+        return FORMULAS[self.stage]
+
     def refresh(self, bench: "Workbench") -> "Update":
         """Bring the artifact up to date, with code and files that stay as they are meanwhile."""
         module = importlib.import_module(f"influence_dag.stages.{self.stage}")
         changed = ""
         for _ in range(TRIES):
             try:
-                with watching():
+                with watching(), bench.at(self.name, self.reads):
                     return module.refresh(bench, *([self.argument] if self.argument else []))
             except SystemExit as error:
                 raise ended(error) from error
@@ -102,12 +109,12 @@ def artifacts(study: Study) -> Iterator[Artifact]:
     for method in methods:
         yield from _method_artifacts(study, method)
     for kind in study.settings.validation.names:
-        reads = ("dataset", "model", *(naming.influences(method) for method in methods))
+        reads = ("dataset", "model", *map(naming.influences, methods), *_solved(study, kind))
         name = f"validation/{kind}"
         yield Artifact(name, reads, "validation", _TORCH, VALIDATIONS[kind], kind, heavy=True)
     yield Artifact(
         "report",
-        tuple(f"{method}/{what}" for what in ("influences", "summary") for method in methods),
+        tuple(name(m) for name in (naming.influences, naming.summary) for m in methods),
         "report",
         _ZARR,
         "How the methods agree: relative error, Pearson, Spearman per test row.",
@@ -121,13 +128,28 @@ def matrix_of(study: Study, method: str) -> str | None:
     return study.settings.methods[method].curvature
 
 
+def _solved(study: Study, validation: str) -> list[str]:
+    """The curvatures that a validation reads: for automatic dampings, or for exact solves."""
+    if study.settings.is_auto_damped:
+        return [naming.curvature(method) for method in study.settings.methods.names]
+    exact = validation == "leave_one_out" and "direct" in study.settings.methods.names
+    return [naming.curvature("direct")] if exact else []
+
+
+def has_self_influence(study: Study, method: str) -> bool:
+    """By default only where it is cheap: an iterative method needs one solve a training row."""
+    wanted = study.settings.summary.self_influence
+    return method not in ITERATIVE if wanted == "auto" else bool(wanted)
+
+
 def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
     matrix, words = matrix_of(study, method), Wording(study.settings, method)
     damped_by = None if matrix else study.settings.matrix_of_damping(method)
-    factors, influences = naming.factors(method), naming.influences(method)
+    curvature, factors = naming.curvature(method), naming.factors(method)
+    influences = naming.influences(method)
     yield Artifact(
-        naming.curvature(method),
-        (matrix,) if matrix else ("dataset", "model", *([damped_by] if damped_by else [])),
+        curvature,
+        ("dataset", "model", *filter(None, (matrix, damped_by))),
         "curvature",
         _BOTH,
         f"What `{method}` makes of the curvature once, for every solve: plain arrays.",
@@ -136,7 +158,7 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
     )
     yield Artifact(
         factors,
-        ("dataset", "model", naming.curvature(method), *([matrix] if matrix else [])),
+        ("dataset", "model", curvature, *filter(None, (matrix,))),
         "factors",
         _BOTH,
         f"{words.factors()['formula']}, one row a test row.",
@@ -145,7 +167,7 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
     )
     yield Artifact(
         influences,
-        (factors, "gradients"),
+        ("dataset", "model", curvature, factors, "gradients"),
         "influences",
         _BOTH,
         f"I[test, train] = {words.influences()['formula']}, {words.influences()['sign']}.",
@@ -155,7 +177,7 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
     if study.settings.perturbation and method in study.settings.perturbation.methods:
         yield Artifact(
             naming.perturbation(method),
-            (factors, "dataset", "model"),
+            ("dataset", "model", curvature, factors),
             "perturbation",
             _BOTH,
             f"P[test, train, feature] = ∂/∂x_train of the influence on {words.what}. "
@@ -165,7 +187,10 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
         )
     yield Artifact(
         naming.summary(method),
-        (influences, "gradients", naming.curvature(method)),
+        (
+            *("dataset", "model", curvature, influences),
+            *(["gradients"] if has_self_influence(study, method) else []),
+        ),
         "summary",
         _ZARR,
         "Sums over rows and columns, strongest pairs of each test row, self-influence.",

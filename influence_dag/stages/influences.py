@@ -11,13 +11,14 @@ from influence_dag.stages import methods, naming, reading
 from influence_dag.stages.blocks import pieces
 from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
 from influence_dag.store.layout import pair_chunks
 
-FORMULA = 1
+FORMULA = FORMULAS["influences"]
 
 
 def refresh(bench: Workbench, method: str) -> Update:

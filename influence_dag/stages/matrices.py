@@ -11,6 +11,7 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import LIMIT, Digits
 from influence_dag.stages.driver import Result, Whole, refresh_whole
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
 from influence_dag.stages.methods import KINDS
 from influence_dag.stages.reading import load_objective, load_rows, weight_sum
@@ -18,7 +19,7 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import matrix_formula
 from influence_dag.stages.workbench import Workbench
 
-FORMULA = 2
+FORMULA = FORMULAS["matrices"]
 LARGEST_SPECTRUM = 6000  # parameters up to which all eigenvalues are computed (p³ work)
 
 

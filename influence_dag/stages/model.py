@@ -19,6 +19,7 @@ from influence_dag.stages.class_order import check_order
 from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.features import check_features, feature_names
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import callable_key, hash_of_file, source_key, types
 from influence_dag.stages.minimum import assumption, movement
 from influence_dag.stages.reading import load_objective, load_rows, study_loss, study_objective
@@ -32,7 +33,7 @@ from influence_dag.study.study import Study
 from influence_dag.study.users_code import named_by
 from influence_dag.unchanged import note
 
-FORMULA = 2
+FORMULA = FORMULAS["model"]
 
 
 def refresh(bench: Workbench) -> Update:

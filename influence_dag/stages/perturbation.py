@@ -16,6 +16,7 @@ from influence_dag.stages import methods, naming, reading
 from influence_dag.stages.blocks import pieces
 from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.reading import load_objective, load_rows
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
@@ -24,7 +25,7 @@ from influence_dag.store import Coordinate, Layout, Variable
 from influence_dag.store.layout import pair_chunks
 from influence_dag.study.base import readable_bytes
 
-FORMULA = 1
+FORMULA = FORMULAS["perturbation"]
 NAME = "perturbation_influences"
 
 

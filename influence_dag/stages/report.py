@@ -9,12 +9,13 @@ from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
 from influence_dag.stages.blocks import pieces
 from influence_dag.stages.driver import Whole, refresh_whole
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.rankings import ENDS
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
 
-FORMULA = 3
+FORMULA = FORMULAS["report"]
 STRENGTH = ("mean", "mean_absolute", "largest")
 AGREEMENT = ("relative_error", "pearson", "spearman_per_test")
 

@@ -26,21 +26,16 @@ from influence_dag.stages import (
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
+from influence_dag.stages.formulas import FORMULAS
+from influence_dag.stages.graph import has_self_influence
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Draft, Layout, Variable
-from influence_dag.study.methods import ITERATIVE
 
-FORMULA = 2
+FORMULA = FORMULAS["summary"]
 
 Arrays = dict[str, np.ndarray]
-
-
-def wants_self_influence(bench: Workbench, method: str) -> bool:
-    """By default only where it is cheap: an iterative method needs one solve a training row."""
-    wanted = bench.settings.summary.self_influence
-    return method not in ITERATIVE if wanted == "auto" else bool(wanted)
 
 
 def refresh(bench: Workbench, method: str) -> Update:
@@ -90,7 +85,7 @@ class _Summary:
     def layout(self) -> Layout:
         """Everything is cut as the influences are."""
         named = _OF_TRAIN | _OF_BLOCKS | _OF_TEST
-        if wants_self_influence(self.bench, self.method):
+        if has_self_influence(self.bench.study, self.method):
             named |= _OF_SOLVES
         words = wording_of(self.bench, self.method).summary()
         variables = tuple(self._variable(name, dims, words[name]) for name, dims in named.items())
@@ -129,7 +124,7 @@ class _Summary:
             Part(tuple(_OF_BLOCKS), of_blocks, self._blocks, may_lack=True),
             Part(tuple(_OF_TEST), of_test, self._test, merges=True, may_lack=True),
         ]
-        if wants_self_influence(self.bench, self.method):
+        if has_self_influence(self.bench.study, self.method):
             solves = _Solves(self.bench, self.method, self.train)
             keys = self._keys("solves", solves.key)(solves.rows.digests(self.chunks[1]))
             parts.append(Part(tuple(_OF_SOLVES), keys, solves, may_lack=True))

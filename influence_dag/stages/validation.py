@@ -10,6 +10,7 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.driver import Result, Whole, refresh_whole
+from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
 from influence_dag.stages.methods import load_factorization
 from influence_dag.stages.reading import load_objective, load_rows
@@ -23,7 +24,7 @@ from influence_dag.validation.datamodels import datamodels, initial_params
 from influence_dag.validation.label_errors import label_errors
 from influence_dag.validation.leave_one_out import MOST_BYTES, leave_one_out
 
-FORMULA = 3
+FORMULA = FORMULAS["validation"]
 LARGEST_EXACT = 4000  # parameters up to which exact curvatures stand beside the methods
 STATIONARY, MOST_STEPS = 1e-4, 3000  # gradient norm at which fits from initial weights may end
 

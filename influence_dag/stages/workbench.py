@@ -1,6 +1,7 @@
 """A study opened for work: what its stages share while they refresh it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from typing import Any, cast
@@ -43,6 +44,16 @@ class Workbench:
         self._required: dict[str, Version] = {}
         self._axes: dict[tuple[str, ...], Axis] = {}
         self._planned: dict[str, Planned] = {}
+        self._readable: tuple[str, ...] | None = None
+
+    @contextmanager
+    def at(self, artifact: str, reads: tuple[str, ...]) -> Iterator[None]:
+        """Inside, an artifact is made: what its node does not say that it reads is refused."""
+        before, self._readable = self._readable, (artifact, *reads)
+        try:
+            yield
+        finally:
+            self._readable = before
 
     @cached_property
     def made_rows(self) -> tuple[Rows, Rows] | None:
@@ -57,6 +68,9 @@ class Workbench:
         Asked for again it is the same one, whatever another process publishes meanwhile: all
         that a stage reads belongs together.
         """
+        if self._readable is not None and artifact not in self._readable:
+            made, *reads = self._readable
+            raise LookupError(f"{made} reads {artifact}; its node says {', '.join(reads)}")
         if artifact in self._planned:
             return cast(Version, self._planned[artifact])
         version = self._required.get(artifact) or self.store.current(artifact)

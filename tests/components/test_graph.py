@@ -17,15 +17,23 @@ GRAPH = {
     "model": {"dataset"},
     "gradients": {"dataset", "model"},
     "hessian": {"dataset", "model"},
-    "direct/curvature": {"hessian"},
+    "direct/curvature": {"dataset", "model", "hessian"},
     "direct/influence_factors": {"dataset", "model", "direct/curvature", "hessian"},
-    "direct/influences": {"direct/influence_factors", "gradients"},
-    "direct/perturbation_influences": {"direct/influence_factors", "dataset", "model"},
-    "direct/summary": {"direct/influences", "gradients", "direct/curvature"},
+    "direct/influences": {
+        "dataset",
+        "model",
+        "direct/curvature",
+        "direct/influence_factors",
+        "gradients",
+    },
+    "direct/perturbation_influences": {
+        *("dataset", "model", "direct/curvature", "direct/influence_factors")
+    },
+    "direct/summary": {"dataset", "model", "direct/curvature", "direct/influences", "gradients"},
     "cg/curvature": {"dataset", "model"},
     "cg/influence_factors": {"dataset", "model", "cg/curvature"},
-    "cg/influences": {"cg/influence_factors", "gradients"},
-    "cg/summary": {"cg/influences", "gradients", "cg/curvature"},
+    "cg/influences": {*("dataset", "model", "cg/curvature", "cg/influence_factors", "gradients")},
+    "cg/summary": {"dataset", "model", "cg/curvature", "cg/influences"},
     "report": {f"{m}/{what}" for m in ("direct", "cg") for what in ("influences", "summary")},
 }
 

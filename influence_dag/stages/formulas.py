@@ -1,0 +1,17 @@
+"""Versions of the stages' formulas. No Dagster, no torch."""
+
+# Raise a stage's when stored values would come out differently: they are computed again, and
+# Dagster sees another version of the code.
+FORMULAS = {
+    "dataset": 3,
+    "model": 2,
+    "gradients": 1,
+    "matrices": 2,
+    "curvature": 2,
+    "factors": 2,
+    "influences": 1,
+    "perturbation": 1,
+    "summary": 2,
+    "validation": 3,
+    "report": 3,
+}
