@@ -9,6 +9,7 @@
 #   make campaign   the long numerical validation
 #   make fidelity   each method against exact solves and refits; the tables of docs/methods.md
 #   make settings   docs/settings.md, from the settings themselves
+#   make architecture  docs/architecture.md, from the imports
 #   make bad-input  what comes of bad input: asked anew, and docs/bad-input.md
 #   make clean      remove results, history, caches and .venv
 #
@@ -29,7 +30,7 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test lint check newest bench campaign fidelity settings bad-input clean
+.PHONY: help demo ui test lint check newest bench campaign fidelity settings architecture bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -81,6 +82,9 @@ fidelity: $(READY)
 
 settings: $(READY)
 	$(BIN)/python -m influence_dag.study.reference > docs/settings.md
+
+architecture: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m rooms
 
 bad-input: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bad_input

@@ -6,62 +6,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from rooms import (
+    MODULES,
+    PAGE,
+    ROOMS,
+    all_imports,
+    graph,
+    longest_chain,
+    page,
+    runtime_imports,
+    top_level_imports,
+)
 
-PACKAGE = Path(__file__).parents[1] / "influence_dag"
-MODULES = {
-    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
-
-# A room may import those before it.
-ROOMS = [
-    *("errors", "texts", "unchanged", "structures", "fingerprints", "files"),
-    *("store", "study"),
-    *("losses", "objective", "gradients", "curvature", "solvers", "influence", "validation"),
-    *(
-        "functional",
-        "datasets",
-        "stages",
-        "query",
-        "starting",
-        "components",
-        "running",
-        "definitions",
-    ),
-    "__main__",
-]
 DAGSTER = ["dagster", "dagster_shared"]
 STORING = ["dask", "distributed", "zarr", "xarray"]
 NUMERICAL = ROOMS[ROOMS.index("losses") : ROOMS.index("datasets")]
-
-
-def top_level_imports(path: Path) -> set[str]:
-    """What importing the module imports: not what its functions import when they are called."""
-    found: set[str] = set()
-    for node in _outside_functions(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            assert node.module
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
-
-
-def all_imports(path: Path) -> set[str]:
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    named = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    modules = {str(node.module) for node in named}
-    return plain | modules | {f"{node.module}.{name.name}" for node in named for name in node.names}
-
-
-def _outside_functions(node: ast.AST):
-    for child in ast.iter_child_nodes(node):
-        typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
-        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) and not typing_only:
-            yield child
-            yield from _outside_functions(child)
 
 
 def within(name: str, packages: list[str]) -> bool:
@@ -126,7 +85,18 @@ def test_a_room_knows_those_that_it_stands_on(name):
 
 
 def test_every_room_has_its_place():
-    assert {module.split(".")[1] for module in MODULES} == {*ROOMS, "__init__"}
+    assert {module.split(".")[1] for module in MODULES if "." in module} == {*ROOMS}
+    assert sum((PAGE.parents[1] / f"influence_dag/{room}.py").exists() for room in ROOMS) <= 10
+
+
+def test_no_chain_of_imports_is_long():
+    """And there is no circle of modules, whenever they are imported."""
+    assert len(longest_chain(graph(top_level_imports))) <= 17
+    longest_chain(graph(runtime_imports))
+
+
+def test_the_page_shows_the_rooms_as_they_are():
+    assert PAGE.read_text() == page(), "run `make architecture`"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +130,6 @@ def test_every_public_name_resolves():
 def test_package_inits_list_names_and_do_nothing_else():
     allowed = ast.Import | ast.ImportFrom | ast.Assign | ast.Expr
     for module, path in MODULES.items():
-        if path.name == "__init__.py" and module != "influence_dag.__init__":
+        if path.name == "__init__.py" and module != "influence_dag":
             body = ast.parse(path.read_text()).body
             assert all(isinstance(node, allowed) for node in body), module

@@ -9,7 +9,7 @@ import dagster as dg
 
 from influence_dag import __version__
 from influence_dag.components.checks import check_definitions
-from influence_dag.components.keys import asset_key, upstream_keys
+from influence_dag.components.keys import DATA_VERSION_TAG, asset_key, upstream_keys
 from influence_dag.components.reading import ARTIFACT, IO_MANAGER, STORE, StudyIOManager
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages.graph import Artifact, artifacts
@@ -19,7 +19,6 @@ from influence_dag.texts import code
 if TYPE_CHECKING:
     from influence_dag.stages.workbench import Workbench
 
-DATA_VERSION_TAG = "dagster/data_version"
 _READER = StudyIOManager()  # one for all studies: their assets say where they are stored
 
 

@@ -6,6 +6,8 @@ from influence_dag.errors import StudyError
 from influence_dag.stages.graph import artifacts
 from influence_dag.study.study import Study
 
+DATA_VERSION_TAG = "dagster/data_version"
+
 
 def asset_key(study: Study, name: str) -> dg.AssetKey:
     """`[*prefix, study, *name]`, as `digits/direct/influences`."""

@@ -6,8 +6,8 @@ from typing import Any
 import dagster as dg
 import numpy as np
 
-from influence_dag.components.assets import DATA_VERSION_TAG
 from influence_dag.components.changes import changes, made_from
+from influence_dag.components.keys import DATA_VERSION_TAG
 from influence_dag.datasets.slots import SPLITS, Axis, shown_label
 from influence_dag.query import plots
 from influence_dag.stages.updates import Update

@@ -1,3 +1,5 @@
+"""Losses: named ones, losses of positions, and any reduced loss as one value a row."""
+
 from influence_dag.losses.named import (
     IGNORED,
     LOSSES,

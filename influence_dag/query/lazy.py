@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 from dask.utils import SerializableLock
 
+from influence_dag.query.holes import without_holes
 from influence_dag.query.reopened import check_influences, workbench_of
-from influence_dag.query.results import without_holes
 from influence_dag.stages import methods, naming, reading
 from influence_dag.stages.dampings import damping_axis
 from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, Version

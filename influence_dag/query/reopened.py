@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from influence_dag.datasets.slots import Split
 from influence_dag.errors import StoreError
-from influence_dag.query.results import settings_of
+from influence_dag.query.holes import settings_of
 from influence_dag.stages import naming
 from influence_dag.store import ArtifactStore
 from influence_dag.study.code import code_hashes, code_key

@@ -33,7 +33,7 @@ class StudyBackend(BackendEntrypoint):
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
     ) -> xr.Dataset:
         """An artifact by its folder, `…/direct/influences`, or one of its versions."""
-        from influence_dag.query.results import without_holes
+        from influence_dag.query.holes import without_holes
 
         path = Path(filename_or_obj)
         results, artifact, version = _place(path)
@@ -43,7 +43,8 @@ class StudyBackend(BackendEntrypoint):
     def open_groups_as_dict(
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
     ) -> dict[str, xr.Dataset]:
-        from influence_dag.query.results import open_study, without_holes
+        from influence_dag.query.holes import without_holes
+        from influence_dag.query.results import open_study
 
         results = open_study(filename_or_obj)
         groups = {

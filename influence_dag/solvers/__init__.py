@@ -1,3 +1,5 @@
+"""Methods for `(H + λI)⁻¹ g`: exact, iterative, low rank, Kronecker-factored."""
+
 from influence_dag.solvers.arnoldi import Arnoldi
 from influence_dag.solvers.base import METHODS, Factorization, Method, Solution, build
 from influence_dag.solvers.blocks import Blockwise, parameter_blocks

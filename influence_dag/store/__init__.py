@@ -1,4 +1,4 @@
-"""Versioned arrays on disk: fingerprints, layouts, plans, drafts, versions."""
+"""Versioned arrays on disk: layouts, plans, drafts, versions; plain Zarr for whoever reads them."""
 
 from influence_dag.store.differences import Change, Difference
 from influence_dag.store.layout import (
