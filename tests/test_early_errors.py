@@ -27,7 +27,7 @@ SETTINGS = {
 DATA = {
     "a missing file": ({"train": "trian.csv"}, "no file"),
     "a wrong target": ({"target": "lable"}, "no target column 'lable'"),
-    "a wrong class": ({"classes": ["a", "b"]}, "none of the 2 classes"),
+    "a wrong class": ({"classes": ["a", "b"]}, "none of the classes (a, b)"),
     "a wrong feature": ({"features": {"columns": ["hieght"]}}, "no feature column 'hieght'"),
 }
 

@@ -17,12 +17,13 @@ from pathlib import Path
 INSTALLED = ("site-packages", "dist-packages")
 TOLD_ELSEWHERE = ("torch", "numpy")  # their versions are in `made_with`: no key follows them
 STAR = "*"
+_OWN = __name__.partition(".")[0]  # this package: its formulas have versions
 
 
 def file_of(name: str, root: Path) -> Path | None:
     """The file of a module; None for Python's own, for what is installed or does not exist."""
     top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top == __package__ or _is_installed(top):
+    if top in sys.stdlib_module_names or top == _OWN or _is_installed(top):
         return None
     search = tuple(os.path.abspath(folder) for folder in sys.path)
     for folder in (*_folders(root, search), *_outside(top)):
@@ -67,7 +68,7 @@ def installed_version(name: str) -> str | None:
     None also for what is installed without a distribution: its files count.
     """
     top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top in (*TOLD_ELSEWHERE, __package__):
+    if top in sys.stdlib_module_names or top in (*TOLD_ELSEWHERE, _OWN):
         return None
     return _version_of(top)
 

@@ -4,6 +4,7 @@ A callable's module imports torch, which takes longer than all else that an earl
 a source text cannot tell is left to importing it.
 """
 
+import ast
 import importlib
 import re
 import sys
@@ -83,7 +84,7 @@ def _check_syntax(context: str, module: str, path: Path, content: bytes) -> None
     with warnings.catch_warnings(), suppress(ValueError):
         warnings.simplefilter("ignore")  # told when it is imported
         try:
-            compile(content, str(path), "exec", dont_inherit=True)
+            ast.parse(content, str(path))
         except SyntaxError as error:
             raise not_python(context, module, error) from error
 

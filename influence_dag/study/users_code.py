@@ -9,7 +9,7 @@ from influence_dag.errors import InfluenceDagError, ModelError, StudyError
 from influence_dag.study.module_files import INSTALLED
 from influence_dag.unchanged import ChangedError
 
-_OWN, _PYTHON = Path(__file__).parent, Path(traceback.__file__).parent
+_OWN, _PYTHON = Path(__file__).parents[1], Path(traceback.__file__).parent
 
 
 @contextmanager

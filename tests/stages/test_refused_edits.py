@@ -190,7 +190,7 @@ STUDIES = {
         ["model.build", "has no 'bild'", "did you mean build?"],
     ),
     "module that does not import": (
-        lambda project: project.write_model("import numpyy\n"),
+        lambda project: project.write_model("import numpyy\n\n\ndef build(): ...\n"),
         ["model.build", "tiny_model", "'numpyy'"],
     ),
     "loss that does not import": (
