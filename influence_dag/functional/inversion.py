@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hessian
+from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import (
@@ -49,7 +49,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "arnoldi": {"on_indefinite": "allow"},
 }
 _LARGEST_PRECISE = 4096  # parameters of a problem that is taken to float64
-_CURVATURES = {"hessian": Hessian, "gauss_newton": GaussNewton}
 
 
 class InverseHvpResult(NamedTuple):
@@ -84,7 +83,7 @@ class Inversion:
         **settings: Any,
     ) -> "Inversion":
         name = choice("inversion_method", inversion_method, tuple(METHODS))
-        kind = choice("curvature", curvature, tuple(_CURVATURES))
+        kind = choice("curvature", curvature, tuple(CURVATURES))
         damping = damping if hessian_perturbation is None else hessian_perturbation
         if isinstance(damping, str) and damping != "auto":
             raise ValueError(f"damping={damping!r} is unknown; use a number or 'auto'")
@@ -145,7 +144,7 @@ class Inversion:
     def _solve(
         self, objective: Objective, rows: Rows, rhs: Tensor, batch: int | None
     ) -> InverseHvpResult:
-        operator = self._operator(_CURVATURES[self.curvature](objective, rows), len(rhs))
+        operator = self._operator(CURVATURES[self.curvature](objective, rows), len(rhs))
         method = self._fitted_to(operator, batch)
         factorization, known = self._factorize(objective, method, operator)
         solution = factorization.solve(rhs, damping=known.value, x0=self.start)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from influence_dag.curvature import CURVATURES
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError
 from influence_dag.fingerprints import fingerprint
@@ -13,7 +14,6 @@ from influence_dag.stages.digits import LIMIT, Digits
 from influence_dag.stages.driver import Result, Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
-from influence_dag.stages.methods import KINDS
 from influence_dag.stages.reading import load_objective, load_rows, weight_sum
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import matrix_formula
@@ -152,7 +152,7 @@ def _whole(
 
 
 def _curvature(bench: Workbench, kind: str, objective: Objective, rows: Rows):
-    return KINDS[kind](objective, rows, batch_size=bench.settings.compute.batch_size)
+    return CURVATURES[kind](objective, rows, batch_size=bench.settings.compute.batch_size)
 
 
 def _over_all(bench: Workbench, kind: str, train: Axis, objective: Objective) -> _Summed:

@@ -2,7 +2,7 @@
 
 import torch
 
-from influence_dag.curvature import Curvature, GaussNewton, Hessian
+from influence_dag.curvature import CURVATURES, Curvature
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StudyError
 from influence_dag.objective import modules
@@ -15,8 +15,6 @@ from influence_dag.stages.reading import load_matrix, load_objective, load_rows,
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
-
-KINDS = {"hessian": Hessian, "gauss_newton": GaussNewton}
 
 
 def kind(bench: Workbench, method: str) -> str:
@@ -90,7 +88,7 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
 
 def curvature_over(bench: Workbench, method: str, rows: Rows) -> Curvature:
     """The method's curvature as products over some rows."""
-    curvature = KINDS[kind(bench, method)]
+    curvature = CURVATURES[kind(bench, method)]
     return curvature(load_objective(bench), rows, batch_size=bench.settings.compute.batch_size)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray as Array
 from torch import Tensor
 
-from influence_dag.curvature import GaussNewton, Hessian
+from influence_dag.curvature import CURVATURES
 from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
@@ -84,7 +84,7 @@ def self_influences(
     curvature: Literal["hessian", "gauss_newton"] = "hessian",
 ) -> Float[Tensor, " n"]:
     r"""$\nabla L(z_i)^\top (H + \lambda I)^{-1} w_i \nabla L(z_i)$ of each row, exactly solved."""
-    matrix = {"hessian": Hessian, "gauss_newton": GaussNewton}[curvature](objective, rows)
+    matrix = CURVATURES[curvature](objective, rows)
     gradients = per_sample_gradients(objective, rows.unweighted).dense()
     solved = Direct(damping=damping).factorize(matrix).solve(gradients, damping=damping).x
     return rows.weighted((solved * gradients).sum(dim=1))
