@@ -1,6 +1,14 @@
 from .data import DataSettings as DataSettings
 from .model import FitSettings as FitSettings
 from .model import ModelSettings as ModelSettings
+from .study import ComputeSettings as ComputeSettings
+from .study import CurvatureSettings as CurvatureSettings
+from .study import PerturbationSettings as PerturbationSettings
+from .study import RefreshSettings as RefreshSettings
+from .study import StoreSettings as StoreSettings
 from .study import Study as Study
 from .study import StudySettings as StudySettings
+from .study import SummarySettings as SummarySettings
+from .study import placed as placed
 from .study import study_name as study_name
+from .study import usable_name as usable_name

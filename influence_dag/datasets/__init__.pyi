@@ -1,0 +1,5 @@
+from .splits import Split as Split
+from .splits import check_precisions as check_precisions
+from .splits import load_split as load_split
+from .splits import load_splits as load_splits
+from .splits import makes_rows as makes_rows
