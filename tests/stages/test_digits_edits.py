@@ -246,7 +246,7 @@ def test_a_renamed_column_is_an_error_and_loses_nothing(digits):
     before = {name: digits.version(name).data_version for name in digits.results.artifacts}
     column = text.split(",")[5]
     digits.path("train").write_text(text.replace(column, "brightness", 1))
-    with pytest.raises(DataError, match=rf"test\.csv lacks \['brightness'\].*'{column}'"):
+    with pytest.raises(DataError, match=rf"only .*train\.csv has brightness, only .*{column}"):
         digits.refresh()
     assert before == {name: digits.version(name).data_version for name in digits.results.artifacts}
     digits.path("train").write_text(text)
