@@ -8,8 +8,9 @@ import xarray as xr
 
 from influence_dag.datasets.slots import SPLITS, natural_ids
 from influence_dag.query.result_arrays import of_results
-from influence_dag.stages import naming
-from influence_dag.store import ArtifactStore
+
+SLOTS = {"top_train": "train", "bottom_train": "train"}  # arrays of slots → the axis they are on
+LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
 
 
 def without_holes(dataset: xr.Dataset) -> xr.Dataset:
@@ -39,12 +40,6 @@ def _renumbered(dataset: xr.Dataset, split: str, valid: np.ndarray) -> xr.Datase
     return dataset
 
 
-SLOTS = {"top_train": "train", "bottom_train": "train"}  # arrays of slots → the axis they are on
-
-
-LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
-
-
 def portable(dataset: xr.Dataset) -> xr.Dataset:
     """The same, free of what only this store's format has: it can be saved in any other.
 
@@ -61,11 +56,6 @@ def portable(dataset: xr.Dataset) -> xr.Dataset:
     for item in (dataset, *dataset.variables.values()):
         item.attrs = {name: _attribute(value) for name, value in item.attrs.items()}
     return dataset
-
-
-def settings_of(store: ArtifactStore, method: str) -> dict[str, Any]:
-    """The settings and the project's folder that a method's factors were computed with."""
-    return json.loads(store.version(naming.factors(method)).attrs["study_settings"])
 
 
 def _attribute(value: Any) -> Any:

@@ -4,12 +4,12 @@ A store is data, and may be anybody's: what its attributes name is imported from
 caller names, or from the project in which the store lies, and from nowhere else.
 """
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from influence_dag.datasets.slots import Split
 from influence_dag.errors import StoreError
-from influence_dag.query.holes import settings_of
 from influence_dag.stages import naming
 from influence_dag.store import ArtifactStore
 from influence_dag.study.code import code_hashes, code_key
@@ -136,3 +136,8 @@ def check_influences(bench: "Workbench", method: str, *, rows: str = "gradients"
             f"{naming.influences(method)} were computed from (a refresh has not got there yet); "
             "materialise the study again"
         )
+
+
+def settings_of(store: ArtifactStore, method: str) -> dict[str, Any]:
+    """The settings and the project's folder that a method's factors were computed with."""
+    return json.loads(store.version(naming.factors(method)).attrs["study_settings"])

@@ -71,19 +71,19 @@ def _refresh(bench: Workbench, objective: Objective, without: frozenset[str]) ->
 
 
 def _known_layout(bench: Workbench, without: frozenset[str]) -> GradientLayout | None:
-    """The stored version's layout where it is of the same θ, code and shape of rows."""
+    """The stored version's layout, if it was found in the same way for rows of the same shape."""
     stored = bench.undamaged(naming.GRADIENTS)
-    seen = stored.attrs if stored else {}
-    same = (
-        seen.get("model_key") == model_key(bench)
-        and seen.get("row_shapes") == _row_shapes(bench)
-        and set(seen.get("uncaptured_layers", [])) == without
-    )
-    return GradientLayout.from_json(seen["gradient_layout"]) if same else None
+    if stored is None or stored.attrs.get("layout_key") != _layout_key(bench, without):
+        return None
+    return GradientLayout.from_json(stored.attrs["gradient_layout"])
+
+
+def _layout_key(bench: Workbench, without: frozenset[str]) -> str:
+    """What it depends on as what a layer is kept: formula, θ and code, and the shape of a row."""
+    return fingerprint(FORMULA, model_key(bench), _row_shapes(bench), sorted(without))
 
 
 def _row_shapes(bench: Workbench) -> dict[str, list[int]]:
-    """The shape of a row's inputs and target, on which it depends what a layer is kept as."""
     return {
         name: list(variable.shape[1:])
         for name, variable in bench.require("dataset").variables.items()
@@ -115,7 +115,7 @@ def _layout(
         base_key=base,
         gradient_layout=captured.to_json(),
         model_key=model_key(bench),
-        row_shapes=_row_shapes(bench),
+        layout_key=_layout_key(bench, without),
         uncaptured_layers=sorted(without),
         formula=gradients_formula(bench.require("dataset").attrs.get("weights", "none")),
     )

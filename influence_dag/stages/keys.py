@@ -68,11 +68,11 @@ def model_key(bench: Workbench) -> str:
     """Fingerprint of θ, the code around it and the precision: what every derivative depends on."""
     state = bench.require(naming.MODEL).sound_file("model.safetensors")
     code, output = source_key(bench.study), bench.settings.model.output
-    read = (hash_of_file(state), code, bench.settings.compute.dtype, types(bench))
+    read = (hash_of_file(state), code, bench.settings.compute.dtype, column_kinds(bench))
     return fingerprint(*read, *([output] if output else []))
 
 
-def types(bench: Workbench) -> dict[str, str]:
+def column_kinds(bench: Workbench) -> dict[str, str]:
     """Whether inputs are whole numbers or decimals, and targets, where the study's code sees them.
 
     Rows are keyed by their values, 2 as 2.0: code may tell them apart, the named losses do not.

@@ -20,7 +20,7 @@ from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.features import check_features, feature_names
 from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.keys import callable_key, hash_of_file, source_key, types
+from influence_dag.stages.keys import callable_key, column_kinds, hash_of_file, source_key
 from influence_dag.stages.minimum import assumption, movement
 from influence_dag.stages.reading import load_objective, load_rows, study_loss, study_objective
 from influence_dag.stages.rebuilt import Fitted, check_rebuilt, loss_and_gradient
@@ -47,7 +47,7 @@ def refresh(bench: Workbench) -> Update:
 
     # A checkpoint as it is does not depend on the rows: an edited row leaves θ as it is.
     as_it_is = bench.settings.model.fit is None
-    data_key = None if as_it_is else (train.fingerprint, types(bench))
+    data_key = None if as_it_is else (train.fingerprint, column_kinds(bench))
     key = fingerprint(settings_key, data_key)
     if pinned or as_it_is:
         check_features(bench, bench.undamaged(naming.MODEL), settings_key)
