@@ -5,7 +5,7 @@ from collections import defaultdict
 import pytest
 from tiny_project import Project
 
-from influence_dag.stages import formulas, validation
+from influence_dag.stages import formulas, gradients, validation
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.workbench import Workbench
 
@@ -55,3 +55,20 @@ def test_another_formula_is_another_version_of_the_code(finished_project, monkey
     before = [code_version(study, node) for node in nodes]
     monkeypatch.setitem(formulas.FORMULAS, stage, 99)
     assert all(code_version(study, n) != b for n, b in zip(nodes, before, strict=True))
+
+
+def test_how_layers_are_kept_is_found_once_for_each_formula(project, monkeypatch):
+    """Nothing is differentiated to see that gradients are current."""
+    asked = []
+
+    def counted(*arguments, **options):
+        asked.append(arguments)
+        return found(*arguments, **options)
+
+    found = gradients.gradient_layout
+    monkeypatch.setattr(gradients, "gradient_layout", counted)
+    assert gradients.refresh(project.bench()).is_current
+    assert asked == []
+    monkeypatch.setattr(gradients, "FORMULA", 99)
+    assert gradients.refresh(project.bench()).blocks_reused == 0
+    assert len(asked) == 1
