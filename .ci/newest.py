@@ -73,6 +73,8 @@ def main() -> int:
         subprocess.run([python, "-m", "venv", str(VENV)], check=True)
     pip = [str(VENV / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", "--upgrade", *dependencies()], check=True)
+    itself = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
+    subprocess.run([*pip, "install", *itself], check=True)
     packages = ("numpy", "pandas", "xarray", "zarr", "numcodecs", "dask")
     shown = "; ".join(f"print('{name}', version('{name}'))" for name in packages)
     subprocess.run([pip[0], "-c", f"from importlib.metadata import version; {shown}"], check=True)
