@@ -159,7 +159,7 @@ def test_the_graph_of_the_study(page, server, finished_run, album):
 def test_the_graph_after_an_edit_says_what_is_unsynced(page, server, edited, album):
     url = f"{server.url}/assets/digits/dataset?view=overview"
     page.open(url, showing="Unsynced")
-    page.wait_for("source")  # the lineage comes later than the rest of the page
+    page.wait_for("source")  # what the files were is shown later than the rest of the page
     page.photograph(album / "unsynced.png")
     assert_not_blank(album / "unsynced.png")
 
