@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from influence_dag.curvature.finite import check_sum
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.curvature.products import (
     balanced_vector,
@@ -66,9 +67,13 @@ class BatchedCurvature(ABC):
     def apply(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """The curvature times each row.
 
-        Raises `ModelError` where torch has no second derivative, or one that is not symmetric.
+        Raises `ModelError` where torch has no second derivative, one that is not symmetric, or one
+        that is not finite, naming the row.
         """
-        return self._sum(vectors).div_(self.rows.weight_sum).to(vectors.dtype)
+        total = self._sum(vectors)
+        if not total.isfinite().all() and vectors.isfinite().all():
+            check_sum(total, self.objective, self.rows, lambda some: self._sum_of(vectors, some))
+        return total.div_(self.rows.weight_sum).to(vectors.dtype)
 
     def dense(self) -> Float[Tensor, "p p"]:
         """The matrix, exactly symmetric."""
@@ -82,6 +87,11 @@ class BatchedCurvature(ABC):
         all of the rows agree; else column by column. Raises as `apply`.
         """
         self.check_derivatives(rows)
+        total = self._formed(rows)
+        check_sum(total, self.objective, rows, self._of_random_vectors)
+        return total
+
+    def _formed(self, rows: Rows) -> Float[Tensor, "p p"]:
         if self.route != "autograd":
             network = LayeredNetwork.of(self.objective, rows)
             with suppress(*NOT_FOLLOWED):  # a loss without a second derivative, told below
@@ -152,10 +162,18 @@ class BatchedCurvature(ABC):
         """The sum over all rows times vectors, of which u · (C v) = v · (C u) has been seen."""
         if not self.checked:
             self.check_derivatives(self.rows)
-            u, v = random_vectors(2, self.size).to(self.device, self.dtype)
-            Cu, Cv = self._sum_of(torch.stack([u, v]), self.rows)
-            check_symmetric_products((u, Cu), (v, Cv), self.objective)
+            u, v = self._vectors
+            products = self._of_random_vectors(self.rows)
+            check_sum(products, self.objective, self.rows, self._of_random_vectors)
+            check_symmetric_products((u, products[0]), (v, products[1]), self.objective)
         return lambda vectors: self._sum_of(vectors, self.rows)
+
+    @property
+    def _vectors(self) -> Float[Tensor, "two p"]:
+        return random_vectors(2, self.size).to(self.device, self.dtype)
+
+    def _of_random_vectors(self, rows: Rows) -> Float[Tensor, "two p"]:
+        return self._sum_of(self._vectors, rows)
 
     def _columns(self, batch: Rows) -> int:
         widest = max(saved_numbers(self.objective, batch), default=1)

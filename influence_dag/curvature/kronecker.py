@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from influence_dag.curvature.finite import check_finite
 from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs
 from influence_dag.gradients.capture import NotCaptured
@@ -116,6 +117,8 @@ def kronecker_sums(pairs: Iterable[FisherBatch], layout: KroneckerLayout) -> Kro
         total = part if total is None else total + part
     if total is None:
         raise ValueError("no rows: a curvature is a mean over at least one")
+    for name, tensor in total.tensors().items():
+        check_finite(f"the Fisher: {name}", tensor)
     return total
 
 
@@ -169,7 +172,10 @@ def corrected_eigenvalues(
         ]
         for total, (a, g), (Q_A, Q_G) in zip(totals, batch.pairs, rotations, strict=True):
             total += _squared_products(a, g @ Q_G, Q_A)
-    return [total / rows for total in totals]
+    found = [total / rows for total in totals]
+    for values in found:
+        check_finite("the Fisher's eigenvalues", values)
+    return found
 
 
 def _squared_products(

@@ -60,15 +60,20 @@ def _needed_roots(loss: LossFunction, outputs: Tensor, targets: Tensor) -> Tenso
 def _hessian_roots(
     loss: LossFunction, outputs: Tensor, targets: Tensor
 ) -> tuple[Float[Tensor, "n m m"], Float[Tensor, "n m"]]:
-    r"""$V \Lambda^{1/2}$ of each row's $\nabla_f^2 L = V \Lambda V^\top$, and Λ, ascending."""
+    r"""$V \Lambda^{1/2}$ of each row's $\nabla_f^2 L = V \Lambda V^\top$, and Λ, ascending.
+
+    NaN in the first where it is in the derivatives: `eigh` would make numbers of it.
+    """
     H = _output_hessians(loss, outputs, targets).double()
-    values, vectors = torch.linalg.eigh(H)
+    finite = H.isfinite().all(-1).all(-1)
+    values, vectors = torch.linalg.eigh(H.masked_fill(~finite[:, None, None], 0))
     # Confident predictions have a curvature far below 1 whose rounding is not: softmax's p - p².
     rounding = _ROUNDING * torch.finfo(outputs.dtype).eps * values[:, -1].clamp(min=1.0)
     convex = values[:, 0] >= -rounding
     if not convex.all():
         raise not_convex(int((~convex).sum()), len(convex), float(values.min()))
     values = values.clamp(min=0)
+    vectors[~finite] = torch.nan
     return vectors * values.sqrt().unsqueeze(1), values
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from influence_dag.curvature.called_rows import uncalled_rows
 from influence_dag.curvature.drawn_labels import Distribution, Draw
+from influence_dag.curvature.finite import check_rows
 from influence_dag.curvature.kronecker_fisher import FisherName, output_roots
 from influence_dag.curvature.kronecker_layout import (
     DenseGroup,
@@ -70,8 +71,10 @@ class FisherPairs:
 
     def __iter__(self) -> Iterator[FisherBatch]:
         generator = torch.Generator().manual_seed(self.seed)
+        first = 0
         for batch in self.rows.batches(self.rows_at_once):
-            yield self._batch(batch, generator)
+            yield self._batch(batch, generator, first)
+            first += len(batch)
 
     @cached_property
     def numbers_per_row(self) -> int:
@@ -85,7 +88,7 @@ class FisherPairs:
         return max(1, min(self.batch_size, _NUMBERS // self.numbers_per_row))
 
     @without_denormals
-    def _batch(self, rows: Rows, generator: torch.Generator) -> FisherBatch:
+    def _batch(self, rows: Rows, generator: torch.Generator, first: int = 0) -> FisherBatch:
         local = {group.name for group in self.layout.dense if group.local}
         names = {layer.name for layer in self.layout.layers} | local
         theta = self.objective.params.clone().requires_grad_()
@@ -97,6 +100,7 @@ class FisherPairs:
         if seen.rebuilt:
             seen.check(outputs, space.values)
         roots = self._roots(space, leaves, generator)
+        check_rows(roots.transpose(0, 1), first)
         if rows.weights is not None:
             roots = roots * rows.weights.to(roots).sqrt()[:, None]
         pairs, caught = (

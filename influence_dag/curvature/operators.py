@@ -7,12 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from influence_dag.curvature.finite import check_finite
+
 
 @runtime_checkable
 class Curvature(Protocol):
     """A symmetric p × p matrix, applied without necessarily being formed.
 
-    Vectors are rows, so a batch of gradients goes in and comes out as it is stored.
+    Vectors are rows, so a batch of gradients goes in and comes out as it is stored. Both `apply`
+    and `dense` raise `ModelError` rather than hand on entries that are not finite.
     """
 
     @property
@@ -37,9 +40,12 @@ class Curvature(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class DenseCurvature:
-    """A curvature that is a matrix at hand, symmetric."""
+    """A curvature that is a matrix at hand, symmetric. Raises `ModelError` if it is not finite."""
 
     matrix: Float[Tensor, "p p"]
+
+    def __post_init__(self) -> None:
+        check_finite("the curvature", self.matrix)
 
     @property
     def size(self) -> int:

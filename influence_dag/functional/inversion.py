@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
+from influence_dag.errors import NotConvergedError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import (
@@ -148,6 +149,7 @@ class Inversion:
         method = self._fitted_to(operator, batch)
         factorization, known = self._factorize(objective, method, operator)
         solution = factorization.solve(rhs, damping=known.value, x0=self.start)
+        _check_finite(solution.x)
         _warn_of_negative(factorization, known.value, rhs.dtype)
         info = self._info(operator, factorization, solution, rhs, known.value)
         if self.damping == "auto":
@@ -265,6 +267,16 @@ def _start(name: str, settings: dict[str, Any]) -> Tensor | None:
             raise ValueError("h0 is a first guess for scale * x: give scale along with it")
         start = start / settings["scale"]
     return torch.atleast_2d(start)
+
+
+def _check_finite(x: Tensor) -> None:
+    if not x.isfinite().all():
+        bad = (~x.isfinite().all(1)).nonzero().flatten().tolist()
+        raise NotConvergedError(
+            "the solutions of right-hand sides {rows} are not finite: the solve overflows; take a "
+            "larger damping, scale the columns, or compute in float64",
+            rows=bad,
+        )
 
 
 def _warn_of_negative(factorization: Factorization, damping: float, dtype: torch.dtype) -> None:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from influence_dag.curvature.finite import check_finite
 from influence_dag.curvature.operators import Curvature
-from influence_dag.errors import ModelError
 from influence_dag.solvers.base import Factorization, Solution, register
 from influence_dag.solvers.eigenbasis import Eigenbasis, Indefinite
 from influence_dag.solvers.rounding import indefinite_error, rounding
@@ -53,11 +53,7 @@ class Direct:
     def factorize(self, curvature: Curvature) -> Factorization:
         """Raises `ModelError` when the curvature is not finite."""
         dense = curvature.dense()
-        if not dense.isfinite().all():
-            raise ModelError(
-                f"{int((~dense.isfinite()).sum())} of {dense.numel()} entries of the curvature are "
-                "not finite; check the loss and the parameters"
-            )
+        check_finite("the curvature", dense)
         matrix = dense.to(torch.float64, copy=True)
         if self.damping is None or self.on_indefinite == "absolute":
             return self._diagonalised(matrix)

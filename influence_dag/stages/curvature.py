@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from influence_dag.curvature import Curvature
+from influence_dag.curvature.finite import check_finite
 from influence_dag.curvature.kronecker import KroneckerSums
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import IndefiniteError, ModelError
@@ -32,6 +33,7 @@ from influence_dag.stages.methods import (
     stored_tensor,
     uses_matrix,
 )
+from influence_dag.stages.reading import naming_rows
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 
@@ -47,14 +49,15 @@ def refresh(bench: Workbench, method: str) -> Update:
 
     def produce() -> Whole:
         operator = load_operator(bench, method)
-        auto = dampings.settled(bench, method, operator)
+        with naming_rows(train):
+            auto = dampings.settled(bench, method, operator)
         single = auto is not None and not bench.settings.methods[method].block_damping
         solver = build_method(bench, method, auto.value if auto and single else None)
         updated = _updated_sums(bench, method, solver, train, settings_key)
-        factorization = _factorized(bench, method, solver, operator, updated)
+        with naming_rows(train):
+            factorization = _factorized(bench, method, solver, operator, updated)
         for name, tensor in factorization.tensors().items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise matrices.not_finite(f"{naming.curvature(method)}: {name}", tensor)
+            check_finite(f"{naming.curvature(method)}: {name}", tensor)
         arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
         if auto is None and bench.settings.is_auto_damped:
             auto = dampings.of_factors(factorization)
@@ -140,7 +143,10 @@ def _updated_sums(
     before = total = KroneckerSums.from_tensors(tensors)
     parts = []
     for sign, rows in changes.signed(bench):
-        part = solver.sums(curvature_over(bench, method, rows))
+        try:
+            part = solver.sums(curvature_over(bench, method, rows))
+        except ModelError:
+            return None  # told over all rows, with the row's name
         if part is None:
             return None
         parts.append(part)

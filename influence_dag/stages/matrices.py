@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from influence_dag.curvature import CURVATURES
+from influence_dag.curvature.finite import check_finite
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError
 from influence_dag.fingerprints import fingerprint
@@ -14,7 +15,7 @@ from influence_dag.stages.digits import LIMIT, Digits
 from influence_dag.stages.driver import Result, Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
-from influence_dag.stages.reading import load_objective, load_rows, weight_sum
+from influence_dag.stages.reading import load_objective, load_rows, naming_rows, weight_sum
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import matrix_formula
 from influence_dag.stages.workbench import Workbench
@@ -85,19 +86,8 @@ def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Who
         bench.report(f"{kind}: made by difference it would be refused; all rows are summed again")
         summed = _over_all(bench, kind, train, objective)
         matrix, values = _mean(summed, weight_sum(bench, train))
-    if not bool(matrix.isfinite().all()):
-        raise not_finite(kind, matrix)
+    check_finite(kind, matrix)
     return _whole(bench, kind, train, settings_key, summed, matrix, values)
-
-
-def not_finite(name: str, matrix: torch.Tensor) -> ModelError:
-    """What to raise for a curvature over all rows that has entries which are no numbers."""
-    count = int((~matrix.isfinite()).sum())
-    return ModelError(
-        f"{name}: {count} of {matrix.numel()} entries are not finite: the loss has no second "
-        "derivative at some training row, or overflows; look at rows with extreme features, scale "
-        "the columns, or compute in float64"
-    )
 
 
 def _mean(summed: _Summed, weight: float) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -157,7 +147,8 @@ def _curvature(bench: Workbench, kind: str, objective: Objective, rows: Rows):
 
 def _over_all(bench: Workbench, kind: str, train: Axis, objective: Objective) -> _Summed:
     rows = load_rows(bench, train)
-    return _Summed(_curvature(bench, kind, objective, rows).dense_sum(rows), train.count)
+    with naming_rows(train):
+        return _Summed(_curvature(bench, kind, objective, rows).dense_sum(rows), train.count)
 
 
 def _by_difference(
@@ -175,7 +166,10 @@ def _by_difference(
     before.mul_(weight_sum(bench, seen, version=changes.before))
     total, parts = before.clone(), []
     for sign, rows in changes.signed(bench):
-        parts.append(_curvature(bench, kind, objective, rows).dense_sum(rows))
+        try:
+            parts.append(_curvature(bench, kind, objective, rows).dense_sum(rows))
+        except ModelError:
+            return None  # told over all rows, with the row's name
         total.add_(parts[-1], alpha=sign)
     digits = Digits(bench.dtype)
     error = digits.after(stored.attrs["error_of_differences"], before, parts, total)

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -88,13 +90,21 @@ def check_rows(
     Those that the model was fitted on were seen then; others, of the test split or added since at
     a pinned θ, are seen when they are first differentiated.
     """
-    try:
+    with naming_rows(axis, slots):
         check_all_rows(objective, rows, of=of)
+
+
+@contextmanager
+def naming_rows(axis: Axis, slots: np.ndarray | None = None) -> Iterator[None]:
+    """What is said of a row inside, of those in these slots or of all, is said with its id."""
+    try:
+        yield
     except ModelError as error:
         if error.row is None:
             raise
-        name = str(axis.ids[slots[error.row]])
-        raise ModelError(f"{axis.name} row {name!r}: {error}", row=error.row) from error
+        name = str(axis.ids[(axis.slots if slots is None else slots)[error.row]])
+        said = str(error).removeprefix(f"row {error.row}: ")
+        raise ModelError(f"{axis.name} row {name!r}: {said}", row=error.row) from error
 
 
 def study_objective(study: Study, module: nn.Module) -> Objective:

@@ -1,7 +1,8 @@
 """Derivatives of the loss of one row after another, by plain `torch.autograd` in float64.
 
-Nothing here is batched, vectorised or shared with the package. The fused kernel of `weight_norm`,
-whose double backward torch has wrong, is replaced by the formula.
+In another precision they say what rounding does to plain autograd. Nothing here is batched,
+vectorised or shared with the package. The fused kernel of `weight_norm`, whose double backward
+torch has wrong, is replaced by the formula.
 """
 
 import sys
@@ -42,7 +43,7 @@ def leaves(x, prefix=""):
 
 
 def row(x, i, dtype=torch.float64):
-    """Row i as a batch of one, a copy in float64 in which can be differentiated."""
+    """Row i as a batch of one, a copy in which can be differentiated."""
 
     def copied(tensor):
         one = tensor[i : i + 1].clone()
@@ -84,17 +85,18 @@ def rows(y):
     return len(next(iter(leaves(y).values())))
 
 
-def differentiate(module, output_of, value, x, y, *, wrt=None, second=True):
+def differentiate(module, output_of, value, x, y, *, wrt=None, second=True, dtype=torch.float64):
     """`RowDerivatives` of `value(output_of(module(x_i)), y_i)`.
 
-    `module` is float64; `output_of` takes the tensor that the loss is a function of, without the
+    `module` is of `dtype`; `output_of` takes the tensor that the loss is a function of, without the
     row's axis, out of what the module returns, `value` gives the loss. With `wrt`, the name of a
     submodule, mixed derivatives are in what it puts out. `second=False` stops at gradients.
     """
     theta, parts = parameters(module), []
     with exact_kernels():
         for i in range(rows(y)):
-            parts.append(_of_row(module, theta, output_of, value, row(x, i), y, i, wrt, second))
+            one, target = row(x, i, dtype), each(lambda t, i=i: t[i], in_precision(y, dtype))
+            parts.append(_of_row(module, theta, output_of, value, one, target, wrt, second))
     losses, gradients, hessians, gauss_newtons, slopes, mixed = zip(*parts, strict=True)
     return RowDerivatives(
         torch.stack(losses),
@@ -106,8 +108,7 @@ def differentiate(module, output_of, value, x, y, *, wrt=None, second=True):
     )
 
 
-def _of_row(module, theta, output_of, value, x, y, i, wrt, second):
-    target = each(lambda t: t[i], in_precision(y, torch.float64))
+def _of_row(module, theta, output_of, value, x, target, wrt, second):
     shifted: dict[str, Tensor] = {}
     with _shifted(module, wrt, shifted):
         f = output_of(call(module, x))
@@ -136,17 +137,6 @@ def _gauss_newton(f, target, value, theta):
     (slope,) = derivative(value(point.view(f.shape), target), [point], again=True)
     S = torch.stack([derivative(entry, [point])[0] for entry in slope])
     return J.T @ S @ J, J.detach().square().sum()
-
-
-def gradients(module, output_of, value, x, y, dtype):
-    """∇L of each row in any precision, (n, p): what rounding does to plain autograd."""
-    theta, found = parameters(module), []
-    with exact_kernels():
-        for i in range(rows(y)):
-            target = each(lambda t, i=i: t[i], in_precision(y, dtype))
-            f = output_of(call(module, row(x, i, dtype)))
-            found.append(flat(derivative(value(f, target), theta)))
-    return torch.stack(found)
 
 
 @contextmanager

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from adversary.cases import EITHER, REFUSED, RIGHT, Case, case
-from adversary.checks import Check, Checks, rounding_of_second_derivatives, wrapped
+from adversary.checks import (
+    Check,
+    Checks,
+    plain_derivatives,
+    rounding_of_second_derivatives,
+    wrapped,
+)
 from adversary.truths import Truth, truth_of
 
 import influence_dag as idag
@@ -90,11 +96,12 @@ def _compared(the_case: Case, truth: Truth, most: int) -> Outcome:
 def _may_refuse(the_case: Case, truth: Truth, check: Check) -> bool:
     """Without damping a right-hand side need not lie in the range of a singular matrix.
 
-    Nor is there a digit of a matrix that is less than rounding of its terms.
+    Nor is there a digit of a matrix that is less than rounding of its terms, nor a matrix where
+    plain autograd in the case's own precision ends in what is not a number.
     """
     if EITHER in (the_case.expect, check.expect):
         return True
-    if is_rounding(the_case, truth):
+    if is_rounding(the_case, truth) or not is_finite(the_case):
         return True
     return truth.damping == 0 and not in_range(truth, check)
 
@@ -102,6 +109,14 @@ def _may_refuse(the_case: Case, truth: Truth, check: Check) -> bool:
 def is_rounding(the_case: Case, truth: Truth) -> bool:
     """Whether the matrix is no more than its terms round to."""
     return float(truth.matrix.norm()) < rounding_of_second_derivatives(the_case, truth)
+
+
+def is_finite(the_case: Case) -> bool:
+    """Whether plain autograd has numbers in the case's own precision."""
+    if the_case.dtype == torch.float64:
+        return True  # the oracle's own
+    plain = plain_derivatives(the_case)
+    return bool(plain.hessians.isfinite().all() and plain.gauss_newtons.isfinite().all())
 
 
 def in_range(truth: Truth, check: Check) -> bool:

@@ -101,5 +101,5 @@ def test_a_singular_system_is_never_solved(on_indefinite, late, dtype):
 def test_a_curvature_that_is_not_finite_is_refused():
     H = spd_matrix(4)
     H[1, 2] = torch.nan
-    with pytest.raises(ModelError, match="1 of 16 entries of the curvature are not finite"):
+    with pytest.raises(ModelError, match="the curvature: 1 of 16 entries are not finite"):
         Direct(damping=0.1).factorize(DenseCurvature(H))

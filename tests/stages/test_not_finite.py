@@ -92,3 +92,42 @@ def test_holes_of_either_axis_are_no_fault(project):
     assert_close(
         project.results.perturbation("direct"), expected(project, "perturbation_influences")
     )
+
+
+BENT = """\
+from torch import nn
+
+
+class Bent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3, bias=False)
+
+    def forward(self, x):
+        return self.layer(x).abs().pow(1.5)
+
+
+def build():
+    return Bent()
+"""
+
+
+def test_a_second_derivative_that_is_none_names_the_row(tmp_path):
+    project = with_zeros(tmp_path, BENT)
+    with pytest.raises(ModelError, match="train row 'train-13': the loss has no finite second"):
+        project.refresh()
+    assert not {"hessian", "direct/curvature"} & set(project.results.artifacts)
+
+
+def test_a_row_that_comes_later_is_named_as_well(tmp_path):
+    """Where the matrix is brought up to date by difference; what was stored stays."""
+    project = Project(tmp_path, model=BENT, methods={"cg": None}, damping=5.0)
+    project.write_settings(model={"refit": "pinned"})
+    project.refresh()
+    stored = project.results.versions("hessian")
+    rows = [list(row) for row in project.rows["train"]]
+    rows[7][1:4] = [0.0, 0.0, 0.0]
+    project.write("train", rows)
+    with pytest.raises(ModelError, match="train row 'train-07': the loss has no finite second"):
+        project.refresh()
+    assert len(project.results.versions("hessian")) == len(stored)
