@@ -8,7 +8,7 @@ passes through the network, and far fewer of them where positions share weights 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -23,6 +23,7 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.objective.outputs import OutputSpace
 
 _NUMBERS = 2**23  # of temporaries
+_KEPT_BYTES = 2**30  # of captured pairs, for products to come
 
 
 @dataclass(frozen=True)
@@ -45,29 +46,81 @@ class CapturedLayout:
         return cls(layout, sum(leaf.numel() for leaf in leaves))
 
 
-def captured_products(
-    objective: Objective,
-    rows: Rows,
-    layout: KroneckerLayout,
-    vectors: Float[Tensor, "k p"],
-    *,
-    batch_size: int,
-) -> Float[Tensor, "k p"] | None:
-    """The sum over rows of the Gauss-Newton matrix times each vector, float64.
+@dataclass(eq=False)
+class CapturedSum:
+    """The sum over rows times vectors, again and again, as an iterative solver asks for it.
 
-    None where a batch shows that layers are not captured, or that the loss is not convex in the
-    outputs.
+    What is captured of the first rows is kept, up to `_KEPT_BYTES`; of the others it is captured
+    again each time.
     """
-    total = torch.zeros_like(vectors, dtype=torch.float64)
-    try:
-        for batch in FisherPairs(objective, rows, layout, batch_size=batch_size):
-            blocks = [*_blocks(batch, layout)]
+
+    objective: Objective
+    rows: Rows
+    captured: CapturedLayout
+    batch_size: int = field(kw_only=True)
+    serves: bool = field(default=True, init=False)
+    _asked: int = field(default=0, init=False)
+    _kept: "list[list[_Block]]" = field(default_factory=list, init=False)
+    _rows_kept: int = field(default=0, init=False)
+    _bytes_left: int = field(default_factory=lambda: _KEPT_BYTES, init=False)
+
+    def is_worth(self, vectors: int) -> bool:
+        """Whether these vectors, with those before, make up for what there is to capture.
+
+        A vector costs autograd about what sending back one of the outputs does.
+        """
+        self._asked += vectors
+        known = self._rows_kept > 0 or self._bytes_left <= 0
+        left = self.captured.outputs * (1 - self._rows_kept / len(self.rows))
+        return self.serves and (vectors if known else self._asked) > left
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether nothing has to be captured for the next product."""
+        return self._rows_kept == len(self.rows)
+
+    def products(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"] | None:
+        """Float64; None, from then on, where a batch shows that layers are not captured, or that
+        the loss is not convex in the outputs.
+        """
+        try:
+            return self.summed(vectors)
+        except (NotCaptured, ModelError):
+            self.give_up()
+            return None
+
+    def summed(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        """As `products`; raises `NotCaptured`, `ModelError`."""
+        total = torch.zeros_like(vectors, dtype=torch.float64)
+        for blocks in self._batches():
             shares = sum((block.projected(vectors) for block in blocks), vectors.new_zeros(()))
             for block in blocks:
                 block.add(shares, total)
-    except (NotCaptured, ModelError):
-        return None
-    return total
+        return total
+
+    def give_up(self) -> None:
+        """Keep nothing, and serve no more."""
+        self.serves = False
+        self._kept.clear()
+
+    def _batches(self) -> "Iterator[list[_Block]]":
+        yield from self._kept
+        if self.is_kept:
+            return
+        rest = self.rows[self._rows_kept :]
+        layout = self.captured.layout
+        fisher = FisherPairs(self.objective, rest, layout, batch_size=self.batch_size)
+        for rows, batch in zip(rest.batches(fisher.rows_at_once), fisher, strict=True):
+            blocks = [*_blocks(batch, layout)]
+            self._keep(blocks, len(rows))
+            yield blocks
+
+    def _keep(self, blocks: "list[_Block]", rows: int) -> None:
+        """Where there is room; after one for which there is none, no more."""
+        self._bytes_left -= sum(block.bytes for block in blocks)
+        if self._bytes_left > 0:
+            self._kept.append(blocks)
+            self._rows_kept += rows
 
 
 def _blocks(batch: FisherBatch, layout: KroneckerLayout) -> Iterator["_Block"]:
@@ -77,7 +130,7 @@ def _blocks(batch: FisherBatch, layout: KroneckerLayout) -> Iterator["_Block"]:
             weight = dense[..., :-1] if layer.bias else dense
             yield _Dense(layer.weight, (weight.mT if layer.transposed else weight).flatten(1))
             if layer.bias:
-                yield _Dense(layer.bias, dense[..., -1])
+                yield _Dense(layer.bias, dense[..., -1].clone())  # not to hold all of `dense`
         else:
             yield _Product(
                 layer, a if a.ndim == 3 else a[:, None], g if g.ndim == 4 else g[:, :, None]
@@ -91,6 +144,9 @@ def _blocks(batch: FisherBatch, layout: KroneckerLayout) -> Iterator["_Block"]:
 class _Block(Protocol):
     """Some parameters' part of every φ; shares are (k, c b)."""
 
+    @property
+    def bytes(self) -> int: ...
+
     def projected(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k cb"]: ...
 
     def add(self, shares: Float[Tensor, "k cb"], out: Float[Tensor, "k p"]) -> None: ...
@@ -100,6 +156,10 @@ class _Block(Protocol):
 class _Dense:
     place: Place
     values: Float[Tensor, "cb size"]
+
+    @property
+    def bytes(self) -> int:
+        return self.values.nbytes
 
     def projected(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k cb"]:
         return vectors[:, slice(*self.place)] @ self.values.T
@@ -115,6 +175,10 @@ class _Product:
     layer: KroneckerLayer
     a: Float[Tensor, "b t d_in"]
     g: Float[Tensor, "c b t d_out"]
+
+    @property
+    def bytes(self) -> int:
+        return self.a.nbytes + self.g.nbytes
 
     def projected(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k cb"]:
         found = []

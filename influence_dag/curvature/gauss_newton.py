@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.batched import BatchedCurvature
-from influence_dag.curvature.captured_products import CapturedLayout, captured_products
+from influence_dag.curvature.captured_products import CapturedLayout, CapturedSum
 from influence_dag.curvature.layered import LayeredNetwork, gauss_newton_product
 from influence_dag.curvature.products import random_vectors, same_product
 from influence_dag.curvature.structured import second_derivative_sum
@@ -33,28 +33,45 @@ class GaussNewton(BatchedCurvature):
         """Nothing: of the network it takes first derivatives alone."""
 
     def _sum_of(self, vectors: Float[Tensor, "k p"], rows: Rows) -> Float[Tensor, "k p"]:
-        """From captured pairs where there are more vectors than outputs to send back.
+        """From captured pairs, where they make up for what it costs to capture them.
 
-        If a random combination of them agrees with autograd over all of the rows.
+        If a random combination of the products agrees with autograd over all of the rows; pairs
+        that are kept are held against it once.
         """
-        captured = self._captured if self.route == "auto" else None
-        if captured is not None and len(vectors) > captured.outputs:
-            found = captured_products(
-                self.objective, rows, captured.layout, vectors, batch_size=self.batch_size
-            )
-            if found is not None and self._agrees(found, vectors, rows):
-                return found
+        pairs = self._pairs_of(rows)
+        if pairs is None or not pairs.is_worth(len(vectors)):
+            return super()._sum_of(vectors, rows)
+        confirmed, found = pairs.is_kept, pairs.products(vectors)
+        if found is not None and (confirmed or self._agrees(pairs, found, vectors, rows)):
+            return found
+        pairs.give_up()
         return super()._sum_of(vectors, rows)
 
-    @cached_property
-    def _captured(self) -> CapturedLayout | None:
-        return CapturedLayout.of(self.objective, self.rows)
+    def _pairs_of(self, rows: Rows) -> CapturedSum | None:
+        return self._pairs if rows is self.rows else self._captured(rows)
 
-    def _agrees(self, found: Tensor, vectors: Tensor, rows: Rows) -> bool:
-        (u,) = random_vectors(1, len(vectors)).to(vectors)
-        (product,) = super()._sum_of((u @ vectors)[None], rows)
+    @cached_property
+    def _pairs(self) -> CapturedSum | None:
+        return self._captured(self.rows)
+
+    def _captured(self, rows: Rows) -> CapturedSum | None:
+        layout = CapturedLayout.of(self.objective, rows) if self.route == "auto" else None
+        if layout is None:
+            return None
+        return CapturedSum(self.objective, rows, layout, batch_size=self.batch_size)
+
+    def _agrees(self, pairs: CapturedSum, found: Tensor, vectors: Tensor, rows: Rows) -> bool:
+        """Whether a random combination is autograd's, and of pairs that others meet, any vector."""
+        u, v = random_vectors(1, len(vectors)), random_vectors(1, self.size)
+        asked, answers = u.to(vectors) @ vectors, u.to(found) @ found
+        if pairs.is_kept:
+            v = v.to(vectors)
+            asked, answers = torch.cat([asked, v]), torch.cat([answers, pairs.summed(v)])
         places = list(self.objective.slices.values())
-        return same_product(u.double() @ found, product, places, self.dtype)
+        return all(
+            same_product(mine, product, places, self.dtype)
+            for mine, product in zip(answers, super()._sum_of(asked, rows), strict=True)
+        )
 
     def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
         space = OutputSpace.of(self.objective, batch)

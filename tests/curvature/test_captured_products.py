@@ -8,8 +8,11 @@ from networks import CASES
 from torch import nn
 from torch.testing import assert_close
 
-from influence_dag.curvature import GaussNewton, gauss_newton
+from influence_dag.curvature import GaussNewton, captured_products
 from influence_dag.curvature.batched import BatchedCurvature
+from influence_dag.curvature.captured_products import CapturedSum
+from influence_dag.curvature.kronecker_pairs import FisherPairs
+from influence_dag.gradients.capture import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
 
 
@@ -52,7 +55,7 @@ def test_a_convolution_takes_one_vector_through_the_network(bias):
     rows = Rows(torch.randn(30, 2, 9).double(), torch.arange(30) % 3)
     found, expected, given = both(objective, rows)
     assert_close(found, expected)
-    assert given == 1  # the random combination that confirms
+    assert given == 2  # the random vectors that confirm
 
 
 class Conv1D(nn.Module):
@@ -74,7 +77,7 @@ def test_a_layer_with_its_weight_the_other_way_round(positions):
     objective = Objective(nn.Sequential(*layers).double(), "cross_entropy")
     rows = Rows(torch.randn(8, positions, 4).double(), torch.arange(8) % 3)
     found, expected, given = both(objective, rows)
-    assert given == 1
+    assert given == 2
     assert_close(found, expected)
 
 
@@ -94,7 +97,7 @@ def test_a_layer_that_no_row_calls_adds_nothing():
     objective = Objective(Optional().double(), "cross_entropy")
     rows = Rows(torch.randn(6, 3).double(), torch.arange(6) % 3)
     found, expected, given = both(objective, rows)
-    assert given == 1
+    assert given == 2
     assert_close(found, expected)
 
 
@@ -126,15 +129,78 @@ def test_a_loss_that_is_not_convex_in_the_outputs_goes_through_the_network():
 @pytest.mark.parametrize("wrong", [None, 1.001], ids=["not captured", "wrong"])
 def test_products_that_are_not_confirmed_are_autograds(wrong):
     objective, rows = make("pooled signal")
-    real = gauss_newton.captured_products
+    real = CapturedSum.summed
 
-    def other(*args, **kwargs):
-        return None if wrong is None else real(*args, **kwargs) * wrong
+    def other(self, vectors):
+        if wrong is None:
+            raise NotCaptured({"0"})
+        return real(self, vectors) * wrong
 
-    with mock.patch.object(gauss_newton, "captured_products", other):
+    with mock.patch.object(CapturedSum, "summed", other):
         found, expected, given = both(objective, rows)
     assert given >= 40
     assert_close(found, expected)
+
+
+def test_pairs_that_are_right_for_some_vectors_alone_are_not_kept():
+    """Others come next: a vector that has nothing to do with the first ones is tried as well."""
+    objective, rows = make("pooled signal")
+    real, first = CapturedSum.summed, torch.zeros(20, objective.size, dtype=torch.float64)
+    first[:, :3] = torch.randn(20, 3, dtype=torch.float64)
+
+    def other(self, vectors):
+        return real(self, vectors) * (1.0 if (vectors[:, 3:] == 0).all() else 1.001)
+
+    curvature = GaussNewton(objective, rows, checked=True)
+    with mock.patch.object(CapturedSum, "summed", other):
+        curvature.apply(first)
+        then = torch.randn(20, objective.size, dtype=torch.float64)
+        found = curvature.apply(then)
+    expected = GaussNewton(objective, rows, checked=True, route="autograd").apply(then)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("room", [2**30, 5000, 1], ids=["all", "some", "none"])
+def test_what_is_captured_is_kept_for_products_to_come(room, monkeypatch):
+    monkeypatch.setattr(captured_products, "_KEPT_BYTES", room)
+    objective, rows = make("pooled signal")
+    curvature = GaussNewton(objective, rows, checked=True, batch_size=5)
+    plain = GaussNewton(objective, rows, checked=True, route="autograd")
+    captured, real = [], FisherPairs._batch
+
+    def counted(self, rows, *args):
+        captured.append(len(rows))
+        return real(self, rows, *args)
+
+    monkeypatch.setattr(FisherPairs, "_batch", counted)
+    monkeypatch.setattr(FisherPairs, "numbers_per_row", 1)
+    generator = torch.Generator().manual_seed(1)
+    for count in (20, 3, 20, 1):
+        vectors = torch.randn(count, objective.size, generator=generator, dtype=torch.float64)
+        assert_close(curvature.apply(vectors), plain.apply(vectors))
+    captured.clear()
+    curvature.apply(torch.randn(40, objective.size, dtype=torch.float64))
+    least, most = {2**30: (0, 0), 1: (len(rows), len(rows)), 5000: (1, len(rows) - 1)}[room]
+    assert least <= sum(captured) <= most
+
+
+def test_few_vectors_again_and_again_come_to_be_made_of_pairs():
+    """As many as a row has outputs cost what sending those back does."""
+    objective, rows = make("pooled signal")
+    curvature = GaussNewton(objective, rows, checked=True)
+    vectors = torch.randn(2, objective.size, dtype=torch.float64)
+    for _ in range(3):
+        curvature.apply(vectors)
+    given, plain = [], BatchedCurvature._sum_of
+
+    def counted(self, vectors, rows):
+        given.append(len(vectors))
+        return plain(self, vectors, rows)
+
+    with mock.patch.object(BatchedCurvature, "_sum_of", counted):
+        found = curvature.apply(vectors)
+    assert not given
+    assert_close(found, GaussNewton(objective, rows, route="autograd").apply(vectors))
 
 
 def test_float32_is_near_float64():
@@ -143,5 +209,5 @@ def test_float32_is_near_float64():
     x, y = torch.randn(30, 2, 9), torch.arange(30) % 3
     found, _, given = both(Objective(module, "cross_entropy"), Rows(x, y))
     _, expected, _ = both(Objective(module.double(), "cross_entropy"), Rows(x.double(), y))
-    assert given == 1
+    assert given == 2
     assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
