@@ -10,7 +10,7 @@ on every batch by the caller's random check.
 
 from collections.abc import Mapping
 
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -29,7 +29,7 @@ def local_gradients(
     name: str,
     layer: nn.Module,
     parameters: Mapping[str, Tensor],
-    x: Float[Tensor, "n ..."],
+    x: Num[Tensor, "n ..."],
     g: Float[Tensor, "c n ..."],
 ) -> dict[str, Float[Tensor, "c n size"]]:
     """For each output gradient of each row, those of `parameters`, which the layer's names name.

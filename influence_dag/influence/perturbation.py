@@ -104,7 +104,7 @@ def _first_products(
 
 
 def _confirmed(
-    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, found: Float[Tensor, "k n _"]
+    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, found: Float[Tensor, "k n ..."]
 ) -> bool:
     u = random_weights(factors.norm(dim=1), len(rows))
     point = InputPoint(objective, rows)

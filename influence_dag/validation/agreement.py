@@ -14,7 +14,7 @@ def pearson(a: Float[Array, "*k m"], b: Float[Array, "*k m"]) -> Float[Array, "*
     a, b = (v - v.mean(axis=-1, keepdims=True) for v in (a, b))
     scale = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
     with np.errstate(invalid="ignore"):
-        return (a * b).sum(axis=-1) / scale
+        return np.asarray((a * b).sum(axis=-1) / scale)
 
 
 def slope(predicted: Float[Array, "*k"], actual: Float[Array, "*k"]) -> float:

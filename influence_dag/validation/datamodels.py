@@ -95,7 +95,7 @@ def fit_subsets(
     initial weights of the full fit, or others for each member (`initial_params`): started at θ,
     every subset's model would have seen all the data. `proximal` as in `refit`.
     """
-    weights = SubsetFits(membership, np.empty(0), row_weights=train.weights).weights
+    weights = SubsetFits(membership, np.empty((len(membership), 0)), row_weights=train.weights).weights
     refits = refit(
         objective,
         train,

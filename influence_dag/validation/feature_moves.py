@@ -99,7 +99,7 @@ def feature_moves(
 
 def _moved(
     train: Rows, rows: Tensor, features: Tensor, epsilon: float
-) -> tuple[Rows, Float[Tensor, "2*m n+2*m"]]:
+) -> tuple[Rows, Float[Tensor, "moves columns"]]:
     """All rows with the moved ones appended; each move's weights swap it for its original."""
     n, m = len(train), len(rows)
     moved = train.x[rows].repeat(2, *[1] * (train.x.ndim - 1))

@@ -52,7 +52,7 @@ class LabelErrors:
 
 
 def flip_labels(
-    labels: Int[Tensor, " n"], *, share: float, seed: int = 0
+    labels: Tensor, *, share: float, seed: int = 0
 ) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
     """Labels of which `share` are another class of those that occur, and which those are.
 
