@@ -36,7 +36,6 @@ from influence_dag.solvers.direct import CholeskyFactor
 from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.forming import worth_forming
 from influence_dag.solvers.rounding import rounding
-from influence_dag.validation.ensembles import in_float64
 
 Damping: TypeAlias = float | Literal["auto"]
 
@@ -136,7 +135,7 @@ class Inversion:
             return objective, train, test
         rows = train.to(dtype=torch.float64), test.to(dtype=torch.float64)
         try:
-            double = in_float64(objective)
+            double = objective.in_float64()
             double.check(rows[0][:2])
         except Exception:  # whatever a model of the caller's raises when its dtype changes
             return objective, train, test

@@ -1,6 +1,7 @@
 """What a model makes of every row, seen in two batchings: each row has to stand for itself."""
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.errors import ModelError
-from influence_dag.losses import ReducedLoss
+from influence_dag.losses import LossFunction, ReducedLoss
 from influence_dag.objective.rows import Rows
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ Of = Literal["loss", "measurement"]
 _BATCH = 1024
 _OTHER = 0.6  # of the first batches' size: rows meet others, in another order
 _SINGLE = 4  # rows that are also seen alone
-_TOLERANCE = {torch.float64: 1e-9}  # relative, of losses and gradients in two batchings
+_TOLERANCE = 1e-9  # relative, of losses in two batchings; ten times that of their gradients
+_INSIDE = 2e-5  # the same of a copy in float64 of a model that may compute some parts in float32
 _LOOSE = 1e-3  # the same in float32 and below
 
 
@@ -31,85 +33,112 @@ def check_all_rows(objective: "Objective", rows: Rows, *, of: Of = "loss") -> No
     random u, which also sees what couples rows without a trace in their losses. A loss that
     reduces a batch is compared with what its rows are given, on every batch of both passes.
     `of="measurement"` is of what test rows are asked for.
+
+    A model in float32 is looked at in a copy in float64, where it can be one: its own rounding
+    would hide what couples rows a little.
     """
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(len(rows), generator=generator, dtype=torch.float64).to(objective.params)
-    orders = [torch.arange(len(rows)), rows.shuffled(generator)]
-    size = min(_BATCH, max(1, len(rows)))
-    sizes = [size, max(1, int(_OTHER * size))]
-    passes = [
-        _pass(objective, rows, order.to(u.device), size, u, of)
-        for order, size in zip(orders, sizes, strict=True)
-    ]
-    (first, first_gradient), (second, second_gradient) = passes
-    _check_finite(first)
-    alone = [_losses(objective, row, None, of)[0] for row in rows[:_SINGLE].batches(1)]
-    _check_equal(objective, first[:_SINGLE], torch.cat(alone))
-    _check_equal(objective, first, second)
-    _check_gradients(objective, first_gradient, second_gradient)
+    check = _Check(objective, of, _TOLERANCE)
+    if objective.dtype != torch.float64:
+        double = _precise(objective, rows[:2], of)
+        check = _Check(double or objective, of, _INSIDE if double else _LOOSE)
+    check.over(rows)
 
 
-def _pass(
-    objective: "Objective", rows: Rows, order: Tensor, size: int, u: Float[Tensor, " n"], of: Of
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " p"]]:
-    """The loss of every row, and the gradient of their random combination."""
-    values, gradient = torch.empty_like(u), torch.zeros_like(objective.params)
-    for index in order.split(size):
-        losses, part = _losses(objective, rows[index], u[index], of)
-        values[index] = losses.to(values.dtype)
-        gradient += part
-    return values, gradient
-
-
-def _losses(
-    objective: "Objective", rows: Rows, u: Float[Tensor, " b"] | None, of: Of
-) -> tuple[Float[Tensor, " b"], Any]:
-    theta = objective.params.clone().requires_grad_(u is not None)
-    with torch.set_grad_enabled(u is not None):
-        outputs = objective.outputs(theta, rows.x)
-        loss = objective.measurement if of == "measurement" else None
-        loss = loss or objective.loss
-        values = loss(outputs, rows.y)
+def _precise(objective: "Objective", rows: Rows, of: Of) -> "Objective | None":
+    """A copy in float64; None where the model or its loss does not work in it."""
+    try:
+        double = objective.in_float64()
+        few, loss = rows.to(dtype=torch.float64), _asked(double, of)
+        outputs = double.outputs(double.params, few.x)
+        values = loss(outputs, few.y)
         if isinstance(loss, ReducedLoss):
-            loss.check(outputs, rows.y, rows.weights, tolerance=_tolerance(objective))
-    if u is None:
-        return values.detach(), None
-    if not values.requires_grad:  # a batch of which no row depends on θ
-        return values.detach(), torch.zeros_like(theta)
-    (gradient,) = torch.autograd.grad((u * values).sum(), theta)
-    return values.detach(), gradient
+            values = values.sum() + loss.parts.whole(outputs, few.y).sum()
+    except Exception:  # whatever a model of the caller's raises when its dtype changes
+        return None
+    return double if values.dtype == torch.float64 else None
 
 
-def _tolerance(objective: "Objective") -> float:
-    return _TOLERANCE.get(objective.dtype, _LOOSE)
+def _asked(objective: "Objective", of: Of) -> LossFunction:
+    return (objective.measurement if of == "measurement" else None) or objective.loss
 
 
-def _check_equal(objective: "Objective", first: Tensor, second: Tensor) -> None:
-    scale = first.abs() + first.abs().mean() + 1e-2
-    differs = (first - second).abs() > _tolerance(objective) * scale
-    if differs.any():
-        row = int(differs.nonzero()[0])
-        raise ModelError(
-            "the loss of a row depends on the other rows of its batch (largest difference "
-            f"{(first - second).abs().max():.1e}, first at row {row}); every row has to stand for "
-            "itself",
-            row=row,
+@dataclass(frozen=True)
+class _Check:
+    """The two passes, in the objective's own precision."""
+
+    objective: "Objective"
+    of: Of
+    tolerance: float
+
+    def over(self, rows: Rows) -> None:
+        generator = torch.Generator().manual_seed(0)
+        u = torch.randn(len(rows), generator=generator, dtype=torch.float64)
+        u = u.to(self.objective.params)
+        orders = [torch.arange(len(rows)), rows.shuffled(generator)]
+        size = min(_BATCH, max(1, len(rows)))
+        sizes = [size, max(1, int(_OTHER * size))]
+        (first, first_gradient), (second, second_gradient) = (
+            self._pass(rows, order.to(u.device), size, u)
+            for order, size in zip(orders, sizes, strict=True)
         )
+        _check_finite(first)
+        alone = [self._losses(row, None)[0] for row in rows[:_SINGLE].batches(1)]
+        self._check_equal(first[:_SINGLE], torch.cat(alone))
+        self._check_equal(first, second)
+        self._check_gradients(first_gradient, second_gradient)
 
+    def _pass(
+        self, rows: Rows, order: Tensor, size: int, u: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " p"]]:
+        """The loss of every row, and the gradient of their random combination."""
+        values, gradient = torch.empty_like(u), torch.zeros_like(self.objective.params)
+        for index in order.split(size):
+            losses, part = self._losses(rows[index], u[index])
+            values[index] = losses.to(values.dtype)
+            gradient += part
+        return values, gradient
 
-def _check_gradients(objective: "Objective", first: Tensor, second: Tensor) -> None:
-    difference, scale = float((first - second).norm()), float(first.norm())
-    if not math.isfinite(scale):
-        raise ModelError(
-            "the gradients of the rows' losses are not finite, though the losses are: look at the "
-            "size of the inputs, and for roots, logarithms and divisions at 0"
-        )
-    if not difference <= _tolerance(objective) * 10 * scale:
-        raise ModelError(
-            "the gradient of a row's loss depends on the other rows of its batch (relative "
-            f"difference {difference / scale:.1e} between two batchings), though the loss itself "
-            "does not; every row has to stand for itself"
-        )
+    def _losses(self, rows: Rows, u: Float[Tensor, " b"] | None) -> tuple[Float[Tensor, " b"], Any]:
+        rows = rows.to(dtype=self.objective.dtype)
+        theta = self.objective.params.clone().requires_grad_(u is not None)
+        with torch.set_grad_enabled(u is not None):
+            outputs = self.objective.outputs(theta, rows.x)
+            loss = _asked(self.objective, self.of)
+            values = loss(outputs, rows.y)
+            if isinstance(loss, ReducedLoss):
+                loss.check(outputs, rows.y, rows.weights, tolerance=self.tolerance)
+        if u is None:
+            return values.detach(), None
+        if not values.requires_grad:  # a batch of which no row depends on θ
+            return values.detach(), torch.zeros_like(theta)
+        (gradient,) = torch.autograd.grad((u * values).sum(), theta)
+        return values.detach(), gradient
+
+    def _check_equal(self, first: Tensor, second: Tensor) -> None:
+        scale = first.abs() + first.abs().mean() + 1e-2
+        differs = (first - second).abs() > self.tolerance * scale
+        if differs.any():
+            row = int(differs.nonzero()[0])
+            raise ModelError(
+                "the loss of a row depends on the other rows of its batch (largest difference "
+                f"{(first - second).abs().max():.1e}, first at row {row}); every row has to stand "
+                "for itself",
+                row=row,
+            )
+
+    def _check_gradients(self, first: Tensor, second: Tensor) -> None:
+        difference, scale = float((first - second).norm()), float(first.norm())
+        if not math.isfinite(scale):
+            raise ModelError(
+                "the gradients of the rows' losses are not finite, though the losses are: look at "
+                "the size of the inputs, and for roots, logarithms and divisions at 0"
+            )
+        if not difference <= self.tolerance * 10 * scale:
+            raise ModelError(
+                "the gradient of a row's loss depends on the other rows of its batch (relative "
+                f"difference {difference / scale:.1e} between two batchings), though the loss "
+                "itself does not; every row has to stand for itself"
+            )
 
 
 def _check_finite(values: Float[Tensor, " n"]) -> None:

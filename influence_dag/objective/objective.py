@@ -1,5 +1,6 @@
 """The loss of one sample and of the mean over samples, as pure functions of the parameters θ."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -123,6 +124,17 @@ class Objective:
     @property
     def device(self) -> torch.device:
         return self.params.device
+
+    def in_float64(self, theta: Float[Tensor, " p"] | None = None) -> "Objective":
+        """The same in float64, on a copy of its module, at θ or where it is."""
+        if theta is None and self.dtype == torch.float64:
+            return self
+        module = copy.deepcopy(self.module).double()
+        parameters = dict(module.named_parameters())
+        with torch.no_grad():
+            for name, value in self.unflatten(self.params if theta is None else theta).items():
+                parameters[name].copy_(value)
+        return Objective(module, self.loss, measurement=self.measurement, output=self.output)
 
     def unflatten(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
         """θ as named tensors, views of it."""

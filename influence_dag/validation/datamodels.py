@@ -25,7 +25,6 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.objective.seeding import seeded
 from influence_dag.validation.agreement import bootstrap_spearman, pearson, spearman
 from influence_dag.validation.candidates import Candidates, exact_candidates
-from influence_dag.validation.ensembles import in_float64
 from influence_dag.validation.refits import OnFailure, refit
 
 
@@ -95,7 +94,9 @@ def fit_subsets(
     initial weights of the full fit, or others for each member (`initial_params`): started at θ,
     every subset's model would have seen all the data. `proximal` as in `refit`.
     """
-    weights = SubsetFits(membership, np.empty((len(membership), 0)), row_weights=train.weights).weights
+    weights = SubsetFits(
+        membership, np.empty((len(membership), 0)), row_weights=train.weights
+    ).weights
     refits = refit(
         objective,
         train,
@@ -205,7 +206,7 @@ def datamodels(
     Where a name has several dampings, the best on a draw of subsets from `seeds[0]` is taken;
     scores are always of the draw from `seeds[1]`, which had no part in the choice.
     """
-    objective = in_float64(objective)
+    objective = objective.in_float64()
     train, test = train.to(dtype=torch.float64), test.to(dtype=torch.float64)
     if candidates is None:
         candidates = exact_candidates(objective, train, test, dampings or (weight_decay,))

@@ -1,6 +1,5 @@
 """The same model at many parameter vectors: losses, values and gradients of all of them at once."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -16,23 +15,6 @@ from influence_dag.structures import map_tensors
 
 _NUMBERS = 2**23  # of the largest temporary of a batch of members, about
 _SPARSE = 0.75  # below this share of rows with a weight, members work on their own rows alone
-
-
-def in_float64(objective: Objective) -> Objective:
-    """The objective in float64, on a copy of its module: the differences of refits are small."""
-    return objective if objective.dtype == torch.float64 else at(objective, objective.params)
-
-
-def at(objective: Objective, theta: Float[Tensor, " p"]) -> Objective:
-    """The same model in float64 at another θ, on a module of its own."""
-    module = copy.deepcopy(objective.module).double()
-    parameters, values = dict(module.named_parameters()), objective.unflatten(theta)
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(value)
-    return Objective(
-        module, objective.loss, measurement=objective.measurement, output=objective.output
-    )
 
 
 def is_linear_in_parameters(objective: Objective, rows: Rows) -> bool:

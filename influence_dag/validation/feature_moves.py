@@ -15,7 +15,6 @@ from influence_dag.errors import ModelError
 from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.agreement import pearson, slope
-from influence_dag.validation.ensembles import in_float64
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import refit
 
@@ -69,7 +68,7 @@ def feature_moves(
     if not isinstance(train.x, Tensor):
         raise ModelError("feature_moves needs a model with one input tensor")
     objective, train, test = (
-        in_float64(objective),
+        objective.in_float64(),
         train.to(dtype=torch.float64),
         test.to(dtype=torch.float64),
     )

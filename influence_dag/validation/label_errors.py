@@ -19,7 +19,6 @@ from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.validation.agreement import found_in_top, roc_auc
-from influence_dag.validation.ensembles import in_float64
 from influence_dag.validation.refits import OnFailure, refit
 
 
@@ -112,7 +111,7 @@ def label_errors(
     get to a minimum, and the ranking hardly waits for it: with `on_failure="keep"` a fit that
     misses `tolerance` is ranked as it is, its gradient's norm being in the summary.
     """
-    objective, train = in_float64(objective), train.to(dtype=torch.float64)
+    objective, train = objective.in_float64(), train.to(dtype=torch.float64)
     labels, flipped = flip_labels(train.y, share=share, seed=seed)
     rows = Rows(train.x, labels, train.weights)
     refits = refit(

@@ -19,7 +19,6 @@ from influence_dag.errors import IndefiniteError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
 from influence_dag.validation.agreement import pearson, slope, spearman
-from influence_dag.validation.ensembles import in_float64
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import refit_without
 
@@ -112,7 +111,7 @@ def leave_one_out(
     scratch, which is what is asked of a derivative. `proximal` as in `refit`, for a θ that is no
     minimum. Raises `NotConvergedError` as `refit` does.
     """
-    objective, train, test = in_float64(objective), train.to(dtype=F64), test.to(dtype=F64)
+    objective, train, test = objective.in_float64(), train.to(dtype=F64), test.to(dtype=F64)
     chosen = torch.as_tensor(range(len(train)) if index is None else index)
     damping = weight_decay if damping is None else damping
     small = 8 * objective.size**2 <= MOST_BYTES

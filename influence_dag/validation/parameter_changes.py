@@ -14,7 +14,6 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from influence_dag.objective.objective import Objective, Rows
-from influence_dag.validation.ensembles import in_float64
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import refit_without
 
@@ -64,7 +63,7 @@ def parameter_changes(
 
     `damping` defaults to `weight_decay`. Raises `NotConvergedError` as `refit` does.
     """
-    objective, train = in_float64(objective), train.to(dtype=torch.float64)
+    objective, train = objective.in_float64(), train.to(dtype=torch.float64)
     chosen = torch.as_tensor(range(len(train)) if index is None else index)
     exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
     predicted = exact.solve(exact.gradients(train[chosen])) / train.weight_sum

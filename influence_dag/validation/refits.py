@@ -24,8 +24,6 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.validation.ensembles import (
     WeightedLosses,
-    at,
-    in_float64,
     is_linear_in_parameters,
     member_values,
 )
@@ -61,7 +59,7 @@ class Refits:
 
     def member(self, position: int) -> Objective:
         """One member's model, on a module of its own: its θ is where derivatives are taken."""
-        return at(self.objective, self.params[position])
+        return self.objective.in_float64(self.params[position])
 
     def losses(self, rows: Rows) -> Float[Tensor, "m k"]:
         """The loss of each row under each member."""
@@ -115,7 +113,7 @@ def refit(
     Raises `NotConvergedError` when a member misses `tolerance` (its gradient's norm) and
     `on_failure` is `"raise"`; `ModelError` for weights of another shape.
     """
-    objective, rows = in_float64(objective), rows.to(dtype=torch.float64)
+    objective, rows = objective.in_float64(), rows.to(dtype=torch.float64)
     weights = _checked(weights, rows).to(objective.params)
     started = time.perf_counter()
     if metric == "auto":

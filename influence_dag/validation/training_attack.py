@@ -21,7 +21,6 @@ from torch import Tensor
 from influence_dag.errors import ModelError
 from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.objective.objective import Objective, Rows
-from influence_dag.validation.ensembles import in_float64
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import refit
 
@@ -96,7 +95,7 @@ def training_attack(
     Raises `ModelError` unless the model has one floating input, `test` one row and the training
     row its features within the range; `NotConvergedError` as `refit` does.
     """
-    objective = in_float64(objective)
+    objective = objective.in_float64()
     train, test = train.to(dtype=torch.float64), test.to(dtype=torch.float64)
     _check(train, test)
     damping = weight_decay if damping is None else damping
