@@ -60,7 +60,7 @@ def promises(study: Study, artifacts: list[str]) -> Iterator[Promise]:
         if kind in artifacts:
             yield from _matrix_promises(study, kind)
     for method in study.settings.methods.names:
-        if method != "identity":
+        if study.settings.methods[method].is_damped:
             about = "λ is of the order of the curvature's eigenvalues; a warning where it is not."
             yield Promise(
                 naming.curvature(method),
@@ -93,7 +93,7 @@ def _matrix_promises(study: Study, kind: str) -> Iterator[Promise]:
 def _exactness_promises(study: Study) -> Iterator[Promise]:
     """Of methods that solve the whole damped system: small residuals, and agreement."""
     methods = study.settings.methods
-    exact = [m for m in ("direct", "cg") if m in methods.names and methods[m].blocks == "full"]
+    exact = [m for m in methods.names if methods[m].is_exact and methods[m].blocks == "full"]
     for method in exact:
         yield Promise(
             naming.factors(method),

@@ -14,6 +14,9 @@ from influence_dag.solvers.base import register
 from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
 from influence_dag.solvers.krylov import Eigenpairs, leading_eigenpairs
 from influence_dag.solvers.rounding import rounding
+from influence_dag.study.methods import ArnoldiSettings
+
+_DEFAULTS = ArnoldiSettings()
 
 
 @register("arnoldi")
@@ -41,13 +44,13 @@ class Arnoldi:
     the basis, from below), the last two estimated from a few random rows.
     """
 
-    rank: int = 50
-    tol: float = 1e-6
-    complement: Literal["drop", "damping"] = "drop"
-    max_products: int | None = None
-    on_device: bool = False
-    seed: int = 0
-    on_failure: Literal["raise", "warn"] = "raise"
+    rank: int = _DEFAULTS.rank
+    tol: float = _DEFAULTS.tol
+    complement: Literal["drop", "damping"] = _DEFAULTS.complement
+    max_products: int | None = _DEFAULTS.max_products
+    on_device: bool = _DEFAULTS.on_device
+    seed: int = _DEFAULTS.seed
+    on_failure: Literal["raise", "warn"] = _DEFAULTS.on_failure
     on_indefinite: Literal["raise", "allow"] = "raise"
 
     def factorize(self, curvature: Curvature) -> Eigenbasis:

@@ -27,11 +27,15 @@ from influence_dag.solvers.preconditioners import (
 )
 from influence_dag.solvers.rounding import indefinite_error, noise, round_up, rounding
 from influence_dag.solvers.spectrum import extreme_eigenvalues
+from influence_dag.study.methods import ConjugateGradientSettings
 
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
 _LEAST = 1000  # iterations a row by default
 _PATIENCE = 100, 300  # iterations, about p, within which a residual has to halve once
+
+
+_DEFAULTS = ConjugateGradientSettings()
 
 
 @register("cg")
@@ -58,13 +62,13 @@ class ConjugateGradient:
     with `on_failure="warn"` are kept and marked in `converged`.
     """
 
-    rtol: float = 1e-6
-    atol: float = 0.0
-    maxiter: int | None = None
-    preconditioner: PreconditionerName = "nystroem"
-    rank: int = 100
-    seed: int = 0
-    on_failure: Literal["raise", "warn"] = "raise"
+    rtol: float = _DEFAULTS.rtol
+    atol: float = _DEFAULTS.atol
+    maxiter: int | None = _DEFAULTS.maxiter
+    preconditioner: PreconditionerName = _DEFAULTS.preconditioner
+    rank: int = _DEFAULTS.rank
+    seed: int = _DEFAULTS.seed
+    on_failure: Literal["raise", "warn"] = _DEFAULTS.on_failure
 
     def factorize(self, curvature: Curvature) -> "PreconditionedSystem":
         return PreconditionedSystem(curvature, self._precondition(curvature), self)

@@ -14,6 +14,7 @@ from influence_dag.solvers.base import Factorization, Solution, register
 from influence_dag.solvers.eigenbasis import Eigenbasis, Indefinite
 from influence_dag.solvers.rounding import indefinite_error, rounding
 from influence_dag.solvers.spectrum import extreme_eigenvalues
+from influence_dag.study.methods import DirectSettings
 
 OnIndefinite = Literal["raise", "lu", "absolute"]
 _IN_EIGENBASIS: dict[OnIndefinite, Indefinite] = {
@@ -21,6 +22,9 @@ _IN_EIGENBASIS: dict[OnIndefinite, Indefinite] = {
     "lu": "allow",
     "absolute": "absolute",
 }
+
+
+_DEFAULTS = DirectSettings()
 
 
 @register("direct")
@@ -47,7 +51,7 @@ class Direct:
     """
 
     damping: float | None = None
-    on_indefinite: OnIndefinite = "raise"
+    on_indefinite: OnIndefinite = _DEFAULTS.on_indefinite
     rounding: float | None = None
 
     def factorize(self, curvature: Curvature) -> Factorization:

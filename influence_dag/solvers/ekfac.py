@@ -25,6 +25,9 @@ from influence_dag.solvers.blocks import Restricted
 from influence_dag.solvers.dampings import AutomaticDamping
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock, restored_blocks
 from influence_dag.solvers.rounding import indefinite_error
+from influence_dag.study.methods import KroneckerSettings
+
+_DEFAULTS = KroneckerSettings()
 
 
 @register("ekfac")
@@ -48,8 +51,8 @@ class EKFAC:
     is that of the loss, where that is seen.
     """
 
-    fisher: FisherName = "exact"
-    seed: int = 0
+    fisher: FisherName = _DEFAULTS.fisher
+    seed: int = _DEFAULTS.seed
     distribution: Distribution | None = None
 
     def factorize(
@@ -86,8 +89,8 @@ class KFAC:
     Settings as for `EKFAC`, whose rotations it shares: one pass over the data instead of two.
     """
 
-    fisher: FisherName = "exact"
-    seed: int = 0
+    fisher: FisherName = _DEFAULTS.fisher
+    seed: int = _DEFAULTS.seed
     distribution: Distribution | None = None
 
     def factorize(

@@ -20,11 +20,15 @@ from influence_dag.solvers.base import (
 from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
 from influence_dag.solvers.rounding import indefinite_error, round_up
 from influence_dag.solvers.spectrum import extreme_eigenvalues
+from influence_dag.study.methods import LissaSettings
 
 _MARGIN = 1.05  # of the scale over the largest eigenvalue
 _GROWTH = 2.0  # of a step over the first one: the series diverges
 _NOISE = 1e3  # the same with mini-batches, whose steps differ by chance
 _ESTIMATES = 3  # mini-batches whose largest eigenvalue is estimated
+
+
+_DEFAULTS = LissaSettings()
 
 
 @register("lissa")
@@ -50,14 +54,14 @@ class LiSSA:
     whose own eigenvalues are far above `scale` are left for steps with all rows.
     """
 
-    maxiter: int = 1000
-    dampen: float = 0.0
-    scale: float | None = None
-    rtol: float = 1e-4
-    batch_size: int | None = None
+    maxiter: int = _DEFAULTS.maxiter
+    dampen: float = _DEFAULTS.dampen
+    scale: float | None = _DEFAULTS.scale
+    rtol: float = _DEFAULTS.rtol
+    batch_size: int | None = _DEFAULTS.batch_size
     anchored: bool = False
-    seed: int = 0
-    on_failure: Literal["raise", "warn"] = "raise"
+    seed: int = _DEFAULTS.seed
+    on_failure: Literal["raise", "warn"] = _DEFAULTS.on_failure
 
     def __post_init__(self) -> None:
         if not 0 <= self.dampen < 1:

@@ -12,6 +12,9 @@ from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import random_rows, register
 from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
 from influence_dag.solvers.rounding import rounding
+from influence_dag.study.methods import NystroemSettings
+
+_DEFAULTS = NystroemSettings()
 
 
 @register("nystroem")
@@ -34,9 +37,9 @@ class Nystroem:
     whole range (`rank` above that of H) needs no damping.
     """
 
-    rank: int = 100
-    seed: int = 0
-    power_iterations: int = 1
+    rank: int = _DEFAULTS.rank
+    seed: int = _DEFAULTS.seed
+    power_iterations: int = _DEFAULTS.power_iterations
 
     def factorize(self, curvature: Curvature) -> Eigenbasis:
         if self.rank >= curvature.size:

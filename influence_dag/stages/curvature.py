@@ -31,7 +31,6 @@ from influence_dag.stages.methods import (
     kind,
     load_operator,
     stored_tensor,
-    uses_matrix,
 )
 from influence_dag.stages.reading import naming_rows
 from influence_dag.stages.updates import Update
@@ -74,7 +73,7 @@ def refresh(bench: Workbench, method: str) -> Update:
         )
         info = dict(getattr(factorization, "info", {}))  # rank, captured share, layers …
         typical = auto or dampings.typical(bench, method, operator, factorization)
-        if typical is not None and method != "identity":
+        if typical is not None and bench.settings.methods[method].is_damped:
             info["mean_eigenvalue"] = typical.value
         if isinstance(solver, EKFAC | KFAC):
             info["rows_summed"] = updated.rows if updated else train.count
@@ -106,8 +105,8 @@ def _factorized(
     try:
         return solver.factorize(operator)
     except (IndefiniteError, ModelError):
-        matrix = kind(bench, method)
-        if not uses_matrix(method) or not matrices.is_difference(bench, matrix):
+        matrix, asked = kind(bench, method), bench.settings.methods[method]
+        if not asked.uses_matrix or not matrices.is_difference(bench, matrix):
             raise
         matrices.make_anew(bench, matrix)
         return solver.factorize(load_operator(bench, method))
@@ -193,7 +192,8 @@ def _lost(bench: Workbench, errors: Mapping[str, float], total: KroneckerSums) -
 
 
 def _read(bench: Workbench, method: str, train_rows: str) -> str:
-    return bench.require(kind(bench, method)).data_version if uses_matrix(method) else train_rows
+    uses_matrix = bench.settings.methods[method].uses_matrix
+    return bench.require(kind(bench, method)).data_version if uses_matrix else train_rows
 
 
 def _labelled(name: str, tensor: torch.Tensor) -> tuple[tuple[str, ...], np.ndarray, dict]:

@@ -12,7 +12,6 @@ from influence_dag.stages import naming
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
-from influence_dag.study.methods import KRONECKER
 
 SEMIDEFINITE = "gauss_newton"
 
@@ -43,27 +42,28 @@ def settled(bench: Workbench, method: str, operator: Curvature) -> AutomaticDamp
 
     None where the study says λ, or where it is read off what the method makes of the curvature.
     """
-    if not bench.settings.is_auto_damped or method in KRONECKER:
+    asked = bench.settings.methods[method]
+    if not bench.settings.is_auto_damped or asked.of_layers:
         return None
-    if method == "identity":
-        return AutomaticDamping(0.0, "identity has no damping")
+    if not asked.is_damped:
+        return AutomaticDamping(0.0, f"{method} has no damping")
     kind = bench.settings.matrix_of_damping(method)
     if kind is not None:
         return of_stored_matrix(bench.require(kind), kind)
-    curvature = bench.settings.methods[method].curvature
-    return automatic_damping(operator, semidefinite=curvature == SEMIDEFINITE)
+    return automatic_damping(operator, semidefinite=asked.curvature == SEMIDEFINITE)
 
 
 def typical(
     bench: Workbench, method: str, operator: Curvature, factorization: Factorization
 ) -> AutomaticDamping | None:
     """What `damping: auto` would take, where it costs a few products at most; None elsewhere."""
-    if method in KRONECKER:
+    asked = bench.settings.methods[method]
+    kind = asked.curvature
+    if asked.of_layers:
         return of_factors(factorization)
-    kind = bench.settings.methods[method].curvature
-    if method == "direct":
+    if asked.uses_matrix:
         return of_stored_matrix(bench.require(kind), kind)
-    if kind == SEMIDEFINITE and method != "identity":
+    if kind == SEMIDEFINITE and asked.is_damped:
         return automatic_damping(operator, semidefinite=True)
     return None
 

@@ -27,7 +27,6 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable, Version
-from influence_dag.study.methods import ITERATIVE
 
 FORMULA = FORMULAS["factors"]
 CURVE = 48  # iterations at which residuals are kept
@@ -67,7 +66,7 @@ def base_key(bench: Workbench, method: str) -> str:
         method,
         settings,
         "sweep" if len(bench.settings.dampings) > 1 else dampings.of_method(bench, method),
-        *(["no residual"] if method == "identity" else []),
+        *([] if bench.settings.methods[method].is_damped else ["no residual"]),
     )
 
 
@@ -86,7 +85,7 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
         (*ones, chunk, size),
         words.factors(),
     )
-    iterative = method in ITERATIVE
+    iterative = bench.settings.methods[method].is_iterative
     said = {"residual": words.residual(), **PER_ROW}
     per_row = tuple(
         Variable(
@@ -172,9 +171,8 @@ class _Solver:
     @cached_property
     def _stored(self) -> Version | None:
         """The factors of the refresh before, where a solve can start from some."""
-        return (
-            self.bench.undamaged(naming.factors(self.method)) if self.method in ITERATIVE else None
-        )
+        iterative = self.bench.settings.methods[self.method].is_iterative
+        return self.bench.undamaged(naming.factors(self.method)) if iterative else None
 
     @cached_property
     def _blocks(self) -> tuple[str, ...]:

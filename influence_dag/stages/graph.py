@@ -9,7 +9,6 @@ from influence_dag.errors import StudyError
 from influence_dag.stages import naming
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.wording import Wording, matrix_formula
-from influence_dag.study.methods import ITERATIVE
 from influence_dag.study.study import Study
 from influence_dag.study.users_code import ended
 from influence_dag.unchanged import ChangedError, watching
@@ -123,9 +122,8 @@ def artifacts(study: Study) -> Iterator[Artifact]:
 
 def matrix_of(study: Study, method: str) -> str | None:
     """The stored matrix that a method starts from; None when it works with products alone."""
-    if method != "direct":
-        return None
-    return study.settings.methods[method].curvature
+    asked = study.settings.methods[method]
+    return asked.curvature if asked.uses_matrix else None
 
 
 def _solved(study: Study, validation: str) -> list[str]:
@@ -139,7 +137,7 @@ def _solved(study: Study, validation: str) -> list[str]:
 def has_self_influence(study: Study, method: str) -> bool:
     """By default only where it is cheap: an iterative method needs one solve a training row."""
     wanted = study.settings.summary.self_influence
-    return method not in ITERATIVE if wanted == "auto" else bool(wanted)
+    return not study.settings.methods[method].is_iterative if wanted == "auto" else bool(wanted)
 
 
 def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:

@@ -22,11 +22,6 @@ def kind(bench: Workbench, method: str) -> str:
     return bench.settings.methods[method].curvature
 
 
-def uses_matrix(method: str) -> bool:
-    """True for methods that start from the stored matrix rather than from products with it."""
-    return method == "direct"
-
-
 def build_method(bench: Workbench, method: str, damping: float | None = None) -> Method:
     """The solver with the study's settings, on blocks of parameters when the study says so.
 
@@ -80,7 +75,7 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
     With `seen`, a stored factorisation, over the rows that it was made from (which are not the
     current ones when the curvature is pinned).
     """
-    if uses_matrix(method):
+    if bench.settings.methods[method].uses_matrix:
         return load_matrix(bench, kind(bench, method))
     axis, version = _rows_of(bench, seen) if seen else (bench.axis("dataset", "train"), None)
     return curvature_over(bench, method, load_rows(bench, axis, version=version))
@@ -105,7 +100,8 @@ def load_factorization(bench: Workbench, method: str) -> Factorization:
     """The stored factorisation, ready to solve."""
     version = bench.require(naming.curvature(method))
     tensors = {name: stored_tensor(bench, version, name) for name in version.variables}
-    curvature = None if uses_matrix(method) else load_operator(bench, method, version)
+    uses_matrix = bench.settings.methods[method].uses_matrix
+    curvature = None if uses_matrix else load_operator(bench, method, version)
     return build_method(bench, method).restore(tensors, curvature)
 
 

@@ -60,7 +60,7 @@ def _weight_decay(bench: Workbench, method: str | None = None) -> float:
     fit = bench.settings.model.fit
     if isinstance(fit, FitSettings):
         return fit.weight_decay
-    damped = [each for each in _methods(bench) if each != "identity"]
+    damped = [each for each in _methods(bench) if bench.settings.methods[each].is_damped]
     named = method if method in damped else next(iter(damped), _methods(bench)[0])
     return min(dampings.of_method(bench, named))
 
@@ -168,7 +168,12 @@ def _datamodels(bench: Workbench, settings) -> Whole:
     }
     if objective.size <= LARGEST_EXACT:
         known = settings.dampings or tuple(
-            {d for m in _methods(bench) if m != "identity" for d in dampings.of_method(bench, m)}
+            {
+                d
+                for m in _methods(bench)
+                if bench.settings.methods[m].is_damped
+                for d in dampings.of_method(bench, m)
+            }
         )
         candidates |= _beside(bench, objective, train, test, tuple(sorted(known)))
     start, told = _subset_starts(bench, settings)

@@ -1,7 +1,7 @@
 """The settings of each inverse-curvature method, by the names that the solvers have."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import (
     Discriminator,
@@ -14,6 +14,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from influence_dag.study.base import Seed, Settings, Unit, callable_name
 
@@ -22,6 +23,7 @@ OnFailure = Annotated[
     Field(description="of rows that miss the tolerance: an error | kept and marked"),
 ]
 Fisher = Literal["exact", "sampled", "empirical"]
+_Model = TypeVar("_Model", bound=Settings)
 DISTRIBUTIONS = ("categorical", "bernoulli", "gaussian")
 
 
@@ -37,7 +39,19 @@ Blocks = Annotated[
 
 
 class MethodSettings(Settings):
-    """What every method can be told."""
+    """What every method can be told, and what kind of method it is.
+
+    `is_exact`: solves the whole damped system, to rounding or a tolerance. `is_iterative`: takes
+    products at every solve, and can start from earlier factors. `uses_matrix`: starts from the
+    stored matrix. `of_layers`: factorises a Fisher of its own, layer by layer. `is_damped`: has a
+    λ at all.
+    """
+
+    is_exact: ClassVar[bool] = False
+    is_iterative: ClassVar[bool] = False
+    uses_matrix: ClassVar[bool] = False
+    of_layers: ClassVar[bool] = False
+    is_damped: ClassVar[bool] = True
 
     curvature: Literal["hessian", "gauss_newton"] = Field(
         default="hessian", description="the matrix whose inverse is meant"
@@ -84,6 +98,9 @@ class MethodSettings(Settings):
 class DirectSettings(MethodSettings):
     """Exact solve: Cholesky of `H + λI`, once; eigendecomposition for a list of dampings."""
 
+    is_exact: ClassVar[bool] = True
+    uses_matrix: ClassVar[bool] = True
+
     on_indefinite: Literal["raise", "lu", "absolute"] = Field(
         default="raise",
         description="of negative eigenvalues: an error | as they are | by size, V(|μ| + λ)⁻¹Vᵀ",
@@ -92,6 +109,9 @@ class DirectSettings(MethodSettings):
 
 class ConjugateGradientSettings(MethodSettings):
     """Exact to a tolerance, by products alone: block conjugate gradients."""
+
+    is_exact: ClassVar[bool] = True
+    is_iterative: ClassVar[bool] = True
 
     rtol: PositiveFloat = Field(
         default=1e-6, description="a row stops when its residual is below rtol times ‖b‖ …"
@@ -110,6 +130,8 @@ class ConjugateGradientSettings(MethodSettings):
 
 class LissaSettings(MethodSettings):
     """A Neumann series (Agarwal et al. 2017), with all rows or with seeded mini-batches."""
+
+    is_iterative: ClassVar[bool] = True
 
     maxiter: Annotated[PositiveInt, Unit("steps")] = Field(
         default=1000, description="steps of the series"
@@ -175,6 +197,8 @@ class NystroemSettings(MethodSettings):
 class KroneckerSettings(MethodSettings):
     """Kronecker-factored Fisher of each layer, with (`ekfac`) or without corrected eigenvalues."""
 
+    of_layers: ClassVar[bool] = True
+
     curvature: Literal["hessian", "gauss_newton"] = Field(
         default="gauss_newton", description="the matrix that residuals are measured with"
     )
@@ -217,6 +241,8 @@ class KroneckerSettings(MethodSettings):
 
 class IdentitySettings(MethodSettings):
     """Dot products of gradients: the baseline."""
+
+    is_damped: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _no_damping(self) -> "IdentitySettings":
@@ -274,11 +300,32 @@ class MethodsSettings(Settings):
         return getattr(self, method)
 
 
-EXACT = ("direct", "cg", "lissa")
-"""Methods that solve the damped system itself, to rounding or to a tolerance."""
+def add_method(name: str, settings: type[MethodSettings]) -> None:
+    """Let studies name a method: `methods: {name: {…}}` with these settings.
 
-ITERATIVE = ("cg", "lissa")
-"""Methods that need products at every solve, and can start from previous factors."""
+    What factorises and solves is registered under the same name (`influence_dag.solvers`).
+    Raises `ValueError` for a name that is taken.
+    """
+    if name in MethodsSettings.model_fields:
+        raise ValueError(f"the method {name!r} exists already")
+    # Assigned to the mapping, as pydantic reads fields from there when it builds a model anew.
+    MethodsSettings.model_fields[name] = FieldInfo(
+        annotation=cast(Any, settings | None), default=None
+    )
+    rebuilt()
 
-KRONECKER = ("ekfac", "kfac")
-"""Methods that factorise a Fisher of their own, layer by layer."""
+
+def rebuilt() -> None:
+    """Build what has the settings of methods among its fields anew, by the fields of now."""
+    for model in (MethodsSettings, *_BUILT_ON_METHODS):
+        model.model_rebuild(force=True)
+
+
+_BUILT_ON_METHODS: list[type[Settings]] = []
+"""Settings that have those of methods among them, innermost first."""
+
+
+def built_on_methods(model: type[_Model]) -> type[_Model]:
+    """Class decorator: settings that are built anew when a method is added."""
+    _BUILT_ON_METHODS.append(model)
+    return model

@@ -35,7 +35,7 @@ from influence_dag.study.base import (
 )
 from influence_dag.study.dagster import DagsterSettings
 from influence_dag.study.data import DataSettings, Which
-from influence_dag.study.methods import KRONECKER, MethodsSettings
+from influence_dag.study.methods import MethodsSettings, built_on_methods
 from influence_dag.study.model import FitSettings, ModelSettings
 from influence_dag.study.places import placed_name
 from influence_dag.study.validation import ValidationSettings
@@ -168,6 +168,7 @@ Damping = Annotated[
 ]
 
 
+@built_on_methods
 class StudySettings(Settings):
     """One study: data, model, damping, methods, and where the results go."""
 
@@ -244,9 +245,10 @@ class StudySettings(Settings):
         None where no method of the study stores it: each then estimates λ from products, or reads
         it off its own Kronecker factors.
         """
-        if not self.is_auto_damped or method in (*KRONECKER, "identity"):
+        asked = self.methods[method]
+        if not self.is_auto_damped or asked.of_layers or not asked.is_damped:
             return None
-        kind = self.methods[method].curvature
+        kind = asked.curvature
         stored = self.methods.direct is not None and self.methods.direct.curvature == kind
         return kind if stored else None
 
