@@ -7,7 +7,7 @@ import dagster as dg
 
 from influence_dag.components.keys import asset_key
 from influence_dag.stages import naming
-from influence_dag.stages.graph import MATRICES
+from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.study.study import Study
 
 WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
@@ -56,7 +56,7 @@ def promises(study: Study, artifacts: list[str]) -> Iterator[Promise]:
         (),
         "How far θ is from a minimum of the penalised mean loss, which the theory assumes.",
     )
-    for kind in MATRICES:
+    for kind in CURVATURE_KINDS:
         if kind in artifacts:
             yield from _matrix_promises(study, kind)
     for method in study.settings.methods.names:

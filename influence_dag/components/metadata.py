@@ -13,6 +13,7 @@ from influence_dag.query import plots
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
+from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.texts import literal
 
 DRAWN = (
@@ -137,7 +138,7 @@ def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[st
     parts = [np.asarray(version.read(name), np.float64).ravel() for name in names]
     values = np.concatenate(parts)
     title = (
-        f"Spectrum of {TITLES[version.artifact]} ({len(values):,} parameters)"
+        f"Spectrum of {CURVATURE_KINDS[version.artifact].title} ({len(values):,} parameters)"
         if method is None
         else f"{method}: the {len(values):,} eigenvalues that it keeps"
     )
@@ -148,9 +149,6 @@ def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[st
     )
     figure = plots.spectrum(values, damping=known, title=title)
     return {"spectrum": dg.MetadataValue.md(plots.markdown(figure, "spectrum"))}
-
-
-TITLES = {"hessian": "the Hessian", "gauss_newton": "the Gauss–Newton matrix"}
 
 
 def _convergence(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
@@ -307,8 +305,7 @@ def _label_errors(bench: Workbench, version: Version, method: str | None) -> dic
 
 
 PICTURES: dict[str, Callable[[Workbench, Version, str | None], dict[str, Any]]] = {
-    "hessian": _spectrum,
-    "gauss_newton": _spectrum,
+    **dict.fromkeys(CURVATURE_KINDS, _spectrum),
     "curvature": _spectrum,
     "influence_factors": _convergence,
     "influences": _influences,

@@ -36,6 +36,7 @@ from influence_dag.solvers.direct import CholeskyFactor
 from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.forming import worth_forming
 from influence_dag.solvers.rounding import rounding
+from influence_dag.study.curvatures import CURVATURE_KINDS
 
 Damping: TypeAlias = float | Literal["auto"]
 
@@ -189,7 +190,9 @@ class Inversion:
         elif isinstance(method, EKFAC | KFAC):
             known = method.factorize(operator).automatic_damping
         else:
-            known = automatic_damping(operator, semidefinite=self.curvature == "gauss_newton")
+            known = automatic_damping(
+                operator, semidefinite=CURVATURE_KINDS[self.curvature].is_semidefinite
+            )
         if isinstance(method, Direct) and not self.block_damping:
             method = replace(method, damping=known.value)
         return self._on_blocks(objective, method).factorize(operator), known

@@ -12,8 +12,7 @@ from influence_dag.stages import naming
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
-
-SEMIDEFINITE = "gauss_newton"
+from influence_dag.study.curvatures import CURVATURE_KINDS
 
 
 def of_method(bench: Workbench, method: str) -> tuple[float, ...]:
@@ -50,7 +49,9 @@ def settled(bench: Workbench, method: str, operator: Curvature) -> AutomaticDamp
     kind = bench.settings.matrix_of_damping(method)
     if kind is not None:
         return of_stored_matrix(bench.require(kind), kind)
-    return automatic_damping(operator, semidefinite=asked.curvature == SEMIDEFINITE)
+    return automatic_damping(
+        operator, semidefinite=CURVATURE_KINDS[asked.curvature].is_semidefinite
+    )
 
 
 def typical(
@@ -63,19 +64,20 @@ def typical(
         return of_factors(factorization)
     if asked.uses_matrix:
         return of_stored_matrix(bench.require(kind), kind)
-    if kind == SEMIDEFINITE and asked.is_damped:
+    if CURVATURE_KINDS[kind].is_semidefinite and asked.is_damped:
         return automatic_damping(operator, semidefinite=True)
     return None
 
 
 def of_stored_matrix(version: Version, kind: str) -> AutomaticDamping:
     """From the eigenvalues beside the matrix, or from the matrix where it is too large for them."""
-    if "eigenvalues" in version.variables and kind != SEMIDEFINITE:
+    semidefinite = CURVATURE_KINDS[kind].is_semidefinite
+    if "eigenvalues" in version.variables and not semidefinite:
         return of_eigenvalues(torch.from_numpy(version.read("eigenvalues")))
     from influence_dag.curvature import DenseCurvature
 
     matrix = DenseCurvature(torch.from_numpy(version.read(kind)))
-    return automatic_damping(matrix, semidefinite=kind == SEMIDEFINITE)
+    return automatic_damping(matrix, semidefinite=semidefinite)
 
 
 def of_factors(factorization: Factorization) -> AutomaticDamping:

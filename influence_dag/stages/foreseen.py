@@ -18,6 +18,7 @@ from influence_dag.study.study import FitSettings, Study
 
 if TYPE_CHECKING:
     from influence_dag.objective.objective import Objective, Rows
+from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.study.named_code import look_for_callables
 
 if TYPE_CHECKING:
@@ -251,7 +252,7 @@ def _cost(name: str, study: Study, rates: _Rates) -> Cost:
             return Cost(name, 16 * p, 8 * (held * rates.values + 60 * p * fits), work)
         case "gradients":
             return Cost(name, n * rates.gradient_numbers * size, block, 2 * n * rates.gradient)
-        case "hessian" | "gauss_newton":
+        case matrix if matrix in CURVATURE_KINDS:
             work = n * p * min(p * rates.product, 2 * rates.gradient)
             return Cost(name, p * p * size, 4 * p * p * size, work + 8 * p**3 * rates.product)
         case "curvature":

@@ -21,7 +21,6 @@ _TORCH, _ZARR = frozenset({"torch"}), frozenset({"zarr"})
 _BOTH = _TORCH | _ZARR
 
 TRIES = 3  # at an artifact whose code or checkpoint is edited meanwhile
-MATRICES = ("hessian", "gauss_newton")
 VALIDATIONS = {
     "leave_one_out": "Refits without single training rows against what the influences predict.",
     "datamodels": "Linear datamodelling score: refits on subsets, predicted and found.",

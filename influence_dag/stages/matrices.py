@@ -19,6 +19,7 @@ from influence_dag.stages.reading import load_objective, load_rows, naming_rows,
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import matrix_formula
 from influence_dag.stages.workbench import Workbench
+from influence_dag.study.curvatures import CURVATURE_KINDS
 
 FORMULA = FORMULAS["matrices"]
 LARGEST_SPECTRUM = 6000  # parameters up to which all eigenvalues are computed (p³ work)
@@ -104,7 +105,7 @@ def _plausible(
     """Whether what follows takes it: finite, and positive definite with the damping if it must."""
     if not bool(matrix.isfinite().all()):
         return False
-    if kind == "gauss_newton" and not Digits(bench.dtype).is_semidefinite(matrix):
+    if CURVATURE_KINDS[kind].is_semidefinite and not Digits(bench.dtype).is_semidefinite(matrix):
         return False
     direct = bench.settings.methods.direct
     if values is None or kind != "hessian" or direct is None or direct.on_indefinite != "raise":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.study.methods import (
     ArnoldiSettings,
     IdentitySettings,
@@ -23,8 +24,6 @@ from influence_dag.study.study import StudySettings
 if TYPE_CHECKING:
     from influence_dag.stages.workbench import Workbench
 
-MATRIX = {"hessian": "H", "gauss_newton": "G"}
-_TERM = {"hessian": "∇²L(z_i, θ)", "gauss_newton": "J_iᵀ (∂²L/∂output²) J_i"}
 _FISHER = {
     "exact": "the exact Fisher G",
     "sampled": "the Fisher of labels drawn from the model",
@@ -38,9 +37,10 @@ def matrix_formula(kind: str, weights: str = "none") -> str:
     >>> matrix_formula("hessian")
     'H = (1/n_train) Σ_i ∇²L(z_i, θ)'
     """
+    known = CURVATURE_KINDS[kind]
     if weights == "none":
-        return f"{MATRIX[kind]} = (1/n_train) Σ_i {_TERM[kind]}"
-    return f"{MATRIX[kind]} = (1/weight_sum) Σ_i w_i {_TERM[kind]}"
+        return f"{known.symbol} = (1/n_train) Σ_i {known.term}"
+    return f"{known.symbol} = (1/weight_sum) Σ_i w_i {known.term}"
 
 
 def gradients_formula(weights: str = "none") -> str:
@@ -103,7 +103,7 @@ class Wording:
     @property
     def matrix(self) -> str:
         """The letter of what is damped and inverted."""
-        letter = MATRIX[self.asked.curvature]
+        letter = CURVATURE_KINDS[self.asked.curvature].symbol
         if isinstance(self.asked, ArnoldiSettings | NystroemSettings):
             return f"{letter}_k"
         letter = "F" if isinstance(self.asked, KroneckerSettings) else letter
@@ -168,7 +168,7 @@ class Wording:
             yield f"d = {self.asked.dampen:g}, s = {scale}"
 
     def _approximation(self) -> Iterator[str]:
-        asked, letter = self.asked, MATRIX[self.asked.curvature]
+        asked, letter = self.asked, CURVATURE_KINDS[self.asked.curvature].symbol
         if isinstance(asked, ArnoldiSettings | NystroemSettings):
             yield from self._low_rank(letter)
             return
@@ -287,7 +287,7 @@ class Wording:
         """The system is that of the matrix itself, also where an approximation of it is solved."""
         if self.is_dot_product:
             return "0: s = b is taken as it is, and no system is solved"
-        letter = MATRIX[self.asked.curvature] + ("_B" if self._in_blocks else "")
+        letter = CURVATURE_KINDS[self.asked.curvature].symbol + ("_B" if self._in_blocks else "")
         letter = self.matrix if self.matrix.startswith("|") else letter
         return f"relative residual ‖({letter} + {self.shift}) s − b‖ / ‖b‖"
 

@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from influence_dag.study.base import Seed, Settings, Unit, callable_name
+from influence_dag.study.curvatures import CurvatureName
 
 OnFailure = Annotated[
     Literal["raise", "warn"],
@@ -53,7 +54,7 @@ class MethodSettings(Settings):
     of_layers: ClassVar[bool] = False
     is_damped: ClassVar[bool] = True
 
-    curvature: Literal["hessian", "gauss_newton"] = Field(
+    curvature: CurvatureName = Field(
         default="hessian", description="the matrix whose inverse is meant"
     )
     blocks: Blocks = Field(
@@ -199,7 +200,7 @@ class KroneckerSettings(MethodSettings):
 
     of_layers: ClassVar[bool] = True
 
-    curvature: Literal["hessian", "gauss_newton"] = Field(
+    curvature: CurvatureName = Field(
         default="gauss_newton", description="the matrix that residuals are measured with"
     )
     fisher: Fisher = Field(

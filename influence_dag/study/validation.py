@@ -9,6 +9,7 @@ from pydantic import (
 )
 
 from influence_dag.study.base import Seed, Settings, Unit
+from influence_dag.study.curvatures import CurvatureName
 
 
 class LeaveOneOutSettings(Settings):
@@ -52,7 +53,7 @@ class LabelErrorsSettings(Settings):
     share: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.1, description="share of the training labels that are replaced by others"
     )
-    curvature: Literal["hessian", "gauss_newton"] = Field(
+    curvature: CurvatureName = Field(
         default="gauss_newton", description="the matrix in the self-influence of flipped rows"
     )
     seed: Seed = 0

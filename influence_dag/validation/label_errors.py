@@ -6,7 +6,7 @@ a row's loss is kept down by that row alone (Koh & Liang 2017, §5.4). Plain los
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,7 @@ from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
+from influence_dag.study.curvatures import CurvatureName
 from influence_dag.validation.agreement import found_in_top, roc_auc
 from influence_dag.validation.refits import OnFailure, refit
 
@@ -80,7 +81,7 @@ def self_influences(
     rows: Rows,
     *,
     damping: float,
-    curvature: Literal["hessian", "gauss_newton"] = "hessian",
+    curvature: CurvatureName = "hessian",
 ) -> Float[Tensor, " n"]:
     r"""$\nabla L(z_i)^\top (H + \lambda I)^{-1} w_i \nabla L(z_i)$ of each row, exactly solved."""
     matrix = CURVATURES[curvature](objective, rows)
@@ -97,7 +98,7 @@ def label_errors(
     damping: float | None = None,
     share: float = 0.1,
     seed: int = 0,
-    curvature: Literal["hessian", "gauss_newton"] = "hessian",
+    curvature: CurvatureName = "hessian",
     start: Float[Tensor, " p"] | None = None,
     tolerance: float = 1e-6,
     max_steps: int = 1000,
