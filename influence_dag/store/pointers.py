@@ -14,8 +14,8 @@ from pathlib import Path
 
 from influence_dag.errors import StoreError
 from influence_dag.files import content_of, remove, replace_link, write_atomically
+from influence_dag.store.folders import version_in
 from influence_dag.store.manifests import MANIFEST
-from influence_dag.store.published import Version
 
 CURRENT = "current"
 _NUMBER = re.compile(r"\d{6,}")
@@ -90,7 +90,7 @@ def _newest(folder: Path, kept: list[Path], named: Path | None) -> Path:
     elif (folder / CURRENT).exists():
         lost = f"{folder / CURRENT} is no link, and no copy of a version that is kept"
     for path in reversed(kept):
-        if Version(path, folder.name).is_complete:
+        if version_in(path, folder.name).is_complete:
             warnings.warn(
                 f"{lost}: {path.name}, the newest complete version, is taken; a refresh restores "
                 f"the link, as does `ln -sfn versions/{path.name} {folder / CURRENT}`",

@@ -12,7 +12,7 @@ from stored_sample import NAME, Sample, refresh
 
 from influence_dag.errors import StoreError
 from influence_dag.files import sync
-from influence_dag.store import ArtifactStore, locks, publishing
+from influence_dag.store import ArtifactStore, folders, locks
 
 SAMPLE = Sample()
 NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
@@ -214,7 +214,7 @@ def test_what_could_not_be_put_on_the_disk_is_not_vouched_for(store, monkeypatch
     refresh(store, SAMPLE)
     changed = SAMPLE.with_train({0: 77.0})
     with monkeypatch.context() as failing:
-        failing.setattr(publishing, "make_durable", refusing(errno.EIO))
+        failing.setattr(folders, "make_durable", refusing(errno.EIO))
         with pytest.raises(StoreError, match=r"publishing .* failed: the disk or its connection"):
             refresh(store, changed)
     assert store.version(NAME).number == 1

@@ -187,15 +187,19 @@ def test_everything_new_is_on_the_disk_before_it_has_its_name(store, fsynced, mo
 
     monkeypatch.setattr(Path, "rename", renamed)
     draft = refresh(store, SAMPLE.with_train({9: -5.0}))
-    durable = fsynced[: fsynced.index(f"{draft.folder} renamed")]
+    folder = draft.contents.path
+    durable = fsynced[: fsynced.index(f"{folder} renamed")]
     new = {path for path in draft.version.path.rglob("*") if path.stat().st_ino not in published}
     names = {path.relative_to(draft.version.path) for path in new}
-    assert set(map(Path, durable)) == {draft.folder, *(draft.folder / name for name in names)}
+    assert set(map(Path, durable)) == {
+        draft.contents.path,
+        *(draft.contents.path / name for name in names),
+    }
     chunks = {f"influences/c.{j}.1" for j in range(3)}
     written = {str(name) for name in names if (draft.version.path / name).is_file()}
     assert written == {"blocks.npz", "manifest.json", "zarr.json", *chunks}
     after = fsynced[len(durable) + 1 :]
-    assert after == [str(draft.folder.parent), str(draft.folder.parent.parent)]
+    assert after == [str(folder.parent), str(folder.parent.parent)]
 
 
 def test_the_data_version_follows_keys_and_layout_and_nothing_else(tmp_path):
