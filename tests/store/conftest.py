@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from influence_dag.store import ArtifactStore
+pytest.register_assert_rewrite("influence_dag.store.testing")  # before it is imported
+
+from influence_dag.store import ArtifactStore  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from stored_sample import NAME, Sample, chunk_files, refresh, refresh_with_resul
 
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore, drafts
+from influence_dag.store.testing.interruption import interrupted_run
 
 OLD = Sample()
 NEW = replace(OLD, train=(*range(8), *range(50, 70)))  # 7 of 12 chunks are other ones
@@ -47,23 +48,6 @@ def assert_whole(store: ArtifactStore, *samples: Sample) -> None:
     assert any(np.array_equal(values, sample.values) for sample in samples)
     if "total" in dataset:
         np.testing.assert_array_equal(dataset.total, values.sum(axis=1))
-
-
-def interrupted_run(store, sample, count, *, error=KeyboardInterrupt, then=lambda draft: None):
-    """A run that is interrupted when it has written that many chunks (and done something then)."""
-    try:
-        with store.new_version(NAME, sample.layout) as draft:
-            for index in draft.outdated(sample.expected)["influences"][:count]:
-                write_chunk(draft, sample, index)
-            then(draft)
-            raise error
-    except error:
-        return draft
-
-
-def set_results(draft):
-    draft.set_attrs(iterations=7)
-    draft.set_result("niter", ("test",), np.arange(10))
 
 
 def journal_of(draft):
@@ -187,19 +171,6 @@ def test_a_signal_at_a_random_moment_leaves_a_whole_version(store, sign, times):
     assert_tidy(store)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_exception_in_the_computation_publishes_nothing_and_loses_nothing(store, error):
-    interrupted_run(store, NEW, 4, error=error)
-    assert_whole(store, OLD)
-    assert store.unfinished() == {NAME: 4}
-    assert store.version(NAME).number == 1
-    draft = refresh(store, NEW)
-    assert draft.resumed
-    assert draft.chunks_written == NEW_CHUNKS - 4
-    assert store.unfinished() == {}
-    assert_whole(store, NEW)
-
-
 def test_a_write_that_ctrl_c_cut_off_is_not_trusted(store, monkeypatch):
     write = drafts.write_chunk
 
@@ -214,21 +185,6 @@ def test_a_write_that_ctrl_c_cut_off_is_not_trusted(store, monkeypatch):
     monkeypatch.undo()
     assert refresh(store, NEW).chunks_written == NEW_CHUNKS
     assert_whole(store, NEW)
-
-
-def test_results_of_an_interrupted_run_stay_if_nothing_more_had_to_be_computed(store):
-    interrupted_run(store, NEW, NEW_CHUNKS, then=set_results)
-    version = refresh(store, NEW).version
-    assert version.number == 2
-    assert version.attrs["iterations"] == 7
-    assert version.open().niter.values.tolist() == list(range(10))
-
-
-def test_results_of_an_interrupted_run_go_if_more_is_computed(store):
-    interrupted_run(store, NEW, 1, then=set_results)
-    version = refresh(store, NEW).version
-    assert "iterations" not in version.attrs
-    assert "niter" not in version.open()
 
 
 def test_an_unfinished_version_of_another_boot_is_not_trusted(store, monkeypatch):
