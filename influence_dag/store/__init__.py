@@ -13,9 +13,9 @@ from influence_dag.store.layout import (
 from influence_dag.store.memory import MemoryStore
 from influence_dag.store.opening import open_store
 from influence_dag.store.plans import Expected, Plan
+from influence_dag.store.posix.versions import ArtifactStore
 from influence_dag.store.protocol import Draft, Store, Version
 from influence_dag.store.soundness import Damage
-from influence_dag.store.versions import ArtifactStore
 
 __all__ = [
     "ArtifactStore",

@@ -6,8 +6,8 @@ from typing import Any
 from influence_dag.addresses import scheme_of
 from influence_dag.errors import StoreError
 from influence_dag.store.memory import MemoryStore
+from influence_dag.store.posix.versions import ArtifactStore
 from influence_dag.store.protocol import Store
-from influence_dag.store.versions import ArtifactStore
 
 BACKENDS: dict[str, Any] = {"": ArtifactStore, "memory": MemoryStore}
 """What makes a store of an address and its options, by the address's scheme (none: a path)."""

@@ -11,7 +11,7 @@ from influence_dag.store import ArtifactStore  # noqa: E402
 def fsynced(monkeypatch) -> list[str]:
     """Files and folders that were fsynced, in order; without the wait for a shared disk."""
     paths: list[str] = []
-    for module in ("files", "store.versions"):
+    for module in ("files", "store.posix.versions"):
         monkeypatch.setattr(f"influence_dag.{module}.sync", lambda path: paths.append(str(path)))
     return paths
 

@@ -11,7 +11,7 @@ from influence_dag.errors import StoreError
 from influence_dag.store import Coordinate, Variable
 from influence_dag.store.arrays import chunk_file, create_variable
 from influence_dag.store.chunks import read_array, read_region, write_array, write_chunk
-from influence_dag.store.folders import Folder
+from influence_dag.store.posix.folders import Folder
 
 STRING = np.dtypes.StringDType()
 ATTRS = {"long_name": "what it is", "sizes": [1, 2]}

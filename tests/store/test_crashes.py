@@ -189,7 +189,7 @@ def test_a_write_that_ctrl_c_cut_off_is_not_trusted(store, monkeypatch):
 
 def test_an_unfinished_version_of_another_boot_is_not_trusted(store, monkeypatch):
     interrupted_run(store, NEW, 1)
-    monkeypatch.setattr("influence_dag.store.partials.boot_id", lambda: "another")
+    monkeypatch.setattr("influence_dag.store.posix.partials.boot_id", lambda: "another")
     draft = refresh(store, NEW)
     assert not draft.resumed
     assert draft.chunks_written == NEW_CHUNKS
@@ -365,7 +365,7 @@ def test_a_file_system_without_locks_is_an_error_that_says_so(store, monkeypatch
     def refused(*arguments):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("influence_dag.store.locks.fcntl.flock", refused)
+    monkeypatch.setattr("influence_dag.store.posix.locks.fcntl.flock", refused)
     words = "local disk" if number == errno.EIO else "file system has no locks"
     with pytest.raises(StoreError, match=rf"locking .*\.lock failed: .*{words}"):
         refresh(store, Sample())

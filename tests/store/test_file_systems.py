@@ -12,7 +12,8 @@ from stored_sample import NAME, Sample, refresh
 
 from influence_dag.errors import StoreError
 from influence_dag.files import sync
-from influence_dag.store import ArtifactStore, folders, locks
+from influence_dag.store import ArtifactStore
+from influence_dag.store.posix import folders, locks
 
 SAMPLE = Sample()
 NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]

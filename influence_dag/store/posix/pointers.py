@@ -14,8 +14,8 @@ from pathlib import Path
 
 from influence_dag.errors import StoreError
 from influence_dag.files import content_of, remove, replace_link, write_atomically
-from influence_dag.store.folders import version_in
 from influence_dag.store.manifests import MANIFEST
+from influence_dag.store.posix.folders import version_in
 
 CURRENT = "current"
 _NUMBER = re.compile(r"\d{6,}")

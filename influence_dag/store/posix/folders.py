@@ -21,7 +21,7 @@ from influence_dag.store.contents import Contents, Stamp
 from influence_dag.store.published import StoredVersion
 
 if TYPE_CHECKING:
-    from influence_dag.store.local import CheckedFolder
+    from influence_dag.store.posix.local import CheckedFolder
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Folder:
             os.utime(self.path / name)
 
     def zarr_store(self, artifact: str, checksums: Mapping[str, int]) -> "CheckedFolder":
-        from influence_dag.store.local import CheckedFolder
+        from influence_dag.store.posix.local import CheckedFolder
 
         return CheckedFolder(self.path, contents=self, artifact=artifact, checksums=checksums)
 
