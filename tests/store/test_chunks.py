@@ -60,6 +60,7 @@ def test_zarr_writes_the_same_files_and_reads_them(tmp_path, dtype):
     variable = Variable("a", ("x", "y"), (10, 7), dtype, (4, 3), ATTRS)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     zarrs_own(theirs, "a", variable.dims, values, variable.chunks)
+    ours.mkdir()
     create_variable(Folder(ours), variable)
     for index in np.ndindex(variable.grid):
         written = write_chunk(Folder(ours), variable, index, values[variable.region(index)])
@@ -89,6 +90,7 @@ def test_zarr_writes_the_same_files_and_reads_them(tmp_path, dtype):
 )
 def test_labels_are_zarrs_too(tmp_path, values):
     dims = tuple("xyz"[: values.ndim])
+    (tmp_path / "ours").mkdir()
     write_array(Folder(tmp_path / "ours"), Coordinate("a", dims, values, ATTRS))
     whole = tuple(max(length, 1) for length in values.shape)
     zarrs_own(tmp_path / "theirs", "a", dims, values, whole)

@@ -3,12 +3,13 @@
 import errno
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stored_sample import NAME, Sample, refresh
+from stored_sample import NAME, Sample, refresh, write_chunk
 
 from influence_dag.errors import StoreError
 from influence_dag.files import sync
@@ -221,3 +222,15 @@ def test_what_could_not_be_put_on_the_disk_is_not_vouched_for(store, monkeypatch
     assert store.version(NAME).number == 1
     assert store.unfinished() == {}
     assert refresh(store, changed).chunks_written == 3
+
+
+def test_a_draft_whose_folder_was_removed_is_not_begun_anew_in_its_place(store):
+    def run():
+        with store.new_version(NAME, SAMPLE.layout) as draft:
+            shutil.rmtree(draft.contents.path)
+            write_chunk(draft, SAMPLE, (0, 0))
+
+    with pytest.raises(StoreError, match=r"writing direct/influences/influences in .* failed"):
+        run()
+    assert store.current(NAME) is None
+    assert refresh(store, SAMPLE).chunks_written == 9

@@ -60,7 +60,7 @@ class Folder:
         try:
             write_atomically(self.path / name, content)
         except FileNotFoundError:  # an array's first file
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.path / name).parent.mkdir(exist_ok=True)
             write_atomically(self.path / name, content)
 
     def link(self, source: Contents, name: str) -> None:
@@ -69,7 +69,7 @@ class Folder:
         try:
             link_or_copy(file, target)
         except FileNotFoundError:
-            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.path / name).parent.mkdir(exist_ok=True)
             link_or_copy(file, target)
 
     def shares(self, source: Contents, name: str) -> bool:
