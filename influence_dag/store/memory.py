@@ -134,7 +134,9 @@ class _Shelf:
     )
 
     def kept(self) -> list[tuple[int, Memory]]:
-        return [(number, self.versions[number]) for number in sorted(self.versions)]
+        """Oldest first; a writer may remove some meanwhile."""
+        versions = dict(self.versions)
+        return [(number, versions[number]) for number in sorted(versions)]
 
 
 _shelves: dict[str, _Shelf] = {}

@@ -235,7 +235,7 @@ class Store(Protocol):
         ...
 
     def restore_pointer(self, name: str) -> None:
-        """Put right what says which version is current, where a copy of the store has lost it."""
+        """Put right what says which version is current, where a copy or a kill has left it so."""
         ...
 
     def gc(self, name: str | None = None) -> list[str]:

@@ -71,7 +71,7 @@ class VersionedStore(ABC, Generic[Kept]):
 
     @abstractmethod
     def restore_pointer(self, name: str) -> None:
-        """Put right what says which version is current, where a copy of the store has lost it."""
+        """Put right what says which version is current, where a copy or a kill has left it so."""
 
     @abstractmethod
     def exclusive(self, name: str) -> AbstractContextManager[None]:

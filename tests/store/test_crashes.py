@@ -187,6 +187,15 @@ def test_a_write_that_ctrl_c_cut_off_is_not_trusted(store, monkeypatch):
     assert_whole(store, NEW)
 
 
+def test_what_a_kill_left_of_publishing_goes_when_the_version_is_found_current(store):
+    """Between the new link and the end of the journal; nothing may ever be written there again."""
+    (store.root / NAME / "versions/.partial-000001.journal").write_text("{}")
+    assert store.version(NAME).number == 1
+    store.restore_pointer(NAME)
+    assert_tidy(store)
+    assert_whole(store, OLD)
+
+
 def test_an_unfinished_version_of_another_boot_is_not_trusted(store, monkeypatch):
     interrupted_run(store, NEW, 1)
     monkeypatch.setattr("influence_dag.store.posix.partials.boot_id", lambda: "another")

@@ -47,7 +47,9 @@ def pointed_to(folder: Path) -> Path | None:
     """
     named = _named(folder / CURRENT)
     if named is not None and named.is_dir():
-        return named
+        return (
+            named if _NUMBER.fullmatch(named.name) else None
+        )  # other programs have links so called
     if not (kept := numbered(folder)):
         if (folder / CURRENT).is_dir():
             raise StoreError(

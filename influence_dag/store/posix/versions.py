@@ -79,11 +79,15 @@ class ArtifactStore(VersionedStore[FolderVersion]):
         return [self._known(version_in(path, name)) for path in numbered(self._folder(name))]
 
     def restore_pointer(self, name: str) -> None:
-        """Make `current` a link again where a copy has left a folder, or nothing."""
+        """Make `current` a link again where a copy has left a folder, or nothing.
+
+        And end what a kill left of publishing: what is current may never be written again.
+        """
         folder = self._folder(name)
-        if is_pointer(folder / CURRENT):
+        if is_pointer(folder / CURRENT) and not self._half_published(name):
             return
         with self._writing(name), explained(folder, f"pointing {name} to its version in"):
+            self._tidy(name)
             path = pointed_to(folder)
             if path and not is_pointer(folder / CURRENT):
                 self._point_current(name, path)
@@ -183,14 +187,17 @@ class ArtifactStore(VersionedStore[FolderVersion]):
         point(folder, version)
         sync(folder)
 
+    def _half_published(self, name: str) -> list[Path]:
+        """Journals of versions that have their name already."""
+        journals = (self._folder(name) / "versions").glob(JOURNALS)
+        return [path for path in journals if published_path(path.with_suffix("")).is_dir()]
+
     def _tidy(self, name: str) -> None:
         """Finish what a kill interrupted between the two renames of publishing; drop leftovers."""
         folder = self._folder(name)
-        for journal in (folder / "versions").glob(JOURNALS):
-            published = published_path(journal.with_suffix(""))
-            if published.is_dir():
-                self._point_current(name, published)
-                remove([journal])
+        for journal in self._half_published(name):
+            self._point_current(name, published_path(journal.with_suffix("")))
+            remove([journal])
         remove([*(folder / "versions").glob(".trash-*"), *folder.glob("*current.*.partial")])
 
 
