@@ -138,14 +138,14 @@ def diff(store: Path, artifact: str, before: int | None, after: int | None) -> N
 @click.option("--keep", type=click.IntRange(min=1), help="Versions to keep of each artifact.")
 def gc(folder: Path, keep: int | None) -> None:
     """Remove old and unfinished versions of the study in FOLDER (with a defs.yaml)."""
-    from influence_dag.store import ArtifactStore
+    from influence_dag.store import open_store
     from influence_dag.study.loading import load_study
 
     with _errors_in_a_line():
         study = load_study(folder)
         keep = keep or study.settings.store.keep_versions
         locks = study.settings.store.locks
-        removed = ArtifactStore(study.store_path, keep_versions=keep, locks=locks).gc()
+        removed = open_store(study.store_address, keep_versions=keep, locks=locks).gc()
         click.echo("\n".join([*removed, f"{len(removed)} removed, {keep} versions kept of each"]))
 
 

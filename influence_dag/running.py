@@ -43,7 +43,7 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> "StudyRe
         raise KeyboardInterrupt(_interrupted(study)) from None
     if failed:
         raise InfluenceDagError("asset checks failed:\n" + "\n".join(failed))
-    return open_study(study.store_path, project=study.root)
+    return open_study(study.store_address, project=study.root)
 
 
 def _look(study: Study) -> None:
@@ -65,9 +65,9 @@ def _look(study: Study) -> None:
 
 def _interrupted(study: Study) -> str:
     """What an interrupted run leaves behind."""
-    from influence_dag.store import ArtifactStore
+    from influence_dag.store import open_store
 
-    left = ArtifactStore(study.store_path).unfinished()
+    left = open_store(study.store_address).unfinished()
     blocks = "".join(f", and {count} finished blocks of {name}" for name, count in left.items())
     return (
         f"{study.name}: interrupted. Every artifact that was stored is complete{blocks}; run it "

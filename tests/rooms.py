@@ -15,10 +15,10 @@ MODULES = {
 }
 # A room may import those before it.
 ROOMS = [
-    *("errors", "texts", "unchanged", "structures", "fingerprints", "files", "store", "study"),
-    *("losses", "objective", "gradients", "curvature", "solvers", "influence", "validation"),
-    *("functional", "datasets", "stages", "query", "starting", "components", "running"),
-    *("definitions", "__main__"),
+    *("errors", "texts", "addresses", "unchanged", "structures", "fingerprints", "files", "store"),
+    *("study", "losses", "objective", "gradients", "curvature", "solvers", "influence"),
+    *("validation", "functional", "datasets", "stages", "query", "starting", "components"),
+    *("running", "definitions", "__main__"),
 ]
 
 Graph = Mapping[str, set[str]]

@@ -74,6 +74,29 @@ def test_stores_queries_and_settings_do_not_import_torch():
     assert forbidden(room("store", "study", "fingerprints", "files"), ["torch"], all_imports) == []
 
 
+def test_how_folders_keep_a_store_is_the_business_of_one_folder():
+    """Dagster's runs take a lock beside their own history, which is no store."""
+    posix = "influence_dag.store.posix"
+    rest = {module: path for module, path in MODULES.items() if not within(module, [posix])}
+    knowing = {line.split(" imports ")[0] for line in forbidden(rest, [posix], all_imports)}
+    opening = {"influence_dag.store", "influence_dag.store.opening"}
+    assert knowing == {*opening, "influence_dag.components.dead_runs"}
+
+
+def test_stages_queries_and_components_know_stores_by_their_protocol():
+    kinds = [f"influence_dag.store.{name}" for name in ("published", "drafts", "versioned")]
+    kinds += ["influence_dag.store.memory", "influence_dag.store.ArtifactStore"]
+    users = room("datasets", "stages", "query", "components", "running", "study")
+    assert forbidden(users, kinds, all_imports) == []
+
+
+def test_the_contract_of_stores_is_shipped_and_never_imported():
+    testing = "influence_dag.store.testing"
+    rest = {module: path for module, path in MODULES.items() if not within(module, [testing])}
+    assert forbidden(rest, [testing, "pytest"], all_imports) == []
+    assert forbidden(room("store.testing"), ["pytest"]), "it is tests"
+
+
 def test_distributed_is_imported_by_those_who_ask_for_it():
     assert forbidden(MODULES, ["distributed", "dask.distributed"]) == []
 

@@ -39,7 +39,7 @@ def test_a_study_is_found_by_its_folder_and_by_its_results(project):
     assert status(project.store).is_current
     assert load_study(project.store).folder == project.folder.resolve()
     by_folder, by_store = open_study(project.folder), open_study(project.store)
-    assert by_folder.store.root == by_store.store.root
+    assert by_folder.store.address == by_store.store.address
     assert by_folder.methods == ["direct", "cg"]
 
 

@@ -178,7 +178,7 @@ def test_a_study_is_named_after_its_folder_and_paths_start_at_the_project(tmp_pa
     study = load_study(write(tmp_path / "assets" / "mine", GOOD))
     assert study.name == "mine"
     assert study.root == tmp_path
-    assert study.store_path == tmp_path / "data/store/mine"
+    assert study.store_address == str(tmp_path / "data/store/mine")
     assert study.path("a.csv") == tmp_path / "a.csv"
     assert isinstance(study, Study)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from influence_dag import __version__
+from influence_dag.addresses import folder_of
 from influence_dag.components.checks import check_definitions
 from influence_dag.components.keys import DATA_VERSION_TAG, asset_key, upstream_keys
 from influence_dag.components.reading import ARTIFACT, IO_MANAGER, STORE, StudyIOManager
@@ -70,7 +71,8 @@ def _content(study: Study, made: Any = None) -> str:
     """The data version of the input files, or of the rows that a callable has `made`."""
     from influence_dag.datasets.splits import source_fingerprint
 
-    remembered = study.store_path / ".source.json"
+    folder = folder_of(study.store_address)
+    remembered = folder / ".source.json" if folder else None  # else files are read every time
     return source_fingerprint(study.settings.data, study.root, remembered=remembered, made=made)
 
 
@@ -128,7 +130,7 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
             automation_condition=_condition(study, dg.AutomationCondition.eager()),
             code_version=code_version(study, node),
             metadata={
-                STORE: dg.MetadataValue.path(str(study.store_path / node.name)),
+                STORE: dg.MetadataValue.path(f"{study.store_address}/{node.name}"),
                 ARTIFACT: node.name,
             },
             io_manager_key=IO_MANAGER,

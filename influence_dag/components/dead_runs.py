@@ -13,7 +13,7 @@ from pathlib import Path
 import dagster as dg
 
 from influence_dag.errors import StoreError
-from influence_dag.store.locks import NoLocksError, locked
+from influence_dag.store.posix.locks import NoLocksError, locked
 
 _GONE = (
     "The process of this run ended without a word: killed, out of memory, or the machine stopped. "

@@ -72,7 +72,7 @@ def _drawn_before(context: dg.AssetExecutionContext, update: Update) -> dict[str
 def _numbers(update: Update) -> dict[str, Any]:
     return {
         "version": update.version,
-        "path": dg.MetadataValue.path(str(update.path)),
+        "path": dg.MetadataValue.path(update.address),
         "blocks_computed": update.blocks_computed,
         "blocks_reused": update.blocks_reused,
         "bytes_written": update.bytes_written,

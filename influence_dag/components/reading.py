@@ -1,10 +1,10 @@
 """A study's artifacts in other assets of a Dagster project, as lazy xarray objects."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from influence_dag.addresses import below
 from influence_dag.errors import StoreError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class StudyResource(dg.ConfigurableResource):
         """A study's results, as `influence_dag.open_study` gives them."""
         from influence_dag.query.results import open_study
 
-        return open_study(Path(self.path) / study)
+        return open_study(below(self.path, study))
 
 
 class StudyIOManager(dg.ConfigurableIOManager):
@@ -47,8 +47,8 @@ class StudyIOManager(dg.ConfigurableIOManager):
         As annotated: `xr.Dataset` with all arrays, `xr.DataArray` with the artifact's own. Without
         an annotation the array, or the dataset where no array is the artifact's own.
         """
-        folder, artifact = self._place(context)
-        found = _opened(folder, artifact)
+        address, artifact = self._place(context)
+        found = _opened(address, artifact)
         wanted, own = context.dagster_type.typing_type, _own_array(found, artifact)
         if wanted is Any:
             return found if own is None else own
@@ -70,26 +70,27 @@ class StudyIOManager(dg.ConfigurableIOManager):
             "the artifacts of studies; give this asset another one for what it returns"
         )
 
-    def _place(self, context: dg.InputContext) -> tuple[Path, str]:
-        """The folder of a study's results, and the name of the artifact."""
+    def _place(self, context: dg.InputContext) -> tuple[str, str]:
+        """Where a study's results are, and the name of the artifact."""
         upstream, key = context.upstream_output, context.asset_key
         known = upstream.definition_metadata or {} if upstream else {}
         if ARTIFACT in known:
             artifact = str(_text(known[ARTIFACT]))
-            return Path(str(_text(known[STORE])).removesuffix(f"/{artifact}")), artifact
+            return str(_text(known[STORE])).removesuffix(f"/{artifact}"), artifact
         return self._by_key(key)
 
-    def _by_key(self, key: dg.AssetKey) -> tuple[Path, str]:
+    def _by_key(self, key: dg.AssetKey) -> tuple[str, str]:
         """The first part of the key that names a study in `path` which has the rest of it."""
-        from influence_dag.store import ArtifactStore
+        from influence_dag.store import open_store
 
-        folder, parts = Path(self.path or "."), list(key.path)
+        place, parts = open_store(self.path or "."), list(key.path)
         for position in range(len(parts) - 1):
-            study, artifact = folder / parts[position], "/".join(parts[position + 1 :])
-            if study.is_dir() and artifact in ArtifactStore(study).names():
-                return study, artifact
+            study, artifact = parts[position], "/".join(parts[position + 1 :])
+            address = below(place.address, study)
+            if artifact in open_store(address).names():
+                return address, artifact
         raise StoreError(
-            f"{key.to_user_string()} is no stored artifact: {folder.absolute()} has no such study; "
+            f"{key.to_user_string()} is no stored artifact: {place.address} has no such study; "
             f"give StudyIOManager the `path` that studies are stored in, or materialise it first"
         )
 
@@ -98,10 +99,10 @@ def _text(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
-def _opened(folder: Path, artifact: str) -> "xr.Dataset":
+def _opened(address: str, artifact: str) -> "xr.Dataset":
     from influence_dag.query.results import open_study
 
-    results = open_study(folder)
+    results = open_study(address)
     method, _, what = artifact.rpartition("/")
     return results[method] if what == "influences" else results.open(artifact)
 

@@ -13,7 +13,7 @@ from influence_dag.query.holes import without_holes
 from influence_dag.query.reopened import check_influences, workbench_of
 from influence_dag.stages import methods, naming, reading
 from influence_dag.stages.dampings import damping_axis
-from influence_dag.store import ArtifactStore, Coordinate, Layout, Variable, Version
+from influence_dag.store import Coordinate, Layout, Store, Variable, Version
 
 if TYPE_CHECKING:
     from influence_dag.solvers.blocks import Blocks
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 Block = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 
 
-def lazy_perturbation(
-    store: ArtifactStore, method: str, project: Path | None = None
-) -> xr.DataArray:
+def lazy_perturbation(store: Store, method: str, project: Path | None = None) -> xr.DataArray:
     """Perturbation influences, dims `(test, train, *features)`, computed on demand.
 
     Each block differentiates the stored model at the stored training rows; the values equal the
@@ -44,9 +42,7 @@ def lazy_perturbation(
     return _labelled(layout, variable, lambda start, stop: kernel.block(variable.name, start, stop))
 
 
-def parameter_influences(
-    store: ArtifactStore, method: str, project: Path | None = None
-) -> xr.DataArray:
+def parameter_influences(store: Store, method: str, project: Path | None = None) -> xr.DataArray:
     """`(H + λI)⁻¹ ∇L(z_i)` of each training row, dims `(train, param)`, computed on demand.
 
     Leaving out `z_i` moves the parameters by about `+1/n_train` of its row.
@@ -78,7 +74,7 @@ def parameter_influences(
 
 
 def block_influences(
-    store: ArtifactStore,
+    store: Store,
     method: str,
     blocks: "Blocks | None" = None,
     project: Path | None = None,
@@ -114,9 +110,7 @@ def block_influences(
     return _labelled(layout, variable, block)
 
 
-def position_influences(
-    store: ArtifactStore, method: str, project: Path | None = None
-) -> xr.DataArray:
+def position_influences(store: Store, method: str, project: Path | None = None) -> xr.DataArray:
     """The share of each position of a training row, dims `(…, test, train, position)`.
 
     Shares add up to the stored influences; 0 where a target is ignored. Computed on demand.

@@ -8,10 +8,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from influence_dag.addresses import above, folder_of
 from influence_dag.datasets.slots import Split
 from influence_dag.errors import StoreError
 from influence_dag.stages import naming
-from influence_dag.store import ArtifactStore
+from influence_dag.store import Store
 from influence_dag.study.code import code_hashes, code_key
 from influence_dag.study.model import LOSSES
 from influence_dag.study.module_files import is_of_project
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from influence_dag.stages.workbench import Workbench
 
 
-def workbench_of(store: ArtifactStore, method: str, project: Path | None = None) -> "Workbench":
+def workbench_of(store: Store, method: str, project: Path | None = None) -> "Workbench":
     """The study as it was when the method's factors were computed, on the opened store.
 
     Raises `StoreError` when its code is not to be found, or when the code, the model or the
@@ -31,26 +32,27 @@ def workbench_of(store: ArtifactStore, method: str, project: Path | None = None)
     from influence_dag.stages.workbench import Workbench
 
     settings = StudySettings.model_validate(settings_of(store, method)["settings"])
-    place = settings.store.model_copy(update={"path": str(store.root.parent)})
+    place = settings.store.model_copy(update={"path": above(store.address)})
     settings = settings.model_copy(update={"store": place})
-    study = Study(store.root.name, settings, project or _project_around(store))
+    study = Study(store.name, settings, project or _project_around(store))
     _check_code(store, study, named=project is not None)
     bench = Workbench(study)
     _check_factors(bench, method)
     return bench
 
 
-def _project_around(store: ArtifactStore) -> Path:
+def _project_around(store: Store) -> Path:
     """The nearest folder above the store that has a `pyproject.toml`."""
-    if project := project_around(store.root):
+    folder = folder_of(store.address)
+    if folder and (project := project_around(folder)):
         return project
     raise StoreError(
-        f"{store.root} lies in no project (no pyproject.toml in a folder above it), and this needs "
-        "the study's code; name the project: open_study(path, project=…)"
+        f"{store.address} lies in no project (no pyproject.toml in a folder above it), and this "
+        "needs the study's code; name the project: open_study(path, project=…)"
     )
 
 
-def _check_code(store: ArtifactStore, study: Study, *, named: bool) -> None:
+def _check_code(store: Store, study: Study, *, named: bool) -> None:
     """Before anything is imported: what would be is the project's, and is as it was."""
     wanted = store.version("model").attrs["source_key"]
     callables = callables_of(study.settings)
@@ -58,8 +60,8 @@ def _check_code(store: ArtifactStore, study: Study, *, named: bool) -> None:
         for field, name in callables.items():
             if not is_of_project(name.partition(":")[0], study.root):
                 raise StoreError(
-                    f"{store.root}: {field} is {name}, and {study.root}, where the store lies, has "
-                    "no such module; nothing is imported from elsewhere unless the project is "
+                    f"{store.address}: {field} is {name}, and {study.root}, where the store lies, "
+                    "has no such module; nothing is imported from elsewhere unless the project is "
                     "named: open_study(path, project=…)"
                 )
     if not any(not code_hashes(name.partition(":")[0], study.root) for name in callables.values()):
@@ -72,9 +74,9 @@ def _check_code(store: ArtifactStore, study: Study, *, named: bool) -> None:
         )
         if found != wanted:
             raise StoreError(
-                f"{store.root}: the code behind {', '.join(callables.values())} in {study.root} is "
-                "not the code that the stored model was made with; materialise the study again, or "
-                "name the project that has it: open_study(path, project=…)"
+                f"{store.address}: the code behind {', '.join(callables.values())} in {study.root} "
+                "is not the code that the stored model was made with; materialise the study again, "
+                "or name the project that has it: open_study(path, project=…)"
             )
 
 
@@ -109,7 +111,7 @@ def _check_factors(bench: "Workbench", method: str) -> None:
         else "code, settings or the version of influence_dag were others when they were computed"
     )
     raise StoreError(
-        f"{bench.store.root}: {naming.factors(method)} do not belong to what would be computed "
+        f"{bench.store.address}: {naming.factors(method)} do not belong to what would be computed "
         f"with: {why}; materialise the study again"
     )
 
@@ -132,12 +134,12 @@ def check_influences(bench: "Workbench", method: str, *, rows: str = "gradients"
         moved = ["factors or gradients", *moved]
     if moved:
         raise StoreError(
-            f"{bench.store.root}: the {' and '.join(moved)} are not those that the stored "
+            f"{bench.store.address}: the {' and '.join(moved)} are not those that the stored "
             f"{naming.influences(method)} were computed from (a refresh has not got there yet); "
             "materialise the study again"
         )
 
 
-def settings_of(store: ArtifactStore, method: str) -> dict[str, Any]:
+def settings_of(store: Store, method: str) -> dict[str, Any]:
     """The settings and the project's folder that a method's factors were computed with."""
     return json.loads(store.version(naming.factors(method)).attrs["study_settings"])

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from influence_dag.addresses import folder_of
 from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.errors import StoreError
 from influence_dag.query.holes import numpy_text, without_holes
 from influence_dag.stages import naming
-from influence_dag.store import ArtifactStore, Variable, Version
+from influence_dag.store import Store, Variable, Version, open_store
 from influence_dag.store.differences import Difference
 from influence_dag.study.methods import MethodsSettings
 from influence_dag.texts import did_you_mean
@@ -23,20 +24,21 @@ from influence_dag.texts import did_you_mean
 def open_study(path: str | Path, project: str | Path | None = None) -> "StudyResults":
     """The results of a study, for example `open_study("data/store/digits")`.
 
-    `path` is where they are, or the study's folder (with a `defs.yaml`), which says so.
+    `path` is where they are (a folder or `memory://name/study`), or the study's folder (with a
+    `defs.yaml`), which says so.
 
     What is computed when sliced needs the study's code, which is imported from `project` (a
     folder), by default from the project in which the store lies (the nearest folder above it with
     a `pyproject.toml`), and from nowhere else. Raises `StoreError` when the folder holds no
     artifacts.
     """
-    folder = Path(path)
-    if (folder / "defs.yaml").is_file():
+    folder, address = folder_of(path), path
+    if folder and (folder / "defs.yaml").is_file():
         from influence_dag.study.loading import load_study
 
         study = load_study(folder)
-        folder, project = study.store_path, project or study.root
-    return StudyResults(folder, None if project is None else Path(project))
+        address, project = study.store_address, project or study.root
+    return StudyResults(address, None if project is None else Path(project))
 
 
 class StudyResults:
@@ -48,18 +50,19 @@ class StudyResults:
     left out; `xr.open_zarr(".../current")` shows them as NaN with `train_valid` False.
     """
 
-    def __init__(self, path: Path, project: Path | None = None):
-        self.store, self.project = ArtifactStore(path), project and project.absolute()
+    def __init__(self, path: str | Path, project: Path | None = None):
+        self.store: Store = open_store(path)
+        self.project = project and project.absolute()
         if "dataset" not in (stored := self.store.names()):
-            raise StoreError(_no_study(self.store.root, stored))
+            raise StoreError(_no_study(self.store, stored))
 
     def __repr__(self) -> str:
         rows = [f"  {name}  version {number}  {shape}" for name, number, shape in self._contents()]
-        head = f"StudyResults({str(self.store.root)!r}, methods={self.methods})"
+        head = f"StudyResults({self.store.address!r}, methods={self.methods})"
         return "\n".join([head, *map(str.rstrip, rows)])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.store.root, self.project)
+        return type(self), (self.store.address, self.project)
 
     def _repr_html_(self) -> str:
         """What is stored, artifact by artifact, as a table."""
@@ -69,8 +72,8 @@ class StudyResults:
         )
         head = "<tr><th>artifact</th><th>version</th><th>largest array</th></tr>"
         return (
-            f"<p>Influences of <b>{escape(self.store.root.name)}</b>, stored in "
-            f"<code>{escape(str(self.store.root))}</code>; methods: "
+            f"<p>Influences of <b>{escape(self.store.name)}</b>, stored in "
+            f"<code>{escape(self.store.address)}</code>; methods: "
             f"{escape(', '.join(self.methods) or 'none')}</p><table>{head}{rows}</table>"
         )
 
@@ -104,7 +107,7 @@ class StudyResults:
         if method not in self.methods:
             stored = ", ".join(self.methods) or "none"
             raise StoreError(
-                f"{self.store.root} has no influences of {method!r}"
+                f"{self.store.address} has no influences of {method!r}"
                 f"{did_you_mean(str(method), self.methods)}; it has {stored}"
             )
         dataset = self.open(naming.influences(method))
@@ -171,7 +174,7 @@ class StudyResults:
     def versions(self, artifact: str) -> list[Version]:
         """The kept versions of an artifact, oldest first; `StoreError` where there is none."""
         self.store.version(artifact)
-        return self.store.versions(artifact)
+        return list(self.store.versions(artifact))
 
     def version_table(self, artifact: str) -> list[dict[str, Any]]:
         """Number, data version and rows of each kept version."""
@@ -197,13 +200,12 @@ class StudyResults:
         return info
 
 
-def _no_study(root: Path, stored: list[str]) -> str:
-    """Why a folder cannot be opened, and what could be meant."""
-    said = f"no study at {root}: "
+def _no_study(store: Store, stored: list[str]) -> str:
+    """Why an address cannot be opened, and what could be meant."""
+    said = f"no study at {store.address}: "
     if studies := [name.removesuffix("/dataset") for name in stored if name.endswith("/dataset")]:
         return f"{said}it holds folders with results of studies, open one: {', '.join(studies)}"
-    beside = [path.parent.name for path in root.parent.glob("*/dataset")]
-    near = did_you_mean(root.name, beside)
+    near = did_you_mean(store.name, store.beside("dataset"))
     return (
         f"{said}no artifact has been stored there{near}; materialise one with `influence-dag "
         "materialize assets/<study>` or give the folder that holds `<method>/influences`"

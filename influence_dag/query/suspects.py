@@ -51,7 +51,7 @@ def _self_influence(
     if not stored or (method is not None and method not in stored):
         asked = "" if method is None else f" of {method!r}"
         raise StoreError(
-            f"{results.store.root} has no self-influence{asked} (stored: "
+            f"{results.store.address} has no self-influence{asked} (stored: "
             f"{', '.join(stored) or 'none'}); set `summary: {{self_influence: true}}` in the study "
             "and materialise <method>/summary"
         )

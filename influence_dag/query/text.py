@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from influence_dag.addresses import folder_of
 from influence_dag.datasets.slots import SPLITS, Axis, Split, shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query.results import StudyResults
@@ -22,8 +23,8 @@ WIDEST = 70  # characters of a text that is quoted
 def describe(results: StudyResults) -> str:
     """Where the arrays are, the strongest training rows of a few test rows, what to type next."""
     method = results.methods[0]
-    root = _short(results.store.root)
-    lines = [f"\n{results.store.root.name}: stored in {root}", *_artifact_lines(results), ""]
+    root = _short(results.store.address)
+    lines = [f"\n{results.store.name}: stored in {root}", *_artifact_lines(results), ""]
     influences = results[method].influences
     if "damping" in influences.dims:
         influences = influences.isel(damping=-1)
@@ -33,9 +34,10 @@ def describe(results: StudyResults) -> str:
     return "\n".join([*lines, "", *_next(root, method, results, influences)])
 
 
-def _short(path: Path) -> Path:
+def _short(address: str) -> str:
     """The path from here when it is below the working directory."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    path, here = folder_of(address), Path.cwd()
+    return str(path.relative_to(here)) if path and path.is_relative_to(here) else address
 
 
 def _artifact_lines(results: StudyResults) -> list[str]:
@@ -101,7 +103,7 @@ def _quoted(text: str) -> str:
     return literal(plain if len(plain) <= WIDEST else f"{plain[: WIDEST - 1]}…")
 
 
-def _next(root: Path, method: str, results: StudyResults, influences: xr.DataArray) -> list[str]:
+def _next(root: str, method: str, results: StudyResults, influences: xr.DataArray) -> list[str]:
     test = json.dumps(str(influences.test.values[0]), ensure_ascii=False)
     lines = [
         "Next, in Python:",
@@ -111,12 +113,10 @@ def _next(root: Path, method: str, results: StudyResults, influences: xr.DataArr
     ]
     if naming.perturbation(method) in results.artifacts:
         lines.append(f'  study.perturbation("{method}").sel(test={test})')
-    path = (
-        root
-        / f"{method}/influences/versions"
-        / results.store.version(naming.influences(method)).path.name
-    )
-    plain = f'  xarray.open_zarr("{path}")'
+    version = results.store.version(naming.influences(method))
+    if folder_of(version.address) is None:  # nobody else can open it
+        return lines
+    plain = f'  xarray.open_zarr("{_short(version.address)}")'
     return [*lines, "or with xarray alone:", plain, "or in the browser: make ui"]
 
 

@@ -1,6 +1,5 @@
 """What a study will cost and whether it can work, from a few rows: `influence-dag check`."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 
 from influence_dag.errors import DataError, ModelError
 from influence_dag.stages.graph import artifacts, matrix_of
+from influence_dag.store import open_store
 from influence_dag.study.base import readable_bytes
 from influence_dag.study.code import put_on_path
 from influence_dag.study.loading import load_study
@@ -291,8 +291,8 @@ def _warnings(study: Study, train: "Split", costs: tuple[Cost, ...]) -> Iterator
             f"columns of very different scales ({', '.join(names)}) leave few digits to the "
             f"solves; {told}columns of one scale help"
         )
-    need, free = sum(cost.disk for cost in costs), _free(study.store_path)
-    if need > free:
+    need, free = sum(cost.disk for cost in costs), open_store(study.store_address).free_bytes()
+    if free is not None and need > free:
         yield f"{readable_bytes(need)} are to be stored, {readable_bytes(free)} are free"
     memory, there = max(costs, key=lambda cost: cost.memory), _memory()
     if there and memory.memory > there:
@@ -300,11 +300,6 @@ def _warnings(study: Study, train: "Split", costs: tuple[Cost, ...]) -> Iterator
             f"{memory.artifact} takes {readable_bytes(memory.memory)} of memory, "
             f"{readable_bytes(there)} are there; ekfac or cg need less than direct"
         )
-
-
-def _free(path: Path) -> int:
-    there = next(each for each in (path, *path.parents) if each.exists())
-    return shutil.disk_usage(there).free
 
 
 def _memory() -> int | None:

@@ -66,9 +66,9 @@ def hash_of_file(path: Path) -> str | None:
 
 def model_key(bench: Workbench) -> str:
     """Fingerprint of θ, the code around it and the precision: what every derivative depends on."""
-    state = bench.require(naming.MODEL).sound_file("model.safetensors")
+    state = bench.require(naming.MODEL).file("model.safetensors")
     code, output = source_key(bench.study), bench.settings.model.output
-    read = (hash_of_file(state), code, bench.settings.compute.dtype, column_kinds(bench))
+    read = (file_hash(state), code, bench.settings.compute.dtype, column_kinds(bench))
     return fingerprint(*read, *([output] if output else []))
 
 

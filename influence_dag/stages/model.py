@@ -22,7 +22,13 @@ from influence_dag.stages.features import check_features, feature_names
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import callable_key, column_kinds, hash_of_file, source_key
 from influence_dag.stages.minimum import assumption, movement
-from influence_dag.stages.reading import load_objective, load_rows, study_loss, study_objective
+from influence_dag.stages.reading import (
+    load_objective,
+    load_rows,
+    load_state_of,
+    study_loss,
+    study_objective,
+)
 from influence_dag.stages.rebuilt import Fitted, check_rebuilt, loss_and_gradient
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
@@ -158,7 +164,7 @@ def _load_previous(bench: Workbench, module: nn.Module) -> None:
     """Start from the stored θ when the same code made it."""
     stored = bench.undamaged(naming.MODEL)
     if stored is not None and stored.attrs.get("source_key") == source_key(bench.study):
-        modules.load_checkpoint(module, stored.sound_file("model.safetensors"))
+        load_state_of(stored, module)
 
 
 def check_targets(bench: Workbench, objective: Objective) -> None:

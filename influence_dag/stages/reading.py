@@ -136,9 +136,15 @@ def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Obj
     settings, study = bench.settings.model, bench.study
     version = bench.require(naming.MODEL)
     module = modules.build_module(settings, study.root, torch.float64)
-    modules.load_checkpoint(module, version.sound_file("model.safetensors"))
+    load_state_of(version, module)
     module.eval().to(device=bench.device, dtype=dtype or bench.dtype)
     return study_objective(study, module)
+
+
+def load_state_of(version: Version, module: nn.Module) -> None:
+    """Give a module the θ that a version of the model holds."""
+    file = "model.safetensors"
+    modules.load_state(module, version.file(file), f"{version.address}/{file}")
 
 
 def parameter_slices(bench: Workbench) -> dict[str, slice]:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_dag.store import Plan
@@ -22,7 +21,7 @@ class Update:
 
     artifact: str
     version: int
-    path: Path
+    address: str
     data_version: str
     blocks_computed: int
     blocks_reused: int
@@ -60,7 +59,13 @@ def current_update(
         bench.store.restore_pointer(artifact)  # a copied store may lack it
     version = bench.published(artifact)
     update = Update(
-        artifact, version.number, version.path, version.data_version, 0, kept, info=dict(info or {})
+        artifact,
+        version.number,
+        version.address,
+        version.data_version,
+        0,
+        kept,
+        info=dict(info or {}),
     )
     bench.report(str(update))
     return update
@@ -81,7 +86,7 @@ def finished_update(
     update = Update(
         artifact,
         version.number,
-        version.path,
+        version.address,
         version.data_version,
         computed,
         kept,
@@ -107,7 +112,7 @@ def planned_update(
     return Update(
         artifact,
         version=current.number if current else 0,
-        path=bench.store.root / artifact,
+        address=f"{bench.store.address}/{artifact}",
         data_version=current.data_version if current else "",
         blocks_computed=computed,
         blocks_reused=kept,

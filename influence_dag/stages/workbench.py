@@ -11,7 +11,7 @@ from influence_dag.datasets.splits import Split as Rows
 from influence_dag.datasets.splits import load_splits, makes_rows
 from influence_dag.errors import StoreError, StudyError
 from influence_dag.stages.planned import Planned
-from influence_dag.store import ArtifactStore, Layout, Version
+from influence_dag.store import Layout, Store, Version, open_store
 from influence_dag.store.layout import row_chunks
 from influence_dag.study.study import Study
 
@@ -34,8 +34,8 @@ class Workbench:
     ):
         self.study, self.settings, self.report = study, study.settings, report
         self.plan_only = plan_only
-        self.store = ArtifactStore(
-            study.store_path,
+        self.store: Store = open_store(
+            study.store_address,
             keep_versions=study.settings.store.keep_versions,
             lock_timeout=study.settings.store.lock_timeout,
             report=report,
@@ -77,7 +77,7 @@ class Workbench:
         if version is None:
             raise StoreError(
                 f"{self.study.name}/{artifact} has not been computed yet (nothing in "
-                f"{self.store.root / artifact}); "
+                f"{self.store.address}/{artifact}); "
                 f"materialise it first"
             )
         self._required[artifact] = version

@@ -1,4 +1,4 @@
-"""Versioned arrays on disk: layouts, plans, drafts, versions; plain Zarr for whoever reads them."""
+"""Versioned arrays: layouts, plans, drafts, versions, by backend; plain Zarr for who reads them."""
 
 from influence_dag.store.differences import Change, Difference
 from influence_dag.store.layout import (
@@ -10,10 +10,12 @@ from influence_dag.store.layout import (
     pair_chunks,
     row_chunks,
 )
+from influence_dag.store.memory import MemoryStore
+from influence_dag.store.opening import open_store
 from influence_dag.store.plans import Expected, Plan
-from influence_dag.store.published import Version
+from influence_dag.store.posix.versions import ArtifactStore
+from influence_dag.store.protocol import Draft, Store, Version
 from influence_dag.store.soundness import Damage
-from influence_dag.store.versions import ArtifactStore, Draft
 
 __all__ = [
     "ArtifactStore",
@@ -25,10 +27,13 @@ __all__ = [
     "Draft",
     "Expected",
     "Layout",
+    "MemoryStore",
     "Plan",
+    "Store",
     "Variable",
     "Version",
     "feature_chunks",
+    "open_store",
     "pair_chunks",
     "row_chunks",
 ]

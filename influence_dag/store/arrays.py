@@ -1,11 +1,8 @@
-"""Zarr's part: how an array is encoded on disk, and which bytes of one are sound."""
+"""Zarr's part: how an array is described and encoded, and which bytes of one are sound."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, cast
 
 import google_crc32c
@@ -14,23 +11,25 @@ from numcodecs.bitround import BitRound
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.files import write_atomically
+from influence_dag.store.contents import Contents, Unfinished
 from influence_dag.store.layout import ChunkIndex, Variable
 
 BLOSC: dict[str, Any] = {"cname": "lz4", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
+METADATA = "zarr.json"
 _CHECKSUM_BYTES = 4
 Content = bytes | NDArray[np.uint8]
 
 _CHUNK = re.compile(r".+/c(\.\d+)*")  # Zarr's default key encoding, with dots
 
 
-def create_variable(folder: Path, variable: Variable) -> None:
+def create_variable(contents: Unfinished, variable: Variable) -> None:
     """Write a variable's metadata; its chunks come later."""
     attrs = dict(variable.attrs)
     if variable.max_relative_error:
         attrs["max_relative_error"] = variable.max_relative_error
     write_metadata(
-        folder / variable.name,
+        contents,
+        variable.name,
         np.dtype(variable.dtype),
         variable.shape,
         variable.chunks,
@@ -40,7 +39,8 @@ def create_variable(folder: Path, variable: Variable) -> None:
 
 
 def write_metadata(
-    folder: Path,
+    contents: Unfinished,
+    array: str,
     dtype: np.dtype,
     shape: tuple[int, ...],
     chunks: tuple[int, ...],
@@ -54,7 +54,7 @@ def write_metadata(
     Chunks that hold nothing but the fill value are written too: only so is a missing file a damage
     rather than a value.
     """
-    content = {
+    metadata = {
         "shape": list(shape),
         "data_type": "string" if dtype.kind == "T" else dtype.name,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
@@ -71,8 +71,7 @@ def write_metadata(
         "node_type": "array",
         "storage_transformers": [],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "zarr.json", json.dumps(content).encode())
+    contents.write(f"{array}/{METADATA}", json.dumps(metadata).encode())
 
 
 def _fill_value(dtype: np.dtype) -> Any:
@@ -95,23 +94,36 @@ def item_bytes(dtype: np.dtype) -> int:
     return 1 if dtype.kind == "T" else dtype.itemsize
 
 
-def write_group(folder: Path, attributes: Mapping[str, Any]) -> None:
+def write_group(contents: Unfinished, attributes: Mapping[str, Any], arrays: Sequence[str]) -> None:
     """A group's attributes and the metadata of its arrays in its one file: opening reads no other.
 
     As `zarr.consolidate_metadata` writes them, an extension of the format that Zarr and xarray
     read and other implementations ignore.
     """
-    members = {
-        file.parent.name: json.loads(file.read_bytes()) for file in folder.glob("*/zarr.json")
-    }
-    consolidated = {"kind": "inline", "must_understand": False}
-    content = {
+    members = {name: json.loads(_metadata(contents, name)) for name in sorted(arrays)}
+    metadata = {
         "attributes": plain(attributes),
         "zarr_format": 3,
-        "consolidated_metadata": consolidated | {"metadata": dict(sorted(members.items()))},
+        "consolidated_metadata": {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": members,
+        },
         "node_type": "group",
     }
-    write_atomically(folder / "zarr.json", json.dumps(content).encode())
+    contents.write(METADATA, json.dumps(metadata).encode())
+
+
+def _metadata(contents: Contents, array: str) -> bytes:
+    content = contents.read(f"{array}/{METADATA}")
+    if content is None:
+        raise vanished(contents, f"{array}/{METADATA}")
+    return content
+
+
+def vanished(contents: Contents, file: str) -> StoreError:
+    """The error for a file that was written and is not there."""
+    return StoreError(f"{contents.address}/{file} vanished before it was published; run again")
 
 
 def chunk_file(variable: str, index: ChunkIndex) -> str:
@@ -137,11 +149,9 @@ def checksum(file: str, content: Content) -> int:
     return crc32c(content[:-_CHECKSUM_BYTES] if is_chunk(file) else content)
 
 
-def last_checksum(path: Path | str) -> int:
-    """The checksum that a chunk file ends in."""
-    with open(path, "rb") as content:
-        content.seek(-_CHECKSUM_BYTES, os.SEEK_END)
-        return int.from_bytes(content.read(), "little")
+def last_checksum(content: bytes) -> int:
+    """The checksum that a chunk's file ends in."""
+    return int.from_bytes(content[-_CHECKSUM_BYTES:], "little")
 
 
 def is_sound(file: str, content: Content, expected: int) -> bool:
@@ -186,21 +196,21 @@ def plain(value: Any) -> Any:
     raise StoreError(f"an attribute cannot be a {type(value).__name__}: {value!r}")
 
 
-def damaged(artifact: str, root: Path, file: str, *, missing: bool) -> StoreError:
+def damaged(artifact: str, contents: Contents, file: str) -> StoreError:
     """The error for a file that cannot be trusted.
 
-    The file's time of modification is moved, because rot has left it alone: so the next refresh,
-    which reads no file that looks as it was published, looks into this one.
+    Its stamp is made another one, because rot has left it alone: so the next refresh, which reads
+    no file that looks as it was published, looks into this one.
     """
-    if not root.exists():
+    if not contents.is_kept():
+        number = contents.address.rpartition("/")[2]
         return StoreError(
-            f"{artifact}: version {root.name} was removed while it was open; open the current "
+            f"{artifact}: version {number} was removed while it was open; open the current "
             f"one again, or raise `keep_versions`"
         )
-    with suppress(OSError):  # a reader may not be allowed to
-        os.utime(root / file)
-    seen = "is missing" if missing else "is damaged (it is not what was published)"
+    seen = "is damaged (it is not what was published)" if contents.has(file) else "is missing"
+    contents.doubt(file)
     return StoreError(
-        f"{artifact}: {root / file} {seen}; refresh the artifact to have it computed again, or "
-        f"read an older version"
+        f"{artifact}: {contents.address}/{file} {seen}; refresh the artifact to have it computed "
+        "again, or read an older version"
     )

@@ -6,26 +6,34 @@ milliseconds. Whoever else reads goes through Zarr.
 
 import itertools
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
 from numcodecs.vlen import VLenUTF8
 from numpy.typing import NDArray
 
-from influence_dag.files import write_atomically
-from influence_dag.store.arrays import BLOSC, chunk_file, crc32c, write_metadata
+from influence_dag.store.arrays import BLOSC, chunk_file, crc32c, last_checksum, write_metadata
+from influence_dag.store.contents import Unfinished
 from influence_dag.store.layout import ChunkIndex, Coordinate, Variable
 
 Region = tuple[slice, ...]
 
 
-def write_chunk(folder: Path, variable: Variable, index: ChunkIndex, values: NDArray) -> int:
-    """Write one chunk (clipped at the array's edge) as a whole file; returns the file's size."""
+class Written(NamedTuple):
+    """What is known of a chunk's file when it was written."""
+
+    size: int
+    checksum: int
+
+
+def write_chunk(
+    contents: Unfinished, variable: Variable, index: ChunkIndex, values: NDArray
+) -> Written:
+    """Write one chunk (clipped at the array's edge) as a whole file."""
     content = encoded(values, variable.chunks)
-    write_atomically(folder / chunk_file(variable.name, index), content)
-    return len(content)
+    contents.write(chunk_file(variable.name, index), content)
+    return Written(len(content), last_checksum(content))
 
 
 def read_region(variable: Variable, region: Region, load: Callable[[str], bytes]) -> NDArray:
@@ -67,14 +75,20 @@ def decoded(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> NDArray:
     return np.frombuffer(buffer, dtype).reshape(shape)
 
 
-def write_array(folder: Path, item: Coordinate) -> None:
+def write_array(contents: Unfinished, item: Coordinate) -> None:
     """Write a small array whole: its metadata and its one chunk."""
     values, chunk = item.values, whole_chunk(item.values.shape)
     write_metadata(
-        folder / item.name, values.dtype, values.shape, chunk, dims=item.dims, attrs=item.attrs
+        contents,
+        item.name,
+        values.dtype,
+        values.shape,
+        chunk,
+        dims=item.dims,
+        attrs=item.attrs,
     )
     if values.size:
-        write_atomically(folder / chunk_file(item.name, (0,) * values.ndim), encoded(values, chunk))
+        contents.write(chunk_file(item.name, (0,) * values.ndim), encoded(values, chunk))
 
 
 def read_array(

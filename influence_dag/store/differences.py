@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from influence_dag.fingerprints import fingerprint
 from influence_dag.store.layout import ChunkIndex, Variable
 from influence_dag.store.plans import carried_keys, chunk_indices, is_outdated
-from influence_dag.store.published import Version
+
+if TYPE_CHECKING:
+    from influence_dag.store.protocol import Version
 
 Positions = NDArray[np.intp]
 
@@ -34,8 +36,8 @@ class Change:
 class Difference:
     """From one version to another; nothing is read before it is asked for."""
 
-    before: Version
-    after: Version
+    before: "Version"
+    after: "Version"
 
     @cached_property
     def chunks(self) -> dict[str, list[ChunkIndex]]:
@@ -127,7 +129,7 @@ class Difference:
 
     @staticmethod
     def _read(
-        version: Version, variable: str, places: tuple[Positions, ...]
+        version: "Version", variable: str, places: tuple[Positions, ...]
     ) -> NDArray[np.float64]:
         array = version.array(variable)
         if not all(map(len, places)):
@@ -155,7 +157,7 @@ class Difference:
         return {dim: length for pair in pairs for dim, length in pair}
 
 
-def _labels(version: Version) -> dict[str, list[Any]]:
+def _labels(version: "Version") -> dict[str, list[Any]]:
     """The labels of each dimension that has some; "" where `<dim>_valid` says that no row is."""
     dataset, found = version.open(), {}
     for dim, index in dataset.indexes.items():
@@ -167,7 +169,7 @@ def _labels(version: Version) -> dict[str, list[Any]]:
     return found
 
 
-def _row_keys(version: Version, dim: str) -> dict[Any, int]:
+def _row_keys(version: "Version", dim: str) -> dict[Any, int]:
     """Label → content hash of the rows that a version has along a dimension, holes aside."""
     if f"{dim}_key" not in version.coordinates:
         return {}

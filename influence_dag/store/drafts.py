@@ -3,19 +3,17 @@
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.files import explained, remove, write_atomically
 from influence_dag.fingerprints import Keys, fingerprint
 from influence_dag.store.alignment import check_whole_chunks
-from influence_dag.store.arrays import plain, round_mantissas
+from influence_dag.store.arrays import plain, round_mantissas, vanished
 from influence_dag.store.chunks import read_region, write_array, write_chunk
-from influence_dag.store.journal import Journal
+from influence_dag.store.contents import Unfinished
 from influence_dag.store.layout import RESERVED_NAMES, ChunkIndex, Coordinate, Layout, Variable
 from influence_dag.store.manifests import UNKNOWN
 from influence_dag.store.plans import (
@@ -27,14 +25,15 @@ from influence_dag.store.plans import (
     is_outdated,
     is_present,
 )
+from influence_dag.store.progress import Progress
 from influence_dag.store.results import Results
 
 if TYPE_CHECKING:
-    from influence_dag.store.published import Version
+    from influence_dag.store.published import StoredVersion
 
 
-class Draft:
-    """What `ArtifactStore.new_version` gives: write the outdated chunks, it does the rest.
+class StoredDraft:
+    """What a store's `new_version` gives: write the outdated chunks, it does the rest.
 
     `base` is the version it was cloned from, `resumed` says whether an interrupted run left
     something; after the `with` block `version` is the current one. Results (`set_result`,
@@ -44,20 +43,25 @@ class Draft:
     """
 
     def __init__(
-        self, artifact: str, folder: Path, journal: Journal, layout: Layout, base: "Version | None"
+        self,
+        artifact: str,
+        contents: Unfinished,
+        progress: Progress,
+        layout: Layout,
+        base: "StoredVersion | None",
     ) -> None:
-        self.artifact, self.folder, self.layout, self.base = artifact, folder, layout, base
-        self.version: Version | None = None
+        self.artifact, self.contents, self.layout, self.base = artifact, contents, layout, base
+        self.version: StoredVersion | None = None
         self.chunks_written = self.bytes_written = 0
-        self.resumed = bool(journal.recovered)
-        self._journal = journal
+        self.resumed = bool(progress.recovered)
+        self._progress = progress
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._active, self._closed = 0, False
         self._expected: Expected = {}
         self._keys = {v.name: carry(base, v)[0] for v in layout.variables}
         self._checksums = {v.name: _carried(base, v, self._keys[v.name]) for v in layout.variables}
-        self._inherited, self._own = Results(**journal.header["results"]), Results()
+        self._inherited, self._own = Results(**progress.header["results"]), Results()
         self._recover()
 
     @property
@@ -67,7 +71,7 @@ class Draft:
 
     def forget(self) -> None:
         """Vouch for nothing that was written: the next run begins anew."""
-        self._journal.path.unlink(missing_ok=True)
+        self._progress.discard()
 
     def lacks(self, *names: str) -> bool:
         """Whether one of these results (arrays, attributes, files) has to be set."""
@@ -89,14 +93,18 @@ class Draft:
         return self._keys[self.layout[variable].name].copy()
 
     def checksums(self, variable: str) -> NDArray[np.int64]:
-        """The published checksums of chunks that are carried; `UNKNOWN` of those written here."""
+        """The checksum of each chunk; `UNKNOWN` of those that an interrupted run wrote."""
         return self._checksums[variable]
 
     def read(self, variable: str, *region: slice) -> NDArray:
         """Values of a region as they are now, given by slices along the leading dimensions."""
-        return read_region(
-            self.layout[variable], region, lambda file: (self.folder / file).read_bytes()
-        )
+        return read_region(self.layout[variable], region, self._chunk)
+
+    def _chunk(self, file: str) -> bytes:
+        content = self.contents.read(file)
+        if content is None:
+            raise vanished(self.contents, file)
+        return content
 
     def write(
         self,
@@ -117,7 +125,7 @@ class Draft:
         with self._writing(variable, values.nbytes):
             self._begin_writing(variable, keys)
             size = self._write_chunks(target, start, values, keys)
-            self._journal.done(variable, keys)
+            self._progress.done(variable, keys)
         with self._lock:
             _assign(self._keys[variable], keys)
             self.chunks_written += len(keys)
@@ -136,8 +144,9 @@ class Draft:
             inside = tuple(
                 slice(s.start - a, s.stop - a) for s, a in zip(region, start, strict=True)
             )
-            size += write_chunk(self.folder, variable, index, values[inside])
-            self._checksums[variable.name][index] = UNKNOWN
+            written = write_chunk(self.contents, variable, index, values[inside])
+            self._checksums[variable.name][index] = written.checksum
+            size += written.size
         return size
 
     def set_attrs(self, **attrs: Any) -> None:
@@ -156,17 +165,17 @@ class Draft:
         self._check_fits(result)
         with self._writing(name, result.values.nbytes):
             self._drop(name)
-            remove([self.folder / name])
-            write_array(self.folder, result)
+            self.contents.remove(name)
+            write_array(self.contents, result)
         self._keep(Results(arrays={name: list(dims)}))
 
     def add_file(self, name: str, content: bytes) -> None:
-        """Put a file of another format (a checkpoint) into the version's folder."""
-        if Path(name).name != name or name.startswith(".") or name in self._taken():
+        """Put a file of another format (a checkpoint) beside the version's arrays."""
+        if not name or "/" in name or name.startswith(".") or name in self._taken():
             raise StoreError(f"{name!r} cannot be the name of a file in {self.artifact}")
         with self._writing(name, len(content)):
             self._drop(name)
-            write_atomically(self.folder / name, content)
+            self.contents.write(name, content)
         self._keep(Results(files=[name]))
 
     @property
@@ -201,7 +210,7 @@ class Draft:
                 with suppress(BaseException):  # an impatient second interrupt
                     self._idle.wait()
         if not closed:
-            self._journal.close()
+            self._progress.close()
 
     @contextmanager
     def _writing(self, name: str, size: int) -> Iterator[None]:
@@ -210,7 +219,7 @@ class Draft:
                 raise StoreError(f"{self.artifact} is closed: write inside its `with` block")
             self._active += 1
         try:
-            with explained(self.folder, f"writing {self.artifact}/{name} in", size=size):
+            with self.contents.explained(f"writing {self.artifact}/{name} in", size=size):
                 yield
         finally:
             with self._idle:
@@ -218,7 +227,7 @@ class Draft:
                 self._idle.notify_all()
 
     def _recover(self) -> None:
-        for entry in self._journal.recovered:
+        for entry in self._progress.recovered:
             if "results" in entry:
                 self._inherited = Results(**entry["results"])
                 continue
@@ -235,21 +244,21 @@ class Draft:
         with self._lock:
             if self._inherited != Results():
                 self._inherited = Results()
-                self._journal.note(results=self._own.to_json())
-            self._journal.dirty(variable, chunks)
+                self._progress.note(results=self._own.to_json())
+            self._progress.dirty(variable, chunks)
             for index in chunks:
                 self._keys[variable][index] = 0
 
     def _keep(self, results: Results) -> None:
-        with self._lock, explained(self.folder, f"writing {self.artifact} in"):
+        with self._lock, self.contents.explained(f"writing {self.artifact} in"):
             self._own = self._own.with_newer(results)
-            self._journal.note(results=self.results.to_json())
+            self._progress.note(results=self.results.to_json())
 
     def _drop(self, name: str) -> None:
         """Disown a result before it is replaced, so that a kill leaves none rather than half."""
         with self._lock:
             self._inherited, self._own = self._inherited.without([name]), self._own.without([name])
-            self._journal.note(results=self.results.to_json())
+            self._progress.note(results=self.results.to_json())
 
     def _taken(self) -> set[str]:
         layout = (*self.layout.variables, *self.layout.coordinates)
@@ -266,7 +275,7 @@ class Draft:
                 )
 
 
-def _carried(base: "Version | None", variable: Variable, keys: Keys) -> NDArray[np.int64]:
+def _carried(base: "StoredVersion | None", variable: Variable, keys: Keys) -> NDArray[np.int64]:
     """The checksums of a version's chunks that are linked under another's shape.
 
     What was put in their place since they were published does not become right by being linked.

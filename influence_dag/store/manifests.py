@@ -9,7 +9,7 @@ from influence_dag.store.layout import Variable
 MANIFEST = "manifest.json"
 BLOCKS = "blocks.npz"
 FORMAT = 4  # of the bookkeeping and of the chunks' names
-UNKNOWN = -1  # of a chunk that was written since: its file ends in its checksum
+UNKNOWN = -1  # of a chunk that an interrupted run wrote: its file ends in its checksum
 KEYS, STAMPS = "keys", "files"  # of each variable's chunks, in that file
 
 

@@ -13,7 +13,8 @@ from influence_dag.fingerprints import Keys
 from influence_dag.store.layout import ChunkIndex, Layout, Variable
 
 if TYPE_CHECKING:
-    from influence_dag.store.published import Version
+    from influence_dag.store.protocol import Version
+    from influence_dag.store.published import StoredVersion
 
 Expected = Mapping[str, Keys]
 """For each variable of a layout, the keys its chunks should have: `(*grid, 16)`."""
@@ -42,7 +43,7 @@ class Plan:
         return not self.computed and not self.layout_changed
 
 
-def make_plan(base: "Version | None", layout: Layout, expected: Expected) -> Plan:
+def make_plan(base: "StoredVersion | None", layout: Layout, expected: Expected) -> Plan:
     """Compare what a layout's chunks should be with what a version holds."""
     check_expected(layout, expected)
     outdated, reasons, reused = {}, Counter[str](), 0
@@ -63,7 +64,7 @@ def make_plan(base: "Version | None", layout: Layout, expected: Expected) -> Pla
     )
 
 
-def carry(base: "Version | None", variable: Variable) -> tuple[Keys, NDArray[np.bool_]]:
+def carry(base: "StoredVersion | None", variable: Variable) -> tuple[Keys, NDArray[np.bool_]]:
     """Keys of a version's chunks that serve a new one as they are, and which were found damaged."""
     keys = carried_keys(base, variable)
     damaged = np.zeros(variable.grid, bool)
@@ -95,7 +96,7 @@ def carried_keys(base: "Version | None", variable: Variable) -> Keys:
     return keys
 
 
-def holds_layout(base: "Version", layout: Layout) -> bool:
+def holds_layout(base: "StoredVersion", layout: Layout) -> bool:
     """Whether a version's coordinates and attributes are this layout's, undamaged."""
     return base.layout_fingerprint == layout.fingerprint and not base.damaged_files()
 

@@ -2,20 +2,18 @@
 
 import io
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.files import content_of, stamp
 from influence_dag.fingerprints import Keys
-from influence_dag.store.arrays import chunk_file, crc32c, damaged, is_sound
+from influence_dag.store.arrays import METADATA, chunk_file, crc32c, damaged, is_sound
 from influence_dag.store.chunks import read_array, read_region
+from influence_dag.store.contents import Contents
 from influence_dag.store.layout import Variable
 from influence_dag.store.manifests import (
     BLOCKS,
@@ -32,23 +30,31 @@ from influence_dag.store.soundness import Damage, damaged_chunks, damaged_files
 if TYPE_CHECKING:  # whoever only compares keys does not pay for their import
     import xarray as xr
     import zarr
-
-    from influence_dag.store.checked import CheckedStore
+    from zarr.abc.store import Store as ZarrStore
 
 
 @dataclass(frozen=True, eq=False)
-class Version:
-    """One complete version: arrays, coordinates, attributes, and the keys they are right under."""
+class StoredVersion:
+    """One complete version: arrays, coordinates, attributes, and the keys they are right under.
 
-    path: Path
+    What its files say is the same in every backend; `contents` knows where they are.
+    """
+
+    contents: Contents
     artifact: str
+    number: int
 
     def __repr__(self) -> str:
         return f"Version({self.artifact!r}, {self.number})"
 
     @property
-    def number(self) -> int:
-        return int(self.path.name)
+    def address(self) -> str:
+        """Where it is, for messages; what reads Zarr finds it there if that is a path."""
+        return self.contents.address
+
+    def zarr_store(self) -> "ZarrStore":
+        """The version as Zarr and xarray open it; what is missing or damaged is a `StoreError`."""
+        return self._store
 
     def open(self, *, chunks: Literal["auto"] | None = "auto") -> "xr.Dataset":
         """The version as a lazy dataset: coordinates loaded, data read when asked for.
@@ -88,14 +94,13 @@ class Version:
         return read_region(self.variables[variable], region, self._chunk)
 
     def _chunk(self, file: str) -> bytes:
-        content = content_of(self.path / file)
+        content = self.contents.read(file)
         if content is None or not is_sound(file, content, self._expected(file)):
             raise self._damaged(file)
         return content
 
     def _damaged(self, file: str) -> StoreError:
-        missing = not os.path.lexists(self.path / file)
-        return damaged(self.artifact, self.path, file, missing=missing)
+        return damaged(self.artifact, self.contents, file)
 
     @property
     def coordinates(self) -> list[str]:
@@ -126,14 +131,13 @@ class Version:
             raise StoreError(f"{self.artifact} has no file {name!r}; it has {known}")
         return self._sound(name)
 
-    def sound_file(self, name: str) -> Path:
-        """Where a file that was added to the version lies, after a look at its content."""
-        self.file(name)
-        return self.path / name
-
-    @cached_property
+    @property
     def attrs(self) -> dict[str, Any]:
         """The group's attributes, provenance and results included."""
+        return self._attrs
+
+    @cached_property
+    def _attrs(self) -> dict[str, Any]:
         attrs = dict(self._metadata["attributes"])
         attrs.pop("coordinates", None)  # how xarray marks coordinates, and hides it too
         return attrs
@@ -141,7 +145,7 @@ class Version:
     @cached_property
     def _metadata(self) -> dict[str, Any]:
         """The group's own file: its attributes and the metadata of its arrays."""
-        return json.loads(self._sound("zarr.json"))
+        return json.loads(self._sound(METADATA))
 
     @property
     def data_version(self) -> str:
@@ -152,9 +156,13 @@ class Version:
     def layout_fingerprint(self) -> str:
         return self.manifest["layout_fingerprint"]
 
-    @cached_property
+    @property
     def variables(self) -> dict[str, Variable]:
         """The variables that are kept by chunks and keys: shapes and encodings, no attributes."""
+        return self._variables
+
+    @cached_property
+    def _variables(self) -> dict[str, Variable]:
         stored = self.manifest["variables"]
         return {name: stored_variable(name, told) for name, told in stored.items()}
 
@@ -181,12 +189,12 @@ class Version:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         try:
-            manifest = unsealed(content_of(self.path / MANIFEST) or b"")
+            manifest = unsealed(self.contents.read(MANIFEST) or b"")
         except ValueError as error:
             raise self._damaged(MANIFEST) from error
         if manifest.get("format") != FORMAT:
             raise StoreError(
-                f"{self.artifact}: {self.path} was written by another influence_dag (format "
+                f"{self.artifact}: {self.address} was written by another influence_dag (format "
                 f"{manifest.get('format')}, this one's is {FORMAT}); refresh it to have it "
                 "computed again, or read it with plain xarray"
             )
@@ -204,7 +212,7 @@ class Version:
             for variable in self.variables:
                 found += self.damaged_chunks(variable, checksums=checksums)
         except StoreError:
-            return (Damage(MANIFEST, missing=not (self.path / MANIFEST).exists()),)
+            return (Damage(MANIFEST, missing=not self.contents.has(MANIFEST)),)
         return tuple(found)
 
     @property
@@ -220,7 +228,7 @@ class Version:
             for index in np.ndindex(*variable.grid)
         )
         files = (*self.manifest["files"], *chunks)
-        return all(stamp(f"{self.path}/{name}") is not None for name in files)
+        return all(self.contents.stamp(name) is not None for name in files)
 
     def damaged_files(self, *, checksums: bool = False) -> list[Damage]:
         """Damage among metadata, coordinates, results and added files."""
@@ -241,10 +249,8 @@ class Version:
         return {}
 
     @cached_property
-    def _store(self) -> "CheckedStore":
-        from influence_dag.store.checked import CheckedStore
-
-        return CheckedStore(self.path, artifact=self.artifact, checksums=self._checksums)
+    def _store(self) -> "ZarrStore":
+        return self.contents.zarr_store(self.artifact, self._checksums)
 
     def _expected(self, file: str) -> int:
         """The checksum that a chunk, of a variable or of labels, was published with."""
@@ -286,7 +292,7 @@ class Version:
     @cached_property
     def _blocks(self) -> dict[str, NDArray]:
         """Keys and stamps of all chunks, read once: a version never changes."""
-        content = content_of(self.path / BLOCKS)
+        content = self.contents.read(BLOCKS)
         if content is None or crc32c(content) != self.manifest["files"].get(BLOCKS, [None])[-1]:
             raise self._damaged(BLOCKS)
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -294,7 +300,7 @@ class Version:
 
     def _sound(self, name: str) -> bytes:
         """The content of one of the version's small files; a `StoreError` when it is another."""
-        content = content_of(self.path / name)
+        content = self.contents.read(name)
         if content is None or crc32c(content) != self.manifest["files"][name][2]:
             raise self._damaged(name)
         return content

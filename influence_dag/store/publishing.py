@@ -1,75 +1,86 @@
-"""How a finished draft becomes a version: bookkeeping, metadata, and everything on the disk."""
+"""How a finished draft becomes a version: leftovers go, bookkeeping and metadata come."""
 
-import os
-from pathlib import Path
+import io
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_dag.errors import StoreError
-from influence_dag.files import files_below, make_durable, remove, stamp
 from influence_dag.fingerprints import fingerprint
-from influence_dag.store.arrays import checksum, chunk_file, last_checksum, write_group
+from influence_dag.store.arrays import (
+    METADATA,
+    checksum,
+    chunk_file,
+    last_checksum,
+    vanished,
+    write_group,
+)
 from influence_dag.store.layout import Variable
 from influence_dag.store.manifests import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, UNKNOWN, sealed
-from influence_dag.store.published import Version
 
 if TYPE_CHECKING:
-    from influence_dag.store.drafts import Draft
+    from influence_dag.store.drafts import StoredDraft
 
 
-def finish(draft: "Draft") -> None:
-    """Turn a draft's folder into a complete version, in place; only its name is provisional."""
-    _sweep(draft)
+def finish(draft: "StoredDraft") -> None:
+    """Turn a draft's contents into a complete version, in place; only its name is provisional."""
+    results = draft.results
+    draft.contents.sweep({METADATA, *_arrays(draft), *results.files})
     data_version = _data_version(draft)
-    _write_bookkeeping(draft)
+    draft.contents.write(BLOCKS, _bookkeeping(draft))
     _write_attributes(draft, data_version)
-    (draft.folder / MANIFEST).write_bytes(sealed(_manifest(draft, data_version)))
+    draft.contents.write(MANIFEST, sealed(_manifest(draft, data_version)))
     try:
-        make_durable(draft.folder)
-    except OSError:  # what the disk has of it nobody knows now
+        draft.contents.settle()
+    except Exception:  # what of it is safe nobody knows now
         draft.forget()
         raise
 
 
-def _sweep(draft: "Draft") -> None:
-    """Remove what killed writers left, and results that were dropped."""
+def _arrays(draft: "StoredDraft") -> list[str]:
+    """Names of all arrays: variables, coordinates, results."""
     layout = (*draft.layout.variables, *draft.layout.coordinates)
-    results = draft.results
-    kept = {"zarr.json", *(item.name for item in layout), *results.arrays, *results.files}
-    remove(path for path in list(draft.folder.iterdir()) if path.name not in kept)
-    remove([Path(path) for path in files_below(draft.folder) if path.endswith(".partial")])
+    return [*(item.name for item in layout), *draft.results.arrays]
 
 
-def _data_version(draft: "Draft") -> str:
+def _data_version(draft: "StoredDraft") -> str:
     keys = {variable.name: draft.keys(variable.name) for variable in draft.layout.variables}
     return fingerprint(draft.layout.fingerprint, keys)
 
 
-def _write_bookkeeping(draft: "Draft") -> None:
+def _bookkeeping(draft: "StoredDraft") -> bytes:
     blocks = {}
     for variable in draft.layout.variables:
         blocks[f"{variable.name}.{KEYS}"] = draft.keys(variable.name)
         blocks[f"{variable.name}.{STAMPS}"] = _stamps(draft, variable)
-    np.savez(draft.folder / BLOCKS, **blocks)
+    content = io.BytesIO()
+    np.savez(content, **blocks)
+    return content.getvalue()
 
 
-def _stamps(draft: "Draft", variable: Variable) -> np.ndarray:
-    """Size, time of modification and checksum of every chunk file, `(*grid, 3)`."""
+def _stamps(draft: "StoredDraft", variable: Variable) -> np.ndarray:
+    """Stamp and checksum of every chunk's file, `(*grid, 3)`."""
     stamps = np.empty((*variable.grid, 3), np.int64)
     stamps[..., 2] = draft.checksums(variable.name)
     for index in np.ndindex(variable.grid):
-        file = f"{draft.folder}/{chunk_file(variable.name, index)}"
-        seen = stamp(file)
+        file = chunk_file(variable.name, index)
+        seen = draft.contents.stamp(file)
         if seen is None:
-            raise StoreError(f"{file} vanished before it was published; run again")
+            raise vanished(draft.contents, file)
         stamps[index][:2] = seen
         if stamps[index][2] == UNKNOWN:
-            stamps[index][2] = last_checksum(file)
+            stamps[index][2] = last_checksum(_content(draft, file))
     return stamps
 
 
-def _write_attributes(draft: "Draft", data_version: str) -> None:
+def _content(draft: "StoredDraft", file: str) -> bytes:
+    content = draft.contents.read(file)
+    if content is None:
+        raise vanished(draft.contents, file)
+    return content
+
+
+def _write_attributes(draft: "StoredDraft", data_version: str) -> None:
     layout, results = draft.layout, draft.results
     coordinates = [variable.name for variable in layout.variables if variable.coordinate]
     coordinates += [item.name for item in layout.coordinates] + list(results.arrays)
@@ -82,10 +93,10 @@ def _write_attributes(draft: "Draft", data_version: str) -> None:
     }
     if coordinates:
         attributes["coordinates"] = " ".join(coordinates)  # as xarray marks them
-    write_group(draft.folder, attributes)
+    write_group(draft.contents, attributes, _arrays(draft))
 
 
-def _manifest(draft: "Draft", data_version: str) -> dict[str, Any]:
+def _manifest(draft: "StoredDraft", data_version: str) -> dict[str, Any]:
     variables = {
         variable.name: {"shape": list(variable.shape), "encoding": variable.encoding}
         for variable in draft.layout.variables
@@ -98,33 +109,41 @@ def _manifest(draft: "Draft", data_version: str) -> dict[str, Any]:
         "parts": draft.layout.parts,
         "sizes": draft.layout.sizes,
         "results": draft.results.to_json(),
-        "files": _small_files(draft, variables),
+        "files": _small_files(draft),
     }
 
 
-def _small_files(draft: "Draft", variables: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """Size, time of modification and checksum of every file that is not a chunk of a variable.
+def _small_files(draft: "StoredDraft") -> dict[str, tuple[int, int, int]]:
+    """Stamp and checksum of every file that is not a chunk of a variable.
 
     Files that are links to those of the version before keep the checksum that they have there: what
     rotted since then does not become right.
     """
     files = {}
-    for path in files_below(draft.folder):
-        name = os.path.relpath(path, draft.folder)
-        parent, _, file = name.rpartition("/")
-        if parent in variables and file != "zarr.json":
-            continue
-        size, modified = stamp(path) or (0, 0)
-        known = _linked_checksum(draft.base, name, path)
-        if known is None:
-            known = checksum(name, Path(path).read_bytes())
-        files[name] = (size, modified, known)
+    for name in _small_names(draft):
+        seen = draft.contents.stamp(name)
+        if seen is None:
+            raise vanished(draft.contents, name)
+        known = _linked_checksum(draft, name, seen)
+        files[name] = (*seen, checksum(name, _content(draft, name)) if known is None else known)
     return files
 
 
-def _linked_checksum(base: Version | None, name: str, path: str) -> int | None:
+def _small_names(draft: "StoredDraft") -> Iterator[str]:
+    yield from (METADATA, BLOCKS, *draft.results.files)
+    yield from (f"{name}/{METADATA}" for name in _arrays(draft))
+    whole = {item.name: len(item.dims) for item in draft.layout.coordinates}
+    whole |= {name: len(dims) for name, dims in draft.results.arrays.items()}
+    for name, depth in whole.items():
+        chunk = chunk_file(name, (0,) * depth)
+        if draft.contents.has(chunk):  # of nothing there is none
+            yield chunk
+
+
+def _linked_checksum(draft: "StoredDraft", name: str, seen: tuple[int, int]) -> int | None:
     """What the version before says of a file, if it is the same one and as it was published."""
+    base = draft.base
     known = base.manifest["files"].get(name) if base else None
-    if base is None or known is None or stamp(path) != tuple(known[:2]):
+    if base is None or known is None or seen != tuple(known[:2]):
         return None
-    return known[2] if os.path.samefile(path, base.path / name) else None
+    return known[2] if draft.contents.shares(base.contents, name) else None

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence_dag.files import content_of, stamp
 from influence_dag.store.arrays import chunk_file, is_sound
 from influence_dag.store.layout import ChunkIndex
 
 if TYPE_CHECKING:
-    from influence_dag.store.published import Version
+    from influence_dag.store.published import StoredVersion
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,11 @@ class Damage:
     chunk: ChunkIndex | None = None
 
 
-def damaged_files(version: "Version", *, checksums: bool) -> list[Damage]:
+def damaged_files(version: "StoredVersion", *, checksums: bool) -> list[Damage]:
     """Damage among metadata, coordinates, results and added files."""
     found = []
     for name, (size, modified, expected) in version.manifest["files"].items():
-        seen = stamp(version.path / name)
+        seen = version.contents.stamp(name)
         if seen is None:
             found.append(Damage(name, missing=True))
         elif (checksums or seen != (size, modified)) and not _holds(version, name, expected):
@@ -35,14 +34,14 @@ def damaged_files(version: "Version", *, checksums: bool) -> list[Damage]:
     return found
 
 
-def damaged_chunks(version: "Version", variable: str, *, checksums: bool) -> list[Damage]:
+def damaged_chunks(version: "StoredVersion", variable: str, *, checksums: bool) -> list[Damage]:
     """Damage among a variable's chunks."""
     stamps = version.stamps(variable)
     known = stamps.reshape(-1, 3).tolist()
     found = []
     for index, published in zip(np.ndindex(stamps.shape[:-1]), known, strict=True):
         file = chunk_file(variable, index)
-        seen = stamp(f"{version.path}/{file}")
+        seen = version.contents.stamp(file)
         if seen is None:
             found.append(Damage(file, True, variable, index))
         elif (checksums or list(seen) != published[:2]) and not _holds(version, file, published[2]):
@@ -50,7 +49,7 @@ def damaged_chunks(version: "Version", variable: str, *, checksums: bool) -> lis
     return found
 
 
-def _holds(version: "Version", file: str, expected: int) -> bool:
+def _holds(version: "StoredVersion", file: str, expected: int) -> bool:
     """Whether a file is what was published under its name; one that cannot be read is not."""
-    content = content_of(version.path / file)
+    content = version.contents.read(file)
     return content is not None and is_sound(file, content, expected)

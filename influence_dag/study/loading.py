@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from influence_dag.addresses import folder_of
 from influence_dag.errors import StudyError
 from influence_dag.study.files import read_yaml
 from influence_dag.study.places import project_around, project_root
@@ -56,7 +57,10 @@ def _studies_in(folder: Path) -> list[str]:
 
 def _keeps(folder: Path, store: Path) -> bool:
     """Whether there is a study in a folder that keeps its results in `store`."""
-    return (folder / "defs.yaml").is_file() and load_study(folder).store_path.resolve() == store
+    if not (folder / "defs.yaml").is_file():
+        return False
+    kept = folder_of(load_study(folder).store_address)
+    return kept is not None and kept.resolve() == store
 
 
 def _study_of_store(store: Path) -> Path | None:
@@ -65,9 +69,9 @@ def _study_of_store(store: Path) -> Path | None:
     A store says where its study was, which is believed only if that is in the project around the
     store and the study there keeps its results here.
     """
-    from influence_dag.store import ArtifactStore
+    from influence_dag.store import open_store
 
-    dataset = ArtifactStore(store).current("dataset") if store.is_dir() else None
+    dataset = open_store(store).current("dataset") if store.is_dir() else None
     if dataset is None:
         return None
     project, said = project_around(store), dataset.attrs.get("study_folder")

@@ -23,7 +23,8 @@ from pydantic import (
     model_validator,
 )
 
-from influence_dag.errors import StudyError
+from influence_dag.addresses import below, folder_of, scheme_of
+from influence_dag.errors import StoreError, StudyError
 from influence_dag.study.base import (
     Bytes,
     Settings,
@@ -120,12 +121,26 @@ class ComputeSettings(Settings):
     )
 
 
+def _known_store(value: str) -> str:
+    if scheme_of(value):
+        from influence_dag.store.opening import check_address
+
+        try:
+            check_address(value)
+        except StoreError as error:
+            raise ValueError(str(error)) from error
+    return value
+
+
 class StoreSettings(Settings):
     """Where the arrays go, how they are cut and how long old versions are kept."""
 
-    path: Annotated[str, AfterValidator(path_name)] = Field(
+    path: Annotated[str, AfterValidator(path_name), AfterValidator(_known_store)] = Field(
         default="data/store",
-        description="the folder with a folder for each study, from the project's; or store: path",
+        description=(
+            "the folder with a folder for each study, from the project's; or store: path. "
+            "memory://name: in the memory of the process, gone when it ends"
+        ),
     )
     chunks: Annotated[Mapping[Which, PositiveInt] | None, Unit("rows")] = Field(
         default=None,
@@ -318,5 +333,7 @@ class Study:
         return self.root / Path(relative).expanduser()
 
     @property
-    def store_path(self) -> Path:
-        return self.path(self.settings.store.path) / self.name
+    def store_address(self) -> str:
+        """Where its results are: the path of a folder, or below `memory://name`."""
+        place = self.settings.store.path
+        return below(self.path(place) if folder_of(place) else place, self.name)

@@ -103,7 +103,7 @@ def test_every_kind_of_template_is_told_with_its_text(studies, text):
 def test_a_variable_of_the_environment_means_the_same_to_both(studies, monkeypatch):
     monkeypatch.setenv("INFLUENCE_PLACE", "elsewhere")
     made = studies(STORE + yaml.safe_dump("a/{{ env.INFLUENCE_PLACE }}"))
-    stored = load_study(made.folder).store_path
+    stored = Path(load_study(made.folder).store_address)
     assert stored == made.root / "a/elsewhere/tiny"
     found = dg.load_from_defs_folder(project_root=made.root).resolve_asset_graph()
     metadata = found.get(dg.AssetKey(["tiny", "dataset"])).metadata["store"]
@@ -120,7 +120,7 @@ def test_a_variable_that_is_not_set_is_told(studies, monkeypatch):
 @pytest.mark.parametrize("name", ["a{b}", "$x_{2}$", "{", "%}", "#", "{}", "}}"])
 def test_braces_that_are_no_template_are_text_to_both(studies, name):
     made = studies(STORE + yaml.safe_dump(name, default_style='"'))
-    stored = load_study(made.folder).store_path
+    stored = Path(load_study(made.folder).store_address)
     found = dg.load_from_defs_folder(project_root=made.root).resolve_asset_graph()
     metadata = found.get(dg.AssetKey(["tiny", "dataset"])).metadata["store"]
     assert metadata.value == str(stored / "dataset") == str(made.root / name / "tiny/dataset")

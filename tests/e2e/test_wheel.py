@@ -31,7 +31,7 @@ assert not any("__editable__" in name for name in sys.modules)
 print(init(Start(Path("tiny"), train="train.csv", test="test.csv", target="label")))
 study = idag.materialize("tiny", progress=False)
 top = study["direct"].influences.idag.top_k(1)
-tree = xr.open_datatree(study.store.root)  # by an entry point of the wheel
+tree = xr.open_datatree(study.store.address)  # by an entry point of the wheel
 assert tree["direct/influences"].influences.sizes == {"test": 10, "train": 40}
 print("strongest", *top.isel(rank=0).train.values)
 """

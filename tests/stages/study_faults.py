@@ -195,7 +195,7 @@ def _on_changes(folder: str, act: Callable[[str, str], None]) -> None:
     from influence_dag.stages.graph import Artifact
     from influence_dag.study.loading import load_study
 
-    store, refreshing = str(load_study(folder).store_path), [""]
+    store, refreshing = load_study(folder).store_address, [""]
     refresh = Artifact.refresh
 
     def followed(artifact: Artifact, bench: Any) -> Any:

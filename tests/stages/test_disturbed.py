@@ -18,7 +18,8 @@ import pytest
 from tiny_project import MODEL, Project
 
 from influence_dag.errors import InfluenceDagError, StoreError
-from influence_dag.store import Draft, Version
+from influence_dag.store import Version
+from influence_dag.store.drafts import StoredDraft
 
 SETTINGS = {"methods": {"cg": None}, "perturbation": None, "compute": {"block_bytes": 2400}}
 ROUNDS = 40  # of each disturbance in the campaign
@@ -42,7 +43,7 @@ def refreshed_or_told(project: Project) -> None:
 @contextmanager
 def at_a_write(rng: random.Random, act: Callable[[], None]) -> Iterator[list[str]]:
     """Something happens once, before one of the first forty writes of a run."""
-    write, left, seen = Draft.write, rng.randrange(40), []
+    write, left, seen = StoredDraft.write, rng.randrange(40), []
 
     def disturbed(draft, *arguments):
         nonlocal left
@@ -52,11 +53,11 @@ def at_a_write(rng: random.Random, act: Callable[[], None]) -> Iterator[list[str
             act()
         write(draft, *arguments)
 
-    Draft.write = disturbed
+    StoredDraft.write = disturbed
     try:
         yield seen
     finally:
-        Draft.write = write
+        StoredDraft.write = write
 
 
 def files_are_replaced(project: Project, rng: random.Random) -> None:

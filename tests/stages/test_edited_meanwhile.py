@@ -11,7 +11,7 @@ from tiny_project import Project
 
 from influence_dag.errors import StudyError
 from influence_dag.stages.graph import artifacts
-from influence_dag.store import Draft
+from influence_dag.store.drafts import StoredDraft
 from influence_dag.study.code import forget_outdated
 from influence_dag.unchanged import ChangedError, note, watching
 
@@ -190,14 +190,14 @@ def test_chunks_of_a_stage_whose_code_was_edited_are_not_taken_up_again(tmp_path
     for name in ("dataset", "model"):
         nodes[name].refresh(bench)
 
-    write = Draft.write
+    write = StoredDraft.write
     edits = []
 
     def written(draft, *args):
         write(draft, *args)
         edits.append(file.write_text(f"FACTOR = {len(edits) + 2}.0\n"))
 
-    monkeypatch.setattr(Draft, "write", written)
+    monkeypatch.setattr(StoredDraft, "write", written)
     with pytest.raises(StudyError, match=r"tiny/gradients: the code of tiny_model changed each"):
         nodes["gradients"].refresh(bench)
     assert edits

@@ -20,7 +20,7 @@ from tiny_project import Project
 from influence_dag.__main__ import INTERRUPTED
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.workbench import Workbench
-from influence_dag.store.journal import Journal
+from influence_dag.store.posix.journal import Journal
 from influence_dag.study.loading import load_study
 
 PER_BLOCK = ("dataset", "gradients", "influence_factors", "influences", "perturbation_influences")

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from tiny_project import MODEL, Project
 
 import influence_dag as idag
-from influence_dag.store import Draft
+from influence_dag.store.drafts import StoredDraft
 
 SETTINGS = {
     "damping": 1.0,  # far from a minimum H alone is indefinite
@@ -148,7 +148,7 @@ class History(RuleBasedStateMachine):
     @precondition(lambda self: self.pending)
     @rule(writes=st.integers(0, 60))
     def a_refresh_is_interrupted(self, writes):
-        write, left = Draft.write, writes
+        write, left = StoredDraft.write, writes
 
         def until_crash(*arguments, **options):
             nonlocal left
@@ -157,13 +157,13 @@ class History(RuleBasedStateMachine):
                 raise InterruptedRunError
             write(*arguments, **options)
 
-        Draft.write = until_crash
+        StoredDraft.write = until_crash
         try:
             self.project.refresh()
         except InterruptedRunError:
             pass
         finally:
-            Draft.write = write
+            StoredDraft.write = write
 
     @precondition(lambda self: self.pending)
     @rule()

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 SLOWLY = """
 import time
-from influence_dag.store import (Draft)
+from influence_dag.store.drafts import StoredDraft
 from influence_dag.running import materialize
 
-write = Draft.write
+write = StoredDraft.write
 
 
 def slow(draft, variable, *arguments):
@@ -27,7 +27,7 @@ def slow(draft, variable, *arguments):
         time.sleep(0.2)
 
 
-Draft.write = slow
+StoredDraft.write = slow
 materialize({folder!r}, progress=False)
 """
 

@@ -17,7 +17,7 @@ from study_faults import Launcher
 from tiny_project import Project
 
 from influence_dag.errors import StoreError
-from influence_dag.store.locks import locked
+from influence_dag.store.posix.locks import locked
 
 SMALL = {"methods": {"cg": None}}
 WAITING = r"^(\S+): waiting for process (\d+) on \S+ \(since .*\), which writes (.*)$"

@@ -2,14 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from influence_dag.store import ArtifactStore
+pytest.register_assert_rewrite("influence_dag.store.testing")  # before it is imported
+
+from influence_dag.store import ArtifactStore  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def fsynced(monkeypatch) -> list[str]:
     """Files and folders that were fsynced, in order; without the wait for a shared disk."""
     paths: list[str] = []
-    for module in ("files", "store.versions"):
+    for module in ("files", "store.posix.versions"):
         monkeypatch.setattr(f"influence_dag.{module}.sync", lambda path: paths.append(str(path)))
     return paths
 

@@ -11,6 +11,7 @@ from influence_dag.errors import StoreError
 from influence_dag.store import Coordinate, Variable
 from influence_dag.store.arrays import chunk_file, create_variable
 from influence_dag.store.chunks import read_array, read_region, write_array, write_chunk
+from influence_dag.store.posix.folders import Folder
 
 STRING = np.dtypes.StringDType()
 ATTRS = {"long_name": "what it is", "sizes": [1, 2]}
@@ -59,10 +60,12 @@ def test_zarr_writes_the_same_files_and_reads_them(tmp_path, dtype):
     variable = Variable("a", ("x", "y"), (10, 7), dtype, (4, 3), ATTRS)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     zarrs_own(theirs, "a", variable.dims, values, variable.chunks)
-    create_variable(ours, variable)
+    ours.mkdir()
+    create_variable(Folder(ours), variable)
     for index in np.ndindex(variable.grid):
-        size = write_chunk(ours, variable, index, values[variable.region(index)])
-        assert size == (ours / chunk_file("a", index)).stat().st_size
+        written = write_chunk(Folder(ours), variable, index, values[variable.region(index)])
+        content = (ours / chunk_file("a", index)).read_bytes()
+        assert written == (len(content), int.from_bytes(content[-4:], "little"))
     assert same_files(ours / "a", theirs / "a")
     for region in REGIONS:
         read = read_region(variable, region, lambda file: (theirs / file).read_bytes())
@@ -87,7 +90,8 @@ def test_zarr_writes_the_same_files_and_reads_them(tmp_path, dtype):
 )
 def test_labels_are_zarrs_too(tmp_path, values):
     dims = tuple("xyz"[: values.ndim])
-    write_array(tmp_path / "ours", Coordinate("a", dims, values, ATTRS))
+    (tmp_path / "ours").mkdir()
+    write_array(Folder(tmp_path / "ours"), Coordinate("a", dims, values, ATTRS))
     whole = tuple(max(length, 1) for length in values.shape)
     zarrs_own(tmp_path / "theirs", "a", dims, values, whole)
     assert same_files(tmp_path / "ours" / "a", tmp_path / "theirs" / "a")
@@ -99,8 +103,8 @@ def test_labels_are_zarrs_too(tmp_path, values):
 
 def test_a_number_is_a_chunk_without_dimensions(tmp_path):
     variable = Variable("a", (), (), "float64", ())
-    create_variable(tmp_path, variable)
-    write_chunk(tmp_path, variable, (), np.array(2.5))
+    create_variable(Folder(tmp_path), variable)
+    write_chunk(Folder(tmp_path), variable, (), np.array(2.5))
     assert zarr.open_array(tmp_path, path="a", mode="r")[...] == 2.5
     assert read_region(variable, (), lambda file: (tmp_path / file).read_bytes()) == 2.5
 

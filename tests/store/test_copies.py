@@ -182,3 +182,11 @@ def test_a_version_whose_link_a_kill_left_out_is_taken(store):
     link_left_out(store.root)
     with pytest.warns(UserWarning, match="000001, the newest complete version"):
         assert ArtifactStore(store.root).version(NAME).number == 1
+
+
+def test_a_link_of_another_program_is_no_artifact(store):
+    refresh(store, SAMPLE)
+    (store.root / "node" / "versions" / "1.22.4").mkdir(parents=True)
+    (store.root / "node" / "current").symlink_to("versions/1.22.4")
+    assert store.names() == [NAME]
+    assert store.current("node") is None

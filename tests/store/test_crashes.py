@@ -19,6 +19,7 @@ from stored_sample import NAME, Sample, chunk_files, refresh, refresh_with_resul
 
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore, drafts
+from influence_dag.store.testing.interruption import interrupted_run
 
 OLD = Sample()
 NEW = replace(OLD, train=(*range(8), *range(50, 70)))  # 7 of 12 chunks are other ones
@@ -49,25 +50,9 @@ def assert_whole(store: ArtifactStore, *samples: Sample) -> None:
         np.testing.assert_array_equal(dataset.total, values.sum(axis=1))
 
 
-def interrupted_run(store, sample, count, *, error=KeyboardInterrupt, then=lambda draft: None):
-    """A run that is interrupted when it has written that many chunks (and done something then)."""
-    try:
-        with store.new_version(NAME, sample.layout) as draft:
-            for index in draft.outdated(sample.expected)["influences"][:count]:
-                write_chunk(draft, sample, index)
-            then(draft)
-            raise error
-    except error:
-        return draft
-
-
-def set_results(draft):
-    draft.set_attrs(iterations=7)
-    draft.set_result("niter", ("test",), np.arange(10))
-
-
 def journal_of(draft):
-    return draft.folder.with_name(f"{draft.folder.name}.journal")
+    folder = draft.contents.path
+    return folder.with_name(f"{folder.name}.journal")
 
 
 def assert_tidy(store: ArtifactStore) -> None:
@@ -94,7 +79,7 @@ def fresh_copy(source: Path, target: Path) -> ArtifactStore:
     return ArtifactStore(target)
 
 
-@pytest.mark.parametrize("stride", [CAMPAIGN, pytest.param(11, id="every 11th point")])
+@pytest.mark.parametrize("stride", [CAMPAIGN, pytest.param(10, id="every 10th point")])
 def test_a_kill_at_any_point_leaves_a_whole_version_and_the_next_run_resumes(
     refreshed_once, tmp_path, stride
 ):
@@ -186,19 +171,6 @@ def test_a_signal_at_a_random_moment_leaves_a_whole_version(store, sign, times):
     assert_tidy(store)
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_an_exception_in_the_computation_publishes_nothing_and_loses_nothing(store, error):
-    interrupted_run(store, NEW, 4, error=error)
-    assert_whole(store, OLD)
-    assert store.unfinished() == {NAME: 4}
-    assert store.version(NAME).number == 1
-    draft = refresh(store, NEW)
-    assert draft.resumed
-    assert draft.chunks_written == NEW_CHUNKS - 4
-    assert store.unfinished() == {}
-    assert_whole(store, NEW)
-
-
 def test_a_write_that_ctrl_c_cut_off_is_not_trusted(store, monkeypatch):
     write = drafts.write_chunk
 
@@ -215,24 +187,18 @@ def test_a_write_that_ctrl_c_cut_off_is_not_trusted(store, monkeypatch):
     assert_whole(store, NEW)
 
 
-def test_results_of_an_interrupted_run_stay_if_nothing_more_had_to_be_computed(store):
-    interrupted_run(store, NEW, NEW_CHUNKS, then=set_results)
-    version = refresh(store, NEW).version
-    assert version.number == 2
-    assert version.attrs["iterations"] == 7
-    assert version.open().niter.values.tolist() == list(range(10))
-
-
-def test_results_of_an_interrupted_run_go_if_more_is_computed(store):
-    interrupted_run(store, NEW, 1, then=set_results)
-    version = refresh(store, NEW).version
-    assert "iterations" not in version.attrs
-    assert "niter" not in version.open()
+def test_what_a_kill_left_of_publishing_goes_when_the_version_is_found_current(store):
+    """Between the new link and the end of the journal; nothing may ever be written there again."""
+    (store.root / NAME / "versions/.partial-000001.journal").write_text("{}")
+    assert store.version(NAME).number == 1
+    store.restore_pointer(NAME)
+    assert_tidy(store)
+    assert_whole(store, OLD)
 
 
 def test_an_unfinished_version_of_another_boot_is_not_trusted(store, monkeypatch):
     interrupted_run(store, NEW, 1)
-    monkeypatch.setattr("influence_dag.store.partials.boot_id", lambda: "another")
+    monkeypatch.setattr("influence_dag.store.posix.partials.boot_id", lambda: "another")
     draft = refresh(store, NEW)
     assert not draft.resumed
     assert draft.chunks_written == NEW_CHUNKS
@@ -344,9 +310,9 @@ def test_writes_of_other_threads_are_waited_for_however_often_the_main_one_is_in
             with pytest.raises(Interrupt), store.new_version(NAME, NEW.layout) as draft:
                 write_in_a_thread(draft)
         assert draft.chunks_written == 1
-        after = {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
+        after = {path: path.stat().st_mtime_ns for path in draft.contents.path.rglob("*")}
         time.sleep(0.2)
-        assert after == {path: path.stat().st_mtime_ns for path in draft.folder.rglob("*")}
+        assert after == {path: path.stat().st_mtime_ns for path in draft.contents.path.rglob("*")}
         assert refresh(store, NEW).chunks_written == NEW_CHUNKS - 1
     finally:
         signal.signal(signal.SIGINT, before)
@@ -408,7 +374,7 @@ def test_a_file_system_without_locks_is_an_error_that_says_so(store, monkeypatch
     def refused(*arguments):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("influence_dag.store.locks.fcntl.flock", refused)
+    monkeypatch.setattr("influence_dag.store.posix.locks.fcntl.flock", refused)
     words = "local disk" if number == errno.EIO else "file system has no locks"
     with pytest.raises(StoreError, match=rf"locking .*\.lock failed: .*{words}"):
         refresh(store, Sample())

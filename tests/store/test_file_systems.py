@@ -3,16 +3,18 @@
 import errno
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stored_sample import NAME, Sample, refresh
+from stored_sample import NAME, Sample, refresh, write_chunk
 
 from influence_dag.errors import StoreError
 from influence_dag.files import sync
-from influence_dag.store import ArtifactStore, locks, publishing
+from influence_dag.store import ArtifactStore
+from influence_dag.store.posix import folders, locks
 
 SAMPLE = Sample()
 NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
@@ -214,9 +216,21 @@ def test_what_could_not_be_put_on_the_disk_is_not_vouched_for(store, monkeypatch
     refresh(store, SAMPLE)
     changed = SAMPLE.with_train({0: 77.0})
     with monkeypatch.context() as failing:
-        failing.setattr(publishing, "make_durable", refusing(errno.EIO))
+        failing.setattr(folders, "make_durable", refusing(errno.EIO))
         with pytest.raises(StoreError, match=r"publishing .* failed: the disk or its connection"):
             refresh(store, changed)
     assert store.version(NAME).number == 1
     assert store.unfinished() == {}
     assert refresh(store, changed).chunks_written == 3
+
+
+def test_a_draft_whose_folder_was_removed_is_not_begun_anew_in_its_place(store):
+    def run():
+        with store.new_version(NAME, SAMPLE.layout) as draft:
+            shutil.rmtree(draft.contents.path)
+            write_chunk(draft, SAMPLE, (0, 0))
+
+    with pytest.raises(StoreError, match=r"writing direct/influences/influences in .* failed"):
+        run()
+    assert store.current(NAME) is None
+    assert refresh(store, SAMPLE).chunks_written == 9

@@ -2,17 +2,21 @@
 
 import shutil
 import tempfile
+import uuid
 from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from harm import damage_file, damage_memory
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from stored_sample import NAME, Sample, refresh_with_results, write_chunk
 
-from influence_dag.store import ArtifactStore
+from influence_dag.store import open_store
+from influence_dag.store.arrays import chunk_file
+from influence_dag.store.memory import discard
 
 contents = st.integers(0, 5).map(float)
 
@@ -20,13 +24,19 @@ contents = st.integers(0, 5).map(float)
 class History(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.folder = tempfile.mkdtemp()
-        self.store = ArtifactStore(self.folder, keep_versions=3)
+        self.place = self.begin()
+        self.store = open_store(self.place, keep_versions=3)
         self.sample = Sample(test=(0.0, 1.0, 2.0), train=(0.0, 1.0, 2.0, 3.0, 4.0), chunks=(2, 2))
         self.published: dict[int, np.ndarray] = {}
 
+    def begin(self) -> str:
+        return tempfile.mkdtemp()
+
+    def damage(self, version, file, edit) -> None:
+        damage_file(version, file, edit)
+
     def teardown(self):
-        shutil.rmtree(self.folder)
+        shutil.rmtree(self.place)
 
     @rule(rows=st.lists(contents, max_size=4))
     def the_test_rows_are(self, rows):
@@ -64,12 +74,11 @@ class History(RuleBasedStateMachine):
     @rule(data=st.data(), harm=st.sampled_from(["delete", "rewrite"]))
     def a_chunk_of_the_current_version_is_damaged(self, data, harm):
         version = self.store.version(NAME)
-        chunks = sorted((version.path / "influences").glob("c.*"))
-        if chunks:
-            chunk = data.draw(st.sampled_from(chunks))
-            chunk.unlink()
-            if harm == "rewrite":
-                chunk.write_bytes(b"not a chunk")
+        if chunks := list(np.ndindex(version.variables["influences"].grid)):
+            chunk = chunk_file("influences", data.draw(st.sampled_from(chunks)))
+            content = b"not a chunk" if harm == "rewrite" else None
+            with suppress(FileNotFoundError, KeyError):  # removed before
+                self.damage(version, chunk, lambda _: content)
             self.published.pop(version.number, None)
 
     @rule()
@@ -100,10 +109,28 @@ class History(RuleBasedStateMachine):
             np.testing.assert_array_equal(stored, self.published[number])
 
 
+class HistoryInMemory(History):
+    def begin(self) -> str:
+        return f"memory://{uuid.uuid4().hex}"
+
+    def damage(self, version, file, edit) -> None:
+        damage_memory(version, file, edit)
+
+    def teardown(self):
+        discard(self.place)
+
+
 TestHistories = History.TestCase
 TestHistories.settings = settings(max_examples=12, stateful_step_count=15)
+TestHistoriesInMemory = HistoryInMemory.TestCase
+TestHistoriesInMemory.settings = settings(max_examples=12, stateful_step_count=15)
 
 
 @pytest.mark.campaign
 class TestManyHistories(History.TestCase):
+    settings = settings(max_examples=300, stateful_step_count=30, derandomize=False)
+
+
+@pytest.mark.campaign
+class TestManyHistoriesInMemory(HistoryInMemory.TestCase):
     settings = settings(max_examples=300, stateful_step_count=30, derandomize=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 from influence_dag.errors import StoreError
 from influence_dag.files import content_of, remove, replace_link, write_atomically
 from influence_dag.store.manifests import MANIFEST
-from influence_dag.store.published import Version
+from influence_dag.store.posix.folders import version_in
 
 CURRENT = "current"
 _NUMBER = re.compile(r"\d{6,}")
@@ -47,7 +47,9 @@ def pointed_to(folder: Path) -> Path | None:
     """
     named = _named(folder / CURRENT)
     if named is not None and named.is_dir():
-        return named
+        return (
+            named if _NUMBER.fullmatch(named.name) else None
+        )  # other programs have links so called
     if not (kept := numbered(folder)):
         if (folder / CURRENT).is_dir():
             raise StoreError(
@@ -90,7 +92,7 @@ def _newest(folder: Path, kept: list[Path], named: Path | None) -> Path:
     elif (folder / CURRENT).exists():
         lost = f"{folder / CURRENT} is no link, and no copy of a version that is kept"
     for path in reversed(kept):
-        if Version(path, folder.name).is_complete:
+        if version_in(path, folder.name).is_complete:
             warnings.warn(
                 f"{lost}: {path.name}, the newest complete version, is taken; a refresh restores "
                 f"the link, as does `ln -sfn versions/{path.name} {folder / CURRENT}`",

@@ -4,12 +4,12 @@ from pathlib import Path
 
 from influence_dag.files import boot_id
 from influence_dag.store.layout import Layout
-from influence_dag.store.published import Version
+from influence_dag.store.published import StoredVersion
 
 JOURNALS = ".partial-*.journal"
 
 
-def header(layout: Layout, base: Version | None) -> dict[str, object]:
+def header(layout: Layout, base: StoredVersion | None) -> dict[str, object]:
     """What its journal begins with: a run with another one begins anew."""
     return {
         "format": 1,

@@ -1,0 +1,34 @@
+"""The one place where an address becomes a store."""
+
+from pathlib import Path
+from typing import Any
+
+from influence_dag.addresses import scheme_of
+from influence_dag.errors import StoreError
+from influence_dag.store.memory import MemoryStore
+from influence_dag.store.posix.versions import ArtifactStore
+from influence_dag.store.protocol import Store
+
+BACKENDS: dict[str, Any] = {"": ArtifactStore, "memory": MemoryStore}
+"""What makes a store of an address and its options, by the address's scheme (none: a path)."""
+
+
+def open_store(address: str | Path, **options: Any) -> Store:
+    """The store at an address: a folder's path, or `memory://name` in this process.
+
+    `options` are `keep_versions`, `lock_timeout`, `report`, and what the backend knows besides
+    (`locks` of a folder). Nothing is created before something is written.
+    """
+    check_address(str(address))
+    return BACKENDS[scheme_of(address)](address, **options)
+
+
+def check_address(address: str) -> None:
+    """A `StoreError` for an address of a backend that is not there."""
+    scheme = scheme_of(address)
+    if scheme not in BACKENDS:
+        known = ", ".join(f"{name}://…" for name in BACKENDS if name)
+        raise StoreError(
+            f"{address} is in no kind of store that is known ({scheme}); give the path of a "
+            f"folder, or one of {known}"
+        )

@@ -1,0 +1,1 @@
+"""Stores in folders: hard links, locks of the system, renames, times of modification."""

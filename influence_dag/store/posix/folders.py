@@ -1,0 +1,105 @@
+"""The files of a version in a folder: hard links, stamps, durable writes."""
+
+import os
+from collections.abc import Mapping, Set
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from influence_dag.files import (
+    content_of,
+    explained,
+    files_below,
+    link_or_copy,
+    make_durable,
+    remove,
+    stamp,
+    write_atomically,
+)
+from influence_dag.store.contents import Contents, Stamp
+from influence_dag.store.published import StoredVersion
+
+if TYPE_CHECKING:
+    from influence_dag.store.posix.local import CheckedFolder
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The `Contents` of a version, finished or not, as files below a folder."""
+
+    path: Path
+
+    @property
+    def address(self) -> str:
+        return str(self.path)
+
+    def is_kept(self) -> bool:
+        return self.path.exists()
+
+    def has(self, name: str) -> bool:
+        return os.path.lexists(f"{self.path}/{name}")
+
+    def read(self, name: str) -> bytes | None:
+        return content_of(f"{self.path}/{name}")
+
+    def stamp(self, name: str) -> Stamp | None:
+        """Size and time of modification."""
+        return stamp(f"{self.path}/{name}")
+
+    def doubt(self, name: str) -> None:
+        with suppress(OSError):  # a reader may not be allowed to
+            os.utime(self.path / name)
+
+    def zarr_store(self, artifact: str, checksums: Mapping[str, int]) -> "CheckedFolder":
+        from influence_dag.store.posix.local import CheckedFolder
+
+        return CheckedFolder(self.path, contents=self, artifact=artifact, checksums=checksums)
+
+    def write(self, name: str, content: bytes) -> None:
+        try:
+            write_atomically(self.path / name, content)
+        except FileNotFoundError:  # an array's first file
+            (self.path / name).parent.mkdir(exist_ok=True)
+            write_atomically(self.path / name, content)
+
+    def link(self, source: Contents, name: str) -> None:
+        """Hard links, where the file system can."""
+        file, target = f"{source.address}/{name}", f"{self.path}/{name}"
+        try:
+            link_or_copy(file, target)
+        except FileNotFoundError:
+            (self.path / name).parent.mkdir(exist_ok=True)
+            link_or_copy(file, target)
+
+    def shares(self, source: Contents, name: str) -> bool:
+        return os.path.samefile(f"{self.path}/{name}", f"{source.address}/{name}")
+
+    def remove(self, name: str) -> None:
+        remove([self.path / name])
+
+    def sweep(self, kept: Set[str]) -> None:
+        """Also what killed writers left of files that they were writing."""
+        remove(path for path in list(self.path.iterdir()) if path.name not in kept)
+        remove([Path(path) for path in files_below(self.path) if path.endswith(".partial")])
+
+    def settle(self) -> None:
+        make_durable(self.path)
+
+    def explained(self, doing: str, *, size: int | None = None) -> AbstractContextManager[None]:
+        return explained(self.path, doing, size=size)
+
+
+class FolderVersion(StoredVersion):
+    """A version that is an ordinary Zarr v3 group in a folder."""
+
+    contents: Folder
+
+    @property
+    def path(self) -> Path:
+        return self.contents.path
+
+
+def version_in(path: Path, artifact: str) -> FolderVersion:
+    """The version that a folder holds; the folder is called by its number."""
+    return FolderVersion(Folder(path), artifact, int(path.name))
