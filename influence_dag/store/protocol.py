@@ -2,7 +2,7 @@
 
 Nothing here says where anything lies: no path, no link, no time of modification. Whoever wants to
 name a place in a sentence says its `address`, whoever wants to open arrays with Zarr or xarray
-takes `zarr_store()`. The contract behind the words is in `store/testing.py`, as tests.
+takes `zarr_store()`. The contract behind the words is in `store/testing`, as tests.
 """
 
 from collections.abc import Mapping, Sequence
