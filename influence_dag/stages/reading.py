@@ -141,6 +141,11 @@ def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Obj
     return study_objective(study, module)
 
 
+def shared_objective(bench: Workbench) -> Objective:
+    """The same, loaded once for all that asks for it within a stage."""
+    return bench.once("objective", lambda: load_objective(bench))
+
+
 def parameter_slices(bench: Workbench) -> dict[str, slice]:
     """Where each named parameter lies in the parameter vector."""
     attrs = bench.require("model").attrs

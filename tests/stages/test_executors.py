@@ -1,0 +1,180 @@
+"""Whoever computes the blocks, the same bits are stored; only one process locks and writes."""
+
+import shutil
+import threading
+import weakref
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+from project_copy import copy_project
+from spawned import Backwards, SpawnedExecutor
+from tiny_project import Project
+
+from influence_dag.errors import ModelError, NotConvergedError
+from influence_dag.stages.graph import artifacts
+from influence_dag.stages.tasks import run
+from influence_dag.stages.workbench import Workbench
+from influence_dag.store import ArtifactStore, Draft
+from influence_dag.study.loading import load_study
+
+SWEEP = {
+    "damping": [0.1, 0.5],
+    "methods": {"ekfac": {}, "arnoldi": {"rank": 6}, "cg": {"rtol": 1e-10, "rank": 8}},
+    "perturbation": {"methods": ["direct", "ekfac"]},
+    "compute": {"block_bytes": "8KiB"},
+}
+ONE_DAMPING = {
+    "damping": 0.1,
+    "methods": {"cg": {"rtol": 1e-6, "preconditioner": "nystroem"}},
+    "perturbation": {"methods": ["direct", "cg"]},
+    "compute": {"dtype": "float32", "block_bytes": "2KiB"},
+}
+
+
+@pytest.fixture(scope="module")
+def spawned(tmp_path_factory):
+    """Two processes of another working directory, which come up once."""
+    executor = SpawnedExecutor(tmp_path_factory.mktemp("nowhere"))
+    yield executor
+    executor.pool.shutdown()
+
+
+def refresh(folder, executor=None) -> list[str]:
+    """Every stage in order; what was reported."""
+    said: list[str] = []
+    bench = Workbench(load_study(folder), said.append, executor=executor)
+    for node in artifacts(bench.study):
+        node.refresh(bench)
+    return said
+
+
+def assert_same_bits(one: ArtifactStore, other: ArtifactStore) -> None:
+    """Every array of every artifact, their keys, and what they are called."""
+    assert one.names() == other.names()
+    for name in one.names():
+        a, b = one.version(name), other.version(name)
+        assert a.data_version == b.data_version, name
+        assert a.variables.keys() == b.variables.keys()
+        for variable in a.variables:
+            assert a.read(variable).tobytes() == b.read(variable).tobytes(), (name, variable)
+            np.testing.assert_array_equal(a.keys(variable), b.keys(variable))
+
+
+def edited(project: Project) -> None:
+    """A training row is changed, one goes and one comes; a test row is changed."""
+    train = [list(row) for row in project.rows["train"]]
+    train[5][1], train[20] = 3.25, ["new", 0.5, 1.5, -0.25, 1]
+    project.write("train", train[:-1])
+    project.edit("test", 6, depth=0.75)
+
+
+@pytest.mark.parametrize("changes", [SWEEP, ONE_DAMPING], ids=["sweep", "one damping"])
+def test_other_processes_compute_the_same_bits(tmp_path, spawned, changes):
+    """From nothing, and after an edit, when iterative solves start from what is stored."""
+    here, there = Project(tmp_path / "here", **changes), Project(tmp_path / "there", **changes)
+    for _ in range(2):
+        refresh(here.folder)
+        refresh(there.folder, spawned)
+        assert_same_bits(ArtifactStore(here.store), ArtifactStore(there.store))
+        for project in (here, there):
+            project.write_settings(model={"refit": "pinned"})
+            edited(project)
+
+
+@pytest.mark.campaign
+def test_other_processes_compute_the_same_bits_of_the_digits(tmp_path, spawned):
+    here, there = (copy_project(tmp_path / name) for name in ("here", "there"))
+    refresh(here / "assets/digits")
+    refresh(there / "assets/digits", spawned)
+    stores = [ArtifactStore(root / "data/store/digits") for root in (here, there)]
+    assert_same_bits(*stores)
+
+
+def test_blocks_may_come_in_any_order(tmp_path):
+    here, there = Project(tmp_path / "here", **SWEEP), Project(tmp_path / "there", **SWEEP)
+    refresh(here.folder)
+    refresh(there.folder, Backwards())
+    assert_same_bits(ArtifactStore(here.store), ArtifactStore(there.store))
+
+
+def test_an_error_of_another_process_is_raised_here_with_artifact_and_tile(tmp_path, spawned):
+    project = Project(tmp_path, methods={"cg": {"rtol": 1e-12, "rank": 1, "maxiter": 1}})
+    with pytest.raises(NotConvergedError, match=r"cg, test rows: .*test-0") as raised:
+        refresh(project.folder, spawned)
+    assert raised.value.__notes__[0].startswith("while computing cg/influence_factors[")
+    store = ArtifactStore(project.store)
+    assert "direct/curvature" in store.names()
+    assert "cg/influence_factors" not in store.names()
+    project.write_settings(methods={"cg": {"maxiter": None, "rtol": 1e-10}})
+    refresh(project.folder, spawned)  # and the processes are as good as before
+    assert "cg/influence_factors" in store.names()
+
+
+def test_here_an_error_names_artifact_and_tile_as_well(tmp_path):
+    project = Project(tmp_path, methods={"cg": {"rtol": 1e-12, "rank": 1, "maxiter": 1}})
+    with pytest.raises(NotConvergedError) as raised:
+        refresh(project.folder)
+    assert raised.value.__notes__ == ["while computing cg/influence_factors[0:10]"]
+
+
+def test_rows_that_miss_the_tolerance_are_told_whoever_solves(tmp_path, spawned):
+    loose = {"cg": {"rtol": 1e-12, "rank": 1, "maxiter": 4, "on_failure": "warn"}}
+    changes = {"damping": [0.1, 0.5], "methods": loose, "compute": {"block_bytes": 1024}}
+    said = []
+    for name, executor in [("here", None), ("there", spawned)]:
+        project = Project(tmp_path / name, **changes)
+        with pytest.warns(RuntimeWarning) if executor is None else nullcontext():
+            told = refresh(project.folder, executor)
+        said.append(sorted(line for line in told if "missed the tolerance" in line))
+    assert said[0]
+    assert said[0] == said[1]
+
+
+def test_numbers_of_another_process_are_looked_at_here(tmp_path):
+    class Broken:
+        def run(self, tasks, /):
+            for task in tasks:
+                yield task, {"influences": np.full(task.tile.shape, np.inf)}
+
+    project = Project(tmp_path)
+    refresh(project.folder)
+    project.write_settings(store={"max_relative_error": 1e-3})
+    bench = Workbench(load_study(project.folder), executor=Broken())
+    node = next(node for node in artifacts(bench.study) if node.name == "direct/influences")
+    with pytest.raises(ModelError, match="influences is not finite at test 'test-00'"):
+        node.refresh(bench)
+
+
+def test_only_a_few_blocks_exist_at_a_time(tmp_path, monkeypatch):
+    alive, seen, write, fourth = set(), [], Draft.write, threading.Event()
+
+    class Block(np.ndarray):
+        """An array that says when it is no more."""
+
+    class Counting:
+        def run(self, tasks, /):
+            for task in tasks:
+                seen.append(len(alive))
+                if len(seen) == 4:
+                    fourth.set()
+                yield task, {name: counted(values) for name, values in run(task).items()}
+
+    def counted(values):
+        block = values.view(Block)
+        alive.add(id(block))
+        weakref.finalize(block, alive.remove, id(block))
+        return block
+
+    def slow(draft, *arguments):
+        assert fourth.wait(60)
+        write(draft, *arguments)
+
+    project = Project(tmp_path, compute={"block_bytes": 512})
+    refresh(project.folder)
+    shutil.rmtree(project.store / "direct/perturbation_influences")
+    monkeypatch.setattr(Draft, "write", slow)
+    refresh(project.folder, Counting())
+    assert len(seen) == 15
+    assert max(seen) == 3  # of four the one that is asked for
+    assert not alive
