@@ -156,7 +156,7 @@ def _computed(
         yield from ((tile, part.here(tile, draft)) for tile in work)
         return
     kernel = part.kernel
-    inputs = Inputs.of(bench, draft, runs_code=kernel.runs_code)
+    inputs = Inputs.of(bench, draft.artifact, runs_code=kernel.runs_code)
 
     def told(done: tuple[BlockTask, Arrays]) -> tuple[Tile, Arrays]:
         part.tell(done[0].tile, done[1])

@@ -96,7 +96,7 @@ def _rows_of(bench: Workbench, seen: Version) -> tuple[Axis, Version]:
     axis = bench.axis_of(version, "train")
     if axis.fingerprint != seen.attrs["train_rows"]:
         raise StoreError(
-            f"{bench.store.root}: version {number} of dataset has other rows than the stored "
+            f"{bench.study.name}: version {number} of dataset has other rows than the stored "
             f"{seen.artifact} was made from; remove the latter and refresh again"
         )
     return axis, version

@@ -20,7 +20,7 @@ from influence_dag.errors import InfluenceDagError, StoreError, StudyError
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.graph import reads_of
 from influence_dag.stages.workbench import Workbench, provenance
-from influence_dag.store import ArtifactStore, Draft, Version
+from influence_dag.store import Version
 from influence_dag.study.code import put_on_path
 from influence_dag.study.study import Study, StudySettings
 from influence_dag.study.users_code import ended
@@ -57,22 +57,21 @@ class Pin:
     def of(cls, version: Version) -> "Pin":
         return cls(version.artifact, version.number, version.data_version)
 
-    def opened(self, store: ArtifactStore) -> Version:
+    def opened(self, bench: Workbench) -> Version:
         """That version and no other; a `StoreError` where it is gone, or another has its number."""
-        kept = {version.number: version for version in store.versions(self.artifact)}
+        kept = {version.number: version for version in bench.store.versions(self.artifact)}
+        named = f"{bench.study.name}/{self.artifact}: version {self.number}"
         if self.number not in kept:
             seen = ", ".join(map(str, kept)) or "none"
             raise StoreError(
-                f"{store.root / self.artifact}: version {self.number}, which is to be read, is "
-                f"gone (kept are {seen}); refresh again, and raise store.keep_versions if others "
-                "publish meanwhile"
+                f"{named}, which is to be read, is gone (kept are {seen}); refresh again, and raise "
+                "store.keep_versions if others publish meanwhile"
             )
-        found = kept[self.number]
-        if found.data_version != self.data_version:
+        if (found := kept[self.number]).data_version != self.data_version:
             raise StoreError(
-                f"{store.root / self.artifact}: version {self.number} is another than the one that "
-                f"is to be read (content {found.data_version:.8}, expected "
-                f"{self.data_version:.8}): the store was made anew; refresh again"
+                f"{named} is another than the one that is to be read (content "
+                f"{found.data_version:.8}, expected {self.data_version:.8}): the store was made "
+                "anew; refresh again"
             )
         return found
 
@@ -96,12 +95,12 @@ class Inputs:
     reads: tuple[Pin, ...]
 
     @classmethod
-    def of(cls, bench: Workbench, draft: Draft, *, runs_code: bool = True) -> "Inputs":
-        """What the stage reads that is at work on a draft."""
-        study, before = bench.study, draft.base
-        read = [bench.require(name) for name in reads_of(study, draft.artifact)]
+    def of(cls, bench: Workbench, artifact: str, *, runs_code: bool = True) -> "Inputs":
+        """What the stage reads that is at work on an artifact, whose lock is held."""
+        study, before = bench.study, bench.store.base(artifact)
+        read = [bench.require(name) for name in reads_of(study, artifact)]
         return cls(
-            draft.artifact,
+            artifact,
             study.name,
             str(study.root),
             study.settings.model_dump_json(),
@@ -161,7 +160,7 @@ class PinnedBench(Workbench):
 
     def __init__(self, study: Study, inputs: Inputs):
         super().__init__(study)
-        self._pinned = {pin.artifact: pin.opened(self.store) for pin in inputs.reads}
+        self._pinned = {pin.artifact: pin.opened(self) for pin in inputs.reads}
         self._making = inputs.artifact
 
     def require(self, artifact: str) -> Version:
