@@ -64,8 +64,8 @@ class Pin:
         if self.number not in kept:
             seen = ", ".join(map(str, kept)) or "none"
             raise StoreError(
-                f"{named}, which is to be read, is gone (kept are {seen}); refresh again, and raise "
-                "store.keep_versions if others publish meanwhile"
+                f"{named}, which is to be read, is gone (kept are {seen}); refresh again, and "
+                "raise store.keep_versions if others publish meanwhile"
             )
         if (found := kept[self.number]).data_version != self.data_version:
             raise StoreError(
