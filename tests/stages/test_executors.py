@@ -40,12 +40,14 @@ def spawned(tmp_path_factory):
     executor.pool.shutdown()
 
 
-def refresh(folder, executor=None) -> list[str]:
-    """Every stage in order; what was reported."""
+def refresh(folder, executor=None, *, until: str = "report") -> list[str]:
+    """Every stage in order, up to the one that makes `until`; what was reported."""
     said: list[str] = []
     bench = Workbench(load_study(folder), said.append, executor=executor)
     for node in artifacts(bench.study):
         node.refresh(bench)
+        if node.name == until:
+            break
     return said
 
 
@@ -69,16 +71,23 @@ def edited(project: Project) -> None:
     project.edit("test", 6, depth=0.75)
 
 
-@pytest.mark.parametrize("changes", [SWEEP, ONE_DAMPING], ids=["sweep", "one damping"])
-def test_other_processes_compute_the_same_bits(tmp_path, spawned, changes):
-    """From nothing, and after an edit, when iterative solves start from what is stored."""
+@pytest.mark.parametrize(
+    ("changes", "curvature"),
+    [(SWEEP, "pinned"), (ONE_DAMPING, "on_change")],
+    ids=["sweep", "one damping"],
+)
+def test_other_processes_compute_the_same_bits(tmp_path, spawned, changes, curvature):
+    """From nothing, and after an edit, when iterative solves start from what is stored.
+
+    A pinned curvature multiplies with rows of a version of the dataset that is not current.
+    """
     here, there = Project(tmp_path / "here", **changes), Project(tmp_path / "there", **changes)
     for _ in range(2):
         refresh(here.folder)
         refresh(there.folder, spawned)
         assert_same_bits(ArtifactStore(here.store), ArtifactStore(there.store))
         for project in (here, there):
-            project.write_settings(model={"refit": "pinned"})
+            project.write_settings(model={"refit": "pinned"}, curvature={"refresh": curvature})
             edited(project)
 
 
@@ -92,7 +101,8 @@ def test_other_processes_compute_the_same_bits_of_the_digits(tmp_path, spawned):
 
 
 def test_blocks_may_come_in_any_order(tmp_path):
-    here, there = Project(tmp_path / "here", **SWEEP), Project(tmp_path / "there", **SWEEP)
+    changes = {"methods": {"cg": None}, "compute": {"block_bytes": 1024}}
+    here, there = Project(tmp_path / "here", **changes), Project(tmp_path / "there", **changes)
     refresh(here.folder)
     refresh(there.folder, Backwards())
     assert_same_bits(ArtifactStore(here.store), ArtifactStore(there.store))
@@ -107,7 +117,7 @@ def test_an_error_of_another_process_is_raised_here_with_artifact_and_tile(tmp_p
     assert "direct/curvature" in store.names()
     assert "cg/influence_factors" not in store.names()
     project.write_settings(methods={"cg": {"maxiter": None, "rtol": 1e-10}})
-    refresh(project.folder, spawned)  # and the processes are as good as before
+    refresh(project.folder, spawned, until="cg/influence_factors")  # processes as good as before
     assert "cg/influence_factors" in store.names()
 
 
@@ -125,10 +135,44 @@ def test_rows_that_miss_the_tolerance_are_told_whoever_solves(tmp_path, spawned)
     for name, executor in [("here", None), ("there", spawned)]:
         project = Project(tmp_path / name, **changes)
         with pytest.warns(RuntimeWarning) if executor is None else nullcontext():
-            told = refresh(project.folder, executor)
+            told = refresh(project.folder, executor, until="cg/influence_factors")
         said.append(sorted(line for line in told if "missed the tolerance" in line))
     assert said[0]
     assert said[0] == said[1]
+
+
+SWAPS = """\
+import torch
+from torch import nn
+
+
+class Swaps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        order = torch.arange(len(x))
+        if len(x) > 4:
+            order[:2] = torch.tensor([1, 0])
+        return self.out(torch.tanh(self.inner(x[order])[order]))
+
+
+def build():
+    return Swaps()
+"""
+
+
+def test_a_layer_that_another_process_cannot_capture_is_made_otherwise(tmp_path, spawned):
+    """Which some block shows, not the two rows that the layout was made with."""
+    stores, said = [], []
+    for name, executor in [("here", None), ("there", spawned)]:
+        project = Project(tmp_path / name, model=SWAPS)
+        said.append(refresh(project.folder, executor, until="gradients"))
+        stores.append(ArtifactStore(project.store))
+    assert all(any("the gradients of 'inner'" in line for line in told) for told in said)
+    assert stores[1].version("gradients").attrs["uncaptured_layers"] == ["inner"]
+    assert_same_bits(*stores)
 
 
 def test_numbers_of_another_process_are_looked_at_here(tmp_path):
@@ -138,7 +182,7 @@ def test_numbers_of_another_process_are_looked_at_here(tmp_path):
                 yield task, {"influences": np.full(task.tile.shape, np.inf)}
 
     project = Project(tmp_path)
-    refresh(project.folder)
+    refresh(project.folder, until="direct/influences")
     project.write_settings(store={"max_relative_error": 1e-3})
     bench = Workbench(load_study(project.folder), executor=Broken())
     node = next(node for node in artifacts(bench.study) if node.name == "direct/influences")
@@ -170,7 +214,7 @@ def test_only_a_few_blocks_exist_at_a_time(tmp_path, monkeypatch):
         assert fourth.wait(60)
         write(draft, *arguments)
 
-    project = Project(tmp_path, compute={"block_bytes": 512})
+    project = Project(tmp_path, compute={"block_bytes": 512}, methods={"cg": None})
     refresh(project.folder)
     shutil.rmtree(project.store / "direct/perturbation_influences")
     monkeypatch.setattr(Draft, "write", slow)
