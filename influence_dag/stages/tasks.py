@@ -208,7 +208,9 @@ def _travels(error: Exception) -> bool:
     return True
 
 
-KEPT = 2  # workbenches of a process that computes tasks, each with a model and its factorisation
+# Workbenches that a process keeps which computes tasks, each with a model and its factorisation: as
+# many as the process that stores has. Tasks of several artifacts in turn open theirs again.
+KEPT = 1
 
 _at_hand: dict[Inputs, Workbench] = {}
 _opening = threading.Lock()

@@ -18,6 +18,9 @@ class SpawnedExecutor:
         self.in_flight = workers + 1
         self.pool = ProcessPoolExecutor(workers, get_context("spawn"), os.chdir, (folder,))
 
+    def close(self) -> None:
+        self.pool.shutdown()
+
     def run(self, tasks: Iterable[BlockTask], /) -> Results:
         waiting, under_way = iter(tasks), {}
         try:

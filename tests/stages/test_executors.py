@@ -8,10 +8,11 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from project_copy import copy_project
-from spawned import Backwards, SpawnedExecutor
+from spawned import Backwards, Remembering, SpawnedExecutor
 from tiny_project import Project
 
 from influence_dag.errors import ModelError, NotConvergedError
+from influence_dag.stages.executors import LocalExecutor
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.tasks import run
 from influence_dag.stages.workbench import Workbench
@@ -32,12 +33,15 @@ ONE_DAMPING = {
 }
 
 
-@pytest.fixture(scope="module")
-def spawned(tmp_path_factory):
-    """Two processes of another working directory, which come up once."""
-    executor = SpawnedExecutor(tmp_path_factory.mktemp("nowhere"))
+OTHERS = {"processes": SpawnedExecutor}  # executors that do not compute in this process
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def others(request, tmp_path_factory):
+    """An executor whose workers have another working directory; they come up once."""
+    executor = OTHERS[request.param](tmp_path_factory.mktemp("nowhere"))
     yield executor
-    executor.pool.shutdown()
+    executor.close()
 
 
 def refresh(folder, executor=None, *, until: str = "report") -> list[str]:
@@ -76,7 +80,7 @@ def edited(project: Project) -> None:
     [(SWEEP, "pinned"), (ONE_DAMPING, "on_change")],
     ids=["sweep", "one damping"],
 )
-def test_other_processes_compute_the_same_bits(tmp_path, spawned, changes, curvature):
+def test_other_processes_compute_the_same_bits(tmp_path, others, changes, curvature):
     """From nothing, and after an edit, when iterative solves start from what is stored.
 
     A pinned curvature multiplies with rows of a version of the dataset that is not current.
@@ -84,7 +88,7 @@ def test_other_processes_compute_the_same_bits(tmp_path, spawned, changes, curva
     here, there = Project(tmp_path / "here", **changes), Project(tmp_path / "there", **changes)
     for _ in range(2):
         refresh(here.folder)
-        refresh(there.folder, spawned)
+        refresh(there.folder, others)
         assert_same_bits(ArtifactStore(here.store), ArtifactStore(there.store))
         for project in (here, there):
             project.write_settings(model={"refit": "pinned"}, curvature={"refresh": curvature})
@@ -92,10 +96,10 @@ def test_other_processes_compute_the_same_bits(tmp_path, spawned, changes, curva
 
 
 @pytest.mark.campaign
-def test_other_processes_compute_the_same_bits_of_the_digits(tmp_path, spawned):
+def test_other_processes_compute_the_same_bits_of_the_digits(tmp_path, others):
     here, there = (copy_project(tmp_path / name) for name in ("here", "there"))
     refresh(here / "assets/digits")
-    refresh(there / "assets/digits", spawned)
+    refresh(there / "assets/digits", others)
     stores = [ArtifactStore(root / "data/store/digits") for root in (here, there)]
     assert_same_bits(*stores)
 
@@ -108,16 +112,16 @@ def test_blocks_may_come_in_any_order(tmp_path):
     assert_same_bits(ArtifactStore(here.store), ArtifactStore(there.store))
 
 
-def test_an_error_of_another_process_is_raised_here_with_artifact_and_tile(tmp_path, spawned):
+def test_an_error_of_another_process_is_raised_here_with_artifact_and_tile(tmp_path, others):
     project = Project(tmp_path, methods={"cg": {"rtol": 1e-12, "rank": 1, "maxiter": 1}})
     with pytest.raises(NotConvergedError, match=r"cg, test rows: .*test-0") as raised:
-        refresh(project.folder, spawned)
+        refresh(project.folder, others)
     assert raised.value.__notes__[0].startswith("while computing cg/influence_factors[")
     store = ArtifactStore(project.store)
     assert "direct/curvature" in store.names()
     assert "cg/influence_factors" not in store.names()
     project.write_settings(methods={"cg": {"maxiter": None, "rtol": 1e-10}})
-    refresh(project.folder, spawned, until="cg/influence_factors")  # processes as good as before
+    refresh(project.folder, others, until="cg/influence_factors")  # processes as good as before
     assert "cg/influence_factors" in store.names()
 
 
@@ -128,17 +132,32 @@ def test_here_an_error_names_artifact_and_tile_as_well(tmp_path):
     assert raised.value.__notes__ == ["while computing cg/influence_factors[0:10]"]
 
 
-def test_rows_that_miss_the_tolerance_are_told_whoever_solves(tmp_path, spawned):
+def test_rows_that_miss_the_tolerance_are_told_whoever_solves(tmp_path, others):
     loose = {"cg": {"rtol": 1e-12, "rank": 1, "maxiter": 4, "on_failure": "warn"}}
     changes = {"damping": [0.1, 0.5], "methods": loose, "compute": {"block_bytes": 1024}}
     said = []
-    for name, executor in [("here", None), ("there", spawned)]:
+    for name, executor in [("here", None), ("there", others)]:
         project = Project(tmp_path / name, **changes)
         with pytest.warns(RuntimeWarning) if executor is None else nullcontext():
             told = refresh(project.folder, executor, until="cg/influence_factors")
         said.append(sorted(line for line in told if "missed the tolerance" in line))
     assert said[0]
     assert said[0] == said[1]
+
+
+def test_few_tasks_are_drawn_ahead_of_what_is_taken(tmp_path, others):
+    remembering = Remembering()
+    refresh(Project(tmp_path).folder, remembering, until="gradients")
+    task, arrays = remembering.done[0]
+    for executor in (LocalExecutor(), others):
+        drawn = []
+        results = executor.run(drawn.append(k) or task for k in range(40))
+        next(results)
+        assert len(drawn) < 20
+        results.close()
+        again = [found for _, found in executor.run([task] * 3)]
+        assert [each.keys() for each in again] == [arrays.keys()] * 3
+        assert len(drawn) < 20
 
 
 SWAPS = """\
@@ -163,10 +182,10 @@ def build():
 """
 
 
-def test_a_layer_that_another_process_cannot_capture_is_made_otherwise(tmp_path, spawned):
+def test_a_layer_that_another_process_cannot_capture_is_made_otherwise(tmp_path, others):
     """Which some block shows, not the two rows that the layout was made with."""
     stores, said = [], []
-    for name, executor in [("here", None), ("there", spawned)]:
+    for name, executor in [("here", None), ("there", others)]:
         project = Project(tmp_path / name, model=SWAPS)
         said.append(refresh(project.folder, executor, until="gradients"))
         stores.append(ArtifactStore(project.store))
