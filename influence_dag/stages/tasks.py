@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from influence_dag.errors import InfluenceDagError, StoreError, StudyError
 from influence_dag.stages.blocks import Tile
@@ -116,8 +117,7 @@ class Inputs:
                 f"{self.study}: the process that computes has {_listed(here)}, the one that stores "
                 f"has {_listed(self.made_with)}; install the same versions in both"
             )
-        settings = StudySettings.model_validate_json(self.settings)
-        study = Study(self.study, settings, Path(self.root))
+        study = Study(self.study, self._settings, Path(self.root))
         put_on_path(study.root)
         bench = PinnedBench(study, self)
         if self.code is not None and _code_of(bench) != self.code:
@@ -126,6 +126,18 @@ class Inputs:
                 "it was when the work was handed out; refresh again when it is written"
             )
         return bench
+
+    @property
+    def _settings(self) -> StudySettings:
+        try:
+            return StudySettings.model_validate_json(self.settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise StudyError(
+                f"{self.study}: the process that computes cannot read the settings "
+                f"({'.'.join(map(str, first['loc']))}: {first['msg']}); what adds a method has to "
+                "be imported there as well"
+            ) from error
 
 
 def _code_of(bench: Workbench) -> str:

@@ -183,6 +183,15 @@ def test_libraries_of_other_versions_are_refused(made):
         run(replace(task, inputs=replace(task.inputs, made_with=other)))
 
 
+def test_a_method_that_a_process_does_not_know_is_refused(made):
+    task, _ = of(made[1], "cg/influence_factors")[0]
+    settings = json.loads(task.inputs.settings)
+    settings["methods"]["of_ones_own"] = {"steps": 3}
+    other = replace(task, inputs=replace(task.inputs, settings=json.dumps(settings)))
+    with pytest.raises(StudyError, match=r"methods\.of_ones_own: .*; what adds a method has to be"):
+        run(other)
+
+
 def test_a_task_reads_nothing_that_it_does_not_name(made):
     task, _ = of(made[1], "cg/influence_factors")[0]
     less = tuple(pin for pin in task.inputs.reads if pin.artifact != "cg/curvature")
