@@ -45,7 +45,7 @@ def refresh(store, layout, keys, values, max_values=2**24):
             tile_keys = {i: keys["influences"][i].tobytes() for i in tile.chunk_indices}
             draft.write("influences", tile.start, block, tile_keys)
 
-        stream(todo, lambda tile: values[tile.region], write, writers=2)
+        stream(((tile, values[tile.region]) for tile in todo), write, writers=2)
     return draft
 
 

@@ -1,6 +1,8 @@
 """The errors of this package: one family, each saying what was seen, the limit and the cure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 
 class InfluenceDagError(Exception):
@@ -54,6 +56,15 @@ class IndefiniteError(InfluenceDagError):
         super().__init__(message)
         self.smallest_eigenvalue = smallest_eigenvalue
         self.suggested_damping = suggested_damping
+
+    def __reduce__(self) -> tuple[Callable[..., "IndefiniteError"], tuple[Any, ...], dict]:
+        """As it travels from one process to another: both numbers are asked for by name."""
+        again = partial(
+            type(self),
+            smallest_eigenvalue=self.smallest_eigenvalue,
+            suggested_damping=self.suggested_damping,
+        )
+        return again, self.args, vars(self)
 
 
 class StoreError(InfluenceDagError):

@@ -18,8 +18,11 @@ class ChangedError(Exception):
     """Something that a stage uses was edited meanwhile: what it has computed is of neither."""
 
     def __init__(self, what: str):
-        super().__init__(f"{what} changed while it was used")
+        super().__init__(what)
         self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} changed while it was used"
 
 
 class Watch:

@@ -1,5 +1,6 @@
 import threading
 import time
+from contextlib import nullcontext
 from math import prod
 
 import numpy as np
@@ -58,6 +59,11 @@ def test_a_scalar_is_one_tile():
     assert tiles([()], (), (), max_values=1) == [Tile((), (), ((),))]
 
 
+def computed(work, compute):
+    """What `compute` makes of each tile, when it is asked for."""
+    return ((tile, compute(tile)) for tile in work)
+
+
 def row(n):
     return tiles([(i,) for i in range(n)], (1,), (n,), max_values=1)
 
@@ -65,28 +71,20 @@ def row(n):
 @pytest.mark.parametrize("writers", [1, 2, 5])
 @pytest.mark.parametrize("in_flight", [1, 2, 4])
 def test_every_tile_is_computed_in_order_and_written_once(writers, in_flight):
-    computed, written, reported = [], [], []
+    asked, written = [], []
 
     def compute(tile):
         assert threading.current_thread() is threading.main_thread()
-        computed.append(tile)
+        asked.append(tile)
         return tile.start[0] ** 2
 
     def write(tile, values):
         assert threading.current_thread() is not threading.main_thread()
         written.append((tile.start[0], values))
 
-    stream(
-        row(30),
-        compute,
-        write,
-        writers=writers,
-        in_flight=in_flight,
-        progress=lambda *counts: reported.append(counts),
-    )
-    assert computed == row(30)
+    stream(computed(row(30), compute), write, writers=writers, in_flight=in_flight)
+    assert asked == row(30)
     assert sorted(written) == [(i, i**2) for i in range(30)]
-    assert reported == [(i + 1, 30) for i in range(30)]
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 4])
@@ -112,8 +110,7 @@ def test_only_a_few_tiles_exist_at_a_time(in_flight, slow):
         return values
 
     stream(
-        row(40),
-        compute,
+        computed(row(40), compute),
         lambda tile, values: time.sleep(0.002 * (slow == "write")),
         writers=2,
         in_flight=in_flight,
@@ -133,11 +130,11 @@ def test_computing_goes_on_while_others_are_written():
     def write(tile, values):
         begun.set()
 
-    stream(row(2), compute, write)
+    stream(computed(row(2), compute), write)
 
 
 def test_an_error_of_the_writer_stops_the_computation():
-    computed, written = [], []
+    asked, written = [], []
 
     def write(tile, values):
         if tile.start[0] == 3:
@@ -145,8 +142,8 @@ def test_an_error_of_the_writer_stops_the_computation():
         written.append(tile.start[0])
 
     with pytest.raises(OSError, match="disk full"):
-        stream(row(1000), lambda tile: computed.append(tile), write, in_flight=4)
-    assert len(computed) < 12
+        stream(computed(row(1000), asked.append), write, in_flight=4)
+    assert len(asked) < 12
     assert set(range(3)) <= set(written) <= set(range(12))
 
 
@@ -164,25 +161,39 @@ def test_an_error_of_the_computation_loses_nothing_that_was_computed(error):
         written.append(tile.start[0])
 
     with pytest.raises(error):
-        stream(row(10), compute, write)
+        stream(computed(row(10), compute), write)
     assert written == [0, 1, 2, 3, 4]
 
 
-def test_an_error_of_the_report_stops_both():
-    def progress(written, total):
-        raise RuntimeError("no terminal")
+@pytest.mark.parametrize("fails", ["compute", "write", None])
+def test_whoever_computes_is_told_that_nobody_asks_for_more(fails):
+    ended = []
 
-    with pytest.raises(RuntimeError, match="no terminal"):
-        stream(row(10), lambda tile: tile, lambda tile, values: None, progress=progress)
+    def results():
+        try:
+            for tile in row(10):
+                if fails == "compute" and tile.start[0] == 5:
+                    raise OSError("no device")
+                yield tile, tile
+        finally:
+            ended.append(True)
+
+    def write(tile, values):
+        if fails == "write" and tile.start[0] == 5:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match=r"no device|disk full") if fails else nullcontext():
+        stream(results(), write)
+    assert ended == [True]
 
 
 def test_no_thread_stays_behind():
     before = threading.active_count()
-    stream(row(10), lambda tile: tile, lambda tile, values: None, writers=3)
+    stream(computed(row(10), str), lambda tile, values: None, writers=3)
     with pytest.raises(ValueError, match="in_flight is 0"):
-        stream(row(10), lambda tile: tile, lambda tile, values: None, in_flight=0)
+        stream(computed(row(10), str), lambda tile, values: None, in_flight=0)
     assert threading.active_count() == before
 
 
 def test_nothing_to_do_is_done():
-    stream([], lambda tile: tile, lambda tile, values: None)
+    stream(computed([], str), lambda tile, values: None)

@@ -17,12 +17,15 @@ class NotCaptured(Exception):  # noqa: N818 - a signal between rooms, never seen
     """On some batch, the gradients of these layers are not sums of products of their pairs."""
 
     def __init__(self, layers: set[str]):
-        super().__init__(
-            f"the gradients of {', '.join(repr(name) for name in sorted(layers))} are not sums of "
+        super().__init__(layers)  # alone: from it the same error is made in another process
+        self.layers = layers
+
+    def __str__(self) -> str:
+        return (
+            f"the gradients of {', '.join(map(repr, sorted(self.layers)))} are not sums of "
             "products of what one call of the layer takes and passes back for each row (rows that "
             "change places, further calls, hooks): they are differentiated row by row"
         )
-        self.layers = layers
 
 
 @dataclass(eq=False)

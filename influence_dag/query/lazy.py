@@ -12,6 +12,7 @@ from dask.utils import SerializableLock
 from influence_dag.query.holes import without_holes
 from influence_dag.query.reopened import check_influences, workbench_of
 from influence_dag.stages import methods, naming, reading
+from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import damping_axis
 from influence_dag.store import Coordinate, Layout, Store, Variable, Version
 
@@ -32,14 +33,21 @@ def lazy_perturbation(store: Store, method: str, project: Path | None = None) ->
 
     bench = workbench_of(store, method, project)
     check_influences(bench, method, rows="dataset")
-    layout, kernel = perturbation.prepare(bench, method)
+    layout = perturbation.layout_of(bench, method)
     if len(layout.variables) > 1:
         names = ", ".join(variable.name for variable in layout.variables)
         raise NotImplementedError(
             f"the lazy form is for models with one input; this study has {names}"
         )
     (variable,) = list(layout.variables)
-    return _labelled(layout, variable, lambda start, stop: kernel.block(variable.name, start, stop))
+    kernel = perturbation.DerivativesOfPairs.of(bench, method, variable)
+    first = len(damping_axis(bench, method)[0]) + 2  # features are whole
+
+    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+        compute = bench.once(kernel, lambda: kernel.at(bench))
+        return compute(Tile(tuple(start[:first]), tuple(stop[:first]), ()))[variable.name]
+
+    return _labelled(layout, variable, block)
 
 
 def parameter_influences(store: Store, method: str, project: Path | None = None) -> xr.DataArray:

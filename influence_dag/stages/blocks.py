@@ -1,19 +1,21 @@
-"""Blocks of work, and the bounded pipeline that computes and writes them.
+"""Blocks of work, and the bounded pipeline that takes what is computed and writes it.
 
-One thread computes (linear algebra uses the cores by itself), one or two write, and few blocks are
-in flight, so that memory depends neither on the length of the job nor on which side is slower.
+One thread takes results (and computes them, where nobody else does: linear algebra uses the cores
+by itself), one or two write, and few blocks are in flight, so that memory depends neither on the
+length of the job nor on which side is slower.
 """
 
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
 ChunkIndex = tuple[int, ...]
-Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
 Values = TypeVar("Values")
 
 
@@ -63,36 +65,33 @@ def tiles(
 
 
 def stream(
-    tiles: Sequence[Tile],
-    compute: Callable[[Tile], Values],
-    write: Callable[[Tile, Values], None],
+    results: Generator[tuple[Item, Values], None, None],
+    write: Callable[[Item, Values], None],
     *,
     writers: int = 1,
     in_flight: int = 4,
-    progress: Progress | None = None,
 ) -> None:
-    """Compute each tile on the calling thread, in order, while others are being written.
+    """Take each result on the calling thread, as it comes, while others are being written.
 
-    At most `in_flight` tiles exist at a time, counting the one that is computed. An error on
-    either side stops both and is raised here, after the writes under way have ended; what was
-    computed before `compute` failed is still written. `progress(written, total)` is called on the
-    calling thread.
+    At most `in_flight` results exist here at a time, counting the one that is asked for: nobody
+    who computes is asked for more while writing is behind. An error on either side stops both and
+    is raised here, after the writes under way have ended; what came before `results` failed is
+    still written. `results` is closed whatever happens.
     """
     if in_flight < 1:
-        raise ValueError(f"in_flight is {in_flight}; at least one tile has to exist at a time")
+        raise ValueError(f"in_flight is {in_flight}; at least one block has to exist at a time")
     pending: deque[Future[None]] = deque()
-    written = itertools.count(1)
 
     def settle(limit: int) -> None:
         while pending and (len(pending) > limit or pending[0].done()):
             _result(pending)
-            if progress:
-                progress(next(written), len(tiles))
 
-    with ThreadPoolExecutor(writers, thread_name_prefix="writer") as pool:
-        for tile in tiles:
+    with closing(results), ThreadPoolExecutor(writers, thread_name_prefix="writer") as pool:
+        settle(in_flight - 1)
+        while (result := next(results, None)) is not None:
+            pending.append(pool.submit(write, *result))
+            del result  # or it would exist for as long as the next one is computed
             settle(in_flight - 1)
-            pending.append(pool.submit(write, tile, compute(tile)))
         settle(0)
 
 

@@ -28,12 +28,13 @@ from influence_dag.datasets.splits import (
 from influence_dag.errors import DataError, StoreError
 from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.stages import naming
+from influence_dag.stages.blocks import Tile
 from influence_dag.stages.class_order import check_words
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.updates import Update, current_update
 from influence_dag.stages.workbench import Workbench, provenance
-from influence_dag.store import Coordinate, Layout, Variable, Version
+from influence_dag.store import Coordinate, Draft, Layout, Variable, Version
 
 FORMULA = FORMULAS["dataset"]
 LOOKED_AT = 32 * 2**20  # bytes of files that are read before anything slow is imported
@@ -308,7 +309,7 @@ def _part(
     arrays = _arrays(table, split)
     chunk = next(variable.chunks[0] for variable in layout.variables if variable.name in arrays)
 
-    def compute(tile) -> dict[str, np.ndarray]:
+    def compute(tile: Tile, draft: Draft) -> dict[str, np.ndarray]:
         rows = source[tile.start[0] : tile.stop[0]]
         return {
             name: _pick(values, rows, _stored_dtype(bench, values))
@@ -317,7 +318,7 @@ def _part(
 
     base = fingerprint(naming.DATASET, FORMULA, bench.settings.data.features.scale)
     keys = grid_keys(base, axis.digests(chunk))
-    return Part(tuple(arrays), keys, compute, may_lack=True)  # sources look at every row
+    return Part(tuple(arrays), keys, here=compute, may_lack=True)  # sources look at every row
 
 
 def _pick(values: Values, rows: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -6,16 +6,18 @@ publishes one new version. Nothing else decides what is recomputed.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from influence_dag.fingerprints import KEY_BYTES, fingerprint
 from influence_dag.stages.blocks import Tile, stream, tiles
+from influence_dag.stages.executors import LocalExecutor
 from influence_dag.stages.finite import Finite
+from influence_dag.stages.tasks import Arrays, BlockTask, Inputs, Kernel, at_hand
 from influence_dag.stages.updates import (
     Update,
     current_update,
@@ -24,7 +26,7 @@ from influence_dag.stages.updates import (
     reasons_of,
 )
 from influence_dag.stages.workbench import Workbench, policies, provenance
-from influence_dag.store import Coordinate, Layout, Variable, Version
+from influence_dag.store import Coordinate, Draft, Layout, Variable, Version
 from influence_dag.unchanged import watch
 
 Result = tuple[tuple[str, ...], np.ndarray, dict]  # dims, values, attributes
@@ -35,15 +37,18 @@ class Part:
     """Arrays of an artifact that are cut and computed together.
 
     `keys` has shape `(*grid, 16)` for the leading, chunked axes; further axes are whole.
-    `compute(tile)` returns the numbers of one rectangle of whole chunks for each array. A part
-    that `merges` what earlier parts wrote is asked `compute(tile, draft)` and reads it there.
-    Numbers of rows that exist have to be finite, unless NaN says something (`may_lack`).
+    A `kernel` computes rectangles of whole chunks from what is published, in whatever process. What
+    needs more is computed `here`, in the one that writes: from sources, or from what earlier parts
+    have written into the draft, of which only its journal knows what can be trusted. `tell` says
+    what there is to say of finished numbers. Numbers of rows that exist have to be finite, unless
+    NaN says something (`may_lack`).
     """
 
     names: tuple[str, ...]
     keys: np.ndarray
-    compute: Callable[..., Mapping[str, np.ndarray]]
-    merges: bool = False
+    kernel: Kernel | None = None
+    here: Callable[[Tile, Draft], Arrays] | None = None
+    tell: Callable[[Tile, Arrays], None] = lambda tile, arrays: None
     may_lack: bool = False
 
     def expected(self, layout: Layout) -> dict[str, np.ndarray]:
@@ -100,28 +105,15 @@ def refresh_blocks(
 
 
 def _compute_part(
-    bench: Workbench, draft, layout: Layout, part: Part, expected: Mapping, outdated: Mapping
+    bench: Workbench, draft: Draft, layout: Layout, part: Part, expected: Mapping, outdated: Mapping
 ) -> None:
     """Stream the outdated tiles of one part; its arrays share the grid of their leading axes."""
     depth = part.keys.ndim - 1
-    variables = [variable for variable in layout.variables if variable.name in part.names]
-    lead = max(variables, key=lambda variable: np.prod(variable.shape))
-    wanted = sorted({index[:depth] for name in part.names for index in outdated[name]})
-    values_per_cell = max(1, int(np.prod(lead.shape[depth:])))
-    work = tiles(
-        wanted,
-        lead.chunks[:depth],
-        lead.shape[:depth],
-        max_values=max(
-            1,
-            bench.settings.compute.block_bytes // np.dtype(lead.dtype).itemsize // values_per_cell,
-        ),
-    )
-
+    work = _tiles(layout, part, outdated, bench.settings.compute.block_bytes)
     finite = None if part.may_lack else Finite(draft.artifact, layout)
     used = watch()  # here: tiles may be written by other threads
 
-    def write(tile: Tile, arrays: Mapping[str, np.ndarray]) -> None:
+    def write(tile: Tile, arrays: Arrays) -> None:
         used.check_often()
         for name, values in arrays.items():
             if finite:
@@ -133,7 +125,47 @@ def _compute_part(
             }
             draft.write(name, (*tile.start, *tail), values, keys)
 
-    stream(work, partial(part.compute, draft=draft) if part.merges else part.compute, write)
+    if work:
+        stream(_computed(bench, draft, part, work), write)
+
+
+def _tiles(layout: Layout, part: Part, outdated: Mapping, block_bytes: int) -> list[Tile]:
+    """The outdated chunks of a part, in rectangles of at most a block each."""
+    depth = part.keys.ndim - 1
+    variables = [variable for variable in layout.variables if variable.name in part.names]
+    lead = max(variables, key=lambda variable: np.prod(variable.shape))
+    wanted = sorted({index[:depth] for name in part.names for index in outdated[name]})
+    cell_bytes = max(1, int(np.prod(lead.shape[depth:]))) * np.dtype(lead.dtype).itemsize
+    return tiles(
+        wanted,
+        lead.chunks[:depth],
+        lead.shape[:depth],
+        max_values=max(1, block_bytes // cell_bytes),
+    )
+
+
+def _computed(
+    bench: Workbench, draft: Draft, part: Part, work: Sequence[Tile]
+) -> Generator[tuple[Tile, Arrays], None, None]:
+    """The arrays of each tile, from the executor where a kernel computes them.
+
+    Nothing here keeps what it has handed on: it is as large as a block.
+    """
+    if part.kernel is None:
+        assert part.here is not None
+        yield from ((tile, part.here(tile, draft)) for tile in work)
+        return
+    kernel = part.kernel
+    inputs = Inputs.of(bench, draft.artifact, runs_code=kernel.runs_code)
+
+    def told(done: tuple[BlockTask, Arrays]) -> tuple[Tile, Arrays]:
+        part.tell(done[0].tile, done[1])
+        return done[0].tile, done[1]
+
+    executor = bench.executor or LocalExecutor()
+    tasks = (BlockTask(inputs, kernel, tile) for tile in work)
+    with at_hand(inputs, bench), closing(executor.run(tasks)) as results:
+        yield from map(told, results)
 
 
 def refresh_whole(

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,12 +18,14 @@ from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import carried_on, residuals
 from influence_dag.solvers.blocks import BlockFactorization
 from influence_dag.stages import dampings, methods, naming
+from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import measurement_key, model_key
 from influence_dag.stages.methods import method_attributes
 from influence_dag.stages.reading import check_rows, load_objective, load_rows
+from influence_dag.stages.tasks import Arrays, Compute, Kernel
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
@@ -43,14 +46,14 @@ def refresh(bench: Workbench, method: str) -> Update:
     names = tuple(variable.name for variable in layout.variables)
     chunk = lead.chunks[-2]
     keys = grid_keys(base, *damping_digests(bench), test.digests(chunk))
-    solver = _Solver(bench, method, test, names)
-    return refresh_blocks(
-        bench,
-        naming.factors(method),
-        layout,
-        [Part(names, keys, solver)],
-        info=_info(bench, method, test),
-    )
+
+    def tell(tile: Tile, arrays: Arrays) -> None:
+        for said in _late(method, test, tile, arrays):
+            bench.report(said)
+
+    part = Part(names, keys, SolvesOfRows(method, names), tell=tell)
+    info = _info(bench, method, test)
+    return refresh_blocks(bench, naming.factors(method), layout, [part], info=info)
 
 
 def base_key(bench: Workbench, method: str) -> str:
@@ -143,6 +146,32 @@ def _info(bench: Workbench, method: str, test: Axis) -> dict:
     return {"method": method, "test_rows": test.count, "damping": known}
 
 
+def _late(method: str, test: Axis, tile: Tile, arrays: Arrays) -> Iterator[str]:
+    """Name the rows that are kept although they missed the tolerance, for each λ."""
+    if "converged" not in arrays:
+        return
+    present = test.valid[tile.start[-1] : tile.stop[-1]]
+    for each in arrays["converged"].reshape(-1, len(present)):
+        late = np.flatnonzero(present & (each == 0))
+        if len(late):
+            names = ", ".join(map(str, test.ids[tile.start[-1] + late]))
+            yield (
+                f"{naming.factors(method)}: {len(late)} of {present.sum()} rows missed the "
+                f"tolerance and are marked in `converged`: {names}"
+            )
+
+
+@dataclass(frozen=True)
+class SolvesOfRows(Kernel):
+    """Solutions for a run of test rows, and what is said of each: the arrays `names`."""
+
+    method: str
+    names: tuple[str, ...]
+
+    def at(self, bench: Workbench) -> Compute:
+        return _Solver(bench, self.method, bench.axis("dataset", "test"), self.names)
+
+
 class _Solver:
     """Computes tiles; model and factorisation are loaded when the first one is asked for."""
 
@@ -150,7 +179,7 @@ class _Solver:
         self.bench, self.method, self.test, self.names = bench, method, test, names
         self._loaded: tuple | None = None
 
-    def __call__(self, tile) -> dict[str, np.ndarray]:
+    def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
         slots = slice(tile.start[-1], tile.stop[-1])
         known = dampings.of_method(self.bench, self.method)
         sweep = range(tile.start[0], tile.stop[0]) if len(known) > 1 else None
@@ -217,22 +246,11 @@ class _Solver:
         x0 = self._previous(slots.start + present, damping, objective.size)
         with named_rows(self.test.ids[slots.start + present], f"{self.method}, test rows"):
             x, info = solve_with_residuals(factorization, operator, rhs, damping, x0)
-        self._report(info, slots.start + present)
         block["influence_factors"][present] = x.cpu().numpy()
         for name in self.names[1:]:
             values = _curves(info, steps) if name == "residual_history" else info[name]
             block[name][present] = values.float().cpu().numpy()
         return block
-
-    def _report(self, info: Mapping[str, torch.Tensor], slots: np.ndarray) -> None:
-        """Name the rows that are kept although they missed the tolerance."""
-        late = ~info["converged"].cpu().numpy() if "converged" in info else np.zeros(0, bool)
-        if late.any():
-            names = ", ".join(map(str, self.test.ids[slots[late]]))
-            self.bench.report(
-                f"{naming.factors(self.method)}: {late.sum()} of {len(slots)} rows missed the "
-                f"tolerance and are marked in `converged`: {names}"
-            )
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """Per-sample gradients of the training rows, factored per layer."""
 
+import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ from influence_dag.gradients.per_sample import (
 )
 from influence_dag.objective.objective import Objective
 from influence_dag.stages import naming
+from influence_dag.stages.blocks import Tile
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
-from influence_dag.stages.reading import check_rows, load_objective, load_rows, stored_rows
+from influence_dag.stages.reading import check_rows, load_rows, shared_objective, stored_rows
+from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import gradients_formula
 from influence_dag.stages.workbench import Workbench, provenance
@@ -32,7 +36,7 @@ def refresh(bench: Workbench) -> Update:
     A layer that some rows show not to be captured is kept dense for all of them, and stays so
     while θ and its code are the same.
     """
-    objective, known = load_objective(bench), _uncaptured(bench)
+    objective, known = shared_objective(bench), _uncaptured(bench)
     return without_uncaptured(
         lambda names: _refresh(bench, objective, names), without=known, report=bench.report
     )
@@ -53,12 +57,8 @@ def _refresh(bench: Workbench, objective: Objective, without: frozenset[str]) ->
     )
     base = fingerprint(naming.GRADIENTS, FORMULA, model_key(bench), captured.to_json())
     layout = _layout(bench, train, captured, base, without)
-    chunk = layout.variables[0].chunks[0]
-
-    def compute(tile) -> dict[str, np.ndarray]:
-        return _block(bench, train, objective, captured, slice(tile.start[0], tile.stop[0]))
-
-    part = Part(tuple(captured.row_shapes), grid_keys(base, train.digests(chunk)), compute)
+    keys = grid_keys(base, train.digests(layout.variables[0].chunks[0]))
+    part = Part(tuple(captured.row_shapes), keys, GradientsOfRows.of(captured))
     numbers = sum(int(np.prod(shape)) for shape in captured.row_shapes.values())
     info: dict[str, Any] = {
         "rows": train.count,
@@ -122,8 +122,31 @@ def _layout(
     return Layout(variables, train.coordinates, attrs, provenance())
 
 
+@dataclass(frozen=True)
+class GradientsOfRows(Kernel):
+    """The captured tensors of a run of slots; NaN where a row is missing.
+
+    `captured` is the layout of the tensors as JSON.
+    """
+
+    captured: str
+
+    @classmethod
+    def of(cls, captured: GradientLayout) -> "GradientsOfRows":
+        return cls(json.dumps(captured.to_json()))
+
+    def at(self, bench: Workbench) -> Compute:
+        captured = GradientLayout.from_json(json.loads(self.captured))
+        objective, train = shared_objective(bench), bench.axis("dataset", "train")
+
+        def compute(tile: Tile) -> dict[str, np.ndarray]:
+            return _block(bench, train, objective, captured, slice(tile.start[0], tile.stop[0]))
+
+        return compute
+
+
 def _block(
-    bench: Workbench, train: Axis, objective, captured: GradientLayout, slots: slice
+    bench: Workbench, train: Axis, objective: Objective, captured: GradientLayout, slots: slice
 ) -> dict[str, np.ndarray]:
     """The captured tensors of a run of slots; NaN where a row is missing."""
     present = np.flatnonzero(train.valid[slots])

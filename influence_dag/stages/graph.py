@@ -119,6 +119,12 @@ def artifacts(study: Study) -> Iterator[Artifact]:
     )
 
 
+def reads_of(study: Study, artifact: str) -> tuple[str, ...]:
+    """The artifacts that one of a study is made from; its source is none."""
+    reads = next(node.reads for node in artifacts(study) if node.name == artifact)
+    return tuple(name for name in reads if name != "source")
+
+
 def matrix_of(study: Study, method: str) -> str | None:
     """The stored matrix that a method starts from; None when it works with products alone."""
     asked = study.settings.methods[method]

@@ -1,5 +1,6 @@
 """Up-weighting influences `s_testᵀ ∇θ L(z_train)`: one product a block, streamed to the store."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -8,10 +9,11 @@ from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.influence.upweighting import influences as influences_block
 from influence_dag.stages import methods, naming, reading
-from influence_dag.stages.blocks import pieces
+from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
+from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
@@ -33,7 +35,7 @@ def refresh(bench: Workbench, method: str) -> Update:
     keys = grid_keys(
         base, *damping_digests(bench), test.digests(chunks[-2]), train.digests(chunks[-1])
     )
-    part = Part(("influences",), keys, _Product(bench, method))
+    part = Part(("influences",), keys, ProductsOfPairs(method))
     info = {"method": method, "test_rows": test.count, "train_rows": train.count}
     return refresh_blocks(bench, naming.influences(method), layout, [part], info=info)
 
@@ -72,6 +74,20 @@ def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -
     )
 
 
+@dataclass(frozen=True)
+class ProductsOfPairs(Kernel):
+    """Tiles of `F Gᵀ`: factors of test rows times gradients of training rows."""
+
+    method: str
+
+    @property
+    def runs_code(self) -> bool:
+        return False
+
+    def at(self, bench: Workbench) -> Compute:
+        return _Product(bench, self.method)
+
+
 class _Product:
     """Computes tiles of `F Gᵀ`, holding no more of F or G than a block."""
 
@@ -87,7 +103,7 @@ class _Product:
             lambda start, stop: reading.load_gradients(bench, slice(start, stop))
         )
 
-    def __call__(self, tile) -> dict[str, np.ndarray]:
+    def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
         *lead, tests, trains = (range(a, b) for a, b in zip(tile.start, tile.stop, strict=True))
         shape = tuple(len(axis) for axis in (*lead, tests, trains))
         block = np.empty(shape, np.dtype(self.bench.settings.compute.dtype))

@@ -22,6 +22,11 @@ def source_key(study: Study) -> str:
     return key_of_source(model, lambda name: callable_key(study, name, fields[name]), opened)
 
 
+def source_of(bench: Workbench) -> str:
+    """The same, taken once a stage: an edit afterwards is noticed before anything is published."""
+    return bench.once("source_key", lambda: source_key(bench.study))
+
+
 def files_key(study: Study) -> str | None:
     """Fingerprint of the files that the study's code opens by itself; None without any."""
     model = study.settings.model
@@ -67,7 +72,7 @@ def hash_of_file(path: Path) -> str | None:
 def model_key(bench: Workbench) -> str:
     """Fingerprint of θ, the code around it and the precision: what every derivative depends on."""
     state = bench.require(naming.MODEL).file("model.safetensors")
-    code, output = source_key(bench.study), bench.settings.model.output
+    code, output = source_of(bench), bench.settings.model.output
     read = (file_hash(state), code, bench.settings.compute.dtype, column_kinds(bench))
     return fingerprint(*read, *([output] if output else []))
 
@@ -88,3 +93,10 @@ def column_kinds(bench: Workbench) -> dict[str, str]:
 def measurement_key(study: Study) -> str:
     name = study.settings.model.measurement
     return fingerprint(name, callable_key(study, name, "model.measurement"))
+
+
+def code_of(bench: Workbench) -> str:
+    """Fingerprint of all code of the study that computing with its stored model runs."""
+    study, drawn = bench.study, bench.settings.methods.drawn_by
+    drawing = {field: callable_key(study, name, field) for field, name in drawn.items()}
+    return fingerprint(source_of(bench), measurement_key(study), drawing)

@@ -4,7 +4,7 @@ import torch
 
 from influence_dag.curvature import CURVATURES, Curvature
 from influence_dag.datasets.slots import Axis
-from influence_dag.errors import StudyError
+from influence_dag.errors import StoreError, StudyError
 from influence_dag.objective import modules
 from influence_dag.objective.objective import Rows
 from influence_dag.solvers import Blockwise, Factorization, Method, build, parameter_blocks
@@ -93,7 +93,13 @@ def _rows_of(bench: Workbench, seen: Version) -> tuple[Axis, Version]:
         return bench.axis_of(current, "train"), current
     number = seen.attrs["dataset_version"]
     version = bench.store.version("dataset", number)
-    return bench.axis_of(version, "train"), version
+    axis = bench.axis_of(version, "train")
+    if axis.fingerprint != seen.attrs["train_rows"]:
+        raise StoreError(
+            f"{bench.study.name}: version {number} of dataset has other rows than the stored "
+            f"{seen.artifact} was made from; remove the latter and refresh again"
+        )
+    return axis, version
 
 
 def load_factorization(bench: Workbench, method: str) -> Factorization:

@@ -1,8 +1,8 @@
 """Perturbation influences `∂/∂x (s_testᵀ ∇θ L(x, y))`, streamed to the store."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,13 +11,13 @@ from influence_dag.errors import ModelError, StudyError
 from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.influence.points import module_output
 from influence_dag.influence.upweighting import perturbation_influences
-from influence_dag.objective.objective import Objective
 from influence_dag.stages import methods, naming, reading
-from influence_dag.stages.blocks import pieces
+from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.reading import load_objective, load_rows
+from influence_dag.stages.reading import load_rows, shared_objective
+from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
@@ -31,44 +31,41 @@ NAME = "perturbation_influences"
 
 def refresh(bench: Workbench, method: str) -> Update:
     """Compute the blocks whose factors or training rows changed."""
-    layout, kernel = prepare(bench, method)
+    test, train = _axes(bench, method)
+    layout = layout_of(bench, method)
     _check_budget(bench, layout)
     parts = [
-        _part(bench, kernel, variable, layout.attrs["base_key"]) for variable in layout.variables
+        _part(bench, method, variable, layout.attrs["base_key"]) for variable in layout.variables
     ]
     numbers = sum(int(np.prod(variable.shape)) for variable in layout.variables)
     info = {
         "method": method,
-        "test_rows": kernel.test.count,
-        "train_rows": kernel.train.count,
+        "test_rows": test.count,
+        "train_rows": train.count,
         "numbers": numbers,
     }
     return refresh_blocks(bench, naming.perturbation(method), layout, parts, info=info)
 
 
-def prepare(bench: Workbench, method: str) -> tuple[Layout, "Kernel"]:
-    """What the artifact looks like, and what computes its blocks."""
-    test, train = bench.axis(naming.factors(method), "test"), bench.axis("dataset", "train")
+def _axes(bench: Workbench, method: str) -> tuple[Axis, Axis]:
+    return bench.axis(naming.factors(method), "test"), bench.axis("dataset", "train")
+
+
+def layout_of(bench: Workbench, method: str) -> Layout:
+    """What the artifact looks like: a variable for each input of the model."""
+    test, train = _axes(bench, method)
     wrt = _point(bench)
     key = bench.require(naming.factors(method)).attrs["base_key"]
     base = fingerprint(NAME, FORMULA, key, *(() if wrt is None else (wrt,)))
     inputs = _inputs(bench) if wrt is None else _output(bench, train, wrt)
-    layout = _layout(bench, method, test, train, base, inputs)
-    shapes = {name: shape for name, (_, shape) in inputs.items()}
-    return layout, Kernel(bench, method, test, train, shapes, wrt)
+    return _layout(bench, method, test, train, base, inputs)
 
 
-def _part(bench: Workbench, kernel: "Kernel", variable: Variable, base: str) -> Part:
-    digests = damping_digests(bench)
+def _part(bench: Workbench, method: str, variable: Variable, base: str) -> Part:
+    digests, (test, train) = damping_digests(bench), _axes(bench, method)
     test_chunk, train_chunk = variable.chunks[len(digests) : len(digests) + 2]
-    keys = grid_keys(
-        base, *digests, kernel.test.digests(test_chunk), kernel.train.digests(train_chunk)
-    )
-    return Part(
-        (variable.name,),
-        keys,
-        lambda tile: {variable.name: kernel.block(variable.name, tile.start, tile.stop)},
-    )
+    keys = grid_keys(base, *digests, test.digests(test_chunk), train.digests(train_chunk))
+    return Part((variable.name,), keys, DerivativesOfPairs.of(bench, method, variable))
 
 
 _UNIT = "original units in one of the model's; divided by it, entries are per original unit"
@@ -85,7 +82,7 @@ def _point(bench: Workbench) -> str | None:
 def _output(bench: Workbench, train: Axis, wrt: str) -> Inputs:
     """As `_inputs`, of what a module puts out for one row."""
     rows = load_rows(bench, train, train.slots[:2])
-    shape = tuple(module_output(load_objective(bench), rows, wrt).shape[1:])
+    shape = tuple(module_output(shared_objective(bench), rows, wrt).shape[1:])
     name = wrt.replace(".", "_")
     return {NAME: (tuple(f"{name}_{k}" for k in range(len(shape))), shape)}
 
@@ -189,46 +186,43 @@ def _check_budget(bench: Workbench, layout: Layout) -> None:
         )
 
 
-class Kernel:
-    """Computes blocks; the model is loaded when the first one is asked for."""
+@dataclass(frozen=True)
+class DerivativesOfPairs(Kernel):
+    """Blocks of one variable: of each pair of rows, a derivative of shape `feature`."""
 
-    def __init__(
-        self,
-        bench: Workbench,
-        method: str,
-        test: Axis,
-        train: Axis,
-        shapes: Mapping[str, tuple[int, ...]],
-        wrt: str | None,
-    ):
-        self.bench, self.method, self.test, self.train = bench, method, test, train
-        self.shapes, self.wrt = shapes, wrt
+    method: str
+    variable: str
+    feature: tuple[int, ...]
 
-    @cached_property
-    def objective(self) -> Objective:
-        return load_objective(self.bench)
+    @classmethod
+    def of(cls, bench: Workbench, method: str, variable: Variable) -> "DerivativesOfPairs":
+        lead = len(damping_digests(bench)) + 2
+        return cls(method, variable.name, tuple(variable.shape[lead:]))
 
-    @cached_property
-    def _rows_at_once(self) -> int:
-        """Factors that fit into a block."""
-        itemsize = np.dtype(self.bench.settings.compute.dtype).itemsize
-        return max(1, self.bench.settings.compute.block_bytes // (self.objective.size * itemsize))
+    def at(self, bench: Workbench) -> Compute:
+        return _Derivatives(bench, self)
 
-    def block(self, name: str, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """One rectangle of the array `name`; NaN where a row is missing."""
-        lead = len(damping_digests(self.bench))
-        tests, trains = (slice(start[lead + k], stop[lead + k]) for k in (0, 1))
-        dampings = range(start[0], stop[0]) if lead else [None]
-        blocks = [self._one(tests, trains, damping, name) for damping in dampings]
-        return np.stack(blocks) if lead else blocks[0]
 
-    def _one(self, tests: slice, trains: slice, damping: int | None, name: str) -> np.ndarray:
+class _Derivatives:
+    """Computes tiles of one variable; NaN where a row is missing."""
+
+    def __init__(self, bench: Workbench, kernel: DerivativesOfPairs):
+        self.bench, self.kernel, self.wrt = bench, kernel, _point(bench)
+        self.test, self.train = _axes(bench, kernel.method)
+        self.objective = shared_objective(bench)
+        compute = bench.settings.compute
+        row_bytes = self.objective.size * np.dtype(compute.dtype).itemsize
+        self._rows_at_once = max(1, compute.block_bytes // row_bytes)  # factors in a block
+
+    def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
+        *sweep, tests, trains = (slice(*ends) for ends in zip(tile.start, tile.stop, strict=True))
+        dampings = range(sweep[0].start, sweep[0].stop) if sweep else [None]
+        blocks = [self._one(tests, trains, damping) for damping in dampings]
+        return {self.kernel.variable: np.stack(blocks) if sweep else blocks[0]}
+
+    def _one(self, tests: slice, trains: slice, damping: int | None) -> np.ndarray:
         present = np.flatnonzero(self.train.valid[trains])
-        shape = (
-            tests.stop - tests.start,
-            trains.stop - trains.start,
-            *self.shapes[name],
-        )
+        shape = (tests.stop - tests.start, trains.stop - trains.start, *self.kernel.feature)
         block = np.full(shape, np.nan, self.bench.settings.compute.dtype)
         if not len(present):
             return block
@@ -237,11 +231,11 @@ class Kernel:
             asked = np.flatnonzero(self.test.valid[test])
             if not len(asked):
                 continue
-            s = reading.load_factors(self.bench, self.method, test, damping)[asked]
+            s = reading.load_factors(self.bench, self.kernel.method, test, damping)[asked]
             with self._named(trains.start + present):
                 values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
             if isinstance(values, dict):
-                values = values[name.removeprefix(f"{NAME}_")]
+                values = values[self.kernel.variable.removeprefix(f"{NAME}_")]
             at = test.start - tests.start + asked
             block[np.ix_(at, present)] = values.cpu().numpy()
         return block
@@ -257,5 +251,5 @@ class Kernel:
             row = repr(str(self.train.ids[slots[error.row]]))
             said = str(error).replace(f"training row {error.row} ", f"training row {row} ")
             raise ModelError(
-                f"{naming.perturbation(self.method)}: {said}", row=error.row
+                f"{naming.perturbation(self.kernel.method)}: {said}", row=error.row
             ) from error

@@ -147,6 +147,11 @@ def load_state_of(version: Version, module: nn.Module) -> None:
     modules.load_state(module, version.file(file), f"{version.address}/{file}")
 
 
+def shared_objective(bench: Workbench) -> Objective:
+    """`load_objective`, done once for all that asks for it within a stage."""
+    return bench.once("objective", lambda: load_objective(bench))
+
+
 def parameter_slices(bench: Workbench) -> dict[str, slice]:
     """Where each named parameter lies in the parameter vector."""
     attrs = bench.require("model").attrs

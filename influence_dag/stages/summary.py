@@ -7,7 +7,9 @@ of the data reads the blocks that it touched and merges.
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.graph import has_self_influence
+from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
@@ -40,7 +43,7 @@ Arrays = dict[str, np.ndarray]
 
 def refresh(bench: Workbench, method: str) -> Update:
     """Sums over each axis, the strongest helpers and harmers of each test row, self-influence."""
-    summary = _Summary(bench, method)
+    summary = bench.once(("summary", method), lambda: _Summary(bench, method))
     info = {"test_rows": summary.test.count, "train_rows": summary.train.count}
     return refresh_blocks(
         bench, naming.summary(method), summary.layout(), summary.parts(), info=info
@@ -61,6 +64,26 @@ _OF_TEST: _Named = {
     "bottom_influence": _STRONGEST,
 }
 _OF_SOLVES: _Named = {"self_influence": _TRAIN, "parameter_influence_norm": _TRAIN}
+Of = Literal["train", "blocks", "solves"]
+_NAMES: dict[Of, _Named] = {"train": _OF_TRAIN, "blocks": _OF_BLOCKS, "solves": _OF_SOLVES}
+
+
+@dataclass(frozen=True)
+class SummaryBlocks(Kernel):
+    """What is computed from blocks of influences or of gradients; the rest is merged from it."""
+
+    method: str
+    of: Of
+
+    @property
+    def runs_code(self) -> bool:
+        return self.of == "solves"
+
+    def at(self, bench: Workbench) -> Compute:
+        summary = bench.once(("summary", self.method), lambda: _Summary(bench, self.method))
+        if self.of == "solves":
+            return summary.solves
+        return summary.train_sums if self.of == "train" else summary.blocks
 
 
 class _Summary:
@@ -120,15 +143,22 @@ class _Summary:
         of_blocks = self._keys("blocks", read, self.top)(tests, trains)
         of_test = self._keys("test", read, self.top, combine(trains))(tests)
         parts = [
-            Part(tuple(_OF_TRAIN), of_train, self._train, may_lack=True),
-            Part(tuple(_OF_BLOCKS), of_blocks, self._blocks, may_lack=True),
-            Part(tuple(_OF_TEST), of_test, self._test, merges=True, may_lack=True),
+            self._part("train", of_train),
+            self._part("blocks", of_blocks),
+            Part(tuple(_OF_TEST), of_test, here=self.merged, may_lack=True),
         ]
         if has_self_influence(self.bench.study, self.method):
-            solves = _Solves(self.bench, self.method, self.train)
+            solves = self.solves
             keys = self._keys("solves", solves.key)(solves.rows.digests(self.chunks[1]))
-            parts.append(Part(tuple(_OF_SOLVES), keys, solves, may_lack=True))
+            parts.append(self._part("solves", keys))
         return parts
+
+    def _part(self, of: "Of", keys: Keys) -> Part:
+        return Part(tuple(_NAMES[of]), keys, SummaryBlocks(self.method, of), may_lack=True)
+
+    @cached_property
+    def solves(self) -> "_Solves":
+        return _Solves(self.bench, self.method, self.train)
 
     def _keys(self, *shared: object) -> Callable[..., Keys]:
         prefix = fingerprint("summary", FORMULA, *shared)
@@ -140,7 +170,7 @@ class _Summary:
         block = self.version.read("influences", *lead, tests, trains)
         return block.reshape(block.shape[-2:]).astype(np.float64)
 
-    def _train(self, tile: Tile) -> Arrays:
+    def train_sums(self, tile: Tile) -> Arrays:
         """Sums over the test rows that exist; NaN where a training row is missing."""
         sums, (start, stop) = np.zeros((2, *tile.shape)), (tile.start[-1], tile.stop[-1])
         for place, damping in _dampings(tile, 1):
@@ -154,7 +184,7 @@ class _Summary:
         sums[..., ~self.train.valid[start:stop]] = np.nan
         return {"train_sum": sums[0], "train_abs_mean": sums[1] / max(1, self.test.count)}
 
-    def _blocks(self, tile: Tile) -> Arrays:
+    def blocks(self, tile: Tile) -> Arrays:
         """Of each block of influences, the sums and the strongest entries of each test row."""
         left = np.full((*tile.shape, 2 + 4 * self.few), np.nan)
         start, stop = tile.start[-2], tile.stop[-2]
@@ -177,7 +207,7 @@ class _Summary:
         flat = (len(found), len(rankings.ENDS) * self.few)  # no -1: there may be no row at all
         return np.column_stack([*sums, *(each.reshape(flat) for each in strongest)])
 
-    def _test(self, tile: Tile, draft: Draft) -> Arrays:
+    def merged(self, tile: Tile, draft: Draft) -> Arrays:
         """What is said of a test row, from what its blocks have left."""
         start, stop = tile.start[-1], tile.stop[-1]
         sums = np.empty((2, *tile.shape))

@@ -1,10 +1,11 @@
 """A study opened for work: what its stages share while they refresh it."""
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from influence_dag.datasets.slots import Axis, Split
 from influence_dag.datasets.splits import Split as Rows
@@ -15,7 +16,11 @@ from influence_dag.store import Layout, Store, Version, open_store
 from influence_dag.store.layout import row_chunks
 from influence_dag.study.study import Study
 
+if TYPE_CHECKING:
+    from influence_dag.stages.executors import Executor
+
 Report = Callable[[str], None]
+Made = TypeVar("Made")
 
 
 class Workbench:
@@ -23,6 +28,7 @@ class Workbench:
 
     With `plan_only` a refresh says what it would compute, and computes and writes nothing; what it
     would publish then stands in for the artifact (`Planned`), so that later stages can be planned.
+    Blocks are computed by `executor`, by default in this process.
     """
 
     def __init__(
@@ -31,9 +37,10 @@ class Workbench:
         report: Report = lambda message: None,
         *,
         plan_only: bool = False,
+        executor: "Executor | None" = None,
     ):
         self.study, self.settings, self.report = study, study.settings, report
-        self.plan_only = plan_only
+        self.plan_only, self.executor = plan_only, executor
         self.store: Store = open_store(
             study.store_address,
             keep_versions=study.settings.store.keep_versions,
@@ -45,15 +52,25 @@ class Workbench:
         self._axes: dict[tuple[str, ...], Axis] = {}
         self._planned: dict[str, Planned] = {}
         self._readable: tuple[str, ...] | None = None
+        self._once: dict[Hashable, Any] = {}
+        self.busy = threading.Lock()
 
     @contextmanager
     def at(self, artifact: str, reads: tuple[str, ...]) -> Iterator[None]:
         """Inside, an artifact is made: what its node does not say that it reads is refused."""
         before, self._readable = self._readable, (artifact, *reads)
+        self._once.clear()
         try:
             yield
         finally:
             self._readable = before
+            self._once.clear()
+
+    def once(self, what: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` has made when it was first asked for under this name, in this stage."""
+        if what not in self._once:
+            self._once[what] = make()
+        return self._once[what]
 
     @cached_property
     def made_rows(self) -> tuple[Rows, Rows] | None:
