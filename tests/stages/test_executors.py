@@ -16,7 +16,8 @@ from influence_dag.stages.executors import LocalExecutor
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.tasks import run
 from influence_dag.stages.workbench import Workbench
-from influence_dag.store import ArtifactStore, Draft
+from influence_dag.store import ArtifactStore
+from influence_dag.store.drafts import StoredDraft
 from influence_dag.study.loading import load_study
 
 SWEEP = {
@@ -210,7 +211,7 @@ def test_numbers_of_another_process_are_looked_at_here(tmp_path):
 
 
 def test_only_a_few_blocks_exist_at_a_time(tmp_path, monkeypatch):
-    alive, seen, write, fourth = set(), [], Draft.write, threading.Event()
+    alive, seen, write, fourth = set(), [], StoredDraft.write, threading.Event()
 
     class Block(np.ndarray):
         """An array that says when it is no more."""
@@ -236,7 +237,7 @@ def test_only_a_few_blocks_exist_at_a_time(tmp_path, monkeypatch):
     project = Project(tmp_path, compute={"block_bytes": 512}, methods={"cg": None})
     refresh(project.folder)
     shutil.rmtree(project.store / "direct/perturbation_influences")
-    monkeypatch.setattr(Draft, "write", slow)
+    monkeypatch.setattr(StoredDraft, "write", slow)
     refresh(project.folder, Counting())
     assert len(seen) == 15
     assert max(seen) == 3  # of four the one that is asked for
