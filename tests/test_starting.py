@@ -313,7 +313,9 @@ def test_a_check_finds_what_a_refresh_would(project):
 
 
 def test_more_than_fits_on_the_disk_is_told(project, monkeypatch):
-    monkeypatch.setattr("influence_dag.stages.foreseen._free", lambda path: 1000)
+    monkeypatch.setattr(
+        "influence_dag.store.posix.versions.ArtifactStore.free_bytes", lambda store: 1000
+    )
     monkeypatch.setattr("influence_dag.stages.foreseen._memory", lambda: 1000)
     text = str(foresee(project.folder))
     assert "are to be stored, 1,000 B are free" in text

@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -168,11 +168,11 @@ class Objective:
         """The loss of each row, shape `(b,)` (that the loss keeps to it is for `check` to see)."""
         return self.loss(self.outputs(theta, rows.x), rows.y)
 
-    def total_loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, ""]:
+    def total_loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Num[Tensor, ""]:
         r"""$\sum_i w_i L(z_i, \theta)$ over the rows, w being their weights, or 1."""
         return rows.weighted(self.losses(theta, rows)).sum()
 
-    def mean_loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Float[Tensor, ""]:
+    def mean_loss(self, theta: Float[Tensor, " p"], rows: Rows) -> Num[Tensor, ""]:
         r"""$\sum_i w_i L(z_i, \theta) / \sum_i w_i$ over the rows."""
         return self.total_loss(theta, rows) / rows.weight_sum
 

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from influence_dag.errors import ModelError
@@ -29,7 +29,7 @@ class Rows:
 
     x: Any
     y: Any
-    weights: Float[Tensor, " n"] | None = None
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
         leaves = tensors_of((self.x, self.y, self.weights))
@@ -102,7 +102,7 @@ class Rows:
             return torch.full((len(self),), 1 / len(self), dtype=torch.float64)
         return self.weights.double().cpu() / self.weight_sum
 
-    def weighted(self, values: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    def weighted(self, values: Num[Tensor, "n ..."]) -> Num[Tensor, "n ..."]:
         """Values of the rows, each times its row's weight."""
         if self.weights is None:
             return values

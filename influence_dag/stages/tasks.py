@@ -5,6 +5,7 @@ back arrays: the same bits as here. It reads published versions, by number and c
 else; it takes no lock, writes nothing and publishes nothing. Whoever holds the lock does that.
 """
 
+import copy
 import pickle
 import threading
 from abc import ABC, abstractmethod
@@ -214,7 +215,8 @@ def _noted(error: Exception, task: BlockTask) -> Exception:
 def _travels(error: Exception) -> bool:
     """Whether an error of other people's making can be told to another process as it is."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        copy.copy(error)  # as unpickling would, its class makes it again
     except Exception:  # whatever its class does when it is made again
         return False
     return True
