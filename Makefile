@@ -7,6 +7,7 @@
 #   make newest     tests of what needs no torch, under the newest Python found beside this one
 #   make bench      speed, as ratios within one run
 #   make campaign   the long numerical validation
+#   make shapes     numeric tests with the shapes of all annotations checked
 #   make fidelity   each method against exact solves and refits; the tables of docs/methods.md
 #   make settings   docs/settings.md, from the settings themselves
 #   make architecture  docs/architecture.md, from the imports
@@ -30,7 +31,8 @@ export DAGSTER_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test lint check newest bench campaign fidelity settings architecture bad-input clean
+comma := ,
+.PHONY: help demo ui test lint check newest bench campaign shapes fidelity settings architecture bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -75,6 +77,14 @@ bench: $(READY)
 
 campaign: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m campaign
+
+# The tests of the numeric rooms with the shapes of all their annotations checked.
+SHAPES = curvature,gradients,influence,losses,objective,solvers,validation
+shapes: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile -o addopts="" \
+	  -m "not campaign" tests/curvature tests/solvers tests/losses tests/validation \
+	  tests/test_gradients.py tests/test_influence.py tests/test_functional.py tests/test_fast_paths.py \
+	  --jaxtyping-packages=influence_dag.$(subst $(comma),$(comma)influence_dag.,$(SHAPES)),shapes.checked
 
 # The figures are of one thread.
 fidelity: $(READY)
