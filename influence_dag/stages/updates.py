@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from influence_dag.store import Plan
@@ -29,6 +30,11 @@ class Update:
     seconds: float = 0.0
     reasons: dict[str, int] = field(default_factory=dict)
     info: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The address as a path, of a store that is a folder."""
+        return Path(self.address)
 
     @property
     def is_current(self) -> bool:

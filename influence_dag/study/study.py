@@ -337,3 +337,10 @@ class Study:
         """Where its results are: the path of a folder, or below `memory://name`."""
         place = self.settings.store.path
         return below(self.path(place) if folder_of(place) else place, self.name)
+
+    @property
+    def store_path(self) -> Path:
+        """The folder of its results; `StudyError` where the store is none."""
+        if not folder_of(self.settings.store.path):
+            raise StudyError(f"{self.name}: its store is {self.store_address}, which is no folder")
+        return Path(self.store_address)

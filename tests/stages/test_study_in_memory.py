@@ -1,6 +1,7 @@
 """A study that is kept in memory has the numbers of one that is kept in a folder, bit for bit."""
 
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -92,3 +93,18 @@ def test_what_is_not_there_is_told(finished_project, tmp_path, address):
     project.write_settings(store={"path": address, "locks": "files"})
     with pytest.raises(StoreError, match=r"has no lock files, and locks is 'files'"):
         project.refresh()
+
+
+def test_paths_are_those_of_stores_that_are_folders(project, tmp_path):
+    study = load_study(project.folder)
+    assert study.store_path == project.store == Path(study.store_address)
+    results = project.results
+    assert results.store.root == project.store
+    version = results.store.version("dataset")
+    assert version.path == Path(version.address)
+    assert version.path.parents[1] == project.store / "dataset"
+    updates = project.refresh()
+    assert all(update.path.is_relative_to(project.store) for update in updates.values())
+    elsewhere = Project(tmp_path / "elsewhere", store={"path": "memory://nowhere"})
+    with pytest.raises(StudyError, match="memory://nowhere/tiny, which is no folder"):
+        _ = load_study(elsewhere.folder).store_path
