@@ -49,7 +49,8 @@ class DaskExecutor:
             if self._cluster is not None:
                 self._cluster.close()
             raise
-        self._seen, self._size, self._anybody = 0.0, 0, time.monotonic()
+        self._seen, self._size = 0.0, 0
+        self._alone: float | None = None  # since when nobody could compute
 
     @property
     def is_connected(self) -> bool:
@@ -65,7 +66,7 @@ class DaskExecutor:
         waiting = iter(tasks)
         finished: SimpleQueue[Future] = SimpleQueue()
         under_way: dict[Future, BlockTask] = {}
-        self._anybody = time.monotonic()
+        self._alone = None
         try:
             while True:
                 for task in islice(waiting, max(0, AHEAD * self._workers() - len(under_way))):
@@ -104,17 +105,18 @@ class DaskExecutor:
 
         A cluster that grows with its work has nobody before there is any: that is waited for.
         """
+        if not self.is_connected:
+            raise self._lost()
         now = time.monotonic()
         if now - self._seen > LOOKING:
-            able = self._able()
-            self._seen, self._size = now, len(able)
-            self._anybody = now if able else self._anybody
-            if now - self._anybody > PATIENCE:
+            self._seen, self._size = now, len(self._able())
+            self._alone = None if self._size else self._alone or now
+            if self._alone and now - self._alone > PATIENCE:
                 raise StudyError(self._nobody())
         return max(1, self._size)
 
     def _able(self) -> list[str]:
-        workers: dict[str, Any] = self._client.scheduler_info()["workers"]
+        workers: dict[str, Any] = self._client.scheduler_info().get("workers", {})
         return [
             name
             for name, about in workers.items()
