@@ -116,7 +116,7 @@ class DaskExecutor:
         return max(1, self._size)
 
     def _able(self) -> list[str]:
-        workers: dict[str, Any] = self._client.scheduler_info().get("workers", {})
+        workers: dict[str, Any] = self._client.scheduler_info(n_workers=-1).get("workers", {})
         return [
             name
             for name, about in workers.items()
