@@ -33,12 +33,14 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> "StudyRe
     from influence_dag.components.assets import study_definitions
     from influence_dag.components.console import in_process
     from influence_dag.query.results import open_study
+    from influence_dag.stages.executors import one_run
 
     definitions = study_definitions(study, pool=None)  # a killed run would never leave a pool
     try:
-        failed = in_process(
-            definitions, f"{study.name}_refresh", home=home_of(study.root), progress=progress
-        )
+        with one_run():
+            failed = in_process(
+                definitions, f"{study.name}_refresh", home=home_of(study.root), progress=progress
+            )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_interrupted(study)) from None
     if failed:

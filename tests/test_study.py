@@ -45,6 +45,9 @@ def test_a_minimal_study_has_the_documented_defaults():
         "dtype": "float32",
         "block_bytes": 64 * 2**20,
         "batch_size": 512,
+        "executor": "local",
+        "address": None,
+        "workers": None,
     }
     assert study.store.path == "data/store"
     assert study.store.keep_versions == 5
@@ -133,6 +136,25 @@ def test_sizes_that_are_none(text):
         ({"perturbation": {"methods": ["cg"]}}, None, "methods has only direct"),
         ({"compute": {"dtype": "float16"}}, "compute.dtype", "'float32' or 'float64'"),
         ({"compute": {"device": "gpu"}}, "compute.device", "cuda"),
+        ({"compute": {"executor": "spark"}}, "compute.executor", "'local' or 'dask'"),
+        ({"compute": {"workers": 2}}, "compute", "workers say where Dask computes"),
+        ({"compute": {"address": "local"}}, "compute", "write executor: dask"),
+        (
+            {"compute": {"executor": "dask", "address": "tcp://a:8786", "workers": 2}},
+            "compute",
+            "the cluster at tcp://a:8786 has workers of its own",
+        ),
+        (
+            {"compute": {"executor": "dask", "address": "a:8786"}},
+            "compute.address",
+            "'a:8786' is not local, tcp://host:port",
+        ),
+        ({"compute": {"executor": "dask", "workers": 0}}, "compute.workers", "greater than 0"),
+        (
+            {"compute": {"executor": "dask"}, "store": "memory://here"},
+            None,
+            "store memory://here is in the memory of one process",
+        ),
         ({"store": {"chunks": {"train": 0}}}, "store.chunks.train", "greater than 0"),
         ({"store": {"max_relative_error": 0.5}}, "store.max_relative_error", "less than 0.5"),
         ({"data": {"train": "a.csv"}}, "data.test", "Field required"),

@@ -15,7 +15,7 @@ import numpy as np
 
 from influence_dag.fingerprints import KEY_BYTES, fingerprint
 from influence_dag.stages.blocks import Tile, stream, tiles
-from influence_dag.stages.executors import LocalExecutor
+from influence_dag.stages.executors import executor_of
 from influence_dag.stages.finite import Finite
 from influence_dag.stages.tasks import Arrays, BlockTask, Inputs, Kernel, at_hand
 from influence_dag.stages.updates import (
@@ -162,7 +162,7 @@ def _computed(
         part.tell(done[0].tile, done[1])
         return done[0].tile, done[1]
 
-    executor = bench.executor or LocalExecutor()
+    executor = executor_of(bench)
     tasks = (BlockTask(inputs, kernel, tile) for tile in work)
     with at_hand(inputs, bench), closing(executor.run(tasks)) as results:
         yield from map(told, results)

@@ -4,12 +4,17 @@ An executor is handed tasks and gives back arrays. It neither locks nor writes: 
 in one process, and takes results in whatever order they come.
 """
 
-from collections.abc import Generator, Iterable
-from typing import Protocol
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
-from influence_dag.stages.tasks import Arrays, BlockTask, run
+from influence_dag.stages.tasks import BlockTask, Results, run
+from influence_dag.stages.workbench import Workbench
 
-Results = Generator[tuple[BlockTask, Arrays], None, None]
+if TYPE_CHECKING:
+    from influence_dag.stages.dask_executor import DaskExecutor
 
 
 class Executor(Protocol):
@@ -33,3 +38,48 @@ class LocalExecutor:
     def run(self, tasks: Iterable[BlockTask], /) -> Results:
         for task in tasks:
             yield task, run(task)
+
+
+_Asked = tuple[int, str, int | None, bool]
+_open: dict[_Asked, "DaskExecutor"] = {}
+_runs = 0
+_changing = threading.RLock()
+
+
+def executor_of(bench: Workbench) -> Executor:
+    """What computes a study's blocks: as the workbench was told, or as `compute` says.
+
+    Workers come up when there first is something to compute, and serve all that is refreshed
+    until the outermost `one_run` ends, or else the process.
+    """
+    if bench.executor is not None:
+        return bench.executor
+    compute = bench.settings.compute
+    if compute.executor == "local":
+        return LocalExecutor()
+    from influence_dag.stages.dask_executor import DaskExecutor
+
+    address, gpu = compute.address or "local", bench.device.type == "cuda"
+    asked = (os.getpid(), address, compute.workers, gpu)  # a forked process has no connection
+    with _changing:
+        found = _open.get(asked)
+        if found is None or not found.is_connected:
+            bench.report(f"blocks are computed by Dask workers ({address})")
+            found = _open[asked] = DaskExecutor(address, compute.workers, gpu=gpu)
+        return found
+
+
+@contextmanager
+def one_run() -> Iterator[None]:
+    """Inside, artifacts share their workers, which end with it."""
+    global _runs
+    with _changing:
+        _runs += 1
+    try:
+        yield
+    finally:
+        with _changing:
+            _runs -= 1
+            ending = [] if _runs else [_open.pop(asked) for asked in [*_open]]
+        for executor in ending:
+            executor.close()

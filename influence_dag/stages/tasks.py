@@ -9,7 +9,7 @@ import copy
 import pickle
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -185,6 +185,9 @@ class PinnedBench(Workbench):
     def undamaged(self, artifact: str) -> Version | None:
         version = self._pinned.get(artifact)
         return None if version is None or version.verify() else version
+
+
+Results = Generator[tuple[BlockTask, Arrays], None, None]
 
 
 def run(task: BlockTask) -> Arrays:

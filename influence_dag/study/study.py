@@ -102,8 +102,14 @@ class RefreshSettings(Settings):
         return value
 
 
+def _scheduler(value: str) -> str:
+    if value != "local" and not re.fullmatch(r"(tcp|tls)://[^\s/]+:\d+", value):
+        raise ValueError(f"{value!r} is not local, tcp://host:port or tls://host:port")
+    return value
+
+
 class ComputeSettings(Settings):
-    """Where and in what precision; none of it but `dtype` changes a number."""
+    """Where, by whom and in what precision; none of it but `dtype` changes a number."""
 
     device: str = Field(
         default="auto",
@@ -119,6 +125,35 @@ class ComputeSettings(Settings):
     batch_size: Annotated[PositiveInt, Unit("rows")] = Field(
         default=512, description="training rows differentiated at once"
     )
+    executor: Literal["local", "dask"] = Field(
+        default="local",
+        description="local: blocks are computed in the process that stores | dask: by Dask workers",
+    )
+    address: Annotated[str, AfterValidator(_scheduler)] | None = Field(
+        default=None,
+        description=(
+            "of the Dask scheduler, tcp://host:port or tls://host:port; default: local, workers on "
+            "this machine that end with the run"
+        ),
+    )
+    workers: Annotated[PositiveInt, Unit("processes")] | None = Field(
+        default=None, description="of local Dask workers, with a thread each; default: one a core"
+    )
+
+    @model_validator(mode="after")
+    def _of_one_executor(self) -> "ComputeSettings":
+        given = {"address": self.address, "workers": self.workers}
+        if self.executor == "local" and (named := [name for name in given if given[name]]):
+            raise ValueError(
+                f"{' and '.join(named)} say where Dask computes, and executor is local; write "
+                "executor: dask, or leave them out"
+            )
+        if self.workers and self.address not in (None, "local"):
+            raise ValueError(
+                f"workers is {self.workers}, and the cluster at {self.address} has workers of its "
+                "own, however many; leave out workers or address"
+            )
+        return self
 
 
 def _known_store(value: str) -> str:
@@ -228,6 +263,11 @@ class StudySettings(Settings):
             raise ValueError(
                 f"validation.leave_one_out.method names {judged}, methods has only "
                 f"{', '.join(self.methods.names)}"
+            )
+        if self.compute.executor == "dask" and scheme_of(self.store.path) == "memory":
+            raise ValueError(
+                f"compute.executor is dask, and store {self.store.path} is in the memory of one "
+                "process, which workers do not see; write a folder, or executor: local"
             )
         if self.damping == ():
             raise ValueError("damping is an empty list; give at least one value")

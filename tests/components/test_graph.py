@@ -121,6 +121,7 @@ AFTER_THE_CURVATURE = {*OF_DIRECT, *OF_CG, "report"}
     [
         ({"store": {"path": "elsewhere", "keep_versions": 2}}, set()),
         ({"compute": {"block_bytes": "1MiB", "batch_size": 7, "device": "cpu"}}, set()),
+        ({"compute": {"executor": "dask", "workers": 3}}, set()),
         ({"data": {"features": {"scale": 2.0}}}, EVERYTHING),
         ({"compute": {"dtype": "float32"}}, EVERYTHING),
         ({"model": {"fit": {"seed": 1}}}, EVERYTHING - {"dataset"}),

@@ -1,14 +1,19 @@
 """Executors of the tests: other processes, blocks out of order, one that remembers its tasks."""
 
 import os
+import signal
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import chdir
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-from influence_dag.stages.executors import LocalExecutor, Results
-from influence_dag.stages.tasks import BlockTask, run
+from influence_dag.stages.dask_executor import DaskExecutor
+from influence_dag.stages.executors import LocalExecutor
+from influence_dag.stages.tasks import BlockTask, Compute, Kernel, Results, run
+from influence_dag.stages.workbench import Workbench
 
 
 class SpawnedExecutor:
@@ -34,6 +39,37 @@ class SpawnedExecutor:
         finally:
             for future in under_way:
                 future.cancel()
+
+
+def dask_executor(folder: Path, workers: int = 2) -> DaskExecutor:
+    """Dask's workers, in a folder of theirs as well."""
+    with chdir(folder):
+        return DaskExecutor(workers=workers)
+
+
+@dataclass(frozen=True)
+class Dying(Kernel):
+    """Ends the process that computes, as if it were out of memory: once, where there is a mark."""
+
+    kernel: Kernel
+    tile: tuple[int, ...]
+    mark: str | None
+
+    def at(self, bench: Workbench) -> Compute:
+        compute = self.kernel.at(bench)
+
+        def dying(tile):
+            if tile.start == self.tile and not (self.mark and Path(self.mark).exists()):
+                if self.mark:
+                    Path(self.mark).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return compute(tile)
+
+        return dying
+
+    @classmethod
+    def of(cls, task: BlockTask, tile: tuple[int, ...], mark: Path | None) -> BlockTask:
+        return replace(task, kernel=cls(task.kernel, tile, mark and str(mark)))
 
 
 class Backwards:

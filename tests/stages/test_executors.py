@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from project_copy import copy_project
-from spawned import Backwards, Remembering, SpawnedExecutor
+from spawned import Backwards, Remembering, SpawnedExecutor, dask_executor
 from tiny_project import Project
 
 from influence_dag.errors import ModelError, NotConvergedError
@@ -34,10 +34,17 @@ ONE_DAMPING = {
 }
 
 
-OTHERS = {"processes": SpawnedExecutor}  # executors that do not compute in this process
+# Executors that do not compute in this process.
+OTHERS = {"processes": SpawnedExecutor, "dask": dask_executor}
 
 
-@pytest.fixture(scope="module", params=OTHERS)
+SLOW = {"dask"}  # to start; test_dask_executor asks the same of a smaller study
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.campaign] * (name in SLOW)) for name in OTHERS],
+)
 def others(request, tmp_path_factory):
     """An executor whose workers have another working directory; they come up once."""
     executor = OTHERS[request.param](tmp_path_factory.mktemp("nowhere"))
