@@ -52,6 +52,15 @@ def dependencies() -> list[str]:
     return [name for name in names if name not in ("torch", "dagster")] + OTHERS
 
 
+def installed(python: str) -> list[str]:
+    """The environment with what the project depends on; how its pip is called."""
+    if not (VENV / "bin/python").exists():
+        subprocess.run([python, "-m", "venv", str(VENV)], check=True)
+    pip = [str(VENV / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "install", "--upgrade", *dependencies()], check=True)
+    return pip
+
+
 def finished(folder: Path) -> None:
     """The project that tests read, computed here."""
     sys.path[:0] = [str(TESTS), str(ROOT)]
@@ -69,10 +78,9 @@ def main() -> int:
         return 0
     (major, minor), python = found
     print(f"Python {major}.{minor} ({python})", flush=True)
-    if not (VENV / "bin/python").exists():
-        subprocess.run([python, "-m", "venv", str(VENV)], check=True)
-    pip = [str(VENV / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "install", "--upgrade", *dependencies()], check=True)
+    pip = installed(python)
+    if "--install-only" in sys.argv:  # while something else is done
+        return 0
     itself = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
     subprocess.run([*pip, "install", *itself], check=True)
     packages = ("numpy", "pandas", "xarray", "zarr", "numcodecs", "dask")

@@ -85,8 +85,10 @@ def edited(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "curvature"),
-    [(SWEEP, "pinned"), (ONE_DAMPING, "on_change")],
-    ids=["sweep", "one damping"],
+    [
+        pytest.param(SWEEP, "pinned", id="sweep", marks=pytest.mark.campaign),
+        pytest.param(ONE_DAMPING, "on_change", id="one damping"),
+    ],
 )
 def test_other_processes_compute_the_same_bits(tmp_path, others, changes, curvature):
     """From nothing, and after an edit, when iterative solves start from what is stored.
