@@ -59,6 +59,7 @@ class CapturedSum:
     captured: CapturedLayout
     batch_size: int = field(kw_only=True)
     serves: bool = field(default=True, init=False)
+    confirmed: bool = field(default=False, init=False)  # what is kept, held against autograd
     _asked: int = field(default=0, init=False)
     _kept: "list[list[_Block]]" = field(default_factory=list, init=False)
     _rows_kept: int = field(default=0, init=False)

@@ -41,8 +41,9 @@ class GaussNewton(BatchedCurvature):
         pairs = self._pairs_of(rows)
         if pairs is None or not pairs.is_worth(len(vectors)):
             return super()._sum_of(vectors, rows)
-        confirmed, found = pairs.is_kept, pairs.products(vectors)
-        if found is not None and (confirmed or self._agrees(pairs, found, vectors, rows)):
+        found = pairs.products(vectors)
+        if found is not None and (pairs.confirmed or self._agrees(pairs, found, vectors, rows)):
+            pairs.confirmed = pairs.is_kept
             return found
         pairs.give_up()
         return super()._sum_of(vectors, rows)
