@@ -2,8 +2,8 @@
 #
 #   make demo       the bundled digits study, in process: influences on disk and a look at them
 #   make ui         Dagster UI on http://127.0.0.1:$(PORT), history kept in .dagster
-#   make test       all tests
-#   make check      lint, format, types, tests, doctests, the README's example
+#   make test       all tests, doctests, the README's example
+#   make check      lint, format, types, tests
 #   make newest     tests of what needs no torch, under the newest Python found beside this one
 #   make bench      speed, as ratios within one run
 #   make campaign   the long numerical validation
@@ -58,11 +58,12 @@ ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
 	$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
 
 # A process for each core, each with one thread: the tests' networks are too small to share.
+# In their order, in which files of few and long tests are not all at the end.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
+	  --no-loadscope-reorder --doctest-modules influence_dag tests
 
 check: $(READY) lint test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --doctest-modules influence_dag
 
 newest: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python .ci/newest.py

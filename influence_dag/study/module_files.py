@@ -8,7 +8,7 @@ instead.
 import ast
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
@@ -26,10 +26,12 @@ def file_of(name: str, root: Path) -> Path | None:
     if top in sys.stdlib_module_names or top == _OWN or _is_installed(top):
         return None
     search = tuple(os.path.abspath(folder) for folder in sys.path)
-    for folder in (*_folders(root, search), *_outside(top)):
-        if file := _in_folder(name, folder):
-            return file
-    return None
+    inside = _first(name, _folders(root, search))
+    return inside or _first(name, _outside(top))  # whose hooks cost more than the project's folders
+
+
+def _first(name: str, folders: Iterable[Path]) -> Path | None:
+    return next(filter(None, (_in_folder(name, folder) for folder in folders)), None)
 
 
 def looked_through(module: str, root: Path) -> tuple[dict[str, tuple[Path, bytes]], set[str]]:

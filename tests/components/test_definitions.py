@@ -2,9 +2,10 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
-from project_copy import run
+from project_copy import copy_project, run
 
 LOAD = """
 import sys
@@ -23,9 +24,21 @@ def test_loading_imports_nothing_heavy_and_leaves_the_store_alone(copied, comman
     assert not (copied / "data/store").exists()
 
 
-@pytest.fixture(scope="session")
-def listed(copied, commands) -> dict:
-    done = run("dg", "list", "defs", "--json", cwd=copied, env=commands)
+SCAFFOLD = ("dg", "scaffold", "defs", "influence_dag.components.InfluenceStudy", "my_study")
+
+
+@pytest.fixture(scope="module")
+def scaffolded(commands, tmp_path_factory) -> Path:
+    """A copy of the project with one study more, as Dagster's command writes it."""
+    project = copy_project(tmp_path_factory.mktemp("scaffolded") / "project")
+    done = run(*SCAFFOLD, cwd=project, env=commands)
+    assert done.returncode == 0, done.stderr
+    return project
+
+
+@pytest.fixture(scope="module")
+def listed(scaffolded, commands) -> dict:
+    done = run("dg", "list", "defs", "--json", cwd=scaffolded, env=commands)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -71,17 +84,10 @@ def test_a_slip_in_a_study_is_told_with_file_and_line(writable, commands):
     assert "did you mean 'rtol'?" in said
 
 
-def test_a_scaffolded_study_loads(writable, commands):
-    component = "influence_dag.components.InfluenceStudy"
-    done = run("dg", "scaffold", "defs", component, "my_study", cwd=writable, env=commands)
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in (writable / "assets/my_study").iterdir()} >= {
-        "defs.yaml",
-        "model.py",
-    }
-    done = run("dg", "list", "defs", "--json", cwd=writable, env=commands)
-    assert "my_study/direct/influences" in done.stdout
-    model = (writable / "assets/my_study/model.py").read_text()
+def test_a_scaffolded_study_loads(scaffolded, listed):
+    folder = scaffolded / "assets/my_study"
+    assert {path.name for path in folder.iterdir()} >= {"defs.yaml", "model.py"}
+    assert "my_study/direct/influences" in {asset["asset_key"] for asset in listed["assets"]}
     namespace: dict = {}
-    exec(model, namespace)
+    exec((folder / "model.py").read_text(), namespace)
     assert sum(p.numel() for p in namespace["build"]().parameters()) > 0

@@ -1,19 +1,31 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from dagster_server import Server, dagster_dev
+from dagster_server import ROWS, Server, dagster_dev
 from project_copy import copy_project
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server on a copy of the project, which has computed nothing yet."""
+    """A server on a copy of the project with fewer rows, which has computed nothing yet.
+
+    It ends with the module: its processes are never idle.
+    """
     folder = tmp_path_factory.mktemp("server")
-    with dagster_dev(copy_project(folder / "project"), folder / "home") as running:
+    project = with_fewer_rows(copy_project(folder / "project"))
+    with dagster_dev(project, folder / "home") as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+def with_fewer_rows(project: Path) -> Path:
+    for split, count in ROWS.items():
+        file = project / f"data/digits/{split}.csv"
+        file.write_text("".join(file.read_text().splitlines(keepends=True)[: 1 + count]))
+    return project
+
+
+@pytest.fixture(scope="module")
 def finished_run(server: Server) -> str:
     """The run that materialised the digits study from the UI's side."""
     run = server.launch("digits_refresh")

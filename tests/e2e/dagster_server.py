@@ -19,6 +19,8 @@ from project_copy import environment
 
 _direct = build_opener(ProxyHandler({}))  # loopback never goes through a proxy
 
+ROWS = {"train": 400, "test": 80}  # of the digits, where it is not their number that is tested
+
 LAUNCH = """
 mutation Launch($params: ExecutionParams!) {
   launchRun(executionParams: $params) {

@@ -5,6 +5,7 @@ every change of the store (a file opened for writing, renamed, linked, removed),
 "the nth change while this artifact is refreshed, and some milliseconds later".
 """
 
+import errno
 import json
 import os
 import signal
@@ -89,6 +90,20 @@ def refresh(folder: str) -> None:
 def refresh_at(folder: str, moment: float) -> None:
     """Refresh, beginning at a moment of the system's monotonic clock."""
     time.sleep(max(0.0, moment - time.monotonic()))
+    refresh(folder)
+
+
+def refresh_read_only(folder: str) -> None:
+    """Refresh with a store that refuses every change."""
+    from influence_dag.study.loading import load_study
+
+    store = load_study(folder).store_address
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if _is_change(event, arguments) and str(arguments[0]).startswith(store):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    sys.addaudithook(refuse)
     refresh(folder)
 
 
@@ -203,13 +218,17 @@ def _on_changes(folder: str, act: Callable[[str, str], None]) -> None:
         return refresh(artifact, bench)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
-        changes = writes or event in _CHANGES
-        if changes and refreshing[0] and str(arguments[0]).startswith(store):
+        if _is_change(event, arguments) and refreshing[0] and str(arguments[0]).startswith(store):
             act(refreshing[0], str(arguments[0]))
 
     Artifact.refresh = followed
     sys.addaudithook(hook)
+
+
+def _is_change(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether an audited event opens a file for writing, or changes a folder's entries."""
+    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
+    return bool(writes) or event in _CHANGES
 
 
 def _serve() -> None:

@@ -1,14 +1,12 @@
 """What a change of rows or files costs, and that the answer is the one computed from nothing."""
 
-import json
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import reference
+import study_faults
 import torch
 from test_chain import ALL, PINNED, assert_close, computed, remove, stored_module
 from tiny_project import COLUMNS, Project
@@ -391,84 +389,14 @@ def test_a_damaged_chunk_is_computed_again(project, finished_project, artifact, 
     assert not project.results.store.version(artifact).verify()
 
 
-# Two at once, and none that may write
-
-REFRESH = """
-import json, sys
-from influence_dag.stages.graph import artifacts
-from influence_dag.stages.reading import load_rows
-from influence_dag.study.loading import load_study
-from influence_dag.stages.workbench import Workbench
-
-sys.path.insert(0, {root!r})
-
-
-def refresh():
-    bench = Workbench(load_study({folder!r}))
-    updates = [node.refresh(bench) for node in artifacts(bench.study)]
-    return {{update.artifact: update.blocks_computed for update in updates}}
-"""
-
-
-def script(project: Project, code: str, *, ready: str) -> subprocess.Popen:
-    """A process that has said `ready` and waits for a line."""
-    head = REFRESH.format(root=str(project.root), folder=str(project.folder))
-    command = [sys.executable, "-c", head + code]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == f"{ready}\n"
-    return process
-
-
-AT_ONCE = """
-print("ready", flush=True)
-sys.stdin.readline()
-print(json.dumps(refresh()))
-"""
-
-
-def test_two_processes_share_the_work(pinned):
-    alone = pinned.copy(pinned.root.with_name(f"{pinned.root.name}-alone"))
-    for each in (pinned, alone):
-        each.edit("train", 5, height=0.7)
-    both = [script(pinned, AT_ONCE, ready="ready") for _ in range(2)]
-    answers = [process.communicate("go\n", timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    first, second = map(json.loads, answers)
-    once = {name: update.blocks_computed for name, update in alone.refresh().items()}
-    assert {name: first[name] + second[name] for name in once} == once
-    assert_close(pinned.results["direct"].influences, wanted_influences(pinned))
-
-
-READ_ONLY = """
-import errno, os
-from influence_dag.errors import StoreError
-
-
-def refuse(event, arguments):
-    writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_ACCMODE
-    changes = event in {{"os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir"}}
-    if (writes or changes) and str(arguments[0]).startswith({store!r}):
-        raise OSError(errno.EROFS, "Read-only file system")
-
-
-refresh()  # what is imported late may write its caches
-sys.addaudithook(refuse)
-print(sum(refresh().values()), flush=True)
-sys.stdin.readline()
-try:
-    refresh()
-except StoreError as error:
-    print(error)
-"""
-
-
-def test_a_read_only_store_serves_while_nothing_is_to_be_done(pinned):
-    process = script(pinned, READ_ONLY.format(store=str(pinned.store)), ready="0")
-    before = pinned.data_versions()
+def test_a_read_only_store_serves_while_nothing_is_to_be_done(pinned, launcher, tmp_path):
+    said, before = tmp_path / "said", pinned.data_versions()
+    arguments = said, str(pinned.folder)
+    assert launcher.run(study_faults.refresh_read_only, *arguments) == 0, said.read_text()
     pinned.edit("train", 5, height=0.7)
-    said, _ = process.communicate("go\n", timeout=120)
-    assert "the store is read-only; give `store.path` a folder that can be written" in said
+    assert launcher.run(study_faults.refresh_read_only, *arguments) == 1
+    told = "the store is read-only; give `store.path` a folder that can be written"
+    assert told in said.read_text()
     assert pinned.data_versions() == before
     pinned.write_settings(**PINNED)
     assert computed(pinned.refresh()), "elsewhere the work is still there to be done"
