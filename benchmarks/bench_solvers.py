@@ -85,6 +85,21 @@ def test_a_block_against_row_after_row(benchmark, problem):
     assert ratio >= 3
 
 
+def test_shared_directions_against_own(benchmark, problem):
+    hessian, rhs = problem
+
+    def solve(search):
+        method = ConjugateGradient(rtol=1e-4, preconditioner="none", search=search)
+        return method.factorize(hessian).solve(rhs, damping=DAMPING)
+
+    shared = benchmark.pedantic(lambda: solve("shared"), rounds=3, warmup_rounds=1)
+    own = solve("own")
+    assert ((shared.x - own.x).norm(dim=1) <= 1e-3 * own.x.norm(dim=1)).all()
+    ratio = cpu_seconds(lambda: solve("own"), repeats=1) / cpu_seconds(lambda: solve("shared"))
+    benchmark.extra_info["times faster"] = ratio
+    assert ratio >= 2
+
+
 @pytest.mark.parametrize(("rank", "faster"), [(10, 0.8), (50, 1.5)])
 def test_block_krylov_against_eigsh(benchmark, problem, rank, faster):
     hessian, _ = problem

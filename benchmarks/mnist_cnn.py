@@ -47,12 +47,13 @@ attributes:
     target: label
   model: {{build: cnn:build, checkpoint: cnn.pt, minimum: ignore}}
   methods: {{{method}}}
+  compute: {{block_bytes: 128MiB}}
   store: store_{method_name}
 """
 METHODS = {
     "ekfac": "ekfac: {}",
     "kfac": "kfac: {}",
-    "cg": "cg: {curvature: gauss_newton, rtol: 1.0e-2, preconditioner: ekfac}",
+    "cg": "cg: {curvature: gauss_newton, rtol: 1.0e-2, preconditioner: ekfac, search: shared}",
     "identity": "identity: {}",
 }
 EPOCHS, TOP = 6, 20
@@ -79,7 +80,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("mnist", type=Path)
     parser.add_argument("--train", type=int, default=5000)
     parser.add_argument("--test", type=int, default=200)
-    parser.add_argument("--few", type=int, default=10, help="test rows of cg")
+    parser.add_argument("--few", type=int, default=200, help="test rows of cg")
     parser.add_argument("--refits", type=int, default=24)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["ekfac", "identity"])
     return parser.parse_args()

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,7 @@ from influence_dag.solvers.base import (
     register,
     relative,
 )
+from influence_dag.solvers.descent import Progress, State
 from influence_dag.solvers.ekfac import EKFAC, KroneckerFactorization
 from influence_dag.solvers.nystroem import Nystroem
 from influence_dag.solvers.preconditioners import (
@@ -26,13 +27,13 @@ from influence_dag.solvers.preconditioners import (
     Unpreconditioned,
 )
 from influence_dag.solvers.rounding import indefinite_error, noise, round_up, rounding
+from influence_dag.solvers.shared_directions import orthonormal, step_of
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 from influence_dag.study.methods import ConjugateGradientSettings
 
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
 _LEAST = 1000  # iterations a row by default
-_PATIENCE = 100, 300  # iterations, about p, within which a residual has to halve once
 
 
 _DEFAULTS = ConjugateGradientSettings()
@@ -47,8 +48,13 @@ class ConjugateGradient:
     $\lVert r \rVert \le \max(\mathtt{rtol} \lVert b \rVert, \mathtt{atol})$ holds for its *true*
     residual, where an rtol below eight units of rounding counts as that (1e-6 in float32), and a
     residual that stopped falling before there is accepted below 64 units (8e-6 in float32): the
-    products have no more digits. Step lengths belong to single rows: what else is in the block
-    changes no answer.
+    products have no more digits. With `search="own"` step lengths belong to single rows: what else
+    is in the block changes no answer.
+
+    With `search="shared"` every row searches in the directions of all of them (O'Leary 1980, *The
+    block conjugate gradient algorithm*): for many rows and a curvature that many directions count
+    in, a fraction of the products. What else is in the block then changes an answer, within its
+    tolerance.
 
     A singular H needs no damping where b is in its range: what starts there stays there, and the
     answer is the one of least norm. (`"jacobi"` and `"ekfac"` would lead out of the range: without
@@ -67,6 +73,7 @@ class ConjugateGradient:
     maxiter: int | None = _DEFAULTS.maxiter
     preconditioner: PreconditionerName = _DEFAULTS.preconditioner
     rank: int = _DEFAULTS.rank
+    search: Literal["own", "shared"] = _DEFAULTS.search
     seed: int = _DEFAULTS.seed
     on_failure: Literal["raise", "warn"] = _DEFAULTS.on_failure
 
@@ -155,20 +162,23 @@ class PreconditionedSystem:
         }
         return Solution(state.x, info)
 
-    def _start(self, rhs: Tensor, target: Tensor, damping: float, x0: Tensor | None) -> "_State":
+    def _start(self, rhs: Tensor, target: Tensor, damping: float, x0: Tensor | None) -> State:
         x = torch.zeros_like(rhs) if x0 is None else x0.to(rhs).expand_as(rhs).clone()
         residual = rhs.clone() if x0 is None else rhs - self._apply(x, damping)
         niter = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
         negative, stalled = (torch.zeros_like(niter, dtype=torch.bool) for _ in range(2))
-        return _State(x, residual, target, niter, negative, stalled)
+        return State(x, residual, target, niter, negative, stalled)
 
-    def _iterate(self, state: "_State", rhs: Tensor, damping: float) -> None:
+    def _iterate(self, state: State, rhs: Tensor, damping: float) -> None:
         """Descend; where the recurrence's residual strayed from the true one, start again there."""
         maxiter = self.settings.most(rhs.shape[1])
         rows = (state.residual.norm(dim=1) > state.target).nonzero()[:, 0]
         while len(rows):
             before, start = state.residual[rows].norm(dim=1), state.x[rows]
-            self._descend(state, rows, damping, maxiter)
+            left = rows
+            if self.settings.search == "shared" and len(rows) > 1:
+                left = self._descend_together(state, rows, damping, maxiter)
+            self._descend(state, left, damping, maxiter)
             state.residual[rows] = rhs[rows] - self._apply(state.x[rows], damping)
             now = state.residual[rows].norm(dim=1)
             worse = ~(now <= before) & (state.niter[rows] < maxiter)
@@ -181,13 +191,11 @@ class PreconditionedSystem:
             state.stalled[rows] = again & ~(now < before / 2)
             rows = rows[again & (now < before / 2)]
 
-    def _descend(
-        self, state: "_State", rows: Int[Tensor, " k"], damping: float, maxiter: int
-    ) -> None:
+    def _descend(self, state: State, rows: Int[Tensor, " k"], damping: float, maxiter: int) -> None:
         """Plain preconditioned CG from the residuals of `rows`; rows leave as they finish."""
         residual, preconditioner = state.residual[rows], self._at(damping)
         direction = z = preconditioner.precondition(residual, damping=damping)
-        rz, progress = (residual * z).sum(1), _Progress.of(residual, state.x[rows])
+        rz, progress = (residual * z).sum(1), Progress.of(residual, state.x[rows])
         while len(rows):
             product = self._apply(direction, damping)
             curvature = (direction * product).sum(1)
@@ -198,16 +206,58 @@ class PreconditionedSystem:
             residual = residual - step * product
             state.niter[rows] += 1
             state.negative[rows] = negative
-            length = state.record(rows, residual)
-            unfinished = length > state.target[rows]
-            over = flat | progress.stalled(length, state.x[rows])
-            back = unfinished & over & (length > progress.mark)
-            state.x[rows[back]] = progress.best[back]
-            go_on = unfinished & ~over & (state.niter[rows] < maxiter)
+            go_on = self._unfinished(state, rows, residual, progress, maxiter, over=flat)
             rows, residual, progress = rows[go_on], residual[go_on], progress.of_rows(go_on)
             z = preconditioner.precondition(residual, damping=damping)
             rz, previous = (residual * z).sum(1), rz[go_on]
             direction = z + (rz / previous)[:, None] * direction[go_on]
+
+    def _unfinished(
+        self,
+        state: State,
+        rows: Int[Tensor, " k"],
+        residual: Float[Tensor, "k p"],
+        progress: Progress,
+        maxiter: int,
+        *,
+        over: Bool[Tensor, " k"] | None = None,
+    ) -> Bool[Tensor, " k"]:
+        """Which rows go on after an iteration; who got nowhere is set back to its best."""
+        length = state.record(rows, residual)
+        unfinished = length > state.target[rows]
+        stalled = progress.stalled(length, state.x[rows])
+        over = stalled if over is None else over | stalled
+        back = unfinished & over & (length > progress.mark)
+        state.x[rows[back]] = progress.best[back]
+        return unfinished & ~over & (state.niter[rows] < maxiter)
+
+    def _descend_together(
+        self, state: State, rows: Int[Tensor, " k"], damping: float, maxiter: int
+    ) -> Int[Tensor, " m"]:
+        """The same in directions that the rows share; those left for whom there are none.
+
+        That is where the curvature is negative along one of them: single rows tell more of it.
+        """
+        residual, preconditioner = state.residual[rows], self._at(damping)
+        progress = Progress.of(residual, state.x[rows])
+        directions = orthonormal(preconditioner.precondition(residual, damping=damping))
+        largest = 0.0
+        while len(rows) and len(directions):
+            products = self._apply(directions, damping)
+            largest = max(largest, products.norm(dim=1).max().item())
+            zero = rounding(directions.dtype, directions.shape[1]) * largest
+            inverse = step_of(directions, products, zero=zero)
+            if inverse is None:
+                return rows
+            steps = (directions @ residual.mT).mT @ inverse
+            state.x[rows] += steps @ directions
+            residual = residual - steps @ products
+            state.niter[rows] += 1
+            go_on = self._unfinished(state, rows, residual, progress, maxiter)
+            rows, residual, progress = rows[go_on], residual[go_on], progress.of_rows(go_on)
+            z = preconditioner.precondition(residual, damping=damping)
+            directions = orthonormal(z - (z @ products.mT) @ inverse @ directions)
+        return rows[:0]
 
     def _at(self, damping: float) -> Preconditioner:
         """Without a damping above rounding only what keeps rows of the range of H within it."""
@@ -225,7 +275,7 @@ class PreconditionedSystem:
         return self.curvature.apply(vectors).add(vectors, alpha=damping)
 
     def _report(
-        self, state: "_State", residual: Tensor, converged: Bool[Tensor, " k"], damping: float
+        self, state: State, residual: Tensor, converged: Bool[Tensor, " k"], damping: float
     ) -> None:
         if state.negative.any() and self.settings.on_failure == "raise":
             ends = extreme_eigenvalues(self.curvature)
@@ -239,7 +289,7 @@ class PreconditionedSystem:
             raise error
         warnings.warn(str(error), RuntimeWarning, stacklevel=4)
 
-    def _explanation(self, state: "_State", residual: Tensor, failed: Tensor) -> str:
+    def _explanation(self, state: State, residual: Tensor, failed: Tensor) -> str:
         maxiter = self.settings.most(state.x.shape[1])
         if (state.niter[failed] < maxiter).any() and not state.negative.any():
             # Where rounding ends a descent differs from one to the next: hence the margin.
@@ -259,69 +309,3 @@ class PreconditionedSystem:
             f"atol={self.settings.atol:g} after {int(state.niter.max())} iterations "
             f"(rows {{rows}}; worst relative residual {residual[failed].max():.1e}); {cure}"
         )
-
-
-@dataclass(eq=False)
-class _Progress:
-    """Whether rows still get anywhere: `mark`, the residual of `best`, has to halve in time."""
-
-    best: Float[Tensor, "k p"]
-    mark: Float[Tensor, " k"]
-    age: Int[Tensor, " k"]
-    norm: Float[Tensor, " k"]
-
-    @classmethod
-    def of(cls, residual: Float[Tensor, "k p"], x: Float[Tensor, "k p"]) -> "_Progress":
-        length = residual.norm(dim=1)
-        zero = torch.zeros_like(length)
-        return cls(x, length, zero.to(torch.int64), zero)
-
-    def of_rows(self, kept: Bool[Tensor, " k"]) -> "_Progress":
-        return _Progress(*(each[kept] for each in (self.best, self.mark, self.age, self.norm)))
-
-    def rounding(
-        self, direction: Float[Tensor, "k p"], product: Float[Tensor, "k p"]
-    ) -> Float[Tensor, " k"]:
-        r"""How large $d^	op A d$ may be where it is nothing but rounding.
-
-        $\lVert A \rVert$ is known from below, by the products that the row has seen.
-        """
-        square = direction.square().sum(1)
-        self.norm = torch.maximum(self.norm, (product.square().sum(1) / square).sqrt().nan_to_num())
-        return rounding(direction.dtype, direction.shape[1]) * self.norm * square
-
-    def stalled(self, length: Float[Tensor, " k"], x: Float[Tensor, "k p"]) -> Bool[Tensor, " k"]:
-        """Note one more iteration, and where it has led."""
-        halved = length <= self.mark / 2
-        if halved.any():
-            self.best = torch.where(halved[:, None], x, self.best)
-        self.mark = torch.where(halved, length, self.mark)
-        self.age = torch.where(halved, 0, self.age + 1)
-        least, most = _PATIENCE
-        return self.age >= min(max(x.shape[1], least), most)
-
-
-@dataclass(eq=False)
-class _State:
-    """Where each row stands."""
-
-    x: Float[Tensor, "k p"]
-    residual: Float[Tensor, "k p"]
-    target: Float[Tensor, " k"]
-    niter: Int[Tensor, " k"]
-    negative: Bool[Tensor, " k"]
-    stalled: Bool[Tensor, " k"]
-    lengths: list[Float[Tensor, " k"]] = field(default_factory=list)
-
-    def record(self, rows: Int[Tensor, " m"], residual: Float[Tensor, "m p"]) -> Tensor:
-        """The norms of some rows' residuals, noted as those of one iteration."""
-        length = residual.norm(dim=1)
-        self.lengths.append(torch.full_like(self.target, torch.nan))
-        self.lengths[-1][rows] = length
-        return length
-
-    def history(self, rhs: Float[Tensor, "k p"]) -> Float[Tensor, "k steps"]:
-        """Relative norms of residuals by iteration."""
-        if not self.lengths:
-            return self.target.new_empty(len(self.target), 0)
-        return relative(torch.stack(self.lengths, dim=1), rhs)

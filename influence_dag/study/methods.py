@@ -125,6 +125,12 @@ class ConjugateGradientSettings(MethodSettings):
         default="nystroem", description="what the system is multiplied by, so that few steps do"
     )
     rank: PositiveInt = Field(default=100, description="of the Nyström or Jacobi preconditioner")
+    search: Literal["own", "shared"] = Field(
+        default="own",
+        description="a row's directions: its own, or those of all rows of a block, which takes "
+        "fewer products and depends on the block within the tolerance",
+        exclude_if=lambda search: search == "own",  # as studies before it were stored
+    )
     seed: Seed = 0
     on_failure: OnFailure = "raise"
 

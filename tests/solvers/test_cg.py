@@ -3,7 +3,7 @@ import warnings
 import pytest
 import reference
 import torch
-from solver_systems import Counted, random_rhs, relative_error, spd_matrix
+from solver_systems import Counted, SecondMoment, random_rhs, relative_error, spd_matrix
 
 from influence_dag.curvature import DenseCurvature
 from influence_dag.errors import IndefiniteError, NotConvergedError
@@ -147,6 +147,85 @@ def test_an_indefinite_curvature_with_enough_damping_is_solved_without_a_word():
         x = ConjugateGradient().factorize(DenseCurvature(H)).solve(rhs, damping=0.05).x
     exact = Direct(damping=0.05).factorize(DenseCurvature(H)).solve(rhs, damping=0.05).x
     assert relative_error(x, exact) <= 1e-4
+
+
+# Directions that the rows share
+
+
+def flat_spectrum(size=300):
+    """Eigenvalues over four decades, without gaps: every direction counts."""
+    basis, _ = torch.linalg.qr(random_rhs(size, size, seed=3))
+    matrix = (basis * torch.logspace(0, -4, size, dtype=torch.float64)) @ basis.T
+    return (matrix + matrix.T) / 2
+
+
+@pytest.mark.parametrize("preconditioner", ["none", "jacobi", "nystroem"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_shared_directions_give_the_same_answer_by_fewer_products(dtype, preconditioner):
+    H, products = flat_spectrum().to(dtype), {}
+    rhs = (random_rhs(40, 300) @ H.double()).to(dtype)
+    exact = reference.damped_solve(H.double(), rhs.double(), 1e-3)
+    for search in ("own", "shared"):
+        curvature = Counted(H)
+        method = ConjugateGradient(rtol=1e-4, rank=20, preconditioner=preconditioner, search=search)
+        solution = method.factorize(curvature).solve(rhs, damping=1e-3)
+        products[search] = sum(curvature.rows_seen)
+        assert solution.info["converged"].all()
+        defect = rhs.double() - solution.x.double() @ H.double() - 1e-3 * solution.x.double()
+        torch.testing.assert_close(
+            solution.info["residual"].double(), defect.norm(dim=1) / rhs.double().norm(dim=1),
+            rtol=1e-2, atol=1e-7,
+        )  # fmt: skip
+        assert relative_error(solution.x, exact) <= 2e-2
+    assert products["shared"] <= products["own"] / 2
+
+
+@pytest.mark.parametrize("preconditioner", ["none", "nystroem"])
+def test_rows_that_depend_on_each_other_share_directions(preconditioner):
+    """Rows twice, a sum of rows, zero, and lengths far apart."""
+    H, rhs = flat_spectrum(), random_rhs(8, 300)
+    rhs[1], rhs[2], rhs[3], rhs[4] = rhs[0], rhs[0] + rhs[5], 0, 1e-9 * rhs[4]
+    method = ConjugateGradient(rtol=1e-10, preconditioner=preconditioner, search="shared")
+    solution = method.factorize(DenseCurvature(H)).solve(rhs, damping=1e-2)
+    expected = reference.damped_solve(H, rhs, 1e-2)
+    for row, wanted in zip(solution.x, expected, strict=True):
+        assert (row - wanted).norm() <= 1e-8 * wanted.norm()
+    assert solution.info["niter"][3] == 0
+
+
+def test_shared_directions_may_come_to_be_as_many_as_there_are():
+    H, rhs = spd_matrix(12), random_rhs(30, 12)
+    method = ConjugateGradient(rtol=1e-10, preconditioner="none", search="shared")
+    solution = method.factorize(DenseCurvature(H)).solve(rhs, damping=1e-3)
+    assert relative_error(solution.x, reference.damped_solve(H, rhs, 1e-3)) <= 1e-8
+    assert int(solution.info["niter"].max()) <= 3
+
+
+def test_shared_directions_of_a_singular_curvature_give_the_answer_of_least_norm():
+    moment = SecondMoment(random_rhs(20, P, seed=5))
+    rhs = random_rhs(6, 20) @ moment.rows
+    method = ConjugateGradient(rtol=1e-9, preconditioner="none", search="shared")
+    solution = method.factorize(moment).solve(rhs, damping=0.0)
+    wanted = torch.linalg.lstsq(moment.dense(), rhs.mT, driver="gelsd").solution.mT
+    assert relative_error(solution.x, wanted) <= 1e-6
+
+
+def test_negative_curvature_along_a_shared_direction_is_an_error_that_names_a_damping():
+    H = spd_matrix(P) - 0.3 * torch.eye(P, dtype=torch.float64)
+    rhs = random_rhs(3, P)
+    system = ConjugateGradient(preconditioner="none", search="shared").factorize(DenseCurvature(H))
+    with pytest.raises(IndefiniteError, match=r"not positive definite at damping=0\.01") as caught:
+        system.solve(rhs, damping=0.01)
+    damping = caught.value.suggested_damping
+    expected = reference.damped_solve(H, rhs, damping)
+    assert relative_error(system.solve(rhs, damping=damping).x, expected) <= 1e-4
+
+
+def test_rows_of_shared_directions_that_miss_the_tolerance_are_named():
+    method = ConjugateGradient(maxiter=2, preconditioner="none", search="shared", rtol=1e-10)
+    system = method.factorize(DenseCurvature(flat_spectrum()))
+    with pytest.raises(NotConvergedError, match=r"4 of 4 systems missed .* after 2 iterations"):
+        system.solve(random_rhs(4, 300), damping=1e-3)
 
 
 def test_restoring_without_a_curvature_is_refused():

@@ -199,6 +199,7 @@ EFFECTS = [  # method, settings, a change of them
     ("cg", {"rank": 8}, {"preconditioner": "ekfac"}),
     ("cg", {"rank": 8}, {"rank": 3}),
     ("cg", {"rank": 8}, {"seed": 1}),
+    ("cg", {"preconditioner": "none", "rtol": 1e-2}, {"search": "shared"}),
     ("cg", {"preconditioner": "none"}, {"maxiter": 3, "on_failure": "warn"}),
     ("lissa", ROUGH, {"maxiter": 3, "on_failure": "warn"}),
     ("lissa", ROUGH, {"dampen": 0.1}),
