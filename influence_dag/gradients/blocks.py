@@ -5,6 +5,7 @@ For a Linear layer the gradient of one sample is $g a^\top$, so `d_in + d_out` n
 Linear applied at several positions of a sequence, sums such products over positions t.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -177,6 +178,11 @@ class GradientLayout:
     def row_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of one row of each stored tensor."""
         return {name: shape for block in self.blocks for name, shape in block.row_shapes.items()}
+
+    @property
+    def numbers_per_row(self) -> int:
+        """How many numbers are kept of one row: at most p, of wide layers far fewer."""
+        return sum(math.prod(shape) for shape in self.row_shapes.values())
 
     def assemble(self, tensors: dict[str, Tensor]) -> "Gradients":
         """Gradients from the tensors that `Gradients.tensors` named, leading axis = row."""

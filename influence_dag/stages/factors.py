@@ -12,7 +12,7 @@ import torch
 from influence_dag.curvature import Curvature
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import NotConvergedError
-from influence_dag.fingerprints import fingerprint, grid_keys
+from influence_dag.fingerprints import grid_keys
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import carried_on, residuals
@@ -21,8 +21,6 @@ from influence_dag.stages import dampings, methods, naming
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
-from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.keys import measurement_key, model_key
 from influence_dag.stages.methods import method_attributes
 from influence_dag.stages.reading import check_rows, load_objective, load_rows
 from influence_dag.stages.tasks import Arrays, Compute, Kernel
@@ -31,7 +29,6 @@ from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable, Version
 
-FORMULA = FORMULAS["factors"]
 CURVE = 48  # iterations at which residuals are kept
 PER_ROW = {"niter": "iterations", "converged": "1 where the tolerance was met"}
 
@@ -40,7 +37,7 @@ def refresh(bench: Workbench, method: str) -> Update:
     """Solve for the test rows whose block is not stored under its key."""
     test = bench.axis("dataset", "test")
     size = bench.require("model").attrs["info"]["parameters"]
-    base = base_key(bench, method)
+    base = methods.factors_key(bench, method)
     layout = _layout(bench, method, test, size, base)
     lead = layout.variables[0]
     names = tuple(variable.name for variable in layout.variables)
@@ -54,23 +51,6 @@ def refresh(bench: Workbench, method: str) -> Update:
     part = Part(names, keys, SolvesOfRows(method, names), tell=tell)
     info = _info(bench, method, test)
     return refresh_blocks(bench, naming.factors(method), layout, [part], info=info)
-
-
-def base_key(bench: Workbench, method: str) -> str:
-    """Everything but the test row: θ, the factorisation, how it is solved, the measurement."""
-    version = bench.require(naming.curvature(method))
-    settings = bench.settings.methods[method].model_dump(mode="json")
-    return fingerprint(
-        "factors",
-        FORMULA,
-        model_key(bench),
-        measurement_key(bench.study),
-        version.data_version,
-        method,
-        settings,
-        "sweep" if len(bench.settings.dampings) > 1 else dampings.of_method(bench, method),
-        *([] if bench.settings.methods[method].is_damped else ["no residual"]),
-    )
 
 
 def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> Layout:

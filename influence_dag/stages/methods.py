@@ -5,12 +5,14 @@ import torch
 from influence_dag.curvature import CURVATURES, Curvature
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StoreError, StudyError
+from influence_dag.fingerprints import fingerprint
 from influence_dag.objective import modules
 from influence_dag.objective.objective import Rows
 from influence_dag.solvers import Blockwise, Factorization, Method, build, parameter_blocks
 from influence_dag.solvers.rounding import rounding
 from influence_dag.stages import dampings, naming
-from influence_dag.stages.keys import callable_key
+from influence_dag.stages.formulas import FORMULAS
+from influence_dag.stages.keys import callable_key, measurement_key, model_key
 from influence_dag.stages.reading import load_matrix, load_objective, load_rows, parameter_slices
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
@@ -67,6 +69,23 @@ def factorization_settings(bench: Workbench, method: str) -> dict:
     if name := bench.settings.methods.drawn_by.get(field):
         settings["distribution_code"] = callable_key(bench.study, name, field)
     return settings
+
+
+def factors_key(bench: Workbench, method: str) -> str:
+    """Of factors, all but the test row: θ, the factorisation, how it solves, the measurement."""
+    version = bench.require(naming.curvature(method))
+    settings = bench.settings.methods[method].model_dump(mode="json")
+    return fingerprint(
+        "factors",
+        FORMULAS["factors"],
+        model_key(bench),
+        measurement_key(bench.study),
+        version.data_version,
+        method,
+        settings,
+        "sweep" if len(bench.settings.dampings) > 1 else dampings.of_method(bench, method),
+        *([] if bench.settings.methods[method].is_damped else ["no residual"]),
+    )
 
 
 def load_operator(bench: Workbench, method: str, seen: Version | None = None) -> Curvature:

@@ -161,10 +161,14 @@ def parameter_slices(bench: Workbench) -> dict[str, slice]:
     return {n: slice(end - size, end) for n, size, end in zip(names, sizes, ends, strict=True)}
 
 
+def gradient_layout_of(bench: Workbench) -> GradientLayout:
+    """How the stored gradients are kept."""
+    return GradientLayout.from_json(bench.require(naming.GRADIENTS).attrs["gradient_layout"])
+
+
 def load_gradients(bench: Workbench, slots: slice) -> Gradients:
     """A run of stored gradients on the study's device."""
-    version = bench.require(naming.GRADIENTS)
-    captured = GradientLayout.from_json(version.attrs["gradient_layout"])
+    version, captured = bench.require(naming.GRADIENTS), gradient_layout_of(bench)
     tensors = {
         name: torch.from_numpy(version.read(name, slots)).to(bench.device)
         for name in captured.row_shapes
