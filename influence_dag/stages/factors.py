@@ -13,11 +13,14 @@ from influence_dag.curvature import Curvature
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import NotConvergedError
 from influence_dag.fingerprints import grid_keys
-from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
+from influence_dag.objective.objective import Objective
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import carried_on, residuals
 from influence_dag.solvers.blocks import BlockFactorization
-from influence_dag.stages import dampings, methods, naming
+from influence_dag.solvers.ekfac import KroneckerFactorization
+from influence_dag.solvers.kronecker_scores import RotatedGradients
+from influence_dag.stages import dampings, methods, naming, sampling
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
@@ -70,6 +73,7 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
     )
     iterative = bench.settings.methods[method].is_iterative
     said = {"residual": words.residual(), **PER_ROW}
+    sampled = sampling.of_method(bench, method).attributes
     per_row = tuple(
         Variable(
             info,
@@ -77,7 +81,7 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
             (*sizes, len(test)),
             "float32",
             (*ones, chunk),
-            {"long_name": said[info]},
+            {"long_name": said[info], **(sampled if info == "residual" else {})},
             coordinate=True,
         )
         for info in ("residual", *(("niter", "converged") if iterative else ()))
@@ -157,7 +161,6 @@ class _Solver:
 
     def __init__(self, bench: Workbench, method: str, test: Axis, names: tuple[str, ...]):
         self.bench, self.method, self.test, self.names = bench, method, test, names
-        self._loaded: tuple | None = None
 
     def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
         slots = slice(tile.start[-1], tile.stop[-1])
@@ -168,14 +171,22 @@ class _Solver:
             return blocks[0]
         return {name: np.stack([block[name] for block in blocks]) for name in self.names}
 
-    def _load(self) -> tuple:
-        if self._loaded is None:
-            factorization = methods.load_factorization(self.bench, self.method)
-            operator = methods.load_operator(
-                self.bench, self.method, self.bench.require(naming.curvature(self.method))
-            )
-            self._loaded = load_objective(self.bench), factorization, operator
-        return self._loaded
+    @cached_property
+    def _objective(self) -> Objective:
+        return load_objective(self.bench)
+
+    @cached_property
+    def _factorization(self) -> Factorization:
+        return methods.load_factorization(self.bench, self.method)
+
+    @cached_property
+    def _operator(self) -> Curvature:
+        version = self.bench.require(naming.curvature(self.method))
+        return methods.load_operator(self.bench, self.method, version)
+
+    @cached_property
+    def _sample(self) -> sampling.Sample:
+        return sampling.of_method(self.bench, self.method)
 
     @cached_property
     def _stored(self) -> Version | None:
@@ -207,7 +218,7 @@ class _Solver:
         return start.to(self.bench.device)
 
     def _solve(self, slots: slice, damping: float) -> dict[str, np.ndarray]:
-        objective, factorization, operator = self._load()
+        objective = self._objective
         present = np.flatnonzero(self.test.valid[slots])
         count = slots.stop - slots.start
         dtype = np.dtype(self.bench.settings.compute.dtype)
@@ -222,15 +233,48 @@ class _Solver:
             return block
         rows = load_rows(self.bench, self.test, slots.start + present)
         check_rows(objective, rows, self.test, slots.start + present, of="measurement")
-        rhs = per_sample_gradients(objective, rows, of="measurement").dense()
+        gradients = per_sample_gradients(objective, rows, of="measurement")
         x0 = self._previous(slots.start + present, damping, objective.size)
         with named_rows(self.test.ids[slots.start + present], f"{self.method}, test rows"):
-            x, info = solve_with_residuals(factorization, operator, rhs, damping, x0)
+            x, info = self._solved(gradients, damping, x0)
+        if "residual" not in info:
+            keys = self.test.keys[slots.start + present]
+            info["residual"] = self._residuals(gradients, x, damping, self._sample.rows(keys))
         block["influence_factors"][present] = x.cpu().numpy()
         for name in self.names[1:]:
             values = _curves(info, steps) if name == "residual_history" else info[name]
             block[name][present] = values.float().cpu().numpy()
         return block
+
+    def _solved(
+        self, gradients: Gradients, damping: float, x0: torch.Tensor | None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The solution for each row, and what the method says of it."""
+        if isinstance(factorization := self._factorization, KroneckerFactorization):
+            rotated = RotatedGradients.of(factorization, gradients)
+            return rotated.solved(damping=damping), {}
+        solution = factorization.solve(gradients.dense(), damping=damping, x0=x0)
+        return solution.x, dict(solution.info)
+
+    def _residuals(
+        self, gradients: Gradients, x: torch.Tensor, damping: float, sample: np.ndarray
+    ) -> torch.Tensor:
+        """Relative residuals of the rows in the sample, NaN of others.
+
+        On blocks the residual is that of the system without what couples them, and with the
+        blocks' own dampings.
+        """
+        found = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+        if not len(sample):
+            return found
+        index, operator = torch.from_numpy(sample).to(x.device), self._operator
+        s, b = (part.to(operator.dtype) for part in (x[index], gradients[index].dense()))
+        if isinstance(factorization := self._factorization, BlockFactorization):
+            known = factorization.residuals(operator, s, b, damping)
+        else:
+            known = residuals(operator, s, b, damping=damping)
+        found[index] = known.to(found)
+        return found
 
 
 @contextmanager
@@ -241,26 +285,3 @@ def named_rows(ids: np.ndarray, what: str) -> Iterator[None]:
     except NotConvergedError as error:
         named = error.named(list(ids))
         raise NotConvergedError(f"{what}: {named}", rows=named.rows) from error
-
-
-def solve_with_residuals(
-    factorization: Factorization,
-    operator: Curvature,
-    rhs: torch.Tensor,
-    damping: float,
-    x0: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The solution and its info, which always has the relative residual of each row.
-
-    On blocks the residual is that of the system without what couples them, and with the blocks'
-    own dampings.
-    """
-    solution = factorization.solve(rhs, damping=damping, x0=x0)
-    info = dict(solution.info)
-    if "residual" not in info:
-        x, b = solution.x.to(operator.dtype), rhs.to(operator.dtype)
-        if isinstance(factorization, BlockFactorization):
-            info["residual"] = factorization.residuals(operator, x, b, damping)
-        else:
-            info["residual"] = residuals(operator, x, b, damping=damping)
-    return solution.x, info

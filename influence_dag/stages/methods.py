@@ -13,7 +13,13 @@ from influence_dag.solvers.rounding import rounding
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import callable_key, measurement_key, model_key
-from influence_dag.stages.reading import load_matrix, load_objective, load_rows, parameter_slices
+from influence_dag.stages.reading import (
+    load_matrix,
+    load_objective,
+    load_rows,
+    parameter_slices,
+    rows_in_blocks,
+)
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -96,7 +102,13 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
     """
     if bench.settings.methods[method].uses_matrix:
         return load_matrix(bench, kind(bench, method))
-    axis, version = _rows_of(bench, seen) if seen else (bench.axis("dataset", "train"), None)
+    axis, version = (
+        _rows_of(bench, seen)
+        if seen
+        else (bench.axis("dataset", "train"), bench.require("dataset"))
+    )
+    if bench.settings.methods[method].of_layers:  # goes through its rows once or twice
+        return curvature_over(bench, method, rows_in_blocks(bench, axis, version, bench.dtype))
     return curvature_over(bench, method, load_rows(bench, axis, version=version))
 
 
@@ -125,8 +137,9 @@ def load_factorization(bench: Workbench, method: str) -> Factorization:
     """The stored factorisation, ready to solve."""
     version = bench.require(naming.curvature(method))
     tensors = {name: stored_tensor(bench, version, name) for name in version.variables}
-    uses_matrix = bench.settings.methods[method].uses_matrix
-    curvature = None if uses_matrix else load_operator(bench, method, version)
+    asked = bench.settings.methods[method]
+    solves_alone = asked.uses_matrix or asked.of_layers
+    curvature = None if solves_alone else load_operator(bench, method, version)
     return build_method(bench, method).restore(tensors, curvature)
 
 

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from tiny_project import Project
 
-from influence_dag.stages import dataset, reading, summary
+from influence_dag.components import metadata
+from influence_dag.stages import checks, dataset, reading, sampling, summary
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.eigenbasis import GradientsOfTests
+from influence_dag.stages.factors import SolvesOfRows
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.influences import ProductsOfPairs
 
@@ -103,3 +105,46 @@ def test_self_influences_are_those_of_dense_solves(original):
         x = of_rows.factorization.solve(G, damping=damping).x
         assert_equal(stored.read("self_influence")[k, rows], (x * G).sum(1).numpy())
         assert_equal(stored.read("parameter_influence_norm")[k, rows], x.norm(dim=1).numpy())
+
+
+# Residuals -------------------------------------------------------------------------------------
+
+
+def test_residuals_are_of_a_stated_sample_where_each_takes_long(project, monkeypatch):
+    whole = project.bench().require("ekfac/influence_factors").read("residual")
+    monkeypatch.setattr(sampling, "FREE", 39 * 31 / 4)  # a quarter of n times p
+    bench = project.bench()
+    axis = bench.axis("dataset", "test")
+    tile = Tile((0, 0), (2, len(axis)), ())
+    found = SolvesOfRows("ekfac", ("influence_factors", "residual")).at(bench)(tile)["residual"]
+    chosen = axis.valid & (axis.keys % 4 == 0)
+    assert 0 < chosen.sum() < axis.count
+    np.testing.assert_allclose(found[:, chosen], whole[:, chosen], rtol=1e-6)
+    assert np.isnan(found[:, ~chosen]).all()
+
+
+def test_all_residuals_are_computed_on_request(project, monkeypatch):
+    monkeypatch.setattr(sampling, "FREE", 1)
+    project.write_settings(methods={"ekfac": {"residuals": "all"}})
+    assert sampling.of_method(project.bench(), "ekfac") == sampling.Sample()
+    project.write_settings(methods={"ekfac": None, "direct": {}})
+    assert sampling.of_method(project.bench(), "direct") == sampling.Sample()
+
+
+@pytest.mark.parametrize("free", [39 * 31 / 4, 1e-9], ids=["some rows", "no row"])
+def test_a_sample_of_residuals_is_complete_and_drawn(project, monkeypatch, free):
+    monkeypatch.setattr(sampling, "FREE", free)
+    project.write_settings(damping=[0.1, 0.2])
+    bench = project.bench()
+    node = next(n for n in artifacts(bench.study) if n.name == "ekfac/influence_factors")
+    node.refresh(bench)
+    version = bench.published(node.name)
+    every = sampling.of_method(bench, "ekfac").every
+    assert f"multiple of {every};" in version.array("residual").attrs["sample"]
+    assert checks.complete(node.name, "test")(bench).passed
+    of_rows = metadata._of_rows(version, "residual")
+    keys = version.coordinate("test_key")[version.coordinate("test_valid")]
+    assert len(of_rows) == 2 * (keys % np.uint64(every) == 0).sum()
+    assert bool(len(of_rows)) == (every == 4)
+    assert ("worst_residual" in metadata._solves(version)) == bool(len(of_rows))
+    assert "residuals" in metadata._convergence(bench, version, "ekfac")
