@@ -19,6 +19,7 @@ from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import carried_on, residuals
 from influence_dag.solvers.blocks import BlockFactorization
 from influence_dag.solvers.ekfac import KroneckerFactorization
+from influence_dag.solvers.forming import worth_forming
 from influence_dag.solvers.kronecker_scores import RotatedGradients
 from influence_dag.stages import dampings, methods, naming, sampling
 from influence_dag.stages.blocks import Tile
@@ -235,8 +236,9 @@ class _Solver:
         check_rows(objective, rows, self.test, slots.start + present, of="measurement")
         gradients = per_sample_gradients(objective, rows, of="measurement")
         x0 = self._previous(slots.start + present, damping, objective.size)
+        on = self._factorization_for(slots.start + present, damping)
         with named_rows(self.test.ids[slots.start + present], f"{self.method}, test rows"):
-            x, info = self._solved(gradients, damping, x0)
+            x, info = self._solved(on, gradients, damping, x0)
         if "residual" not in info:
             keys = self.test.keys[slots.start + present]
             info["residual"] = self._residuals(gradients, x, damping, self._sample.rows(keys))
@@ -246,11 +248,40 @@ class _Solver:
             block[name][present] = values.float().cpu().numpy()
         return block
 
+    def _factorization_for(self, slots: np.ndarray, damping: float) -> Factorization:
+        """On the matrix where the products of an iterative method would cost more than it does.
+
+        Rows whose factors are stored as they will be take none.
+        """
+        if not self.bench.settings.methods[self.method].is_iterative:
+            return self._factorization
+        solver, rows = methods.build_method(self.bench, self.method), len(slots)
+        stored = self._stored
+        if stored is not None and stored.attrs["base_key"] == self._base_key:
+            there = slots[slots < len(seen := self.bench.axis_of(stored, "test").keys)]
+            rows -= int((seen[there] == self.test.keys[there]).sum())
+        size = self._objective.size
+        worth = worth_forming(solver, size=size, rows=rows, damping=damping)
+        return self._on_matrix if worth else self._factorization
+
+    @cached_property
+    def _base_key(self) -> str:
+        return methods.factors_key(self.bench, self.method)
+
+    @cached_property
+    def _on_matrix(self) -> Factorization:
+        matrix = methods.formed(self._operator)
+        return methods.load_factorization(self.bench, self.method, matrix)
+
     def _solved(
-        self, gradients: Gradients, damping: float, x0: torch.Tensor | None
+        self,
+        factorization: Factorization,
+        gradients: Gradients,
+        damping: float,
+        x0: torch.Tensor | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The solution for each row, and what the method says of it."""
-        if isinstance(factorization := self._factorization, KroneckerFactorization):
+        if isinstance(factorization, KroneckerFactorization):
             rotated = RotatedGradients.of(factorization, gradients)
             return rotated.solved(damping=damping), {}
         solution = factorization.solve(gradients.dense(), damping=damping, x0=x0)

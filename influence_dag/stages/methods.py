@@ -1,8 +1,11 @@
 """Methods as a study sets them: solver, curvature, stored factorisation, attributes."""
 
+from typing import cast
+
 import torch
 
-from influence_dag.curvature import CURVATURES, Curvature
+from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
+from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StoreError, StudyError
 from influence_dag.fingerprints import fingerprint
@@ -133,13 +136,23 @@ def _rows_of(bench: Workbench, seen: Version) -> tuple[Axis, Version]:
     return axis, version
 
 
-def load_factorization(bench: Workbench, method: str) -> Factorization:
-    """The stored factorisation, ready to solve."""
+def formed(operator: Curvature) -> DenseCurvature:
+    """The matrix of a curvature, whose products are nearly free."""
+    if isinstance(operator, DenseCurvature):
+        return operator
+    return DenseCurvature(cast(BatchedCurvature, operator).dense())
+
+
+def load_factorization(
+    bench: Workbench, method: str, curvature: Curvature | None = None
+) -> Factorization:
+    """The stored factorisation, ready to solve; with products of `curvature` where it is given."""
     version = bench.require(naming.curvature(method))
     tensors = {name: stored_tensor(bench, version, name) for name in version.variables}
     asked = bench.settings.methods[method]
     solves_alone = asked.uses_matrix or asked.of_layers
-    curvature = None if solves_alone else load_operator(bench, method, version)
+    if not solves_alone:
+        curvature = curvature or load_operator(bench, method, version)
     return build_method(bench, method).restore(tensors, curvature)
 
 
