@@ -19,6 +19,7 @@ from influence_dag.solvers.ekfac import KroneckerFactorization
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock
 
 _NUMBERS = 2**23  # numbers of factors, or of their products with rows, held at once
+_WRITTEN = 2**25  # of factors for which rows are written out
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,10 @@ class RotatedGradients:
         self._check(damping, test)
         eigenvalues = [block.eigenvalues.flatten() for block in self.factorization.blocks]
         divisor = torch.cat(eigenvalues) + damping
-        rows = max(1, _NUMBERS // len(divisor))
+        # A row of several positions is written out once for all factors that are at hand.
+        pairs = (block for block in self.gradients.blocks if isinstance(block, LinearGradients))
+        written = not all(_is_single(block) for block in pairs)
+        rows = max(1, (_WRITTEN if written else _NUMBERS) // len(divisor))
         for start in range(0, len(test), rows):
             part = RotatedGradients.of(self.factorization, test[start : start + rows])
             values = part.gradients.dense()

@@ -76,6 +76,18 @@ def test_few_factors_are_read_as_they_are_stored(project, monkeypatch):
     assert_equal(influences(bench), products(bench))
 
 
+def test_training_rows_are_cut_by_what_is_kept_of_them(original, monkeypatch):
+    """Factors are read for four rows at a time, of 14 numbers, not for two of 31."""
+    bench, asked, load = original.bench(), [], reading.load_factors
+    monkeypatch.setattr(reading, "load_factors", lambda *what: asked.append(what) or load(*what))
+    shape = bench.require("ekfac/influences").variables["influences"].shape
+    assert shape == (2, 10, 40)
+    tile = Tile((0, 0, 0), shape, ())
+    found = ProductsOfPairs("ekfac").at(bench)(tile)["influences"]
+    assert len(asked) == 2 * (10 // 2) * (40 // 4)
+    assert_equal(found, products(bench))
+
+
 @pytest.mark.parametrize("what", ["another test row", "another curvature", "another loss"])
 def test_factors_of_another_age_are_not_made_anew(project, what):
     """Influences are products of what is stored, also where that is no longer what would be."""
