@@ -20,6 +20,7 @@ from influence_dag.curvature import GaussNewton, Hessian
 from influence_dag.curvature.layered import LayeredNetwork
 from influence_dag.gradients.per_sample import gradient_layout, per_sample_gradients
 from influence_dag.influence.upweighting import influences, perturbation_influences
+from influence_dag.objective.batching import check_all_rows
 from influence_dag.objective.objective import Objective, Rows
 
 DATA = Path(__file__).parents[1] / "tests" / "digits_mlp.npz"
@@ -132,6 +133,40 @@ def test_captured_gradients_and_their_check_cost_two_batched_gradients(benchmark
         "vmap over captured": each / captured,
     }
     assert captured <= 2 * batched
+
+
+def convolutional() -> nn.Module:
+    layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    layers += [nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1568, 10))
+
+
+def multilayer() -> nn.Module:
+    layers = [nn.Flatten(), nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(256, 10))
+
+
+@pytest.mark.parametrize(("build", "times"), [(multilayer, 3), (convolutional, 8)])
+def test_rows_of_a_float32_model_are_looked_at_in_float64(benchmark, monkeypatch, build, times):
+    """That each stands for itself: against the same look in the model's own precision."""
+    torch.manual_seed(0)
+    objective = Objective(build(), "cross_entropy")
+    rows = Rows(torch.randn(1000, 1, 28, 28), torch.randint(0, 10, (1000,)))
+    looked = lambda: check_all_rows(objective, rows)  # noqa: E731
+    benchmark.pedantic(looked, rounds=2, warmup_rounds=1)
+    in_float64 = cpu_seconds(looked, repeats=3)
+
+    def unable(*_):
+        raise RuntimeError("no copy")
+
+    monkeypatch.setattr(Objective, "in_float64", unable)
+    in_float32 = cpu_seconds(looked, repeats=3)
+    a_gradient = cpu_seconds(lambda: grad(objective.mean_loss)(objective.params, rows), repeats=3)
+    benchmark.extra_info |= {
+        "of the same in float32": in_float64 / in_float32,
+        "batched gradients": in_float64 / a_gradient,
+    }
+    assert in_float64 <= times * in_float32
 
 
 def test_the_whole_perturbation_tensor_within_two_seconds_and_little_memory(

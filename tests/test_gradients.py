@@ -32,13 +32,14 @@ def test_gradients_are_autograds_for_any_model(case):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_inner_products_are_those_of_the_dense_gradients(case):
+def test_inner_products_and_norms_are_those_of_the_dense_gradients(case):
     objective, rows, expected = case
     gradients = per_sample_gradients(objective, rows)
     for k in (1, 40):
         factors = torch.randn(k, objective.size, dtype=torch.float64)
         assert_close(gradients.inner(factors), factors @ expected.T)
         assert_close(gradients[2:7].inner(factors), factors @ expected[2:7].T)
+    assert_close(gradients.norms(), expected.norm(dim=1), check_dtype=False)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from networks import digits_mlp
@@ -5,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.errors import ModelError
+from influence_dag.objective.footprint import saved_numbers
 from influence_dag.objective.objective import (
     Objective,
     Rows,
@@ -333,3 +336,19 @@ def test_a_model_may_return_one_number_a_row(loss):
     outputs, targets = torch.randn(4), torch.rand(4)
     of_columns = per_sample_loss(loss)(outputs[:, None], targets[:, None])
     torch.testing.assert_close(per_sample_loss(loss)(outputs, targets), of_columns)
+
+
+def test_what_a_pass_keeps_is_counted_and_let_go_of():
+    """A graph that holds its own results through hooks is never freed: 2 θ a batch."""
+    seen = []
+
+    def loss(output, target):
+        squashed = output.tanh()
+        seen.append(weakref.ref(squashed))
+        return squashed.sum(1)
+
+    objective = Objective(nn.Linear(3, 2).double(), loss)
+    rows = Rows(torch.randn(4, 3).double(), torch.zeros(4))
+    assert sum(saved_numbers(objective, rows)) >= 2 + 3
+    assert len(seen) == 2
+    assert [each() for each in seen] == [None, None]

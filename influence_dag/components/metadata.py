@@ -121,11 +121,10 @@ def _info(update: Update) -> dict[str, Any]:
 def _solves(version: Version) -> dict[str, Any]:
     """The worst of what the solves noted, which the UI charts from run to run."""
     worst = {"residual": "worst_residual", "niter": "most_iterations"}
-    return {
-        told: float(_of_rows(version, name).max())
-        for name, told in worst.items()
-        if name in version.variables
+    noted = {
+        told: _of_rows(version, name) for name, told in worst.items() if name in version.variables
     }
+    return {told: float(values.max()) for told, values in noted.items() if len(values)}
 
 
 def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
@@ -177,9 +176,12 @@ def _residual_curve(version: Version) -> np.ndarray:
 
 
 def _of_rows(version: Version, name: str) -> np.ndarray:
-    """What a solve noted of each test row that exists."""
+    """What solves noted of each test row that exists, or of those in a sample of them."""
+    from influence_dag.stages.checks import is_sampled
+
     valid = Axis.read(version, "test").valid
-    return np.asarray(version.read(name), np.float64)[..., valid].ravel()
+    values = np.asarray(version.read(name), np.float64)[..., valid].ravel()
+    return values[~np.isnan(values)] if is_sampled(version, name) else values
 
 
 def _influences(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:

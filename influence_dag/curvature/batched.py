@@ -5,7 +5,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -49,6 +48,10 @@ class BatchedCurvature(ABC):
     batch_size: int = field(default=512, kw_only=True)
     route: Route = field(default="auto", kw_only=True)
     checked: bool = field(default=False, kw_only=True)
+    _seen: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_seen", self.checked)
 
     @property
     def size(self) -> int:
@@ -70,7 +73,8 @@ class BatchedCurvature(ABC):
         Raises `ModelError` where torch has no second derivative, one that is not symmetric, or one
         that is not finite, naming the row.
         """
-        total = self._sum(vectors)
+        self._check_products()
+        total = self._sum_of(vectors, self.rows)
         if not total.isfinite().all() and vectors.isfinite().all():
             check_sum(total, self.objective, self.rows, lambda some: self._sum_of(vectors, some))
         return total.div_(self.rows.weight_sum).to(vectors.dtype)
@@ -157,16 +161,16 @@ class BatchedCurvature(ABC):
             )
         return same
 
-    @cached_property
-    def _sum(self) -> Callable[[Float[Tensor, "k p"]], Float[Tensor, "k p"]]:
-        """The sum over all rows times vectors, of which u · (C v) = v · (C u) has been seen."""
-        if not self.checked:
-            self.check_derivatives(self.rows)
-            u, v = self._vectors
-            products = self._of_random_vectors(self.rows)
-            check_sum(products, self.objective, self.rows, self._of_random_vectors)
-            check_symmetric_products((u, products[0]), (v, products[1]), self.objective)
-        return lambda vectors: self._sum_of(vectors, self.rows)
+    def _check_products(self) -> None:
+        """Once: of the sum over all rows, u · (C v) = v · (C u) has been seen."""
+        if self._seen:
+            return
+        self.check_derivatives(self.rows)
+        u, v = self._vectors
+        products = self._of_random_vectors(self.rows)
+        check_sum(products, self.objective, self.rows, self._of_random_vectors)
+        check_symmetric_products((u, products[0]), (v, products[1]), self.objective)
+        object.__setattr__(self, "_seen", True)
 
     @property
     def _vectors(self) -> Float[Tensor, "two p"]:

@@ -5,10 +5,12 @@ For a Linear layer the gradient of one sample is $g a^\top$, so `d_in + d_out` n
 Linear applied at several positions of a sequence, sums such products over positions t.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -63,6 +65,14 @@ class LinearGradients:
         weight = [] if self.weight is None else [(self.weight, self.weight_gradients())]
         return weight + ([] if self.bias is None else [(self.bias, self.bias_gradients())])
 
+    def squared_norms(self) -> Float[Tensor, " n"]:
+        """Of this layer's gradients, float64; of a single product those of its vectors."""
+        if self.activations.ndim > 2:
+            return _squared_norms(self)
+        g = self.output_gradients.double().square().sum(1)
+        a = self.activations.double().square().sum(1)
+        return g * ((0 if self.weight is None else a) + (0 if self.bias is None else 1))
+
     def add_inner(self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"]) -> None:
         """Add this layer's share of `factors @ gradients.T`."""
         if self.bias is not None:
@@ -107,12 +117,24 @@ class DenseGradients:
     def parts(self) -> list[tuple[Any, Tensor]]:
         return [(self.slice, self.values)]
 
+    def squared_norms(self) -> Float[Tensor, " n"]:
+        """Float64."""
+        return _squared_norms(self)
+
     def add_inner(self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"]) -> None:
         out.addmm_(factors[:, self.slice], self.values.T)
 
 
 def _rows_within(size: int, row: Tensor) -> int:
     return max(1, size // max(1, row.numel() * row.element_size()))
+
+
+def _squared_norms(block: "GradientBlock") -> Float[Tensor, " n"]:
+    """By writing some rows out at a time."""
+    rows = _rows_within(_ASSEMBLED_BYTES, torch.cat([v[0] for _, v in block[:1].parts()]))
+    parts = (block[start : start + rows].parts() for start in range(0, len(block), rows))
+    squares = ([values.double().square().sum(1) for _, values in some] for some in parts)
+    return torch.cat([torch.stack(some).sum(0) for some in squares])
 
 
 GradientBlock: TypeAlias = LinearGradients | DenseGradients
@@ -178,6 +200,11 @@ class GradientLayout:
         """The shape of one row of each stored tensor."""
         return {name: shape for block in self.blocks for name, shape in block.row_shapes.items()}
 
+    @property
+    def numbers_per_row(self) -> int:
+        """How many numbers are kept of one row: at most p, of wide layers far fewer."""
+        return sum(math.prod(shape) for shape in self.row_shapes.values())
+
     def assemble(self, tensors: dict[str, Tensor]) -> "Gradients":
         """Gradients from the tensors that `Gradients.tensors` named, leading axis = row."""
         return Gradients(tuple(block.assemble(tensors) for block in self.blocks), self)
@@ -237,6 +264,10 @@ class Gradients:
             for place, values in block.parts():
                 out[:, place] = values
         return out
+
+    def norms(self) -> Float[Tensor, " n"]:
+        """The length of each row's gradient, float64."""
+        return torch.stack([block.squared_norms() for block in self.blocks]).sum(0).sqrt()
 
     def inner(self, factors: Float[Tensor, "k p"]) -> Float[Tensor, "k n"]:
         """`factors @ dense().T`, without holding the dense gradients of all rows."""

@@ -14,7 +14,6 @@ from influence_dag.objective.objective import Objective, Rows
 SMALL = 1e-2  # relative size up to which θ counts as a minimum
 _ROWS = 256  # whose gradients' norms are averaged, at most
 _NUMBERS = 2**27  # of these gradients in all
-_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,9 @@ def stationarity(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told again by the gradients that are kept
-            norms = _norms(objective, sample)
+            norms = per_sample_gradients(objective, sample.unweighted).norms()
     except ModelError:
         return None  # told, with the row, where gradients are kept
     mean = float((norms * sample.shares.to(norms)).sum())
     norm = float(gradient.norm())
     return Stationarity(norm, norm / mean if mean > 0 else float(norm > 0), few)
-
-
-def _norms(objective: Objective, rows: Rows) -> Float[Tensor, " n"]:
-    """Of the rows' gradients, each counting once."""
-    gradients = per_sample_gradients(objective, rows.unweighted)
-    size = max(1, _AT_ONCE // objective.size)
-    starts = range(0, len(rows), size)
-    return torch.cat([gradients[k : k + size].dense().norm(dim=1) for k in starts])

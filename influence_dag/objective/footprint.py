@@ -22,7 +22,7 @@ def _saved(objective: Objective, rows: Rows) -> list[int]:
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         sizes.append(tensor.numel())
-        return tensor
+        return tensor.detach()  # itself, it would be in a ring with its own graph, and never freed
 
     theta = objective.params.clone().requires_grad_()
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):

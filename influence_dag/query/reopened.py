@@ -94,10 +94,10 @@ def callables_of(settings: StudySettings) -> dict[str, str]:
 
 def _check_factors(bench: "Workbench", method: str) -> None:
     """What is stored beside the factors is what they were computed with."""
-    from influence_dag.stages import factors
+    from influence_dag.stages import methods
 
     stored = bench.require(naming.factors(method))
-    if factors.base_key(bench, method) == stored.attrs["base_key"]:
+    if methods.factors_key(bench, method) == stored.attrs["base_key"]:
         return
     beside = {"model": "model", "curvature": naming.curvature(method)}
     newer = [

@@ -18,6 +18,7 @@ from influence_dag.solvers import (
     Factorization,
     Method,
 )
+from influence_dag.solvers.forming import worth_forming
 from influence_dag.stages import dampings, matrices, naming
 from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import Digits
@@ -28,6 +29,7 @@ from influence_dag.stages.methods import (
     build_method,
     curvature_over,
     factorization_settings,
+    formed,
     kind,
     load_operator,
     stored_tensor,
@@ -54,7 +56,8 @@ def refresh(bench: Workbench, method: str) -> Update:
         solver = build_method(bench, method, auto.value if auto and single else None)
         updated = _updated_sums(bench, method, solver, train, settings_key)
         with naming_rows(train):
-            factorization = _factorized(bench, method, solver, operator, updated)
+            worked_on = _worked_on(operator, solver)
+            factorization = _factorized(bench, method, solver, worked_on, updated)
         for name, tensor in factorization.tensors().items():
             check_finite(f"{naming.curvature(method)}: {name}", tensor)
         arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
@@ -90,6 +93,12 @@ def refresh(bench: Workbench, method: str) -> Update:
         produce,
         reusable=matrices.pinned(bench, settings_key),
     )
+
+
+def _worked_on(operator: Curvature, solver: Method) -> Curvature:
+    """The matrix itself where a method's products, before any solve, would cost more."""
+    worth = worth_forming(solver, size=operator.size, rows=0, damping=1.0)
+    return formed(operator) if worth else operator
 
 
 def _factorized(

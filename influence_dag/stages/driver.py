@@ -135,7 +135,10 @@ def _tiles(layout: Layout, part: Part, outdated: Mapping, block_bytes: int) -> l
     variables = [variable for variable in layout.variables if variable.name in part.names]
     lead = max(variables, key=lambda variable: np.prod(variable.shape))
     wanted = sorted({index[:depth] for name in part.names for index in outdated[name]})
-    cell_bytes = max(1, int(np.prod(lead.shape[depth:]))) * np.dtype(lead.dtype).itemsize
+    cell_bytes = sum(
+        max(1, int(np.prod(variable.shape[depth:]))) * np.dtype(variable.dtype).itemsize
+        for variable in variables
+    )
     return tiles(
         wanted,
         lead.chunks[:depth],

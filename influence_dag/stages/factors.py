@@ -12,17 +12,19 @@ import torch
 from influence_dag.curvature import Curvature
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import NotConvergedError
-from influence_dag.fingerprints import fingerprint, grid_keys
-from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.fingerprints import grid_keys
+from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
+from influence_dag.objective.objective import Objective
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.base import carried_on, residuals
 from influence_dag.solvers.blocks import BlockFactorization
-from influence_dag.stages import dampings, methods, naming
+from influence_dag.solvers.ekfac import KroneckerFactorization
+from influence_dag.solvers.forming import worth_forming
+from influence_dag.solvers.kronecker_scores import RotatedGradients
+from influence_dag.stages import dampings, methods, naming, sampling
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import damping_axis, damping_digests
 from influence_dag.stages.driver import Part, refresh_blocks
-from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.keys import measurement_key, model_key
 from influence_dag.stages.methods import method_attributes
 from influence_dag.stages.reading import check_rows, load_objective, load_rows
 from influence_dag.stages.tasks import Arrays, Compute, Kernel
@@ -31,7 +33,6 @@ from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable, Version
 
-FORMULA = FORMULAS["factors"]
 CURVE = 48  # iterations at which residuals are kept
 PER_ROW = {"niter": "iterations", "converged": "1 where the tolerance was met"}
 
@@ -40,7 +41,7 @@ def refresh(bench: Workbench, method: str) -> Update:
     """Solve for the test rows whose block is not stored under its key."""
     test = bench.axis("dataset", "test")
     size = bench.require("model").attrs["info"]["parameters"]
-    base = base_key(bench, method)
+    base = methods.factors_key(bench, method)
     layout = _layout(bench, method, test, size, base)
     lead = layout.variables[0]
     names = tuple(variable.name for variable in layout.variables)
@@ -54,23 +55,6 @@ def refresh(bench: Workbench, method: str) -> Update:
     part = Part(names, keys, SolvesOfRows(method, names), tell=tell)
     info = _info(bench, method, test)
     return refresh_blocks(bench, naming.factors(method), layout, [part], info=info)
-
-
-def base_key(bench: Workbench, method: str) -> str:
-    """Everything but the test row: θ, the factorisation, how it is solved, the measurement."""
-    version = bench.require(naming.curvature(method))
-    settings = bench.settings.methods[method].model_dump(mode="json")
-    return fingerprint(
-        "factors",
-        FORMULA,
-        model_key(bench),
-        measurement_key(bench.study),
-        version.data_version,
-        method,
-        settings,
-        "sweep" if len(bench.settings.dampings) > 1 else dampings.of_method(bench, method),
-        *([] if bench.settings.methods[method].is_damped else ["no residual"]),
-    )
 
 
 def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> Layout:
@@ -90,6 +74,7 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
     )
     iterative = bench.settings.methods[method].is_iterative
     said = {"residual": words.residual(), **PER_ROW}
+    sampled = sampling.of_method(bench, method).attributes
     per_row = tuple(
         Variable(
             info,
@@ -97,7 +82,7 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
             (*sizes, len(test)),
             "float32",
             (*ones, chunk),
-            {"long_name": said[info]},
+            {"long_name": said[info], **(sampled if info == "residual" else {})},
             coordinate=True,
         )
         for info in ("residual", *(("niter", "converged") if iterative else ()))
@@ -177,7 +162,6 @@ class _Solver:
 
     def __init__(self, bench: Workbench, method: str, test: Axis, names: tuple[str, ...]):
         self.bench, self.method, self.test, self.names = bench, method, test, names
-        self._loaded: tuple | None = None
 
     def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
         slots = slice(tile.start[-1], tile.stop[-1])
@@ -188,14 +172,22 @@ class _Solver:
             return blocks[0]
         return {name: np.stack([block[name] for block in blocks]) for name in self.names}
 
-    def _load(self) -> tuple:
-        if self._loaded is None:
-            factorization = methods.load_factorization(self.bench, self.method)
-            operator = methods.load_operator(
-                self.bench, self.method, self.bench.require(naming.curvature(self.method))
-            )
-            self._loaded = load_objective(self.bench), factorization, operator
-        return self._loaded
+    @cached_property
+    def _objective(self) -> Objective:
+        return load_objective(self.bench)
+
+    @cached_property
+    def _factorization(self) -> Factorization:
+        return methods.load_factorization(self.bench, self.method)
+
+    @cached_property
+    def _operator(self) -> Curvature:
+        version = self.bench.require(naming.curvature(self.method))
+        return methods.load_operator(self.bench, self.method, version)
+
+    @cached_property
+    def _sample(self) -> sampling.Sample:
+        return sampling.of_method(self.bench, self.method)
 
     @cached_property
     def _stored(self) -> Version | None:
@@ -227,7 +219,7 @@ class _Solver:
         return start.to(self.bench.device)
 
     def _solve(self, slots: slice, damping: float) -> dict[str, np.ndarray]:
-        objective, factorization, operator = self._load()
+        objective = self._objective
         present = np.flatnonzero(self.test.valid[slots])
         count = slots.stop - slots.start
         dtype = np.dtype(self.bench.settings.compute.dtype)
@@ -242,15 +234,78 @@ class _Solver:
             return block
         rows = load_rows(self.bench, self.test, slots.start + present)
         check_rows(objective, rows, self.test, slots.start + present, of="measurement")
-        rhs = per_sample_gradients(objective, rows, of="measurement").dense()
+        gradients = per_sample_gradients(objective, rows, of="measurement")
         x0 = self._previous(slots.start + present, damping, objective.size)
+        on = self._factorization_for(slots.start + present, damping)
         with named_rows(self.test.ids[slots.start + present], f"{self.method}, test rows"):
-            x, info = solve_with_residuals(factorization, operator, rhs, damping, x0)
+            x, info = self._solved(on, gradients, damping, x0)
+        if "residual" not in info:
+            keys = self.test.keys[slots.start + present]
+            info["residual"] = self._residuals(gradients, x, damping, self._sample.rows(keys))
         block["influence_factors"][present] = x.cpu().numpy()
         for name in self.names[1:]:
             values = _curves(info, steps) if name == "residual_history" else info[name]
             block[name][present] = values.float().cpu().numpy()
         return block
+
+    def _factorization_for(self, slots: np.ndarray, damping: float) -> Factorization:
+        """On the matrix where the products of an iterative method would cost more than it does.
+
+        Rows whose factors are stored as they will be take none.
+        """
+        if not self.bench.settings.methods[self.method].is_iterative:
+            return self._factorization
+        solver, rows = methods.build_method(self.bench, self.method), len(slots)
+        stored = self._stored
+        if stored is not None and stored.attrs["base_key"] == self._base_key:
+            there = slots[slots < len(seen := self.bench.axis_of(stored, "test").keys)]
+            rows -= int((seen[there] == self.test.keys[there]).sum())
+        size = self._objective.size
+        worth = worth_forming(solver, size=size, rows=rows, damping=damping)
+        return self._on_matrix if worth else self._factorization
+
+    @cached_property
+    def _base_key(self) -> str:
+        return methods.factors_key(self.bench, self.method)
+
+    @cached_property
+    def _on_matrix(self) -> Factorization:
+        matrix = methods.formed(self._operator)
+        return methods.load_factorization(self.bench, self.method, matrix)
+
+    def _solved(
+        self,
+        factorization: Factorization,
+        gradients: Gradients,
+        damping: float,
+        x0: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The solution for each row, and what the method says of it."""
+        if isinstance(factorization, KroneckerFactorization):
+            rotated = RotatedGradients.of(factorization, gradients)
+            return rotated.solved(damping=damping), {}
+        solution = factorization.solve(gradients.dense(), damping=damping, x0=x0)
+        return solution.x, dict(solution.info)
+
+    def _residuals(
+        self, gradients: Gradients, x: torch.Tensor, damping: float, sample: np.ndarray
+    ) -> torch.Tensor:
+        """Relative residuals of the rows in the sample, NaN of others.
+
+        On blocks the residual is that of the system without what couples them, and with the
+        blocks' own dampings.
+        """
+        found = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
+        if not len(sample):
+            return found
+        index, operator = torch.from_numpy(sample).to(x.device), self._operator
+        s, b = (part.to(operator.dtype) for part in (x[index], gradients[index].dense()))
+        if isinstance(factorization := self._factorization, BlockFactorization):
+            known = factorization.residuals(operator, s, b, damping)
+        else:
+            known = residuals(operator, s, b, damping=damping)
+        found[index] = known.to(found)
+        return found
 
 
 @contextmanager
@@ -261,26 +316,3 @@ def named_rows(ids: np.ndarray, what: str) -> Iterator[None]:
     except NotConvergedError as error:
         named = error.named(list(ids))
         raise NotConvergedError(f"{what}: {named}", rows=named.rows) from error
-
-
-def solve_with_residuals(
-    factorization: Factorization,
-    operator: Curvature,
-    rhs: torch.Tensor,
-    damping: float,
-    x0: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The solution and its info, which always has the relative residual of each row.
-
-    On blocks the residual is that of the system without what couples them, and with the blocks'
-    own dampings.
-    """
-    solution = factorization.solve(rhs, damping=damping, x0=x0)
-    info = dict(solution.info)
-    if "residual" not in info:
-        x, b = solution.x.to(operator.dtype), rhs.to(operator.dtype)
-        if isinstance(factorization, BlockFactorization):
-            info["residual"] = factorization.residuals(operator, x, b, damping)
-        else:
-            info["residual"] = residuals(operator, x, b, damping=damping)
-    return solution.x, info

@@ -1,16 +1,17 @@
 """Up-weighting influences `s_testᵀ ∇θ L(z_train)`: one product a block, streamed to the store."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.influence.upweighting import influences as influences_block
-from influence_dag.stages import methods, naming, reading
+from influence_dag.stages import eigenbasis, methods, naming, reading
 from influence_dag.stages.blocks import Tile, pieces
-from influence_dag.stages.dampings import damping_axis, damping_digests
+from influence_dag.stages.dampings import damping_axis, damping_digests, of_method
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.tasks import Compute, Kernel
@@ -35,7 +36,8 @@ def refresh(bench: Workbench, method: str) -> Update:
     keys = grid_keys(
         base, *damping_digests(bench), test.digests(chunks[-2]), train.digests(chunks[-1])
     )
-    part = Part(("influences",), keys, ProductsOfPairs(method))
+    kernel = ProductsOfPairs(method, eigenbasis.has_eigenbasis(bench, method))
+    part = Part(("influences",), keys, kernel)
     info = {"method": method, "test_rows": test.count, "train_rows": train.count}
     return refresh_blocks(bench, naming.influences(method), layout, [part], info=info)
 
@@ -76,26 +78,62 @@ def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -
 
 @dataclass(frozen=True)
 class ProductsOfPairs(Kernel):
-    """Tiles of `F Gᵀ`: factors of test rows times gradients of training rows."""
+    """Tiles of `F Gᵀ`: factors of test rows times gradients of training rows.
+
+    `rotates`: the method has an eigenbasis, in which its factors need not be written out; where
+    they are many, test rows are differentiated anew instead.
+    """
 
     method: str
+    rotates: bool = False
 
     @property
     def runs_code(self) -> bool:
-        return False
+        return self.rotates
 
     def at(self, bench: Workbench) -> Compute:
-        return _Product(bench, self.method)
+        products = _Products(bench, self.method)
+        if not self.rotates:
+            return products
+        return _LessMemory(bench, products)
 
 
-class _Product:
-    """Computes tiles of `F Gᵀ`, holding no more of F or G than a block."""
+class _Tiles(ABC):
+    """Computes tiles piece by piece, holding no more of either side than a block."""
 
     def __init__(self, bench: Workbench, method: str):
-        self.bench = bench
-        info = bench.require("model").attrs["info"]
-        itemsize = np.dtype(bench.settings.compute.dtype).itemsize
-        self.rows = max(1, bench.settings.compute.block_bytes // (info["parameters"] * itemsize))
+        self.bench, self.method = bench, method
+        self.itemsize = np.dtype(bench.settings.compute.dtype).itemsize
+        self.tests = self.trains = self.fitting(reading.gradient_layout_of(bench).numbers_per_row)
+
+    def fitting(self, numbers: int) -> int:
+        """How many rows of so many numbers are a block."""
+        return max(1, self.bench.settings.compute.block_bytes // (numbers * self.itemsize))
+
+    def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
+        *lead, tests, trains = (range(a, b) for a, b in zip(tile.start, tile.stop, strict=True))
+        shape = tuple(len(axis) for axis in (*lead, tests, trains))
+        block = np.empty(shape, np.dtype(self.bench.settings.compute.dtype))
+        flat = block.reshape(-1, *shape[-2:])
+        for train in pieces(trains.start, trains.stop, self.trains):
+            columns = slice(train.start - trains.start, train.stop - trains.start)
+            for k, damping in enumerate(lead[0] if lead else [None]):
+                for test in pieces(tests.start, tests.stop, self.tests):
+                    rows = slice(test.start - tests.start, test.stop - tests.start)
+                    flat[k, rows, columns] = self.values(test, train, damping)
+        return {"influences": block}
+
+    @abstractmethod
+    def values(self, test: slice, train: slice, damping: int | None) -> np.ndarray:
+        """The influences of a piece, `damping` being the position in a sweep."""
+
+
+class _Products(_Tiles):
+    """From the stored factors."""
+
+    def __init__(self, bench: Workbench, method: str):
+        super().__init__(bench, method)
+        self.tests = self.fitting(bench.require("model").attrs["info"]["parameters"])
         self.factors = lru_cache(maxsize=1)(
             lambda start, stop, k: reading.load_factors(bench, method, slice(start, stop), k)
         )
@@ -103,18 +141,49 @@ class _Product:
             lambda start, stop: reading.load_gradients(bench, slice(start, stop))
         )
 
+    def values(self, test: slice, train: slice, damping: int | None) -> np.ndarray:
+        G = self.gradients(train.start, train.stop)
+        return influences_block(self.factors(test.start, test.stop, damping), G).cpu().numpy()
+
+
+class _Rotated(_Tiles):
+    """From pairs of both sides in the eigenbasis: no factor is read, or written out for long."""
+
+    def __init__(self, bench: Workbench, method: str, test_rows: eigenbasis.GradientsOfTests):
+        super().__init__(bench, method)
+        self.dampings = of_method(bench, method)
+        self.of_test = lru_cache(maxsize=1)(
+            lambda start, stop: test_rows.gradients(slice(start, stop))
+        )
+        self.of_train = lru_cache(maxsize=1)(
+            lambda start, stop: eigenbasis.rotated_rows(
+                bench, test_rows.factorization, slice(start, stop)
+            )
+        )
+
+    def values(self, test: slice, train: slice, damping: int | None) -> np.ndarray:
+        shape = test.stop - test.start, train.stop - train.start
+        found = np.full(shape, np.nan, np.dtype(self.bench.settings.compute.dtype))
+        present, gradients = self.of_test(test.start, test.stop)
+        if gradients is not None:
+            rotated = self.of_train(train.start, train.stop)
+            value = self.dampings[damping or 0]
+            found[present] = rotated.influences(gradients, damping=value).cpu().numpy()
+        return found
+
+
+class _LessMemory:
+    """In the eigenbasis where the factors of a tile's test rows are more than a block."""
+
+    def __init__(self, bench: Workbench, products: _Products):
+        self.bench, self.products = bench, products
+
+    @cached_property
+    def rotated(self) -> _Rotated | None:
+        method = self.products.method
+        test_rows = eigenbasis.GradientsOfTests.of(self.bench, method)
+        return test_rows and _Rotated(self.bench, method, test_rows)
+
     def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
-        *lead, tests, trains = (range(a, b) for a, b in zip(tile.start, tile.stop, strict=True))
-        shape = tuple(len(axis) for axis in (*lead, tests, trains))
-        block = np.empty(shape, np.dtype(self.bench.settings.compute.dtype))
-        flat = block.reshape(-1, *shape[-2:])
-        for train in pieces(trains.start, trains.stop, self.rows):
-            G = self.gradients(train.start, train.stop)
-            for k, damping in enumerate(lead[0] if lead else [None]):
-                for test in pieces(tests.start, tests.stop, self.rows):
-                    values = influences_block(self.factors(test.start, test.stop, damping), G)
-                    at = slice(test.start - tests.start, test.stop - tests.start)
-                    flat[k, at, train.start - trains.start : train.stop - trains.start] = (
-                        values.cpu().numpy()
-                    )
-        return {"influences": block}
+        many = tile.stop[-2] - tile.start[-2] > self.products.tests
+        return ((many and self.rotated) or self.products)(tile)

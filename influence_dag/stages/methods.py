@@ -1,17 +1,28 @@
 """Methods as a study sets them: solver, curvature, stored factorisation, attributes."""
 
+from typing import cast
+
 import torch
 
-from influence_dag.curvature import CURVATURES, Curvature
+from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
+from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StoreError, StudyError
+from influence_dag.fingerprints import fingerprint
 from influence_dag.objective import modules
 from influence_dag.objective.objective import Rows
 from influence_dag.solvers import Blockwise, Factorization, Method, build, parameter_blocks
 from influence_dag.solvers.rounding import rounding
 from influence_dag.stages import dampings, naming
-from influence_dag.stages.keys import callable_key
-from influence_dag.stages.reading import load_matrix, load_objective, load_rows, parameter_slices
+from influence_dag.stages.formulas import FORMULAS
+from influence_dag.stages.keys import callable_key, measurement_key, model_key
+from influence_dag.stages.reading import (
+    load_matrix,
+    load_objective,
+    load_rows,
+    parameter_slices,
+    rows_in_blocks,
+)
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -69,6 +80,23 @@ def factorization_settings(bench: Workbench, method: str) -> dict:
     return settings
 
 
+def factors_key(bench: Workbench, method: str) -> str:
+    """Of factors, all but the test row: θ, the factorisation, how it solves, the measurement."""
+    version = bench.require(naming.curvature(method))
+    settings = bench.settings.methods[method].model_dump(mode="json")
+    return fingerprint(
+        "factors",
+        FORMULAS["factors"],
+        model_key(bench),
+        measurement_key(bench.study),
+        version.data_version,
+        method,
+        settings,
+        "sweep" if len(bench.settings.dampings) > 1 else dampings.of_method(bench, method),
+        *([] if bench.settings.methods[method].is_damped else ["no residual"]),
+    )
+
+
 def load_operator(bench: Workbench, method: str, seen: Version | None = None) -> Curvature:
     """What a method multiplies with: the stored matrix, or products over training rows.
 
@@ -77,7 +105,13 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
     """
     if bench.settings.methods[method].uses_matrix:
         return load_matrix(bench, kind(bench, method))
-    axis, version = _rows_of(bench, seen) if seen else (bench.axis("dataset", "train"), None)
+    axis, version = (
+        _rows_of(bench, seen)
+        if seen
+        else (bench.axis("dataset", "train"), bench.require("dataset"))
+    )
+    if bench.settings.methods[method].of_layers:  # goes through its rows once or twice
+        return curvature_over(bench, method, rows_in_blocks(bench, axis, version, bench.dtype))
     return curvature_over(bench, method, load_rows(bench, axis, version=version))
 
 
@@ -102,12 +136,23 @@ def _rows_of(bench: Workbench, seen: Version) -> tuple[Axis, Version]:
     return axis, version
 
 
-def load_factorization(bench: Workbench, method: str) -> Factorization:
-    """The stored factorisation, ready to solve."""
+def formed(operator: Curvature) -> DenseCurvature:
+    """The matrix of a curvature, whose products are nearly free."""
+    if isinstance(operator, DenseCurvature):
+        return operator
+    return DenseCurvature(cast(BatchedCurvature, operator).dense())
+
+
+def load_factorization(
+    bench: Workbench, method: str, curvature: Curvature | None = None
+) -> Factorization:
+    """The stored factorisation, ready to solve; with products of `curvature` where it is given."""
     version = bench.require(naming.curvature(method))
     tensors = {name: stored_tensor(bench, version, name) for name in version.variables}
-    uses_matrix = bench.settings.methods[method].uses_matrix
-    curvature = None if uses_matrix else load_operator(bench, method, version)
+    asked = bench.settings.methods[method]
+    solves_alone = asked.uses_matrix or asked.of_layers
+    if not solves_alone:
+        curvature = curvature or load_operator(bench, method, version)
     return build_method(bench, method).restore(tensors, curvature)
 
 

@@ -14,7 +14,6 @@ from influence_dag.objective import modules
 from influence_dag.objective.checks import check_labels
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages import naming
-from influence_dag.stages.blocks_of_rows import FEWEST, BlocksOfRows
 from influence_dag.stages.class_order import check_order
 from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.driver import Whole, refresh_whole
@@ -26,6 +25,7 @@ from influence_dag.stages.reading import (
     load_objective,
     load_rows,
     load_state_of,
+    rows_in_blocks,
     study_loss,
     study_objective,
 )
@@ -33,7 +33,6 @@ from influence_dag.stages.rebuilt import Fitted, check_rebuilt, loss_and_gradien
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
-from influence_dag.structures import tensors_of
 from influence_dag.study.model import FitSettings
 from influence_dag.study.study import Study
 from influence_dag.study.users_code import named_by
@@ -141,23 +140,7 @@ def rows_of(bench: Workbench, axis: Axis) -> Rows:
     """Every row in float64: in memory for a fit, which goes through them again and again."""
     if bench.settings.model.fit is not None:
         return load_rows(bench, axis, dtype=torch.float64)
-    version, slots = bench.require("dataset"), axis.slots
-
-    def load(positions: np.ndarray) -> Rows:
-        return load_rows(bench, axis, slots[positions], dtype=torch.float64, version=version)
-
-    def whole(name: str) -> torch.Tensor:
-        values = torch.from_numpy(version.read(name)[slots]).to(bench.device)
-        return values.double() if values.is_floating_point() else values
-
-    weights = f"{axis.name}_weight"
-    row_bytes = sum(leaf.nbytes for leaf in tensors_of(load(np.arange(1)).x))
-    return BlocksOfRows(
-        load,
-        whole(f"{axis.name}_y"),
-        whole(weights) if weights in version.variables else None,
-        max(FEWEST, bench.settings.compute.block_bytes // max(row_bytes, 1)),
-    )
+    return rows_in_blocks(bench, axis, bench.require("dataset"), torch.float64)
 
 
 def _load_previous(bench: Workbench, module: nn.Module) -> None:

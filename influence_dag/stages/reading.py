@@ -17,8 +17,10 @@ from influence_dag.objective import modules
 from influence_dag.objective.batching import Of, check_all_rows
 from influence_dag.objective.objective import LossFunction, Objective, Rows, per_sample_loss
 from influence_dag.stages import naming
+from influence_dag.stages.blocks_of_rows import FEWEST, BlocksOfRows
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
+from influence_dag.structures import tensors_of
 from influence_dag.study.model import LOSSES
 from influence_dag.study.study import Study
 
@@ -62,6 +64,27 @@ def load_rows(
     )
     weights = read(f"{split}_weight") if f"{split}_weight" in version.variables else None
     return Rows(x, read(f"{split}_y"), weights)
+
+
+def rows_in_blocks(bench: Workbench, axis: Axis, version: Version, dtype: torch.dtype) -> Rows:
+    """Every row that exists, of whose inputs a block is in memory at a time."""
+    slots = axis.slots
+
+    def load(positions: np.ndarray) -> Rows:
+        return load_rows(bench, axis, slots[positions], dtype=dtype, version=version)
+
+    def whole(name: str) -> torch.Tensor:
+        values = torch.from_numpy(version.read(name)[slots]).to(bench.device)
+        return values.to(dtype) if values.is_floating_point() else values
+
+    weights = f"{axis.name}_weight"
+    row_bytes = sum(leaf.nbytes for leaf in tensors_of(load(np.arange(1)).x))
+    return BlocksOfRows(
+        load,
+        whole(f"{axis.name}_y"),
+        whole(weights) if weights in version.variables else None,
+        max(FEWEST, bench.settings.compute.block_bytes // max(row_bytes, 1)),
+    )
 
 
 def stored_rows(bench: Workbench, split: Split, count: int) -> Rows:
@@ -161,10 +184,14 @@ def parameter_slices(bench: Workbench) -> dict[str, slice]:
     return {n: slice(end - size, end) for n, size, end in zip(names, sizes, ends, strict=True)}
 
 
+def gradient_layout_of(bench: Workbench) -> GradientLayout:
+    """How the stored gradients are kept."""
+    return GradientLayout.from_json(bench.require(naming.GRADIENTS).attrs["gradient_layout"])
+
+
 def load_gradients(bench: Workbench, slots: slice) -> Gradients:
     """A run of stored gradients on the study's device."""
-    version = bench.require(naming.GRADIENTS)
-    captured = GradientLayout.from_json(version.attrs["gradient_layout"])
+    version, captured = bench.require(naming.GRADIENTS), gradient_layout_of(bench)
     tensors = {
         name: torch.from_numpy(version.read(name, slots)).to(bench.device)
         for name in captured.row_shapes

@@ -17,8 +17,10 @@ import torch
 from influence_dag.datasets.slots import HOLE, Axis
 from influence_dag.fingerprints import Keys, combine, fingerprint, grid_keys
 from influence_dag.solvers import Factorization
+from influence_dag.solvers.ekfac import KroneckerFactorization
 from influence_dag.stages import (
     dampings,
+    eigenbasis,
     factors,
     methods,
     naming,
@@ -251,8 +253,10 @@ class _Solves:
             keys = np.where(keys == now, keys, HOLE)
         self.rows = Axis("train", train.ids, keys)
         gradients_key = bench.require(naming.GRADIENTS).attrs["base_key"]
-        self.key = fingerprint(factors.base_key(bench, method), gradients_key)
+        self.key = fingerprint(methods.factors_key(bench, method), gradients_key)
         size = bench.require("model").attrs["info"]["parameters"]
+        if eigenbasis.has_eigenbasis(bench, method):
+            size = reading.gradient_layout_of(bench).numbers_per_row
         self.at_once = max(1, bench.settings.compute.block_bytes // (8 * size))
 
     @cached_property
@@ -266,18 +270,29 @@ class _Solves:
             present = np.flatnonzero(self.rows.valid[slots])
             if not len(present):
                 continue
-            G, ids = (
-                reading.load_gradients(self.bench, slots).dense()[present],
-                self.rows.ids[slots],
-            )
+            solved = self._solved(slots, present)
             for place, damping in _dampings(tile, 1):
                 value = dampings.of_method(self.bench, self.method)[damping or 0]
-                with factors.named_rows(ids, f"{self.method}, training rows"):
-                    x = self.factorization.solve(G, damping=value).x
-                own = (x * G).sum(dim=1) / self._weights(slots.start + present, x)
-                found = torch.stack([own, x.norm(dim=1)]).double().cpu().numpy()
+                own, lengths = solved(value)
+                own = own / self._weights(slots.start + present, own)
+                found = torch.stack([own, lengths]).double().cpu().numpy()
                 values[(slice(None), *place, slots.start - start + present)] = found
         return dict(zip(_OF_SOLVES, values, strict=True))
+
+    def _solved(self, slots: slice, present: np.ndarray) -> Callable[[float], tuple]:
+        """Both numbers of some rows at a λ: from pairs where the method has an eigenbasis."""
+        if isinstance(factorization := self.factorization, KroneckerFactorization):
+            rotated = eigenbasis.rotated_rows(self.bench, factorization, slots, present)
+            return lambda damping: rotated.own_influences(damping=damping)
+        G = reading.load_gradients(self.bench, slots).dense()[present]
+        ids = self.rows.ids[slots][present]
+
+        def solved(damping: float) -> tuple[torch.Tensor, torch.Tensor]:
+            with factors.named_rows(ids, f"{self.method}, training rows"):
+                x = factorization.solve(G, damping=damping).x
+            return (x * G).sum(dim=1), x.norm(dim=1)
+
+        return solved
 
     def _weights(self, slots: np.ndarray, like: torch.Tensor) -> torch.Tensor:
         """Stored gradients have them as a factor, which counts once in a self-influence.

@@ -84,7 +84,7 @@ class MethodSettings(Settings):
     @property
     def solver(self) -> dict[str, Any]:
         """The settings that the solver itself takes."""
-        return self.model_dump(exclude=set(MethodSettings.model_fields))
+        return self.model_dump(exclude=set(ApproximateSettings.model_fields))
 
     @property
     def factorization(self) -> dict[str, Any]:
@@ -94,6 +94,22 @@ class MethodSettings(Settings):
     @property
     def _of_solves(self) -> set[str]:
         return {"rtol", "atol", "maxiter", "on_failure", "block_damping"}
+
+
+class ApproximateSettings(MethodSettings):
+    """A method that solves an approximation of what is meant: residuals tell how far it is."""
+
+    residuals: Literal["sample", "all"] = Field(
+        default="sample",
+        description=(
+            "of the solves, each a product with all training rows | sample: where n times p is "
+            "above 2^28 of some test rows, fewer by as much | all: of every test row"
+        ),
+    )
+
+    @property
+    def _of_solves(self) -> set[str]:
+        return {*super()._of_solves, "residuals"}
 
 
 class DirectSettings(MethodSettings):
@@ -160,7 +176,7 @@ class LissaSettings(MethodSettings):
     on_failure: OnFailure = "raise"
 
 
-class ArnoldiSettings(MethodSettings):
+class ArnoldiSettings(ApproximateSettings):
     """The eigenpairs of largest absolute value (Schioppa et al. 2022)."""
 
     rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
@@ -184,10 +200,10 @@ class ArnoldiSettings(MethodSettings):
     @property
     def _of_solves(self) -> set[str]:
         # Pairs that missed the tolerance are kept under "warn" and must not serve "raise".
-        return {"on_device", "block_damping"}
+        return {"on_device", "block_damping", "residuals"}
 
 
-class NystroemSettings(MethodSettings):
+class NystroemSettings(ApproximateSettings):
     """A randomised low-rank sketch (Frangella, Tropp & Udell 2021)."""
 
     rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
@@ -201,7 +217,7 @@ class NystroemSettings(MethodSettings):
     )
 
 
-class KroneckerSettings(MethodSettings):
+class KroneckerSettings(ApproximateSettings):
     """Kronecker-factored Fisher of each layer, with (`ekfac`) or without corrected eigenvalues."""
 
     of_layers: ClassVar[bool] = True

@@ -120,7 +120,7 @@ class ComputeSettings(Settings):
         default="float32", description="of gradients, factors and influences; fits are in float64"
     )
     block_bytes: Bytes = Field(
-        default=parse_bytes("64MiB"), description="the largest array on its way to the store"
+        default=parse_bytes("64MiB"), description="what is computed at once on its way to the store"
     )
     batch_size: Annotated[PositiveInt, Unit("rows")] = Field(
         default=512, description="training rows differentiated at once"

@@ -45,6 +45,48 @@ def test_scores_are_those_of_solved_factors(name, method):
     assert_close(rotated.influences(gradients[:4], damping=0.01), expected)
 
 
+@pytest.mark.parametrize("method", [EKFAC(), KFAC()], ids=repr)
+@pytest.mark.parametrize("name", ["deep", "images", "signal", "norms", "frozen weight", "linear"])
+def test_own_influences_and_factors_are_those_of_solves(name, method):
+    factorization, gradients = make(name, method)
+    dense = gradients.dense()
+    factors = factorization.solve(dense, damping=0.01).x
+    rotated = RotatedGradients.of(factorization, gradients)
+    own, lengths = rotated.own_influences(damping=0.01)
+    assert_close(own, (factors * dense).sum(1))
+    assert_close(lengths, factors.norm(dim=1))
+    assert_close(rotated.solved(damping=0.01), factors)
+
+
+@pytest.mark.parametrize("positions", [(), (2,)])
+def test_own_influences_of_pairs_are_those_of_solves(positions):
+    module, rows = wide(positions)
+    factorization, gradients = scene(module, rows, EKFAC())
+    dense = gradients.dense()
+    factors = factorization.solve(dense, damping=0.01).x
+    rotated = RotatedGradients.of(factorization, gradients)
+    own, lengths = rotated.own_influences(damping=0.01)
+    assert_close(own, (factors * dense).sum(1))
+    assert_close(lengths, factors.norm(dim=1))
+    assert_close(rotated.solved(damping=0.01), factors)
+
+
+def test_own_influences_of_tiny_gradients_in_float32_are_not_lost():
+    """Their squares are below the smallest number of that precision."""
+    module, rows = wide()
+    factorization, gradients = scene(module.float(), rows.to(dtype=torch.float32), EKFAC())
+    own, lengths = RotatedGradients.of(factorization, gradients).own_influences(damping=0.01)
+    tiny = gradients.layout.assemble(
+        {
+            name: values * (1e-22 if "output" in name else 1)
+            for name, values in gradients.tensors().items()
+        }
+    )
+    found, short = RotatedGradients.of(factorization, tiny).own_influences(damping=0.01)
+    assert_close(found * 1e44, own, rtol=1e-4, atol=0)
+    assert_close(short * 1e22, lengths, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("positions", [(), (2,)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_pairs_stay_pairs_and_give_the_same_scores(positions, bias):
@@ -120,3 +162,5 @@ def test_no_damping_is_refused_as_in_a_solve():
     factorization, gradients = scene(module, rows, EKFAC())
     with pytest.raises(IndefiniteError):
         RotatedGradients.of(factorization, gradients).influences(gradients[:2], damping=0.0)
+    with pytest.raises(IndefiniteError):
+        RotatedGradients.of(factorization, gradients).own_influences(damping=0.0)
