@@ -9,7 +9,7 @@ import numpy as np
 from influence_dag.components.changes import changes, made_from
 from influence_dag.components.keys import DATA_VERSION_TAG
 from influence_dag.datasets.slots import SPLITS, Axis, shown_label
-from influence_dag.query import plots
+from influence_dag.query import pictures, plots
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -122,64 +122,30 @@ def _solves(version: Version) -> dict[str, Any]:
     """The worst of what the solves noted, which the UI charts from run to run."""
     worst = {"residual": "worst_residual", "niter": "most_iterations"}
     return {
-        told: float(_of_rows(version, name).max())
+        told: float(pictures.of_rows(version, name).max())
         for name, told in worst.items()
         if name in version.variables
     }
 
 
 def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    """The eigenvalues that are stored, of all layers or blocks together."""
     from influence_dag.stages import dampings
 
-    names = [name for name in version.variables if name.endswith("eigenvalues")]
-    if not names:
+    if not any(name.endswith("eigenvalues") for name in version.variables):
         return {}
-    parts = [np.asarray(version.read(name), np.float64).ravel() for name in names]
-    values = np.concatenate(parts)
-    title = (
-        f"Spectrum of {CURVATURE_KINDS[version.artifact].title} ({len(values):,} parameters)"
-        if method is None
-        else f"{method}: the {len(values):,} eigenvalues that it keeps"
-    )
     known = (
         dampings.of_matrix(bench, version.artifact)
         if method is None
         else dampings.of_method(bench, method)
     )
-    figure = plots.spectrum(values, damping=known, title=title)
+    figure = pictures.spectrum(version, method, known)
     return {"spectrum": dg.MetadataValue.md(plots.markdown(figure, "spectrum"))}
 
 
 def _convergence(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    iterative = "niter" in version.variables
-    figure = plots.convergence(
-        _of_rows(version, "residual"),
-        niter=_of_rows(version, "niter") if iterative else None,
-        curve=_residual_curve(version) if iterative else None,
-        tolerance=getattr(bench.settings.methods[str(method)], "rtol", None),
-    )
-    name = "convergence" if iterative else "residuals"
+    name = "convergence" if "niter" in version.variables else "residuals"
+    figure = pictures.convergence(version)
     return {name: dg.MetadataValue.md(plots.markdown(figure, name))}
-
-
-def _residual_curve(version: Version) -> np.ndarray:
-    """Iterations, and the median and the worst residual at them, of rows that took any: (3, k)."""
-    iterations = np.asarray(version.coordinate("iteration"))
-    valid = Axis.read(version, "test").valid
-    history = np.asarray(version.read("residual_history"), np.float64)[..., valid, :]
-    niter = _of_rows(version, "niter")
-    begun = history.reshape(-1, len(iterations))[niter > 0]
-    if not len(begun):
-        return np.empty((3, 0))
-    curve = np.stack([iterations, np.median(begun, axis=0), begun.max(axis=0)])
-    return curve[:, iterations <= niter.max()]
-
-
-def _of_rows(version: Version, name: str) -> np.ndarray:
-    """What a solve noted of each test row that exists."""
-    valid = Axis.read(version, "test").valid
-    return np.asarray(version.read(name), np.float64)[..., valid].ravel()
 
 
 def _influences(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
@@ -271,36 +237,17 @@ def _perturbation(bench: Workbench, version: Version, method: str | None) -> dic
 
 
 def _leave_one_out(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    arrays = {name: version.array(name) for name in version.variables if name != "actual"}
-    predictions = {
-        str(array.attrs["long_name"]): np.asarray(array[...]) for array in arrays.values()
-    }
-    actual = version.read("actual")
-    figure = plots.agreement(predictions, actual, title="Leaving out single training rows")
+    figure = pictures.leave_one_out(version)
     return {"agreement": dg.MetadataValue.md(plots.markdown(figure, "predicted against refits"))}
 
 
 def _datamodels(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    scores = version.attrs["info"]["scores"]
-    names = [
-        name if score["damping"] is None else f"{name} (λ = {score['damping']:g})"
-        for name, score in scores.items()
-    ]
-    values = np.array([score["lds"] for score in scores.values()])
-    lower, upper = np.array([score["interval"] for score in scores.values()]).T
-    figure = plots.intervals(names, values, lower, upper)
+    figure = pictures.datamodels(version)
     return {"scores": dg.MetadataValue.md(plots.markdown(figure, "linear datamodelling scores"))}
 
 
 def _label_errors(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    info = version.attrs["info"]
-    rankings = {
-        f"{name.replace('_', '-')}, AUC {info[name]['auc']:.3f}": version.read(name)
-        for name in ("self_influence", "loss")
-    }
-    flipped = version.read("flipped")
-    title = f"{flipped.sum()} of {len(flipped)} labels were flipped"
-    figure = plots.detection(rankings, flipped, title=title)
+    figure = pictures.label_errors(version)
     return {"detection": dg.MetadataValue.md(plots.markdown(figure, "flipped labels found"))}
 
 

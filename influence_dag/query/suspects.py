@@ -9,7 +9,6 @@ from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StoreError
 from influence_dag.query.reopened import workbench_of
 from influence_dag.query.results import StudyResults, open_study
-from influence_dag.stages import naming
 
 
 def suspects(
@@ -35,44 +34,13 @@ def suspects(
         >>> idag.suspects("data/store/digits", 5)  # doctest: +SKIP
     """
     results = study if isinstance(study, StudyResults) else open_study(study)
-    scores = _self_influence(results, method, damping)
+    scores = results.self_influence(method=method, damping=damping)
     if k < 1:
         raise StoreError(f"k is {k}; ask for at least one row")
     order = np.argsort(-np.nan_to_num(scores.values, nan=-np.inf), kind="stable")[:k]
     first = scores.isel(train=order)
     seen = {name: ("train", values) for name, values in _seen_by_model(results, first).items()}
     return first.to_dataset(name="self_influence").assign(seen).assign_attrs(first.attrs)
-
-
-def _self_influence(
-    results: StudyResults, method: str | None, damping: float | None
-) -> xr.DataArray:
-    stored = [name for name in results.methods if _has_self_influence(results, name)]
-    if not stored or (method is not None and method not in stored):
-        asked = "" if method is None else f" of {method!r}"
-        raise StoreError(
-            f"{results.store.address} has no self-influence{asked} (stored: "
-            f"{', '.join(stored) or 'none'}); set `summary: {{self_influence: true}}` in the study "
-            "and materialise <method>/summary"
-        )
-    method = method or stored[0]
-    scores = results.open(naming.summary(method))["self_influence"].load()
-    scores = scores.assign_attrs(method=method)
-    return scores if "damping" not in scores.dims else _at_damping(scores, damping)
-
-
-def _has_self_influence(results: StudyResults, method: str) -> bool:
-    summary = results.store.current(naming.summary(method))
-    return summary is not None and "self_influence" in summary.variables
-
-
-def _at_damping(scores: xr.DataArray, damping: float | None) -> xr.DataArray:
-    values = scores["damping"].values
-    if damping is None:
-        return scores.isel(damping=-1)
-    if damping not in values:
-        raise StoreError(f"damping {damping:g} is none of those stored: {values.tolist()}")
-    return scores.sel(damping=damping)
 
 
 def _seen_by_model(results: StudyResults, rows: xr.DataArray) -> dict[str, np.ndarray]:
