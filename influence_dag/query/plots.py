@@ -28,12 +28,12 @@ class Picture(Figure):
         return png(self)
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: Figure, *, dpi: float = 90) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # what the font lacks is drawn as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", facecolor="white")
+        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     return buffer.getvalue()
 
 
@@ -179,6 +179,15 @@ def image_grid(
             axes.imshow(image, cmap="gray_r", interpolation="nearest")
             _as_it_is(axes.set_title(literal(label, 30), fontsize=7, color=colour))
     figure.suptitle("test row · helps most (blue) · harms most (red)", fontsize=9)
+    return figure
+
+
+def thumbnail(image: NDArray) -> Figure:
+    """One image and nothing else."""
+    figure = Picture(figsize=(0.6, 0.6))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(image, cmap="gray_r", interpolation="nearest")
+    axes.set_axis_off()
     return figure
 
 

@@ -100,11 +100,13 @@ class Questions(ABC):
         scores = self.open(naming.summary(method))["self_influence"].load()
         return at_damping(scores.assign_attrs(method=method), damping)
 
-    def suspects(self, k: int = 20, **of: Any) -> xr.Dataset:
+    def suspects(
+        self, k: int = 20, *, method: str | None = None, damping: float | None = None
+    ) -> xr.Dataset:
         """The `k` training rows that are most likely mislabelled: `influence_dag.suspects`."""
-        from influence_dag.query.suspects import suspects
+        from influence_dag.query.suspect_rows import suspect_rows
 
-        return suspects(self, k, **of)  # type: ignore[arg-type]
+        return suspect_rows(self, k, method=method, damping=damping)
 
     def tree(self) -> xr.DataTree:
         """All artifacts by their names, lazy; what `xr.open_datatree` opens, from any store."""
