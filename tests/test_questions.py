@@ -8,7 +8,7 @@ import xarray as xr
 from influence_dag.errors import StoreError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.query import plots
-from influence_dag.query.contents import Contents
+from influence_dag.query.contents import Content, Contents
 from influence_dag.validation import leave_one_out
 
 
@@ -117,8 +117,6 @@ def test_the_content_of_a_row_is_that_of_its_file(finished_project, study):
 
 
 def test_an_image_is_known_by_its_shape():
-    from influence_dag.query.contents import Content
-
     def image(*shape: int):
         return Content(
             "a", inputs={"x": xr.DataArray(np.linspace(0, 2, np.prod(shape)).reshape(shape))}
@@ -145,6 +143,23 @@ def test_an_image_is_known_by_its_shape():
 )
 def test_pictures_of_a_study_are_shown_by_notebooks(study, draw):
     assert draw(study.plot)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_grid_has_the_images_of_the_strongest_rows(study, influences, monkeypatch):
+    seen = []
+
+    def image(content):
+        seen.append(content.id)
+        return np.eye(8)
+
+    monkeypatch.setattr(Content, "image", property(image))
+    figure = study.plot.strongest(["test-03", "test-05"], 2)
+    ends = [influences.sel(test=["test-03", "test-05"]).idag.top_k(2).train.values]
+    ends += [influences.sel(test=["test-03", "test-05"]).idag.bottom_k(2).train.values]
+    rows = np.concatenate(ends, axis=1).tolist()
+    captions = [axes.get_title().partition(" (")[0] for axes in figure.axes]
+    assert captions == ["test-03", *rows[0], "test-05", *rows[1]]
+    assert set(seen) == set(captions)
 
 
 def test_bars_name_rows_and_columns_as_they_are(study):
