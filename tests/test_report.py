@@ -12,6 +12,7 @@ from influence_dag.errors import StoreError
 from influence_dag.query.report import findings_of, write_report
 from influence_dag.query.report.finding import Finding
 from influence_dag.query.report.intervals import over_columns, pearson, slope
+from influence_dag.query.report.sections import Sections
 from influence_dag.query.report.verdict import verdict
 
 ODD = {"train": '<script>alert("1")</script>', "test": "$x_1$ & {{ 7 * 7 }} `a` \x1b[31m"}
@@ -85,6 +86,16 @@ def test_a_page_tells_what_it_is_asked_for(page, project):
         assert words in shown, words
     strongest = project.results.suspects(1).train.item()
     assert str(strongest)[:20] in shown
+
+
+def test_columns_that_differ_much_are_marked(project):
+    sections = Sections(project.results, findings_of(project.results))
+    spread = np.std([row[1:4] for row in project.rows["train"]], axis=0)
+    rows = {row[0]: np.array(row[1:4]) for row in project.rows["train"] + project.rows["test"]}
+    pair = next(each for each in sections.pairs if each.test.name in rows)
+    for row in (each for each in pair.rows if each.name in rows):
+        far = abs(rows[row.name] - rows[pair.test.name]) > spread
+        assert [cell.differs for cell in row.cells] == far.tolist()
 
 
 def test_every_reason_has_a_number(project):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_NAMED = 64  # features that are told one by one
 LARGEST_IMAGE = 512  # pixels along a side
+SAMPLE = 2000  # rows that say how far a feature varies
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,18 @@ class Contents:
 
     def __init__(self, study: "Questions"):
         self._study = study
+
+    @cached_property
+    def spreads(self) -> dict[str, float]:
+        """Standard deviation of each named feature over the first training rows."""
+        some = self._dataset.isel(train=slice(0, SAMPLE))
+        arrays = {name: self._of_the_file(some[f"train_{name}"]) for name in self._inputs("train")}
+        found: dict[str, float] = {}
+        for name, array in arrays.items():
+            if array.ndim == 2 and array.shape[1] <= MOST_NAMED:
+                spread = array.std("train").rename(name)
+                found |= Content(None, inputs={name: spread}).features
+        return found
 
     @cached_property
     def _dataset(self) -> xr.Dataset:

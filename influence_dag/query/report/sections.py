@@ -44,7 +44,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number or text of a row; `differs` from the test row's."""
+    """One number or text of a row; whether it `differs` from the test row's.
+
+    A number does by more than the standard deviation of its column, a text by any letter.
+    """
 
     text: str
     differs: bool = False
@@ -263,9 +266,18 @@ class Sections:
 
     def _line(self, name: Any, influence: str, helps: bool, test: Content) -> Line:
         content = self.contents.of("train", [name])[0]
-        own, other = _shown(content), _shown(test)
-        cells = tuple(Cell(own.get(n, ""), own.get(n) != text) for n, text in other.items())
+        own = _shown(content)
+        cells = tuple(
+            Cell(own.get(column, ""), self._differs(content, test, column))
+            for column in _shown(test)
+        )
         return Line(literal(name), _label(content), influence, helps, cells)
+
+    def _differs(self, one: Content, other: Content, column: str) -> bool:
+        if column in other.kept:
+            return one.kept.get(column) != other.kept[column]
+        pair = [content.features.get(column, np.nan) for content in (one, other)]
+        return bool(abs(pair[0] - pair[1]) > self.contents.spreads.get(column, np.inf))
 
     @cached_property
     def suspects(self) -> list[Suspect]:
@@ -348,7 +360,7 @@ def _shown(content: Content) -> dict[str, str]:
     """Kept columns first, then the first features, as texts."""
     kept = {name: literal(value, 200) for name, value in content.kept.items()}
     some = list(content.features.items())[: max(0, NUMBERS - len(kept))]
-    return kept | {name: f"{value:.4g}" for name, value in some}
+    return kept | {name: f"{value:.3g}" for name, value in some}
 
 
 def _listed(names: Sequence[Any]) -> str:
