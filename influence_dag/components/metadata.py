@@ -14,11 +14,11 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 from influence_dag.study.curvatures import CURVATURE_KINDS
-from influence_dag.texts import literal
+from influence_dag.texts import code, literal
 
 DRAWN = (
     *("spectrum", "convergence", "residuals", "histogram", "strongest", "example"),
-    *("agreement", "scores", "detection"),
+    *("agreement", "scores", "detection", "verdict", "measured", "strength"),
 )
 SHOWN = 5  # test rows in a picture
 SAMPLE = 200_000  # numbers in a histogram
@@ -42,7 +42,8 @@ def materialize_result(
         metadata = _drawn_before(context, update) or _drawn(context, draw, bench, version, method)
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, method)
-    metadata |= _info(update) | _solves(version) | _numbers(update) | _arrays(version)
+    info = {name: value for name, value in _info(update).items() if name not in metadata}
+    metadata |= info | _solves(version) | _numbers(update) | _arrays(version)
     metadata |= _row_count(version)
     data_version = dg.DataVersion(update.data_version)
     return dg.MaterializeResult(data_version=data_version, metadata=metadata, tags=tags)
@@ -251,6 +252,34 @@ def _label_errors(bench: Workbench, version: Version, method: str | None) -> dic
     return {"detection": dg.MetadataValue.md(plots.markdown(figure, "flipped labels found"))}
 
 
+def _report(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
+    """What may be trusted, as of this version, and how methods compare."""
+    from influence_dag.query.report import findings_of
+    from influence_dag.query.results import StudyResults
+
+    findings = findings_of(StudyResults(bench.store.address))
+    reasons = "".join(f"- {reason}\n" for reason in findings.verdict.reasons)
+    page = f"The whole page: {code(f'influence-dag report {bench.store.address}')}"
+    return {
+        "verdict": dg.MetadataValue.md(f"### {findings.verdict.headline}\n\n{reasons}\n{page}"),
+        "measured": _records([{"what": each.name, "seen": each.says} for each in findings.found]),
+        "agreement": _records(_rows(version.attrs["info"]["agreement"], "methods")),
+        "strength": _records(_rows(version.attrs["info"]["strength"], "method")),
+    }
+
+
+def _rows(found: dict[str, dict[str, float]], of: str) -> list[dict[str, str]]:
+    """Numbers that a person reads, a row for each of `of`."""
+    return [
+        {of: name} | {what.replace("_", " "): f"{value:.4g}" for what, value in values.items()}
+        for name, values in found.items()
+    ]
+
+
+def _records(rows: list[dict[str, str]]) -> dg.TableMetadataValue | str:
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows]) if rows else "one method"
+
+
 PICTURES: dict[str, Callable[[Workbench, Version, str | None], dict[str, Any]]] = {
     **dict.fromkeys(CURVATURE_KINDS, _spectrum),
     "curvature": _spectrum,
@@ -261,4 +290,5 @@ PICTURES: dict[str, Callable[[Workbench, Version, str | None], dict[str, Any]]] 
     "leave_one_out": _leave_one_out,
     "datamodels": _datamodels,
     "label_errors": _label_errors,
+    "report": _report,
 }
