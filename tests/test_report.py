@@ -12,7 +12,7 @@ from influence_dag.errors import StoreError
 from influence_dag.query.report import findings_of, write_report
 from influence_dag.query.report.finding import Finding
 from influence_dag.query.report.intervals import over_columns, pearson, slope
-from influence_dag.query.report.sections import Sections
+from influence_dag.query.report.rows import ShownRows
 from influence_dag.query.report.verdict import verdict
 
 ODD = {"train": '<script>alert("1")</script>', "test": "$x_1$ & {{ 7 * 7 }} `a` \x1b[31m"}
@@ -89,10 +89,10 @@ def test_a_page_tells_what_it_is_asked_for(page, project):
 
 
 def test_columns_that_differ_much_are_marked(project):
-    sections = Sections(project.results, findings_of(project.results))
+    shown = ShownRows(project.results, "direct")
     spread = np.std([row[1:4] for row in project.rows["train"]], axis=0)
     rows = {row[0]: np.array(row[1:4]) for row in project.rows["train"] + project.rows["test"]}
-    pair = next(each for each in sections.pairs if each.test.name in rows)
+    pair = next(each for each in shown.pairs if each.test.name in rows)
     for row in (each for each in pair.rows if each.name in rows):
         far = abs(rows[row.name] - rows[pair.test.name]) > spread
         assert [cell.differs for cell in row.cells] == far.tolist()
@@ -114,6 +114,14 @@ def test_findings_are_those_of_the_stored_refits(project):
     assert low <= found["refits"].number <= high
     assert found["minimum"].outcome == "good"
     assert found["damping"].number == 1.0
+
+
+def test_products_of_gradients_are_no_influences_to_be_trusted(project, tmp_path):
+    other = project.copy(tmp_path)
+    other.write_settings(methods={"identity": {}})
+    other.refresh()
+    said = findings_of(other.results, "identity").verdict
+    assert any("0 curvature takes part" in reason for reason in said.reasons)
 
 
 @pytest.mark.parametrize("harm", ["a chunk is lost", "rows are newer"])

@@ -115,25 +115,20 @@ class _Look:
 
     def definite(self) -> Iterator[Finding]:
         """λ against the most negative eigenvalue, where the matrix is stored with its spectrum."""
-        kind = self.factors.attrs["method_settings"].get("curvature")
-        version = self.store.current(kind) if kind in self.results.artifacts else None
-        smallest = version.attrs["info"].get("smallest_eigenvalue") if version else None
         settings = _settings(self.factors)
-        if (
-            smallest is None
-            or not self.dampings
-            or getattr(settings, "on_indefinite", "") == "absolute"
-        ):
+        if not settings.is_damped:
+            says = (
+                "0 curvature takes part: these are products of gradients, which say nothing of "
+                "leaving rows out"
+            )
+            yield Finding("curvature", 0, None, "warn", says)
             return
-        damping = min(self.dampings)
-        wanted = max(0.0, -2 * smallest)
-        outcome: Outcome = "good" if damping >= wanted else "warn"
-        if damping + smallest <= 0:
-            outcome = "bad"
-        says = f"λ = {damping:g}, and the smallest eigenvalue of the {kind} is {smallest:.2g}"
-        if outcome != "good":
-            says += f", so that its direction outweighs all others; take λ ≥ {wanted:.2g}"
-        yield Finding("curvature", smallest, -damping / 2, outcome, says)
+        version = self.store.current(settings.curvature)
+        smallest = version.attrs["info"].get("smallest_eigenvalue") if version else None
+        other = getattr(settings, "on_indefinite", "") == "absolute" or settings.blocks != "full"
+        if smallest is None or not self.dampings or other:  # the system is another matrix's
+            return
+        yield _definite(settings.curvature, smallest, min(self.dampings))
 
     def damped(self) -> Iterator[Finding]:
         decay = self.store.version("model").attrs["info"].get("weight_decay")
@@ -210,6 +205,17 @@ class _Look:
             f"datamodelling score is {_with(lds, interval)}"
         )
         yield Finding("subsets", lds, RANKS, outcome, says, interval)
+
+
+def _definite(kind: str, smallest: float, damping: float) -> Finding:
+    """Whether the most negative direction has less weight than those that count as flat."""
+    wanted = max(0.0, -2 * smallest)
+    outcome: Outcome = "good" if damping >= wanted else "warn"
+    outcome = "bad" if damping + smallest <= 0 else outcome
+    says = f"λ = {damping:g}, and the smallest eigenvalue of the {kind} is {smallest:.2g}"
+    if outcome != "good":
+        says += f", so that its direction outweighs all others; take λ ≥ {wanted:.2g}"
+    return Finding("curvature", smallest, -damping / 2, outcome, says)
 
 
 def _settings(version: Version) -> MethodSettings:

@@ -12,6 +12,7 @@ from influence_dag import __version__
 from influence_dag.errors import StoreError
 from influence_dag.query import plots
 from influence_dag.query.report.findings import Findings, findings_of
+from influence_dag.query.report.rows import ShownRows
 from influence_dag.query.report.sections import Sections
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def as_html(results: "StudyResults", findings: Findings) -> str:
     return environment.get_template("page.html").render(
         findings=findings,
         sections=Sections(results, findings),
+        rows=ShownRows(results, findings.method),
         results=results,
         version=__version__,
     )
