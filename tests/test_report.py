@@ -26,13 +26,13 @@ def project(tmp_path_factory) -> Project:
         tmp_path_factory.mktemp("reported"),
         methods={"cg": None},
         perturbation=None,
-        validation={"leave_one_out": {"rows": 6}},
     )
     for split, name in ODD.items():
         for position in (0, 1):
             project.edit(split, position, id=f"{name}{position}" if position else name)
     project.refresh()
     project.edit("train", 3, label=2)
+    project.write_settings(validation={"leave_one_out": {"rows": 6}})
     project.refresh()
     return project
 
