@@ -18,7 +18,7 @@ ROOMS = [
     *("errors", "texts", "addresses", "unchanged", "structures", "fingerprints", "files", "store"),
     *("study", "losses", "objective", "gradients", "curvature", "solvers", "influence"),
     *("validation", "functional", "datasets", "stages", "query", "starting", "components"),
-    *("running", "definitions", "__main__"),
+    *("running", "definitions", "cli", "__main__"),
 ]
 
 Graph = Mapping[str, set[str]]
@@ -114,7 +114,7 @@ def picture() -> str:
     for room, under in _needed(room_imports()).items():
         lines += [f"    {each} --> {room}" for each in ROOMS if each in under]
     return "\n".join(
-        ["```mermaid", *(line.replace("__main__", "cli[__main__]") for line in lines), "```"]
+        ["```mermaid", *(line.replace("__main__", "main[__main__]") for line in lines), "```"]
     )
 
 

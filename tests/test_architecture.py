@@ -131,7 +131,6 @@ def test_the_page_shows_the_rooms_as_they_are():
         ("from influence_dag import compute_influences", ["dagster", "distributed", "zarr"]),
         ("from influence_dag import materialize", ["dagster", "distributed", "torch"]),
         ("import influence_dag.components", ["torch", "distributed", "matplotlib"]),
-        ("import influence_dag.__main__", ["dagster", "torch"]),
     ],
 )
 def test_importing_does_not_pull_in(statement, absent):

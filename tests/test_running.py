@@ -57,6 +57,11 @@ def test_runs_are_recorded_where_dagster_home_is(project, tmp_path, monkeypatch)
     first = _recorded(["tiny", "direct", "influences"])
     assert first.metadata["blocks_computed"].value == 0
     assert "data:image/png;base64," in first.metadata["histogram"].value
+    page = _recorded(["tiny", "report"]).metadata
+    assert page["verdict"].value.startswith("### Trust these ranks with care")
+    assert f"`influence-dag report {project.store}`" in page["verdict"].value
+    assert {each.data["what"] for each in page["measured"].records} >= {"minimum", "residual"}
+    assert [each.data["method"] for each in page["strength"].records] == ["direct"]
     project.materialize()
     again = _recorded(["tiny", "direct", "influences"])
     assert again.metadata["histogram"] == first.metadata["histogram"], "drawn once"

@@ -1,8 +1,6 @@
 """What docs/security.md says of what runs and what is read, where that can be tested."""
 
 import ast
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -13,17 +11,6 @@ from influence_dag.errors import DataError
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "influence_dag").rglob("*.py"))
-MARKED = """\
-from pathlib import Path
-
-from torch import nn
-
-Path(__file__).with_name("ran").touch()
-
-
-def build():
-    return nn.Linear(3, 3)
-"""
 
 
 @cache
@@ -59,23 +46,6 @@ def test_an_array_of_objects_is_refused_and_not_unpickled(tmp_path):
     with pytest.raises(DataError):
         project.refresh()
     assert not (tmp_path / "ran").exists()
-
-
-def test_commands_that_read_a_store_import_nothing_of_its_project(tmp_path):
-    project = Project(tmp_path, model=MARKED, methods={"cg": None}, perturbation=None)
-    project.refresh()
-    project.edit("test", 0, height=0.0)
-    project.refresh()
-    (tmp_path / "ran").unlink()
-    artifact = {"show": [], "versions": ["direct/influences"], "diff": ["direct/influences"]}
-    for command, further in artifact.items():
-        done = subprocess.run(
-            [sys.executable, "-m", "influence_dag", command, str(project.store), *further],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert not (tmp_path / "ran").exists(), command
 
 
 def test_the_interface_stays_on_the_loopback_interface():

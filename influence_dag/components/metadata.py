@@ -9,16 +9,16 @@ import numpy as np
 from influence_dag.components.changes import changes, made_from
 from influence_dag.components.keys import DATA_VERSION_TAG
 from influence_dag.datasets.slots import SPLITS, Axis, shown_label
-from influence_dag.query import plots
+from influence_dag.query import pictures, plots
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 from influence_dag.study.curvatures import CURVATURE_KINDS
-from influence_dag.texts import literal
+from influence_dag.texts import code, literal
 
 DRAWN = (
     *("spectrum", "convergence", "residuals", "histogram", "strongest", "example"),
-    *("agreement", "scores", "detection"),
+    *("agreement", "scores", "detection", "verdict", "measured", "strength"),
 )
 SHOWN = 5  # test rows in a picture
 SAMPLE = 200_000  # numbers in a histogram
@@ -42,7 +42,8 @@ def materialize_result(
         metadata = _drawn_before(context, update) or _drawn(context, draw, bench, version, method)
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, method)
-    metadata |= _info(update) | _solves(version) | _numbers(update) | _arrays(version)
+    info = {name: value for name, value in _info(update).items() if name not in metadata}
+    metadata |= info | _solves(version) | _numbers(update) | _arrays(version)
     metadata |= _row_count(version)
     data_version = dg.DataVersion(update.data_version)
     return dg.MaterializeResult(data_version=data_version, metadata=metadata, tags=tags)
@@ -122,66 +123,31 @@ def _solves(version: Version) -> dict[str, Any]:
     """The worst of what the solves noted, which the UI charts from run to run."""
     worst = {"residual": "worst_residual", "niter": "most_iterations"}
     noted = {
-        told: _of_rows(version, name) for name, told in worst.items() if name in version.variables
+        told: pictures.of_rows(version, name)
+        for name, told in worst.items()
+        if name in version.variables
     }
     return {told: float(values.max()) for told, values in noted.items() if len(values)}
 
 
 def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    """The eigenvalues that are stored, of all layers or blocks together."""
     from influence_dag.stages import dampings
 
-    names = [name for name in version.variables if name.endswith("eigenvalues")]
-    if not names:
+    if not any(name.endswith("eigenvalues") for name in version.variables):
         return {}
-    parts = [np.asarray(version.read(name), np.float64).ravel() for name in names]
-    values = np.concatenate(parts)
-    title = (
-        f"Spectrum of {CURVATURE_KINDS[version.artifact].title} ({len(values):,} parameters)"
-        if method is None
-        else f"{method}: the {len(values):,} eigenvalues that it keeps"
-    )
     known = (
         dampings.of_matrix(bench, version.artifact)
         if method is None
         else dampings.of_method(bench, method)
     )
-    figure = plots.spectrum(values, damping=known, title=title)
+    figure = pictures.spectrum(version, method, known)
     return {"spectrum": dg.MetadataValue.md(plots.markdown(figure, "spectrum"))}
 
 
 def _convergence(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    iterative = "niter" in version.variables
-    figure = plots.convergence(
-        _of_rows(version, "residual"),
-        niter=_of_rows(version, "niter") if iterative else None,
-        curve=_residual_curve(version) if iterative else None,
-        tolerance=getattr(bench.settings.methods[str(method)], "rtol", None),
-    )
-    name = "convergence" if iterative else "residuals"
+    name = "convergence" if "niter" in version.variables else "residuals"
+    figure = pictures.convergence(version)
     return {name: dg.MetadataValue.md(plots.markdown(figure, name))}
-
-
-def _residual_curve(version: Version) -> np.ndarray:
-    """Iterations, and the median and the worst residual at them, of rows that took any: (3, k)."""
-    iterations = np.asarray(version.coordinate("iteration"))
-    valid = Axis.read(version, "test").valid
-    history = np.asarray(version.read("residual_history"), np.float64)[..., valid, :]
-    niter = _of_rows(version, "niter")
-    begun = history.reshape(-1, len(iterations))[niter > 0]
-    if not len(begun):
-        return np.empty((3, 0))
-    curve = np.stack([iterations, np.median(begun, axis=0), begun.max(axis=0)])
-    return curve[:, iterations <= niter.max()]
-
-
-def _of_rows(version: Version, name: str) -> np.ndarray:
-    """What solves noted of each test row that exists, or of those in a sample of them."""
-    from influence_dag.stages.checks import is_sampled
-
-    valid = Axis.read(version, "test").valid
-    values = np.asarray(version.read(name), np.float64)[..., valid].ravel()
-    return values[~np.isnan(values)] if is_sampled(version, name) else values
 
 
 def _influences(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
@@ -273,37 +239,46 @@ def _perturbation(bench: Workbench, version: Version, method: str | None) -> dic
 
 
 def _leave_one_out(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    arrays = {name: version.array(name) for name in version.variables if name != "actual"}
-    predictions = {
-        str(array.attrs["long_name"]): np.asarray(array[...]) for array in arrays.values()
-    }
-    actual = version.read("actual")
-    figure = plots.agreement(predictions, actual, title="Leaving out single training rows")
+    figure = pictures.leave_one_out(version)
     return {"agreement": dg.MetadataValue.md(plots.markdown(figure, "predicted against refits"))}
 
 
 def _datamodels(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    scores = version.attrs["info"]["scores"]
-    names = [
-        name if score["damping"] is None else f"{name} (λ = {score['damping']:g})"
-        for name, score in scores.items()
-    ]
-    values = np.array([score["lds"] for score in scores.values()])
-    lower, upper = np.array([score["interval"] for score in scores.values()]).T
-    figure = plots.intervals(names, values, lower, upper)
+    figure = pictures.datamodels(version)
     return {"scores": dg.MetadataValue.md(plots.markdown(figure, "linear datamodelling scores"))}
 
 
 def _label_errors(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
-    info = version.attrs["info"]
-    rankings = {
-        f"{name.replace('_', '-')}, AUC {info[name]['auc']:.3f}": version.read(name)
-        for name in ("self_influence", "loss")
-    }
-    flipped = version.read("flipped")
-    title = f"{flipped.sum()} of {len(flipped)} labels were flipped"
-    figure = plots.detection(rankings, flipped, title=title)
+    figure = pictures.label_errors(version)
     return {"detection": dg.MetadataValue.md(plots.markdown(figure, "flipped labels found"))}
+
+
+def _report(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
+    """What may be trusted, as of this version, and how methods compare."""
+    from influence_dag.query.report import findings_of
+    from influence_dag.query.results import StudyResults
+
+    findings = findings_of(StudyResults(bench.store.address))
+    reasons = "".join(f"- {reason}\n" for reason in findings.verdict.reasons)
+    page = f"The whole page: {code(f'influence-dag report {bench.store.address}')}"
+    return {
+        "verdict": dg.MetadataValue.md(f"### {findings.verdict.headline}\n\n{reasons}\n{page}"),
+        "measured": _records([{"what": each.name, "seen": each.says} for each in findings.found]),
+        "agreement": _records(_rows(version.attrs["info"]["agreement"], "methods")),
+        "strength": _records(_rows(version.attrs["info"]["strength"], "method")),
+    }
+
+
+def _rows(found: dict[str, dict[str, float]], of: str) -> list[dict[str, str]]:
+    """Numbers that a person reads, a row for each of `of`."""
+    return [
+        {of: name} | {what.replace("_", " "): f"{value:.4g}" for what, value in values.items()}
+        for name, values in found.items()
+    ]
+
+
+def _records(rows: list[dict[str, str]]) -> dg.TableMetadataValue | str:
+    return dg.MetadataValue.table([dg.TableRecord(row) for row in rows]) if rows else "one method"
 
 
 PICTURES: dict[str, Callable[[Workbench, Version, str | None], dict[str, Any]]] = {
@@ -316,4 +291,5 @@ PICTURES: dict[str, Callable[[Workbench, Version, str | None], dict[str, Any]]] 
     "leave_one_out": _leave_one_out,
     "datamodels": _datamodels,
     "label_errors": _label_errors,
+    "report": _report,
 }

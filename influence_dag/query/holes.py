@@ -10,6 +10,7 @@ from influence_dag.datasets.slots import SPLITS, natural_ids
 from influence_dag.query.result_arrays import of_results
 
 SLOTS = {"top_train": "train", "bottom_train": "train"}  # arrays of slots → the axis they are on
+COUNTED = ("n_train", "weight_sum")  # what influences are divided by, to be changes
 LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
 
 
@@ -28,7 +29,15 @@ def without_holes(dataset: xr.Dataset) -> xr.Dataset:
         {split: (split, values, dataset[split].attrs) for split, values in ids.items()}
     )
     bookkeeping = ["blocks", *(f"{split}_{what}" for split in SPLITS for what in ("valid", "key"))]
-    return of_results(portable(dataset.drop_vars(bookkeeping, errors="ignore")))
+    return of_results(_counted(portable(dataset.drop_vars(bookkeeping, errors="ignore"))))
+
+
+def _counted(dataset: xr.Dataset) -> xr.Dataset:
+    """Influences say themselves at what λ, and by what they are divided to be changes of losses."""
+    if "influences" in dataset:
+        known = {n: dataset.attrs[n] for n in ("damping", *COUNTED) if n in dataset.attrs}
+        dataset.variables["influences"].attrs.update(known)
+    return dataset
 
 
 def _renumbered(dataset: xr.Dataset, split: str, valid: np.ndarray) -> xr.Dataset:

@@ -21,12 +21,19 @@ from influence_dag.texts import literal
 HELPS, HARMS, NEUTRAL = "#2166ac", "#b2182b", "#555555"
 
 
-def png(figure: Figure) -> bytes:
+class Picture(Figure):
+    """A figure that notebooks show."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
+def png(figure: Figure, *, dpi: float = 90) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():  # what the font lacks is drawn as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", facecolor="white")
+        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     return buffer.getvalue()
 
 
@@ -49,7 +56,7 @@ def spectrum(
 
     Those that are zero to rounding are counted and not drawn.
     """
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = Picture(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     ordered = np.sort(eigenvalues)[::-1]
     position = np.arange(1, len(ordered) + 1)
@@ -90,7 +97,7 @@ def convergence(
     panels = [(_residuals, residual)]
     panels += [(_iterations, niter)] if niter is not None else []
     panels += [(_curve, curve)] if curve is not None and curve.size else []
-    figure = Figure(figsize=(3.7 * len(panels), 3.0), layout="constrained")
+    figure = Picture(figsize=(3.7 * len(panels), 3.0), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (draw, values) in zip(grid, panels, strict=True):
         draw(axes, values)
@@ -124,7 +131,7 @@ def _curve(axes: Axes, curve: NDArray) -> None:
 
 def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
     """How influences are distributed: most pairs hardly matter, a few matter much."""
-    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+    figure = Picture(figsize=(6.4, 3.0), layout="constrained")
     axes = figure.subplots()
     limit = float(np.quantile(np.abs(influences), 0.999)) or 1.0
     bins = list(np.linspace(-limit, limit, 81))
@@ -136,6 +143,21 @@ def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
     return figure
 
 
+def scores(names: Sequence[str], values: NDArray, *, title: str) -> Figure:
+    """Influences of single training rows as bars, in the order in which they come."""
+    figure = Picture(figsize=(5.6, 0.26 * len(names) + 1.0), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(names))
+    axes.barh(places, values, color=[HELPS if value >= 0 else HARMS for value in values])
+    axes.axvline(0, color=NEUTRAL, linewidth=1)
+    axes.set_yticks(places)
+    _as_it_is(*axes.set_yticklabels([literal(name, 40) for name in names], fontsize=8))
+    axes.invert_yaxis()
+    _as_it_is(axes.set_title(literal(title), fontsize=9))
+    axes.set_xlabel("influence: blue helps the test row, red harms it", fontsize=8)
+    return figure
+
+
 def image_grid(
     tests: Sequence[tuple[str, NDArray]],
     helpers: Sequence[Sequence[tuple[str, NDArray]]],
@@ -143,7 +165,7 @@ def image_grid(
 ) -> Figure:
     """One row a test image: itself, the training images that help it most and harm it most."""
     columns = 1 + max(map(len, helpers)) + max(map(len, harmers))
-    figure = Figure(figsize=(1.05 * columns, 1.25 * len(tests)), layout="constrained")
+    figure = Picture(figsize=(1.05 * columns, 1.25 * len(tests)), layout="constrained")
     grid = figure.subplots(len(tests), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -160,12 +182,21 @@ def image_grid(
     return figure
 
 
+def thumbnail(image: NDArray) -> Figure:
+    """One image and nothing else."""
+    figure = Picture(figsize=(0.6, 0.6))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(image, cmap="gray_r", interpolation="nearest")
+    axes.set_axis_off()
+    return figure
+
+
 def agreement(predictions: Mapping[str, NDArray], actual: NDArray, *, title: str) -> Figure:
     """Predicted against actual changes, each kind of prediction with its correlation and slope.
 
     On the diagonal, predictions are right.
     """
-    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    figure = Picture(figsize=(4.8, 4.6), layout="constrained")
     axes = figure.subplots()
     limit = float(max(np.abs(v).max() for v in (actual, *predictions.values()))) or 1.0
     axes.plot([-limit, limit], [-limit, limit], color=NEUTRAL, linewidth=1, label="equal")
@@ -181,7 +212,7 @@ def agreement(predictions: Mapping[str, NDArray], actual: NDArray, *, title: str
 
 def intervals(names: Sequence[str], values: NDArray, lower: NDArray, upper: NDArray) -> Figure:
     """A score with its interval for each candidate, best first; zero says nothing."""
-    figure = Figure(figsize=(5.2, 0.3 * len(names) + 1.2), layout="constrained")
+    figure = Picture(figsize=(5.2, 0.3 * len(names) + 1.2), layout="constrained")
     axes = figure.subplots()
     spread = np.abs(np.stack([values - lower, upper - values]))
     axes.errorbar(values, range(len(names)), xerr=spread, fmt="o", color=HELPS, capsize=3)
@@ -196,7 +227,7 @@ def intervals(names: Sequence[str], values: NDArray, lower: NDArray, upper: NDAr
 
 def detection(rankings: Mapping[str, NDArray], positive: NDArray, *, title: str) -> Figure:
     """The share of wrong rows among the first rows of each ranking, and of rows taken by chance."""
-    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    figure = Picture(figsize=(4.8, 3.6), layout="constrained")
     axes = figure.subplots()
     looked_at = np.linspace(0, 1, len(positive) + 1)
     for (name, scores), colour in zip(rankings.items(), (HELPS, HARMS), strict=False):
@@ -209,10 +240,22 @@ def detection(rankings: Mapping[str, NDArray], positive: NDArray, *, title: str)
     return figure
 
 
-def feature_map(values: NDArray, *, title: str) -> Figure:
-    """A perturbation influence over a two-dimensional input: blue, more of the pixel helps."""
-    figure = Figure(figsize=(3.2, 3.0), layout="constrained")
-    axes = figure.subplots()
+def feature_map(
+    values: NDArray, *, title: str, rows: Mapping[str, NDArray] | None = None
+) -> Figure:
+    """A perturbation influence over a two-dimensional input: blue, more of the pixel helps.
+
+    `rows` are images that stand beside it, by their captions.
+    """
+    beside = rows or {}
+    figure = Picture(figsize=(3.2 + 2.1 * len(beside), 3.0), layout="constrained")
+    *images, axes = figure.subplots(
+        1, len(beside) + 1, squeeze=False, width_ratios=[*(1.0 for _ in beside), 1.3]
+    )[0]
+    for own, (caption, image) in zip(images, beside.items(), strict=True):
+        own.imshow(image, cmap="gray_r", interpolation="nearest")
+        own.set_axis_off()
+        _as_it_is(own.set_title(literal(caption, 28), fontsize=8))
     limit = float(np.abs(values).max()) or 1.0
     drawn = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
     _as_it_is(axes.set_title(literal(title), fontsize=8))
@@ -223,7 +266,7 @@ def feature_map(values: NDArray, *, title: str) -> Figure:
 
 def feature_bars(names: Sequence[str], values: NDArray, *, title: str) -> Figure:
     """A perturbation influence over named features."""
-    figure = Figure(figsize=(4.8, 0.28 * len(names) + 0.9), layout="constrained")
+    figure = Picture(figsize=(4.8, 0.28 * len(names) + 0.9), layout="constrained")
     axes = figure.subplots()
     places = range(len(names))
     axes.barh(places, values, color=[HELPS if value >= 0 else HARMS for value in values])

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator, Mapping
 from html import escape
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,16 @@ import xarray as xr
 from influence_dag.addresses import folder_of
 from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.errors import StoreError
-from influence_dag.query.holes import numpy_text, without_holes
+from influence_dag.query.accessor import InfluenceAccessor
+from influence_dag.query.holes import without_holes
+from influence_dag.query.questions import Questions
 from influence_dag.stages import naming
 from influence_dag.store import Store, Variable, Version, open_store
 from influence_dag.store.differences import Difference
 from influence_dag.study.methods import MethodsSettings
 from influence_dag.texts import did_you_mean
+
+__all__ = ["InfluenceAccessor", "StudyResults", "open_study"]  # the accessor is there with them
 
 
 def open_study(path: str | Path, project: str | Path | None = None) -> "StudyResults":
@@ -41,7 +44,7 @@ def open_study(path: str | Path, project: str | Path | None = None) -> "StudyRes
     return StudyResults(address, None if project is None else Path(project))
 
 
-class StudyResults:
+class StudyResults(Questions):
     """A study's stored artifacts: datasets by method, versions, what is behind.
 
     Arrays are lazy (dask, even blocks of up to 128 MiB: a slice reads only the stored chunks that
@@ -246,79 +249,3 @@ def _in_blocks(dataset: xr.Dataset) -> xr.Dataset:
     """
     variables = {name: array.variable for name, array in dataset.data_vars.items()}
     return dataset.assign({name: each.chunk("auto") for name, each in variables.items()})
-
-
-@xr.register_dataarray_accessor("idag")
-class InfluenceAccessor:
-    """Questions to an influence array: `influences.sel(test="test-0003").idag.top_k(5)`."""
-
-    def __init__(self, array: xr.DataArray):
-        self._array = array
-
-    def top_k(self, k: int = 10) -> xr.DataArray:
-        """The `k` most helpful training rows (proponents), strongest first.
-
-        One test row: dims `(train,)`, in order of influence. Several: dims `(…, rank)`, with the
-        training rows' ids in the coordinate `train (…, rank)`.
-        """
-        return self._ranked(k, largest=True)
-
-    def bottom_k(self, k: int = 10) -> xr.DataArray:
-        """The `k` most harmful training rows (opponents), strongest first; as `top_k`."""
-        return self._ranked(k, largest=False)
-
-    def by_label(self) -> xr.DataArray:
-        """Mean influence of the training rows of each label, dims `(…, train_label)`."""
-        if "train_label" not in self._array.coords:
-            raise StoreError(
-                "these training rows have no labels: the target is not one number a row"
-            )
-        labels = self._array.coords["train_label"]
-        values = numpy_text(labels.values) if labels.dtype.kind in "TO" else labels.values
-        named = self._array.assign_coords(train_label=("train", values, labels.attrs))
-        holes = named.coords.get("train_valid")  # of an array that plain xarray opened
-        if holes is not None:
-            named = named.isel(train=np.flatnonzero(holes.values))
-        return named.groupby("train_label").mean(dim="train")
-
-    def per_unit(self) -> xr.DataArray:
-        """Perturbation influences per unit of the file's columns, of a standardised input.
-
-        Stored they are per unit of what the model sees: moving the feature by ε of the column's own
-        unit changes the test loss by about `-ε / n` times these.
-        """
-        if "feature_unit" not in self._array.coords:
-            raise StoreError(
-                "per_unit is for perturbation influences of a study with features: {standardise: "
-                "true}; without it the model sees the columns times `scale`"
-            )
-        with xr.set_options(keep_attrs=True):
-            found = self._array / self._array.coords["feature_unit"]
-        return found.assign_attrs(per="unit of the file's column")
-
-    @property
-    def self_influence(self) -> xr.DataArray:
-        """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` of each training row, where it was computed."""
-        if "self_influence" not in self._array.coords:
-            raise StoreError(
-                "self-influence is not stored for this method; "
-                "set `summary: {self_influence: true}` in the study and materialise its summary"
-            )
-        return self._array.coords["self_influence"]
-
-    def _ranked(self, k: int, *, largest: bool) -> xr.DataArray:
-        array = self._array
-        if "train" not in array.dims:
-            raise StoreError(
-                f"top_k ranks along 'train', which is not among the dimensions {array.dims}"
-            )
-        if not isinstance(k, Integral) or k < 1:
-            raise StoreError(f"k is {k!r:.80}; ask for a whole number of rows, at least one")
-        values = array.transpose(..., "train").compute()
-        order = np.argsort(-values.values if largest else values.values, axis=-1, kind="stable")[
-            ..., :k
-        ]
-        if values.ndim == 1:
-            return values.isel(train=order)
-        rank = xr.Variable((*values.dims[:-1], "rank"), order)
-        return values.isel(train=rank)

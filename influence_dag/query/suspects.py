@@ -2,14 +2,9 @@
 
 from pathlib import Path
 
-import numpy as np
 import xarray as xr
 
-from influence_dag.datasets.slots import Axis
-from influence_dag.errors import StoreError
-from influence_dag.query.reopened import workbench_of
 from influence_dag.query.results import StudyResults, open_study
-from influence_dag.stages import naming
 
 
 def suspects(
@@ -35,71 +30,4 @@ def suspects(
         >>> idag.suspects("data/store/digits", 5)  # doctest: +SKIP
     """
     results = study if isinstance(study, StudyResults) else open_study(study)
-    scores = _self_influence(results, method, damping)
-    if k < 1:
-        raise StoreError(f"k is {k}; ask for at least one row")
-    order = np.argsort(-np.nan_to_num(scores.values, nan=-np.inf), kind="stable")[:k]
-    first = scores.isel(train=order)
-    seen = {name: ("train", values) for name, values in _seen_by_model(results, first).items()}
-    return first.to_dataset(name="self_influence").assign(seen).assign_attrs(first.attrs)
-
-
-def _self_influence(
-    results: StudyResults, method: str | None, damping: float | None
-) -> xr.DataArray:
-    stored = [name for name in results.methods if _has_self_influence(results, name)]
-    if not stored or (method is not None and method not in stored):
-        asked = "" if method is None else f" of {method!r}"
-        raise StoreError(
-            f"{results.store.address} has no self-influence{asked} (stored: "
-            f"{', '.join(stored) or 'none'}); set `summary: {{self_influence: true}}` in the study "
-            "and materialise <method>/summary"
-        )
-    method = method or stored[0]
-    scores = results.open(naming.summary(method))["self_influence"].load()
-    scores = scores.assign_attrs(method=method)
-    return scores if "damping" not in scores.dims else _at_damping(scores, damping)
-
-
-def _has_self_influence(results: StudyResults, method: str) -> bool:
-    summary = results.store.current(naming.summary(method))
-    return summary is not None and "self_influence" in summary.variables
-
-
-def _at_damping(scores: xr.DataArray, damping: float | None) -> xr.DataArray:
-    values = scores["damping"].values
-    if damping is None:
-        return scores.isel(damping=-1)
-    if damping not in values:
-        raise StoreError(f"damping {damping:g} is none of those stored: {values.tolist()}")
-    return scores.sel(damping=damping)
-
-
-def _seen_by_model(results: StudyResults, rows: xr.DataArray) -> dict[str, np.ndarray]:
-    """Loss, and class for a classifier, of each row at the stored θ."""
-    import torch
-
-    from influence_dag.stages.reading import load_objective, load_rows
-
-    bench = workbench_of(results.store, rows.attrs["method"], results.project)
-    axis = Axis.read(bench.require("dataset"), "train")
-    slots = {str(axis.ids[slot]): slot for slot in axis.slots}
-    missing = [str(row) for row in rows.train.values if str(row) not in slots]
-    if missing:
-        raise StoreError(
-            f"{len(missing)} rows ({missing[0]}, …) are no longer in the dataset; materialise "
-            "the study again"
-        )
-    wanted = np.array([slots[str(row)] for row in rows.train.values])
-    in_order = torch.from_numpy(np.argsort(np.argsort(wanted)))  # rows are read in slot order
-    chosen = load_rows(bench, axis, np.sort(wanted))[in_order.to(bench.device)]
-    objective = load_objective(bench)
-    with torch.no_grad():
-        outputs = objective.outputs(objective.params, chosen.x)
-        losses = objective.loss(outputs, chosen.y)
-    seen = {"loss": losses.numpy(force=True)}
-    if outputs.ndim == 2 and outputs.shape[1] > 1 and not chosen.y.is_floating_point():
-        predicted = outputs.argmax(dim=1).numpy(force=True)
-        names = np.array(bench.require("dataset").attrs.get("classes", ()))
-        seen["predicted"] = names[predicted] if len(names) else predicted
-    return seen
+    return results.suspects(k, method=method, damping=damping)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -10,14 +11,16 @@ import xarray as xr
 from influence_dag.addresses import folder_of
 from influence_dag.datasets.slots import SPLITS, Axis, Split, shown_label
 from influence_dag.errors import StoreError
+from influence_dag.query.contents import Content
 from influence_dag.query.results import StudyResults
 from influence_dag.stages import naming
-from influence_dag.store.differences import Change
+from influence_dag.store.differences import Change, Difference
 from influence_dag.texts import literal
 
 TESTS, NEIGHBOURS = 3, 3
 SHOWN = 10  # labels in a list
 WIDEST = 70  # characters of a text that is quoted
+SHADES = " ░▒▓█"
 
 
 def describe(results: StudyResults) -> str:
@@ -120,6 +123,28 @@ def _next(root: str, method: str, results: StudyResults, influences: xr.DataArra
     return [*lines, "or with xarray alone:", plain, "or in the browser: make ui"]
 
 
+def stored(results: StudyResults) -> dict[str, Any]:
+    """The study's artifacts with their versions and arrays, as plain values."""
+    versions = [results.store.version(name) for name in results.artifacts]
+    return {
+        "study": results.store.name,
+        "store": results.store.address,
+        "methods": results.methods,
+        "artifacts": [
+            {
+                "artifact": each.artifact,
+                "version": each.number,
+                "data_version": each.data_version,
+                "arrays": {
+                    name: {"dims": entry.dims, "shape": entry.shape, "dtype": entry.dtype}
+                    for name, entry in each.variables.items()
+                },
+            }
+            for each in versions
+        ],
+    }
+
+
 def describe_versions(results: StudyResults, artifact: str) -> str:
     """A line for each kept version of an artifact, the current one marked."""
     current = results.store.version(artifact).number
@@ -135,15 +160,7 @@ def describe_difference(
     results: StudyResults, artifact: str, before: int | None = None, after: int | None = None
 ) -> str:
     """Rows that came, went and changed, chunks that differ, values that moved most."""
-    if before is None:
-        kept = [version.number for version in results.versions(artifact)]
-        if len(kept) < 2:
-            raise StoreError(
-                f"{artifact} has {len(kept)} version; two are needed to compare: a refresh after a "
-                "change makes the next"
-            )
-        before = kept[-2]
-    found = results.diff(artifact, before, after)
+    found = difference(results, artifact, before, after)
     lines = [f"{artifact}: version {found.before.number} → {found.after.number}"]
     rows = {"added": found.added, "removed": found.removed, "changed": found.changed}
     for what, labels in rows.items():
@@ -155,6 +172,42 @@ def describe_difference(
     return "\n".join(lines)
 
 
+def difference(
+    results: StudyResults, artifact: str, before: int | None = None, after: int | None = None
+) -> Difference:
+    """From one version to another; by default from the last but one to the current one."""
+    if before is None:
+        kept = [version.number for version in results.versions(artifact)]
+        if len(kept) < 2:
+            raise StoreError(
+                f"{artifact} has {len(kept)} version; two are needed to compare: a refresh after a "
+                "change makes the next"
+            )
+        before = kept[-2]
+    return results.diff(artifact, before, after)
+
+
+def difference_as_values(found: Difference) -> dict[str, Any]:
+    """The same as `describe_difference` says, as plain values."""
+    return {
+        "artifact": found.after.artifact,
+        "before": found.before.number,
+        "after": found.after.number,
+        "rows": {"added": found.added, "removed": found.removed, "changed": found.changed},
+        "arrays": {
+            name: {
+                "chunks": int(np.prod(found.after.variables[name].grid)),
+                "chunks_changed": len(chunks),
+                "largest_changes": [
+                    {"at": each.labels, "before": each.before, "after": each.after}
+                    for each in found.largest_changes(name)
+                ],
+            }
+            for name, chunks in found.chunks.items()
+        },
+    }
+
+
 def _moved(change: Change) -> str:
     at = ", ".join(literal(label) for label in change.labels.values())
     return f"{at}: {change.before:+.3g} → {change.after:+.3g}"
@@ -164,3 +217,25 @@ def listed(names: list) -> str:
     """The first few of a list of labels, and how many more there are."""
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(literal(name) for name in names[:SHOWN]) + rest
+
+
+def content_lines(content: Content) -> Iterator[str]:
+    """A row as text: an image in shades, features by name, columns that travelled along."""
+    image = content.image
+    if image is not None and max(image.shape[:2]) <= WIDEST:
+        yield from _shaded(image if image.ndim == 2 else image.mean(axis=-1))
+    elif features := content.features:
+        width = max(map(len, map(literal, features)))
+        yield from (f"  {literal(name):<{width}}  {value:g}" for name, value in features.items())
+    else:
+        for name, array in content.inputs.items():
+            yield f"  {name}: {' × '.join(map(str, array.shape))} numbers"
+    yield from (f"  {literal(name)}: {_quoted(str(value))}" for name, value in content.kept.items())
+
+
+def _shaded(image: np.ndarray) -> Iterator[str]:
+    """Two characters a pixel, darker where values are larger."""
+    low, high = np.nanmin(image), np.nanmax(image)
+    levels = np.nan_to_num((image - low) / ((high - low) or 1.0))
+    shades = np.array(list(SHADES))[np.round(levels * (len(SHADES) - 1)).astype(int)]
+    yield from ("  " + "".join(np.repeat(row, 2)).rstrip() for row in shades)

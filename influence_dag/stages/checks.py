@@ -63,17 +63,12 @@ def _not_finite(version: Version, name: str, splits: tuple[str, ...]) -> int:
         if dim in splits
     }
     regions = map(variable.region, np.ndindex(variable.grid))
-    of_some = is_sampled(version, name)  # NaN says that a row is not in the sample
+    of_some = naming.is_sampled(version, name)  # NaN says that a row is not in the sample
     blocks = ((version.read(name, *at), at) for at in regions)
     return sum(
         _bad(np.where(np.isnan(block), 0, block) if of_some else block, at, variable.dims, valid)
         for block, at in blocks
     )
-
-
-def is_sampled(version: Version, name: str) -> bool:
-    """Whether an array is of some rows that exist, the others being NaN."""
-    return name == "residual" and "sample" in version.array(name).attrs
 
 
 def _bad(

@@ -9,6 +9,7 @@ import torch
 from influence_dag.gradients.stationarity import SMALL
 from influence_dag.losses import ignored_class
 from influence_dag.objective.objective import Objective, Rows
+from influence_dag.stages.wording import NO_MINIMUM
 from influence_dag.study.model import FitSettings, ModelSettings
 
 _BATCH = 512
@@ -61,7 +62,7 @@ def assumption(model: ModelSettings, info: Mapping[str, Any]) -> str:
     if judged(model, info).is_minimum:
         return "θ is a minimum of the (penalised) mean training loss, up to its gradient_norm"
     return (
-        "θ is no minimum: influences are the response of θ to a row's weight under the damping, "
+        f"{NO_MINIMUM}: influences are the response of θ to a row's weight under the damping, "
         "near θ and linearised (the proximal response of Bae et al. 2022), not the outcome of "
         "training anew"
     )

@@ -1,5 +1,7 @@
 """What the artifacts of a method are called, and those of a study that have one name."""
 
+from influence_dag.store import Version
+
 DATASET, MODEL, GRADIENTS, REPORT = "dataset", "model", "gradients", "report"
 
 
@@ -21,3 +23,8 @@ def perturbation(method: str) -> str:
 
 def summary(method: str) -> str:
     return f"{method}/summary"
+
+
+def is_sampled(version: Version, name: str) -> bool:
+    """Whether an array of test rows is of some of them, NaN being those that are not in the sample."""
+    return name == "residual" and "sample" in version.array(name).attrs

@@ -71,8 +71,13 @@ class StudyStatus:
     def __getitem__(self, artifact: str) -> ArtifactStatus:
         return {each.artifact: each for each in self.artifacts}[artifact]
 
+    @property
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """As a table: the names of its columns, then a row for each artifact."""
+        return [("artifact", "version", "current", "status"), *map(_row, self.artifacts)]
+
     def __str__(self) -> str:
-        rows = [("artifact", "version", "current", "status"), *map(_row, self.artifacts)]
+        rows = self.rows
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -24,6 +24,8 @@ from influence_dag.study.study import StudySettings
 if TYPE_CHECKING:
     from influence_dag.stages.workbench import Workbench
 
+NO_MINIMUM = "θ is no minimum"  # how `assumes` begins, in attributes, where it is none
+
 _FISHER = {
     "exact": "the exact Fisher G",
     "sampled": "the Fisher of labels drawn from the model",

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -176,6 +176,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Names of other groups that people look for in this one, and where they stand."""
+
     @classmethod
     def _not_numbers(cls, values: Mapping[str, Any]) -> list[InitErrorDetails]:
         """YAML reads `yes` and `on` as true, and a number would take that for 1."""
@@ -219,6 +222,8 @@ class Settings(BaseModel):
 
     @classmethod
     def _suggestion(cls, name: int | str) -> str:
-        known = ", ".join(cls.model_fields) or "none"
-        close = get_close_matches(str(name), cls.model_fields, n=1)
-        return f"unknown name; {f'did you mean {close[0]!r}?' if close else f'known are {known}'}"
+        close = get_close_matches(str(name), [*cls.model_fields, *cls.elsewhere], n=1)
+        if not close:
+            return f"unknown name; known are {', '.join(cls.model_fields) or 'none'}"
+        place = f", which stands {cls.elsewhere[close[0]]}" if close[0] in cls.elsewhere else ""
+        return f"unknown name; did you mean {close[0]!r}{place}?"

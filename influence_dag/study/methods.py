@@ -54,6 +54,8 @@ class MethodSettings(Settings):
     of_layers: ClassVar[bool] = False
     is_damped: ClassVar[bool] = True
 
+    elsewhere: ClassVar[Mapping[str, str]] = {"damping": "beside `methods`"}
+
     curvature: CurvatureName = Field(
         default="hessian", description="the matrix whose inverse is meant"
     )

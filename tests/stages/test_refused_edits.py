@@ -181,6 +181,10 @@ STUDIES = {
         lambda project: project.write_settings(methods={"cg": {"rtoll": 1e-3}}),
         ["defs.yaml:", "methods.cg.rtoll", "did you mean 'rtol'?"],
     ),
+    "misspelt option of the study": (
+        lambda project: project.write_settings(methods={"cg": {"dampng": 0.1}}),
+        ["defs.yaml:", "methods.cg.dampng", "did you mean 'damping', which stands beside"],
+    ),
     "no such module": (
         lambda project: project.write_settings(model={"build": "tiny_modle:build"}),
         ["model.build", "no module 'tiny_modle'"],

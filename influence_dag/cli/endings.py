@@ -1,0 +1,40 @@
+"""How a command ends: exit codes, and errors as sentences without a traceback."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from influence_dag.errors import InfluenceDagError
+from influence_dag.study.users_code import ended
+
+REFUSED = 1
+USAGE = 2
+INTERRUPTED = 128 + signal.SIGINT  # as shells have it
+
+EXIT_CODES = f"""\b
+Exit codes:
+  0    done
+  {REFUSED}    refused or failed: the last line on standard error says why
+  {USAGE}    the command itself is not understood
+  {INTERRUPTED}  interrupted (Ctrl-C, SIGTERM); run again, it goes on from there
+"""
+
+
+@contextmanager
+def errors_in_a_line() -> Iterator[None]:
+    """What the user can mend is told without a traceback; SIGTERM is told as Ctrl-C is."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except SystemExit as error:
+        sys.exit(f"StudyError: {ended(error)}")
+    except InfluenceDagError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt as interrupt:
+        click.echo(str(interrupt) or "interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)

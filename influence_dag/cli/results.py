@@ -1,0 +1,249 @@
+"""Commands on stored results: what is there, who is behind a test row, what changed."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from influence_dag.cli.completion import artifacts, methods
+from influence_dag.cli.printing import as_json, emit, heading, table
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from influence_dag.query.contents import Content
+    from influence_dag.query.results import StudyResults
+
+store_argument = click.argument("store")  # a path, or an address such as memory://name/study
+artifact_argument = click.argument("artifact", shell_complete=artifacts)
+method_option = click.option(
+    "--method", shell_complete=methods, help="Default: the first that the study has."
+)
+damping_option = click.option("--damping", type=float, help="Of a sweep; default: the last.")
+k_option = click.option("-k", type=click.IntRange(min=1), default=10, help="How many rows.")
+
+
+def _open(store: str) -> "StudyResults":
+    from influence_dag.query.results import open_study
+
+    return open_study(store)
+
+
+@click.command()
+@store_argument
+@as_json
+def show(store: str, as_json: bool) -> None:
+    """Print what is stored in STORE (for example data/store/digits, or assets/digits)."""
+    from influence_dag.query.text import describe, stored
+
+    results = _open(store)
+    emit(stored(results), lambda: click.echo(describe(results)), as_json=as_json)
+
+
+@click.command()
+@store_argument
+@click.argument("test_id")
+@k_option
+@method_option
+@damping_option
+@click.option("--content", is_flag=True, help="Show the rows themselves: columns, texts, images.")
+@as_json
+def top(
+    store: str,
+    test_id: str,
+    k: int,
+    method: str | None,
+    damping: float | None,
+    content: bool,
+    as_json: bool,
+) -> None:
+    """The training rows that help TEST_ID most, and those that harm it most.
+
+    Positive helps: without the row the loss of TEST_ID would be larger, by about the number under
+    `left out`.
+    """
+    results = _open(store)
+    row = results.influences(test_id, method=method, damping=damping).load()
+    told = _Told(results, method or results.methods[0], row, k, content)
+    emit(told.values(), told.print, as_json=as_json)
+
+
+class _Told:
+    """The strongest rows of one test row, as values and as tables."""
+
+    def __init__(
+        self, results: "StudyResults", method: str, row: "xr.DataArray", k: int, content: bool
+    ):
+        from influence_dag.query.contents import Contents
+
+        self.method, self.row = method, row
+        self.ends = {"helps": row.idag.top_k(k), "harms": row.idag.bottom_k(k)}
+        self.contents = Contents(results) if content else None
+
+    def _content(self, split: Any, name: Any) -> "Content | None":
+        return self.contents.of(split, [name])[0] if self.contents else None
+
+    @property
+    def _divisor(self) -> float | None:
+        """What makes changes of them; None for products of gradients, which say nothing of it."""
+        if "parameter²" in self.row.attrs["units"]:
+            return None
+        return self.row.attrs["weight_sum"]
+
+    def values(self) -> dict[str, Any]:
+        about = {name: self.row.attrs[name] for name in ("formula", "sign", "units")}
+        test = self._row("test", self.row)
+        ends = {
+            end: [self._row("train", each) for each in array] for end, array in self.ends.items()
+        }
+        used = self.row.attrs.get("damping")
+        if "damping" in self.row.coords:
+            used = self.row.coords["damping"].item()
+        return {"method": self.method, "damping": used, **about, "test": test, **ends}
+
+    def _row(self, split: Any, each: "xr.DataArray") -> dict[str, Any]:
+        name, label = each[split].item(), each.coords.get(f"{split}_label")
+        found = {"id": name, "label": None if label is None else label.item()}
+        if split == "train":
+            found["influence"] = float(each)
+            if self._divisor:
+                found["change_when_left_out"] = float(each) / self._divisor
+        content = self._content(split, name)
+        if content:
+            found |= {what: content.to_dict()[what] for what in ("kept", "inputs")}
+        return found
+
+    def print(self) -> None:
+        from influence_dag.query.pictures import named_row
+
+        heading(f"{named_row(self.row, 'test')}, influences by {self.method}")
+        self._print_content("test", self.row["test"].item())
+        for end, array in self.ends.items():
+            columns = [f"{end} most", "influence", *(["left out"] if self._divisor else [])]
+            rows = [
+                [
+                    named_row(each, "train"),
+                    f"{float(each):+.4g}",
+                    *([f"{float(each) / self._divisor:+.2g}"] if self._divisor else []),
+                ]
+                for each in array
+            ]
+            click.echo()
+            table(columns, rows, right=columns[1:])
+            for each in array if self.contents else ():
+                self._print_content("train", each["train"].item(), named_row(each, "train"))
+
+    def _print_content(self, split: Any, name: Any, title: str = "") -> None:
+        from influence_dag.query.text import content_lines
+
+        content = self._content(split, name)
+        if content:
+            lines = [*([f"\n{title}"] if title else []), *content_lines(content)]
+            click.echo("\n".join(lines))
+
+
+@click.command()
+@store_argument
+@k_option
+@method_option
+@damping_option
+@as_json
+def suspects(store: str, k: int, method: str | None, damping: float | None, as_json: bool) -> None:
+    """The training rows that are most likely mislabelled; look at these first.
+
+    Their losses come from the stored model, so this runs the project's code (model.build).
+    """
+    found = _open(store).suspects(k, method=method, damping=damping)
+    rows = found.reset_coords().to_dataframe().reset_index()
+    columns = [name for name in rows if name != "damping"]
+    values = [dict(zip(columns, row, strict=True)) for row in rows[columns].values.tolist()]
+
+    def printed() -> None:
+        cells = [
+            [f"{v:.4g}" if isinstance(v, float) else v for v in each.values()] for each in values
+        ]
+        table(columns, cells, right=["self_influence", "loss"])
+
+    emit({"method": found.attrs["method"], "rows": values}, printed, as_json=as_json)
+
+
+@click.command()
+@store_argument
+@artifact_argument
+@as_json
+def versions(store: str, artifact: str, as_json: bool) -> None:
+    """The kept versions of an ARTIFACT (for example direct/influences) in STORE."""
+    from influence_dag.query.text import describe_versions
+
+    results = _open(store)
+    rows = results.version_table(artifact)
+    current = results.store.version(artifact).number
+    values = [row | {"is_current": row["version"] == current} for row in rows]
+    emit(values, lambda: click.echo(describe_versions(results, artifact)), as_json=as_json)
+
+
+@click.command()
+@store_argument
+@artifact_argument
+@click.argument("before", type=int, required=False)
+@click.argument("after", type=int, required=False)
+@as_json
+def diff(store: str, artifact: str, before: int | None, after: int | None, as_json: bool) -> None:
+    """What changed in an ARTIFACT of STORE from version BEFORE to AFTER.
+
+    By default from the last but one version to the current one.
+    """
+    from influence_dag.query import text
+
+    results = _open(store)
+    if as_json:
+        found = text.difference(results, artifact, before, after)
+        emit(text.difference_as_values(found), "", as_json=True)
+    else:
+        click.echo(text.describe_difference(results, artifact, before, after))
+
+
+@click.command()
+@store_argument
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option(
+    "--artifact",
+    "chosen",
+    multiple=True,
+    shell_complete=artifacts,
+    help="Only these, as often as wanted; default: all (of parquet, all methods' influences).",
+)
+@as_json
+def export(store: str, target: Path, chosen: tuple[str, ...], as_json: bool) -> None:
+    """Write STORE to TARGET as plain files: out.zarr, out.nc or out.parquet.
+
+    out.zarr is one consolidated Zarr 2 group, out.nc one netCDF file, both with a group an
+    artifact; out.parquet is one long table, a line for each pair of a test and a training row.
+    """
+    from influence_dag.query.exports import export as write
+
+    written = write(_open(store), target, chosen)
+    emit(written, f"{target}: {', '.join(written['artifacts'])}", as_json=as_json)
+
+
+@click.command()
+@store_argument
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Default: <study>.html here.",
+)
+@as_json
+def report(store: str, output: Path | None, as_json: bool) -> None:
+    """Write a study's results on one page: what was measured, and whether to trust it.
+
+    One HTML file with its pictures inside, which opens from disk and prints.
+    """
+    from influence_dag.query.report import write_report
+
+    results = _open(store)
+    output = output or Path(f"{results.store.name}.html")
+    findings = write_report(results, output)
+    values = {"file": output, **findings.to_dict()}
+    emit(values, f"{findings.verdict.text}\n{output}", as_json=as_json)

@@ -1,0 +1,261 @@
+"""Pictures of a stored study: `study.plot.scores("test-0003")`, `study.plot.spectrum()`, …
+
+What Dagster's UI shows of an artifact is drawn here as well, from a version of it.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from influence_dag.datasets.slots import Axis
+from influence_dag.errors import StoreError
+from influence_dag.query import plots
+from influence_dag.query.contents import Content, Contents, named
+from influence_dag.stages import naming
+from influence_dag.store import Store, Version
+from influence_dag.study.curvatures import CURVATURE_KINDS
+from influence_dag.texts import did_you_mean, literal
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from influence_dag.query.questions import Questions
+
+LARGEST = 2_000_000  # influences in a histogram
+
+
+class Pictures:
+    """Pictures of one study as matplotlib figures, which notebooks show and `savefig` saves."""
+
+    def __init__(self, study: "Questions"):
+        self._study = study
+
+    def scores(self, test: Any, k: int = 8, **of: Any) -> Figure:
+        """The `k` training rows that help a test row most, and the `k` that harm it most."""
+        row = self._study.influences(test, **of)
+        if row.ndim != 1:
+            raise StoreError(f"scores are of one test row, not of {row.sizes['test']}; name one")
+        helping = row.idag.top_k(k)
+        rest = row.sel(train=~row.train.isin(helping.train.values))
+        harming = rest.idag.bottom_k(k)[::-1] if rest.size else rest
+        names = [named_row(each, "train") for array in (helping, harming) for each in array]
+        values = np.concatenate([helping.values, harming.values])
+        return plots.scores(names, values, title=f"{self._by(of)} on {named_row(row, 'test')}")
+
+    def strongest(self, tests: Sequence[Any] | int = 5, k: int = 4, **of: Any) -> Figure:
+        """Test images, each with the training images that help it most and harm it most.
+
+        `tests` are ids, or a number of them, spread over the axis.
+        """
+        influences = self._study.influences(**of)
+        names = influences.test.values
+        if isinstance(tests, int):
+            names = names[np.linspace(0, len(names) - 1, min(tests, len(names))).astype(int)]
+        else:
+            names = self._study.influences(list(tests), **of).test.values
+        chosen, contents = influences.sel(test=names), Contents(self._study)
+        ends = (chosen.idag.top_k(k).train.values, chosen.idag.bottom_k(k).train.values)
+        rows = [[_images(contents.of("train", each)) for each in end] for end in ends]
+        return plots.image_grid(_images(contents.of("test", names)), *rows)
+
+    def histogram(self, test: Any = None, **of: Any) -> Figure:
+        """How influences are distributed, on all test rows or on those that are named."""
+        array = self._study.influences(test, **of)
+        rows = max(1, LARGEST // array.sizes["train"])
+        some = array[:rows] if array.ndim > 1 else array
+        about = "" if some.size == array.size else f", first {rows} test rows"
+        return plots.histogram(np.asarray(some.values).ravel(), title=f"{self._by(of)}{about}")
+
+    def feature_map(self, test: Any, train: Any, method: str | None = None) -> Figure:
+        """Which features of a training row help a test row: over an image, or by column name.
+
+        From the stored perturbation influences, or computed where they are not stored, which needs
+        the study's code (see `open_study`).
+        """
+        values = self._perturbation(method).sel(test=test, train=train).load()
+        if "damping" in values.dims:
+            values = values.isel(damping=-1)
+        rows = Contents(self._study)["train", train], Contents(self._study)["test", test]
+        title = f"{literal(train, 24)} → {literal(test, 24)}"
+        if values.ndim == 1:
+            names = [str(name) for name in values[values.dims[0]].values]
+            return plots.feature_bars(names, values.values, title=title)
+        if values.ndim != 2:
+            seen = " × ".join(map(str, values.shape))
+            raise StoreError(
+                f"a feature map is of an image or of columns, and rows here are {seen}; take what "
+                f'is to be seen of study.perturbation("{self._method(method)}") by hand'
+            )
+        beside = {named(row): image for row in rows if (image := row.image) is not None}
+        return plots.feature_map(values.values, title=title, rows=beside)
+
+    def spectrum(self, of: str | None = None) -> Figure:
+        """Eigenvalues of a stored matrix (`hessian`), or those that a method keeps (`ekfac`)."""
+        store = self._study.store
+        known = [kind for kind in CURVATURE_KINDS if kind in self._study.artifacts]
+        known += [name for name in self._study.methods if _has_spectrum(store, name)]
+        if not known or (of is not None and of not in known):
+            asked = "" if of is None else f" of {of!r}{did_you_mean(of, known)}"
+            raise StoreError(
+                f"{store.address} has no spectrum{asked} (stored: {', '.join(known) or 'none'})"
+            )
+        of = of or known[0]
+        kind = of in CURVATURE_KINDS
+        version = store.version(of if kind else naming.curvature(of))
+        lines = dampings(store, self._study.methods if kind else [of])
+        return spectrum(version, None if kind else of, lines)
+
+    def convergence(self, method: str | None = None) -> Figure:
+        """Where the solve of each test row ended; by default of the first iterative method."""
+        store = self._study.store
+        solved = {name: store.current(naming.factors(name)) for name in self._study.methods}
+        iterative = [name for name, each in solved.items() if each and "niter" in each.variables]
+        method = method or next(iter(iterative), None) or self._method(None)
+        return convergence(store.version(naming.factors(method)))
+
+    def lds(self) -> Figure:
+        """Linear datamodelling scores with their intervals, baselines among them."""
+        return datamodels(self._study.store.version("validation/datamodels"))
+
+    def leave_one_out(self) -> Figure:
+        """What refits without single rows found, against what influences said."""
+        return leave_one_out(self._study.store.version("validation/leave_one_out"))
+
+    def label_errors(self) -> Figure:
+        """The share of flipped labels among the first rows of each ranking."""
+        return label_errors(self._study.store.version("validation/label_errors"))
+
+    def _perturbation(self, method: str | None) -> "xr.DataArray":
+        artifacts = self._study.artifacts
+        stored = [name for name in self._study.methods if naming.perturbation(name) in artifacts]
+        method = method or next(iter(stored), None) or self._method(None)
+        if method in stored:
+            return self._study.perturbation(method)
+        return self._study.lazy_perturbation(method)
+
+    def _method(self, method: str | None) -> str:
+        return method or self._study.methods[0]
+
+    def _by(self, of: dict[str, Any]) -> str:
+        return f"Influence by {self._method(of.get('method'))}"
+
+
+def named_row(row: "xr.DataArray", split: str) -> str:
+    """`train-0017 (3)`, of one row of an influence array."""
+    label = row.coords.get(f"{split}_label")
+    return named(Content(row[split].item(), None if label is None else label.item()))
+
+
+def _images(rows: Sequence[Content]) -> list[tuple[str, np.ndarray]]:
+    images = [row.image for row in rows]
+    shape = next((image.shape for image in images if image is not None), None)
+    if shape is None:
+        raise StoreError("these rows are no images; `study.plot.scores(test)` shows them by name")
+    gone = np.full(shape, np.nan)
+    return [
+        (named(row), gone if image is None else image)
+        for row, image in zip(rows, images, strict=True)
+    ]
+
+
+# Of one version
+
+
+def dampings(store: Store, methods: Sequence[str]) -> tuple[float, ...]:
+    """Every λ that these methods' solves were with."""
+    found: set[float] = set()
+    for method in methods:
+        version = store.current(naming.factors(method))
+        given = version.attrs.get("damping") if version else None
+        given = list(given.values()) if isinstance(given, dict) else given
+        for each in given if isinstance(given, list) else [given]:
+            found |= {float(each)} if isinstance(each, int | float) else set()
+    return tuple(sorted(found))
+
+
+def _has_spectrum(store: Store, method: str) -> bool:
+    version = store.current(naming.curvature(method))
+    return bool(version and _eigenvalues(version))
+
+
+def _eigenvalues(version: Version) -> list[str]:
+    return [name for name in version.variables if name.endswith("eigenvalues")]
+
+
+def spectrum(version: Version, method: str | None, damping: Sequence[float]) -> Figure:
+    """The eigenvalues that are stored, of all layers or blocks together; `method` keeps them."""
+    parts = [np.asarray(version.read(n), np.float64).ravel() for n in _eigenvalues(version)]
+    values = np.concatenate(parts)
+    title = (
+        f"Spectrum of {CURVATURE_KINDS[version.artifact].title} ({len(values):,} parameters)"
+        if method is None
+        else f"{method}: the {len(values):,} eigenvalues that it keeps"
+    )
+    return plots.spectrum(values, damping=damping, title=title)
+
+
+def convergence(version: Version) -> Figure:
+    """Residuals of a method's solves; of an iterative one also its iterations."""
+    iterative = "niter" in version.variables
+    return plots.convergence(
+        of_rows(version, "residual"),
+        niter=of_rows(version, "niter") if iterative else None,
+        curve=_residual_curve(version) if iterative else None,
+        tolerance=version.attrs["method_settings"].get("rtol"),
+    )
+
+
+def _residual_curve(version: Version) -> np.ndarray:
+    """Iterations, and the median and the worst residual at them, of rows that took any: (3, k)."""
+    iterations = np.asarray(version.coordinate("iteration"))
+    valid = Axis.read(version, "test").valid
+    history = np.asarray(version.read("residual_history"), np.float64)[..., valid, :]
+    niter = of_rows(version, "niter")
+    begun = history.reshape(-1, len(iterations))[niter > 0]
+    if not len(begun):
+        return np.empty((3, 0))
+    curve = np.stack([iterations, np.median(begun, axis=0), begun.max(axis=0)])
+    return curve[:, iterations <= niter.max()]
+
+
+def of_rows(version: Version, name: str) -> np.ndarray:
+    """What solves noted of each test row that exists, or of those in a sample of them."""
+    valid = Axis.read(version, "test").valid
+    values = np.asarray(version.read(name), np.float64)[..., valid].ravel()
+    return values[~np.isnan(values)] if naming.is_sampled(version, name) else values
+
+
+def leave_one_out(version: Version) -> Figure:
+    """Predicted against actual changes of the test losses."""
+    arrays = {name: version.array(name) for name in version.variables if name != "actual"}
+    predictions = {
+        str(array.attrs["long_name"]): np.asarray(array[...]) for array in arrays.values()
+    }
+    title = "Leaving out single training rows"
+    return plots.agreement(predictions, version.read("actual"), title=title)
+
+
+def datamodels(version: Version) -> Figure:
+    """Scores with their intervals."""
+    found = version.attrs["info"]["scores"]
+    names = [
+        name if score["damping"] is None else f"{name} (λ = {score['damping']:g})"
+        for name, score in found.items()
+    ]
+    values = np.array([score["lds"] for score in found.values()])
+    lower, upper = np.array([score["interval"] for score in found.values()]).T
+    return plots.intervals(names, values, lower, upper)
+
+
+def label_errors(version: Version) -> Figure:
+    """What each ranking finds."""
+    info = version.attrs["info"]
+    rankings = {
+        f"{name.replace('_', '-')}, AUC {info[name]['auc']:.3f}": version.read(name)
+        for name in ("self_influence", "loss")
+    }
+    flipped = version.read("flipped")
+    title = f"{flipped.sum()} of {len(flipped)} labels were flipped"
+    return plots.detection(rankings, flipped, title=title)

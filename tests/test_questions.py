@@ -1,0 +1,167 @@
+"""Questions to a study by the names of its rows, and pictures of it."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from influence_dag.errors import StoreError
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.query import plots
+from influence_dag.query.contents import Content, Contents
+from influence_dag.validation import leave_one_out
+
+
+@pytest.fixture(scope="module")
+def study(finished_project):
+    return finished_project.results
+
+
+@pytest.fixture(scope="module")
+def influences(study):
+    return study["direct"].influences.load()
+
+
+def test_a_study_answers_as_its_arrays_do(study, influences):
+    row = influences.sel(test="test-03")
+    xr.testing.assert_identical(study.top_k("test-03", 4), row.idag.top_k(4))
+    xr.testing.assert_identical(study.bottom_k("test-03", 4), row.idag.bottom_k(4))
+    xr.testing.assert_identical(study.by_label("test-03").load(), row.idag.by_label())
+    assert study.top_k(["test-03", "test-05"], 2).dims == ("test", "rank")
+    assert study.influences(method="cg").equals(study["cg"].influences)
+
+
+def test_leaving_a_row_out_has_the_sign_and_size_that_a_refit_finds(finished_project, study):
+    """The penalised loss is refitted without each row, from data and module of the test's own."""
+    from safetensors.torch import load_file
+
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
+    module.double().load_state_dict(
+        load_file(finished_project.store / "model/current/model.safetensors")
+    )
+    rows = [Rows(*finished_project.tensors(split)) for split in ("train", "test")]
+    left_out = torch.tensor([0, 7, 21])
+    objective = Objective(module, "cross_entropy")
+    found = leave_one_out(objective, *rows, weight_decay=0.05, index=left_out)
+    said = study.to_loo().values[:, left_out]
+    assert np.corrcoef(said.ravel(), found.actual.ravel())[0, 1] > 0.99
+    assert 0.9 < (said * found.actual).sum() / (said**2).sum() < 1.4
+
+
+def test_a_change_is_divided_once(study, influences):
+    np.testing.assert_allclose(study.to_loo("test-03"), influences.sel(test="test-03") / 40)
+    for turned in (study.to_loo(), study.to_koh_liang(), study.perturbation("direct")):
+        with pytest.raises(StoreError, match="weight_sum"):
+            turned.idag.to_loo()
+
+
+def test_changes_of_weighted_rows_are_divided_by_the_sum_of_their_weights(influences):
+    weighted = influences.assign_attrs(weight_sum=80.0)
+    np.testing.assert_allclose(weighted.idag.to_loo(), influences / 80)
+
+
+def test_products_of_gradients_say_nothing_of_leaving_out(influences):
+    products = influences.assign_attrs(units="loss · loss / parameter²; not divided by n_train")
+    with pytest.raises(StoreError, match="take a method with a curvature"):
+        products.idag.to_loo()
+
+
+def test_the_sign_of_koh_and_liang_is_the_other_one(study, influences):
+    turned = study.to_koh_liang("test-03")
+    np.testing.assert_array_equal(turned, -influences.sel(test="test-03"))
+    assert turned.attrs["sign"].startswith("positive: up-weighting the training row raises")
+
+
+def test_the_influence_of_a_group_is_the_sum_of_its_rows(study, influences):
+    group = ["train-03", "train-11", "train-03"]
+    found = study.influence_of(group, "test-01")
+    expected = influences.sel(test="test-01", train=["train-03", "train-11"]).sum()
+    np.testing.assert_allclose(found, expected)
+    assert found.attrs["long_name"] == "influence of 2 training rows together on the test loss"
+    np.testing.assert_allclose(found.idag.to_loo(), expected / 40)
+
+
+@pytest.mark.parametrize(
+    ("ask", "words"),
+    [
+        (lambda study: study.top_k("tset-03"), "no test row 'tset-03'; did you mean 'test-03'"),
+        (lambda study: study.influence_of(["train-1"]), "no train row 'train-1'; did you mean"),
+        (lambda study: study.influence_of([]), "name at least one"),
+        (lambda study: study.top_k("test-01", method="drect"), "did you mean 'direct'"),
+        (lambda study: study.self_influence(method="cg"), "no self-influence of 'cg'"),
+        (lambda study: study.plot.spectrum("hesian"), "did you mean 'hessian'"),
+        (lambda study: study.plot.scores(["test-01", "test-02"]), "of one test row, not of 2"),
+        (lambda study: study.plot.strongest(), "these rows are no images"),
+        (lambda study: study.plot.lds(), "has no 'validation/datamodels' yet"),
+    ],
+)
+def test_what_there_is_not_is_answered_with_what_there_is(study, ask, words):
+    with pytest.raises(StoreError, match=words):
+        ask(study)
+
+
+def test_a_tree_has_every_artifact(study):
+    tree = study.tree()
+    assert {group.lstrip("/") for group in tree.groups} >= set(study.artifacts)
+    of_tree = tree["direct/influences"].influences
+    np.testing.assert_array_equal(of_tree, study["direct"].influences)
+
+
+def test_the_content_of_a_row_is_that_of_its_file(finished_project, study):
+    content = Contents(study)["train", "train-07"]
+    name, *values, label = finished_project.rows["train"][7]
+    assert (content.id, content.label) == (name, label)
+    assert content.features == dict(zip(("height", "width", "depth"), values, strict=True))
+    assert content.image is None
+    assert Contents(study).of("train", ["gone"])[0].features == {}
+
+
+def test_an_image_is_known_by_its_shape():
+    def image(*shape: int):
+        return Content(
+            "a", inputs={"x": xr.DataArray(np.linspace(0, 2, np.prod(shape)).reshape(shape))}
+        ).image
+
+    assert image(8, 8).shape == (8, 8)
+    assert image(1, 8, 9).shape == (8, 9)
+    assert image(3, 8, 9).shape == (8, 9, 3)
+    assert image(3, 8, 9).max() <= 1
+    assert image(5) is None
+    assert image(4, 5, 6) is None
+
+
+def test_notebooks_show_pictures(study):
+    assert study.plot.scores("test-03", 3)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_grid_has_the_images_of_the_strongest_rows(study, influences, monkeypatch):
+    seen = []
+
+    def image(content):
+        seen.append(content.id)
+        return np.eye(8)
+
+    monkeypatch.setattr(Content, "image", property(image))
+    figure = study.plot.strongest(["test-03", "test-05"], 2)
+    ends = [influences.sel(test=["test-03", "test-05"]).idag.top_k(2).train.values]
+    ends += [influences.sel(test=["test-03", "test-05"]).idag.bottom_k(2).train.values]
+    rows = np.concatenate(ends, axis=1).tolist()
+    captions = [axes.get_title().partition(" (")[0] for axes in figure.axes]
+    assert captions == ["test-03", *rows[0], "test-05", *rows[1]]
+    assert set(seen) == set(captions)
+
+
+def test_bars_name_rows_and_columns_as_they_are(study):
+    def names(figure) -> list[str]:
+        return [text.get_text() for text in figure.axes[0].get_yticklabels()]
+
+    bars = names(study.plot.scores("test-03", 2))
+    strongest = [
+        *study.top_k("test-03", 2).train.values,
+        *study.bottom_k("test-03", 2).train.values[::-1],
+    ]
+    assert [bar.partition(" (")[0] for bar in bars] == strongest
+    assert names(study.plot.feature_map("test-03", "train-07")) == ["height", "width", "depth"]
+    odd = plots.scores(["$x$", "<script>", "a_b"], np.array([1.0, 0.5, -1]), title="$t$")
+    assert names(odd) == ["$x$", "<script>", "a_b"]
+    assert not odd.axes[0].get_yticklabels()[0].get_parse_math()

@@ -1,0 +1,189 @@
+"""A study on one page: its verdict follows from numbers, and it shows names as they are."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from tiny_project import Project
+
+from influence_dag.errors import StoreError
+from influence_dag.query.report import findings_of, write_report
+from influence_dag.query.report.finding import Finding
+from influence_dag.query.report.intervals import over_columns, pearson, slope
+from influence_dag.query.report.rows import ShownRows
+from influence_dag.query.report.verdict import verdict
+
+ODD = {"train": '<script>alert("1")</script>', "test": "$x_1$ & {{ 7 * 7 }} `a` \x1b[31m"}
+SHOWN = r'<script>alert("1")</script>', r"$x_1$ & {{ 7 * 7 }} `a` \x1b[31m"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """Rows with names that a page could misread, a refit, and a second version."""
+    project = Project(
+        tmp_path_factory.mktemp("reported"),
+        methods={"cg": None},
+        perturbation=None,
+    )
+    for split, name in ODD.items():
+        for position in (0, 1):
+            project.edit(split, position, id=f"{name}{position}" if position else name)
+    project.refresh()
+    project.edit("train", 3, label=2)
+    project.write_settings(validation={"leave_one_out": {"rows": 6}})
+    project.refresh()
+    return project
+
+
+class Page(HTMLParser):
+    """Tags, texts and addresses of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.texts, self.addresses = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.texts.append(" ".join(data.split()))
+
+
+@pytest.fixture(scope="module")
+def page(project, tmp_path_factory) -> Page:
+    path = tmp_path_factory.mktemp("page") / "tiny.html"
+    write_report(project.results, path)
+    return Page(path.read_text())
+
+
+def test_names_are_shown_as_they_are(page):
+    assert "script" not in page.tags
+    shown = "\n".join(page.texts)
+    for name in SHOWN:
+        assert name in shown
+    assert "49" not in {text for text in page.texts if "x_1" in text}
+
+
+def test_a_page_needs_nothing_but_itself(page):
+    assert page.addresses
+    assert all(each.startswith("data:image/png;base64,") for each in page.addresses)
+    for each in page.addresses:
+        assert base64.b64decode(each.partition(",")[2]).startswith(b"\x89PNG")
+    assert not {"link", "iframe", "object", "form"} & set(page.tags)
+
+
+def test_a_page_tells_what_it_is_asked_for(page, project):
+    shown = "\n".join(page.texts)
+    for words in (
+        "Trust", "What was measured", "Strongest pairs", "Suspects", "Against refits",
+        "Curvature and solves", "Since the last version", "Settings", "version 1 → 2",
+        "train rows changed", "train-03", "height", "model.fit.weight_decay", "0.05",
+    ):  # fmt: skip
+        assert words in shown, words
+    strongest = project.results.suspects(1).train.item()
+    assert str(strongest)[:20] in shown
+
+
+def test_columns_that_differ_much_are_marked(project):
+    shown = ShownRows(project.results, "direct")
+    spread = np.std([row[1:4] for row in project.rows["train"]], axis=0)
+    rows = {row[0]: np.array(row[1:4]) for row in project.rows["train"] + project.rows["test"]}
+    pair = next(each for each in shown.pairs if each.test.name in rows)
+    for row in (each for each in pair.rows if each.name in rows):
+        far = abs(rows[row.name] - rows[pair.test.name]) > spread
+        assert [cell.differs for cell in row.cells] == far.tolist()
+
+
+def test_every_reason_has_a_number(project):
+    found = findings_of(project.results)
+    assert all(re.search(r"\d", each.says) for each in found.found)
+    assert all(re.search(r"\d", reason) for reason in found.verdict.reasons)
+    assert found.verdict.is_measured
+
+
+def test_findings_are_those_of_the_stored_refits(project):
+    found = {each.name: each for each in findings_of(project.results).found}
+    info = project.results.store.version("validation/leave_one_out").attrs["info"]
+    assert found["refits"].number == pytest.approx(info["pearson"])
+    assert found["sizes"].number == pytest.approx(info["slope"])
+    low, high = found["refits"].interval
+    assert low <= found["refits"].number <= high
+    assert found["minimum"].outcome == "good"
+    assert found["damping"].number == 1.0
+
+
+def test_products_of_gradients_are_no_influences_to_be_trusted(project, tmp_path):
+    other = project.copy(tmp_path)
+    other.write_settings(methods={"identity": {}})
+    other.refresh()
+    said = findings_of(other.results, "identity").verdict
+    assert any("0 curvature takes part" in reason for reason in said.reasons)
+
+
+@pytest.mark.parametrize("harm", ["a chunk is lost", "rows are newer"])
+def test_what_is_broken_is_not_trusted(project, tmp_path, harm):
+    other = project.copy(tmp_path)
+    if harm == "a chunk is lost":
+        (other.store / "direct/influences/current/influences/c.0.0").unlink()
+        words = "1 files of"
+    else:
+        other.edit("train", 5, label=0)
+        from influence_dag.stages import dataset
+
+        dataset.refresh(other.bench())
+        words = "1 things have changed since the influences were computed: train rows"
+    found = findings_of(other.results).verdict
+    assert found.trust == "neither"
+    assert any(words in reason for reason in found.reasons)
+
+
+def finding(name: str, number: float, outcome: str, low: float, high: float) -> Finding:
+    return Finding(name, number, None, outcome, f"{name} {number}", (low, high))
+
+
+GOOD = finding("refits", 0.97, "good", 0.95, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("found", "trust"),
+    [
+        ([GOOD, finding("sizes", 1.02, "good", 0.9, 1.1)], "values"),
+        ([GOOD, finding("sizes", 1.02, "good", 0.5, 1.1)], "ranks"),
+        ([GOOD, finding("sizes", 2.7, "warn", 2.5, 2.9)], "ranks"),
+        ([finding("refits", 0.95, "good", 0.6, 0.99), finding("sizes", 1, "good", 1, 1)], "ranks"),
+        ([finding("refits", 0.7, "warn", 0.4, 0.8), finding("sizes", 1, "good", 1, 1)], "neither"),
+        ([finding("refits", 0.2, "bad", 0.1, 0.3), finding("sizes", 1, "good", 1, 1)], "neither"),
+        ([finding("subsets", 0.7, "good", 0.65, 0.75)], "ranks"),
+        ([finding("subsets", 0.55, "good", 0.4, 0.7)], "neither"),
+        ([Finding("residual", 1.0, 1e-4, "bad", "1 is much"), GOOD], "neither"),
+        ([Finding("minimum", 1e-7, None, "good", "at 1e-7")], "ranks"),
+    ],
+)  # fmt: skip
+def test_the_verdict_follows_from_the_numbers(found, trust):
+    said = verdict(found)
+    assert said.trust == trust
+    assert said.text.startswith("Trust")
+    measured = any(each.name in ("refits", "subsets") for each in found)
+    assert said.is_measured == measured
+    assert ("0 refits were made" in said.text) != measured
+
+
+def test_intervals_hold_what_they_are_of():
+    """Of correlated columns, and of a line without noise, which leaves no doubt."""
+    rng = np.random.default_rng(1)
+    predicted = rng.normal(size=(9, 40))
+    np.testing.assert_allclose(over_columns(slope, predicted, 2 * predicted), (2, 2))
+    np.testing.assert_allclose(over_columns(pearson, predicted, 2 * predicted), (1, 1))
+    low, high = over_columns(pearson, predicted, predicted + rng.normal(size=(9, 40)))
+    assert low < 1 / np.sqrt(2) < high
+    assert high - low < 0.2
+    assert np.isnan(over_columns(pearson, predicted, np.zeros((9, 40)))).all()
+
+
+def test_a_method_that_there_is_not_is_answered_with_the_nearest(project):
+    with pytest.raises(StoreError, match="did you mean 'direct'"):
+        findings_of(project.results, "drect")
