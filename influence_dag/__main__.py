@@ -134,6 +134,27 @@ def diff(store: Path, artifact: str, before: int | None, after: int | None) -> N
 
 
 @main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--port", default=0, help="Port to listen at; default: any that is free.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--project", type=click.Path(path_type=Path), help="The project with its code.")
+@click.option("--open/--no-open", "open_browser", default=None, help="Open it in a browser.")
+def explore(
+    store: Path, port: int, host: str, project: Path | None, open_browser: bool | None
+) -> None:
+    """Look at what is stored in STORE in a browser: rows, pairs, marks, edits.
+
+    Served on this machine alone until it is stopped (Ctrl-C); needs influence-dag[explore].
+    """
+    from influence_dag.query.results import open_study
+
+    with _errors_in_a_line():
+        from influence_dag.explorer.serving import run
+
+        run(open_study(store, project), host=host, port=port, open_browser=open_browser)
+
+
+@main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--keep", type=click.IntRange(min=1), help="Versions to keep of each artifact.")
 def gc(folder: Path, keep: int | None) -> None:

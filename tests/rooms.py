@@ -17,7 +17,16 @@ MODULES = {
 ROOMS = [
     *("errors", "texts", "addresses", "unchanged", "structures", "fingerprints", "files", "store"),
     *("study", "losses", "objective", "gradients", "curvature", "solvers", "influence"),
-    *("validation", "functional", "datasets", "stages", "query", "starting", "components"),
+    *(
+        "validation",
+        "functional",
+        "datasets",
+        "stages",
+        "explorer",
+        "query",
+        "starting",
+        "components",
+    ),
     *("running", "definitions", "__main__"),
 ]
 
