@@ -123,10 +123,10 @@ def _json(file: Path) -> Any:
 
 def _checked(told: Any, file: Path) -> dict[str, dict[str, Any]]:
     """Marks as this version writes them; what else a file holds is refused."""
-    marks = told.get("marks") if isinstance(told, dict) else None
+    known = isinstance(told, dict) and told.get("format") == FORMAT
+    marks = told.get("marks") if known else None
     if isinstance(marks, dict) and all(map(_is_mark, marks.values())):
-        if told.get("format") == FORMAT:
-            return marks
+        return marks
     raise StoreError(f"{file} holds no marks of this version; move it away to begin anew")
 
 

@@ -39,7 +39,7 @@ class Opened:
     def __init__(self, results: Results):
         self.results, self.store = results, results.store
         self._version = lru_cache(KEPT_OPEN)(self._opened)
-        self._rows = lru_cache(KEPT_OPEN)(self._read_rows)
+        self._rows = lru_cache(KEPT_OPEN)(_Labels.rows)
         self._view = lru_cache(VIEWS)(self._made_view)
 
     @property
@@ -60,11 +60,9 @@ class Opened:
         return self.store.version(artifact, number)
 
     def rows(self, version: Version, split: Split) -> "Rows":
-        """The rows of one split that a version was made with."""
-        return self._rows(version.artifact, version.number, version.data_version, split)
-
-    def _read_rows(self, artifact: str, number: int, data_version: str, split: Split) -> "Rows":
-        return Rows(Axis.read(self._version(artifact, number, data_version), split))
+        """The rows of one split that a version was made with: artifacts share them."""
+        parts, names = version.parts, Axis.coordinate_names(split, version.coordinates)
+        return self._rows(_Labels(tuple(parts.get(name, "") for name in names), split, version))
 
     def view(
         self, method: str | None = None, damping: float | None = None, version: int | None = None
@@ -89,6 +87,18 @@ class Opened:
         number, data_version, _ = known
         influences = self._version(naming.influences(method), number, data_version)
         return View(self, method, influences, damping)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Where to read the rows of a split, known by the fingerprints of what would be read."""
+
+    written: tuple[str, ...]
+    split: Split
+    version: Version = field(compare=False)
+
+    def rows(self) -> "Rows":
+        return Rows(Axis.read(self.version, self.split))
 
 
 def _damping(influences: Version, asked: float | None) -> int | None:
@@ -217,6 +227,8 @@ class View:
 
 def _places(there: Rows, rows: Rows) -> NDArray[np.int64]:
     """The slot of each row in another version, −1 where it lacks the row or has another content."""
+    if there is rows:
+        return there.slots
     if there.ids == rows.ids and bool((there.keys == rows.keys).all()):
         return there.slots
     at = [there.positions.get(name, -1) for name in rows.ids]
