@@ -207,7 +207,7 @@ async function rowPage(split, id) {
 function entry(each, row, found, split) {
   const [test, train] = split === "test" ? [row.id, each.id] : [each.id, row.id];
   const largest = Math.max(...[...found.helps, ...found.harms].map((one) => Math.abs(one.influence)));
-  const odd = each.label !== null && row.label !== null && each.label !== row.label;
+  const odd = state.study.classes && each.label !== null && row.label !== null && each.label !== row.label;
   const chips = each.differences.filter((one) => one.differs).slice(0, 4);
   const same = each.differences.length && !chips.length;
   return h("article", { class: "entry" },
@@ -222,7 +222,7 @@ function entry(each, row, found, split) {
       h("div", { class: "value" }, h("b", { class: tone(each.influence) }, signed(each.influence)), bar(each.influence, largest))),
     prose(each),
     chips.length ? h("p", { class: "chips" }, chips.map((one) => h("span", { title: `${fmt(Math.abs(one.apart))} standard deviations ${one.apart > 0 ? "above" : "below"}` },
-      h("i", {}, one.name), ` ${fmt(one.value)} `, h("em", {}, `${one.apart > 0 ? "▲" : "▼"} ${fmt(one.test)}`)))) : null,
+      h("i", {}, one.name), ` ${fmt(one.value)} `, h("em", {}, `vs ${fmt(one.test)}`)))) : null,
     same ? h("p", { class: "quiet" }, "no column differs by a standard deviation") : null);
 }
 
@@ -352,7 +352,7 @@ function differencesCard(found) {
   if (!found.differences.length) return null;
   const order = found.differences;
   const line = (each) => h("tr", { class: each.differs ? "differs" : "" }, h("th", {}, each.name), h("td", {}, fmt(each.test)), h("td", {}, fmt(each.value)),
-    h("td", {}, each.apart === null ? "–" : `${each.apart > 0 ? "▲" : "▼"} ${fmt(Math.abs(each.apart))}`));
+    h("td", {}, each.apart === null ? "–" : each.apart === 0 ? "0" : `${each.apart > 0 ? "▲" : "▼"} ${fmt(Math.abs(each.apart))}`));
   return h("section", { class: "card" }, h("h3", {}, "Column by column"),
     h("p", { class: "quiet" }, "Those that differ most come first; marked ones differ by a standard deviation of the column or more."),
     h("table", { class: "differences" }, h("thead", {}, h("tr", {}, ["column", found.test.id, found.train.id, "apart (std)"].map((each) => h("th", {}, each)))),
