@@ -47,11 +47,11 @@ class Visit:
     def settled(self) -> None:
         """What was asked for is drawn, its pictures too, and it fits in the window."""
         self.page.wait_until("document.body.dataset.turn && !document.querySelector('main.busy')")
-        self.page.wait_until("[...document.images].every((image) => image.complete)")
+        seen = "[...document.images].filter((one) => one.getBoundingClientRect().top < innerHeight)"
+        self.page.wait_until(f"{seen}.every((image) => image.complete)")
         wide = "document.documentElement.scrollWidth <= window.innerWidth"
         assert self.page.run(wide), "no scrolling sideways at 1280 pixels"
-        broken = "[...document.images].filter((each) => !each.naturalWidth).length"
-        assert self.page.run(broken) == 0
+        assert self.page.run(f"{seen}.filter((image) => !image.naturalWidth).length") == 0
 
     def to(self, address: str) -> None:
         self.after(f"location.hash = {json.dumps(address)}")
