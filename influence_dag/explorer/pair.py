@@ -49,14 +49,21 @@ class Maps:
         return {}
 
     def compute(self, view: View, test: str, train: str) -> None:
-        """Have the map computed: this imports the study's code (see docs/security.md)."""
+        """Have the map computed: this imports the study's code (see docs/security.md).
+
+        Where a row is tokens, which nothing can be differentiated by, it is the share of each.
+        """
         check_current(view)
         opened = view.opened
         with self._one_at_a_time:
             at_ = view.method, view.influences.data_version
             if at_ not in self._lazy:
                 self._lazy.clear()
-                self._lazy[at_] = opened.results.lazy_perturbation(view.method)
+                results = opened.results
+                lazy = (
+                    results.position_influences if _are_tokens(view) else results.lazy_perturbation
+                )
+                self._lazy[at_] = lazy(view.method)
             array = self._lazy[at_]
             if view.damping is not None:
                 array = array.isel(damping=view.damping)
@@ -69,6 +76,12 @@ class Maps:
 
 def _key(view: View, test: str, train: str) -> tuple:
     return view.method, view.influences.data_version, view.damping, test, train
+
+
+def _are_tokens(view: View) -> bool:
+    dataset = view.opened.version("dataset")
+    found = dataset.variables.get("train_x")
+    return found is not None and found.dtype.startswith("int")
 
 
 def _made_from(version: Any) -> list[Any]:
@@ -134,6 +147,9 @@ def _shown(
     if values.ndim != 1:
         return {"kind": "array", "shape": list(values.shape), **told}
     content = contents.values(view.train, train, name)
+    if content and content[1].dtype.kind in "iu" and content[1].shape == values.shape:
+        tokens = content[1].tolist()
+        return {"kind": "tokens", "tokens": tokens, "values": numbers(values), **told}
     names = content[0].names(name) if content else None
     names = (
         names

@@ -149,9 +149,10 @@ def _libraries() -> tuple[Any, Any]:
 
         from influence_dag.explorer.app import app_of
     except ModuleNotFoundError as error:
-        if error.name not in ("uvicorn", "starlette"):
+        missing = (error.name or "").partition(".")[0]
+        if missing not in ("uvicorn", "starlette"):
             raise
         raise ExplorerError(
-            f"the explorer needs {error.name}: pip install 'influence-dag[explore]'"
+            f"the explorer needs {missing}: pip install 'influence-dag[explore]'"
         ) from error
     return uvicorn, app_of

@@ -3,22 +3,20 @@
 import http.client
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import pytest
 from tiny_project import Project
 
-pytest.importorskip("uvicorn")
-pytest.importorskip("starlette")
-
-from influence_dag.explorer.serving import Serving
+if TYPE_CHECKING:
+    from influence_dag.explorer.serving import Serving
 
 
 class Client:
     """Asks as the page does, or as somebody else would."""
 
-    def __init__(self, serving: Serving):
+    def __init__(self, serving: "Serving"):
         self.port = serving.port
         self.ours = {"Host": f"127.0.0.1:{self.port}"}
 
@@ -52,6 +50,7 @@ def looked_at(finished_project: Project, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="session")
 def client(looked_at: Project) -> Iterator[Client]:
+    pytest.importorskip("uvicorn")
     serving = looked_at.results.explore()
     yield Client(serving)
     serving.stop()

@@ -9,9 +9,12 @@ import pytest
 from tiny_project import Project
 
 from influence_dag.errors import StoreError
-from influence_dag.explorer.app import Explorer
 from influence_dag.explorer.marks import Marks
 from influence_dag.explorer.outcome import export, outcome, predicted
+
+pytest.importorskip("starlette")
+
+from influence_dag.explorer.app import Explorer
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ from matplotlib.image import imread
 
 from influence_dag.explorer.content import is_picture, overlay, picture
 
+pytest.importorskip("uvicorn")
+
 
 @pytest.fixture(scope="module")
 def influences(looked_at):

@@ -2,11 +2,16 @@
 
 import json
 import re
+import sys
 from importlib.resources import files
 
 import pytest
+from click.testing import CliRunner
 
+from influence_dag.__main__ import main
 from influence_dag.explorer.serving import ExplorerError, is_exposed, run, serve
+
+pytest.importorskip("uvicorn")
 
 PAGE = files("influence_dag.explorer").joinpath("page")
 
@@ -31,6 +36,29 @@ def test_an_open_address_is_warned_of(looked_at, capsys, monkeypatch):
 def test_a_port_that_is_taken_is_told(client, looked_at):
     with pytest.raises(ExplorerError, match=r"nothing can listen at 127\.0\.0\.1"):
         serve(looked_at.results, port=client.port)
+
+
+def test_the_command_says_where_it_is_open(looked_at, monkeypatch):
+    monkeypatch.setattr("influence_dag.explorer.serving.Serving.wait", lambda self: None)
+    done = CliRunner().invoke(main, ["explore", str(looked_at.store)])
+    assert re.fullmatch(r"tiny is open at http://127\.0\.0\.1:\d+/ \(stop: Ctrl-C\)\n", done.output)
+
+
+def test_a_place_without_a_study_is_told_in_a_line(tmp_path):
+    done = CliRunner().invoke(main, ["explore", str(tmp_path / "nothing")])
+    assert done.exit_code == 1
+    assert "no study at" in done.output
+
+
+@pytest.mark.parametrize("library", ["uvicorn", "starlette"])
+def test_what_is_not_installed_is_told_with_how_to_have_it(looked_at, monkeypatch, library):
+    for name in [each for each in sys.modules if each.startswith("influence_dag.explorer.app")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [each for each in sys.modules if each.split(".")[0] == library]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ExplorerError, match=r"pip install 'influence-dag\[explore\]'"):
+        looked_at.results.explore()
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])

@@ -327,10 +327,19 @@ function mapCard(found) {
     if (found.maps.length > 1) card.append(h("h4", {}, map.name));
     if (map.kind === "picture") card.append(...overlayOf(found, map));
     else if (map.kind === "bars") card.append(bars(map.columns, map.values));
+    else if (map.kind === "tokens") card.append(tokenMap(map));
     else card.append(h("p", { class: "quiet" }, `an array of ${map.shape.join(" × ")} numbers, of at most ${fmt(map.largest)}`));
   }
-  card.append(note, h("p", { class: "quiet" }, `largest entry ${fmt(map_largest(found))}; ${found.source === "stored" ? "from the stored array" : "computed on demand"}`));
+  const shares = found.maps.every((each) => each.kind === "tokens");
+  card.append(shares ? h("p", { class: "quiet" }, "Shares of the influence, which add up to it: ", h("b", { class: "helps" }, "blue"), " ones help, ",
+    h("b", { class: "harms" }, "red"), " ones harm.") : note, h("p", { class: "quiet" }, `largest entry ${fmt(map_largest(found))}; ${found.source === "stored" ? "from the stored array" : "computed on demand"}`));
   return card;
+}
+
+// Each token on a ground as strong as its share.
+function tokenMap(map) {
+  const colour = (value) => `rgba(${value >= 0 ? "33, 102, 172" : "178, 24, 43"}, ${((0.75 * Math.abs(value ?? 0)) / (map.largest || 1)).toFixed(2)})`;
+  return h("p", { class: "tokens" }, map.tokens.map((each, k) => h("span", { style: { background: colour(map.values[k]) }, title: fmt(map.values[k]) }, String(each))));
 }
 
 const map_largest = (found) => Math.max(...found.maps.map((each) => each.largest));
