@@ -30,7 +30,7 @@ from influence_dag.explorer.marks import Marks
 from influence_dag.explorer.numbers import number
 from influence_dag.explorer.opened import Opened, Results, View
 from influence_dag.explorer.pair import Maps, pair
-from influence_dag.explorer.predictions import labels_of
+from influence_dag.explorer.predictions import is_label, labels_of
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -153,7 +153,7 @@ class Explorer:
             "marks": marked,
             "outlook": outcome.outlook(view, marks, self._known(view)) if marks else None,
             "edits": outcome.outcomes(self.opened, self.marks),
-            "folder": None if self.marks.folder is None else str(self.marks.folder),
+            "folder": self.marks.shown,
             "project": shown.project(self.opened),
         }
 
@@ -193,11 +193,15 @@ def _numbers_of(view: View) -> tuple:
 
 def _check_label(view: View, name: str, label: Any) -> None:
     """A new label is one of those that there are, or a number where labels are numbers."""
-    known = labels_of(view.train)
-    if known and label not in known:
-        raise StoreError(f"{name}: {label!r:.80} is none of the labels {', '.join(known)}")
-    if not known and number(_number(label, "label")) is None:
-        raise StoreError(f"{name}: the label {label!r:.80} is not a number")
+    labels = view.train.labels
+    if labels is None:
+        raise StoreError(f"{name}: rows whose target is not one number cannot be relabelled")
+    if labels.dtype.kind == "f":
+        if number(_number(label, "label")) is None:
+            raise StoreError(f"{name}: the label {label!r:.80} is not a number")
+    elif not any(is_label(each, str(label)) for each in set(labels.tolist())):
+        known = ", ".join(labels_of(view.train)) or f"{len(set(labels.tolist())):,} that there are"
+        raise StoreError(f"{name}: {label!r:.80} is none of the labels {known}")
 
 
 def _split(request: Request) -> Split:

@@ -15,6 +15,7 @@ from typing import Any
 from influence_dag.addresses import folder_of
 from influence_dag.errors import StoreError
 from influence_dag.files import explained, write_atomically
+from influence_dag.study.places import project_around
 
 ACTIONS = ("relabel", "drop", "keep")
 LONGEST_NOTE = 2_000
@@ -94,6 +95,14 @@ class Marks:
                 shutil.rmtree(draft, ignore_errors=True)
                 raise
         return number
+
+    @property
+    def shown(self) -> str | None:
+        """The folder as a person is told it: from the project's, where it is in one."""
+        if self.folder is None:
+            return None
+        project = project_around(self.folder.parent)
+        return str(self.folder.relative_to(project) if project else self.folder)
 
     def place(self, number: int) -> Path:
         """The folder of an edit."""

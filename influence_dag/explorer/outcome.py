@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_dag.datasets.slots import shown_label
 from influence_dag.errors import StoreError
 from influence_dag.explorer.clouds import POINTS
 from influence_dag.explorer.edited import copies
 from influence_dag.explorer.marks import FORMAT, Marks
 from influence_dag.explorer.numbers import agreement, number, numbers
 from influence_dag.explorer.opened import Opened, Rows, View
-from influence_dag.explorer.predictions import predictions
+from influence_dag.explorer.predictions import is_label, predictions
 from influence_dag.explorer.shown import at
 
 Marked = Mapping[str, Mapping[str, Any]]
@@ -120,7 +119,7 @@ def export(view: View, marks: Marks, relabelled: Relabelled) -> dict[str, Any]:
         "edit.json": json.dumps(told, indent=1).encode(),
     }
     done = marks.freeze(content | copied)
-    return {"number": done, "folder": str(marks.place(done)), **told}
+    return {"number": done, "folder": f"{marks.shown}/{done:04d}", **told}
 
 
 def _csv(view: View, marked: Marked) -> bytes:
@@ -162,7 +161,7 @@ def outcome(opened: Opened, marks: Marks, number_: int) -> dict[str, Any]:
     """An edit's prediction beside what the refit did, once the data were refreshed."""
     told = marks.edit(number_)
     shown = {name: told[name] for name in ("made", "method", "damping", "counted", "said")}
-    shown |= {"number": number_, "folder": str(marks.place(number_)), "copies": told["copies"]}
+    shown |= {"number": number_, "folder": f"{marks.shown}/{number_:04d}", "copies": told["copies"]}
     shown["marks"] = len(told["marks"])
     try:
         with np.load(marks.place(number_) / "predicted.npz", allow_pickle=False) as arrays:
@@ -239,4 +238,4 @@ def _followed(now: Rows, name: str, mark: Mapping[str, Any]) -> bool:
     place = now.positions.get(name)
     if mark["action"] == "drop" or place is None or now.labels is None:
         return mark["action"] == "drop" and place is None
-    return shown_label(now.labels[place]) == mark["label"]
+    return is_label(now.labels[place], mark["label"])

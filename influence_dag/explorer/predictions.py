@@ -1,6 +1,7 @@
 """What the model said of each row, in the words of the labels; right or wrong."""
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,20 @@ def predictions(view: View, split: Split) -> Predictions:
     if ("predictions", split) not in view.known:
         view.known["predictions", split] = Predictions(view, split)
     return view.known["predictions", split]
+
+
+def is_label(value: Any, text: str) -> bool:
+    """Whether a stored label is what a person wrote: numbers by their value.
+
+    >>> is_label(3, "3"), is_label(0.5, "0.50"), is_label("b", "a"), is_label(2, "two")
+    (True, True, False, False)
+    """
+    if isinstance(value, str):
+        return value == text
+    try:
+        return float(value) == float(text)
+    except ValueError:
+        return False
 
 
 def labels_of(rows: Rows) -> list[str]:

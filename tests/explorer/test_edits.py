@@ -1,6 +1,7 @@
 """Marks are kept, exported and predicted from; a refit then stands beside the prediction."""
 
 import csv
+import io
 import json
 import shutil
 
@@ -9,8 +10,10 @@ import pytest
 from tiny_project import Project
 
 from influence_dag.errors import StoreError
+from influence_dag.explorer.edited import _copy, copies
 from influence_dag.explorer.marks import Marks
 from influence_dag.explorer.outcome import export, outcome, predicted
+from influence_dag.study.data import DataSettings
 
 pytest.importorskip("starlette")
 
@@ -200,3 +203,62 @@ def test_an_older_version_is_looked_at_as_it_was(loop):
     shown = explorer.contents.shown(old.train, place)
     assert shown["dataset"] == 1, "its content is in the version that still had the row"
     assert old.said("train_loss", "train") is not None
+
+
+def edited(text: str, tmp_path, marks: dict, **data) -> tuple[str, set]:
+    """A copy of a table with marks applied."""
+    file = tmp_path / "rows.csv"
+    file.write_text(text)
+    settings = DataSettings.model_validate(
+        {"train": "rows.csv", "test": "t.csv", "id": "id", **data}
+    )
+    content, found = _copy(file, settings, marks)
+    return content.decode(), found
+
+
+def test_a_copy_keeps_every_cell_that_is_not_marked_as_it_stands(tmp_path):
+    text = 'id,a,note,y\n007,1.50,"x, ""y""",cat\n 8 ,NA,,dog\n9,1e3,<b>,cat\n'
+    marks = {"8": {"action": "relabel", "label": "cat"}, "9": {"action": "drop"}}
+    copy, found = edited(text, tmp_path, marks, target="y")
+    assert copy == 'id,a,note,y\n007,1.50,"x, ""y""",cat\n 8 ,NA,,cat\n'
+    assert found == {"8", "9"}
+
+
+def test_a_copy_is_written_as_the_file_is(tmp_path):
+    form = {"separator": ";", "decimal": ","}
+    marks = {"b": {"action": "relabel", "label": "1.5"}}
+    copy, _ = edited("id;x;y\na;0,5;1\nb;1,5;2\n", tmp_path, marks, target="y", csv=form)
+    assert copy == "id;x;y\na;0,5;1\nb;1,5;1,5\n"
+
+
+def test_a_parquet_file_keeps_the_types_of_its_columns(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"id": ["a", "b", "c"], "x": [0.5, 1, 2], "y": [0, 1, 2]})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    settings = DataSettings(train="rows.parquet", test="t.parquet", id="id", target="y")
+    marks = {"a": {"action": "drop"}, "c": {"action": "relabel", "label": "1"}}
+    content, _ = _copy(tmp_path / "rows.parquet", settings, marks)
+    copy = pd.read_parquet(io.BytesIO(content))
+    assert copy.dtypes.to_dict() == frame.dtypes.to_dict()
+    assert copy.values.tolist() == [["b", 1.0, 1], ["c", 2.0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"train": "tiny_model:rows"}, "come from code"),
+        ({"train": "/etc/hostname"}, "lies outside of the project"),
+        ({"train": "pyproject.toml"}, "neither a .csv"),
+        ({"train": "gone.csv"}, "gone.csv"),
+        ({"id": None, "train": "train.csv"}, "no column of ids"),
+    ],
+)
+def test_where_no_copy_can_be_made_a_sentence_says_why(explorer, monkeypatch, data, words):
+    version = explorer.opened.version("direct/influence_factors")
+    told = json.loads(version.attrs["study_settings"])
+    told["settings"]["data"] |= data
+    monkeypatch.setitem(version.attrs, "study_settings", json.dumps(told))
+    files, said = copies(explorer.opened, "direct", {"train-01": {"action": "drop"}})
+    assert files == {}
+    assert words in said[0]

@@ -6,6 +6,7 @@ import sys
 from importlib.resources import files
 
 import pytest
+from asking import Client
 from click.testing import CliRunner
 
 from influence_dag.__main__ import main
@@ -13,6 +14,18 @@ from influence_dag.explorer.serving import ExplorerError, is_exposed, run, serve
 
 pytest.importorskip("uvicorn")
 
+TRACE = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+PAIR = {"test": "test-03", "train": "train-17"}
+PAGES: list[tuple[str, dict]] = [
+    ("study", {}),
+    ("rows", {"split": "test"}),
+    ("row", {"split": "test", "id": "test-03"}),
+    ("compare", {"split": "test", "id": "test-03", "with_method": "cg"}),
+    ("pair", PAIR),
+    ("pair", PAIR | {"method": "cg"}),
+    ("scatter", {}),
+    ("edits", {}),
+]
 PAGE = files("influence_dag.explorer").joinpath("page")
 
 
@@ -133,3 +146,22 @@ def test_nothing_that_is_shown_is_ever_parsed_as_markup():
 def test_only_what_is_there_is_served(client):
     for path in ("/../app.py", "/%2e%2e/app.py", "/app.py", "/api/", "/api/__init__"):
         assert client.raw("GET", path, client.ours)[0] == 404, path
+
+
+def test_no_code_of_the_study_runs_until_somebody_asks_for_it(finished_project, tmp_path):
+    """Somebody else's store, in a project whose module would leave a trace."""
+    project = finished_project.copy(tmp_path)
+    project.write_model(TRACE + (project.root / "tiny_model.py").read_text())
+    serving = project.results.explore()
+    try:
+        asked = Client(serving)
+        for path, query in PAGES:
+            assert asked.get(path, **query)["status"] == 200, path
+        asked.post("mark", {"id": "train-01", "action": "relabel", "label": "2"})
+        assert "need the study's code" in asked.post("export", {})["said"][0]
+        assert not (project.root / "ran").exists()
+        refused = asked.post("relabels", {})
+        assert "is not the code that the stored model was made with" in refused["error"]
+        assert not (project.root / "ran").exists(), "and other code is never run"
+    finally:
+        serving.stop()

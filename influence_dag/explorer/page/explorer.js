@@ -108,6 +108,8 @@ async function rowsPage(split) {
       h("p", { class: "quiet" }, split === "test"
         ? "What did the model say, and how wrong was it? Open a row to see which training rows are behind it."
         : "A row on which the model leans for its own sake alone is mislabelled, or unlike all others: look at the first ones, and mark them.")),
+    state.study.has.losses ? null : h("p", { class: "note" },
+      "Losses and predictions of these rows are not stored: the study was materialised before they were kept, or its summaries are behind. Refresh it."),
     cloud ? cloudOf(cloud) : null,
     filters,
     tableOf(found, split),
@@ -177,7 +179,6 @@ function pages(found) {
 async function rowPage(split, id) {
   const found = await ask("row", { split, id, ...at() });
   const { row } = found;
-  const other = split === "test" ? "train" : "test";
   const head_ = h("div", { class: "rowhead" },
     h("p", { class: "crumb" }, h("a", { href: address([split]) }, split === "test" ? "Test rows" : "Training rows"), " / "),
     h("h1", {}, row.id),
@@ -201,7 +202,7 @@ async function rowPage(split, id) {
     h("div", { class: "lists" },
       list(found.helps, "helps", split === "test" ? "Helped most" : "Whom it helps", split === "test" ? "Without them the loss would be larger." : "Test rows whose loss would be larger without it."),
       list(found.harms, "harms", split === "test" ? "Harmed most" : "Whom it harms", split === "test" ? "Without them the loss would be smaller." : "Test rows whose loss would be smaller without it.")),
-    compare(split, id, found, other)));
+    compare(split, id, found)));
 }
 
 function entry(each, row, found, split) {
@@ -227,7 +228,7 @@ function entry(each, row, found, split) {
 }
 
 // The same row by other numbers, side by side.
-function compare(split, id, found, other) {
+function compare(split, id, found) {
   const options = [];
   for (const method of state.study.methods) {
     for (const version of [...method.versions].reverse()) {
@@ -246,7 +247,7 @@ function compare(split, id, found, other) {
     const asked = { split, id, ...at(), with_method: one.method, with_damping: one.damping, with_version: one.version };
     try {
       const answer = await ask("compare", asked);
-      result.replaceChildren(...beside(found, answer, other, settingWords(one)));
+      result.replaceChildren(...beside(found, answer, settingWords(answer.other.at)));
     } catch (error) {
       toast(error.message, "bad");
     }
@@ -263,7 +264,7 @@ function compare(split, id, found, other) {
     result);
 }
 
-function beside(found, answer, other, words) {
+function beside(found, answer, words) {
   const column = (title, helps, harms, shared) => h("div", { class: "ranks" }, h("h4", {}, title),
     ["helps", "harms"].map((kind) => h("ol", { class: kind }, (kind === "helps" ? helps : harms).map((each) =>
       h("li", { class: shared.has(each.id) ? "shared" : "" }, thumb(each, at(), 28), h("a", { href: address([each.split, each.id]) }, each.id),
@@ -447,7 +448,7 @@ function outcomeCard(edit) {
           h("tbody", {}, row("mean test loss", fmt(edit.loss_before), fmt(edit.loss_now)),
             edit.wrong_now === null ? null : row("predicted wrongly", count(edit.wrong_before), count(edit.wrong_now), `of ${count(edit.test_rows)}`))),
         h("dl", { class: "stats" }, stat("Spearman", fmt(edit.spearman)), stat("Pearson", fmt(edit.pearson)),
-          stat("slope", fmt(edit.slope), "what predictions have to be multiplied by to fit best")),
+          stat("actual per predicted", fmt(edit.slope), "what predictions have to be multiplied by to fit best")),
         files),
       scatter(points, { width: 520, height: 380, xName: "predicted change of a test row's loss", yName: "actual change after the refit", equal: true, onpick: (point) => go(["test", point.id]) })));
 }
@@ -462,6 +463,7 @@ async function render() {
   head();
   main.classList.add("busy");
   try {
+    await lookAgain();
     if (page === "pair") await pairPage(...names);
     else if (page === "edits") await editsPage();
     else if (names.length) await rowPage(page === "train" ? "train" : "test", names[0]);
@@ -473,9 +475,21 @@ async function render() {
   document.body.dataset.turn = String(turn);
 }
 
+// A refresh may have made new versions while the page was open.
+async function lookAgain() {
+  if (performance.now() - state.asked < 3000) return;
+  const found = await ask("study");
+  state.asked = performance.now();
+  const news = JSON.stringify(found) !== JSON.stringify(state.study);
+  [state.study, state.marks] = [found, found.marks];
+  state.pictured = found.pictured;
+  if (news) head();
+}
+
 async function begin() {
   try {
     state.study = await ask("study");
+    state.asked = performance.now();
     state.marks = state.study.marks;
     document.title = `${state.study.name} · influence explorer`;
     state.pictured = state.study.pictured;
