@@ -171,7 +171,7 @@ class Explorer:
         return {"computed": len(wanted)}
 
     def _relabel(self, view: View, wanted: dict[str, str]) -> None:
-        outcome.check_current(view)
+        view.check_current()
         found = self.opened.results.relabelled_influences(view.method, wanted)
         if view.damping is not None:
             found = found.isel(damping=view.damping)

@@ -8,12 +8,10 @@ from numpy.typing import NDArray
 from influence_dag.datasets.slots import Split
 from influence_dag.errors import StoreError
 from influence_dag.explorer.content import Contents
-from influence_dag.explorer.numbers import agreement, number, numbers
+from influence_dag.explorer.numbers import POINTS, agreement, number, numbers
 from influence_dag.explorer.opened import View
 from influence_dag.explorer.predictions import predictions
 from influence_dag.explorer.shown import one
-
-POINTS = 3_000  # of a scatter plot
 
 
 def scatter(view: View) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 61
+POINTS = 3_000  # of a scatter plot
 
 
 def numbers(values: Sequence[float] | NDArray) -> list[float | None]:

@@ -179,6 +179,12 @@ class View:
         told = self.influences.attrs.get("damping")
         return float(told) if isinstance(told, int | float) else None
 
+    def check_current(self) -> None:
+        """Raise `StoreError` unless this is the current version: one computes with no other."""
+        current = self.opened.version(self.influences.artifact)
+        if current.data_version != self.influences.data_version:
+            raise StoreError("this is computed on demand for the current version alone; choose it")
+
     def of_test(self, position: int) -> NDArray[np.float64]:
         """The influences of every training row on one test row."""
         slot = int(self.test.slots[position])

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.explorer.clouds import POINTS
 from influence_dag.explorer.edited import copies
 from influence_dag.explorer.marks import FORMAT, Marks
-from influence_dag.explorer.numbers import agreement, number, numbers
+from influence_dag.explorer.numbers import POINTS, agreement, number, numbers
 from influence_dag.explorer.opened import Opened, Rows, View
 from influence_dag.explorer.predictions import is_label, predictions
 from influence_dag.explorer.shown import at
@@ -58,13 +57,6 @@ def _sum_of(view: View, names: list[str]) -> NDArray[np.float64]:
         block = view.columns(slice(first, first + size))
         total += block[:, inside].sum(axis=1)
     return total
-
-
-def check_current(view: View) -> None:
-    """What is computed on demand belongs to the current version."""
-    current = view.opened.version(view.influences.artifact)
-    if current.data_version != view.influences.data_version:
-        raise StoreError("this is computed on demand for the current version alone; choose it")
 
 
 def outlook(view: View, marks: Marked, relabelled: Relabelled) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from influence_dag.explorer.content import Contents, is_picture
 from influence_dag.explorer.numbers import number, numbers
 from influence_dag.explorer.opened import View
-from influence_dag.explorer.outcome import check_current
 from influence_dag.explorer.shown import at, differences, project, row
 from influence_dag.stages import naming
 
@@ -53,7 +52,7 @@ class Maps:
 
         Where a row is tokens, which nothing can be differentiated by, it is the share of each.
         """
-        check_current(view)
+        view.check_current()
         opened = view.opened
         with self._one_at_a_time:
             at_ = view.method, view.influences.data_version
