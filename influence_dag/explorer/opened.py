@@ -17,7 +17,8 @@ from influence_dag.stages import naming
 from influence_dag.store import Store, Version
 from influence_dag.texts import did_you_mean
 
-KEPT_OPEN = 24  # versions; each holds its labels and checksums
+KEPT_OPEN = 24  # versions; each holds its checksums
+ROWS = 8  # sets of rows, of a split in a version
 VIEWS = 4  # each holds a few numbers of every row
 
 
@@ -40,7 +41,7 @@ class Opened:
     def __init__(self, results: Results):
         self.results, self.store = results, results.store
         self._version = lru_cache(KEPT_OPEN)(self._opened)
-        self._rows = lru_cache(KEPT_OPEN)(_Labels.rows)
+        self._rows = lru_cache(ROWS)(_Labels.rows)
         self._view = lru_cache(VIEWS)(self._made_view)
 
     @property
