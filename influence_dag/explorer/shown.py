@@ -37,39 +37,42 @@ class Asked:
 
 def table(view: View, split: Split, asked: Asked, marks: dict[str, Any]) -> dict[str, Any]:
     """One page of a split's rows, filtered and sorted."""
-    rows, seen = view.split(split), predictions(view, split)
-    wrong = seen.wrong
-    columns = {
-        "loss": view.said(f"{split}_loss", split),
-        "total": view.said(f"{split}_sum", split),
-        "self_influence": view.said("self_influence", split) if split == "train" else None,
-    }
-    kept = _filtered(rows, seen, wrong, asked)
-    order = _ordered(kept, columns.get(asked.sort), asked)
-    few = order[asked.page * PAGE : (asked.page + 1) * PAGE]
+    rows, seen, columns = view.split(split), predictions(view, split), _columns(view, split)
+    order = _ordered(_filtered(rows, seen, asked), columns.get(asked.sort), asked)
+    few = order[asked.page * PAGE : (asked.page + 1) * PAGE].tolist()
     return {
-        "rows": [
-            {
-                "id": rows.ids[place],
-                "label": seen.label(place),
-                "predicted": seen.predicted(place),
-                "wrong": None if wrong is None else bool(wrong[place]),
-                **{
-                    name: None if values is None else number(values[place])
-                    for name, values in columns.items()
-                },
-                "kept": _snippets(rows, place),
-                "mark": marks.get(rows.ids[place]) if split == "train" else None,
-            }
-            for place in few.tolist()
-        ],
+        "rows": [told(view, split, place, marks) | _snippets(rows, place) for place in few],
         "found": len(order),
         "all": len(rows),
         "page": asked.page,
         "pages": max(1, -(-len(order) // PAGE)),
         "size": PAGE,
-        "wrong": None if wrong is None else int(wrong.sum()),
+        "wrong": None if seen.wrong is None else int(seen.wrong.sum()),
         "largest": {name: _largest(values) for name, values in columns.items()},
+    }
+
+
+def _columns(view: View, split: Split) -> dict[str, NDArray | None]:
+    """What is stored of every row, by what the page calls it."""
+    return {
+        "loss": view.said(f"{split}_loss", split),
+        "total": view.said(f"{split}_sum", split),
+        "self_influence": view.said("self_influence", split) if split == "train" else None,
+    }
+
+
+def told(view: View, split: Split, place: int, marks: dict[str, Any]) -> dict[str, Any]:
+    """What is known of one row, but for its content."""
+    rows, seen = view.split(split), predictions(view, split)
+    columns = _columns(view, split).items()
+    return {
+        "id": rows.ids[place],
+        "split": split,
+        "label": seen.label(place),
+        "predicted": seen.predicted(place),
+        "wrong": None if seen.wrong is None else bool(seen.wrong[place]),
+        **{name: None if values is None else number(values[place]) for name, values in columns},
+        "mark": marks.get(rows.ids[place]) if split == "train" else None,
     }
 
 
@@ -79,24 +82,26 @@ def _largest(values: NDArray | None) -> float | None:
     return number(np.nanmax(np.abs(values)))
 
 
-def _snippets(rows: Rows, place: int) -> list[dict[str, str]]:
+def _snippets(rows: Rows, place: int) -> dict[str, Any]:
+    """The beginnings of the columns that travel along."""
     texts = ((name, " ".join(str(values[place]).split())) for name, values in rows.kept.items())
-    return [
+    cut = (
         {"name": name, "text": text if len(text) <= SNIPPET else text[: SNIPPET - 1] + "…"}
         for name, text in texts
-    ]
+    )
+    return {"kept": list(cut)}
 
 
-def _filtered(rows: Rows, seen: Predictions, wrong: NDArray | None, asked: Asked) -> NDArray:
+def _filtered(rows: Rows, seen: Predictions, asked: Asked) -> NDArray:
+    """Places of the rows that are asked for."""
     keep = np.ones(len(rows), bool)
     if asked.label is not None and rows.labels is not None:
         values = rows.labels.tolist()
         keep &= np.array([shown_label(each) == asked.label for each in values], bool)
-    if asked.wrong and wrong is not None:
-        keep &= wrong
-    if words := asked.search.casefold().split():
-        for word in words:
-            keep &= np.strings.find(rows.searched, word) >= 0
+    if asked.wrong and seen.wrong is not None:
+        keep &= seen.wrong
+    for word in asked.search.casefold().split():
+        keep &= np.strings.find(rows.searched, word) >= 0
     return np.flatnonzero(keep)
 
 
@@ -112,28 +117,13 @@ def _ordered(places: NDArray, values: NDArray | None, asked: Asked) -> NDArray:
 def study(opened: Opened) -> dict[str, Any]:
     """What there is to choose from: methods, dampings, versions, labels."""
     view = opened.view()
-    methods = []
-    for name in opened.results.methods:
-        influences = opened.version(naming.influences(name))
-        swept = influences.variables["influences"].dims[0] == "damping"
-        methods.append(
-            {
-                "name": name,
-                "dampings": influences.coordinate("damping").tolist() if swept else [],
-                "versions": [v.number for v in opened.store.versions(influences.artifact)],
-                "version": influences.number,
-                "perturbation": opened.store.current(naming.perturbation(name)) is not None,
-            }
-        )
-    attrs = view.influences.attrs
+    attrs, measured = view.influences.attrs, view.influences.attrs.get("measurement")
     return {
         "name": opened.name,
         "address": opened.store.address,
-        "methods": methods,
-        "loss": str(attrs.get("loss")),
-        "measurement": None if attrs.get("measurement") == "the loss" else attrs.get("measurement"),
+        "methods": [_method(opened, name) for name in opened.results.methods],
+        "measurement": None if measured == "the loss" else measured,
         "n": view.n,
-        "rows": {"test": len(view.test), "train": len(view.train)},
         "labels": {"test": labels_of(view.test), "train": labels_of(view.train)},
         "classes": predictions(view, "train").are_classes,
         "assumes": attrs.get("assumes"),
@@ -145,6 +135,17 @@ def study(opened: Opened) -> dict[str, Any]:
     }
 
 
+def _method(opened: Opened, name: str) -> dict[str, Any]:
+    influences = opened.version(naming.influences(name))
+    swept = influences.variables["influences"].dims[0] == "damping"
+    return {
+        "name": name,
+        "dampings": influences.coordinate("damping").tolist() if swept else [],
+        "versions": [version.number for version in opened.store.versions(influences.artifact)],
+        "version": influences.number,
+    }
+
+
 def _pictured(opened: Opened) -> dict[str, Any] | None:
     """The input that stands for a row as a small picture; None where rows are no pictures."""
     look = Look(opened.version("dataset"))
@@ -153,24 +154,8 @@ def _pictured(opened: Opened) -> dict[str, Any] | None:
 
 
 def row(view: View, contents: Contents, split: Split, place: int, marks: dict) -> dict[str, Any]:
-    """One row with what is known of it."""
-    rows, seen = view.split(split), predictions(view, split)
-    wrong = seen.wrong
-    told = {
-        "loss": view.said(f"{split}_loss", split),
-        "total": view.said(f"{split}_sum", split),
-        "self_influence": view.said("self_influence", split) if split == "train" else None,
-    }
-    return {
-        "id": rows.ids[place],
-        "split": split,
-        "label": seen.label(place),
-        "predicted": seen.predicted(place),
-        "wrong": None if wrong is None else bool(wrong[place]),
-        **{name: None if v is None else number(v[place]) for name, v in told.items()},
-        "mark": marks.get(rows.ids[place]) if split == "train" else None,
-        **contents.shown(rows, place),
-    }
+    """One row with what is known of it, and its content."""
+    return told(view, split, place, marks) | contents.shown(view.split(split), place)
 
 
 def one(

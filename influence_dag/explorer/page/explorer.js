@@ -43,7 +43,9 @@ const context = {
   },
 };
 
-const show = (...nodes) => main.replaceChildren(...nodes.flat(Infinity).filter(Boolean));
+const show = (...nodes) =>
+  main.replaceChildren(...nodes.flat(Infinity).filter(Boolean),
+    state.study.assumes ? h("footer", { class: "quiet" }, `These numbers assume: ${state.study.assumes}.`) : "");
 
 // -- the head -----------------------------------------------------------------------------------
 
