@@ -65,6 +65,24 @@ def test_a_file_of_marks_that_cannot_be_read_is_left_as_it_is(tmp_path):
         assert file.read_text() == content
 
 
+def test_marks_of_a_store_in_memory_are_held_and_not_exported():
+    marks = Marks("memory://scratch/tiny")
+    marks.put("a", "drop")
+    assert marks.all() == {"a": {"action": "drop", "note": ""}}
+    assert (marks.edits, marks.shown) == ([], None)
+    with pytest.raises(StoreError, match="this store is in memory"):
+        marks.freeze({})
+
+
+def test_an_export_that_fails_leaves_no_half_an_edit(tmp_path):
+    marks = Marks(str(tmp_path / "study"))
+    with pytest.raises(StoreError, match="exporting an edit"):
+        marks.freeze({"marks.csv": b"", "no/such/folder.csv": b""})
+    assert list((tmp_path / "study.edits").iterdir()) == []
+    assert (marks.freeze({"a": b"1"}), marks.freeze({"a": b"2"})) == (1, 2)
+    assert [(marks.place(k) / "a").read_bytes() for k in marks.edits] == [b"1", b"2"]
+
+
 def test_dropping_rows_is_predicted_by_the_sum_of_their_influences(explorer, looked_at):
     marks = {name: {"action": "drop"} for name in ("train-03", "train-21", "train-39")}
     found = predicted(explorer.opened.view("direct"), marks, {})
