@@ -11,6 +11,7 @@
 #   make fidelity   each method against exact solves and refits; the tables of docs/methods.md
 #   make settings   docs/settings.md, from the settings themselves
 #   make architecture  docs/architecture.md, from the imports
+#   make pictures   docs/pictures, of the explorer on digits; minutes, needs chromium
 #   make bad-input  what comes of bad input: asked anew, and docs/bad-input.md
 #   make clean      remove results, history, caches and .venv
 #
@@ -32,7 +33,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 comma := ,
-.PHONY: help demo ui test lint check newest bench campaign shapes fidelity settings architecture bad-input clean
+.PHONY: help demo ui test lint check newest bench campaign shapes fidelity settings architecture pictures bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -96,6 +97,9 @@ settings: $(READY)
 
 architecture: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m rooms
+
+pictures: $(READY)
+	PICTURES=docs/pictures OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_explorer.py -m campaign
 
 bad-input: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bad_input

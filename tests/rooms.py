@@ -17,8 +17,8 @@ MODULES = {
 ROOMS = [
     *("errors", "texts", "addresses", "unchanged", "structures", "fingerprints", "files", "store"),
     *("study", "losses", "objective", "gradients", "curvature", "solvers", "influence"),
-    *("validation", "functional", "datasets", "stages", "query", "starting", "components"),
-    *("running", "definitions", "cli", "__main__"),
+    *("validation", "functional", "datasets", "stages", "explorer", "query", "starting"),
+    *("components", "running", "definitions", "cli", "__main__"),
 ]
 
 Graph = Mapping[str, set[str]]

@@ -248,5 +248,22 @@ def test_a_stored_study_has_positions_when_sliced(damping, tmp_path):
     )
     labels = rows(11, 1)[1].numpy()
     assert (shares.isel(test=1).values[..., labels == -100] == 0).all()
+    assert_shown_by_token(results, shares)
     one = {"train": 3, "test": 2}
     assert (shares.isel(one).values == shares.values[..., 2, 3, :]).all()
+
+
+def assert_shown_by_token(results, shares):
+    """A pair of the explorer has the tokens of the training row, each with its share."""
+    from influence_dag.explorer.app import Explorer
+    from influence_dag.explorer.pair import pair
+
+    explorer = Explorer(results)
+    view = explorer.opened.view("direct")
+    explorer.maps.compute(view, "2", "3")
+    found = pair(view, explorer.contents, explorer.maps, "2", "3", {})
+    (shown,) = found["maps"]
+    assert shown["tokens"] == rows(11, 1)[0][3].tolist()
+    last = shares.isel(damping=-1) if "damping" in shares.dims else shares
+    assert shown["values"] == pytest.approx(last.values[2, 3].tolist())
+    assert sum(shown["values"]) == pytest.approx(found["influence"])

@@ -11,7 +11,7 @@ from influence_dag.cli.endings import EXIT_CODES, errors_in_a_line
 COMMANDS = [
     *(studies.init, studies.check, studies.materialize, studies.status),
     *(results.show, results.top, results.suspects, results.versions, results.diff),
-    *(results.export, results.report, studies.gc, health.doctor),
+    *(results.explore, results.export, results.report, studies.gc, health.doctor),
 ]
 
 

@@ -247,3 +247,22 @@ def report(store: str, output: Path | None, as_json: bool) -> None:
     findings = write_report(results, output)
     values = {"file": output, **findings.to_dict()}
     emit(values, f"{findings.verdict.text}\n{output}", as_json=as_json)
+
+
+@click.command()
+@store_argument
+@click.option("--port", default=0, help="Port to listen at; default: any that is free.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--project", type=click.Path(path_type=Path), help="The project with its code.")
+@click.option("--open/--no-open", "open_browser", default=None, help="Open it in a browser.")
+def explore(
+    store: str, port: int, host: str, project: Path | None, open_browser: bool | None
+) -> None:
+    """Look at what is stored in STORE in a browser: rows, pairs, marks, edits.
+
+    Served on this machine alone until it is stopped (Ctrl-C); needs influence-dag[explore].
+    """
+    from influence_dag.explorer.serving import run
+    from influence_dag.query.results import open_study
+
+    run(open_study(store, project), host=host, port=port, open_browser=open_browser)

@@ -167,6 +167,27 @@ class StudyResults(Questions):
 
         return parameter_influences(self.store, method, self.project)
 
+    def relabelled_influences(self, method: str, labels: Mapping[str, str | float]) -> xr.DataArray:
+        """Influences of training rows as they would be with other labels, computed when called.
+
+        `labels` are new labels by training row's id. Relabelling row i changes the loss of test
+        row j by about `(influences - relabelled_influences) / n_train`. Needs the study's code:
+        see `open_study`.
+        """
+        from influence_dag.query.relabelled import relabelled_influences
+
+        return relabelled_influences(self.store, method, labels, self.project)
+
+    def explore(self, *, port: int = 0, open_browser: bool = False) -> Any:
+        """A page on loopback in which all of this is looked at: rows, pairs, marks, edits.
+
+        It is served from a thread of this process until `.stop()`; `.url` says where, and a
+        notebook shows it as a link. Needs `influence-dag[explore]`. See docs/explorer.md.
+        """
+        from influence_dag.explorer.serving import serve
+
+        return serve(self, port=port, open_browser=open_browser)
+
     def diff(self, artifact: str, before: int, after: int | None = None) -> Difference:
         """What changed between two versions: rows, chunks, and the values that moved most.
 

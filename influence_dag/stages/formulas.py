@@ -11,7 +11,7 @@ FORMULAS = {
     "factors": 2,
     "influences": 1,
     "perturbation": 1,
-    "summary": 2,
+    "summary": 3,
     "validation": 3,
     "report": 3,
 }

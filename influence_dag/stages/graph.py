@@ -196,6 +196,7 @@ def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
         ),
         "summary",
         _ZARR,
-        "Sums over rows and columns, strongest pairs of each test row, self-influence.",
+        "Sums over rows and columns, strongest pairs of each test row, self-influence, and the "
+        "loss and prediction of each row.",
         method,
     )

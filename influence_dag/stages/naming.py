@@ -26,5 +26,5 @@ def summary(method: str) -> str:
 
 
 def is_sampled(version: Version, name: str) -> bool:
-    """Whether an array of test rows is of some of them, NaN being those that are not in the sample."""
+    """Whether an array is of a sample of the test rows; of the others it is NaN."""
     return name == "residual" and "sample" in version.array(name).attrs

@@ -26,6 +26,7 @@ from influence_dag.stages import (
     naming,
     rankings,
     reading,
+    seen,
 )
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.dampings import damping_axis, damping_digests
@@ -44,7 +45,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def refresh(bench: Workbench, method: str) -> Update:
-    """Sums over each axis, the strongest helpers and harmers of each test row, self-influence."""
+    """Sums over each axis, each test row's strongest pairs, self-influence, loss and prediction."""
     summary = bench.once(("summary", method), lambda: _Summary(bench, method))
     info = {"test_rows": summary.test.count, "train_rows": summary.train.count}
     return refresh_blocks(
@@ -113,10 +114,13 @@ class _Summary:
         if has_self_influence(self.bench.study, self.method):
             named |= _OF_SOLVES
         words = wording_of(self.bench, self.method).summary()
-        variables = tuple(self._variable(name, dims, words[name]) for name, dims in named.items())
+        variables = [self._variable(name, dims, words[name]) for name, dims in named.items()]
+        variables += self._seen_variables()
         labels = (*self.test.coordinates, *self.train.coordinates, *self.dampings)
         made = {**provenance(), "influences_version": self.version.number}
-        return Layout(variables, labels, methods.method_attributes(self.bench, self.method), made)
+        return Layout(
+            tuple(variables), labels, methods.method_attributes(self.bench, self.method), made
+        )
 
     def _variable(self, name: str, dims: tuple[str, ...], about: dict[str, str]) -> Variable:
         test, train = self.chunks
@@ -137,6 +141,20 @@ class _Summary:
             about,
         )
 
+    def _seen_variables(self) -> Iterator[Variable]:
+        """Loss and prediction of each row, whatever λ is."""
+        words, cut = seen.words(self.bench), dict(zip(("test", "train"), self.chunks, strict=True))
+        for name, split in seen.NAMES.items():
+            size = len(self.test if split == "test" else self.train)
+            yield Variable(name, (split,), (size,), "float64", (cut[split],), words[name])
+
+    def _seen_parts(self) -> Iterator[Part]:
+        for axis, chunk in zip((self.test, self.train), self.chunks, strict=True):
+            names = tuple(name for name, split in seen.NAMES.items() if split == axis.name)
+            kernel = seen.SeenRows(naming.influences(self.method), axis.name, chunk)
+            keys = seen.keys_of(self.bench, axis, chunk)
+            yield Part(names, keys, kernel, may_lack=True)
+
     def parts(self) -> list[Part]:
         """What is computed from blocks of influences, then what is merged from that."""
         read = (self.version.attrs["base_key"], self.bench.settings.store.max_relative_error)
@@ -153,7 +171,7 @@ class _Summary:
             solves = self.solves
             keys = self._keys("solves", solves.key)(solves.rows.digests(self.chunks[1]))
             parts.append(self._part("solves", keys))
-        return parts
+        return [*parts, *self._seen_parts()]
 
     def _part(self, of: "Of", keys: Keys) -> Part:
         return Part(tuple(_NAMES[of]), keys, SummaryBlocks(self.method, of), may_lack=True)

@@ -60,6 +60,24 @@ class Page:
     def click(self, words: str) -> None:
         assert self._evaluate(CLICK % json.dumps(words)), f"nothing says just {words!r}"
 
+    def run(self, code: str) -> Any:
+        """The value of an expression on the page."""
+        return self._evaluate(code)
+
+    def wait_until(self, code: str, *, seconds: float = 60) -> None:
+        """Wait until an expression on the page is true."""
+        deadline = time.monotonic() + seconds
+        while not self._evaluate(code):
+            if time.monotonic() > deadline:
+                text = self._evaluate("document.body?.innerText ?? ''")
+                raise TimeoutError(f"not {code} after {seconds:g} s on a page that says:\n{text}")
+            time.sleep(0.05)
+
+    def resize(self, width: int, height: int) -> None:
+        """As a window of that size would show it."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
+
     def images(self) -> list[tuple[str, int]]:
         """How each picture's source begins, and its width; 0 when it could not be shown."""
         return [(source, width) for source, width in self._evaluate(IMAGES)]

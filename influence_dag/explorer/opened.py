@@ -1,0 +1,245 @@
+"""A stored study as the explorer reads it: versions kept open, rows by their ids, arrays by slots.
+
+Nothing is computed and nothing imported: regions of stored arrays are read when they are asked for.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_dag.datasets.slots import Axis, Split
+from influence_dag.errors import StoreError
+from influence_dag.stages import naming
+from influence_dag.store import Store, Version
+from influence_dag.texts import did_you_mean
+
+KEPT_OPEN = 24  # versions; each holds its checksums
+ROWS = 8  # sets of rows, of a split in a version
+VIEWS = 4  # each holds a few numbers of every row
+
+
+class Results(Protocol):
+    """What the explorer asks of `StudyResults`, which opens it."""
+
+    store: Store
+    project: Path | None
+
+    @property
+    def methods(self) -> list[str]: ...
+    def lazy_perturbation(self, method: str) -> Any: ...
+    def position_influences(self, method: str) -> Any: ...
+    def relabelled_influences(self, method: str, labels: dict[str, Any]) -> Any: ...
+
+
+class Opened:
+    """The study's versions, each opened once while it is looked at."""
+
+    def __init__(self, results: Results):
+        self.results, self.store = results, results.store
+        self._version = lru_cache(KEPT_OPEN)(self._opened)
+        self._rows = lru_cache(ROWS)(_Labels.rows)
+        self._view = lru_cache(VIEWS)(self._made_view)
+
+    @property
+    def name(self) -> str:
+        return self.store.name
+
+    def current(self, artifact: str) -> Version | None:
+        """The version that is current now, opened once as long as it stays so."""
+        found = self.store.current(artifact)
+        return found and self._version(artifact, found.number, found.data_version)
+
+    def version(self, artifact: str, number: int | None = None) -> Version:
+        """A kept version, by default the current one."""
+        found = self.store.version(artifact, number)
+        return self._version(artifact, found.number, found.data_version)
+
+    def _opened(self, artifact: str, number: int, data_version: str) -> Version:
+        return self.store.version(artifact, number)
+
+    def rows(self, version: Version, split: Split) -> "Rows":
+        """The rows of one split that a version was made with: artifacts share them."""
+        parts, names = version.parts, Axis.coordinate_names(split, version.coordinates)
+        return self._rows(_Labels(tuple(parts.get(name, "") for name in names), split, version))
+
+    def view(
+        self, method: str | None = None, damping: float | None = None, version: int | None = None
+    ) -> "View":
+        """One method's influences at one λ in one version; by default what stands first."""
+        methods = self.results.methods
+        if not methods:
+            raise StoreError(
+                f"{self.store.address} has no influences yet; materialise the study first"
+            )
+        method = method or methods[0]
+        if method not in methods:
+            near = did_you_mean(method, methods)
+            raise StoreError(f"no influences of {method!r}{near}; stored are {', '.join(methods)}")
+        influences = self.version(naming.influences(method), version)
+        summary = self.store.current(naming.summary(method))
+        beside = (summary.number, summary.data_version) if summary else None
+        known = influences.number, influences.data_version, beside
+        return self._view(method, _damping(influences, damping), known)
+
+    def _made_view(self, method: str, damping: int | None, known: tuple) -> "View":
+        number, data_version, _ = known
+        influences = self._version(naming.influences(method), number, data_version)
+        return View(self, method, influences, damping)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Where to read the rows of a split, known by the fingerprints of what would be read."""
+
+    written: tuple[str, ...]
+    split: Split
+    version: Version = field(compare=False)
+
+    def rows(self) -> "Rows":
+        return Rows(Axis.read(self.version, self.split))
+
+
+def _damping(influences: Version, asked: float | None) -> int | None:
+    """The position of λ in a sweep; None without one."""
+    if influences.variables["influences"].dims[0] != "damping":
+        return None
+    known = influences.coordinate("damping").tolist()
+    if asked is None:
+        return len(known) - 1
+    if asked not in known:
+        raise StoreError(f"damping {asked:g} is none of those stored: {known}")
+    return known.index(asked)
+
+
+class Rows:
+    """The rows of a split that exist: ids as text, labels, columns that travel along."""
+
+    def __init__(self, axis: Axis):
+        self.axis, self.slots = axis, axis.slots
+        self.ids: list[str] = axis.ids[self.slots].tolist()
+        self.labels = None if axis.labels is None else axis.labels[self.slots]
+        self.kept = {name: values[self.slots] for name, values in axis.kept.items()}
+        self.keys = axis.keys[self.slots]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Position among the rows that exist, by id."""
+        return {name: position for position, name in enumerate(self.ids)}
+
+    def position(self, name: str) -> int:
+        if name not in self.positions:
+            raise StoreError(f"no {self.axis.name} row {name!r:.200} in this version")
+        return self.positions[name]
+
+    @cached_property
+    def searched(self) -> NDArray:
+        """Ids and kept columns of each row as one text, without regard to case."""
+        columns = [self.ids, *(map(str, values.tolist()) for values in self.kept.values())]
+        texts = ["\n".join(row).casefold() for row in zip(*columns, strict=True)]
+        return np.array(texts, np.dtypes.StringDType())
+
+
+@dataclass(frozen=True)
+class View:
+    """One method's influences at one λ, in one version, with what is known of its rows."""
+
+    opened: Opened
+    method: str
+    influences: Version
+    damping: int | None
+    known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def test(self) -> Rows:
+        return self.opened.rows(self.influences, "test")
+
+    @property
+    def train(self) -> Rows:
+        return self.opened.rows(self.influences, "train")
+
+    def split(self, split: Split) -> Rows:
+        return self.test if split == "test" else self.train
+
+    @property
+    def n(self) -> float:
+        """What changes are divided by: the number of training rows, or the sum of weights."""
+        attrs = self.influences.attrs
+        return float(attrs.get("weight_sum", attrs["n_train"]))
+
+    @property
+    def shown_damping(self) -> float | None:
+        if self.damping is not None:
+            return float(self.influences.coordinate("damping")[self.damping])
+        told = self.influences.attrs.get("damping")
+        return float(told) if isinstance(told, int | float) else None
+
+    def check_current(self) -> None:
+        """Raise `StoreError` unless this is the current version: one computes with no other."""
+        current = self.opened.version(self.influences.artifact)
+        if current.data_version != self.influences.data_version:
+            raise StoreError("this is computed on demand for the current version alone; choose it")
+
+    def of_test(self, position: int) -> NDArray[np.float64]:
+        """The influences of every training row on one test row."""
+        slot = int(self.test.slots[position])
+        return self._read(slice(slot, slot + 1), slice(None))[0, self.train.slots]
+
+    def of_train(self, position: int) -> NDArray[np.float64]:
+        """The influences of one training row on every test row."""
+        slot = int(self.train.slots[position])
+        return self._read(slice(None), slice(slot, slot + 1))[self.test.slots, 0]
+
+    def columns(self, slots: slice) -> NDArray[np.float64]:
+        """The influences of a run of slots of training rows on every test row, with holes."""
+        return self._read(slice(None), slots)[self.test.slots]
+
+    def _read(self, tests: slice, trains: slice) -> NDArray[np.float64]:
+        lead = () if self.damping is None else (slice(self.damping, self.damping + 1),)
+        block = self.influences.read("influences", *lead, tests, trains)
+        return block.reshape(block.shape[-2:]).astype(np.float64)
+
+    @cached_property
+    def summary(self) -> Version | None:
+        """What was summed up of exactly these influences; None where it is not stored."""
+        artifact, wanted = naming.summary(self.method), self.influences.number
+        if self.opened.store.current(artifact) is None:
+            return None
+        kept = reversed(list(self.opened.store.versions(artifact)))
+        found = (v for v in kept if v.attrs.get("influences_version") == wanted)
+        version = next(found, None)
+        return version and self.opened.version(artifact, version.number)
+
+    def said(self, name: str, split: Split) -> NDArray[np.float64] | None:
+        """A number of each row from the summary, in the order of the rows; None without it."""
+        if (name, split) not in self.known:
+            self.known[name, split] = self._said(name, split)
+        return self.known[name, split]
+
+    def _said(self, name: str, split: Split) -> NDArray[np.float64] | None:
+        version = self.summary
+        if version is None or name not in version.variables:
+            return None
+        values = version.read(name)
+        if version.variables[name].dims[0] == "damping":
+            values = values[self.damping or 0]
+        at = _places(self.opened.rows(version, split), self.split(split))
+        return np.where(at < 0, np.nan, values[np.maximum(at, 0)]).astype(np.float64)
+
+
+def _places(there: Rows, rows: Rows) -> NDArray[np.int64]:
+    """The slot of each row in another version, −1 where it lacks the row or has another content."""
+    if there is rows:
+        return there.slots
+    if there.ids == rows.ids and bool((there.keys == rows.keys).all()):
+        return there.slots
+    at = [there.positions.get(name, -1) for name in rows.ids]
+    places = np.array(at, np.int64)
+    same = (places >= 0) & (there.keys[places] == rows.keys)
+    return np.where(same, there.slots[places], -1)

@@ -1,0 +1,160 @@
+"""One pair of rows: what each feature of the training row does to the test row's loss."""
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_dag.explorer.content import Contents, is_picture
+from influence_dag.explorer.numbers import number, numbers
+from influence_dag.explorer.opened import View
+from influence_dag.explorer.shown import at, differences, project, row
+from influence_dag.stages import naming
+
+NAME = "perturbation_influences"
+KEPT = 64  # maps that were computed on demand
+BARS = 40  # columns of a table, the strongest
+
+
+class Maps:
+    """Feature maps: stored ones, and those that were computed because somebody asked."""
+
+    def __init__(self, contents: Contents):
+        self.contents = contents
+        self._computed: OrderedDict[tuple, NDArray] = OrderedDict()
+        self._lazy: dict[tuple, Any] = {}
+        self._one_at_a_time = threading.Lock()
+
+    def of(self, view: View, test: str, train: str) -> tuple[dict[str, NDArray], str]:
+        """Maps by input, and where they are from; none where none is stored or computed yet."""
+        if (key := _key(view, test, train)) in self._computed:
+            return {_input(view, NAME): self._computed[key]}, "computed"
+        stored = self._stored(view, test, train)
+        return stored, "stored" if stored else "none"
+
+    def _stored(self, view: View, test: str, train: str) -> dict[str, NDArray]:
+        opened, artifact = view.opened, naming.perturbation(view.method)
+        if opened.store.current(artifact) is None:
+            return {}
+        base = _made_from(view.influences)
+        for version in reversed(list(opened.store.versions(artifact))):
+            found = opened.version(artifact, version.number)
+            places = [_slot(view, found, *each) for each in (("test", test), ("train", train))]
+            if None in places or _made_from(found) != base:
+                continue
+            return {_input(view, name): _read(view, found, name, places) for name in _maps(found)}
+        return {}
+
+    def compute(self, view: View, test: str, train: str) -> None:
+        """Have the map computed: this imports the study's code (see docs/security.md).
+
+        Where a row is tokens, which nothing can be differentiated by, it is the share of each.
+        """
+        view.check_current()
+        opened = view.opened
+        with self._one_at_a_time:
+            at_ = view.method, view.influences.data_version
+            if at_ not in self._lazy:
+                self._lazy.clear()
+                results = opened.results
+                lazy = (
+                    results.position_influences if _are_tokens(view) else results.lazy_perturbation
+                )
+                self._lazy[at_] = lazy(view.method)
+            array = self._lazy[at_]
+            if view.damping is not None:
+                array = array.isel(damping=view.damping)
+            place = view.test.position(test), view.train.position(train)
+            values = np.asarray(array.isel(test=place[0], train=place[1]).load().values)
+        self._computed[_key(view, test, train)] = values.astype(np.float64)
+        while len(self._computed) > KEPT:
+            self._computed.popitem(last=False)
+
+
+def _key(view: View, test: str, train: str) -> tuple:
+    return view.method, view.influences.data_version, view.damping, test, train
+
+
+def _are_tokens(view: View) -> bool:
+    dataset = view.opened.version("dataset")
+    found = dataset.variables.get("train_x")
+    return found is not None and found.dtype.startswith("int")
+
+
+def _made_from(version: Any) -> list[Any]:
+    return [version.attrs.get(f"{what}_data_version") for what in ("model", "curvature")]
+
+
+def _maps(version: Any) -> list[str]:
+    return [name for name in version.variables if name.startswith(NAME)]
+
+
+def _input(view: View, name: str) -> str:
+    """The input of the model that a stored variable is about."""
+    if name != NAME:
+        return name.removeprefix(f"{NAME}_")
+    dataset = view.opened.current("dataset")
+    assert dataset is not None
+    return str(dataset.attrs["inputs"][0])
+
+
+def _slot(view: View, version: Any, split: Any, name: str) -> int | None:
+    """Where a row is in another artifact, if it is there with the same content."""
+    rows, here = view.opened.rows(version, split), view.split(split)
+    place, mine = rows.positions.get(name), here.position(name)
+    same = place is not None and rows.keys[place] == here.keys[mine]
+    return int(rows.slots[place]) if place is not None and same else None
+
+
+def _read(view: View, version: Any, name: str, places: list) -> NDArray:
+    lead = () if view.damping is None else (slice(view.damping, view.damping + 1),)
+    region = (slice(place, place + 1) for place in places)
+    block = version.read(name, *lead, *region)
+    return block.reshape(block.shape[len(lead) + 2 :]).astype(np.float64)
+
+
+def pair(
+    view: View, contents: Contents, maps: Maps, test: str, train: str, marks: dict[str, Any]
+) -> dict[str, Any]:
+    """Both rows, the entry, and the map over the training row's features."""
+    place = view.test.position(test), view.train.position(train)
+    found, source = maps.of(view, test, train)
+    influence = float(view.of_test(place[0])[place[1]])
+    sides = ((view.train, place[1]), (view.test, place[0]))
+    return {
+        "test": row(view, contents, "test", place[0], marks),
+        "train": row(view, contents, "train", place[1], marks),
+        "at": at(view),
+        "influence": number(influence),
+        "change": number(influence / view.n),
+        "n": view.n,
+        "source": source,
+        "maps": [_shown(view, contents, name, values, place[1]) for name, values in found.items()],
+        "differences": differences(contents, *sides),
+        "project": project(view.opened),
+    }
+
+
+def _shown(
+    view: View, contents: Contents, name: str, values: NDArray, train: int
+) -> dict[str, Any]:
+    told = {"name": name, "largest": number(np.nanmax(np.abs(values), initial=0.0))}
+    if is_picture(values.shape):
+        return {"kind": "picture", "shape": list(values.shape), **told}
+    if values.ndim != 1:
+        return {"kind": "array", "shape": list(values.shape), **told}
+    content = contents.values(view.train, train, name)
+    if content and content[1].dtype.kind in "iu" and content[1].shape == values.shape:
+        tokens = content[1].tolist()
+        return {"kind": "tokens", "tokens": tokens, "values": numbers(values), **told}
+    names = content[0].names(name) if content else None
+    names = (
+        names
+        if names and len(names) == len(values)
+        else [f"{name}[{k}]" for k in range(len(values))]
+    )
+    order = np.argsort(-np.abs(values), kind="stable")[:BARS]
+    bars = [names[k] for k in order.tolist()]
+    return {"kind": "bars", "columns": bars, "values": numbers(values[order]), **told}

@@ -1,0 +1,82 @@
+"""What the model said of each row, in the words of the labels; right or wrong."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_dag.datasets.slots import Split, shown_label
+from influence_dag.explorer.opened import Rows, View
+
+MOST_LABELS = 200  # distinct ones that are still offered as a choice
+
+
+class Predictions:
+    """Labels and predictions of a view's rows in the same words, right or wrong."""
+
+    def __init__(self, view: View, split: Split):
+        self.rows = view.split(split)
+        dataset = view.opened.current("dataset")
+        assert dataset is not None
+        self.classes = list(dataset.attrs.get("classes", ()))
+        values = view.said(f"{split}_predicted", split)
+        self.values = np.full(len(self.rows), np.nan) if values is None else values
+        loss = view.influences.attrs.get("loss")
+        whole = dataset.variables[f"{split}_y"].dtype.startswith("int")
+        self.are_classes = whole or loss in ("cross_entropy", "bce_with_logits")
+
+    def label(self, position: int) -> str | None:
+        labels = self.rows.labels
+        return None if labels is None else shown_label(labels[position])
+
+    def predicted(self, position: int) -> str | None:
+        value = self.values[position]
+        if not np.isfinite(value):
+            return None
+        if not self.are_classes:
+            return f"{value:.4g}"
+        place = int(value)
+        return str(self.classes[place]) if place < len(self.classes) else str(place)
+
+    @cached_property
+    def wrong(self) -> NDArray[np.bool_] | None:
+        """Of each row whether the class is another than its label; None of numbers."""
+        if not self.are_classes or self.rows.labels is None:
+            return None
+        labels = self.rows.labels
+        if self.classes:
+            places = {name: place for place, name in enumerate(map(str, self.classes))}
+            known = np.array([places.get(str(each), -1) for each in labels.tolist()])
+        else:
+            known = labels.astype(np.float64)
+        return np.isfinite(self.values) & (known != self.values)
+
+
+def predictions(view: View, split: Split) -> Predictions:
+    """Those of a view, put together once."""
+    if ("predictions", split) not in view.known:
+        view.known["predictions", split] = Predictions(view, split)
+    return view.known["predictions", split]
+
+
+def is_label(value: Any, text: str) -> bool:
+    """Whether a stored label is what a person wrote: numbers by their value.
+
+    >>> is_label(3, "3"), is_label(0.5, "0.50"), is_label("b", "a"), is_label(2, "two")
+    (True, True, False, False)
+    """
+    if isinstance(value, str):
+        return value == text
+    try:
+        return float(value) == float(text)
+    except ValueError:
+        return False
+
+
+def labels_of(rows: Rows) -> list[str]:
+    """The distinct labels, where they are few; numbers of a regression are no classes."""
+    if rows.labels is None or rows.labels.dtype.kind == "f":
+        return []
+    distinct = sorted(set(rows.labels.tolist()))
+    return [shown_label(each) for each in distinct] if len(distinct) <= MOST_LABELS else []

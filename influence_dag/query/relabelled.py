@@ -1,0 +1,114 @@
+"""Influences of training rows as they would be with other labels, computed on demand."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from influence_dag.errors import StoreError
+from influence_dag.query.holes import without_holes
+from influence_dag.query.reopened import check_influences, workbench_of
+from influence_dag.stages import naming, reading
+from influence_dag.stages.blocks import pieces
+from influence_dag.stages.dampings import damping_axis
+from influence_dag.store import Store
+
+if TYPE_CHECKING:
+    from influence_dag.gradients.per_sample import Gradients
+    from influence_dag.stages.workbench import Workbench
+
+Labels = Mapping[str, str | float]
+
+
+def relabelled_influences(
+    store: Store, method: str, labels: Labels, project: Path | None = None
+) -> xr.DataArray:
+    r"""`s_testᵀ ∇L((x_i, y'_i))` with new labels `y'` of some training rows, `(…, test, train)`.
+
+    Relabelling row i changes the loss of test row j by about $(I_{ji} - I'_{ji}) / n$, I being the
+    stored influence and I' the one from here. Labels are classes by their name (or number), or
+    numbers of a regression. Raises `StoreError` for a row that there is not, and for a label that
+    is no class.
+    """
+    bench = workbench_of(store, method, project)
+    check_influences(bench, method, rows="dataset")
+    names, gradients = _gradients(bench, labels)
+    values = _products(bench, method, gradients, len(names))
+    dims, _, dampings = damping_axis(bench, method)
+    axes = (*bench.axis(naming.factors(method), "test").coordinates, *dampings)
+    coordinates: dict[str, Any] = {item.name: (item.dims, item.values) for item in axes}
+    coordinates["train"] = ("train", np.array(names, np.dtypes.StringDType()))
+    about = {"long_name": "influences of training rows with the labels that were asked for"}
+    variable = ((*dims, "test", "train"), values, about)
+    dataset = xr.Dataset({"relabelled_influences": variable}, coordinates)
+    return without_holes(dataset)["relabelled_influences"]
+
+
+def _gradients(bench: "Workbench", labels: Labels) -> "tuple[list[str], Gradients]":
+    """The rows' ids, and their gradients under the new labels, in the order of their slots."""
+    import torch
+
+    from influence_dag.gradients.per_sample import per_sample_gradients
+    from influence_dag.objective.objective import Rows
+
+    train = bench.axis("dataset", "train")
+    slots = _slots(train.ids.tolist(), train.valid, labels)
+    rows, names = reading.load_rows(bench, train, slots), train.ids[slots].tolist()
+    if rows.y.ndim != 1:
+        raise StoreError("rows whose target is not one number cannot be relabelled")
+    y = torch.tensor(_targets(bench, names, labels), dtype=rows.y.dtype, device=rows.y.device)
+    return names, per_sample_gradients(reading.load_objective(bench), Rows(rows.x, y, rows.weights))
+
+
+def _products(bench: "Workbench", method: str, gradients: "Gradients", rows: int) -> np.ndarray:
+    """The factors of every test row times these gradients, for each λ."""
+    from influence_dag.influence.upweighting import influences
+
+    factors = bench.require(naming.factors(method))
+    _, sizes, _ = damping_axis(bench, method)
+    variable = factors.variables["influence_factors"]
+    values = np.full((*sizes, variable.shape[-2], rows), np.nan)
+    for k in range(sizes[0]) if sizes else [None]:
+        for tests in pieces(0, variable.shape[-2], variable.chunks[-2]):
+            found = influences(reading.load_factors(bench, method, tests, k), gradients)
+            values[(*(() if k is None else (k,)), tests)] = found.cpu().numpy()
+    return values
+
+
+def _slots(ids: list[str], valid: np.ndarray, labels: Labels) -> np.ndarray:
+    places = {name: slot for slot, name in enumerate(ids) if valid[slot]}
+    if unknown := [name for name in labels if name not in places]:
+        raise StoreError(f"no training row {unknown[0]!r:.200} ({len(unknown)} such)")
+    if not labels:
+        raise StoreError("no row is named; give new labels by training row's id")
+    return np.sort(np.array([places[name] for name in labels], np.int64))
+
+
+def _targets(bench: "Workbench", names: list[str], labels: Labels) -> list[float]:
+    """Labels as the loss takes them: numbers of classes, or numbers."""
+    dataset = bench.require("dataset")
+    classes = list(map(str, dataset.attrs.get("classes", ())))
+    if classes:
+        if unknown := [name for name in names if str(labels[name]) not in classes]:
+            raise StoreError(
+                f"{unknown[0]}: {labels[unknown[0]]!r:.80} is none of the classes "
+                f"{', '.join(classes)}"
+            )
+        return [classes.index(str(labels[name])) for name in names]
+    are_classes = dataset.variables["train_y"].dtype.startswith("int")
+    most = int(dataset.read("train_y").max()) if are_classes else None
+    return [_number(name, labels[name], most) for name in names]
+
+
+def _number(name: str, label: str | float, most: int | None) -> float:
+    """A label as a number; where there are classes, one of them."""
+    try:
+        value = float(label)
+    except ValueError:
+        value = np.nan
+    if np.isfinite(value) and (most is None or (value % 1 == 0 and 0 <= value <= most)):
+        return value if most is None else int(value)
+    wanted = "a number" if most is None else f"a class, a whole number from 0 to {most}"
+    raise StoreError(f"{name}: the label {label!r:.80} is not {wanted}")
