@@ -1,6 +1,9 @@
 """What the artifacts of a method are called, and those of a study that have one name."""
 
-from influence_dag.store import Version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from influence_dag.store import Version
 
 DATASET, MODEL, GRADIENTS, REPORT = "dataset", "model", "gradients", "report"
 
@@ -25,6 +28,6 @@ def summary(method: str) -> str:
     return f"{method}/summary"
 
 
-def is_sampled(version: Version, name: str) -> bool:
+def is_sampled(version: "Version", name: str) -> bool:
     """Whether an array is of a sample of the test rows; of the others it is NaN."""
     return name == "residual" and "sample" in version.array(name).attrs
