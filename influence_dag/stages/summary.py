@@ -297,7 +297,9 @@ class _Solves:
                 values[(slice(None), *place, slots.start - start + present)] = found
         return dict(zip(_OF_SOLVES, values, strict=True))
 
-    def _solved(self, slots: slice, present: np.ndarray) -> Callable[[float], tuple]:
+    def _solved(
+        self, slots: slice, present: np.ndarray
+    ) -> Callable[[float], tuple[torch.Tensor, torch.Tensor]]:
         """Both numbers of some rows at a λ: from pairs where the method has an eigenbasis."""
         if isinstance(factorization := self.factorization, KroneckerFactorization):
             rotated = eigenbasis.rotated_rows(self.bench, factorization, slots, present)
