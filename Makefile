@@ -61,8 +61,7 @@ ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
 # A process for each core, each with one thread: the tests' networks are too small to share.
 # In their order, in which files of few and long tests are not all at the end.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile \
-	  --no-loadscope-reorder --doctest-modules influence_dag tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: $(READY) lint test
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ if (
     and os.access(MEMORY, os.W_OK)
     and shutil.disk_usage(MEMORY).free >= ENOUGH
 ):
-    os.environ["TMPDIR"] = str(MEMORY)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(MEMORY)
 
 # Tests neither read nor write the user's instance: what runs here is forgotten.
 os.environ.pop("DAGSTER_HOME", None)
