@@ -24,7 +24,7 @@ PORT ?= 3000
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_OPTIONS)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile $(PIP_OPTIONS)
 
 export DAGSTER_HOME := $(CURDIR)/.dagster
 export DAGSTER_DISABLE_TELEMETRY := 1
@@ -38,6 +38,7 @@ comma := ,
 help:
 	@sed -n 's/^#   //p' Makefile
 
+# Modules are compiled when they are first imported: most never are, and all take a minute.
 # torch first: its version decides the size of the download, and it brings setuptools, with
 # which the project then builds without a second, isolated environment.
 $(READY): pyproject.toml constraints.txt

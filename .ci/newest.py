@@ -57,7 +57,7 @@ def installed(python: str) -> list[str]:
     if not (VENV / "bin/python").exists():
         subprocess.run([python, "-m", "venv", str(VENV)], check=True)
     pip = [str(VENV / "bin/python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "install", "--upgrade", *dependencies()], check=True)
+    subprocess.run([*pip, "install", "--no-compile", "--upgrade", *dependencies()], check=True)
     return pip
 
 
@@ -89,7 +89,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         finished(Path(folder))
         run = [pip[0], "-m", "pytest", "-q", "--numprocesses", "auto", "--dist", "loadfile"]
-        environment = os.environ | {"FINISHED_PROJECT": folder, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = os.environ | {"FINISHED_PROJECT": folder}
         tests = [str(TESTS / name) for name in TORCHLESS]
         return subprocess.run([*run, *tests], cwd=ROOT, env=environment).returncode
 
