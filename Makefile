@@ -28,6 +28,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 
 export DAGSTER_HOME := $(CURDIR)/.dagster
 export DAGSTER_DISABLE_TELEMETRY := 1
+# What is imported is compiled once, and not by every process anew (see PIP).
+unexport PYTHONDONTWRITEBYTECODE
 # Idle threads give their core back instead of spinning: on a busy machine ten times as fast.
 export OMP_WAIT_POLICY := PASSIVE
 
