@@ -33,7 +33,7 @@ class Progress:
     def rounding(
         self, direction: Float[Tensor, "k p"], product: Float[Tensor, "k p"]
     ) -> Float[Tensor, " k"]:
-        r"""How large $d^	op A d$ may be where it is nothing but rounding.
+        r"""How large $d^\top A d$ may be where it is nothing but rounding.
 
         $\lVert A \rVert$ is known from below, by the products that the row has seen.
         """

@@ -6,8 +6,9 @@ step in the whole of their span,
 $$\alpha = (P^\top Q)^{-1} P^\top R, \quad X \mathrel{+}= P \alpha, \quad R \mathrel{-}= Q \alpha,
   \quad P \leftarrow \operatorname{orth}(Z - P (P^\top Q)^{-1} Q^\top Z), \quad Z = M^{-1} R$$
 
-(O'Leary 1980, preconditioned by M; directions that depend on each other are left out as in Ji & Li
-2017, so that no step breaks down). k rows see k directions a product instead of one: the more rows,
+(O'Leary 1980, *The block conjugate gradient algorithm and related methods*, preconditioned by M;
+directions that depend on each other are left out, as in Ji & Li 2017, *A breakdown-free block
+conjugate gradient method*). k rows see k directions a product instead of one: the more rows,
 the fewer products each.
 """
 
