@@ -1,0 +1,55 @@
+"""What a loader gives is compared with what it gives again, to its last row."""
+
+import pytest
+import torch
+
+from influence_dag.errors import ModelError
+from influence_dag.functional.loaders import read_rows
+
+X = torch.arange(24.0).reshape(12, 2)
+X[3] = torch.nan
+Y = torch.arange(12) % 3
+
+
+class Passes:
+    """A loader whose passes are told: rows by number, in batches of five."""
+
+    def __init__(self, *passes):
+        self.passes = [torch.tensor(list(rows)) for rows in passes]
+
+    def __iter__(self):
+        rows = self.passes.pop(0) if len(self.passes) > 1 else self.passes[0]
+        return iter([(X[part], Y[part]) for part in rows.split(5)])
+
+
+ALL = range(12)
+LAST_TWO_CHANGED = [*range(10), 11, 10]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_the_same_rows_are_taken_even_where_they_are_not_numbers(ordered):
+    rows = read_rows(Passes(ALL, ALL), what="training_data", ordered=ordered)
+    assert torch.equal(rows.y, Y)
+
+
+@pytest.mark.parametrize(
+    ("again", "said"),
+    [
+        ([*range(11), 0], r"12 rows, then 12; row 11 differs"),
+        (range(11), r"12 rows, then 11; row 11 differs"),
+        (range(10), r"12 rows, then 10; row 10 differs"),
+        ([*ALL, 0], r"12 rows, then 13; row 12 differs"),
+        ([*ALL, *ALL], r"12 rows, then 24; row 12 differs"),
+    ],
+    ids=["another last row", "one row less", "one batch less", "one row more", "twice as many"],
+)
+def test_other_rows_are_refused_wherever_they_are(again, said):
+    with pytest.raises(ModelError, match=said):
+        read_rows(Passes(ALL, again), what="training_data", ordered=False)
+
+
+def test_an_order_of_its_own_is_refused_only_where_rows_are_labelled_by_it():
+    with pytest.raises(ModelError, match=r"in another order .*\(from row 10 on\)"):
+        read_rows(Passes(ALL, LAST_TWO_CHANGED), what="training_data", ordered=True)
+    rows = read_rows(Passes(ALL, LAST_TWO_CHANGED), what="training_data", ordered=False)
+    assert torch.equal(rows.y, Y)
