@@ -6,6 +6,7 @@
 #   make check      lint, format, types, tests
 #   make newest     tests of what needs no torch, under the newest Python found beside this one
 #   make bench      speed, as ratios within one run
+#   make bench-peers  the same work by other libraries, each in an environment of its own below .peers
 #   make campaign   the long numerical validation
 #   make shapes     numeric tests with the shapes of all annotations checked
 #   make fidelity   each method against exact solves and refits; the tables of docs/methods.md
@@ -35,7 +36,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 comma := ,
-.PHONY: help demo ui test lint check newest bench campaign shapes fidelity settings architecture pictures bad-input clean
+.PHONY: help demo ui test lint check newest bench bench-peers campaign shapes fidelity settings architecture pictures bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -79,6 +80,9 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python -m pytest benchmarks
 
+bench-peers: $(READY)
+	$(BIN)/python benchmarks/peers --write
+
 campaign: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m campaign
 
@@ -107,5 +111,5 @@ bad-input: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bad_input
 
 clean:
-	rm -rf $(VENV) .venv-newest .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-newest .peers .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The same influences by influence_dag and by other libraries: what they take and how right they are.
+"""The same influences by influence_dag and by other libraries: what they take, how right they are.
 
 `make bench-peers` (or `python benchmarks/peers`) builds an environment for each library below
 `.peers`, runs every job by every library that has it in processes of their own, one after the
