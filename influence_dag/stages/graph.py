@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from influence_dag.errors import StudyError
 from influence_dag.stages import naming
+from influence_dag.stages.allocation import keep_freed_memory
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.wording import Wording, matrix_formula
 from influence_dag.study.study import Study
@@ -57,6 +58,7 @@ class Artifact:
 
     def refresh(self, bench: "Workbench") -> "Update":
         """Bring the artifact up to date, with code and files that stay as they are meanwhile."""
+        keep_freed_memory()
         module = importlib.import_module(f"influence_dag.stages.{self.stage}")
         changed = ""
         for _ in range(TRIES):

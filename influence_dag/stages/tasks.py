@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from influence_dag.errors import InfluenceDagError, StoreError, StudyError
+from influence_dag.stages.allocation import keep_freed_memory
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.graph import reads_of
 from influence_dag.stages.workbench import Workbench, provenance
@@ -247,5 +248,6 @@ def at_hand(inputs: Inputs, bench: Workbench) -> Iterator[None]:
 def _bench(inputs: Inputs) -> Workbench:
     if (bench := _at_hand.get(inputs)) is not None:
         return bench
+    keep_freed_memory()
     with _opening:
         return _opened(inputs)
