@@ -6,6 +6,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from influence_dag.stages.graph import artifacts
+from influence_dag.study.study import Study, StudySettings
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "influence_dag"
 PAGE = ROOT / "docs" / "architecture.md"
@@ -130,10 +133,39 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def everything() -> Study:
+    """A study that has every kind of artifact, by one method."""
+    settings = {
+        "data": {"train": "train.csv", "test": "test.csv", "target": "label"},
+        "model": {"build": "model:build", "fit": {"weight_decay": 0.1}},
+        "methods": {"direct": {}},
+        "perturbation": {"methods": ["direct"]},
+        "validation": {"leave_one_out": {}, "datamodels": {}, "label_errors": {}},
+    }
+    return Study("everything", StudySettings.model_validate(settings), ROOT)
+
+
+def artifacts_table(study: Study) -> str:
+    """Each artifact of a study as its node declares it."""
+    rows = ["| artifact | reads | stage, formula | checks | picture |", "| --- " * 5 + "|"]
+    for node in artifacts(study):
+        checks = ", ".join(f"`{check.name}`" for check in node.checks)
+        shown = ", ".join(f"`{name}`" for name in (node.picture.names if node.picture else ()))
+        reads = ", ".join(f"`{name}`" for name in node.reads)
+        made = f"`{node.stage}`, {node.formula}"
+        rows.append(f"| `{node.name}` | {reads} | {made} | {checks} | {shown} |")
+    return "\n".join(rows)
+
+
 def page() -> str:
-    """The page with both made anew."""
+    """The page with all three made anew."""
     text = PAGE.read_text()
-    for name, made in (("picture", picture()), ("table", table())):
+    made_anew = {
+        "picture": picture(),
+        "table": table(),
+        "artifacts": artifacts_table(everything()),
+    }
+    for name, made in made_anew.items():
         between = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text = re.sub(
             between, lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text, flags=re.S

@@ -2,9 +2,7 @@
 
 from influence_dag.curvature.gauss_newton import GaussNewton
 from influence_dag.curvature.hessian import Hessian
+from influence_dag.curvature.named import CURVATURES
 from influence_dag.curvature.operators import Curvature, DenseCurvature
-
-# By the names that settings have for them.
-CURVATURES = {"hessian": Hessian, "gauss_newton": GaussNewton}
 
 __all__ = ["CURVATURES", "Curvature", "DenseCurvature", "GaussNewton", "Hessian"]

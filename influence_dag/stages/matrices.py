@@ -108,7 +108,9 @@ def _plausible(
     if CURVATURE_KINDS[kind].is_semidefinite and not Digits(bench.dtype).is_semidefinite(matrix):
         return False
     direct = bench.settings.methods.direct
-    if values is None or kind != "hessian" or direct is None or direct.on_indefinite != "raise":
+    if values is None or direct is None or direct.curvature != kind:
+        return True
+    if direct.on_indefinite != "raise":
         return True
     damping = min(bench.settings.dampings, default=0.0)
     return float(values[0]) + damping > -LIMIT * float(values[-1])
