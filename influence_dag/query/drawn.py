@@ -3,13 +3,11 @@
 The graph names these functions (`Picture` in `stages.artifacts`).
 """
 
-from typing import Any
-
 import numpy as np
 
 from influence_dag.datasets.slots import Axis, shown_label
 from influence_dag.query import pictures, plots
-from influence_dag.stages import dampings
+from influence_dag.stages import automatic, dampings
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 from influence_dag.texts import code, literal
@@ -24,7 +22,7 @@ def spectrum(bench: Workbench, version: Version, method: str | None) -> Drawn:
     if not any(name.endswith("eigenvalues") for name in version.variables):
         return {}
     known = (
-        dampings.of_matrix(bench, version.artifact)
+        automatic.of_matrix(bench, version.artifact)
         if method is None
         else dampings.of_method(bench, method)
     )
@@ -39,9 +37,8 @@ def convergence(bench: Workbench, version: Version, method: str | None) -> Drawn
 
 
 def influences(bench: Workbench, version: Version, method: str | None) -> Drawn:
-    array = version.array("influences")
-    rows = max(1, SAMPLE // array.shape[-1])
-    block = np.asarray(array[:rows] if array.ndim == 2 else array[-1, :rows])
+    rows = max(1, SAMPLE // version.variables["influences"].shape[-1])
+    block = dampings.at(version, "influences", -1, slice(0, rows))
     figure = plots.histogram(
         block[np.isfinite(block)], title=f"Influences by {method}, first {len(block)} test rows"
     )
@@ -51,7 +48,9 @@ def influences(bench: Workbench, version: Version, method: str | None) -> Drawn:
 def summary(bench: Workbench, version: Version, method: str | None) -> Drawn:
     test, train = Axis.read(version, "test"), Axis.read(version, "train")
     shown = test.slots[np.linspace(0, test.count - 1, min(SHOWN, test.count)).astype(int)]
-    ranked = {end: _last(version.array(f"{end}_train"))[shown][:, :4] for end in ("top", "bottom")}
+    ranked = {
+        end: dampings.at(version, f"{end}_train", -1)[shown][:, :4] for end in ("top", "bottom")
+    }
     dataset = bench.require("dataset")
     if "train_x" in dataset.variables and dataset.array("train_x").ndim == 3:
         return _pictures(dataset, test, train, shown, ranked)
@@ -80,11 +79,6 @@ def _images(dataset: Version, axis: Axis, slots: np.ndarray) -> list[tuple[str, 
     return [(_name(axis, slot), image) for slot, image in zip(slots, images, strict=True)]
 
 
-def _last(array: Any) -> np.ndarray:
-    values = np.asarray(array[...])
-    return values if values.ndim == 2 else values[-1]
-
-
 def _ids(axis: Axis, slots: np.ndarray) -> str:
     return ", ".join(_name(axis, i) for i in slots)
 
@@ -98,9 +92,8 @@ def perturbation(bench: Workbench, version: Version, method: str | None) -> Draw
     """One pair of the first block: the training row whose features matter most."""
     name, entry = next(iter(version.variables.items()))
     test, train = Axis.read(version, "test"), Axis.read(version, "train")
-    *lead, j = [-1] * ("damping" in version.coordinates) + [int(test.slots[0])]
-    span = entry.chunks[len(lead) + 1]
-    block = np.asarray(version.array(name)[(*lead, j, slice(0, span))], np.float64)
+    j, span = int(test.slots[0]), entry.chunks[entry.dims.index("train")]
+    block = dampings.at(version, name, -1, slice(j, j + 1), slice(0, span))[0].astype(np.float64)
     i = int(np.nansum(np.abs(block).reshape(len(block), -1), axis=1).argmax())
     values, title = block[i], f"{literal(train.ids[i], 28)} → {literal(test.ids[j], 28)}"
     if values.ndim == 2:

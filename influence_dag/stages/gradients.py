@@ -99,7 +99,7 @@ def _layout(
         max(1, *(int(np.prod(shape)) for shape in captured.row_shapes.values())) * dtype.itemsize
     )
     first = next(iter(captured.row_shapes))
-    chunk = bench.row_chunk(naming.GRADIENTS, first, "train", (len(train),), row_bytes)
+    chunk = bench.row_chunk(naming.GRADIENTS, first, "train", len(train), row_bytes=row_bytes)
     variables = tuple(
         Variable(
             name,

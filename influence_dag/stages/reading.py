@@ -16,7 +16,7 @@ from influence_dag.gradients.per_sample import GradientLayout, Gradients
 from influence_dag.objective import modules
 from influence_dag.objective.batching import Of, check_all_rows
 from influence_dag.objective.objective import LossFunction, Objective, Rows, per_sample_loss
-from influence_dag.stages import naming
+from influence_dag.stages import dampings, naming
 from influence_dag.stages.blocks_of_rows import FEWEST, BlocksOfRows
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -204,10 +204,8 @@ def load_matrix(bench: Workbench, name: str) -> DenseCurvature:
     return DenseCurvature(matrix.to(bench.device))
 
 
-def load_factors(
-    bench: Workbench, method: str, slots: slice, damping: int | None = None
-) -> torch.Tensor:
-    """A run of stored factors, `(test, param)`; `damping` is the position in a sweep."""
-    lead = () if damping is None else (slice(damping, damping + 1),)
-    values = bench.require(naming.factors(method)).read("influence_factors", *lead, slots)
-    return torch.from_numpy(values.reshape(values.shape[-2:])).to(bench.device)
+def load_factors(bench: Workbench, method: str, slots: slice, place: int) -> torch.Tensor:
+    """A run of stored factors, `(test, param)`, at the λ at this place of the axis."""
+    version = bench.require(naming.factors(method))
+    values = dampings.at(version, "influence_factors", place, slots)
+    return torch.from_numpy(values).to(bench.device)

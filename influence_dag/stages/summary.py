@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from influence_dag.datasets.slots import HOLE, Axis
-from influence_dag.fingerprints import Keys, combine, fingerprint, grid_keys
+from influence_dag.fingerprints import Keys, combine, fingerprint
 from influence_dag.solvers import Factorization
 from influence_dag.solvers.ekfac import KroneckerFactorization
 from influence_dag.stages import (
@@ -29,7 +29,7 @@ from influence_dag.stages import (
     seen,
 )
 from influence_dag.stages.blocks import Tile, pieces
-from influence_dag.stages.dampings import damping_axis, damping_digests
+from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.graph import has_self_influence
@@ -103,7 +103,7 @@ class _Summary:
             bench.axis_of(self.version, "test"),
             bench.axis_of(self.version, "train"),
         )
-        self.dims, self.sizes, self.dampings = damping_axis(bench, method)
+        self.axis = DampingAxis.of(bench, method)
         self.chunks = self.version.variables["influences"].chunks[-2:]
         self.top = min(bench.settings.summary.top, self.train.count)
         self.few = min(self.top, self.chunks[1])
@@ -116,7 +116,7 @@ class _Summary:
         words = wording_of(self.bench, self.method).summary()
         variables = [self._variable(name, dims, words[name]) for name, dims in named.items()]
         variables += self._seen_variables()
-        labels = (*self.test.coordinates, *self.train.coordinates, *self.dampings)
+        labels = (*self.test.coordinates, *self.train.coordinates, self.axis.coordinate)
         made = {**provenance(), "influences_version": self.version.number}
         return Layout(
             tuple(variables), labels, methods.method_attributes(self.bench, self.method), made
@@ -134,10 +134,10 @@ class _Summary:
         lengths, chunks = zip(*(cut[dim] for dim in dims), strict=True)
         return Variable(
             name,
-            (*self.dims, *dims),
-            (*self.sizes, *lengths),
+            (DAMPING, *dims),
+            (len(self.axis), *lengths),
             "int64" if name.endswith("_train") else "float64",
-            (*(1 for _ in self.sizes), *chunks),
+            (1, *chunks),
             about,
         )
 
@@ -182,25 +182,23 @@ class _Summary:
 
     def _keys(self, *shared: object) -> Callable[..., Keys]:
         prefix = fingerprint("summary", FORMULA, *shared)
-        return lambda *axes: grid_keys(prefix, *damping_digests(self.bench), *axes)
+        return lambda *axes: self.axis.keys(prefix, *axes)
 
-    def _read(self, damping: int | None, tests: slice, trains: slice) -> np.ndarray:
-        """One block of the influences in float64, with its holes."""
-        lead = () if damping is None else (slice(damping, damping + 1),)
-        block = self.version.read("influences", *lead, tests, trains)
-        return block.reshape(block.shape[-2:]).astype(np.float64)
+    def _read(self, place: int, tests: slice, trains: slice) -> np.ndarray:
+        """One block of the influences at one λ in float64, with its holes."""
+        return dampings.at(self.version, "influences", place, tests, trains).astype(np.float64)
 
     def train_sums(self, tile: Tile) -> Arrays:
         """Sums over the test rows that exist; NaN where a training row is missing."""
         sums, (start, stop) = np.zeros((2, *tile.shape)), (tile.start[-1], tile.stop[-1])
-        for place, damping in _dampings(tile, 1):
+        for k, place in _places(tile):
             for trains, tests in itertools.product(
                 pieces(start, stop, self.chunks[1]), pieces(0, len(self.test), self.chunks[0])
             ):
-                block = self._read(damping, tests, trains)[self.test.valid[tests]]
-                at = (*place, slice(trains.start - start, trains.stop - start))
-                sums[(0, *at)] += block.sum(axis=0)
-                sums[(1, *at)] += np.abs(block).sum(axis=0)
+                block = self._read(place, tests, trains)[self.test.valid[tests]]
+                columns = slice(trains.start - start, trains.stop - start)
+                sums[0, k, columns] += block.sum(axis=0)
+                sums[1, k, columns] += np.abs(block).sum(axis=0)
         sums[..., ~self.train.valid[start:stop]] = np.nan
         return {"train_sum": sums[0], "train_abs_mean": sums[1] / max(1, self.test.count)}
 
@@ -208,19 +206,19 @@ class _Summary:
         """Of each block of influences, the sums and the strongest entries of each test row."""
         left = np.full((*tile.shape, 2 + 4 * self.few), np.nan)
         start, stop = tile.start[-2], tile.stop[-2]
-        for place, damping in _dampings(tile, 2):
+        for k, place in _places(tile):
             for tests, block in itertools.product(
                 pieces(start, stop, self.chunks[0]), range(tile.start[-1], tile.stop[-1])
             ):
                 rows = tests.start - start + np.flatnonzero(self.test.valid[tests])
-                left[(*place, rows, block - tile.start[-1])] = self._block(damping, tests, block)
+                left[k, rows, block - tile.start[-1]] = self._block(place, tests, block)
         return {"blocks": left}
 
-    def _block(self, damping: int | None, tests: slice, block: int) -> np.ndarray:
+    def _block(self, place: int, tests: slice, block: int) -> np.ndarray:
         size = self.chunks[1]
         trains = slice(block * size, min((block + 1) * size, len(self.train)))
         slots = trains.start + np.flatnonzero(self.train.valid[trains])
-        found = self._read(damping, tests, trains)[self.test.valid[tests]]
+        found = self._read(place, tests, trains)[self.test.valid[tests]]
         found = found[:, slots - trains.start]
         sums = [found.sum(axis=1), np.abs(found).sum(axis=1)]
         strongest = rankings.strongest(found, slots, self.few)
@@ -232,14 +230,14 @@ class _Summary:
         start, stop = tile.start[-1], tile.stop[-1]
         sums = np.empty((2, *tile.shape))
         values, slots = np.empty((2, *tile.shape, len(rankings.ENDS), self.top))
-        row_bytes = 8 * int(np.prod(draft.layout["blocks"].shape[-2:]))
+        blocks = draft.layout["blocks"]
+        row_bytes = 8 * int(np.prod(blocks.shape[-2:]))
         at_once = max(1, self.bench.settings.compute.block_bytes // (4 * row_bytes))
-        for place, damping in _dampings(tile, 1):
+        for k, place in _places(tile):
             for tests in pieces(start, stop, at_once):
-                lead = () if damping is None else (slice(damping, damping + 1),)
-                left = draft.read("blocks", *lead, tests)
+                left = draft.read("blocks", *dampings.lead(blocks, place), tests)
                 left = left.reshape(left.shape[-3:])
-                at = (*place, slice(tests.start - start, tests.stop - start))
+                at = (k, slice(tests.start - start, tests.stop - start))
                 sums[(slice(None), *at)] = left[..., :2].sum(axis=1).T
                 few = left[..., 2:].reshape(*left.shape[:2], 2, len(rankings.ENDS), self.few)
                 values[at], slots[at] = rankings.merged(few[:, :, 0], few[:, :, 1], self.top)
@@ -289,12 +287,11 @@ class _Solves:
             if not len(present):
                 continue
             solved = self._solved(slots, present)
-            for place, damping in _dampings(tile, 1):
-                value = dampings.of_method(self.bench, self.method)[damping or 0]
-                own, lengths = solved(value)
+            for k, place in _places(tile):
+                own, lengths = solved(dampings.of_method(self.bench, self.method)[place])
                 own = own / self._weights(slots.start + present, own)
                 found = torch.stack([own, lengths]).double().cpu().numpy()
-                values[(slice(None), *place, slots.start - start + present)] = found
+                values[:, k, slots.start - start + present] = found
         return dict(zip(_OF_SOLVES, values, strict=True))
 
     def _solved(
@@ -325,9 +322,6 @@ class _Solves:
         return torch.from_numpy(np.where(weights == 0, 1.0, weights)).to(like)
 
 
-def _dampings(tile: Tile, own: int) -> Iterator[tuple[tuple[int, ...], int | None]]:
-    """Place in the tile and position in the sweep of each λ; one place () without a sweep."""
-    if len(tile.start) == own:
-        yield (), None
-    else:
-        yield from (((k - tile.start[0],), k) for k in range(tile.start[0], tile.stop[0]))
+def _places(tile: Tile) -> Iterator[tuple[int, int]]:
+    """Each λ of a tile: its position in the tile and its place of the axis."""
+    return enumerate(range(tile.start[0], tile.stop[0]))
