@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 from influence_dag.stages.graph import artifacts
@@ -50,8 +51,25 @@ def _named(nodes: Iterator[ast.AST]) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             assert node.module
+            handed_on = faces().get(node.module, {})
+            found |= {handed_on[alias.name] for alias in node.names if alias.name in handed_on}
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= names if names <= MODULES.keys() else names | {node.module}
+    return found
+
+
+@cache
+def faces() -> dict[str, dict[str, str]]:
+    """Of each lazy face, the module that every name of it is from: importing that imports this."""
+    found = {}
+    for stub in PACKAGE.rglob("__init__.pyi"):
+        room = ".".join(stub.parent.relative_to(ROOT).parts)
+        found[room] = {
+            alias.name: f"{room}.{node.module}"
+            for node in ast.parse(stub.read_text()).body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
     return found
 
 
