@@ -55,8 +55,6 @@ def parameter_influences(store: Store, method: str, project: Path | None = None)
 
     Leaving out `z_i` moves the parameters by about `+1/n_train` of its row.
     """
-    from influence_dag.stages import factors
-
     bench = workbench_of(store, method, project)
     check_influences(bench, method)
     train = bench.axis(naming.GRADIENTS, "train")
@@ -68,7 +66,7 @@ def parameter_influences(store: Store, method: str, project: Path | None = None)
         present = np.flatnonzero(train.valid[slots])
         G = reading.load_gradients(bench, slots).dense()
         values = np.full(tile.shape, np.nan, variable.dtype)
-        with factors.named_rows(train.ids[slots][present], f"{method}, training rows"):
+        with reading.named_rows(train.ids[slots][present], f"{method}, training rows"):
             for rows, damping in zip(values, dampings[places], strict=True):
                 rows[present] = factorization.solve(G[present], damping=damping).x.cpu().numpy()
         return values

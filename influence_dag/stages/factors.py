@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +10,6 @@ import torch
 
 from influence_dag.curvature import Curvature
 from influence_dag.datasets.slots import Axis
-from influence_dag.errors import NotConvergedError
 from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
 from influence_dag.objective.objective import Objective
 from influence_dag.solvers import Factorization
@@ -25,7 +23,7 @@ from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.methods import method_attributes
-from influence_dag.stages.reading import check_rows, load_objective, load_rows
+from influence_dag.stages.reading import check_rows, load_objective, load_rows, named_rows
 from influence_dag.stages.tasks import Arrays, Compute, Kernel
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
@@ -304,13 +302,3 @@ class _Solver:
             known = residuals(operator, s, b, damping=damping)
         found[index] = known.to(found)
         return found
-
-
-@contextmanager
-def named_rows(ids: np.ndarray, what: str) -> Iterator[None]:
-    """Solves inside say which rows missed the tolerance by their ids."""
-    try:
-        yield
-    except NotConvergedError as error:
-        named = error.named(list(ids))
-        raise NotConvergedError(f"{what}: {named}", rows=named.rows) from error

@@ -21,9 +21,9 @@ from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
 from influence_dag.stages.reading import check_rows, load_rows, shared_objective, stored_rows
+from influence_dag.stages.symbols import gradients_formula
 from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.updates import Update
-from influence_dag.stages.wording import gradients_formula
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
 

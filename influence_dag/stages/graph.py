@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from influence_dag.stages import naming
 from influence_dag.stages.artifacts import Artifact, Picture, Promise
 from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.wording import Wording, matrix_formula
+from influence_dag.stages.symbols import matrix_formula
+from influence_dag.stages.wording import Wording
 from influence_dag.study.study import Study
 
 _TORCH, _ZARR = frozenset({"torch"}), frozenset({"zarr"})

@@ -16,8 +16,8 @@ from influence_dag.stages.driver import Result, Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
 from influence_dag.stages.reading import load_objective, load_rows, naming_rows, weight_sum
+from influence_dag.stages.symbols import matrix_formula
 from influence_dag.stages.updates import Update
-from influence_dag.stages.wording import matrix_formula
 from influence_dag.stages.workbench import Workbench
 from influence_dag.study.curvatures import CURVATURE_KINDS
 

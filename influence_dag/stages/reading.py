@@ -11,7 +11,7 @@ from torch import nn
 
 from influence_dag.curvature import DenseCurvature
 from influence_dag.datasets.slots import Axis, Split
-from influence_dag.errors import ModelError
+from influence_dag.errors import ModelError, NotConvergedError
 from influence_dag.gradients.per_sample import GradientLayout, Gradients
 from influence_dag.objective import modules
 from influence_dag.objective.batching import Of, check_all_rows
@@ -128,6 +128,16 @@ def naming_rows(axis: Axis, slots: np.ndarray | None = None) -> Iterator[None]:
         name = str(axis.ids[(axis.slots if slots is None else slots)[error.row]])
         said = str(error).removeprefix(f"row {error.row}: ")
         raise ModelError(f"{axis.name} row {name!r}: {said}", row=error.row) from error
+
+
+@contextmanager
+def named_rows(ids: np.ndarray, what: str) -> Iterator[None]:
+    """Solves inside say which rows missed the tolerance by their ids."""
+    try:
+        yield
+    except NotConvergedError as error:
+        named = error.named(list(ids))
+        raise NotConvergedError(f"{what}: {named}", rows=named.rows) from error
 
 
 def study_objective(study: Study, module: nn.Module) -> Objective:

@@ -12,20 +12,13 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import torch
 
-from influence_dag.datasets.slots import HOLE, Axis
 from influence_dag.fingerprints import Keys, combine, fingerprint
-from influence_dag.solvers import Factorization
-from influence_dag.solvers.ekfac import KroneckerFactorization
 from influence_dag.stages import (
     dampings,
-    eigenbasis,
-    factors,
     methods,
     naming,
     rankings,
-    reading,
     seen,
 )
 from influence_dag.stages.blocks import Tile, pieces
@@ -33,6 +26,7 @@ from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.graph import has_self_influence
+from influence_dag.stages.self_influences import NAMES, OwnSolves, places
 from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
@@ -66,7 +60,7 @@ _OF_TEST: _Named = {
     "bottom_train": _STRONGEST,
     "bottom_influence": _STRONGEST,
 }
-_OF_SOLVES: _Named = {"self_influence": _TRAIN, "parameter_influence_norm": _TRAIN}
+_OF_SOLVES: _Named = dict.fromkeys(NAMES, _TRAIN)
 Of = Literal["train", "blocks", "solves"]
 _NAMES: dict[Of, _Named] = {"train": _OF_TRAIN, "blocks": _OF_BLOCKS, "solves": _OF_SOLVES}
 
@@ -177,8 +171,8 @@ class _Summary:
         return Part(tuple(_NAMES[of]), keys, SummaryBlocks(self.method, of), may_lack=True)
 
     @cached_property
-    def solves(self) -> "_Solves":
-        return _Solves(self.bench, self.method, self.train)
+    def solves(self) -> "OwnSolves":
+        return OwnSolves(self.bench, self.method, self.train)
 
     def _keys(self, *shared: object) -> Callable[..., Keys]:
         prefix = fingerprint("summary", FORMULA, *shared)
@@ -191,7 +185,7 @@ class _Summary:
     def train_sums(self, tile: Tile) -> Arrays:
         """Sums over the test rows that exist; NaN where a training row is missing."""
         sums, (start, stop) = np.zeros((2, *tile.shape)), (tile.start[-1], tile.stop[-1])
-        for k, place in _places(tile):
+        for k, place in places(tile):
             for trains, tests in itertools.product(
                 pieces(start, stop, self.chunks[1]), pieces(0, len(self.test), self.chunks[0])
             ):
@@ -206,7 +200,7 @@ class _Summary:
         """Of each block of influences, the sums and the strongest entries of each test row."""
         left = np.full((*tile.shape, 2 + 4 * self.few), np.nan)
         start, stop = tile.start[-2], tile.stop[-2]
-        for k, place in _places(tile):
+        for k, place in places(tile):
             for tests, block in itertools.product(
                 pieces(start, stop, self.chunks[0]), range(tile.start[-1], tile.stop[-1])
             ):
@@ -233,7 +227,7 @@ class _Summary:
         blocks = draft.layout["blocks"]
         row_bytes = 8 * int(np.prod(blocks.shape[-2:]))
         at_once = max(1, self.bench.settings.compute.block_bytes // (4 * row_bytes))
-        for k, place in _places(tile):
+        for k, place in places(tile):
             for tests in pieces(start, stop, at_once):
                 left = draft.read("blocks", *dampings.lead(blocks, place), tests)
                 left = left.reshape(left.shape[-3:])
@@ -247,81 +241,3 @@ class _Summary:
             for end, name in enumerate(rankings.ENDS)
             for what, array in (("train", slots), ("influence", values))
         }
-
-
-class _Solves:
-    """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` and `‖(H + λI)⁻¹ ∇L(z_i)‖` of each training row.
-
-    Of rows that the stored gradients do not have (they may be of another age than the influences)
-    nothing is said: NaN, and their keys are those of holes.
-    """
-
-    def __init__(self, bench: Workbench, method: str, train: Axis):
-        self.bench, self.method = bench, method
-        stored = bench.axis(naming.GRADIENTS, "train").keys[: len(train)]
-        keys = np.full(len(train), HOLE)
-        keys[: len(stored)] = np.where(stored == train.keys[: len(stored)], stored, HOLE)
-        self.weighted = bench.require("dataset").attrs.get("weights", "none") != "none"
-        if self.weighted:  # of rows that the dataset has otherwise no weight is known
-            now = np.full(len(train), HOLE)
-            current = bench.axis("dataset", "train").keys[: len(train)]
-            now[: len(current)] = current
-            keys = np.where(keys == now, keys, HOLE)
-        self.rows = Axis("train", train.ids, keys)
-        gradients_key = bench.require(naming.GRADIENTS).attrs["base_key"]
-        self.key = fingerprint(methods.factors_key(bench, method), gradients_key)
-        size = bench.require("model").attrs["info"]["parameters"]
-        if eigenbasis.has_eigenbasis(bench, method):
-            size = reading.gradient_layout_of(bench).numbers_per_row
-        self.at_once = max(1, bench.settings.compute.block_bytes // (8 * size))
-
-    @cached_property
-    def factorization(self) -> Factorization:
-        return methods.load_factorization(self.bench, self.method)
-
-    def __call__(self, tile: Tile) -> Arrays:
-        start, stop = tile.start[-1], tile.stop[-1]
-        values = np.full((len(_OF_SOLVES), *tile.shape), np.nan)
-        for slots in pieces(start, stop, self.at_once):
-            present = np.flatnonzero(self.rows.valid[slots])
-            if not len(present):
-                continue
-            solved = self._solved(slots, present)
-            for k, place in _places(tile):
-                own, lengths = solved(dampings.of_method(self.bench, self.method)[place])
-                own = own / self._weights(slots.start + present, own)
-                found = torch.stack([own, lengths]).double().cpu().numpy()
-                values[:, k, slots.start - start + present] = found
-        return dict(zip(_OF_SOLVES, values, strict=True))
-
-    def _solved(
-        self, slots: slice, present: np.ndarray
-    ) -> Callable[[float], tuple[torch.Tensor, torch.Tensor]]:
-        """Both numbers of some rows at a λ: from pairs where the method has an eigenbasis."""
-        if isinstance(factorization := self.factorization, KroneckerFactorization):
-            rotated = eigenbasis.rotated_rows(self.bench, factorization, slots, present)
-            return lambda damping: rotated.own_influences(damping=damping)
-        G = reading.load_gradients(self.bench, slots).dense()[present]
-        ids = self.rows.ids[slots][present]
-
-        def solved(damping: float) -> tuple[torch.Tensor, torch.Tensor]:
-            with factors.named_rows(ids, f"{self.method}, training rows"):
-                x = factorization.solve(G, damping=damping).x
-            return (x * G).sum(dim=1), x.norm(dim=1)
-
-        return solved
-
-    def _weights(self, slots: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-        """Stored gradients have them as a factor, which counts once in a self-influence.
-
-        1 for rows of weight 0, whose gradients are 0.
-        """
-        if not self.weighted:
-            return like.new_ones(len(slots))
-        weights = self.bench.require("dataset").read("train_weight")[slots]
-        return torch.from_numpy(np.where(weights == 0, 1.0, weights)).to(like)
-
-
-def _places(tile: Tile) -> Iterator[tuple[int, int]]:
-    """Each λ of a tile: its position in the tile and its place of the axis."""
-    return enumerate(range(tile.start[0], tile.stop[0]))
