@@ -114,7 +114,6 @@ def trained(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def measured(project: Path) -> dict[str, dict[str, float]]:
     """Of each artifact, then of all checks, in the order in which they are made."""
-    from influence_dag.components.checks import promises
     from influence_dag.stages.graph import artifacts
     from influence_dag.stages.workbench import Workbench
     from influence_dag.study.loading import load_study
@@ -127,7 +126,7 @@ def measured(project: Path) -> dict[str, dict[str, float]]:
         folder = bench.store.current(node.name)
         found[node.name]["disk_MB"] = megabytes(Path(folder.address)) if folder else 0.0
         print(node.name, found[node.name], file=sys.stderr, flush=True)
-    asked = [*promises(bench.study, [node.name for node in nodes])]
+    asked = [promise for node in nodes for promise in node.checks]
     found["checks"] = timed(lambda: [promise.outcome(Workbench(bench.study)) for promise in asked])
     size = bench.require("model").attrs["info"]["parameters"]
     found["floor"] = {"us_a_pair": pair_floor(size)}

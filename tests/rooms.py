@@ -4,7 +4,11 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
+
+from influence_dag.stages.graph import artifacts
+from influence_dag.study.study import Study, StudySettings
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "influence_dag"
@@ -47,8 +51,25 @@ def _named(nodes: Iterator[ast.AST]) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0
             assert node.module
+            handed_on = faces().get(node.module, {})
+            found |= {handed_on[alias.name] for alias in node.names if alias.name in handed_on}
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= names if names <= MODULES.keys() else names | {node.module}
+    return found
+
+
+@cache
+def faces() -> dict[str, dict[str, str]]:
+    """Of each lazy face, the module that every name of it is from: importing that imports this."""
+    found = {}
+    for stub in PACKAGE.rglob("__init__.pyi"):
+        room = ".".join(stub.parent.relative_to(ROOT).parts)
+        found[room] = {
+            alias.name: f"{room}.{node.module}"
+            for node in ast.parse(stub.read_text()).body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
     return found
 
 
@@ -130,10 +151,39 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def everything() -> Study:
+    """A study that has every kind of artifact, by one method."""
+    settings = {
+        "data": {"train": "train.csv", "test": "test.csv", "target": "label"},
+        "model": {"build": "model:build", "fit": {"weight_decay": 0.1}},
+        "methods": {"direct": {}},
+        "perturbation": {"methods": ["direct"]},
+        "validation": {"leave_one_out": {}, "datamodels": {}, "label_errors": {}},
+    }
+    return Study("everything", StudySettings.model_validate(settings), ROOT)
+
+
+def artifacts_table(study: Study) -> str:
+    """Each artifact of a study as its node declares it."""
+    rows = ["| artifact | reads | stage, formula | checks | picture |", "| --- " * 5 + "|"]
+    for node in artifacts(study):
+        checks = ", ".join(f"`{check.name}`" for check in node.checks)
+        shown = ", ".join(f"`{name}`" for name in (node.picture.names if node.picture else ()))
+        reads = ", ".join(f"`{name}`" for name in node.reads)
+        made = f"`{node.stage}`, {node.formula}"
+        rows.append(f"| `{node.name}` | {reads} | {made} | {checks} | {shown} |")
+    return "\n".join(rows)
+
+
 def page() -> str:
-    """The page with both made anew."""
+    """The page with all three made anew."""
     text = PAGE.read_text()
-    for name, made in (("picture", picture()), ("table", table())):
+    made_anew = {
+        "picture": picture(),
+        "table": table(),
+        "artifacts": artifacts_table(everything()),
+    }
+    for name, made in made_anew.items():
         between = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text = re.sub(
             between, lambda found, made=made: f"{found[1]}{made}\n{found[2]}", text, flags=re.S

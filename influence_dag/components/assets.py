@@ -13,7 +13,8 @@ from influence_dag.components.checks import check_definitions
 from influence_dag.components.keys import DATA_VERSION_TAG, asset_key, upstream_keys
 from influence_dag.components.reading import ARTIFACT, IO_MANAGER, STORE, StudyIOManager
 from influence_dag.fingerprints import fingerprint
-from influence_dag.stages.graph import Artifact, artifacts
+from influence_dag.stages.artifacts import Artifact
+from influence_dag.stages.graph import artifacts
 from influence_dag.study.study import Study
 from influence_dag.texts import code
 
@@ -34,7 +35,7 @@ def study_definitions(study: Study, *, pool: str | None = "gpu") -> dg.Definitio
     )
     return dg.Definitions(
         assets=[_source(study), *(_asset(study, node, pool) for node in nodes)],
-        asset_checks=check_definitions(study, [node.name for node in nodes]),
+        asset_checks=check_definitions(study, nodes),
         jobs=[job],
         schedules=list(_schedules(study, job)),
         sensors=list(_sensors(study)),
@@ -115,7 +116,7 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
 
         bench = Workbench(study, context.log.info)
         tags = _source_seen(context, bench) if "source" in node.reads else None
-        return materialize_result(context, bench, node.refresh(bench), node.method, tags)
+        return materialize_result(context, bench, node, node.refresh(bench), tags)
 
     with _beta_is_no_concern():
         return dg.asset(
@@ -160,17 +161,4 @@ def code_version(study: Study, node: Artifact) -> str:
 
     Settings of later stages are left out, so that changing them marks only what they change.
     """
-    settings = study.settings.model_dump(mode="json")
-    own = {"data": study.settings.data.reading, "dtype": settings["compute"]["dtype"]}
-    if node.name != "dataset":
-        model = settings["model"]
-        own["model"] = {name: model[name] for name in model if name != "minimum"}  # only a check
-    if node.method:
-        own |= {"damping": settings["damping"], "method": settings["methods"][node.method]}
-    if node.name == "report":
-        own |= {"damping": settings["damping"], "methods": settings["methods"]}
-    if node.stage == "summary":
-        own["summary"] = settings["summary"]
-    if node.stage in ("influences", "perturbation"):
-        own["max_relative_error"] = settings["store"]["max_relative_error"]
-    return f"{__version__}-{fingerprint(node.name, node.formula, own)[:12]}"
+    return f"{__version__}-{fingerprint(node.name, node.formula, node.settings_of(study))[:12]}"

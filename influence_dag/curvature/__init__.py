@@ -1,10 +1,5 @@
 """Hessian and Gauss–Newton: as products with vectors, as matrices, as Kronecker factors."""
 
-from influence_dag.curvature.gauss_newton import GaussNewton
-from influence_dag.curvature.hessian import Hessian
-from influence_dag.curvature.operators import Curvature, DenseCurvature
+import lazy_loader
 
-# By the names that settings have for them.
-CURVATURES = {"hessian": Hessian, "gauss_newton": GaussNewton}
-
-__all__ = ["CURVATURES", "Curvature", "DenseCurvature", "GaussNewton", "Hessian"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

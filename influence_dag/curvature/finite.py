@@ -1,12 +1,14 @@
 """No curvature leaves its kernel without numbers: LAPACK turns NaN into numbers, silently."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from influence_dag.errors import ModelError
-from influence_dag.objective.objective import Objective, Rows
+
+if TYPE_CHECKING:
+    from influence_dag.objective.objective import Objective, Rows
 
 _SAID = (
     "the loss has no finite second derivative: it has none there (a root or a norm of zeros, a "
@@ -27,7 +29,7 @@ def check_finite(what: str, values: Tensor) -> None:
 
 
 def check_sum(
-    total: Tensor, objective: Objective, rows: Rows, of_rows: Callable[[Rows], Tensor]
+    total: Tensor, objective: "Objective", rows: "Rows", of_rows: "Callable[[Rows], Tensor]"
 ) -> None:
     """Raise `ModelError` for a sum over rows that is not finite, with the first row to show it.
 

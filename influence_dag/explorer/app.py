@@ -173,8 +173,7 @@ class Explorer:
     def _relabel(self, view: View, wanted: dict[str, str]) -> None:
         view.check_current()
         found = self.opened.results.relabelled_influences(view.method, wanted)
-        if view.damping is not None:
-            found = found.isel(damping=view.damping)
+        found = found.isel(damping=view.damping, missing_dims="ignore")
         order = {name: place for place, name in enumerate(map(str, found.train.values))}
         for name, label in wanted.items():
             values = np.asarray(found.values[:, order[name]], np.float64)

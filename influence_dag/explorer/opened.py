@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from influence_dag.datasets.slots import Axis, Split
 from influence_dag.errors import StoreError
-from influence_dag.stages import naming
+from influence_dag.stages import dampings, naming
 from influence_dag.store import Store, Version
 from influence_dag.texts import did_you_mean
 
@@ -85,7 +85,7 @@ class Opened:
         known = influences.number, influences.data_version, beside
         return self._view(method, _damping(influences, damping), known)
 
-    def _made_view(self, method: str, damping: int | None, known: tuple) -> "View":
+    def _made_view(self, method: str, damping: int, known: tuple) -> "View":
         number, data_version, _ = known
         influences = self._version(naming.influences(method), number, data_version)
         return View(self, method, influences, damping)
@@ -103,12 +103,10 @@ class _Labels:
         return Rows(Axis.read(self.version, self.split))
 
 
-def _damping(influences: Version, asked: float | None) -> int | None:
-    """The position of λ in a sweep; None without one."""
-    if influences.variables["influences"].dims[0] != "damping":
-        return None
-    known = influences.coordinate("damping").tolist()
-    if asked is None:
+def _damping(influences: Version, asked: float | None) -> int:
+    """The place of λ on the axis, by default the last."""
+    known = dampings.stored_values(influences)
+    if asked is None or not known:
         return len(known) - 1
     if asked not in known:
         raise StoreError(f"damping {asked:g} is none of those stored: {known}")
@@ -153,7 +151,7 @@ class View:
     opened: Opened
     method: str
     influences: Version
-    damping: int | None
+    damping: int
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -175,9 +173,8 @@ class View:
 
     @property
     def shown_damping(self) -> float | None:
-        if self.damping is not None:
-            return float(self.influences.coordinate("damping")[self.damping])
-        told = self.influences.attrs.get("damping")
+        known = dampings.stored_values(self.influences) or [self.influences.attrs.get("damping")]
+        told = known[self.damping]
         return float(told) if isinstance(told, int | float) else None
 
     def check_current(self) -> None:
@@ -201,9 +198,8 @@ class View:
         return self._read(slice(None), slots)[self.test.slots]
 
     def _read(self, tests: slice, trains: slice) -> NDArray[np.float64]:
-        lead = () if self.damping is None else (slice(self.damping, self.damping + 1),)
-        block = self.influences.read("influences", *lead, tests, trains)
-        return block.reshape(block.shape[-2:]).astype(np.float64)
+        block = dampings.at(self.influences, "influences", self.damping, tests, trains)
+        return block.astype(np.float64)
 
     @cached_property
     def summary(self) -> Version | None:
@@ -226,11 +222,9 @@ class View:
         version = self.summary
         if version is None or name not in version.variables:
             return None
-        values = version.read(name)
-        if version.variables[name].dims[0] == "damping":
-            values = values[self.damping or 0]
-        at = _places(self.opened.rows(version, split), self.split(split))
-        return np.where(at < 0, np.nan, values[np.maximum(at, 0)]).astype(np.float64)
+        values = dampings.at(version, name, self.damping)
+        slots = _places(self.opened.rows(version, split), self.split(split))
+        return np.where(slots < 0, np.nan, values[np.maximum(slots, 0)]).astype(np.float64)
 
 
 def _places(there: Rows, rows: Rows) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from influence_dag.explorer.content import Contents, is_picture
 from influence_dag.explorer.numbers import number, numbers
 from influence_dag.explorer.opened import View
 from influence_dag.explorer.shown import at, differences, project, row
-from influence_dag.stages import naming
+from influence_dag.stages import dampings, naming
 
 NAME = "perturbation_influences"
 KEPT = 64  # maps that were computed on demand
@@ -63,9 +63,7 @@ class Maps:
                     results.position_influences if _are_tokens(view) else results.lazy_perturbation
                 )
                 self._lazy[at_] = lazy(view.method)
-            array = self._lazy[at_]
-            if view.damping is not None:
-                array = array.isel(damping=view.damping)
+            array = self._lazy[at_].isel(damping=view.damping, missing_dims="ignore")
             place = view.test.position(test), view.train.position(train)
             values = np.asarray(array.isel(test=place[0], train=place[1]).load().values)
         self._computed[_key(view, test, train)] = values.astype(np.float64)
@@ -109,10 +107,8 @@ def _slot(view: View, version: Any, split: Any, name: str) -> int | None:
 
 
 def _read(view: View, version: Any, name: str, places: list) -> NDArray:
-    lead = () if view.damping is None else (slice(view.damping, view.damping + 1),)
     region = (slice(place, place + 1) for place in places)
-    block = version.read(name, *lead, *region)
-    return block.reshape(block.shape[len(lead) + 2 :]).astype(np.float64)
+    return dampings.at(version, name, view.damping, *region)[0, 0].astype(np.float64)
 
 
 def pair(

@@ -12,7 +12,7 @@ from influence_dag.explorer.edited import project_of
 from influence_dag.explorer.numbers import histogram, number
 from influence_dag.explorer.opened import Opened, Rows, View
 from influence_dag.explorer.predictions import Predictions, labels_of, predictions
-from influence_dag.stages import naming
+from influence_dag.stages import dampings, naming
 
 PAGE = 40  # rows of a table
 STRONGEST = 8  # rows that help, and as many that harm
@@ -137,10 +137,9 @@ def study(opened: Opened) -> dict[str, Any]:
 
 def _method(opened: Opened, name: str) -> dict[str, Any]:
     influences = opened.version(naming.influences(name))
-    swept = influences.variables["influences"].dims[0] == "damping"
     return {
         "name": name,
-        "dampings": influences.coordinate("damping").tolist() if swept else [],
+        "dampings": dampings.stored_values(influences),
         "versions": [version.number for version in opened.store.versions(influences.artifact)],
         "version": influences.number,
     }

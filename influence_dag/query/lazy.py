@@ -1,6 +1,6 @@
 """Arrays that are computed when sliced and never stored: dask blocks that call the kernels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,14 @@ from influence_dag.query.holes import without_holes
 from influence_dag.query.reopened import check_influences, workbench_of
 from influence_dag.stages import methods, naming, reading
 from influence_dag.stages.blocks import Tile
-from influence_dag.stages.dampings import damping_axis
+from influence_dag.stages.dampings import DAMPING, DampingAxis, of_method, stored
 from influence_dag.store import Coordinate, Layout, Store, Variable, Version
 
 if TYPE_CHECKING:
     from influence_dag.solvers.blocks import Blocks
     from influence_dag.stages.workbench import Workbench
 
-Block = Callable[[Sequence[int], Sequence[int]], np.ndarray]
+Block = Callable[[Tile], np.ndarray]
 
 
 def lazy_perturbation(store: Store, method: str, project: Path | None = None) -> xr.DataArray:
@@ -40,12 +40,12 @@ def lazy_perturbation(store: Store, method: str, project: Path | None = None) ->
             f"the lazy form is for models with one input; this study has {names}"
         )
     (variable,) = list(layout.variables)
-    kernel = perturbation.DerivativesOfPairs.of(bench, method, variable)
-    first = len(damping_axis(bench, method)[0]) + 2  # features are whole
+    kernel = perturbation.DerivativesOfPairs.of(method, variable)
 
-    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
+    def block(tile: Tile) -> np.ndarray:
         compute = bench.once(kernel, lambda: kernel.at(bench))
-        return compute(Tile(tuple(start[:first]), tuple(stop[:first]), ()))[variable.name]
+        cut = Tile(tile.start[:3], tile.stop[:3], ())  # features are whole
+        return compute(cut)[variable.name]
 
     return _labelled(layout, variable, block)
 
@@ -55,26 +55,21 @@ def parameter_influences(store: Store, method: str, project: Path | None = None)
 
     Leaving out `z_i` moves the parameters by about `+1/n_train` of its row.
     """
-    from influence_dag.stages import factors
-    from influence_dag.stages.dampings import of_method
-
     bench = workbench_of(store, method, project)
     check_influences(bench, method)
     train = bench.axis(naming.GRADIENTS, "train")
     factorization = methods.load_factorization(bench, method)
     dampings = of_method(bench, method)
 
-    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        slots = slice(start[-2], stop[-2])
+    def block(tile: Tile) -> np.ndarray:
+        places, slots, _ = tile.region
         present = np.flatnonzero(train.valid[slots])
         G = reading.load_gradients(bench, slots).dense()
-        which = range(start[0], stop[0]) if len(dampings) > 1 else [0]
-        values = np.full((len(which), *G.shape), np.nan, variable.dtype)
-        with factors.named_rows(train.ids[slots][present], f"{method}, training rows"):
-            for rows, k in zip(values, which, strict=True):
-                solved = factorization.solve(G[present], damping=dampings[k])
-                rows[present] = solved.x.cpu().numpy()
-        return values if len(dampings) > 1 else values[0]
+        values = np.full(tile.shape, np.nan, variable.dtype)
+        with reading.named_rows(train.ids[slots][present], f"{method}, training rows"):
+            for rows, damping in zip(values, dampings[places], strict=True):
+                rows[present] = factorization.solve(G[present], damping=damping).x.cpu().numpy()
+        return values
 
     layout = _parameter_layout(bench, method, train.coordinates, len(train))
     (variable,) = layout.variables
@@ -100,18 +95,18 @@ def block_influences(
     if blocks is None:
         blocks = bench.settings.methods[method].blocks
     positions = parameter_blocks(reading.parameter_slices(bench), blocks)
-    names, dampings = list(positions), len(bench.settings.dampings)
+    names = list(positions)
 
-    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        which = range(start[1], stop[1]) if dampings > 1 else [None]
-        G = reading.load_gradients(bench, slice(start[-1], stop[-1]))
-        index = {name: positions[name] for name in names[start[0] : stop[0]]}
+    def block(tile: Tile) -> np.ndarray:
+        which, places, tests, trains = tile.region
+        G = reading.load_gradients(bench, trains)
+        index = {name: positions[name] for name in names[which]}
         values = []
-        for k in which:
-            s = reading.load_factors(bench, method, slice(start[-2], stop[-2]), k)
+        for k in range(places.start, places.stop):
+            s = reading.load_factors(bench, method, tests, k)
             shares = split_by_block(s, index).values()
             values.append(np.stack([influences(share, G).cpu().numpy() for share in shares]))
-        return np.stack(values, axis=1) if dampings > 1 else values[0]
+        return np.stack(values, axis=1)
 
     layout = _block_layout(bench, store.version(naming.influences(method)), method, names)
     (variable,) = layout.variables
@@ -130,20 +125,16 @@ def position_influences(store: Store, method: str, project: Path | None = None) 
     check_influences(bench, method, rows="dataset")
     train, objective = bench.axis("dataset", "train"), load_objective(bench)
     shape = positions_of(objective, load_rows(bench, train, train.slots[:1]))
-    dampings = len(bench.settings.dampings)
-    first = 1 if dampings > 1 else 0
 
-    def block(start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        which = range(start[0], stop[0]) if dampings > 1 else [None]
-        tests, slots = (slice(start[axis], stop[axis]) for axis in (first, first + 1))
+    def block(tile: Tile) -> np.ndarray:
+        places, tests, slots, *_ = tile.region
         present = np.flatnonzero(train.valid[slots])
         rows = load_rows(bench, train, present + slots.start)
-        sizes = tests.stop - tests.start, slots.stop - slots.start
-        values = np.full((len(which), *sizes, *shape), np.nan, variable.dtype)
-        for part, k in zip(values, which, strict=True):
+        values = np.full(tile.shape, np.nan, variable.dtype)
+        for k, part in enumerate(values, places.start):
             s = reading.load_factors(bench, method, tests, k)
             part[:, present] = position_influences(s, objective, rows).cpu().numpy()
-        return values if dampings > 1 else values[0]
+        return values
 
     layout = _position_layout(bench, store.version(naming.influences(method)), method, shape)
     (variable,) = layout.variables
@@ -151,44 +142,42 @@ def position_influences(store: Store, method: str, project: Path | None = None) 
 
 
 def _position_layout(
-    bench: "Workbench", stored: Version, method: str, shape: tuple[int, ...]
+    bench: "Workbench", influences: Version, method: str, shape: tuple[int, ...]
 ) -> Layout:
     from influence_dag.stages.wording import wording_of
 
     test, train = bench.axis(naming.factors(method), "test"), bench.axis("dataset", "train")
-    dims, sizes, dampings = damping_axis(bench, method)
-    entry = stored.variables["influences"]
+    axis, entry = DampingAxis.of(bench, method), influences.variables["influences"]
     names = ("position",) if len(shape) == 1 else tuple(f"position_{k}" for k in range(len(shape)))
     variable = Variable(
         "position_influences",
-        (*dims, "test", "train", *names),
-        (*sizes, len(test), len(train), *shape),
+        (DAMPING, "test", "train", *names),
+        (len(axis), len(test), len(train), *shape),
         entry.dtype,
-        (*entry.chunks, *shape),
+        (1, *entry.chunks[-2:], *shape),
         wording_of(bench, method).position_influences(),
     )
     places = (Coordinate(n, (n,), np.arange(k)) for n, k in zip(names, shape, strict=True))
-    coordinates = (*test.coordinates, *train.coordinates, *dampings, *places)
+    coordinates = (*test.coordinates, *train.coordinates, axis.coordinate, *places)
     return Layout((variable,), coordinates, methods.method_attributes(bench, method))
 
 
-def _block_layout(bench: "Workbench", stored: Version, method: str, names: list[str]) -> Layout:
+def _block_layout(bench: "Workbench", influences: Version, method: str, names: list[str]) -> Layout:
     from influence_dag.stages.wording import wording_of
 
     test = bench.axis(naming.factors(method), "test")
     train = bench.axis(naming.GRADIENTS, "train")
-    dims, sizes, dampings = damping_axis(bench, method)
-    entry = stored.variables["influences"]
+    axis, entry = DampingAxis.of(bench, method), influences.variables["influences"]
     variable = Variable(
         "block_influences",
-        ("block", *dims, "test", "train"),
-        (len(names), *sizes, len(test), len(train)),
+        ("block", DAMPING, "test", "train"),
+        (len(names), len(axis), len(test), len(train)),
         entry.dtype,
-        (1, *entry.chunks),
+        (1, 1, *entry.chunks[-2:]),
         wording_of(bench, method).block_influences(),
     )
     block = Coordinate("block", ("block",), np.array(names, np.dtypes.StringDType()))
-    coordinates = (block, *test.coordinates, *train.coordinates, *dampings)
+    coordinates = (block, *test.coordinates, *train.coordinates, axis.coordinate)
     return Layout((variable,), coordinates, methods.method_attributes(bench, method))
 
 
@@ -197,30 +186,36 @@ def _parameter_layout(
 ) -> Layout:
     from influence_dag.stages.wording import wording_of
 
-    dims, sizes, dampings = damping_axis(bench, method)
+    axis = DampingAxis.of(bench, method)
     size = bench.require("model").attrs["info"]["parameters"]
     dtype = np.dtype(bench.settings.compute.dtype)
     chunk = max(1, min(rows, bench.settings.compute.block_bytes // (size * dtype.itemsize)))
     variable = Variable(
         "parameter_influences",
-        (*dims, "train", "param"),
-        (*sizes, rows, size),
+        (DAMPING, "train", "param"),
+        (len(axis), rows, size),
         dtype.name,
-        (*(1 for _ in sizes), chunk, size),
+        (1, chunk, size),
         wording_of(bench, method).parameter_influences(),
     )
     attrs = methods.method_attributes(bench, method)
-    return Layout((variable,), (*labels, *dampings), attrs)
+    return Layout((variable,), (*labels, axis.coordinate), attrs)
 
 
-def _labelled(layout: Layout, variable: Variable, compute: Block) -> xr.DataArray:
-    """A dask array with a block for each chunk, and the layout's labels."""
+def _labelled(layout: Layout, whole: Variable, compute: Block) -> xr.DataArray:
+    """A dask array with a block for each chunk, and the labels; of one λ without its axis."""
     one_at_a_time = SerializableLock()  # a module's parameters are swapped while it is evaluated
+    layout = stored(layout)
+    variable, place = layout[whole.name], whole.dims.index(DAMPING)
+    hidden = variable.dims != whole.dims
 
     def block(block_info: Mapping[Any, Any]) -> np.ndarray:
-        where = block_info[None]["array-location"]
+        where = list(block_info[None]["array-location"])
+        where[place:place] = [(0, 1)] if hidden else []
+        start, stop = zip(*where, strict=True)
         with one_at_a_time:
-            return compute([start for start, _ in where], [stop for _, stop in where])
+            values = compute(Tile(start, stop, ()))
+        return values.squeeze(place) if hidden else values
 
     empty = np.empty((0,) * len(variable.shape), variable.dtype)
     sizes = tuple(

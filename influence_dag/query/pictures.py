@@ -74,9 +74,8 @@ class Pictures:
         From the stored perturbation influences, or computed where they are not stored, which needs
         the study's code (see `open_study`).
         """
-        values = self._perturbation(method).sel(test=test, train=train).load()
-        if "damping" in values.dims:
-            values = values.isel(damping=-1)
+        values = self._perturbation(method).sel(test=test, train=train)
+        values = values.isel(damping=-1, missing_dims="ignore").load()
         rows = Contents(self._study)["train", train], Contents(self._study)["test", test]
         title = f"{literal(train, 24)} → {literal(test, 24)}"
         if values.ndim == 1:

@@ -12,7 +12,7 @@ from influence_dag.query.holes import without_holes
 from influence_dag.query.reopened import check_influences, workbench_of
 from influence_dag.stages import naming, reading
 from influence_dag.stages.blocks import pieces
-from influence_dag.stages.dampings import damping_axis
+from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.store import Store
 
 if TYPE_CHECKING:
@@ -35,14 +35,16 @@ def relabelled_influences(
     bench = workbench_of(store, method, project)
     check_influences(bench, method, rows="dataset")
     names, gradients = _gradients(bench, labels)
-    values = _products(bench, method, gradients, len(names))
-    dims, _, dampings = damping_axis(bench, method)
-    axes = (*bench.axis(naming.factors(method), "test").coordinates, *dampings)
+    axis = DampingAxis.of(bench, method)
+    values = _products(bench, method, gradients, (len(axis), len(names)))
+    axes = (*bench.axis(naming.factors(method), "test").coordinates, axis.coordinate)
     coordinates: dict[str, Any] = {item.name: (item.dims, item.values) for item in axes}
     coordinates["train"] = ("train", np.array(names, np.dtypes.StringDType()))
     about = {"long_name": "influences of training rows with the labels that were asked for"}
-    variable = ((*dims, "test", "train"), values, about)
+    variable = ((DAMPING, "test", "train"), values, about)
     dataset = xr.Dataset({"relabelled_influences": variable}, coordinates)
+    if len(axis) == 1:
+        dataset = dataset.squeeze(DAMPING, drop=True)
     return without_holes(dataset)["relabelled_influences"]
 
 
@@ -62,18 +64,20 @@ def _gradients(bench: "Workbench", labels: Labels) -> "tuple[list[str], Gradient
     return names, per_sample_gradients(reading.load_objective(bench), Rows(rows.x, y, rows.weights))
 
 
-def _products(bench: "Workbench", method: str, gradients: "Gradients", rows: int) -> np.ndarray:
+def _products(
+    bench: "Workbench", method: str, gradients: "Gradients", sizes: tuple[int, int]
+) -> np.ndarray:
     """The factors of every test row times these gradients, for each λ."""
     from influence_dag.influence.upweighting import influences
 
     factors = bench.require(naming.factors(method))
-    _, sizes, _ = damping_axis(bench, method)
     variable = factors.variables["influence_factors"]
-    values = np.full((*sizes, variable.shape[-2], rows), np.nan)
-    for k in range(sizes[0]) if sizes else [None]:
+    dampings, rows = sizes
+    values = np.full((dampings, variable.shape[-2], rows), np.nan)
+    for k, found in enumerate(values):
         for tests in pieces(0, variable.shape[-2], variable.chunks[-2]):
-            found = influences(reading.load_factors(bench, method, tests, k), gradients)
-            values[(*(() if k is None else (k,)), tests)] = found.cpu().numpy()
+            s = reading.load_factors(bench, method, tests, k)
+            found[tests] = influences(s, gradients).cpu().numpy()
     return values
 
 

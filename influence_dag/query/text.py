@@ -28,9 +28,7 @@ def describe(results: StudyResults) -> str:
     method = results.methods[0]
     root = _short(results.store.address)
     lines = [f"\n{results.store.name}: stored in {root}", *_artifact_lines(results), ""]
-    influences = results[method].influences
-    if "damping" in influences.dims:
-        influences = influences.isel(damping=-1)
+    influences = results[method].influences.isel(damping=-1, missing_dims="ignore")
     lines += [f"Influences by {method}: {_sizes(influences)}; positive helps, negative harms"]
     for position in np.linspace(0, influences.sizes["test"] - 1, TESTS).astype(int):
         lines += _strongest(influences.isel(test=position))

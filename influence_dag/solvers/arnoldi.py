@@ -10,16 +10,15 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
-from influence_dag.solvers.base import register
 from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
 from influence_dag.solvers.krylov import Eigenpairs, leading_eigenpairs
 from influence_dag.solvers.rounding import rounding
 from influence_dag.study.methods import ArnoldiSettings
 
 _DEFAULTS = ArnoldiSettings()
+_KRYLOV = 4  # products a pair that are expected
 
 
-@register("arnoldi")
 @dataclass(frozen=True, kw_only=True)
 class Arnoldi:
     r"""The `rank` eigenpairs of largest $|\mu|$ (Schioppa et al. 2022), by block Krylov.
@@ -52,6 +51,10 @@ class Arnoldi:
     seed: int = _DEFAULTS.seed
     on_failure: Literal["raise", "warn"] = _DEFAULTS.on_failure
     on_indefinite: Literal["raise", "allow"] = "raise"
+
+    def expected_products(self, *, size: int, rows: int, damping: float) -> float:
+        """Some a pair."""
+        return _KRYLOV * self.rank
 
     def factorize(self, curvature: Curvature) -> Eigenbasis:
         if self.rank >= curvature.size:

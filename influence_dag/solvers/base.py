@@ -1,7 +1,9 @@
 """A solver: settings, then a factorisation that is plain tensors, then many cheap solves."""
 
+from collections import UserDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pkgutil import resolve_name
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -48,7 +50,25 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, type[Any]] = {}
+class _Methods(UserDict[str, Any]):
+    """Classes, those of this package named as `module:class` and imported when they are asked."""
+
+    def __getitem__(self, name: str) -> type[Any]:
+        found = super().__getitem__(name)
+        return resolve_name(f"influence_dag.solvers.{found}") if isinstance(found, str) else found
+
+
+METHODS = _Methods(
+    direct="direct:Direct",
+    cg="cg:ConjugateGradient",
+    lissa="lissa:LiSSA",
+    arnoldi="arnoldi:Arnoldi",
+    nystroem="nystroem:Nystroem",
+    ekfac="ekfac:EKFAC",
+    kfac="ekfac:KFAC",
+    identity="identity:Identity",
+)
+"""By the names that studies and the façade have for them."""
 _Class = TypeVar("_Class", bound=type)
 
 

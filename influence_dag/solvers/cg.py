@@ -11,17 +11,12 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
-from influence_dag.solvers.base import (
-    Solution,
-    needed,
-    register,
-    relative,
-)
+from influence_dag.solvers.base import Solution, build, needed, relative
 from influence_dag.solvers.descent import Progress, State
-from influence_dag.solvers.ekfac import EKFAC, KroneckerFactorization
 from influence_dag.solvers.nystroem import Nystroem
 from influence_dag.solvers.preconditioners import (
     Jacobi,
+    OfAllDirections,
     Preconditioner,
     PreconditionerName,
     Unpreconditioned,
@@ -34,12 +29,12 @@ from influence_dag.study.methods import ConjugateGradientSettings
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
 _LEAST = 1000  # iterations a row by default
+_ITERATIONS = 30  # that are expected at an ordinary damping
 
 
 _DEFAULTS = ConjugateGradientSettings()
 
 
-@register("cg")
 @dataclass(frozen=True, kw_only=True)
 class ConjugateGradient:
     r"""Solves $(H + \lambda I)\, x = b$ by products with H alone, for many b at once.
@@ -77,6 +72,13 @@ class ConjugateGradient:
     seed: int = _DEFAULTS.seed
     on_failure: Literal["raise", "warn"] = _DEFAULTS.on_failure
 
+    def expected_products(self, *, size: int, rows: int, damping: float) -> float:
+        """What is known of ordinary curvatures, with a preconditioner that looks into no layer."""
+        if self.preconditioner == "ekfac":
+            return 0
+        steps = _ITERATIONS if damping > 0 else size
+        return self.rank + rows * min(steps, self.maxiter or steps)
+
     def factorize(self, curvature: Curvature) -> "PreconditionedSystem":
         return PreconditionedSystem(curvature, self._precondition(curvature), self)
 
@@ -104,12 +106,13 @@ class ConjugateGradient:
             warnings.filterwarnings("ignore", "the curvature is not positive along")
             return self._approximation().factorize(curvature)
 
-    def _approximation(self) -> Nystroem | EKFAC:
+    def _approximation(self) -> Any:
+        """The method whose factorisation preconditions."""
         if self.preconditioner == "nystroem":
             # Power iterations would cost more products than they save for fewer than 30 rows.
             return Nystroem(rank=self.rank, seed=self.seed, power_iterations=0)
         if self.preconditioner == "ekfac":
-            return EKFAC(seed=self.seed)
+            return build("ekfac", {"seed": self.seed})
         raise ValueError(
             f"unknown preconditioner {self.preconditioner!r}; choose none, jacobi, nystroem, ekfac"
         )
@@ -261,15 +264,11 @@ class PreconditionedSystem:
 
     def _at(self, damping: float) -> Preconditioner:
         """Without a damping above rounding only what keeps rows of the range of H within it."""
-        match self.preconditioner:
-            case Jacobi(diagonal=diagonal):
-                largest = diagonal.max().item()
-            case KroneckerFactorization(largest_eigenvalue=largest):
-                pass
-            case within:
-                return within
-        share = rounding(self.curvature.dtype, self.curvature.size)
-        return self.preconditioner if damping > share * largest else Unpreconditioned()
+        if not isinstance(self.preconditioner, OfAllDirections):
+            return self.preconditioner
+        least = rounding(self.curvature.dtype, self.curvature.size)
+        least *= self.preconditioner.largest_eigenvalue
+        return self.preconditioner if damping > least else Unpreconditioned()
 
     def _apply(self, vectors: Tensor, damping: float) -> Tensor:
         return self.curvature.apply(vectors).add(vectors, alpha=damping)

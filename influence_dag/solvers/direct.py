@@ -1,5 +1,6 @@
 """Exact solves: Cholesky once for one damping, eigendecomposition when the damping comes late."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from influence_dag.curvature.finite import check_finite
 from influence_dag.curvature.operators import Curvature
-from influence_dag.solvers.base import Factorization, Solution, register
+from influence_dag.solvers.base import Factorization, Solution
 from influence_dag.solvers.eigenbasis import Eigenbasis, Indefinite
 from influence_dag.solvers.rounding import indefinite_error, rounding
 from influence_dag.solvers.spectrum import extreme_eigenvalues
@@ -27,7 +28,6 @@ _IN_EIGENBASIS: dict[OnIndefinite, Indefinite] = {
 _DEFAULTS = DirectSettings()
 
 
-@register("direct")
 @dataclass(frozen=True, kw_only=True)
 class Direct:
     r"""Forms $H$ and factorises it once, in float64 whatever the curvature's dtype.
@@ -53,6 +53,10 @@ class Direct:
     damping: float | None = None
     on_indefinite: OnIndefinite = _DEFAULTS.on_indefinite
     rounding: float | None = None
+
+    def expected_products(self, *, size: int, rows: int, damping: float) -> float:
+        """Without end: it factorises the matrix itself."""
+        return math.inf
 
     def factorize(self, curvature: Curvature) -> Factorization:
         """Raises `ModelError` when the curvature is not finite."""

@@ -20,7 +20,7 @@ from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherPairs
 from influence_dag.curvature.operators import Curvature
 from influence_dag.gradients.capture import without_uncaptured
-from influence_dag.solvers.base import Solution, register
+from influence_dag.solvers.base import Solution
 from influence_dag.solvers.blocks import Restricted
 from influence_dag.solvers.dampings import AutomaticDamping
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock, restored_blocks
@@ -30,7 +30,6 @@ from influence_dag.study.methods import KroneckerSettings
 _DEFAULTS = KroneckerSettings()
 
 
-@register("ekfac")
 @dataclass(frozen=True, kw_only=True)
 class EKFAC:
     r"""Eigenvalue-corrected Kronecker factors of the Fisher (George et al. 2018).
@@ -79,7 +78,6 @@ class EKFAC:
         return KroneckerFactorization.from_tensors(tensors)
 
 
-@register("kfac")
 @dataclass(frozen=True, kw_only=True)
 class KFAC:
     r"""Kronecker factors of the Fisher: each layer's block is $G \otimes A$.

@@ -7,10 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
-from influence_dag.solvers.base import Solution, register
+from influence_dag.solvers.base import Solution
 
 
-@register("identity")
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     r"""$x = b$: influences become dot products of gradients, the baseline of every comparison.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -15,8 +16,10 @@ from influence_dag.gradients.blocks import (
     LinearLayout,
 )
 from influence_dag.gradients.per_sample import Gradients, LinearGradients
-from influence_dag.solvers.ekfac import KroneckerFactorization
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock
+
+if TYPE_CHECKING:
+    from influence_dag.solvers.ekfac import KroneckerFactorization
 
 _NUMBERS = 2**23  # numbers of factors, or of their products with rows, held at once
 _WRITTEN = 2**25  # of factors for which rows are written out
@@ -30,11 +33,13 @@ class RotatedGradients:
     rotates a matrix there and back. Rotate the training rows once, then score any test rows.
     """
 
-    factorization: KroneckerFactorization
+    factorization: "KroneckerFactorization"
     gradients: Gradients
 
     @classmethod
-    def of(cls, factorization: KroneckerFactorization, gradients: Gradients) -> "RotatedGradients":
+    def of(
+        cls, factorization: "KroneckerFactorization", gradients: Gradients
+    ) -> "RotatedGradients":
         """Rotate gradients of the network whose factors these are."""
         tensors: dict[str, Tensor] = {}
         layouts: list[LinearLayout | DenseLayout] = []

@@ -14,7 +14,6 @@ from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.base import (
     Solution,
     needed,
-    register,
     relative,
 )
 from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
@@ -31,7 +30,6 @@ _ESTIMATES = 3  # mini-batches whose largest eigenvalue is estimated
 _DEFAULTS = LissaSettings()
 
 
-@register("lissa")
 @dataclass(frozen=True, kw_only=True)
 class LiSSA:
     r"""$h \leftarrow b + (1 - d)\, h - (H_B + \lambda I)\, h / s, \qquad x = h / s$
@@ -69,6 +67,10 @@ class LiSSA:
                 f"dampen={self.dampen:g} leaves nothing of h from one step to the next; use a "
                 "number from 0 (none) to below 1"
             )
+
+    def expected_products(self, *, size: int, rows: int, damping: float) -> float:
+        """All steps of all rows, where each is with all training rows."""
+        return 0 if self.batch_size is not None else rows * self.maxiter
 
     def factorize(self, curvature: Curvature) -> "NeumannSeries":
         largest = None if self.scale is not None else self._ends(curvature)[1]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
-from influence_dag.solvers.base import random_rows, register
+from influence_dag.solvers.base import random_rows
 from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
 from influence_dag.solvers.rounding import rounding
 from influence_dag.study.methods import NystroemSettings
@@ -17,7 +17,6 @@ from influence_dag.study.methods import NystroemSettings
 _DEFAULTS = NystroemSettings()
 
 
-@register("nystroem")
 @dataclass(frozen=True, kw_only=True)
 class Nystroem:
     r"""$\hat H = (H \Omega)\,(\Omega^\top H \Omega)^{-1} (H \Omega)^\top$ as eigenpairs.
@@ -40,6 +39,10 @@ class Nystroem:
     rank: int = _DEFAULTS.rank
     seed: int = _DEFAULTS.seed
     power_iterations: int = _DEFAULTS.power_iterations
+
+    def expected_products(self, *, size: int, rows: int, damping: float) -> float:
+        """One a direction, and those of the power iterations."""
+        return self.rank * (1 + self.power_iterations)
 
     def factorize(self, curvature: Curvature) -> Eigenbasis:
         if self.rank >= curvature.size:

@@ -23,6 +23,14 @@ class Preconditioner(Protocol):
         ...
 
 
+@runtime_checkable
+class OfAllDirections(Preconditioner, Protocol):
+    """One that takes rows of the range of H out of it, where H is singular."""
+
+    @property
+    def largest_eigenvalue(self) -> float: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Unpreconditioned:
     """P = 1."""
@@ -50,6 +58,10 @@ class Jacobi:
         signs = torch.randint(0, 2, (probes, curvature.size), generator=generator)
         vectors = (2 * signs - 1).to(curvature.device, curvature.dtype)
         return cls((vectors * curvature.apply(vectors)).mean(0).clamp(min=0))
+
+    @property
+    def largest_eigenvalue(self) -> float:
+        return self.diagonal.max().item()
 
     def tensors(self) -> dict[str, Tensor]:
         return {"diagonal": self.diagonal}

@@ -21,11 +21,20 @@ Values = TypeVar("Values")
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of whole chunks, clipped at the array's edge: one block of computation."""
+    """A rectangle of whole chunks, clipped at the array's edge: one block of computation.
+
+    The first axis may be one that is only computed with (`alone`), and not stored.
+    """
 
     start: tuple[int, ...]
     stop: tuple[int, ...]
     chunk_indices: tuple[ChunkIndex, ...]
+    is_alone: bool = False
+
+    def __str__(self) -> str:
+        """Where it lies in what is stored."""
+        spans = list(zip(self.start, self.stop, strict=True))[self.is_alone :]
+        return ", ".join(f"{start}:{stop}" for start, stop in spans)
 
     @property
     def region(self) -> tuple[slice, ...]:
@@ -35,6 +44,18 @@ class Tile:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(last - first for first, last in zip(self.start, self.stop, strict=True))
+
+    @property
+    def alone(self) -> "Tile":
+        """The same in an array that has one more axis, of length 1, before the others."""
+        chunks = tuple((0, *index) for index in self.chunk_indices)
+        return Tile((0, *self.start), (1, *self.stop), chunks, is_alone=True)
+
+    @property
+    def inner(self) -> "Tile":
+        """The same in an array without the first axis."""
+        chunks = tuple(index[1:] for index in self.chunk_indices)
+        return Tile(self.start[1:], self.stop[1:], chunks)
 
 
 def tiles(

@@ -9,6 +9,7 @@ import numpy as np
 
 from influence_dag.solvers.rounding import rounding
 from influence_dag.stages import (
+    automatic,
     dampings,
     naming,
     reading,
@@ -112,7 +113,7 @@ def positive_definite(kind: str) -> Check:
 
     def check(bench: Workbench) -> Outcome:
         info = bench.require(kind).attrs["info"]
-        smallest, damping = info.get("smallest_eigenvalue"), min(dampings.of_matrix(bench, kind))
+        smallest, damping = info.get("smallest_eigenvalue"), min(automatic.of_matrix(bench, kind))
         if smallest is None:
             return Outcome(True, "no spectrum at this size; a factorisation will tell")
         return _damped(info, smallest, damping, rounding(bench.dtype, info["parameters"]))
@@ -207,11 +208,10 @@ def matches_parts(method: str) -> Check:
         rng = np.random.default_rng(0)
         worst = scale = 0.0
         for i, j in zip(rng.choice(test.slots, 16), rng.choice(train.slots, 16), strict=True):
-            last = max(0, len(bench.settings.dampings) - 1)
-            s = reading.load_factors(bench, method, slice(i, i + 1), last if last else None)
+            s = reading.load_factors(bench, method, slice(i, i + 1), -1)
             expected = load_gradients(bench, slice(j, j + 1)).inner(s).item()
-            lead = (slice(last, last + 1),) if last else ()
-            stored = version.read("influences", *lead, slice(i, i + 1), slice(j, j + 1)).item()
+            pair = slice(i, i + 1), slice(j, j + 1)
+            stored = dampings.at(version, "influences", -1, *pair).item()
             worst, scale = max(worst, abs(stored - expected)), max(scale, abs(expected))
         limit = max(1e-4, 4 * bench.settings.store.max_relative_error)
         return Outcome(

@@ -19,7 +19,7 @@ from influence_dag.solvers import (
     Method,
 )
 from influence_dag.solvers.forming import worth_forming
-from influence_dag.stages import dampings, matrices, naming
+from influence_dag.stages import automatic, matrices, naming
 from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import Digits
 from influence_dag.stages.driver import Whole, refresh_whole
@@ -51,7 +51,7 @@ def refresh(bench: Workbench, method: str) -> Update:
     def produce() -> Whole:
         operator = load_operator(bench, method)
         with naming_rows(train):
-            auto = dampings.settled(bench, method, operator)
+            auto = automatic.settled(bench, method, operator)
         single = auto is not None and not bench.settings.methods[method].block_damping
         solver = build_method(bench, method, auto.value if auto and single else None)
         updated = _updated_sums(bench, method, solver, train, settings_key)
@@ -62,7 +62,7 @@ def refresh(bench: Workbench, method: str) -> Update:
             check_finite(f"{naming.curvature(method)}: {name}", tensor)
         arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
         if auto is None and bench.settings.is_auto_damped:
-            auto = dampings.of_factors(factorization)
+            auto = automatic.of_factors(factorization)
         resolved = {"automatic_damping": auto.value, "damping_reason": auto.reason} if auto else {}
         attrs = matrices.attributes(
             bench,
@@ -75,7 +75,7 @@ def refresh(bench: Workbench, method: str) -> Update:
             **resolved,
         )
         info = dict(getattr(factorization, "info", {}))  # rank, captured share, layers …
-        typical = auto or dampings.typical(bench, method, operator, factorization)
+        typical = auto or automatic.typical(bench, method, operator, factorization)
         if typical is not None and bench.settings.methods[method].is_damped:
             info["mean_eigenvalue"] = typical.value
         if isinstance(solver, EKFAC | KFAC):

@@ -1,108 +1,109 @@
-"""The λ of each method's solves: the study's, or with `damping: auto` what its curvature says."""
+"""The λ of each method's solves, and their axis, which is always there while anything is computed.
+
+What has one λ is stored and shown without the axis, and keyed without it: `stored` and `at` are the
+two ways between, and nobody else asks whether a study has one λ or several.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from influence_dag.curvature import Curvature
-from influence_dag.fingerprints import Keys, as_keys, fingerprint
-from influence_dag.solvers import Factorization
-from influence_dag.solvers.blocks import BlockFactorization
-from influence_dag.solvers.dampings import AutomaticDamping, automatic_damping, of_eigenvalues
+from influence_dag.fingerprints import Keys, as_keys, fingerprint, grid_keys
 from influence_dag.stages import naming
 from influence_dag.stages.wording import wording_of
-from influence_dag.stages.workbench import Workbench
-from influence_dag.store import Coordinate, Version
-from influence_dag.study.curvatures import CURVATURE_KINDS
+from influence_dag.store import Coordinate, Layout, Variable, Version
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from influence_dag.stages.workbench import Workbench
+
+DAMPING = "damping"
 
 
-def of_method(bench: Workbench, method: str) -> tuple[float, ...]:
+def of_method(bench: "Workbench", method: str) -> tuple[float, ...]:
     """One λ or several; an automatic one as it was settled with the method's curvature."""
     if not bench.settings.is_auto_damped:
         return bench.settings.dampings
     return (bench.require(naming.curvature(method)).attrs["automatic_damping"],)
 
 
-def told(bench: Workbench, method: str) -> dict[str, str]:
+def told(bench: "Workbench", method: str) -> dict[str, str]:
     """Where λ comes from, in words, for attributes; nothing where the study says it."""
     if not bench.settings.is_auto_damped:
         return {}
     return {"damping_reason": bench.require(naming.curvature(method)).attrs["damping_reason"]}
 
 
-def of_matrix(bench: Workbench, kind: str) -> tuple[float, ...]:
-    """The λ that are added to a stored matrix."""
-    if not bench.settings.is_auto_damped:
-        return bench.settings.dampings
-    return (of_stored_matrix(bench.require(kind), kind).value,)
+def in_key(bench: "Workbench", method: str) -> str | tuple[float, ...]:
+    """What a key that all blocks share says of λ: of several each block's own says it."""
+    return "sweep" if len(bench.settings.dampings) > 1 else of_method(bench, method)
 
 
-def settled(bench: Workbench, method: str, operator: Curvature) -> AutomaticDamping | None:
-    """With `damping: auto` the λ of a method that is given this curvature, once for each matrix.
+@dataclass(frozen=True)
+class DampingAxis:
+    """The leading axis of what is computed for each λ of a study, in chunks of one."""
 
-    None where the study says λ, or where it is read off what the method makes of the curvature.
-    """
-    asked = bench.settings.methods[method]
-    if not bench.settings.is_auto_damped or asked.of_layers:
-        return None
-    if not asked.is_damped:
-        return AutomaticDamping(0.0, f"{method} has no damping")
-    kind = bench.settings.matrix_of_damping(method)
-    if kind is not None:
-        return of_stored_matrix(bench.require(kind), kind)
-    return automatic_damping(
-        operator, semidefinite=CURVATURE_KINDS[asked.curvature].is_semidefinite
+    coordinate: Coordinate
+
+    @classmethod
+    def of(cls, bench: "Workbench", method: str) -> "DampingAxis":
+        """Of an automatic λ, which is settled later, the axis has a place only."""
+        about = {"long_name": wording_of(bench, method).damping_axis}
+        values = np.array(bench.settings.dampings or (np.nan,))
+        return cls(Coordinate(DAMPING, (DAMPING,), values, about))
+
+    def __len__(self) -> int:
+        return len(self.coordinate.values)
+
+    def keys(self, base: str, *axes: Keys) -> Keys:
+        """Keys of a grid of blocks that has this axis first; the base is that of a single λ."""
+        if len(self) == 1:
+            return grid_keys(base, *axes)[None]
+        values = self.coordinate.values.tolist()
+        return grid_keys(base, as_keys([fingerprint(value) for value in values]), *axes)
+
+
+def stored(layout: Layout) -> Layout:
+    """The layout as it is stored and shown: without the axis where it has one place."""
+    if layout.sizes.get(DAMPING) != 1:
+        return layout
+    return replace(
+        layout,
+        variables=tuple(map(_without, layout.variables)),
+        coordinates=tuple(each for each in layout.coordinates if each.name != DAMPING),
     )
 
 
-def typical(
-    bench: Workbench, method: str, operator: Curvature, factorization: Factorization
-) -> AutomaticDamping | None:
-    """What `damping: auto` would take, where it costs a few products at most; None elsewhere."""
-    asked = bench.settings.methods[method]
-    kind = asked.curvature
-    if asked.of_layers:
-        return of_factors(factorization)
-    if asked.uses_matrix:
-        return of_stored_matrix(bench.require(kind), kind)
-    if CURVATURE_KINDS[kind].is_semidefinite and asked.is_damped:
-        return automatic_damping(operator, semidefinite=True)
-    return None
+def _without(variable: Variable) -> Variable:
+    if DAMPING not in variable.dims:
+        return variable
+    at = variable.dims.index(DAMPING)
+
+    def rest(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (*values[:at], *values[at + 1 :])
+
+    dims, shape, chunks = map(rest, (variable.dims, variable.shape, variable.chunks))
+    return replace(variable, dims=dims, shape=shape, chunks=chunks)
 
 
-def of_stored_matrix(version: Version, kind: str) -> AutomaticDamping:
-    """From the eigenvalues beside the matrix, or from the matrix where it is too large for them."""
-    semidefinite = CURVATURE_KINDS[kind].is_semidefinite
-    if "eigenvalues" in version.variables and not semidefinite:
-        return of_eigenvalues(torch.from_numpy(version.read("eigenvalues")))
-    from influence_dag.curvature import DenseCurvature
-
-    matrix = DenseCurvature(torch.from_numpy(version.read(kind)))
-    return automatic_damping(matrix, semidefinite=semidefinite)
+def lead(variable: Variable, place: int) -> tuple[slice, ...]:
+    """How a region of a stored array begins that is of one λ, by its place; −1 is the last."""
+    if variable.dims[0] != DAMPING:
+        return ()
+    place %= variable.shape[0]
+    return (slice(place, place + 1),)
 
 
-def of_factors(factorization: Factorization) -> AutomaticDamping:
-    """From the eigenvalues of Kronecker factors, of all blocks together."""
-    if not isinstance(factorization, BlockFactorization):
-        return factorization.automatic_damping  # pyright: ignore[reportAttributeAccessIssue]
-    known = [of_factors(part) for part in factorization.parts.values()]
-    sizes = [len(index) for index in factorization.settings.blocks.values()]
-    mean = sum(each.value * size for each, size in zip(known, sizes, strict=True)) / sum(sizes)
-    return AutomaticDamping(mean, known[0].reason)
+def at(version: Version, name: str, place: int, *region: slice) -> "NDArray[Any]":
+    """A stored array, or a region of what follows the axis, at one λ; −1 is the last."""
+    begin = lead(version.variables[name], place)
+    values = version.read(name, *begin, *region)
+    return values[0] if begin else values
 
 
-def damping_digests(bench: Workbench) -> list[Keys]:
-    """What distinguishes the blocks of a damping sweep; with one λ there is no such axis."""
-    known = bench.settings.dampings
-    return [as_keys([fingerprint(value) for value in known])] if len(known) > 1 else []
-
-
-def damping_axis(
-    bench: Workbench, method: str
-) -> tuple[tuple[str, ...], tuple[int, ...], tuple[Coordinate, ...]]:
-    """Leading dims, their sizes and coordinates: empty with one λ."""
-    known = bench.settings.dampings
-    if len(known) <= 1:
-        return (), (), ()
-    about = {"long_name": wording_of(bench, method).damping_axis}
-    values = Coordinate("damping", ("damping",), np.array(known), about)
-    return ("damping",), (len(known),), (values,)
+def stored_values(version: Version) -> list[float]:
+    """The λ of an axis that is stored; none of a single one, which is an attribute."""
+    known = version.coordinate(DAMPING).tolist() if DAMPING in version.coordinates else []
+    return [float(value) for value in known]

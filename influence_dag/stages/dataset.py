@@ -284,7 +284,7 @@ def _variables(bench: Workbench, split: Split, table: TableSplit, slots: int) ->
         int(np.prod(values.shape[1:])) * dtypes[name].itemsize
         for name, (_, values) in arrays.items()
     )
-    chunk = bench.row_chunk(naming.DATASET, next(iter(arrays)), split, (slots,), row_bytes)
+    chunk = bench.row_chunk(naming.DATASET, next(iter(arrays)), split, slots, row_bytes=row_bytes)
     return [
         Variable(
             name,

@@ -8,12 +8,13 @@ publishes one new version. Nothing else decides what is recomputed.
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from influence_dag.fingerprints import KEY_BYTES, fingerprint
+from influence_dag.stages import dampings
 from influence_dag.stages.blocks import Tile, stream, tiles
 from influence_dag.stages.executors import executor_of
 from influence_dag.stages.finite import Finite
@@ -36,7 +37,9 @@ Result = tuple[tuple[str, ...], np.ndarray, dict]  # dims, values, attributes
 class Part:
     """Arrays of an artifact that are cut and computed together.
 
-    `keys` has shape `(*grid, 16)` for the leading, chunked axes; further axes are whole.
+    `keys` has shape `(*grid, 16)` for the leading, chunked axes; further axes are whole. The axis
+    of a single λ is among them, in tiles that are asked for and in arrays that come; it is `hidden`
+    from the store.
     A `kernel` computes rectangles of whole chunks from what is published, in whatever process. What
     needs more is computed `here`, in the one that writes: from sources, or from what earlier parts
     have written into the draft, of which only its journal knows what can be trusted. `tell` says
@@ -50,6 +53,23 @@ class Part:
     here: Callable[[Tile, Draft], Arrays] | None = None
     tell: Callable[[Tile, Arrays], None] = lambda tile, arrays: None
     may_lack: bool = False
+    hidden: bool = False
+
+    def stored(self, asked: Layout, kept: Layout) -> "Part":
+        """As it is stored: without the leading axis where that is only in what was asked."""
+        if asked[self.names[0]].dims == kept[self.names[0]].dims:
+            return self
+        return replace(self, keys=self.keys[0], hidden=True)
+
+    def asked(self, tile: Tile) -> Tile:
+        """What is to be computed for a tile of what is stored."""
+        return tile.alone if self.hidden else tile
+
+    def kept(self, tile: Tile, arrays: Arrays) -> tuple[Tile, Arrays]:
+        """What is to be stored of what was computed."""
+        if not tile.is_alone:
+            return tile, arrays
+        return tile.inner, {name: values[0] for name, values in arrays.items()}
 
     def expected(self, layout: Layout) -> dict[str, np.ndarray]:
         shapes = {variable.name: len(variable.shape) for variable in layout.variables}
@@ -66,7 +86,6 @@ def refresh_blocks(
     layout: Layout,
     parts: Sequence[Part],
     *,
-    results: Callable[[], Mapping[str, Result]] | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Update:
     """Bring a chunked artifact up to date: recompute the outdated blocks, keep the rest, publish.
@@ -74,6 +93,8 @@ def refresh_blocks(
     Nothing larger than `compute.block_bytes` is held on the way to the store.
     """
     started = time.perf_counter()
+    asked, layout = layout, dampings.stored(layout)
+    parts = [part.stored(asked, layout) for part in parts]
     expected = {name: keys for part in parts for name, keys in part.expected(layout).items()}
     plan = bench.store.plan(artifact, layout, expected)
     if plan.up_to_date:
@@ -87,8 +108,6 @@ def refresh_blocks(
         for part in parts:
             _compute_part(bench, draft, layout, part, expected, outdated)
         watch().check()
-        for name, (dims, values, attrs) in (results() if results else {}).items():
-            draft.set_result(name, dims, values, attrs)
         draft.set_attrs(policies=policies(bench))
     computed = sum(map(len, outdated.values()))
     total = sum(keys[..., 0].size for keys in expected.values())
@@ -156,17 +175,18 @@ def _computed(
     """
     if part.kernel is None:
         assert part.here is not None
-        yield from ((tile, part.here(tile, draft)) for tile in work)
+        for tile in map(part.asked, work):
+            yield part.kept(tile, part.here(tile, draft))
         return
     kernel = part.kernel
     inputs = Inputs.of(bench, draft.artifact, runs_code=kernel.runs_code)
 
     def told(done: tuple[BlockTask, Arrays]) -> tuple[Tile, Arrays]:
         part.tell(done[0].tile, done[1])
-        return done[0].tile, done[1]
+        return part.kept(done[0].tile, done[1])
 
     executor = executor_of(bench)
-    tasks = (BlockTask(inputs, kernel, tile) for tile in work)
+    tasks = (BlockTask(inputs, kernel, part.asked(tile)) for tile in work)
     with at_hand(inputs, bench), closing(executor.run(tasks)) as results:
         yield from map(told, results)
 

@@ -5,6 +5,7 @@ where it is sure to be: with the model, curvature and settings that the factors 
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ import torch
 from influence_dag.datasets.slots import Axis
 from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
 from influence_dag.objective.objective import Objective
-from influence_dag.solvers.ekfac import KroneckerFactorization
 from influence_dag.solvers.kronecker_scores import RotatedGradients
 from influence_dag.stages import methods, naming
 from influence_dag.stages.reading import load_gradients, load_objective, load_rows
 from influence_dag.stages.workbench import Workbench
+
+if TYPE_CHECKING:
+    from influence_dag.solvers.ekfac import KroneckerFactorization
 
 
 def has_eigenbasis(bench: Workbench, method: str) -> bool:
@@ -27,7 +30,7 @@ def has_eigenbasis(bench: Workbench, method: str) -> bool:
 
 def rotated_rows(
     bench: Workbench,
-    factorization: KroneckerFactorization,
+    factorization: "KroneckerFactorization",
     slots: slice,
     present: np.ndarray | None = None,
 ) -> RotatedGradients:
@@ -47,7 +50,7 @@ class GradientsOfTests:
 
     bench: Workbench
     objective: Objective
-    factorization: KroneckerFactorization
+    factorization: "KroneckerFactorization"
     axis: Axis
 
     @classmethod
@@ -59,8 +62,8 @@ class GradientsOfTests:
             return None
         if len(now) < len(axis) or not np.array_equal(now.keys[: len(axis)], axis.keys):
             return None
-        factorization = methods.load_factorization(bench, method)
-        assert isinstance(factorization, KroneckerFactorization)
+        loaded = methods.load_factorization(bench, method)
+        factorization = cast("KroneckerFactorization", loaded)  # as `has_eigenbasis` says
         return cls(bench, load_objective(bench), factorization, axis)
 
     def gradients(self, slots: slice) -> tuple[np.ndarray, Gradients | None]:

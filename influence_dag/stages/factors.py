@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,8 +10,6 @@ import torch
 
 from influence_dag.curvature import Curvature
 from influence_dag.datasets.slots import Axis
-from influence_dag.errors import NotConvergedError
-from influence_dag.fingerprints import grid_keys
 from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
 from influence_dag.objective.objective import Objective
 from influence_dag.solvers import Factorization
@@ -23,10 +20,10 @@ from influence_dag.solvers.forming import worth_forming
 from influence_dag.solvers.kronecker_scores import RotatedGradients
 from influence_dag.stages import dampings, methods, naming, sampling
 from influence_dag.stages.blocks import Tile
-from influence_dag.stages.dampings import damping_axis, damping_digests
+from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.methods import method_attributes
-from influence_dag.stages.reading import check_rows, load_objective, load_rows
+from influence_dag.stages.reading import check_rows, load_objective, load_rows, named_rows
 from influence_dag.stages.tasks import Arrays, Compute, Kernel
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
@@ -39,14 +36,12 @@ PER_ROW = {"niter": "iterations", "converged": "1 where the tolerance was met"}
 
 def refresh(bench: Workbench, method: str) -> Update:
     """Solve for the test rows whose block is not stored under its key."""
-    test = bench.axis("dataset", "test")
+    test, axis = bench.axis("dataset", "test"), DampingAxis.of(bench, method)
     size = bench.require("model").attrs["info"]["parameters"]
     base = methods.factors_key(bench, method)
-    layout = _layout(bench, method, test, size, base)
-    lead = layout.variables[0]
+    layout = _layout(bench, method, test, axis, size, base)
     names = tuple(variable.name for variable in layout.variables)
-    chunk = lead.chunks[-2]
-    keys = grid_keys(base, *damping_digests(bench), test.digests(chunk))
+    keys = axis.keys(base, test.digests(layout.variables[0].chunks[-2]))
 
     def tell(tile: Tile, arrays: Arrays) -> None:
         for said in _late(method, test, tile, arrays):
@@ -57,19 +52,21 @@ def refresh(bench: Workbench, method: str) -> Update:
     return refresh_blocks(bench, naming.factors(method), layout, [part], info=info)
 
 
-def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> Layout:
+def _layout(
+    bench: Workbench, method: str, test: Axis, axis: DampingAxis, size: int, base: str
+) -> Layout:
     dtype, words = np.dtype(bench.settings.compute.dtype), wording_of(bench, method)
-    dims, sizes, coordinates = damping_axis(bench, method)
-    ones = (1,) * len(sizes)
     name = naming.factors(method)
-    shape = (*sizes, len(test))
-    chunk = bench.row_chunk(name, "influence_factors", "test", shape, size * dtype.itemsize)
+    chunk = bench.row_chunk(
+        name, "influence_factors", "test", len(test), row_bytes=size * dtype.itemsize
+    )
+    dims, shape, chunks = (DAMPING, "test"), (len(axis), len(test)), (1, chunk)
     factors = Variable(
         "influence_factors",
-        (*dims, "test", "param"),
-        (*sizes, len(test), size),
+        (*dims, "param"),
+        (*shape, size),
         dtype.str,
-        (*ones, chunk, size),
+        (*chunks, size),
         words.factors(),
     )
     iterative = bench.settings.methods[method].is_iterative
@@ -78,24 +75,25 @@ def _layout(bench: Workbench, method: str, test: Axis, size: int, base: str) -> 
     per_row = tuple(
         Variable(
             info,
-            (*dims, "test"),
-            (*sizes, len(test)),
+            dims,
+            shape,
             "float32",
-            (*ones, chunk),
+            chunks,
             {"long_name": said[info], **(sampled if info == "residual" else {})},
             coordinate=True,
         )
         for info in ("residual", *(("niter", "converged") if iterative else ()))
     )
+    coordinates: tuple[Coordinate, ...] = (*test.coordinates, axis.coordinate)
     if iterative:
         steps = curve_steps(bench, method, size)
-        per_row += (_curve((*dims, "test"), (*sizes, len(test)), (*ones, chunk), len(steps)),)
+        per_row += (_curve(dims, shape, chunks, len(steps)),)
         about = {"long_name": "iteration, on a logarithmic scale"}
         coordinates += (Coordinate("iteration", ("iteration",), steps, about),)
     attrs = method_attributes(bench, method, base_key=base)
     known = {"settings": bench.settings.model_dump(mode="json"), "project": str(bench.study.root)}
     made = {**provenance(), "study_settings": json.dumps(known)}
-    return Layout((factors, *per_row), (*test.coordinates, *coordinates), attrs, made)
+    return Layout((factors, *per_row), coordinates, attrs, made)
 
 
 def curve_steps(bench: Workbench, method: str, parameters: int) -> np.ndarray:
@@ -164,12 +162,9 @@ class _Solver:
         self.bench, self.method, self.test, self.names = bench, method, test, names
 
     def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
-        slots = slice(tile.start[-1], tile.stop[-1])
-        known = dampings.of_method(self.bench, self.method)
-        sweep = range(tile.start[0], tile.stop[0]) if len(known) > 1 else None
-        blocks = [self._solve(slots, known[k]) for k in (sweep or [0])]
-        if sweep is None:
-            return blocks[0]
+        places, slots = tile.region
+        known = list(enumerate(dampings.of_method(self.bench, self.method)))
+        blocks = [self._solve(slots, k, damping) for k, damping in known[places]]
         return {name: np.stack([block[name] for block in blocks]) for name in self.names}
 
     @cached_property
@@ -199,7 +194,7 @@ class _Solver:
     def _blocks(self) -> tuple[str, ...]:
         return methods.block_names(self.bench, self.method)
 
-    def _previous(self, slots: np.ndarray, damping: float, size: int) -> torch.Tensor | None:
+    def _previous(self, slots: np.ndarray, place: int, size: int) -> torch.Tensor | None:
         """Stored factors of the same slots, from which an iterative solve starts; zero elsewhere.
 
         After a small change of the data they are close to the answer. They decide how many
@@ -208,17 +203,18 @@ class _Solver:
         stored = self._stored
         known = dampings.of_method(self.bench, self.method)
         told = wording_of(self.bench, self.method).damping(self._blocks, known)
-        if stored is None or len(known) > 1 or stored.attrs["damping"] != told:
+        if stored is None or stored.attrs["damping"] != told:
             return None
-        array = stored.array("influence_factors")
+        run = slice(int(slots[0]), int(slots[-1]) + 1)
+        values = dampings.at(stored, "influence_factors", place, run)
         start = torch.zeros(len(slots), size, dtype=self.bench.dtype)
-        there = np.flatnonzero(slots < array.shape[0])
-        if array.shape[1] == size and len(there):
-            values = torch.from_numpy(np.asarray(array.oindex[slots[there]]))
-            start[torch.from_numpy(there)] = values.nan_to_num().to(self.bench.dtype)
+        there = np.flatnonzero(slots - run.start < len(values))
+        if values.shape[1] == size and len(there):
+            rows = torch.from_numpy(values[slots[there] - run.start])
+            start[torch.from_numpy(there)] = rows.nan_to_num().to(self.bench.dtype)
         return start.to(self.bench.device)
 
-    def _solve(self, slots: slice, damping: float) -> dict[str, np.ndarray]:
+    def _solve(self, slots: slice, place: int, damping: float) -> dict[str, np.ndarray]:
         objective = self._objective
         present = np.flatnonzero(self.test.valid[slots])
         count = slots.stop - slots.start
@@ -235,7 +231,7 @@ class _Solver:
         rows = load_rows(self.bench, self.test, slots.start + present)
         check_rows(objective, rows, self.test, slots.start + present, of="measurement")
         gradients = per_sample_gradients(objective, rows, of="measurement")
-        x0 = self._previous(slots.start + present, damping, objective.size)
+        x0 = self._previous(slots.start + present, place, objective.size)
         on = self._factorization_for(slots.start + present, damping)
         with named_rows(self.test.ids[slots.start + present], f"{self.method}, test rows"):
             x, info = self._solved(on, gradients, damping, x0)
@@ -306,13 +302,3 @@ class _Solver:
             known = residuals(operator, s, b, damping=damping)
         found[index] = known.to(found)
         return found
-
-
-@contextmanager
-def named_rows(ids: np.ndarray, what: str) -> Iterator[None]:
-    """Solves inside say which rows missed the tolerance by their ids."""
-    try:
-        yield
-    except NotConvergedError as error:
-        named = error.named(list(ids))
-        raise NotConvergedError(f"{what}: {named}", rows=named.rows) from error

@@ -21,9 +21,9 @@ from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
 from influence_dag.stages.reading import check_rows, load_rows, shared_objective, stored_rows
+from influence_dag.stages.symbols import gradients_formula
 from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.updates import Update
-from influence_dag.stages.wording import gradients_formula
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
 
@@ -99,7 +99,7 @@ def _layout(
         max(1, *(int(np.prod(shape)) for shape in captured.row_shapes.values())) * dtype.itemsize
     )
     first = next(iter(captured.row_shapes))
-    chunk = bench.row_chunk(naming.GRADIENTS, first, "train", (len(train),), row_bytes)
+    chunk = bench.row_chunk(naming.GRADIENTS, first, "train", len(train), row_bytes=row_bytes)
     variables = tuple(
         Variable(
             name,

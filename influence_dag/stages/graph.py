@@ -1,124 +1,63 @@
 """A study's graph: which artifact is made from which, by which stage. No Dagster, no torch."""
 
-import importlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
-from influence_dag.errors import StudyError
 from influence_dag.stages import naming
-from influence_dag.stages.allocation import keep_freed_memory
+from influence_dag.stages.artifacts import Artifact, Picture, Promise
 from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.wording import Wording, matrix_formula
+from influence_dag.stages.symbols import matrix_formula
+from influence_dag.stages.wording import Wording
 from influence_dag.study.study import Study
-from influence_dag.study.users_code import ended
-from influence_dag.unchanged import ChangedError, watching
-
-if TYPE_CHECKING:
-    from influence_dag.stages.updates import Update
-    from influence_dag.stages.workbench import Workbench
 
 _TORCH, _ZARR = frozenset({"torch"}), frozenset({"zarr"})
 _BOTH = _TORCH | _ZARR
+_OF_ROWS = ("data", "compute.dtype")
+_OF_MODEL = (*_OF_ROWS, "model")
+_OF_METHOD = (*_OF_MODEL, "damping", "method")
+_OF_METHODS = (*_OF_MODEL, "damping", "methods")
+_SPECTRUM = Picture("spectrum", ("spectrum",))
 
-TRIES = 3  # at an artifact whose code or checkpoint is edited meanwhile
 VALIDATIONS = {
-    "leave_one_out": "Refits without single training rows against what the influences predict.",
-    "datamodels": "Linear datamodelling score: refits on subsets, predicted and found.",
-    "label_errors": "Labels flipped on purpose, ranked by self-influence and by loss.",
+    "leave_one_out": (
+        "Refits without single training rows against what the influences predict.",
+        Picture("leave_one_out", ("agreement",)),
+    ),
+    "datamodels": (
+        "Linear datamodelling score: refits on subsets, predicted and found.",
+        Picture("datamodels", ("scores",)),
+    ),
+    "label_errors": (
+        "Labels flipped on purpose, ranked by self-influence and by loss.",
+        Picture("label_errors", ("detection",)),
+    ),
 }
 
+Nodes = Callable[[Study], Iterator[Artifact]]
+_MORE: list[Nodes] = []
 
-@dataclass(frozen=True)
-class Artifact:
-    """One node: an artifact, everything that it reads, and the stage that makes it.
 
-    `stage` is a module of `influence_dag.stages` with a `refresh`, imported when it runs and not
-    before: describing the graph stays free of torch. `argument` is the method (or the kind of
-    matrix) that this node is about.
+def add_artifacts(nodes: Nodes) -> Callable[[], None]:
+    """Let studies have more artifacts, made after all others; what is returned takes them away.
+
+    `nodes` gives those of a study: none where it does not ask for any.
     """
-
-    name: str
-    reads: tuple[str, ...]
-    stage: str
-    kinds: frozenset[str]
-    description: str
-    argument: str | None = None
-    heavy: bool = False
-
-    @property
-    def method(self) -> str | None:
-        """The method that the artifact belongs to, if it belongs to one."""
-        return self.argument if self.name.startswith(f"{self.argument}/") else None
-
-    @property
-    def formula(self) -> int:
-        """Version of what its stage computes."""
-        return FORMULAS[self.stage]
-
-    def refresh(self, bench: "Workbench") -> "Update":
-        """Bring the artifact up to date, with code and files that stay as they are meanwhile."""
-        keep_freed_memory()
-        module = importlib.import_module(f"influence_dag.stages.{self.stage}")
-        changed = ""
-        for _ in range(TRIES):
-            try:
-                with watching(), bench.at(self.name, self.reads):
-                    return module.refresh(bench, *([self.argument] if self.argument else []))
-            except SystemExit as error:
-                raise ended(error) from error
-            except ChangedError as error:
-                changed = error.what
-                bench.report(f"{self.name}: {error}; begun again")
-        raise StudyError(
-            f"{bench.study.name}/{self.name}: {changed} changed each of {TRIES} times while it was "
-            "used; refresh again when it is written"
-        )
+    _MORE.append(nodes)
+    return lambda: _MORE.remove(nodes)
 
 
 def artifacts(study: Study) -> Iterator[Artifact]:
     """The nodes of a study's graph, in an order in which they can be computed."""
     methods = study.settings.methods.names
-    yield Artifact(
-        "dataset",
-        ("source",),
-        "dataset",
-        _ZARR,
-        "The rows of both files: checked, labelled, each with a slot and a content hash.",
-    )
-    yield Artifact(
-        "model",
-        ("dataset",),
-        "model",
-        _TORCH,
-        "The fitted module: its state as safetensors, its trainable parameters θ as one vector.",
-        heavy=True,
-    )
-    yield Artifact(
-        "gradients",
-        ("dataset", "model"),
-        "gradients",
-        _BOTH,
-        "∇θ L(z_i, θ) of every training row, factored per layer.",
-        heavy=True,
-    )
+    yield from _of_rows()
     for kind in dict.fromkeys(filter(None, (matrix_of(study, method) for method in methods))):
-        reads = ("dataset", "model")
-        about = f"{matrix_formula(kind)}, exact, with its eigenvalues."
-        yield Artifact(kind, reads, "matrices", _BOTH, about, kind, heavy=True)
+        yield _matrix(study, kind)
     for method in methods:
-        yield from _method_artifacts(study, method)
+        yield from _of_method(study, method)
     for kind in study.settings.validation.names:
-        reads = ("dataset", "model", *map(naming.influences, methods), *_solved(study, kind))
-        name = f"validation/{kind}"
-        yield Artifact(name, reads, "validation", _TORCH, VALIDATIONS[kind], kind, heavy=True)
-    yield Artifact(
-        "report",
-        tuple(name(m) for name in (naming.influences, naming.summary) for m in methods),
-        "report",
-        _ZARR,
-        "How the methods agree: relative error, Pearson, Spearman per test row.",
-    )
+        yield _validation(study, kind)
+    yield _report(study)
+    for nodes in _MORE:
+        yield from nodes(study)
 
 
 def reads_of(study: Study, artifact: str) -> tuple[str, ...]:
@@ -133,6 +72,202 @@ def matrix_of(study: Study, method: str) -> str | None:
     return asked.curvature if asked.uses_matrix else None
 
 
+def has_self_influence(study: Study, method: str) -> bool:
+    """By default only where it is cheap: an iterative method needs one solve a training row."""
+    wanted = study.settings.summary.self_influence
+    return not study.settings.methods[method].is_iterative if wanted == "auto" else bool(wanted)
+
+
+def _of_rows() -> Iterator[Artifact]:
+    yield Artifact(
+        "dataset",
+        ("source",),
+        "dataset",
+        FORMULAS["dataset"],
+        _ZARR,
+        "The rows of both files: checked, labelled, each with a slot and a content hash.",
+        _OF_ROWS,
+        checks=(_complete("dataset", "test", "train"),),
+    )
+    about = "How far θ is from a minimum of the penalised mean loss, which the theory assumes."
+    yield Artifact(
+        "model",
+        ("dataset",),
+        "model",
+        FORMULAS["model"],
+        _TORCH,
+        "The fitted module: its state as safetensors, its trainable parameters θ as one vector.",
+        _OF_MODEL,
+        heavy=True,
+        checks=(Promise("at_a_minimum", "gradient_norm", (), about),),
+    )
+    yield Artifact(
+        "gradients",
+        ("dataset", "model"),
+        "gradients",
+        FORMULAS["gradients"],
+        _BOTH,
+        "∇θ L(z_i, θ) of every training row, factored per layer.",
+        _OF_MODEL,
+        heavy=True,
+        checks=(_complete("gradients", "train"),),
+    )
+
+
+def _complete(name: str, *splits: str) -> Promise:
+    about = "Every block is stored, every number of a row that exists is finite."
+    return Promise("complete_and_finite", "complete", (name, *splits), about)
+
+
+def _matrix(study: Study, kind: str) -> Artifact:
+    about = "The matrix equals its transpose."
+    checks = [Promise("symmetric", "symmetric", (kind,), about)]
+    direct = study.settings.methods.direct
+    if direct and direct.on_indefinite == "raise":
+        about = "With the damping added it has only positive eigenvalues."
+        checks.append(Promise("damped_positive_definite", "positive_definite", (kind,), about))
+    return Artifact(
+        kind,
+        ("dataset", "model"),
+        "matrices",
+        FORMULAS["matrices"],
+        _BOTH,
+        f"{matrix_formula(kind)}, exact, with its eigenvalues.",
+        _OF_MODEL,
+        kind,
+        heavy=True,
+        checks=tuple(checks),
+        picture=_SPECTRUM,
+    )
+
+
+def _of_method(study: Study, method: str) -> Iterator[Artifact]:
+    yield _curvature(study, method)
+    yield _factors(study, method)
+    yield _influences(study, method)
+    if study.settings.perturbation and method in study.settings.perturbation.methods:
+        yield _perturbation(study, method)
+    yield _summary(study, method)
+
+
+def _curvature(study: Study, method: str) -> Artifact:
+    matrix, damped = matrix_of(study, method), study.settings.methods[method].is_damped
+    damped_by = None if matrix else study.settings.matrix_of_damping(method)
+    about = "λ is of the order of the curvature's eigenvalues; a warning where it is not."
+    near = Promise("damping_near_spectrum", "damping_near_spectrum", (method,), about)
+    return Artifact(
+        naming.curvature(method),
+        ("dataset", "model", *filter(None, (matrix, damped_by))),
+        "curvature",
+        FORMULAS["curvature"],
+        _BOTH,
+        f"What `{method}` makes of the curvature once, for every solve: plain arrays.",
+        _OF_METHOD,
+        method,
+        heavy=True,
+        checks=(near,) if damped else (),
+        picture=_SPECTRUM,
+    )
+
+
+def _factors(study: Study, method: str) -> Artifact:
+    name, matrix = naming.factors(method), matrix_of(study, method)
+    checks = [_complete(name, "test")]
+    if method in _exact(study):
+        about = "Every solve reached its tolerance."
+        checks.append(Promise("residual_below_tolerance", "residual_below", (method,), about))
+    return Artifact(
+        name,
+        ("dataset", "model", naming.curvature(method), *filter(None, (matrix,))),
+        "factors",
+        FORMULAS["factors"],
+        _BOTH,
+        f"{Wording(study.settings, method).factors()['formula']}, one row a test row.",
+        _OF_METHOD,
+        method,
+        heavy=True,
+        checks=tuple(checks),
+        picture=Picture("convergence", ("convergence", "residuals")),
+    )
+
+
+def _influences(study: Study, method: str) -> Artifact:
+    name, words = naming.influences(method), Wording(study.settings, method).influences()
+    about = "Random entries equal the product of stored factors and gradients."
+    parts = Promise("equals_its_parts", "matches_parts", (method,), about)
+    read = (naming.curvature(method), naming.factors(method), "gradients")
+    return Artifact(
+        name,
+        ("dataset", "model", *read),
+        "influences",
+        FORMULAS["influences"],
+        _BOTH,
+        f"I[test, train] = {words['formula']}, {words['sign']}.",
+        (*_OF_METHOD, "store.max_relative_error"),
+        method,
+        heavy=True,
+        checks=(_complete(name, "test", "train"), parts),
+        picture=Picture("influences", ("histogram",)),
+    )
+
+
+def _perturbation(study: Study, method: str) -> Artifact:
+    name, words = naming.perturbation(method), Wording(study.settings, method)
+    return Artifact(
+        name,
+        ("dataset", "model", naming.curvature(method), naming.factors(method)),
+        "perturbation",
+        FORMULAS["perturbation"],
+        _BOTH,
+        f"P[test, train, feature] = ∂/∂x_train of the influence on {words.what}. "
+        f"Positive: more of the feature lowers it.",
+        (*_OF_METHOD, "store.max_relative_error"),
+        method,
+        heavy=True,
+        checks=(_complete(name, "test", "train"),),
+        picture=Picture("perturbation", ("example",)),
+    )
+
+
+def _summary(study: Study, method: str) -> Artifact:
+    gradients = ["gradients"] if has_self_influence(study, method) else []
+    read = (naming.curvature(method), naming.influences(method), *gradients)
+    return Artifact(
+        naming.summary(method),
+        ("dataset", "model", *read),
+        "summary",
+        FORMULAS["summary"],
+        _ZARR,
+        "Sums over rows and columns, strongest pairs of each test row, self-influence, and the "
+        "loss and prediction of each row.",
+        (*_OF_METHOD, "summary"),
+        method,
+        picture=Picture("summary", ("strongest",)),
+    )
+
+
+def _validation(study: Study, kind: str) -> Artifact:
+    name, (about, picture) = f"validation/{kind}", VALIDATIONS[kind]
+    checks = []
+    if kind == "leave_one_out":
+        said = "Influences predict what leaving rows out does; a warning where they do not."
+        checks.append(Promise("predicts_refits", "predicts_refits", (), said))
+    influences = map(naming.influences, study.settings.methods.names)
+    return Artifact(
+        name,
+        ("dataset", "model", *influences, *_solved(study, kind)),
+        "validation",
+        FORMULAS["validation"],
+        _TORCH,
+        about,
+        (*_OF_METHODS, f"validation.{kind}"),
+        kind,
+        heavy=True,
+        checks=tuple(checks),
+        picture=picture,
+    )
+
+
 def _solved(study: Study, validation: str) -> list[str]:
     """The curvatures that a validation reads: for automatic dampings, or for exact solves."""
     if study.settings.is_auto_damped:
@@ -141,64 +276,27 @@ def _solved(study: Study, validation: str) -> list[str]:
     return [naming.curvature("direct")] if exact else []
 
 
-def has_self_influence(study: Study, method: str) -> bool:
-    """By default only where it is cheap: an iterative method needs one solve a training row."""
-    wanted = study.settings.summary.self_influence
-    return not study.settings.methods[method].is_iterative if wanted == "auto" else bool(wanted)
-
-
-def _method_artifacts(study: Study, method: str) -> Iterator[Artifact]:
-    matrix, words = matrix_of(study, method), Wording(study.settings, method)
-    damped_by = None if matrix else study.settings.matrix_of_damping(method)
-    curvature, factors = naming.curvature(method), naming.factors(method)
-    influences = naming.influences(method)
-    yield Artifact(
-        curvature,
-        ("dataset", "model", *filter(None, (matrix, damped_by))),
-        "curvature",
-        _BOTH,
-        f"What `{method}` makes of the curvature once, for every solve: plain arrays.",
-        method,
-        heavy=True,
-    )
-    yield Artifact(
-        factors,
-        ("dataset", "model", curvature, *filter(None, (matrix,))),
-        "factors",
-        _BOTH,
-        f"{words.factors()['formula']}, one row a test row.",
-        method,
-        heavy=True,
-    )
-    yield Artifact(
-        influences,
-        ("dataset", "model", curvature, factors, "gradients"),
-        "influences",
-        _BOTH,
-        f"I[test, train] = {words.influences()['formula']}, {words.influences()['sign']}.",
-        method,
-        heavy=True,
-    )
-    if study.settings.perturbation and method in study.settings.perturbation.methods:
-        yield Artifact(
-            naming.perturbation(method),
-            ("dataset", "model", curvature, factors),
-            "perturbation",
-            _BOTH,
-            f"P[test, train, feature] = ∂/∂x_train of the influence on {words.what}. "
-            f"Positive: more of the feature lowers it.",
-            method,
-            heavy=True,
-        )
-    yield Artifact(
-        naming.summary(method),
-        (
-            *("dataset", "model", curvature, influences),
-            *(["gradients"] if has_self_influence(study, method) else []),
-        ),
-        "summary",
+def _report(study: Study) -> Artifact:
+    methods, exact, checks = study.settings.methods, _exact(study), []
+    if methods.direct is not None and methods.direct.on_indefinite == "absolute":
+        exact = [method for method in exact if method != "direct"]  # solves another system
+    if len(exact) > 1 and len({methods[method].curvature for method in exact}) == 1:
+        about = "Methods that solve the same system give the same influences."
+        checks.append(Promise("methods_agree", "methods_agree", tuple(exact), about))
+    return Artifact(
+        naming.REPORT,
+        tuple(name(m) for name in (naming.influences, naming.summary) for m in methods.names),
+        "report",
+        FORMULAS["report"],
         _ZARR,
-        "Sums over rows and columns, strongest pairs of each test row, self-influence, and the "
-        "loss and prediction of each row.",
-        method,
+        "How the methods agree: relative error, Pearson, Spearman per test row.",
+        _OF_METHODS,
+        checks=tuple(checks),
+        picture=Picture("report", ("verdict", "measured", "agreement", "strength")),
     )
+
+
+def _exact(study: Study) -> list[str]:
+    """Methods that solve the whole damped system."""
+    methods = study.settings.methods
+    return [m for m in methods.names if methods[m].is_exact and methods[m].blocks == "full"]

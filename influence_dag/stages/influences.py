@@ -7,11 +7,11 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from influence_dag.datasets.slots import Axis
-from influence_dag.fingerprints import fingerprint, grid_keys
+from influence_dag.fingerprints import fingerprint
 from influence_dag.influence.upweighting import influences as influences_block
 from influence_dag.stages import eigenbasis, methods, naming, reading
 from influence_dag.stages.blocks import Tile, pieces
-from influence_dag.stages.dampings import damping_axis, damping_digests, of_method
+from influence_dag.stages.dampings import DAMPING, DampingAxis, of_method
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.tasks import Compute, Kernel
@@ -19,7 +19,6 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
-from influence_dag.store.layout import pair_chunks
 
 FORMULA = FORMULAS["influences"]
 
@@ -30,12 +29,10 @@ def refresh(bench: Workbench, method: str) -> Update:
         bench.axis(naming.factors(method), "test"),
         bench.axis(naming.GRADIENTS, "train"),
     )
-    base = base_key(bench, method)
-    layout = _layout(bench, method, test, train, base)
-    chunks = layout.variables[0].chunks
-    keys = grid_keys(
-        base, *damping_digests(bench), test.digests(chunks[-2]), train.digests(chunks[-1])
-    )
+    base, axis = base_key(bench, method), DampingAxis.of(bench, method)
+    layout = _layout(bench, method, test, train, axis, base)
+    _, *chunks = layout.variables[0].chunks
+    keys = axis.keys(base, test.digests(chunks[0]), train.digests(chunks[1]))
     kernel = ProductsOfPairs(method, eigenbasis.has_eigenbasis(bench, method))
     part = Part(("influences",), keys, kernel)
     info = {"method": method, "test_rows": test.count, "train_rows": train.count}
@@ -52,28 +49,25 @@ def _reads(method: str) -> tuple[str, str]:
     return naming.factors(method), naming.GRADIENTS
 
 
-def _layout(bench: Workbench, method: str, test: Axis, train: Axis, base: str) -> Layout:
+def _layout(
+    bench: Workbench, method: str, test: Axis, train: Axis, axis: DampingAxis, base: str
+) -> Layout:
     dtype = np.dtype(bench.settings.compute.dtype)
-    dims, sizes, coordinates = damping_axis(bench, method)
-    override = bench.chunk_override
-    ideal = pair_chunks(len(test), len(train), itemsize=dtype.itemsize, override=override)
-    if not override:
-        ideal = bench.stable_chunks(
-            naming.influences(method), "influences", (*(1 for _ in sizes), *ideal)
-        )[-2:]
+    chunks = bench.pair_chunks(
+        naming.influences(method), "influences", (len(test), len(train)), dtype.itemsize
+    )
     variable = Variable(
         "influences",
-        (*dims, "test", "train"),
-        (*sizes, len(test), len(train)),
+        (DAMPING, "test", "train"),
+        (len(axis), len(test), len(train)),
         dtype.str,
-        (*(1 for _ in sizes), *ideal),
+        (1, *chunks),
         wording_of(bench, method).influences(),
         max_relative_error=bench.settings.store.max_relative_error,
     )
     attrs = methods.method_attributes(bench, method, base_key=base)
-    return Layout(
-        (variable,), (*test.coordinates, *train.coordinates, *coordinates), attrs, provenance()
-    )
+    labels = (*test.coordinates, *train.coordinates, axis.coordinate)
+    return Layout((variable,), labels, attrs, provenance())
 
 
 @dataclass(frozen=True)
@@ -111,21 +105,19 @@ class _Tiles(ABC):
         return max(1, self.bench.settings.compute.block_bytes // (numbers * self.itemsize))
 
     def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
-        *lead, tests, trains = (range(a, b) for a, b in zip(tile.start, tile.stop, strict=True))
-        shape = tuple(len(axis) for axis in (*lead, tests, trains))
-        block = np.empty(shape, np.dtype(self.bench.settings.compute.dtype))
-        flat = block.reshape(-1, *shape[-2:])
+        places, tests, trains = tile.region
+        block = np.empty(tile.shape, np.dtype(self.bench.settings.compute.dtype))
         for train in pieces(trains.start, trains.stop, self.trains):
             columns = slice(train.start - trains.start, train.stop - trains.start)
-            for k, damping in enumerate(lead[0] if lead else [None]):
+            for k, place in enumerate(range(places.start, places.stop)):
                 for test in pieces(tests.start, tests.stop, self.tests):
                     rows = slice(test.start - tests.start, test.stop - tests.start)
-                    flat[k, rows, columns] = self.values(test, train, damping)
+                    block[k, rows, columns] = self.values(test, train, place)
         return {"influences": block}
 
     @abstractmethod
-    def values(self, test: slice, train: slice, damping: int | None) -> np.ndarray:
-        """The influences of a piece, `damping` being the position in a sweep."""
+    def values(self, test: slice, train: slice, place: int) -> np.ndarray:
+        """The influences of a piece at one λ, the one at this place of the axis."""
 
 
 class _Products(_Tiles):
@@ -141,9 +133,9 @@ class _Products(_Tiles):
             lambda start, stop: reading.load_gradients(bench, slice(start, stop))
         )
 
-    def values(self, test: slice, train: slice, damping: int | None) -> np.ndarray:
+    def values(self, test: slice, train: slice, place: int) -> np.ndarray:
         G = self.gradients(train.start, train.stop)
-        return influences_block(self.factors(test.start, test.stop, damping), G).cpu().numpy()
+        return influences_block(self.factors(test.start, test.stop, place), G).cpu().numpy()
 
 
 class _Rotated(_Tiles):
@@ -161,14 +153,14 @@ class _Rotated(_Tiles):
             )
         )
 
-    def values(self, test: slice, train: slice, damping: int | None) -> np.ndarray:
+    def values(self, test: slice, train: slice, place: int) -> np.ndarray:
         shape = test.stop - test.start, train.stop - train.start
         found = np.full(shape, np.nan, np.dtype(self.bench.settings.compute.dtype))
         present, gradients = self.of_test(test.start, test.stop)
         if gradients is not None:
             rotated = self.of_train(train.start, train.stop)
-            value = self.dampings[damping or 0]
-            found[present] = rotated.influences(gradients, damping=value).cpu().numpy()
+            damping = self.dampings[place]
+            found[present] = rotated.influences(gradients, damping=damping).cpu().numpy()
         return found
 
 

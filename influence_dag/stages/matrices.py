@@ -16,8 +16,8 @@ from influence_dag.stages.driver import Result, Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
 from influence_dag.stages.reading import load_objective, load_rows, naming_rows, weight_sum
+from influence_dag.stages.symbols import matrix_formula
 from influence_dag.stages.updates import Update
-from influence_dag.stages.wording import matrix_formula
 from influence_dag.stages.workbench import Workbench
 from influence_dag.study.curvatures import CURVATURE_KINDS
 
@@ -108,7 +108,9 @@ def _plausible(
     if CURVATURE_KINDS[kind].is_semidefinite and not Digits(bench.dtype).is_semidefinite(matrix):
         return False
     direct = bench.settings.methods.direct
-    if values is None or kind != "hessian" or direct is None or direct.on_indefinite != "raise":
+    if values is None or direct is None or direct.curvature != kind:
+        return True
+    if direct.on_indefinite != "raise":
         return True
     damping = min(bench.settings.dampings, default=0.0)
     return float(values[0]) + damping > -LIMIT * float(values[-1])

@@ -92,7 +92,7 @@ def factors_key(bench: Workbench, method: str) -> str:
         version.data_version,
         method,
         settings,
-        "sweep" if len(bench.settings.dampings) > 1 else dampings.of_method(bench, method),
+        dampings.in_key(bench, method),
         *([] if bench.settings.methods[method].is_damped else ["no residual"]),
     )
 

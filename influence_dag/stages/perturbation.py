@@ -8,12 +8,12 @@ import numpy as np
 
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError, StudyError
-from influence_dag.fingerprints import fingerprint, grid_keys
+from influence_dag.fingerprints import fingerprint
 from influence_dag.influence.points import module_output
 from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.stages import methods, naming, reading
 from influence_dag.stages.blocks import Tile, pieces
-from influence_dag.stages.dampings import damping_axis, damping_digests
+from influence_dag.stages.dampings import DAMPING, DampingAxis, stored
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.reading import load_rows, shared_objective
@@ -22,7 +22,6 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable
-from influence_dag.store.layout import pair_chunks
 from influence_dag.study.base import readable_bytes
 
 FORMULA = FORMULAS["perturbation"]
@@ -33,7 +32,7 @@ def refresh(bench: Workbench, method: str) -> Update:
     """Compute the blocks whose factors or training rows changed."""
     test, train = _axes(bench, method)
     layout = layout_of(bench, method)
-    _check_budget(bench, layout)
+    _check_budget(bench, stored(layout))
     parts = [
         _part(bench, method, variable, layout.attrs["base_key"]) for variable in layout.variables
     ]
@@ -62,10 +61,10 @@ def layout_of(bench: Workbench, method: str) -> Layout:
 
 
 def _part(bench: Workbench, method: str, variable: Variable, base: str) -> Part:
-    digests, (test, train) = damping_digests(bench), _axes(bench, method)
-    test_chunk, train_chunk = variable.chunks[len(digests) : len(digests) + 2]
-    keys = grid_keys(base, *digests, test.digests(test_chunk), train.digests(train_chunk))
-    return Part((variable.name,), keys, DerivativesOfPairs.of(bench, method, variable))
+    (test, train), axis = _axes(bench, method), DampingAxis.of(bench, method)
+    _, test_chunk, train_chunk, *_ = variable.chunks
+    keys = axis.keys(base, test.digests(test_chunk), train.digests(train_chunk))
+    return Part((variable.name,), keys, DerivativesOfPairs.of(method, variable))
 
 
 _UNIT = "original units in one of the model's; divided by it, entries are per original unit"
@@ -105,32 +104,29 @@ def _inputs(bench: Workbench) -> Inputs:
 def _layout(
     bench: Workbench, method: str, test: Axis, train: Axis, base: str, inputs: Inputs
 ) -> Layout:
-    dims, sizes, coordinates = damping_axis(bench, method)
+    axis = DampingAxis.of(bench, method)
+    pairs = (len(test), len(train))
     variables = tuple(
-        _variable(bench, method, name, dims, sizes, (len(test), len(train)), *feature)
+        _variable(bench, method, name, len(axis), pairs, *feature)
         for name, feature in inputs.items()
     )
     wrt = _point(bench)
     about = {"scale": bench.settings.data.features.scale} if wrt is None else {"wrt": wrt}
     attrs = methods.method_attributes(bench, method, base_key=base, **about)
-    labels = (*test.coordinates, *train.coordinates, *coordinates, *_feature_coordinates(bench))
+    labels = (*test.coordinates, *train.coordinates, axis.coordinate, *_feature_coordinates(bench))
     return Layout(variables, labels, attrs, provenance())
 
 
-def _variable(bench, method, name, dims, sizes, pair, feature_dims, feature_shape) -> Variable:
+def _variable(bench, method, name, dampings, pairs, feature_dims, feature_shape) -> Variable:
     dtype = np.dtype(bench.settings.compute.dtype)
-    override = bench.chunk_override
     values = max(1, int(np.prod(feature_shape)))
-    chunks = pair_chunks(*pair, itemsize=dtype.itemsize, values_per_pair=values, override=override)
-    ones = (1,) * len(sizes)
-    if not override:
-        chunks = bench.stable_chunks(naming.perturbation(method), name, (*ones, *chunks))[-2:]
+    chunks = bench.pair_chunks(naming.perturbation(method), name, pairs, dtype.itemsize, values)
     return Variable(
         name,
-        (*dims, "test", "train", *feature_dims),
-        (*sizes, *pair, *feature_shape),
+        (DAMPING, "test", "train", *feature_dims),
+        (dampings, *pairs, *feature_shape),
         dtype.str,
-        (*ones, *chunks, *feature_shape),
+        (1, *chunks, *feature_shape),
         _words(bench, method),
         max_relative_error=bench.settings.store.max_relative_error,
     )
@@ -195,9 +191,9 @@ class DerivativesOfPairs(Kernel):
     feature: tuple[int, ...]
 
     @classmethod
-    def of(cls, bench: Workbench, method: str, variable: Variable) -> "DerivativesOfPairs":
-        lead = len(damping_digests(bench)) + 2
-        return cls(method, variable.name, tuple(variable.shape[lead:]))
+    def of(cls, method: str, variable: Variable) -> "DerivativesOfPairs":
+        _, _, _, *feature = variable.shape
+        return cls(method, variable.name, tuple(feature))
 
     def at(self, bench: Workbench) -> Compute:
         return _Derivatives(bench, self)
@@ -215,12 +211,11 @@ class _Derivatives:
         self._rows_at_once = max(1, compute.block_bytes // row_bytes)  # factors in a block
 
     def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
-        *sweep, tests, trains = (slice(*ends) for ends in zip(tile.start, tile.stop, strict=True))
-        dampings = range(sweep[0].start, sweep[0].stop) if sweep else [None]
-        blocks = [self._one(tests, trains, damping) for damping in dampings]
-        return {self.kernel.variable: np.stack(blocks) if sweep else blocks[0]}
+        places, tests, trains = tile.region
+        blocks = [self._one(tests, trains, k) for k in range(places.start, places.stop)]
+        return {self.kernel.variable: np.stack(blocks)}
 
-    def _one(self, tests: slice, trains: slice, damping: int | None) -> np.ndarray:
+    def _one(self, tests: slice, trains: slice, place: int) -> np.ndarray:
         present = np.flatnonzero(self.train.valid[trains])
         shape = (tests.stop - tests.start, trains.stop - trains.start, *self.kernel.feature)
         block = np.full(shape, np.nan, self.bench.settings.compute.dtype)
@@ -231,7 +226,7 @@ class _Derivatives:
             asked = np.flatnonzero(self.test.valid[test])
             if not len(asked):
                 continue
-            s = reading.load_factors(self.bench, self.kernel.method, test, damping)[asked]
+            s = reading.load_factors(self.bench, self.kernel.method, test, place)[asked]
             with self._named(trains.start + present):
                 values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
             if isinstance(values, dict):

@@ -11,12 +11,12 @@ from torch import nn
 
 from influence_dag.curvature import DenseCurvature
 from influence_dag.datasets.slots import Axis, Split
-from influence_dag.errors import ModelError
+from influence_dag.errors import ModelError, NotConvergedError
 from influence_dag.gradients.per_sample import GradientLayout, Gradients
 from influence_dag.objective import modules
 from influence_dag.objective.batching import Of, check_all_rows
 from influence_dag.objective.objective import LossFunction, Objective, Rows, per_sample_loss
-from influence_dag.stages import naming
+from influence_dag.stages import dampings, naming
 from influence_dag.stages.blocks_of_rows import FEWEST, BlocksOfRows
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -130,6 +130,16 @@ def naming_rows(axis: Axis, slots: np.ndarray | None = None) -> Iterator[None]:
         raise ModelError(f"{axis.name} row {name!r}: {said}", row=error.row) from error
 
 
+@contextmanager
+def named_rows(ids: np.ndarray, what: str) -> Iterator[None]:
+    """Solves inside say which rows missed the tolerance by their ids."""
+    try:
+        yield
+    except NotConvergedError as error:
+        named = error.named(list(ids))
+        raise NotConvergedError(f"{what}: {named}", rows=named.rows) from error
+
+
 def study_objective(study: Study, module: nn.Module) -> Objective:
     """The module with the study's loss, measurement and choice of output."""
     return Objective(
@@ -204,10 +214,8 @@ def load_matrix(bench: Workbench, name: str) -> DenseCurvature:
     return DenseCurvature(matrix.to(bench.device))
 
 
-def load_factors(
-    bench: Workbench, method: str, slots: slice, damping: int | None = None
-) -> torch.Tensor:
-    """A run of stored factors, `(test, param)`; `damping` is the position in a sweep."""
-    lead = () if damping is None else (slice(damping, damping + 1),)
-    values = bench.require(naming.factors(method)).read("influence_factors", *lead, slots)
-    return torch.from_numpy(values.reshape(values.shape[-2:])).to(bench.device)
+def load_factors(bench: Workbench, method: str, slots: slice, place: int) -> torch.Tensor:
+    """A run of stored factors, `(test, param)`, at the λ at this place of the axis."""
+    version = bench.require(naming.factors(method))
+    values = dampings.at(version, "influence_factors", place, slots)
+    return torch.from_numpy(values).to(bench.device)

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 
 from influence_dag.fingerprints import fingerprint
-from influence_dag.stages import naming
+from influence_dag.stages import dampings, naming
 from influence_dag.stages.blocks import pieces
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
@@ -61,9 +61,7 @@ def strength(bench: Workbench, method: str) -> dict[str, float]:
     valid = bench.axis_of(version, "test").valid
 
     def last(name: str) -> np.ndarray:
-        swept = version.variables[name].dims[0] == "damping"
-        values = version.read(name)
-        return (values[-1] if swept else values)[valid]
+        return dampings.at(version, name, -1)[valid]
 
     n_train = bench.axis_of(version, "train").count
     return {
@@ -93,11 +91,8 @@ def _blocks(bench: Workbench, method: str) -> Iterator[np.ndarray]:
     """A method's influences by runs of test rows, holes left out, in float64."""
     version = bench.require(naming.influences(method))
     test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
-    variable = version.variables["influences"]
-    swept = variable.shape[:-2]  # () without a sweep
-    lead = tuple(slice(size - 1, size) for size in swept)
-    for slots in pieces(0, len(test), variable.chunks[-2]):
-        block = version.read("influences", *lead, slots).reshape(-1, len(train))
+    for slots in pieces(0, len(test), version.variables["influences"].chunks[-2]):
+        block = dampings.at(version, "influences", -1, slots)
         yield block[test.valid[slots]][:, train.valid].astype(np.float64)
 
 

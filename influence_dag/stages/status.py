@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from influence_dag.stages.graph import Artifact, artifacts
+from influence_dag.stages.artifacts import Artifact
+from influence_dag.stages.graph import artifacts
 from influence_dag.study.code import put_on_path
 from influence_dag.study.loading import load_study
 from influence_dag.study.named_code import look_for_callables

@@ -12,27 +12,21 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-import torch
 
-from influence_dag.datasets.slots import HOLE, Axis
-from influence_dag.fingerprints import Keys, combine, fingerprint, grid_keys
-from influence_dag.solvers import Factorization
-from influence_dag.solvers.ekfac import KroneckerFactorization
+from influence_dag.fingerprints import Keys, combine, fingerprint
 from influence_dag.stages import (
     dampings,
-    eigenbasis,
-    factors,
     methods,
     naming,
     rankings,
-    reading,
     seen,
 )
 from influence_dag.stages.blocks import Tile, pieces
-from influence_dag.stages.dampings import damping_axis, damping_digests
+from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.graph import has_self_influence
+from influence_dag.stages.self_influences import NAMES, OwnSolves, places
 from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
@@ -66,7 +60,7 @@ _OF_TEST: _Named = {
     "bottom_train": _STRONGEST,
     "bottom_influence": _STRONGEST,
 }
-_OF_SOLVES: _Named = {"self_influence": _TRAIN, "parameter_influence_norm": _TRAIN}
+_OF_SOLVES: _Named = dict.fromkeys(NAMES, _TRAIN)
 Of = Literal["train", "blocks", "solves"]
 _NAMES: dict[Of, _Named] = {"train": _OF_TRAIN, "blocks": _OF_BLOCKS, "solves": _OF_SOLVES}
 
@@ -103,7 +97,7 @@ class _Summary:
             bench.axis_of(self.version, "test"),
             bench.axis_of(self.version, "train"),
         )
-        self.dims, self.sizes, self.dampings = damping_axis(bench, method)
+        self.axis = DampingAxis.of(bench, method)
         self.chunks = self.version.variables["influences"].chunks[-2:]
         self.top = min(bench.settings.summary.top, self.train.count)
         self.few = min(self.top, self.chunks[1])
@@ -116,7 +110,7 @@ class _Summary:
         words = wording_of(self.bench, self.method).summary()
         variables = [self._variable(name, dims, words[name]) for name, dims in named.items()]
         variables += self._seen_variables()
-        labels = (*self.test.coordinates, *self.train.coordinates, *self.dampings)
+        labels = (*self.test.coordinates, *self.train.coordinates, self.axis.coordinate)
         made = {**provenance(), "influences_version": self.version.number}
         return Layout(
             tuple(variables), labels, methods.method_attributes(self.bench, self.method), made
@@ -134,10 +128,10 @@ class _Summary:
         lengths, chunks = zip(*(cut[dim] for dim in dims), strict=True)
         return Variable(
             name,
-            (*self.dims, *dims),
-            (*self.sizes, *lengths),
+            (DAMPING, *dims),
+            (len(self.axis), *lengths),
             "int64" if name.endswith("_train") else "float64",
-            (*(1 for _ in self.sizes), *chunks),
+            (1, *chunks),
             about,
         )
 
@@ -177,30 +171,28 @@ class _Summary:
         return Part(tuple(_NAMES[of]), keys, SummaryBlocks(self.method, of), may_lack=True)
 
     @cached_property
-    def solves(self) -> "_Solves":
-        return _Solves(self.bench, self.method, self.train)
+    def solves(self) -> "OwnSolves":
+        return OwnSolves(self.bench, self.method, self.train)
 
     def _keys(self, *shared: object) -> Callable[..., Keys]:
         prefix = fingerprint("summary", FORMULA, *shared)
-        return lambda *axes: grid_keys(prefix, *damping_digests(self.bench), *axes)
+        return lambda *axes: self.axis.keys(prefix, *axes)
 
-    def _read(self, damping: int | None, tests: slice, trains: slice) -> np.ndarray:
-        """One block of the influences in float64, with its holes."""
-        lead = () if damping is None else (slice(damping, damping + 1),)
-        block = self.version.read("influences", *lead, tests, trains)
-        return block.reshape(block.shape[-2:]).astype(np.float64)
+    def _read(self, place: int, tests: slice, trains: slice) -> np.ndarray:
+        """One block of the influences at one λ in float64, with its holes."""
+        return dampings.at(self.version, "influences", place, tests, trains).astype(np.float64)
 
     def train_sums(self, tile: Tile) -> Arrays:
         """Sums over the test rows that exist; NaN where a training row is missing."""
         sums, (start, stop) = np.zeros((2, *tile.shape)), (tile.start[-1], tile.stop[-1])
-        for place, damping in _dampings(tile, 1):
+        for k, place in places(tile):
             for trains, tests in itertools.product(
                 pieces(start, stop, self.chunks[1]), pieces(0, len(self.test), self.chunks[0])
             ):
-                block = self._read(damping, tests, trains)[self.test.valid[tests]]
-                at = (*place, slice(trains.start - start, trains.stop - start))
-                sums[(0, *at)] += block.sum(axis=0)
-                sums[(1, *at)] += np.abs(block).sum(axis=0)
+                block = self._read(place, tests, trains)[self.test.valid[tests]]
+                columns = slice(trains.start - start, trains.stop - start)
+                sums[0, k, columns] += block.sum(axis=0)
+                sums[1, k, columns] += np.abs(block).sum(axis=0)
         sums[..., ~self.train.valid[start:stop]] = np.nan
         return {"train_sum": sums[0], "train_abs_mean": sums[1] / max(1, self.test.count)}
 
@@ -208,19 +200,19 @@ class _Summary:
         """Of each block of influences, the sums and the strongest entries of each test row."""
         left = np.full((*tile.shape, 2 + 4 * self.few), np.nan)
         start, stop = tile.start[-2], tile.stop[-2]
-        for place, damping in _dampings(tile, 2):
+        for k, place in places(tile):
             for tests, block in itertools.product(
                 pieces(start, stop, self.chunks[0]), range(tile.start[-1], tile.stop[-1])
             ):
                 rows = tests.start - start + np.flatnonzero(self.test.valid[tests])
-                left[(*place, rows, block - tile.start[-1])] = self._block(damping, tests, block)
+                left[k, rows, block - tile.start[-1]] = self._block(place, tests, block)
         return {"blocks": left}
 
-    def _block(self, damping: int | None, tests: slice, block: int) -> np.ndarray:
+    def _block(self, place: int, tests: slice, block: int) -> np.ndarray:
         size = self.chunks[1]
         trains = slice(block * size, min((block + 1) * size, len(self.train)))
         slots = trains.start + np.flatnonzero(self.train.valid[trains])
-        found = self._read(damping, tests, trains)[self.test.valid[tests]]
+        found = self._read(place, tests, trains)[self.test.valid[tests]]
         found = found[:, slots - trains.start]
         sums = [found.sum(axis=1), np.abs(found).sum(axis=1)]
         strongest = rankings.strongest(found, slots, self.few)
@@ -232,14 +224,14 @@ class _Summary:
         start, stop = tile.start[-1], tile.stop[-1]
         sums = np.empty((2, *tile.shape))
         values, slots = np.empty((2, *tile.shape, len(rankings.ENDS), self.top))
-        row_bytes = 8 * int(np.prod(draft.layout["blocks"].shape[-2:]))
+        blocks = draft.layout["blocks"]
+        row_bytes = 8 * int(np.prod(blocks.shape[-2:]))
         at_once = max(1, self.bench.settings.compute.block_bytes // (4 * row_bytes))
-        for place, damping in _dampings(tile, 1):
+        for k, place in places(tile):
             for tests in pieces(start, stop, at_once):
-                lead = () if damping is None else (slice(damping, damping + 1),)
-                left = draft.read("blocks", *lead, tests)
+                left = draft.read("blocks", *dampings.lead(blocks, place), tests)
                 left = left.reshape(left.shape[-3:])
-                at = (*place, slice(tests.start - start, tests.stop - start))
+                at = (k, slice(tests.start - start, tests.stop - start))
                 sums[(slice(None), *at)] = left[..., :2].sum(axis=1).T
                 few = left[..., 2:].reshape(*left.shape[:2], 2, len(rankings.ENDS), self.few)
                 values[at], slots[at] = rankings.merged(few[:, :, 0], few[:, :, 1], self.top)
@@ -249,85 +241,3 @@ class _Summary:
             for end, name in enumerate(rankings.ENDS)
             for what, array in (("train", slots), ("influence", values))
         }
-
-
-class _Solves:
-    """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` and `‖(H + λI)⁻¹ ∇L(z_i)‖` of each training row.
-
-    Of rows that the stored gradients do not have (they may be of another age than the influences)
-    nothing is said: NaN, and their keys are those of holes.
-    """
-
-    def __init__(self, bench: Workbench, method: str, train: Axis):
-        self.bench, self.method = bench, method
-        stored = bench.axis(naming.GRADIENTS, "train").keys[: len(train)]
-        keys = np.full(len(train), HOLE)
-        keys[: len(stored)] = np.where(stored == train.keys[: len(stored)], stored, HOLE)
-        self.weighted = bench.require("dataset").attrs.get("weights", "none") != "none"
-        if self.weighted:  # of rows that the dataset has otherwise no weight is known
-            now = np.full(len(train), HOLE)
-            current = bench.axis("dataset", "train").keys[: len(train)]
-            now[: len(current)] = current
-            keys = np.where(keys == now, keys, HOLE)
-        self.rows = Axis("train", train.ids, keys)
-        gradients_key = bench.require(naming.GRADIENTS).attrs["base_key"]
-        self.key = fingerprint(methods.factors_key(bench, method), gradients_key)
-        size = bench.require("model").attrs["info"]["parameters"]
-        if eigenbasis.has_eigenbasis(bench, method):
-            size = reading.gradient_layout_of(bench).numbers_per_row
-        self.at_once = max(1, bench.settings.compute.block_bytes // (8 * size))
-
-    @cached_property
-    def factorization(self) -> Factorization:
-        return methods.load_factorization(self.bench, self.method)
-
-    def __call__(self, tile: Tile) -> Arrays:
-        start, stop = tile.start[-1], tile.stop[-1]
-        values = np.full((len(_OF_SOLVES), *tile.shape), np.nan)
-        for slots in pieces(start, stop, self.at_once):
-            present = np.flatnonzero(self.rows.valid[slots])
-            if not len(present):
-                continue
-            solved = self._solved(slots, present)
-            for place, damping in _dampings(tile, 1):
-                value = dampings.of_method(self.bench, self.method)[damping or 0]
-                own, lengths = solved(value)
-                own = own / self._weights(slots.start + present, own)
-                found = torch.stack([own, lengths]).double().cpu().numpy()
-                values[(slice(None), *place, slots.start - start + present)] = found
-        return dict(zip(_OF_SOLVES, values, strict=True))
-
-    def _solved(
-        self, slots: slice, present: np.ndarray
-    ) -> Callable[[float], tuple[torch.Tensor, torch.Tensor]]:
-        """Both numbers of some rows at a λ: from pairs where the method has an eigenbasis."""
-        if isinstance(factorization := self.factorization, KroneckerFactorization):
-            rotated = eigenbasis.rotated_rows(self.bench, factorization, slots, present)
-            return lambda damping: rotated.own_influences(damping=damping)
-        G = reading.load_gradients(self.bench, slots).dense()[present]
-        ids = self.rows.ids[slots][present]
-
-        def solved(damping: float) -> tuple[torch.Tensor, torch.Tensor]:
-            with factors.named_rows(ids, f"{self.method}, training rows"):
-                x = factorization.solve(G, damping=damping).x
-            return (x * G).sum(dim=1), x.norm(dim=1)
-
-        return solved
-
-    def _weights(self, slots: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-        """Stored gradients have them as a factor, which counts once in a self-influence.
-
-        1 for rows of weight 0, whose gradients are 0.
-        """
-        if not self.weighted:
-            return like.new_ones(len(slots))
-        weights = self.bench.require("dataset").read("train_weight")[slots]
-        return torch.from_numpy(np.where(weights == 0, 1.0, weights)).to(like)
-
-
-def _dampings(tile: Tile, own: int) -> Iterator[tuple[tuple[int, ...], int | None]]:
-    """Place in the tile and position in the sweep of each λ; one place () without a sweep."""
-    if len(tile.start) == own:
-        yield (), None
-    else:
-        yield from (((k - tile.start[0],), k) for k in range(tile.start[0], tile.stop[0]))

@@ -165,8 +165,7 @@ class BlockTask:
         return self.inputs.artifact
 
     def __str__(self) -> str:
-        spans = zip(self.tile.start, self.tile.stop, strict=True)
-        return f"{self.artifact}[{', '.join(f'{start}:{stop}' for start, stop in spans)}]"
+        return f"{self.artifact}[{self.tile}]"
 
 
 class PinnedBench(Workbench):

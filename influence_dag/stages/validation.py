@@ -92,12 +92,10 @@ def _seed(bench: Workbench) -> int:
     return fit.seed if isinstance(fit, FitSettings) else 0
 
 
-def _stored(bench: Workbench, method: str, damping: int) -> torch.Tensor:
+def _stored(bench: Workbench, method: str, place: int) -> torch.Tensor:
     """A method's stored influences `(test, train)` without holes, float64."""
     version = bench.require(naming.influences(method))
-    swept = len(version.variables["influences"].shape) > 2
-    values = version.read("influences", *((slice(damping, damping + 1),) if swept else ()))
-    values = values.reshape(values.shape[-2:]).astype(np.float64)
+    values = dampings.at(version, "influences", place).astype(np.float64)
     test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
     return torch.from_numpy(values[test.valid][:, train.valid])
 

@@ -13,7 +13,7 @@ from influence_dag.datasets.splits import load_splits, makes_rows
 from influence_dag.errors import StoreError, StudyError
 from influence_dag.stages.planned import Planned
 from influence_dag.store import Layout, Store, Version, open_store
-from influence_dag.store.layout import row_chunks
+from influence_dag.store.layout import pair_chunks, row_chunks
 from influence_dag.study.study import Study
 
 if TYPE_CHECKING:
@@ -136,38 +136,55 @@ class Workbench:
         names = Axis.coordinate_names(axis.name, parts)
         self._axes[tuple(parts.get(name, "") for name in names)] = axis
 
-    def stable_chunks(
-        self, artifact: str, variable: str, ideal: tuple[int, ...]
-    ) -> tuple[int, ...]:
-        """The stored chunk sizes while they are within a factor of 4 of the ideal ones.
+    def stable_chunks(self, artifact: str, variable: str, **ideal: int) -> tuple[int, ...]:
+        """By dimension, the stored chunk sizes while within a factor of 4 of the ideal ones.
 
         The ideal size follows the number of rows; keeping the old one means that appended
         rows leave the existing chunks as they are.
         """
         current = self.store.base(artifact)
         if current is None or variable not in current.variables:
-            return ideal
-        stored = current.variables[variable].chunks[: len(ideal)]
-        fits = all(want / 4 <= have <= want * 4 for have, want in zip(stored, ideal, strict=True))
-        return stored if fits else ideal
+            return tuple(ideal.values())
+        entry = current.variables[variable]
+        stored = dict(zip(entry.dims, entry.chunks, strict=True))
+        fits = all(want / 4 <= stored.get(dim, 0) <= want * 4 for dim, want in ideal.items())
+        return tuple(stored[dim] if fits else want for dim, want in ideal.items())
 
     def row_chunk(
         self,
         artifact: str,
         variable: str,
         split: Split,
-        shape: tuple[int, ...],
+        rows: int,
+        *,
         row_bytes: int,
     ) -> int:
-        """Rows a chunk of an array whose rows are kept whole: `shape` is what comes before a row.
+        """Rows a chunk of an array whose rows are kept whole.
 
         The study's own length where a chunk of that many rows is not too large, else a stable one.
         """
-        ideal = (*(1 for _ in shape[1:]), row_chunks(shape[-1], row_bytes))
+        ideal = row_chunks(rows, row_bytes)
         asked = (self.chunk_override or {}).get(split)
-        if asked and asked <= ideal[-1]:
+        if asked and asked <= ideal:
             return asked
-        return self.stable_chunks(artifact, variable, ideal)[-1]
+        return self.stable_chunks(artifact, variable, **{split: ideal})[0]
+
+    def pair_chunks(
+        self,
+        artifact: str,
+        variable: str,
+        pairs: tuple[int, int],
+        itemsize: int,
+        values_per_pair: int = 1,
+    ) -> tuple[int, ...]:
+        """Test and training rows a chunk of an array of pairs: the study's own, or stable ones."""
+        override = self.chunk_override
+        test, train = pair_chunks(
+            *pairs, itemsize=itemsize, values_per_pair=values_per_pair, override=override
+        )
+        if override:
+            return test, train
+        return self.stable_chunks(artifact, variable, test=test, train=train)
 
     @property
     def chunk_override(self) -> dict[str, int] | None:

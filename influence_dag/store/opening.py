@@ -1,16 +1,21 @@
 """The one place where an address becomes a store."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from influence_dag.addresses import scheme_of
 from influence_dag.errors import StoreError
-from influence_dag.store.memory import MemoryStore
-from influence_dag.store.posix.versions import ArtifactStore
 from influence_dag.store.protocol import Store
 
-BACKENDS: dict[str, Any] = {"": ArtifactStore, "memory": MemoryStore}
-"""What makes a store of an address and its options, by the address's scheme (none: a path)."""
+BACKENDS: dict[str, str] = {
+    "": "influence_dag.store.posix.versions:ArtifactStore",
+    "memory": "influence_dag.store.memory:MemoryStore",
+}
+"""What makes a store of an address and its options, by the address's scheme (none: a path).
+
+Named, and imported when there is such an address.
+"""
 
 
 def open_store(address: str | Path, **options: Any) -> Store:
@@ -20,7 +25,7 @@ def open_store(address: str | Path, **options: Any) -> Store:
     (`locks` of a folder). Nothing is created before something is written.
     """
     check_address(str(address))
-    return BACKENDS[scheme_of(address)](address, **options)
+    return resolve_name(BACKENDS[scheme_of(str(address))])(address, **options)
 
 
 def check_address(address: str) -> None:

@@ -1,25 +1,69 @@
 """What there is to know of each curvature without computing it: names, words, whether it is PSD."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any
 
-CurvatureName = Literal["hessian", "gauss_newton"]
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import PydanticKnownError, core_schema
 
 
 @dataclass(frozen=True)
 class CurvatureKind:
-    """`term` is a row's part of the mean over training rows, `symbol` what formulas call it."""
+    """`term` is a row's part of the mean over training rows, `symbol` what formulas call it.
+
+    `operator` names the class that applies it, `module:class`: a subclass of `BatchedCurvature`,
+    imported when something is computed.
+    """
 
     symbol: str
     term: str
     title: str
+    operator: str
     is_semidefinite: bool = False
 
 
 CURVATURE_KINDS: dict[str, CurvatureKind] = {
-    "hessian": CurvatureKind("H", "∇²L(z_i, θ)", "the Hessian"),
+    "hessian": CurvatureKind(
+        "H", "∇²L(z_i, θ)", "the Hessian", "influence_dag.curvature.hessian:Hessian"
+    ),
     "gauss_newton": CurvatureKind(
-        "G", "J_iᵀ (∂²L/∂output²) J_i", "the Gauss–Newton matrix", is_semidefinite=True
+        "G",
+        "J_iᵀ (∂²L/∂output²) J_i",
+        "the Gauss–Newton matrix",
+        "influence_dag.curvature.gauss_newton:GaussNewton",
+        is_semidefinite=True,
     ),
 }
-"""By the names that settings have for them; their kernels are in `influence_dag.curvature`."""
+"""By the names that settings have for them."""
+
+
+def add_curvature(name: str, kind: CurvatureKind) -> None:
+    """Let studies and calls name a curvature: `methods: {direct: {curvature: name}}`.
+
+    Raises `ValueError` for a name that is taken.
+    """
+    if name in CURVATURE_KINDS:
+        raise ValueError(f"the curvature {name!r} exists already")
+    CURVATURE_KINDS[name] = kind
+
+
+class _Known:
+    """One of the curvatures that there are when it is asked, as a literal would be."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return core_schema.no_info_plain_validator_function(cls._checked)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> Any:
+        return {"enum": list(CURVATURE_KINDS), "type": "string"}
+
+    @staticmethod
+    def _checked(value: Any) -> str:
+        if isinstance(value, str) and value in CURVATURE_KINDS:
+            return value
+        *others, last = map(repr, CURVATURE_KINDS)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+
+
+CurvatureName = Annotated[str, _Known]

@@ -6,7 +6,7 @@ from typing import TypeAlias
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.curvature import Curvature, DenseCurvature, GaussNewton, Hessian
+from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.errors import IndefiniteError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
@@ -30,9 +30,9 @@ def exact_candidates(
     """
     gradients = per_sample_gradients(objective, train).dense()
     measured = per_sample_gradients(objective, test, of="measurement").dense()
-    curvatures: dict[str, Curvature] = {"hessian": Hessian(objective, train)}
+    curvatures: dict[str, Curvature] = {"hessian": CURVATURES["hessian"](objective, train)}
     if not is_linear_in_parameters(objective, train):
-        curvatures["gauss_newton"] = GaussNewton(objective, train)
+        curvatures["gauss_newton"] = CURVATURES["gauss_newton"](objective, train)
     curvatures["empirical_fisher"] = DenseCurvature(_fisher(objective, train))
     losses = train.weighted(objective.losses(objective.params, train)).detach()
     return {

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from influence_dag.curvature import GaussNewton
+from influence_dag.curvature import CURVATURES
 from influence_dag.errors import ModelError, NotConvergedError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
@@ -180,7 +180,8 @@ def default_metric(
     _, gradient = problem.value_and_gradient(objective.params[None])
     if gradient.norm() > _STATIONARY and not is_linear_in_parameters(objective, rows):
         return None
-    factorization = Direct(damping=weight_decay).factorize(GaussNewton(objective, rows))
+    curvature = CURVATURES["gauss_newton"](objective, rows)
+    factorization = Direct(damping=weight_decay).factorize(curvature)
     return lambda vectors: factorization.solve(vectors, damping=weight_decay).x
 
 

@@ -5,7 +5,6 @@ import pytest
 from tiny_project import Project
 
 from influence_dag.components.changes import changes, made_from
-from influence_dag.components.metadata import PICTURES
 from influence_dag.stages.graph import artifacts
 
 PINNED = {"model": {"refit": "pinned"}, "curvature": {"refresh": "pinned"}}
@@ -71,9 +70,9 @@ def every_method(tmp_path_factory) -> Project:
 def test_factorisations_and_solves_of_every_method_have_pictures(every_method):
     bench = every_method.bench()
     drawn = {
-        node.name: set(PICTURES[kind](bench, bench.require(node.name), node.method))
+        node.name: set(node.picture.drawn(bench, bench.require(node.name), node.method))
         for node in artifacts(bench.study)
-        if (kind := node.name.rpartition("/")[2]) in ("hessian", "curvature", "influence_factors")
+        if node.picture and node.stage in ("matrices", "curvature", "factors")
     }
     assert drawn.pop("hessian") == {"spectrum"}
     for method in METHODS:

@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from influence_dag.curvature import DenseCurvature, GaussNewton, Hessian
+from influence_dag.curvature import CURVATURES, DenseCurvature, GaussNewton, Hessian
 from influence_dag.errors import ModelError
 from influence_dag.objective.objective import Objective, Rows
 
-CURVATURES = [Hessian, GaussNewton]
+OPERATORS = [CURVATURES[name] for name in CURVATURES]
 
 
 def make(name, dtype=torch.float64):
@@ -54,7 +54,7 @@ def test_the_gauss_newton_matrix_is_that_of_the_outputs(name):
     assert_close(GaussNewton(objective, rows, batch_size=4).dense(), expected)
 
 
-@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("curvature", OPERATORS)
 @pytest.mark.parametrize("name", LAYERED)
 def test_both_routes_give_the_same_matrix(name, curvature):
     _, objective, rows = make(name)
@@ -63,7 +63,7 @@ def test_both_routes_give_the_same_matrix(name, curvature):
     assert_close(layered, general, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("curvature", OPERATORS)
 @pytest.mark.parametrize("name", ["deep", "norms"])
 def test_applied_to_rows_it_is_the_matrix_product(name, curvature):
     _, objective, rows = make(name)
@@ -73,7 +73,7 @@ def test_applied_to_rows_it_is_the_matrix_product(name, curvature):
     assert_close(operator.apply(vectors[5:6]), operator.apply(vectors)[5:6])
 
 
-@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("curvature", OPERATORS)
 @pytest.mark.parametrize("route", ["layered", "autograd"])
 def test_the_batch_size_changes_nothing(curvature, route):
     _, objective, rows = make("deep")
@@ -83,7 +83,7 @@ def test_the_batch_size_changes_nothing(curvature, route):
         assert_close(parts, whole, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("curvature", OPERATORS)
 @pytest.mark.parametrize("name", ["deep", "norms"])
 def test_sums_over_rows_add_up_in_float64(name, curvature):
     _, objective, rows = make(name, torch.float32)
@@ -93,7 +93,7 @@ def test_sums_over_rows_add_up_in_float64(name, curvature):
     assert_close(parts / len(rows), operator.dense().double(), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("curvature", OPERATORS)
 @pytest.mark.parametrize("name", ["deep", "frozen weight", "norms"])
 def test_the_matrix_is_exactly_symmetric(name, curvature):
     _, objective, rows = make(name, torch.float32)
@@ -157,7 +157,7 @@ def test_the_hessian_is_the_slope_of_the_gradient():
     assert_close(Hessian(objective, rows).apply(direction[None])[0], expected, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("curvature", OPERATORS)
 def test_float32_is_close_to_float64_on_the_digits_network(curvature):
     arrays = digits()
     rows = Rows(arrays["x_train"], arrays["y_train"])

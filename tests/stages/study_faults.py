@@ -207,7 +207,7 @@ def _at(folder: str, moment: dict, fault: Callable[[], None]) -> None:
 
 def _on_changes(folder: str, act: Callable[[str, str], None]) -> None:
     """Call `act` with the artifact under refresh and the path at every change of the store."""
-    from influence_dag.stages.graph import Artifact
+    from influence_dag.stages.artifacts import Artifact
     from influence_dag.study.loading import load_study
 
     store, refreshing = load_study(folder).store_address, [""]

@@ -11,7 +11,6 @@ from test_chain import DAMPING, assert_close, expected
 from tiny_project import Project
 from torch import Tensor
 
-from influence_dag.components.checks import promises
 from influence_dag.curvature import Curvature
 from influence_dag.solvers import METHODS, Solution
 from influence_dag.solvers.base import register, residuals
@@ -85,11 +84,10 @@ def test_a_solver_joins_a_study(outright, tmp_path):
 def test_its_nodes_and_checks_are_those_of_any_exact_method(outright, tmp_path):
     project = Project(tmp_path, methods={"cg": None, outright: {}}, perturbation=None)
     study = load_study(project.folder)
-    names = [one.name for one in artifacts(study)]
     mine = {one.name for one in artifacts(study) if one.method == outright}
     kinds = ("curvature", "influence_factors", "influences", "summary")
     assert mine == {f"{outright}/{kind}" for kind in kinds}
-    checks = {(each.artifact, each.name) for each in promises(study, names)}
+    checks = {(one.name, each.name) for one in artifacts(study) for each in one.checks}
     assert (f"{outright}/influence_factors", "residual_below_tolerance") in checks
     assert (f"{outright}/curvature", "damping_near_spectrum") in checks
     assert ("report", "methods_agree") in checks

@@ -160,4 +160,5 @@ def test_a_sample_of_residuals_is_complete_and_drawn(project, monkeypatch, free)
     assert len(of_rows) == 2 * (keys % np.uint64(every) == 0).sum()
     assert bool(len(of_rows)) == (every == 4)
     assert ("worst_residual" in metadata._solves(version)) == bool(len(of_rows))
-    assert "residuals" in metadata._convergence(bench, version, "ekfac")
+    assert node.picture is not None
+    assert "residuals" in node.picture.drawn(bench, version, "ekfac")

@@ -31,7 +31,8 @@ def solved(project, *, start):
     compute = factors.SolvesOfRows("cg", NAMES).at(bench)
     if not start:
         compute._stored = None  # pyright: ignore[reportAttributeAccessIssue]
-    return compute(Tile((0,), (len(bench.axis("dataset", "test")),), ()))["influence_factors"]
+    tile = Tile((0, 0), (1, len(bench.axis("dataset", "test"))), ())
+    return compute(tile)["influence_factors"]
 
 
 def test_solves_take_no_products_where_the_matrix_costs_less(

@@ -13,8 +13,8 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
-from influence_dag.components.metadata import PICTURES
 from influence_dag.stages import validation
+from influence_dag.stages.graph import VALIDATIONS
 from influence_dag.study.validation import ValidationSettings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "validation.md"
@@ -107,8 +107,9 @@ def test_flipped_labels_are_ranked(validated):
 @pytest.mark.parametrize("kind", CHOSEN)
 def test_each_validation_is_a_picture_too(validated, kind):
     bench = validated.bench()
-    (picture,) = PICTURES[kind](bench, bench.require(f"validation/{kind}"), None).values()
-    assert "data:image/png;base64," in picture.value
+    _, picture = VALIDATIONS[kind]
+    (drawn,) = picture.drawn(bench, bench.require(f"validation/{kind}"), None).values()
+    assert "data:image/png;base64," in drawn
 
 
 def test_the_settings_that_the_documentation_shows_are_valid():

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.errors import StudyError
+from influence_dag.stages.factors import SolvesOfRows
 
 DIRECT_ONLY = {"cg": None}
 
@@ -30,6 +31,12 @@ def test_a_list_of_dampings_gives_each_its_own_influences(project):
     assert_close(perturbation, expected(project, "perturbation_influences", 0.5))
     assert project.results.open("direct/summary").train_sum.dims == ("damping", "train")
     assert computed(project.refresh()) == set()
+    bench, slots = project.bench(), np.array([2, 5])
+    solver = SolvesOfRows("cg", ("influence_factors",)).at(bench)
+    stored = bench.require("cg/influence_factors").read("influence_factors")
+    for place in range(len(sweep)):  # where the next solves of these rows would start
+        start = solver._previous(slots, place, stored.shape[-1])
+        np.testing.assert_array_equal(start, stored[place, slots])
 
 
 def test_one_more_damping_leaves_the_others_as_they_are(project):

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from tiny_project import COLUMNS, Project
 from torch import nn
 
-from influence_dag.components.metadata import _name, _summary
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import DataError, ModelError
+from influence_dag.query.drawn import _name, summary
 from influence_dag.query.suspects import suspects
 from influence_dag.query.text import describe
 from influence_dag.stages import dataset, model
@@ -83,9 +83,9 @@ def test_what_is_shown_has_the_words_and_the_texts(finished):
     version = finished.results.store.version("direct/summary")
     axis = Axis.read(version, "train")
     assert _name(axis, 0) == "train-00 (setosa)"
-    (table,) = _summary(finished.bench(), version, "direct").values()
-    assert "(setosa)" in table.records[0].data["test"]
-    assert "(" in table.records[0].data["helps most"]
+    first, *_ = summary(finished.bench(), version, "direct")["strongest"]
+    assert "(setosa)" in first["test"]
+    assert "(" in first["helps most"]
 
 
 def test_suspects_are_predicted_words(finished):

@@ -3,7 +3,6 @@
 Every format comes out as a `Source`; what a study demands of it is checked in `datasets`.
 """
 
-from influence_dag.datasets.sources.base import Source
-from influence_dag.datasets.sources.read import files, read_source
+import lazy_loader
 
-__all__ = ["Source", "files", "read_source"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

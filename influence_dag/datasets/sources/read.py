@@ -3,13 +3,11 @@
 import os
 from glob import glob, has_magic
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
 
-from influence_dag.datasets.sources.arrays import read_npz, read_zarr
 from influence_dag.datasets.sources.base import Source
-from influence_dag.datasets.sources.callables import read_callable
-from influence_dag.datasets.sources.images import read_folder, read_pictures
 from influence_dag.datasets.sources.joining import joined
-from influence_dag.datasets.sources.tables import read_csv, read_feather, read_parquet
 from influence_dag.errors import DataError
 from influence_dag.study.base import is_callable_name
 from influence_dag.study.data import DataSettings, Which
@@ -17,22 +15,27 @@ from influence_dag.study.places import RULE
 from influence_dag.texts import did_you_mean
 
 READERS = {
-    ".csv": read_csv,
-    ".csv.gz": read_csv,
-    ".csv.zst": read_csv,
-    ".parquet": read_parquet,
-    ".feather": read_feather,
-    ".arrow": read_feather,
-    ".npz": read_npz,
-    ".zarr": read_zarr,
+    ".csv": "tables:read_csv",
+    ".csv.gz": "tables:read_csv",
+    ".csv.zst": "tables:read_csv",
+    ".parquet": "tables:read_parquet",
+    ".feather": "tables:read_feather",
+    ".arrow": "tables:read_feather",
+    ".npz": "arrays:read_npz",
+    ".zarr": "arrays:read_zarr",
 }
+"""By ending, the module of this folder and its function: imported when there is such a file."""
+
+
+def _reader(name: str) -> Any:
+    return resolve_name(f"influence_dag.datasets.sources.{name}")
 
 
 def read_source(data: DataSettings, which: Which, root: Path) -> Source:
     """Read the split `which` of the settings; `DataError` says what a file lacks."""
     names = data.names(which)
     if is_callable_name(names[0]):
-        return read_callable(names[0], data, which, root)
+        return _reader("callables:read_callable")(names[0], data, which, root)
     sources = [
         _read(path, name, data, which, root) for name, path in files(data, which, root).items()
     ]
@@ -68,15 +71,16 @@ def _read(path: Path, name: str, data: DataSettings, which: Which, root: Path) -
                 f"data.{which}: {name} is a folder; of pictures, with a folder a class? Then write "
                 "data.images: {size: [32, 32], channels: 3}"
             )
-        return read_folder(path, name, data)
+        return _reader("images:read_folder")(path, name, data)
     if ending not in READERS:
         raise DataError(
             f"data.{which}: {name} ends in {repr(ending) if ending else 'nothing'}; "
             f"known are {', '.join(READERS)} and 'module:callable'"
         )
+    read = _reader(READERS[ending])
     if data.images is None:
-        return READERS[ending](path, name, data)
-    return read_pictures(READERS[ending], path, name, data, root)
+        return read(path, name, data)
+    return _reader("images:read_pictures")(read, path, name, data, root)
 
 
 def _existing(name: str, which: Which, root: Path) -> Path:

@@ -146,7 +146,7 @@ class ShownRows:
 
 
 def _last(array: xr.DataArray) -> xr.DataArray:
-    return array.isel(damping=-1) if "damping" in array.dims else array
+    return array.isel(damping=-1, missing_dims="ignore")
 
 
 def _label(content: Content) -> str:

@@ -1,0 +1,3 @@
+from .base import Source as Source
+from .read import files as files
+from .read import read_source as read_source

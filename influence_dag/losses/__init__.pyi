@@ -1,0 +1,12 @@
+from .named import IGNORED as IGNORED
+from .named import LOSSES as LOSSES
+from .named import LossFunction as LossFunction
+from .named import bce_with_logits as bce_with_logits
+from .named import cross_entropy as cross_entropy
+from .named import mse as mse
+from .named import next_token as next_token
+from .named import per_sample_loss as per_sample_loss
+from .reduced import ReducedLoss as ReducedLoss
+from .reduced import ignored_class as ignored_class
+from .reduced import likelihood_of as likelihood_of
+from .reduced import reduced_loss as reduced_loss

@@ -1,0 +1,146 @@
+"""What is shown of a new version of each artifact: pictures and tables, by name.
+
+The graph names these functions (`Picture` in `stages.artifacts`).
+"""
+
+import numpy as np
+
+from influence_dag.datasets.slots import Axis, shown_label
+from influence_dag.query import pictures, plots
+from influence_dag.stages import automatic, dampings
+from influence_dag.stages.workbench import Workbench
+from influence_dag.store import Version
+from influence_dag.texts import code, literal
+
+SHOWN = 5  # test rows in a picture
+SAMPLE = 200_000  # numbers in a histogram
+
+Drawn = dict[str, str | list[dict[str, str]]]  # Markdown, or the rows of a table
+
+
+def spectrum(bench: Workbench, version: Version, method: str | None) -> Drawn:
+    if not any(name.endswith("eigenvalues") for name in version.variables):
+        return {}
+    known = (
+        automatic.of_matrix(bench, version.artifact)
+        if method is None
+        else dampings.of_method(bench, method)
+    )
+    figure = pictures.spectrum(version, method, known)
+    return {"spectrum": plots.markdown(figure, "spectrum")}
+
+
+def convergence(bench: Workbench, version: Version, method: str | None) -> Drawn:
+    name = "convergence" if "niter" in version.variables else "residuals"
+    figure = pictures.convergence(version)
+    return {name: plots.markdown(figure, name)}
+
+
+def influences(bench: Workbench, version: Version, method: str | None) -> Drawn:
+    rows = max(1, SAMPLE // version.variables["influences"].shape[-1])
+    block = dampings.at(version, "influences", -1, slice(0, rows))
+    figure = plots.histogram(
+        block[np.isfinite(block)], title=f"Influences by {method}, first {len(block)} test rows"
+    )
+    return {"histogram": plots.markdown(figure, "histogram of influences")}
+
+
+def summary(bench: Workbench, version: Version, method: str | None) -> Drawn:
+    test, train = Axis.read(version, "test"), Axis.read(version, "train")
+    shown = test.slots[np.linspace(0, test.count - 1, min(SHOWN, test.count)).astype(int)]
+    ranked = {
+        end: dampings.at(version, f"{end}_train", -1)[shown][:, :4] for end in ("top", "bottom")
+    }
+    dataset = bench.require("dataset")
+    if "train_x" in dataset.variables and dataset.array("train_x").ndim == 3:
+        return _pictures(dataset, test, train, shown, ranked)
+    rows = zip(shown, ranked["top"], ranked["bottom"], strict=True)
+    return {
+        "strongest": [
+            {"test": _name(test, j), "helps most": _ids(train, up), "harms most": _ids(train, down)}
+            for j, up, down in rows
+        ]
+    }
+
+
+def _pictures(dataset: Version, test: Axis, train: Axis, shown: np.ndarray, ranked: dict) -> Drawn:
+    strongest = [[_images(dataset, train, row) for row in ranked[end]] for end in ("top", "bottom")]
+    figure = plots.image_grid(_images(dataset, test, shown), *strongest)
+    return {"strongest": plots.markdown(figure, "most helpful and most harmful training images")}
+
+
+def _images(dataset: Version, axis: Axis, slots: np.ndarray) -> list[tuple[str, np.ndarray]]:
+    """Captions and images of rows, found by id: the dataset may be newer than the summary."""
+    at = {str(name): slot for slot, name in enumerate(Axis.read(dataset, axis.name).ids)}
+    array = dataset.array(f"{axis.name}_x")
+    gone = np.full(array.shape[1:], np.nan)
+    ids = [str(axis.ids[slot]) for slot in slots]
+    images = [np.asarray(array[at[name]]) if name in at else gone for name in ids]
+    return [(_name(axis, slot), image) for slot, image in zip(slots, images, strict=True)]
+
+
+def _ids(axis: Axis, slots: np.ndarray) -> str:
+    return ", ".join(_name(axis, i) for i in slots)
+
+
+def _name(axis: Axis, slot: int) -> str:
+    label = "" if axis.labels is None else f" ({literal(shown_label(axis.labels[slot]), 24)})"
+    return f"{literal(axis.ids[slot], 24)}{label}"
+
+
+def perturbation(bench: Workbench, version: Version, method: str | None) -> Drawn:
+    """One pair of the first block: the training row whose features matter most."""
+    name, entry = next(iter(version.variables.items()))
+    test, train = Axis.read(version, "test"), Axis.read(version, "train")
+    j, span = int(test.slots[0]), entry.chunks[entry.dims.index("train")]
+    block = dampings.at(version, name, -1, slice(j, j + 1), slice(0, span))[0].astype(np.float64)
+    i = int(np.nansum(np.abs(block).reshape(len(block), -1), axis=1).argmax())
+    values, title = block[i], f"{literal(train.ids[i], 28)} → {literal(test.ids[j], 28)}"
+    if values.ndim == 2:
+        figure = plots.feature_map(values, title=title)
+    elif values.ndim == 1 and len(values) <= 64:
+        dim = entry.dims[-1]
+        labels = version.coordinate(dim) if dim in version.coordinates else range(len(values))
+        figure = plots.feature_bars([str(label) for label in labels], values, title=title)
+    else:
+        return {}
+    return {"example": plots.markdown(figure, "perturbation influence of one pair")}
+
+
+def leave_one_out(bench: Workbench, version: Version, method: str | None) -> Drawn:
+    figure = pictures.leave_one_out(version)
+    return {"agreement": plots.markdown(figure, "predicted against refits")}
+
+
+def datamodels(bench: Workbench, version: Version, method: str | None) -> Drawn:
+    figure = pictures.datamodels(version)
+    return {"scores": plots.markdown(figure, "linear datamodelling scores")}
+
+
+def label_errors(bench: Workbench, version: Version, method: str | None) -> Drawn:
+    figure = pictures.label_errors(version)
+    return {"detection": plots.markdown(figure, "flipped labels found")}
+
+
+def report(bench: Workbench, version: Version, method: str | None) -> Drawn:
+    """What may be trusted, as of this version, and how methods compare."""
+    from influence_dag.query.report import findings_of
+    from influence_dag.query.results import StudyResults
+
+    findings = findings_of(StudyResults(bench.store.address))
+    reasons = "".join(f"- {reason}\n" for reason in findings.verdict.reasons)
+    page = f"The whole page: {code(f'influence-dag report {bench.store.address}')}"
+    return {
+        "verdict": f"### {findings.verdict.headline}\n\n{reasons}\n{page}",
+        "measured": [{"what": each.name, "seen": each.says} for each in findings.found],
+        "agreement": _rows(version.attrs["info"]["agreement"], "methods"),
+        "strength": _rows(version.attrs["info"]["strength"], "method"),
+    }
+
+
+def _rows(found: dict[str, dict[str, float]], of: str) -> list[dict[str, str]]:
+    """Numbers that a person reads, a row for each of `of`."""
+    return [
+        {of: name} | {what.replace("_", " "): f"{value:.4g}" for what, value in values.items()}
+        for name, values in found.items()
+    ]

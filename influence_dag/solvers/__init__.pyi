@@ -1,0 +1,15 @@
+from .arnoldi import Arnoldi as Arnoldi
+from .base import METHODS as METHODS
+from .base import Factorization as Factorization
+from .base import Method as Method
+from .base import Solution as Solution
+from .base import build as build
+from .blocks import Blockwise as Blockwise
+from .blocks import parameter_blocks as parameter_blocks
+from .cg import ConjugateGradient as ConjugateGradient
+from .direct import Direct as Direct
+from .ekfac import EKFAC as EKFAC
+from .ekfac import KFAC as KFAC
+from .identity import Identity as Identity
+from .lissa import LiSSA as LiSSA
+from .nystroem import Nystroem as Nystroem

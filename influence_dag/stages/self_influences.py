@@ -1,0 +1,96 @@
+"""Self-influences of training rows: what a solve of each row's own gradient says of it."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from influence_dag.datasets.slots import HOLE, Axis
+from influence_dag.fingerprints import fingerprint
+from influence_dag.solvers import Factorization
+from influence_dag.solvers.ekfac import KroneckerFactorization
+from influence_dag.stages import dampings, eigenbasis, methods, naming, reading
+from influence_dag.stages.blocks import Tile, pieces
+from influence_dag.stages.tasks import Arrays
+from influence_dag.stages.workbench import Workbench
+
+NAMES = ("self_influence", "parameter_influence_norm")
+
+
+class OwnSolves:
+    """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` and `‖(H + λI)⁻¹ ∇L(z_i)‖` of each training row.
+
+    Of rows that the stored gradients do not have (they may be of another age than the influences)
+    nothing is said: NaN, and their keys are those of holes.
+    """
+
+    def __init__(self, bench: Workbench, method: str, train: Axis):
+        self.bench, self.method = bench, method
+        stored = bench.axis(naming.GRADIENTS, "train").keys[: len(train)]
+        keys = np.full(len(train), HOLE)
+        keys[: len(stored)] = np.where(stored == train.keys[: len(stored)], stored, HOLE)
+        self.weighted = bench.require("dataset").attrs.get("weights", "none") != "none"
+        if self.weighted:  # of rows that the dataset has otherwise no weight is known
+            now = np.full(len(train), HOLE)
+            current = bench.axis("dataset", "train").keys[: len(train)]
+            now[: len(current)] = current
+            keys = np.where(keys == now, keys, HOLE)
+        self.rows = Axis("train", train.ids, keys)
+        gradients_key = bench.require(naming.GRADIENTS).attrs["base_key"]
+        self.key = fingerprint(methods.factors_key(bench, method), gradients_key)
+        size = bench.require("model").attrs["info"]["parameters"]
+        if eigenbasis.has_eigenbasis(bench, method):
+            size = reading.gradient_layout_of(bench).numbers_per_row
+        self.at_once = max(1, bench.settings.compute.block_bytes // (8 * size))
+
+    @cached_property
+    def factorization(self) -> Factorization:
+        return methods.load_factorization(self.bench, self.method)
+
+    def __call__(self, tile: Tile) -> Arrays:
+        start, stop = tile.start[-1], tile.stop[-1]
+        values = np.full((len(NAMES), *tile.shape), np.nan)
+        for slots in pieces(start, stop, self.at_once):
+            present = np.flatnonzero(self.rows.valid[slots])
+            if not len(present):
+                continue
+            solved = self._solved(slots, present)
+            for k, place in places(tile):
+                own, lengths = solved(dampings.of_method(self.bench, self.method)[place])
+                own = own / self._weights(slots.start + present, own)
+                found = torch.stack([own, lengths]).double().cpu().numpy()
+                values[:, k, slots.start - start + present] = found
+        return dict(zip(NAMES, values, strict=True))
+
+    def _solved(
+        self, slots: slice, present: np.ndarray
+    ) -> Callable[[float], tuple[torch.Tensor, torch.Tensor]]:
+        """Both numbers of some rows at a λ: from pairs where the method has an eigenbasis."""
+        if isinstance(factorization := self.factorization, KroneckerFactorization):
+            rotated = eigenbasis.rotated_rows(self.bench, factorization, slots, present)
+            return lambda damping: rotated.own_influences(damping=damping)
+        G = reading.load_gradients(self.bench, slots).dense()[present]
+        ids = self.rows.ids[slots][present]
+
+        def solved(damping: float) -> tuple[torch.Tensor, torch.Tensor]:
+            with reading.named_rows(ids, f"{self.method}, training rows"):
+                x = factorization.solve(G, damping=damping).x
+            return (x * G).sum(dim=1), x.norm(dim=1)
+
+        return solved
+
+    def _weights(self, slots: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+        """Stored gradients have them as a factor, which counts once in a self-influence.
+
+        1 for rows of weight 0, whose gradients are 0.
+        """
+        if not self.weighted:
+            return like.new_ones(len(slots))
+        weights = self.bench.require("dataset").read("train_weight")[slots]
+        return torch.from_numpy(np.where(weights == 0, 1.0, weights)).to(like)
+
+
+def places(tile: Tile) -> Iterator[tuple[int, int]]:
+    """Each λ of a tile: its position in the tile and its place of the axis."""
+    return enumerate(range(tile.start[0], tile.stop[0]))
