@@ -17,17 +17,18 @@ import xarray as xr
 
 from influence_dag.addresses import scheme_of
 from influence_dag.errors import StoreError
-from influence_dag.query.results import StudyResults
 from influence_dag.stages import naming
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
+    from influence_dag.query.results import StudyResults
+
 PAIRS_AT_ONCE = 1_000_000  # lines of a table that are in memory
 
 
 def export(
-    results: StudyResults,
+    results: "StudyResults",
     target: str | Path,
     artifacts: Sequence[str] = (),
     *,
@@ -57,7 +58,7 @@ def export(
 
 
 def _to_file(
-    results: StudyResults, target: Path, artifacts: Sequence[str], write: "_Format"
+    results: "StudyResults", target: Path, artifacts: Sequence[str], write: "_Format"
 ) -> list[str]:
     if target.exists() or target.is_symlink():
         raise StoreError(f"{target} exists; name another file, or remove it")
@@ -74,7 +75,7 @@ def _to_file(
 
 
 def _to_object_store(
-    results: StudyResults, target: str, artifacts: Sequence[str], options: dict[str, Any]
+    results: "StudyResults", target: str, artifacts: Sequence[str], options: dict[str, Any]
 ) -> list[str]:
     """A Zarr group below an address; what was written is removed again where it fails."""
     if not target.endswith(".zarr"):
@@ -154,7 +155,7 @@ def _complete(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tree(results: StudyResults, artifacts: list[str]) -> xr.DataTree:
+def _tree(results: "StudyResults", artifacts: list[str]) -> xr.DataTree:
     known = results.tree()
     if not artifacts:
         return known
@@ -162,7 +163,7 @@ def _tree(results: StudyResults, artifacts: list[str]) -> xr.DataTree:
     return xr.DataTree.from_dict({"/": xr.Dataset()} | groups, name=known.name)
 
 
-def _zarr(results: StudyResults, target: "Path | ZarrStore", artifacts: list[str]) -> list[str]:
+def _zarr(results: "StudyResults", target: "Path | ZarrStore", artifacts: list[str]) -> list[str]:
     """Zarr 2, whose metadata every reader finds in one file."""
     tree = _tree(results, artifacts)
     with warnings.catch_warnings():
@@ -171,7 +172,7 @@ def _zarr(results: StudyResults, target: "Path | ZarrStore", artifacts: list[str
     return artifacts or results.artifacts
 
 
-def _netcdf(results: StudyResults, target: Path, artifacts: list[str]) -> list[str]:
+def _netcdf(results: "StudyResults", target: Path, artifacts: list[str]) -> list[str]:
     engines = {"netCDF4": "netcdf4", "h5netcdf": "h5netcdf"}
     installed = [engine for module, engine in engines.items() if find_spec(module)]
     if not installed:
@@ -183,7 +184,7 @@ def _netcdf(results: StudyResults, target: Path, artifacts: list[str]) -> list[s
     return artifacts or results.artifacts
 
 
-def _parquet(results: StudyResults, target: Path, artifacts: list[str]) -> list[str]:
+def _parquet(results: "StudyResults", target: Path, artifacts: list[str]) -> list[str]:
     """A line for each pair and λ: method, damping, ids, labels, influence."""
     if not find_spec("pyarrow"):
         raise StoreError(
@@ -211,7 +212,7 @@ def _parquet(results: StudyResults, target: Path, artifacts: list[str]) -> list[
     return names
 
 
-def _parts(results: StudyResults, artifact: str) -> Iterator[dict[str, Any]]:
+def _parts(results: "StudyResults", artifact: str) -> Iterator[dict[str, Any]]:
     """The columns of some test rows at a time."""
     method = artifact.removesuffix(naming.influences(""))
     influences = results.open(artifact)["influences"]
@@ -224,7 +225,7 @@ def _parts(results: StudyResults, artifact: str) -> Iterator[dict[str, Any]]:
             yield _columns(method, influences[k, start : start + size].load())
 
 
-def _damping(results: StudyResults, method: str) -> float:
+def _damping(results: "StudyResults", method: str) -> float:
     """The λ of all parameters; NaN where blocks have their own, or none has any."""
     damping = results.store.version(naming.influences(method)).attrs["damping"]
     return float(damping) if isinstance(damping, int | float) else float("nan")
@@ -246,7 +247,7 @@ def _columns(method: str, block: xr.DataArray) -> dict[str, Any]:
     return columns | {"influence": block.values.ravel()}
 
 
-_Format = Callable[[StudyResults, Path, list[str]], list[str]]
+_Format = Callable[["StudyResults", Path, list[str]], list[str]]
 FORMATS: dict[str, _Format] = {
     ".zarr": _zarr,
     ".nc": _netcdf,
