@@ -156,11 +156,10 @@ def _complete(target: Path) -> Iterator[Path]:
 
 
 def _tree(results: "StudyResults", artifacts: list[str]) -> xr.DataTree:
-    known = results.tree()
     if not artifacts:
-        return known
+        return results.tree()
     groups = {f"/{name}": results.open(name) for name in artifacts}  # names the nearest right one
-    return xr.DataTree.from_dict({"/": xr.Dataset()} | groups, name=known.name)
+    return xr.DataTree.from_dict({"/": xr.Dataset()} | groups, name=results.store.name)
 
 
 def _zarr(results: "StudyResults", target: "Path | ZarrStore", artifacts: list[str]) -> list[str]:

@@ -6,10 +6,33 @@ from tiny_project import Project
 
 from influence_dag import open_study
 from influence_dag.query.text import describe
+from influence_dag.stages.graph import artifacts
 from influence_dag.stages.status import status
+from influence_dag.stages.updates import Update
+from influence_dag.stages.workbench import Workbench
 from influence_dag.study.loading import load_study
 
 pytest.importorskip("icechunk")
+
+
+def test_rows_that_change_are_all_that_is_written_again(finished_project, tmp_path):
+    """What follows takes seconds; this is its first artifact."""
+    address = f"icechunk+file://{tmp_path}/repositories"
+    project = finished_project.copy(tmp_path, artifacts=())
+    project.write_settings(store={"path": address})
+    refreshed_rows(project)
+    kept = open_study(f"{address}/tiny")
+    assert kept.open("dataset").identical(finished_project.results.open("dataset"))
+    project.edit("test", 3, height=0.25)
+    update = refreshed_rows(project)
+    assert 0 < update.blocks_computed < update.blocks_reused
+    assert kept.diff("dataset", 1).changed["test"] == ["test-03"]
+    assert refreshed_rows(project).is_current
+
+
+def refreshed_rows(project: Project) -> Update:
+    bench = Workbench(load_study(project.folder))
+    return next(node for node in artifacts(bench.study) if node.name == "dataset").refresh(bench)
 
 
 def refreshed_twice(finished_project: Project, project: Project, address: str) -> None:
@@ -33,6 +56,7 @@ def refreshed_twice(finished_project: Project, project: Project, address: str) -
     assert np.isfinite(mine).all()
 
 
+@pytest.mark.campaign
 def test_a_study_is_refreshed_queried_and_compared_in_a_folder_of_icechunk(
     finished_project, tmp_path
 ):
