@@ -1,4 +1,4 @@
-"""Where a store is: the path of a folder, `memory://name`, or whatever other backends have."""
+"""Where a store is: a folder's path, `memory://name`, `s3://bucket/prefix`, another backend's."""
 
 import re
 from pathlib import Path

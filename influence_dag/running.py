@@ -1,9 +1,11 @@
 """The pipeline without a UI: the same assets, in this process."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from influence_dag.errors import InfluenceDagError
+from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.study.code import put_on_path
 from influence_dag.study.history import home_of
 from influence_dag.study.loading import load_study
@@ -12,15 +14,19 @@ from influence_dag.study.study import Study
 
 if TYPE_CHECKING:
     from influence_dag.query.results import StudyResults
+    from influence_dag.stages.shards import ShardExecutor
 
 
-def materialize(folder: str | Path, *, progress: bool | None = None) -> "StudyResults":
+def materialize(
+    folder: str | Path, *, progress: bool | None = None, shard: str | None = None
+) -> "StudyResults":
     """Bring every artifact of a study up to date and return the opened results.
 
     The same assets and checks as in the Dagster UI, run in this process. The run is recorded in
     DAGSTER_HOME, or else in the project's `.dagster` once `make ui` has set it up, and the UI shows
     it; where there is neither, nothing is recorded. `progress` shows a bar on standard error
-    (default: when that is a terminal).
+    (default: when that is a terminal). With `shard="1/8"` this is the first of eight processes that
+    share the blocks, which drives them; the others are `compute_shard`.
 
     Raises what the failing stage raised (an `InfluenceDagError` for bad input),
     `InfluenceDagError` when an asset check fails, or `KeyboardInterrupt` after SIGINT or SIGTERM.
@@ -28,6 +34,43 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> "StudyRe
     """
     study = load_study(folder)
     put_on_path(study.root)
+    with _shared(study, shard) as executor:
+        return _materialize(study, progress, executor)
+
+
+def compute_shard(folder: str | Path, shard: str) -> int:
+    """Be one of the processes that share the blocks of a study, but the first: `shard="2/8"`.
+
+    Computes its share of what the first (`materialize(folder, shard="1/8")`) plans, until that has
+    ended; returns how many blocks. Locks, writes and publishes nothing.
+    """
+    from influence_dag.stages.shards import Shard, compute_share
+
+    mine = Shard.parse(shard)
+    if mine.drives:
+        raise StudyError(f"shard {mine} is the first, which drives: materialize(…, shard='{mine}')")
+    study = load_study(folder)
+    put_on_path(study.root)
+    return compute_share(study, mine)
+
+
+@contextmanager
+def _shared(study: Study, shard: str | None) -> "Iterator[ShardExecutor | None]":
+    if shard is None:
+        yield None
+        return
+    from influence_dag.stages.shards import Shard, beating, driving
+
+    mine = Shard.parse(shard)
+    if not mine.drives:
+        raise StudyError(f"shard {mine} is not the first, which drives: compute_shard(…, '{mine}')")
+    with driving(mine, study) as executor, beating(study, mine.number):
+        yield executor
+
+
+def _materialize(
+    study: Study, progress: bool | None, executor: "ShardExecutor | None"
+) -> "StudyResults":
     _look(study)
 
     from influence_dag.components.assets import study_definitions
@@ -37,7 +80,7 @@ def materialize(folder: str | Path, *, progress: bool | None = None) -> "StudyRe
 
     definitions = study_definitions(study, pool=None)  # a killed run would never leave a pool
     try:
-        with one_run():
+        with one_run(executor):
             failed = in_process(
                 definitions, f"{study.name}_refresh", home=home_of(study.root), progress=progress
             )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from buckets import served
 from hypothesis import settings
 from tiny_project import Project
 
@@ -69,6 +70,20 @@ def _python_path() -> Iterator[None]:
     before = sys.path.copy()
     yield
     sys.path[:] = before
+
+
+@pytest.fixture(scope="session")
+def _bucket() -> Iterator[dict[str, str]]:
+    with served() as said:
+        yield said
+
+
+@pytest.fixture
+def bucket(_bucket: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of a bucket on loopback, which clients find by their environment."""
+    for name, value in _bucket.items():
+        monkeypatch.setenv(name, value)
+    return "s3://studies"
 
 
 @pytest.fixture(scope="session")

@@ -75,16 +75,18 @@ def test_stores_queries_and_settings_do_not_import_torch():
 
 
 def test_how_folders_keep_a_store_is_the_business_of_one_folder():
-    """Dagster's runs take a lock beside their own history, which is no store."""
+    """But for locks: of Dagster's runs, of Icechunk's folders, and who holds one in a bucket."""
     posix = "influence_dag.store.posix"
     rest = {module: path for module, path in MODULES.items() if not within(module, [posix])}
     knowing = {line.split(" imports ")[0] for line in forbidden(rest, [posix], all_imports)}
-    assert knowing == {"influence_dag.components.dead_runs"}
+    icechunk = {f"influence_dag.store.icechunk.{name}" for name in ("leases", "places")}
+    assert knowing == {*icechunk, "influence_dag.components.dead_runs"}
 
 
 def test_stages_queries_and_components_know_stores_by_their_protocol():
     kinds = [f"influence_dag.store.{name}" for name in ("published", "drafts", "versioned")]
     kinds += ["influence_dag.store.memory", "influence_dag.store.ArtifactStore"]
+    kinds += ["influence_dag.store.icechunk"]
     users = room("datasets", "stages", "query", "components", "running", "study")
     assert forbidden(users, kinds, all_imports) == []
 

@@ -205,7 +205,7 @@ def diff(store: str, artifact: str, before: int | None, after: int | None, as_js
 
 @click.command()
 @store_argument
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target")
 @click.option(
     "--artifact",
     "chosen",
@@ -214,11 +214,13 @@ def diff(store: str, artifact: str, before: int | None, after: int | None, as_js
     help="Only these, as often as wanted; default: all (of parquet, all methods' influences).",
 )
 @as_json
-def export(store: str, target: Path, chosen: tuple[str, ...], as_json: bool) -> None:
+def export(store: str, target: str, chosen: tuple[str, ...], as_json: bool) -> None:
     """Write STORE to TARGET as plain files: out.zarr, out.nc or out.parquet.
 
     out.zarr is one consolidated Zarr 2 group, out.nc one netCDF file, both with a group an
     artifact; out.parquet is one long table, a line for each pair of a test and a training row.
+    A .zarr may be put in an object store, s3://bucket/out.zarr, whose credentials and endpoint are
+    taken from the environment.
     """
     from influence_dag.query.exports import export as write
 

@@ -70,8 +70,9 @@ def check(folder: Path, as_json: bool) -> None:
 @folder_argument
 @click.option("--show", is_flag=True, help="Print where things are and what they say.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--shard", help="i/n: be the i-th of n processes that share the blocks; 1 drives.")
 @as_json
-def materialize(folder: Path, show: bool, quiet: bool, as_json: bool) -> None:
+def materialize(folder: Path, show: bool, quiet: bool, shard: str | None, as_json: bool) -> None:
     """Bring every artifact of the study in FOLDER (with a defs.yaml, or its results) up to date.
 
     The run is recorded for Dagster's UI in DAGSTER_HOME, or else in the project's .dagster once
@@ -81,7 +82,13 @@ def materialize(folder: Path, show: bool, quiet: bool, as_json: bool) -> None:
     from influence_dag.running import materialize as run
     from influence_dag.study.history import why_unrecorded
 
-    results = run(folder, progress=False if quiet else None)
+    if shard is not None and not shard.startswith("1/"):
+        from influence_dag.running import compute_shard
+
+        count = compute_shard(folder, shard)
+        emit({"blocks": count}, f"shard {shard}: {count} blocks computed", as_json=as_json)
+        return
+    results = run(folder, progress=False if quiet else None, shard=shard)
     if results.project and (why := why_unrecorded(results.project)):
         click.echo(why, err=True)
     if show or as_json:

@@ -79,8 +79,8 @@ class Marks:
         """Export files as the next edit: the folder is there as a whole or not at all."""
         if self.folder is None:
             raise StoreError(
-                "this store is in memory, and an edit is exported beside a store's folder; open a "
-                "study that is stored in one"
+                "this store is in no folder, and an edit is exported beside a store's folder; open "
+                "a study that is stored in one"
             )
         with self._one_at_a_time, explained(self.folder, "exporting an edit to"):
             number = max(self.edits, default=0) + 1
@@ -107,7 +107,7 @@ class Marks:
     def place(self, number: int) -> Path:
         """The folder of an edit."""
         if self.folder is None:
-            raise StoreError("a store in memory has no edits")
+            raise StoreError("a store that is in no folder has no edits")
         return self.folder / f"{number:04d}"
 
     def edit(self, number: int) -> dict[str, Any]:

@@ -1,43 +1,147 @@
-"""A stored study as plain files for others: one Zarr group, one netCDF file, one long table."""
+"""A stored study as plain files for others: one Zarr group, one netCDF file, one long table.
+
+A Zarr group may be put in an object store; the others are files of this machine.
+"""
 
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
+from influence_dag.addresses import scheme_of
 from influence_dag.errors import StoreError
-from influence_dag.query.results import StudyResults
 from influence_dag.stages import naming
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
+
+    from influence_dag.query.results import StudyResults
 
 PAIRS_AT_ONCE = 1_000_000  # lines of a table that are in memory
 
 
-def export(results: StudyResults, target: Path, artifacts: Sequence[str] = ()) -> dict[str, Any]:
+def export(
+    results: "StudyResults",
+    target: str | Path,
+    artifacts: Sequence[str] = (),
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write artifacts (by default all) to `target`, in the format that its suffix names.
 
-    Nothing is there before it is complete. Raises `StoreError` for a target that exists, a format
-    that is none of these, or one whose library is not installed.
+    `target` is a path, or for `.zarr` the address of an object store that fsspec knows
+    (`s3://bucket/out.zarr`; `storage_options` are its file system's). Nothing is in memory beyond a
+    block a core. A file or folder is there when it is complete and not before; in an object store
+    the metadata by which readers find arrays come last. Raises `StoreError` for a target that
+    exists or cannot be written, a format that is none of these, or a library that is not installed.
     """
-    write = FORMATS.get(target.suffix)
+    write = FORMATS.get(Path(str(target)).suffix)
     if write is None:
         raise StoreError(
             f"{target} names no format; end it in {', '.join(FORMATS)}: one consolidated Zarr "
             "group, one netCDF file, one long table of influences"
         )
+    if scheme_of(target):
+        written = _to_object_store(results, str(target), artifacts, dict(storage_options or {}))
+    elif storage_options:
+        raise StoreError(f"{target} is a path; storage_options are for s3://… and the like")
+    else:
+        written = _to_file(results, Path(target), artifacts, write)
+    return {"file": target, "study": results.store.name, "artifacts": written}
+
+
+def _to_file(
+    results: "StudyResults", target: Path, artifacts: Sequence[str], write: "_Format"
+) -> list[str]:
     if target.exists() or target.is_symlink():
         raise StoreError(f"{target} exists; name another file, or remove it")
-    if not target.absolute().parent.is_dir():
-        raise StoreError(f"{target.absolute().parent} is no folder; make it first")
-    with _complete(target) as unfinished:
-        written = write(results, unfinished, list(artifacts))
-    return {"file": target, "study": results.store.name, "artifacts": written}
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise StoreError(f"{folder} is no folder; make it first")
+    try:
+        with _complete(target) as unfinished:
+            return write(results, unfinished, list(artifacts))
+    except OSError as error:
+        raise StoreError(
+            f"writing {target} failed: {error}; name a folder that can be written and has room"
+        ) from error
+
+
+def _to_object_store(
+    results: "StudyResults", target: str, artifacts: Sequence[str], options: dict[str, Any]
+) -> list[str]:
+    """A Zarr group below an address; what was written is removed again where it fails."""
+    if not target.endswith(".zarr"):
+        raise StoreError(
+            f"{target} is in an object store, where only a .zarr group is written; export "
+            f"{Path(target).suffix} to a file and copy it there"
+        )
+    from fsspec import available_protocols
+    from zarr.storage import FsspecStore
+
+    if scheme_of(target) not in available_protocols():
+        raise _unserved(target, f"nobody knows {scheme_of(target)}://")
+    with _reached(target):
+        store = FsspecStore.from_url(target, storage_options=options)
+        held = _held(store)
+    if held:
+        raise StoreError(f"{target} exists ({held}); name another address, or remove it")
+    with _reached(target):
+        try:
+            return _zarr(results, store, list(artifacts))
+        except BaseException:
+            with suppress(Exception):  # of who may write and not remove
+                _emptied(store)
+            raise
+
+
+def _unserved(target: str, why: str) -> StoreError:
+    return StoreError(
+        f"{target}: {why}; install what serves it as fsspec does (for s3:// pip install "
+        "'influence-dag[s3]'), or export to a folder"
+    )
+
+
+def _held(store: "ZarrStore") -> str | None:
+    """Something that is there already."""
+    from zarr.core.sync import sync
+
+    async def first() -> str | None:
+        async for key in store.list():
+            return key
+        return None
+
+    return sync(first())
+
+
+def _emptied(store: "ZarrStore") -> None:
+    from zarr.core.sync import sync
+
+    sync(store.delete_dir(""))
+
+
+@contextmanager
+def _reached(target: str) -> Iterator[None]:
+    """Inside, what the object store and its library say is a `StoreError`."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except ImportError as error:
+        raise _unserved(target, str(error)) from error
+    except Exception as error:  # of any library's, with no class in common
+        raise StoreError(
+            f"writing {target} failed ({type(error).__name__}: {error!s:.300}); name a bucket that "
+            "exists and may be written, with its credentials and endpoint in the environment "
+            "(AWS_…) or in storage_options"
+        ) from error
 
 
 @contextmanager
@@ -51,15 +155,14 @@ def _complete(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tree(results: StudyResults, artifacts: list[str]) -> xr.DataTree:
-    known = results.tree()
+def _tree(results: "StudyResults", artifacts: list[str]) -> xr.DataTree:
     if not artifacts:
-        return known
+        return results.tree()
     groups = {f"/{name}": results.open(name) for name in artifacts}  # names the nearest right one
-    return xr.DataTree.from_dict({"/": xr.Dataset()} | groups, name=known.name)
+    return xr.DataTree.from_dict({"/": xr.Dataset()} | groups, name=results.store.name)
 
 
-def _zarr(results: StudyResults, target: Path, artifacts: list[str]) -> list[str]:
+def _zarr(results: "StudyResults", target: "Path | ZarrStore", artifacts: list[str]) -> list[str]:
     """Zarr 2, whose metadata every reader finds in one file."""
     tree = _tree(results, artifacts)
     with warnings.catch_warnings():
@@ -68,7 +171,7 @@ def _zarr(results: StudyResults, target: Path, artifacts: list[str]) -> list[str
     return artifacts or results.artifacts
 
 
-def _netcdf(results: StudyResults, target: Path, artifacts: list[str]) -> list[str]:
+def _netcdf(results: "StudyResults", target: Path, artifacts: list[str]) -> list[str]:
     engines = {"netCDF4": "netcdf4", "h5netcdf": "h5netcdf"}
     installed = [engine for module, engine in engines.items() if find_spec(module)]
     if not installed:
@@ -80,7 +183,7 @@ def _netcdf(results: StudyResults, target: Path, artifacts: list[str]) -> list[s
     return artifacts or results.artifacts
 
 
-def _parquet(results: StudyResults, target: Path, artifacts: list[str]) -> list[str]:
+def _parquet(results: "StudyResults", target: Path, artifacts: list[str]) -> list[str]:
     """A line for each pair and λ: method, damping, ids, labels, influence."""
     if not find_spec("pyarrow"):
         raise StoreError(
@@ -108,7 +211,7 @@ def _parquet(results: StudyResults, target: Path, artifacts: list[str]) -> list[
     return names
 
 
-def _parts(results: StudyResults, artifact: str) -> Iterator[dict[str, Any]]:
+def _parts(results: "StudyResults", artifact: str) -> Iterator[dict[str, Any]]:
     """The columns of some test rows at a time."""
     method = artifact.removesuffix(naming.influences(""))
     influences = results.open(artifact)["influences"]
@@ -121,7 +224,7 @@ def _parts(results: StudyResults, artifact: str) -> Iterator[dict[str, Any]]:
             yield _columns(method, influences[k, start : start + size].load())
 
 
-def _damping(results: StudyResults, method: str) -> float:
+def _damping(results: "StudyResults", method: str) -> float:
     """The λ of all parameters; NaN where blocks have their own, or none has any."""
     damping = results.store.version(naming.influences(method)).attrs["damping"]
     return float(damping) if isinstance(damping, int | float) else float("nan")
@@ -143,7 +246,8 @@ def _columns(method: str, block: xr.DataArray) -> dict[str, Any]:
     return columns | {"influence": block.values.ravel()}
 
 
-FORMATS: dict[str, Callable[[StudyResults, Path, list[str]], list[str]]] = {
+_Format = Callable[["StudyResults", Path, list[str]], list[str]]
+FORMATS: dict[str, _Format] = {
     ".zarr": _zarr,
     ".nc": _netcdf,
     ".parquet": _parquet,

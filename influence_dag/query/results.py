@@ -1,7 +1,7 @@
 """Stored results as labelled xarray objects, opened lazily; no torch, no Dagster."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,24 @@ class StudyResults(Questions):
         from influence_dag.query.relabelled import relabelled_influences
 
         return relabelled_influences(self.store, method, labels, self.project)
+
+    def export(
+        self,
+        path_or_url: str | Path,
+        artifacts: Sequence[str] = (),
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Write artifacts (default: all) as one plain consolidated Zarr group, for others.
+
+        To a folder (`out.zarr`) or an object store (`s3://bucket/out.zarr`, with the
+        `storage_options` of its fsspec file system), block by block; a group an artifact, with
+        labels and attributes: `xr.open_zarr(…, group="direct/influences")`. Also `out.nc` and
+        `out.parquet`. What exists is not replaced: `StoreError`.
+        """
+        from influence_dag.query.exports import export
+
+        return export(self, path_or_url, artifacts, storage_options=storage_options)
 
     def explore(self, *, port: int = 0, open_browser: bool = False) -> Any:
         """A page on loopback in which all of this is looked at: rows, pairs, marks, edits.

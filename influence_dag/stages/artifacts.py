@@ -104,8 +104,8 @@ class Artifact:
 
     def refresh(self, bench: "Workbench") -> "Update":
         """Bring the artifact up to date, with code and files that stay as they are meanwhile."""
-        stage = _function(self.stage, "stages.{}:refresh")
         keep_freed_memory()
+        stage = _function(self.stage, "stages.{}:refresh")
         changed = ""
         for _ in range(TRIES):
             try:

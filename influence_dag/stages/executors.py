@@ -42,18 +42,19 @@ class LocalExecutor:
 
 _Asked = tuple[int, str, int | None, bool]
 _open: dict[_Asked, "DaskExecutor"] = {}
+_given: Executor | None = None
 _runs = 0
 _changing = threading.RLock()
 
 
 def executor_of(bench: Workbench) -> Executor:
-    """What computes a study's blocks: as the workbench was told, or as `compute` says.
+    """What computes a study's blocks: as the workbench or the run was told, or as `compute` says.
 
     Workers come up when there first is something to compute, and serve all that is refreshed
     until the outermost `one_run` ends, or else the process.
     """
-    if bench.executor is not None:
-        return bench.executor
+    if (told := bench.executor or _given) is not None:
+        return told
     compute = bench.settings.compute
     if compute.executor == "local":
         return LocalExecutor()
@@ -70,16 +71,18 @@ def executor_of(bench: Workbench) -> Executor:
 
 
 @contextmanager
-def one_run() -> Iterator[None]:
-    """Inside, artifacts share their workers, which end with it."""
-    global _runs
+def one_run(executor: Executor | None = None) -> Iterator[None]:
+    """Inside, artifacts share their workers, which end with it; or all are told who computes."""
+    global _given, _runs
     with _changing:
         _runs += 1
+        before, _given = _given, executor or _given
     try:
         yield
     finally:
         with _changing:
             _runs -= 1
+            _given = before
             ending = [] if _runs else [_open.pop(asked) for asked in [*_open]]
         for executor in ending:
             executor.close()

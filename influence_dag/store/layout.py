@@ -120,6 +120,13 @@ class Coordinate:
                 "values or text"
             )
         object.__setattr__(self, "values", values)
+        size = values.size * max(values.itemsize, 1)  # of text at least that, with its lengths
+        if size > _LARGEST_CHUNK:
+            raise StoreError(
+                f"coordinate {self.name!r}: {values.size:,} labels are {size:,} bytes, which are "
+                f"written at once, and the limit is {_LARGEST_CHUNK:,}; make several studies of "
+                "the rows, with the same checkpoint"
+            )
         if values.ndim != len(self.dims):
             raise StoreError(
                 f"coordinate {self.name!r}: values of shape {values.shape} for dims {self.dims}"

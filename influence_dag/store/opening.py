@@ -11,6 +11,8 @@ from influence_dag.store.protocol import Store
 BACKENDS: dict[str, str] = {
     "": "influence_dag.store.posix.versions:ArtifactStore",
     "memory": "influence_dag.store.memory:MemoryStore",
+    "s3": "influence_dag.store.icechunk.versions:IcechunkStore",
+    "icechunk+file": "influence_dag.store.icechunk.versions:IcechunkStore",
 }
 """What makes a store of an address and its options, by the address's scheme (none: a path).
 
@@ -19,7 +21,7 @@ Named, and imported when there is such an address.
 
 
 def open_store(address: str | Path, **options: Any) -> Store:
-    """The store at an address: a folder's path, or `memory://name` in this process.
+    """The store at an address: a folder's path, `memory://name` in this process, or `s3://…`.
 
     `options` are `keep_versions`, `lock_timeout`, `report`, and what the backend knows besides
     (`locks` of a folder). Nothing is created before something is written.
@@ -29,8 +31,12 @@ def open_store(address: str | Path, **options: Any) -> Store:
 
 
 def check_address(address: str) -> None:
-    """A `StoreError` for an address of a backend that is not there."""
+    """A `StoreError` for an address of a backend that is not there, or not installed."""
     scheme = scheme_of(address)
+    if BACKENDS.get(scheme) is _icechunk:
+        from influence_dag.store.icechunk.places import check_place
+
+        check_place(address)
     if scheme not in BACKENDS:
         known = ", ".join(f"{name}://…" for name in BACKENDS if name)
         raise StoreError(

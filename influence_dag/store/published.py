@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -222,13 +223,13 @@ class StoredVersion:
             self.check_bookkeeping()
         except StoreError:
             return False
-        chunks = (
-            chunk_file(name, index)
-            for name, variable in self.variables.items()
-            for index in np.ndindex(*variable.grid)
-        )
-        files = (*self.manifest["files"], *chunks)
-        return all(self.contents.stamp(name) is not None for name in files)
+        return all(self.contents.stamp(name) is not None for name in self.files())
+
+    def files(self) -> Iterator[str]:
+        """Names of all files that were published, but for the manifest that says so."""
+        yield from self.manifest["files"]
+        for name, variable in self.variables.items():
+            yield from (chunk_file(name, index) for index in np.ndindex(*variable.grid))
 
     def damaged_files(self, *, checksums: bool = False) -> list[Damage]:
         """Damage among metadata, coordinates, results and added files."""

@@ -174,7 +174,9 @@ class StoreSettings(Settings):
         default="data/store",
         description=(
             "the folder with a folder for each study, from the project's; or store: path. "
-            "memory://name: in the memory of the process, gone when it ends"
+            "memory://name: in the memory of the process, gone when it ends. s3://bucket/prefix: "
+            "in Icechunk repositories, credentials from the environment; icechunk+file:///folder: "
+            "in such repositories in a folder"
         ),
     )
     chunks: Annotated[Mapping[Which, PositiveInt] | None, Unit("rows")] = Field(
@@ -374,7 +376,7 @@ class Study:
 
     @property
     def store_address(self) -> str:
-        """Where its results are: the path of a folder, or below `memory://name`."""
+        """Where its results are: the path of a folder, or below `memory://name`, `s3://…`."""
         place = self.settings.store.path
         return below(self.path(place) if folder_of(place) else place, self.name)
 

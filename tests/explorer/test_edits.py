@@ -70,7 +70,7 @@ def test_marks_of_a_store_in_memory_are_held_and_not_exported():
     marks.put("a", "drop")
     assert marks.all() == {"a": {"action": "drop", "note": ""}}
     assert (marks.edits, marks.shown) == ([], None)
-    with pytest.raises(StoreError, match="this store is in memory"):
+    with pytest.raises(StoreError, match="this store is in no folder"):
         marks.freeze({})
 
 

@@ -87,8 +87,8 @@ def test_what_is_not_there_is_told(finished_project, tmp_path, address):
     with pytest.raises(StoreError, match=f"no study at {address}/tiny: no artifact has been"):
         open_study(f"{address}/tiny")
     project = finished_project.copy(tmp_path, artifacts=())
-    project.write_settings(store={"path": "s3://bucket/studies"})
-    with pytest.raises(StudyError, match=r"store.path: s3://bucket/studies is in no kind of store"):
+    project.write_settings(store={"path": "gs://bucket/studies"})
+    with pytest.raises(StudyError, match=r"store.path: gs://bucket/studies is in no kind of store"):
         load_study(project.folder)
     project.write_settings(store={"path": address, "locks": "files"})
     with pytest.raises(StoreError, match=r"has no lock files, and locks is 'files'"):

@@ -45,7 +45,7 @@ def with_files(store: ArtifactStore, timeout: float = 0.1) -> ArtifactStore:
 def left_by(held: Path, **changes) -> None:
     """What a process has left that was killed while it held the lock."""
     held.parent.mkdir(parents=True, exist_ok=True)
-    held.write_text(json.dumps(locks._this_process() | changes))
+    held.write_text(json.dumps(locks.this_process() | changes))
 
 
 @pytest.mark.parametrize("number", NO_LOCKS)
@@ -117,7 +117,7 @@ def test_of_a_process_elsewhere_nobody_knows_whether_it_lives(
 def test_after_a_restart_of_the_machine_its_locks_are_nobodys(
     store, held, without_flock, monkeypatch
 ):
-    here = locks._this_process()
+    here = locks.this_process()
     monkeypatch.setattr(locks, "_OUTSIDE", here["processes"])
     monkeypatch.setattr(locks, "_line", lambda path: "this" if "machine" in path else "now")
     left_by(held, boot="before")

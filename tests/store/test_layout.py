@@ -119,3 +119,9 @@ def test_whatever_a_reader_would_notice_is_in_the_fingerprint(other):
 def test_provenance_is_not_in_the_fingerprint():
     first, second = (Layout((variable(),), (), {}, {"time": t}) for t in ("noon", "midnight"))
     assert first.fingerprint == second.fingerprint
+
+
+def test_more_labels_than_are_written_at_once_are_refused_with_their_number():
+    many = np.broadcast_to(np.int64(0), 2**28)  # which takes 8 bytes here
+    with pytest.raises(StoreError, match=r"'train': 268,435,456 labels are 2,147,483,648 bytes"):
+        Coordinate("train", ("train",), many)

@@ -26,7 +26,7 @@ def test_a_path_is_a_folder_and_a_scheme_says_which_backend(tmp_path, in_memory)
     assert isinstance(open_store(in_memory, lock_timeout=3.0), MemoryStore)
 
 
-@pytest.mark.parametrize("address", ["s3://bucket/digits", "gs://x", "Memory://x"])
+@pytest.mark.parametrize("address", ["gs://bucket/digits", "icechunk://x", "Memory://x"])
 def test_an_unknown_kind_of_store_is_no_folder_by_accident(address):
     with pytest.raises(StoreError, match=r"no kind of store that is known .*memory://…"):
         open_store(address)
@@ -42,6 +42,7 @@ def test_memory_has_no_lock_files(in_memory):
     [
         ("memory://scratch", "memory://scratch/digits"),
         ("memory://scratch/", "memory://scratch/digits"),
+        ("s3://bucket/prefix", "s3://bucket/prefix/digits"),
         ("/data/store", "/data/store/digits"),
         ("/", "/digits"),
     ],

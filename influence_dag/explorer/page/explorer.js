@@ -424,7 +424,7 @@ function outlookCard(found) {
     h("p", { class: "actions" },
       h("button", { class: "primary", disabled: !parts.length && !unknown, onclick: (event) => run(event, "export", (answer) => `Edit ${answer.number} is in ${answer.folder}`) }, "Export this edit"),
       h("button", { onclick: async () => { try { const answer = await tell("clear", at(), {}); context.marked(answer.marks); await render(); } catch (error) { toast(error.message, "bad"); } } }, "Clear marks")),
-    found.folder ? h("p", { class: "quiet" }, `Kept in ${found.folder}`) : h("p", { class: "quiet" }, "The store is in memory, and so are these marks."));
+    found.folder ? h("p", { class: "quiet" }, `Kept in ${found.folder}`) : h("p", { class: "quiet" }, "The store is in no folder, so these marks are kept in memory."));
 }
 
 function outcomeCard(edit) {

@@ -40,8 +40,11 @@ def locked(
     timeout: float,
     report: Report = lambda message: None,
     locks: Locks = "flock",
+    told: str | None = None,
 ) -> Iterator[None]:
     """Hold an exclusive lock on a file; after `timeout` seconds a `StoreError` names the holder.
+
+    `told` is what is locked, as sentences call it; by default the folder.
 
     Who has to wait says so to `report` at once, with the holder's name. With `locks="files"` a
     file is held as well, which whoever uses `flock` looks at too. The file itself stays.
@@ -50,7 +53,7 @@ def locked(
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     _held.add(descriptor)
-    lock = _Lock(path, descriptor, locks)
+    lock = _Lock(path, descriptor, locks, told or str(path.parent))
     try:
         _acquire(lock, timeout, report)
         yield
@@ -61,10 +64,10 @@ def locked(
 class _Lock:
     """A lock that is tried for, held and let go."""
 
-    def __init__(self, path: Path, descriptor: int, locks: Locks):
-        self.path, self.descriptor, self.locks = path, descriptor, locks
+    def __init__(self, path: Path, descriptor: int, locks: Locks, told: str):
+        self.path, self.descriptor, self.locks, self.told = path, descriptor, locks, told
         self.file = path.with_name(f"{path.name}.held")
-        self.holder = _this_process()
+        self.holder = this_process()
         self.has_file = False
 
     def is_taken(self) -> bool:
@@ -136,13 +139,13 @@ def _acquire(lock: _Lock, timeout: float, report: Report) -> None:
                 return
         if time.monotonic() >= deadline:
             raise StoreError(
-                f"{path.parent} is being written by {lock.named()}; waited {timeout:g} s. Try "
+                f"{lock.told} is being written by {lock.named()}; waited {timeout:g} s. Try "
                 "again when it is done, or raise `store.lock_timeout`"
             )
         time.sleep(min(_POLL_SECONDS, timeout))
         tries += 1
         if tries == 1:  # by now a holder that has just come has written its name
-            report(f"waiting for {lock.named()}, which writes {path.parent}")
+            report(f"waiting for {lock.named()}, which writes {lock.told}")
 
 
 def _unlockable(path: Path, error: OSError) -> StoreError:
@@ -158,7 +161,7 @@ def _unlockable(path: Path, error: OSError) -> StoreError:
     )
 
 
-def _this_process() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
     """What tells this process from any other, on this machine and elsewhere."""
     pid = os.getpid()
     return {
@@ -197,10 +200,10 @@ def _removed_stale(file: Path) -> bool:
     one's, and the later one remove what the earlier one has made.
     """
     guard = file.with_name(f"{file.name}.removing")
-    if not _is_dead(_read(file)) or not _create(guard, _this_process()):
+    if not is_dead(_read(file)) or not _create(guard, this_process()):
         return False
     try:
-        if dead := _is_dead(_read(file)):
+        if dead := is_dead(_read(file)):
             file.unlink(missing_ok=True)
         return dead
     finally:
@@ -213,13 +216,13 @@ def _read(file: Path) -> dict[str, Any]:
     return {}
 
 
-def _is_dead(holder: dict[str, Any]) -> bool:
+def is_dead(holder: dict[str, Any]) -> bool:
     """Whether a holder was a process of this machine, and is no more; of others nobody knows.
 
     Its pid says so while the machine runs, and where it has been started anew its name and number:
     outside containers, whose copies on other machines may have the same.
     """
-    here = _this_process()
+    here = this_process()
     if not all(holder.get(name) and here[name] for name in ("boot", "processes")):
         return False
     if holder["processes"] != here["processes"]:

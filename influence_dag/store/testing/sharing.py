@@ -1,5 +1,6 @@
 """Several at once: the contract's part about writers and readers beside each other."""
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ class SharingContract:
     def test_a_second_writer_is_refused_with_the_name_of_the_first(self, store: Store):
         refresh(store, OLD)
         impatient = open_store(store.address, lock_timeout=0.1)
-        told = f"{store.address}/{NAME} is being written by .*process .*waited 0.1 s"
+        told = f"{re.escape(store.address)}/{NAME} is being written by .*process .*waited 0.1 s"
         with store.new_version(NAME, NEW.layout) as draft:
             with pytest.raises(StoreError, match=told), impatient.new_version(NAME, OLD.layout):
                 pass

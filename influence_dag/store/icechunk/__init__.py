@@ -1,0 +1,1 @@
+"""Stores in Icechunk repositories: in object stores, where there are no links, locks or renames."""

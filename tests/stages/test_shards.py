@@ -1,0 +1,195 @@
+"""Processes of an array job share blocks through a folder: the same bits as one process."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_project import Project
+
+from influence_dag.errors import InfluenceDagError, StudyError
+from influence_dag.stages import shards
+from influence_dag.stages.graph import artifacts
+from influence_dag.stages.shards import Shard, compute_share, driving, name_of
+from influence_dag.stages.workbench import Workbench
+from influence_dag.study.loading import load_study
+
+FIRST = ("dataset", "model", "gradients", "hessian", "direct/curvature")
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch):
+    monkeypatch.setattr(shards, "POLL", 0.01)
+    monkeypatch.setattr(shards, "BEAT", 0.05)
+
+
+def in_small_blocks(finished_project: Project, folder: Path) -> Project:
+    """What is cut into blocks is still to be computed."""
+    project = finished_project.copy(folder, artifacts=FIRST)
+    project.write_settings(compute={"block_bytes": "4KiB"})
+    return project
+
+
+@pytest.fixture
+def begun(finished_project: Project, tmp_path: Path) -> Project:
+    return in_small_blocks(finished_project, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def alone(finished_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """By one process, with the same blocks."""
+    project = in_small_blocks(finished_project, tmp_path_factory.mktemp("alone"))
+    refresh(Workbench(load_study(project.folder)))
+    return project
+
+
+def driven(project: Project, shard: Shard, patience: float = 20.0) -> None:
+    study = load_study(project.folder)
+    with driving(shard, study, patience) as executor, shards.beating(study, 1):
+        refresh(Workbench(study, executor=executor))
+
+
+def refresh(bench: Workbench) -> None:
+    for node in artifacts(bench.study):
+        if node.name.startswith("direct/"):
+            node.refresh(bench)
+
+
+def others(project: Project, *numbers: int, of: int, patience: float = 20.0):
+    """The other shards, each in a thread; what they did or raised, by number."""
+    told: dict[int, object] = {}
+
+    def work(number: int) -> None:
+        study = load_study(project.folder)
+        try:
+            told[number] = compute_share(
+                study, Shard(number, of), report=lambda said: None, patience=patience
+            )
+        except Exception as error:
+            told[number] = error
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in numbers]
+    for thread in threads:
+        thread.start()
+    return told, threads
+
+
+def assert_same_bits(alone: Project, project: Project) -> None:
+    stored, made = alone.results.store, project.results.store
+    for name in ("influence_factors", "influences", "perturbation_influences", "summary"):
+        there, here = stored.version(f"direct/{name}"), made.version(f"direct/{name}")
+        assert here.verify(checksums=True) == ()
+        for variable in there.variables:
+            assert here.read(variable).tobytes() == there.read(variable).tobytes(), variable
+
+
+@pytest.mark.parametrize("of", [2, pytest.param(3, marks=pytest.mark.campaign)])
+def test_shards_at_the_same_time_store_what_one_process_stores(alone, begun, of):
+    told, threads = others(begun, *range(2, of + 1), of=of)
+    driven(begun, Shard(1, of))
+    for thread in threads:
+        thread.join(timeout=30)
+    assert sorted(told) == list(range(2, of + 1))
+    assert all(isinstance(count, int) and count >= 3 for count in told.values()), told
+    assert_same_bits(alone, begun)
+    left = [path for path in begun.root.rglob(".influence_dag/shards/tiny/*") if path.is_dir()]
+    assert left == [], "nothing is left of what was handed over"
+
+
+def test_a_missing_shard_is_named_and_a_rerun_goes_on_from_what_was_finished(alone, begun):
+    with pytest.raises(InfluenceDagError, match=r"shard 2 of 2 has blocks .*--shard 2/2 and shard"):
+        driven(begun, Shard(1, 2), patience=0.1)
+    kept = begun.results.store.unfinished()
+    assert sum(kept.values()) >= 1
+    # The first is not there any more, and left its plan: one after the other goes too.
+    told, threads = others(begun, 2, of=2)
+    driven(begun, Shard(1, 2))
+    threads[0].join(timeout=30)
+    assert isinstance(told[2], int)
+    assert_same_bits(alone, begun)
+
+
+def test_what_a_shard_left_is_taken_by_the_next_run_and_not_computed_again(
+    alone, begun, monkeypatch
+):
+    """It was killed, or all were: arrays lie there, of tasks that are asked for again."""
+    plan, saved = shards.Exchange.plan, []
+
+    def with_what_was_left(self, tasks, shard):
+        folder = plan(self, tasks, shard)
+        for position, task in enumerate(tasks):
+            if Shard(2, 2).owns(position):
+                shards._leave(folder / f"{name_of(task)}.arrays", shards.run(task))
+                saved.append(task)
+        return plan(self, tasks, shard)  # as the next run writes it
+
+    monkeypatch.setattr(shards.Exchange, "plan", with_what_was_left)
+    driven(begun, Shard(1, 2), patience=0.1)
+    assert len(saved) >= 3
+    assert_same_bits(alone, begun)
+
+
+def test_an_error_of_a_block_ends_all_with_the_same_words(begun, monkeypatch):
+    from influence_dag.errors import ModelError
+
+    def failing(task):
+        raise ModelError("the rows are wrong")
+
+    told, threads = others(begun, 2, of=2)
+    own = shards.run
+    monkeypatch.setattr(
+        shards,
+        "run",
+        lambda task: own(task) if threading.current_thread() not in threads else failing(task),
+    )
+    with pytest.raises(ModelError, match="the rows are wrong"):
+        driven(begun, Shard(1, 2))
+    threads[0].join(timeout=30)
+    assert isinstance(told[2], ModelError)
+
+
+def test_a_shard_without_a_first_one_says_so(begun):
+    with pytest.raises(InfluenceDagError, match=r"no block was asked for .*start --shard 1/2"):
+        compute_share(load_study(begun.folder), Shard(2, 2), patience=0.05)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])
+def test_what_is_no_shard_is_refused(text):
+    with pytest.raises(StudyError, match="write i/n with i from 1 to n, such as 2/8"):
+        Shard.parse(text)
+
+
+def test_what_others_cannot_share_is_refused(begun):
+    begun.write_settings(store={"path": "memory://shards"})
+    with pytest.raises(StudyError, match="memory of one process, which other shards do not see"):
+        driven(begun, Shard(1, 2))
+    begun.write_settings(store={"path": "store"}, compute={"executor": "dask"})
+    with pytest.raises(StudyError, match=r"compute\.executor is dask, and --shard"):
+        driven(begun, Shard(1, 2))
+
+
+def test_shares_are_disjoint_and_whole():
+    owners = [[shard for shard in (1, 2, 3) if Shard(shard, 3).owns(k)] for k in range(10)]
+    np.testing.assert_array_equal(np.array(owners).ravel(), [k % 3 + 1 for k in range(10)])
+
+
+@pytest.mark.campaign
+def test_commands_of_an_array_job_store_what_one_stores_though_one_is_killed(alone, begun):
+    """A process each; the second one is killed when it has left something, and comes again."""
+    command = [sys.executable, "-m", "influence_dag", "materialize", str(begun.folder), "--quiet"]
+
+    def started(shard: str) -> subprocess.Popen:
+        return subprocess.Popen([*command, "--shard", shard])
+
+    second, first = started("2/2"), started("1/2")
+    deadline = time.monotonic() + 120
+    while not (left := list(begun.root.rglob("*.arrays"))) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    second.kill()
+    assert left
+    again = started("2/2")
+    assert [each.wait(timeout=240) for each in (first, again, second)] == [0, 0, -9]
+    assert_same_bits(alone, begun)
