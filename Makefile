@@ -9,6 +9,7 @@
 #   make campaign   the long numerical validation
 #   make shapes     numeric tests with the shapes of all annotations checked
 #   make fidelity   each method against exact solves and refits; the tables of docs/methods.md
+#   make suspects   what finds flipped labels; the table of docs/validation.md
 #   make settings   docs/settings.md, from the settings themselves
 #   make architecture  docs/architecture.md, from the imports
 #   make pictures   docs/pictures, of the explorer on digits; minutes, needs chromium
@@ -35,7 +36,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 comma := ,
-.PHONY: help demo ui test lint check newest bench campaign shapes fidelity settings architecture pictures bad-input clean
+.PHONY: help demo ui test lint check newest bench campaign shapes fidelity suspects settings architecture pictures bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -93,6 +94,9 @@ shapes: $(READY)
 # The figures are of one thread.
 fidelity: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py
+
+suspects: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/wrong_labels.py
 
 settings: $(READY)
 	$(BIN)/python -m influence_dag.study.reference > docs/settings.md

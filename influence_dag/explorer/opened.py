@@ -229,8 +229,12 @@ class View:
         values = version.read(name)
         if version.variables[name].dims[0] == "damping":
             values = values[self.damping or 0]
-        at = _places(self.opened.rows(version, split), self.split(split))
-        return np.where(at < 0, np.nan, values[np.maximum(at, 0)]).astype(np.float64)
+        return self.placed(values, self.opened.rows(version, split))
+
+    def placed(self, by_slot: NDArray, there: Rows) -> NDArray[np.float64]:
+        """Values by slot of another version's rows, for these rows; NaN where it has none."""
+        at = _places(there, self.split(there.axis.name))
+        return np.where(at < 0, np.nan, by_slot[np.maximum(at, 0)]).astype(np.float64)
 
 
 def _places(there: Rows, rows: Rows) -> NDArray[np.int64]:

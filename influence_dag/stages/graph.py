@@ -24,7 +24,7 @@ TRIES = 3  # at an artifact whose code or checkpoint is edited meanwhile
 VALIDATIONS = {
     "leave_one_out": "Refits without single training rows against what the influences predict.",
     "datamodels": "Linear datamodelling score: refits on subsets, predicted and found.",
-    "label_errors": "Labels flipped on purpose, ranked by self-influence and by loss.",
+    "label_errors": "Labels flipped on purpose; neighbours, loss and self-influence find them.",
 }
 
 
