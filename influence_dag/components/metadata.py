@@ -6,6 +6,7 @@ from typing import Any
 import dagster as dg
 import numpy as np
 
+from influence_dag.components.captions import picture
 from influence_dag.components.changes import changes, made_from
 from influence_dag.components.keys import DATA_VERSION_TAG
 from influence_dag.datasets.slots import SPLITS, Axis, shown_label
@@ -43,7 +44,8 @@ def materialize_result(
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, method)
     info = {name: value for name, value in _info(update).items() if name not in metadata}
-    metadata |= info | _solves(version) | _numbers(update) | _arrays(version)
+    metadata |= info | _solves(version) | _charted(version, update.info)
+    metadata |= _numbers(update) | _arrays(version)
     metadata |= _row_count(version)
     data_version = dg.DataVersion(update.data_version)
     return dg.MaterializeResult(data_version=data_version, metadata=metadata, tags=tags)
@@ -130,6 +132,21 @@ def _solves(version: Version) -> dict[str, Any]:
     return {told: float(values.max()) for told, values in noted.items() if len(values)}
 
 
+def _charted(version: Version, info: dict[str, Any]) -> dict[str, float]:
+    """Numbers inside tables and arrays that one follows from run to run: the UI charts them."""
+    found: dict[str, float] = {}
+    for name, score in info.get("scores", {}).items():
+        found[f"lds_{name}"] = float(score["lds"])
+    for name, told in info.items():
+        if isinstance(told, dict) and "auc" in told:
+            found[f"auc_{name}"] = float(told["auc"])
+    for split in SPLITS:
+        if f"{split}_loss" in version.variables:
+            values = version.read(f"{split}_loss")[Axis.read(version, split).slots]
+            found[f"mean_{split}_loss"] = float(values.mean())
+    return {name: value for name, value in found.items() if np.isfinite(value)}
+
+
 def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
     from influence_dag.stages import dampings
 
@@ -141,13 +158,13 @@ def _spectrum(bench: Workbench, version: Version, method: str | None) -> dict[st
         else dampings.of_method(bench, method)
     )
     figure = pictures.spectrum(version, method, known)
-    return {"spectrum": dg.MetadataValue.md(plots.markdown(figure, "spectrum"))}
+    return picture("spectrum", figure, "spectrum")
 
 
 def _convergence(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
     name = "convergence" if "niter" in version.variables else "residuals"
     figure = pictures.convergence(version)
-    return {name: dg.MetadataValue.md(plots.markdown(figure, name))}
+    return picture(name, figure, name)
 
 
 def _influences(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
@@ -157,7 +174,7 @@ def _influences(bench: Workbench, version: Version, method: str | None) -> dict[
     figure = plots.histogram(
         block[np.isfinite(block)], title=f"Influences by {method}, first {len(block)} test rows"
     )
-    return {"histogram": dg.MetadataValue.md(plots.markdown(figure, "histogram of influences"))}
+    return picture("histogram", figure, "histogram of influences")
 
 
 def _summary(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
@@ -185,11 +202,7 @@ def _pictures(
 ) -> dict[str, Any]:
     strongest = [[_images(dataset, train, row) for row in ranked[end]] for end in ("top", "bottom")]
     figure = plots.image_grid(_images(dataset, test, shown), *strongest)
-    return {
-        "strongest": dg.MetadataValue.md(
-            plots.markdown(figure, "most helpful and most harmful training images")
-        )
-    }
+    return picture("strongest", figure, "most helpful and most harmful training images")
 
 
 def _images(dataset: Version, axis: Axis, slots: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -233,24 +246,22 @@ def _perturbation(bench: Workbench, version: Version, method: str | None) -> dic
         figure = plots.feature_bars([str(label) for label in labels], values, title=title)
     else:
         return {}
-    return {
-        "example": dg.MetadataValue.md(plots.markdown(figure, "perturbation influence of one pair"))
-    }
+    return picture("example", figure, "perturbation influence of one pair")
 
 
 def _leave_one_out(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
     figure = pictures.leave_one_out(version)
-    return {"agreement": dg.MetadataValue.md(plots.markdown(figure, "predicted against refits"))}
+    return picture("agreement", figure, "predicted against refits")
 
 
 def _datamodels(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
     figure = pictures.datamodels(version)
-    return {"scores": dg.MetadataValue.md(plots.markdown(figure, "linear datamodelling scores"))}
+    return picture("scores", figure, "linear datamodelling scores")
 
 
 def _label_errors(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
     figure = pictures.label_errors(version)
-    return {"detection": dg.MetadataValue.md(plots.markdown(figure, "flipped labels found"))}
+    return picture("detection", figure, "flipped labels found")
 
 
 def _report(bench: Workbench, version: Version, method: str | None) -> dict[str, Any]:
