@@ -10,8 +10,12 @@
 #   make campaign   the long numerical validation
 #   make shapes     numeric tests with the shapes of all annotations checked
 #   make fidelity   each method against exact solves and refits; the tables of docs/methods.md
+#   make suspects   what finds flipped labels; the table of docs/validation.md
 #   make settings   docs/settings.md, from the settings themselves
 #   make architecture  docs/architecture.md, from the imports
+#   make commands   docs/commands.md, from the commands themselves
+#   make docs       the documentation as a site, in site/
+#   make audit      known vulnerabilities of the installed dependencies; asks a service
 #   make pictures   docs/pictures, of the explorer on digits; minutes, needs chromium
 #   make bad-input  what comes of bad input: asked anew, and docs/bad-input.md
 #   make clean      remove results, history, caches and .venv
@@ -36,7 +40,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 comma := ,
-.PHONY: help demo ui test lint check newest bench bench-peers campaign shapes fidelity settings architecture pictures bad-input clean
+.PHONY: help demo ui test lint check newest bench bench-peers campaign shapes fidelity suspects settings architecture commands docs audit pictures bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -98,11 +102,23 @@ shapes: $(READY)
 fidelity: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fidelity.py
 
+suspects: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/wrong_labels.py
+
 settings: $(READY)
 	$(BIN)/python -m influence_dag.study.reference > docs/settings.md
 
 architecture: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m rooms
+
+commands: $(READY)
+	$(BIN)/python -m influence_dag.cli.reference > docs/commands.md
+
+docs: $(READY)
+	$(BIN)/zensical build --clean --strict
+
+audit: $(READY)
+	$(BIN)/python .ci/audit.py $(SERVICE)
 
 pictures: $(READY)
 	PICTURES=docs/pictures OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e/test_explorer.py -m campaign
@@ -111,5 +127,5 @@ bad-input: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bad_input
 
 clean:
-	rm -rf $(VENV) .venv-newest .peers .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-newest .peers site .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ MODULES = {
 # A room may import those before it.
 ROOMS = [
     *("errors", "texts", "addresses", "unchanged", "structures", "fingerprints", "files", "store"),
+    "suspicion",
     *("study", "losses", "objective", "gradients", "curvature", "solvers", "influence"),
     *("validation", "functional", "datasets", "stages", "explorer", "query", "starting"),
     *("components", "running", "definitions", "cli", "__main__"),

@@ -9,6 +9,16 @@ from torch.nn import functional as F
 
 from influence_dag import suspects
 from influence_dag.errors import StoreError
+from influence_dag.objective.fitting import fit
+from influence_dag.objective.objective import Rows
+from influence_dag.study.model import FitSettings
+from influence_dag.suspicion import (
+    SUSPICIONS,
+    combined_suspicion,
+    knn_shapley,
+    neighbour_disagreement,
+)
+from influence_dag.validation.out_of_fold import draw_folds
 
 WRONG = [3, 17]
 
@@ -33,7 +43,7 @@ def module(project) -> nn.Module:
 
 
 def test_mislabelled_rows_come_first(project):
-    found = suspects(project.store, 2)
+    found = suspects(project.store, 2, by="self_influence")
     assert sorted(found.train.values) == [f"train-{position:02d}" for position in WRONG]
     for row in found.train.values:
         one = found.sel(train=row)
@@ -43,7 +53,7 @@ def test_mislabelled_rows_come_first(project):
 
 
 def test_self_influence_and_loss_are_the_stored_models(project, module):
-    found = suspects(project.results, 40)
+    found = suspects(project.results, 40, by="self_influence")
     x, y = project.tensors("train")
     influences = reference.influences(module, F.cross_entropy, (x, y), (x, y), 0.05).diagonal()
     losses = F.cross_entropy(module(x), y, reduction="none").detach()
@@ -59,6 +69,47 @@ def test_a_table_of_them_has_a_line_for_each(project):
     table = suspects(project.store, 3).to_dataframe()
     assert len(table) == 3
     assert {"self_influence", "loss", "predicted", "train_label"} <= set(table.columns)
+
+
+def test_what_neighbours_and_model_say_stands_beside_each_row_and_ranks_them(project, module):
+    found = suspects(project.store, 40, neighbours=5)
+    assert (np.diff(found.combined) <= 0).all()
+    rows = found.sortby("train")
+    x, y = (each.numpy() for each in project.tensors("train"))
+    tests, labels = (each.numpy() for each in project.tensors("test"))
+    assert np.allclose(rows.neighbour_disagreement, neighbour_disagreement(x, y, k=5))
+    assert np.allclose(rows.knn_shapley, knn_shapley(x, y, tests, labels, k=5))
+    views = {name: rows[name].values for name in rows if name in SUSPICIONS}
+    assert np.allclose(rows.combined, combined_suspicion(views))
+    shapley = suspects(project.store, 40, neighbours=5, by="knn_shapley").knn_shapley
+    assert (np.diff(shapley) >= 0).all()
+
+
+def test_neighbours_in_the_penultimate_space_and_losses_out_of_fold_run_the_studys_code(
+    project, module
+):
+    found = suspects(project.store, 40, space="penultimate", folds=4).sortby("train")
+    x, y = project.tensors("train")
+    hidden = module[:2](x).detach().numpy()
+    assert np.allclose(found.neighbour_disagreement, neighbour_disagreement(hidden, y.numpy()))
+    fold = draw_folds(40, folds=4)
+    torch.manual_seed(0)
+    fresh = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    settings = FitSettings(weight_decay=0.05, tolerance=1e-5, seed=0)
+    fit(fresh, "cross_entropy", Rows(x[fold != 2], y[fold != 2]), settings)
+    unseen = F.cross_entropy(fresh(x[fold == 2]), y[fold == 2], reduction="none").detach()
+    assert np.allclose(found.out_of_fold_loss[(fold == 2).numpy()], unseen, rtol=1e-2)
+
+
+def test_rankings_that_are_not_there_are_refused(project):
+    with pytest.raises(StoreError, match=r"no ranking 'los'.*did you mean 'loss'"):
+        suspects(project.store, by="los")
+    with pytest.raises(StoreError, match="ask for folds=5"):
+        suspects(project.store, by="out_of_fold_loss")
+    with pytest.raises(StoreError, match="no neighbour_disagreement: neighbours are looked for"):
+        suspects(project.store, by="neighbour_disagreement", neighbours=0)
+    with pytest.raises(StoreError, match="folds=1: take"):
+        suspects(project.store, folds=1)
 
 
 def test_the_damping_of_a_sweep_can_be_chosen(project, tmp_path):

@@ -7,6 +7,7 @@ import click
 
 from influence_dag.cli.completion import artifacts, methods
 from influence_dag.cli.printing import as_json, emit, heading, table
+from influence_dag.suspicion import SUSPICIONS
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -147,13 +148,37 @@ class _Told:
 @k_option
 @method_option
 @damping_option
+@click.option(
+    "--by",
+    type=click.Choice(list(SUSPICIONS)),
+    default="combined",
+    help="What they are ranked by; default: neighbours and model together.",
+)
+@click.option("--folds", type=int, default=0, help="Refit this often, for losses out of fold.")
+@click.option(
+    "--space",
+    type=click.Choice(["auto", "input", "penultimate"]),
+    default="auto",
+    help="Where neighbours are looked for.",
+)
 @as_json
-def suspects(store: str, k: int, method: str | None, damping: float | None, as_json: bool) -> None:
+def suspects(
+    store: str,
+    k: int,
+    method: str | None,
+    damping: float | None,
+    by: str,
+    folds: int,
+    space: Any,
+    as_json: bool,
+) -> None:
     """The training rows that are most likely mislabelled; look at these first.
 
-    Their losses come from the stored model, so this runs the project's code (model.build).
+    From what is stored. --folds and --space penultimate run the project's code (model.build).
     """
-    found = _open(store).suspects(k, method=method, damping=damping)
+    found = _open(store).suspects(
+        k, method=method, damping=damping, by=by, folds=folds, space=space
+    )
     rows = found.reset_coords().to_dataframe().reset_index()
     columns = [name for name in rows if name != "damping"]
     values = [dict(zip(columns, row, strict=True)) for row in rows[columns].values.tolist()]
@@ -162,7 +187,7 @@ def suspects(store: str, k: int, method: str | None, damping: float | None, as_j
         cells = [
             [f"{v:.4g}" if isinstance(v, float) else v for v in each.values()] for each in values
         ]
-        table(columns, cells, right=["self_influence", "loss"])
+        table(columns, cells, right=list(SUSPICIONS))
 
     emit({"method": found.attrs["method"], "rows": values}, printed, as_json=as_json)
 

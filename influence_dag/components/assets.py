@@ -122,7 +122,9 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
         return dg.asset(
             key=asset_key(study, node.name),
             deps=[*(asset_key(study, name) for name in node.reads), *_upstream(study, node)],
-            description=node.description,
+            description=f"**{node.method}** · {node.description}"
+            if node.method
+            else node.description,
             group_name=study.name,
             owners=study.settings.dagster.owners,
             tags=study.settings.dagster.tags,

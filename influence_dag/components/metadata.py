@@ -5,9 +5,10 @@ from typing import Any
 import dagster as dg
 import numpy as np
 
+from influence_dag.components.captions import WHY
 from influence_dag.components.changes import changes, made_from
 from influence_dag.components.keys import DATA_VERSION_TAG
-from influence_dag.datasets.slots import SPLITS
+from influence_dag.datasets.slots import SPLITS, Axis
 from influence_dag.query import pictures
 from influence_dag.stages.artifacts import Artifact, Picture
 from influence_dag.stages.updates import Update
@@ -35,7 +36,8 @@ def materialize_result(
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, node.method)
     info = {name: value for name, value in _info(update).items() if name not in metadata}
-    metadata |= info | _solves(version) | _numbers(update) | _arrays(version)
+    metadata |= info | _solves(version) | _charted(version, update.info)
+    metadata |= _numbers(update) | _arrays(version)
     metadata |= _row_count(version)
     data_version = dg.DataVersion(update.data_version)
     return dg.MaterializeResult(data_version=data_version, metadata=metadata, tags=tags)
@@ -44,16 +46,17 @@ def materialize_result(
 def _drawn(context: dg.AssetExecutionContext, picture: Picture, *of: Any) -> dict[str, Any]:
     """The pictures, or a line that says why not: the numbers are stored, and sound without them."""
     try:
-        return {name: _shown(value) for name, value in picture.drawn(*of).items()}
+        return {name: _shown(name, value) for name, value in picture.drawn(*of).items()}
     except Exception as error:
         said = f"{type(error).__name__}: {error!s:.300}"
         context.log.warning(f"the picture of this version could not be drawn: {said}")
         return {"picture": f"could not be drawn: {said}"}
 
 
-def _shown(value: str | list[dict[str, str]]) -> dg.MetadataValue:
+def _shown(name: str, value: str | list[dict[str, str]]) -> dg.MetadataValue:
+    """A table, or a picture with what it shows, and why it matters, below it."""
     if isinstance(value, str):
-        return dg.MetadataValue.md(value)
+        return dg.MetadataValue.md(f"{value}\n\n{WHY[name]}" if name in WHY else value)
     records = [dg.TableRecord(row) for row in value]
     return dg.MetadataValue.table(records) if records else dg.MetadataValue.text("one method")
 
@@ -127,3 +130,18 @@ def _solves(version: Version) -> dict[str, Any]:
         if name in version.variables
     }
     return {told: float(values.max()) for told, values in noted.items() if len(values)}
+
+
+def _charted(version: Version, info: dict[str, Any]) -> dict[str, float]:
+    """Numbers inside tables and arrays that one follows from run to run: the UI charts them."""
+    found: dict[str, float] = {}
+    for name, score in info.get("scores", {}).items():
+        found[f"lds_{name}"] = float(score["lds"])
+    for name, told in info.items():
+        if isinstance(told, dict) and "auc" in told:
+            found[f"auc_{name}"] = float(told["auc"])
+    for split in SPLITS:
+        if f"{split}_loss" in version.variables:
+            values = version.read(f"{split}_loss")[Axis.read(version, split).slots]
+            found[f"mean_{split}_loss"] = float(values.mean())
+    return {name: value for name, value in found.items() if np.isfinite(value)}

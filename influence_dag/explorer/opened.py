@@ -223,8 +223,12 @@ class View:
         if version is None or name not in version.variables:
             return None
         values = dampings.at(version, name, self.damping)
-        slots = _places(self.opened.rows(version, split), self.split(split))
-        return np.where(slots < 0, np.nan, values[np.maximum(slots, 0)]).astype(np.float64)
+        return self.placed(values, self.opened.rows(version, split))
+
+    def placed(self, by_slot: NDArray, there: Rows) -> NDArray[np.float64]:
+        """Values by slot of another version's rows, for these rows; NaN where it has none."""
+        at = _places(there, self.split(there.axis.name))
+        return np.where(at < 0, np.nan, by_slot[np.maximum(at, 0)]).astype(np.float64)
 
 
 def _places(there: Rows, rows: Rows) -> NDArray[np.int64]:

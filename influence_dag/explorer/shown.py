@@ -12,6 +12,7 @@ from influence_dag.explorer.edited import project_of
 from influence_dag.explorer.numbers import histogram, number
 from influence_dag.explorer.opened import Opened, Rows, View
 from influence_dag.explorer.predictions import Predictions, labels_of, predictions
+from influence_dag.explorer.suspicion import disagreement, ranks, suspicion
 from influence_dag.stages import dampings, naming
 
 PAGE = 40  # rows of a table
@@ -19,7 +20,7 @@ STRONGEST = 8  # rows that help, and as many that harm
 SNIPPET = 90  # characters of a kept column in a table
 SORTS = {
     "test": ("loss", "total", "file"),
-    "train": ("self_influence", "loss", "total", "file"),
+    "train": ("suspicion", "disagreement", "self_influence", "loss", "total", "file"),
 }
 
 
@@ -54,11 +55,17 @@ def table(view: View, split: Split, asked: Asked, marks: dict[str, Any]) -> dict
 
 def _columns(view: View, split: Split) -> dict[str, NDArray | None]:
     """What is stored of every row, by what the page calls it."""
-    return {
+    found = {
         "loss": view.said(f"{split}_loss", split),
         "total": view.said(f"{split}_sum", split),
-        "self_influence": view.said("self_influence", split) if split == "train" else None,
+        "self_influence": None,
+        "disagreement": None,
+        "suspicion": None,
     }
+    if split == "train":
+        found["self_influence"] = view.said("self_influence", split)
+        found |= {"disagreement": disagreement(view), "suspicion": suspicion(view)}
+    return found
 
 
 def told(view: View, split: Split, place: int, marks: dict[str, Any]) -> dict[str, Any]:
@@ -72,8 +79,14 @@ def told(view: View, split: Split, place: int, marks: dict[str, Any]) -> dict[st
         "predicted": seen.predicted(place),
         "wrong": None if seen.wrong is None else bool(seen.wrong[place]),
         **{name: None if values is None else number(values[place]) for name, values in columns},
+        "rank": _rank(view, place) if split == "train" else None,
         "mark": marks.get(rows.ids[place]) if split == "train" else None,
     }
+
+
+def _rank(view: View, place: int) -> int | None:
+    found = ranks(view)
+    return None if found is None else int(found[place])
 
 
 def _largest(values: NDArray | None) -> float | None:

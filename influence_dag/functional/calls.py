@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from influence_dag.functional.inversion import Damping, InverseHvpResult, Inversion, choice
 from influence_dag.functional.loaders import read_rows
@@ -28,6 +29,7 @@ from influence_dag.texts import a_kind
 Loader = Iterable[tuple[Any, Any]]
 
 _TRAINING_ROWS = 4096  # whose gradients are held at once
+MOMENT = 2.0  # seconds after which a bar tells how far one is
 
 
 class TorchTwiceDifferentiable:
@@ -161,11 +163,16 @@ def _up_weighted(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
     def columns(layout: GradientLayout) -> Tensor:
         parts = [
             influences(factors, per_sample_gradients(objective, batch, layout=layout))
-            for batch in rows.batches(_TRAINING_ROWS)
+            for batch in _shown(rows.batches(_TRAINING_ROWS), -(-len(rows) // _TRAINING_ROWS))
         ]
         return torch.cat(parts, dim=1)
 
     return with_layout(objective, rows, columns)
+
+
+def _shown(batches: Iterable[Rows], total: int) -> Iterable[Rows]:
+    """With a bar on a terminal, once it takes longer than a moment."""
+    return tqdm(batches, "influences", total, unit="block", delay=MOMENT, disable=None, leave=False)
 
 
 def compute_influence_factors(

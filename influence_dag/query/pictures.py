@@ -16,6 +16,7 @@ from influence_dag.query.contents import Content, Contents, named
 from influence_dag.stages import naming
 from influence_dag.store import Store, Version
 from influence_dag.study.curvatures import CURVATURE_KINDS
+from influence_dag.suspicion import SUSPICIONS
 from influence_dag.texts import did_you_mean, literal
 
 if TYPE_CHECKING:
@@ -252,9 +253,15 @@ def label_errors(version: Version) -> Figure:
     """What each ranking finds."""
     info = version.attrs["info"]
     rankings = {
-        f"{name.replace('_', '-')}, AUC {info[name]['auc']:.3f}": version.read(name)
-        for name in ("self_influence", "loss")
+        f"{name.replace('_', '-')}, AUC {info[name]['auc']:.4f}": _suspicion(version, name)
+        for name in SUSPICIONS
+        if name in version.variables
     }
     flipped = version.read("flipped")
     title = f"{flipped.sum()} of {len(flipped)} labels were flipped"
     return plots.detection(rankings, flipped, title=title)
+
+
+def _suspicion(version: Version, name: str) -> np.ndarray:
+    """A stored ranking, large where the label is suspect."""
+    return -version.read(name) if name == "knn_shapley" else version.read(name)

@@ -9,6 +9,7 @@ import base64
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from influence_dag.texts import literal
 
 HELPS, HARMS, NEUTRAL = "#2166ac", "#b2182b", "#555555"
+RANKINGS = (HELPS, HARMS, "#1b7837", "#e08214", "#762a83", "#8c6d31")
 
 
 class Picture(Figure):
@@ -230,7 +232,7 @@ def detection(rankings: Mapping[str, NDArray], positive: NDArray, *, title: str)
     figure = Picture(figsize=(4.8, 3.6), layout="constrained")
     axes = figure.subplots()
     looked_at = np.linspace(0, 1, len(positive) + 1)
-    for (name, scores), colour in zip(rankings.items(), (HELPS, HARMS), strict=False):
+    for (name, scores), colour in zip(rankings.items(), cycle(RANKINGS), strict=False):
         hits = positive[np.argsort(-scores, kind="stable")]
         found = np.concatenate([[0.0], np.cumsum(hits) / max(1, hits.sum())])
         axes.plot(looked_at, found, color=colour, label=name)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
@@ -13,6 +13,7 @@ from influence_dag.errors import StoreError
 from influence_dag.query.rows import rows_named
 from influence_dag.stages import naming
 from influence_dag.store import Store
+from influence_dag.suspicion import NEIGHBOURS
 from influence_dag.texts import did_you_mean
 
 if TYPE_CHECKING:
@@ -101,12 +102,21 @@ class Questions(ABC):
         return at_damping(scores.assign_attrs(method=method), damping)
 
     def suspects(
-        self, k: int = 20, *, method: str | None = None, damping: float | None = None
+        self,
+        k: int = 20,
+        *,
+        method: str | None = None,
+        damping: float | None = None,
+        by: str = "combined",
+        neighbours: int = NEIGHBOURS,
+        space: Literal["auto", "input", "penultimate"] = "auto",
+        folds: int = 0,
     ) -> xr.Dataset:
         """The `k` training rows that are most likely mislabelled: `influence_dag.suspects`."""
-        from influence_dag.query.suspect_rows import suspect_rows
+        from influence_dag.query.suspect_rows import Asked, suspect_rows
 
-        return suspect_rows(self, k, method=method, damping=damping)
+        asked = Asked(by, neighbours, space, folds)
+        return suspect_rows(self, k, method=method, damping=damping, asked=asked)
 
     def tree(self) -> xr.DataTree:
         """All artifacts by their names, lazy; what `xr.open_datatree` opens, from any store."""

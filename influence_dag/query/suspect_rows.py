@@ -1,56 +1,166 @@
-"""Training rows by self-influence, with what the model makes of each."""
+"""Training rows by what speaks against their labels, with what the model makes of each."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from influence_dag.datasets.slots import Axis
+from influence_dag.datasets import neighbours as stored
+from influence_dag.datasets.slots import Axis, Split
 from influence_dag.errors import StoreError
 from influence_dag.query.reopened import workbench_of
+from influence_dag.stages import naming
+from influence_dag.store import Version
+from influence_dag.suspicion import (
+    NEIGHBOURS,
+    SUSPICIONS,
+    combined_suspicion,
+    knn_shapley,
+    neighbour_disagreement,
+)
+from influence_dag.texts import did_you_mean
 
 if TYPE_CHECKING:
     from influence_dag.query.questions import Questions
+    from influence_dag.stages.workbench import Workbench
+
+Space = Literal["auto", "input", "penultimate"]
+BLOCK = 2_000  # rows whose representations are made at a time
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the rows are ranked by, and what it takes."""
+
+    by: str = "combined"
+    neighbours: int = NEIGHBOURS
+    space: Space = "auto"
+    folds: int = 0
+
+    def __post_init__(self) -> None:
+        if self.by not in SUSPICIONS:
+            near = did_you_mean(self.by, list(SUSPICIONS))
+            raise StoreError(f"no ranking {self.by!r}{near}; there are {', '.join(SUSPICIONS)}")
+        if self.neighbours < 0 or self.folds < 0 or self.folds == 1:
+            raise StoreError(
+                f"neighbours={self.neighbours}, folds={self.folds}: take neighbours 0 (none) or "
+                "more, folds 0 (none) or 2 and more"
+            )
 
 
 def suspect_rows(
-    study: "Questions", k: int, *, method: str | None, damping: float | None
+    study: "Questions", k: int, *, method: str | None, damping: float | None, asked: Asked
 ) -> xr.Dataset:
-    """The `k` rows with the largest self-influence; see `influence_dag.suspects`."""
-    scores = study.self_influence(method=method, damping=damping)
+    """The `k` most suspicious rows; see `influence_dag.suspects`."""
     if k < 1:
         raise StoreError(f"k is {k}; ask for at least one row")
-    order = np.argsort(-np.nan_to_num(scores.values, nan=-np.inf), kind="stable")[:k]
+    scores = study.self_influence(method=method, damping=damping)
+    rows = _Rows(study, scores)
+    found = rows.said | rows.neighbours(asked) | rows.out_of_fold(asked)
+    rankings = {n: -v if n == "knn_shapley" else v for n, v in found.items() if n in SUSPICIONS}
+    found["combined"] = rankings["combined"] = combined_suspicion(rankings)
+    if asked.by not in rankings:
+        raise StoreError(_missing(asked.by))
+    order = np.argsort(-np.nan_to_num(rankings[asked.by], nan=-np.inf), kind="stable")[:k]
     first = scores.isel(train=order)
-    seen = {name: ("train", values) for name, values in _seen_by_model(study, first).items()}
-    return first.to_dataset(name="self_influence").assign(seen).assign_attrs(first.attrs)
+    values = {
+        name: ("train", column[order], {"long_name": SUSPICIONS.get(name, "predicted class")})
+        for name, column in found.items()
+        if name != "self_influence"
+    }
+    ranked = first.to_dataset(name="self_influence").assign(values)
+    return ranked.assign_attrs(first.attrs | {"ranked_by": asked.by})
 
 
-def _seen_by_model(study: "Questions", rows: xr.DataArray) -> dict[str, np.ndarray]:
-    """Loss, and class for a classifier, of each row at the stored θ."""
-    import torch
+def _missing(by: str) -> str:
+    if by == "out_of_fold_loss":
+        return "no out-of-fold losses without folds; ask for folds=5"
+    return (
+        f"no {by}: neighbours are looked for among inputs that are one array of real numbers, up "
+        f"to {stored.MOST_NUMBERS:,} of them; take space='penultimate', or another ranking"
+    )
 
-    from influence_dag.stages.reading import load_objective, load_rows
 
-    bench = workbench_of(study.store, rows.attrs["method"], study.project)
-    axis = Axis.read(bench.require("dataset"), "train")
-    slots = {str(axis.ids[slot]): slot for slot in axis.slots}
-    missing = [str(row) for row in rows.train.values if str(row) not in slots]
-    if missing:
-        raise StoreError(
-            f"{len(missing)} rows ({missing[0]}, …) are no longer in the dataset; materialise "
-            "the study again"
-        )
-    wanted = np.array([slots[str(row)] for row in rows.train.values])
-    in_order = torch.from_numpy(np.argsort(np.argsort(wanted)))  # rows are read in slot order
-    chosen = load_rows(bench, axis, np.sort(wanted))[in_order.to(bench.device)]
-    objective = load_objective(bench)
-    with torch.no_grad():
-        outputs = objective.outputs(objective.params, chosen.x)
-        losses = objective.loss(outputs, chosen.y)
-    seen = {"loss": losses.numpy(force=True)}
-    if outputs.ndim == 2 and outputs.shape[1] > 1 and not chosen.y.is_floating_point():
-        predicted = outputs.argmax(dim=1).numpy(force=True)
-        names = np.array(bench.require("dataset").attrs.get("classes", ()))
-        seen["predicted"] = names[predicted] if len(names) else predicted
-    return seen
+class _Rows:
+    """The training rows that have self-influences, and what else is known of them."""
+
+    def __init__(self, study: "Questions", scores: xr.DataArray):
+        self.study, self.scores, self.method = study, scores, scores.attrs["method"]
+        self.dataset: Version = study.store.version("dataset")
+
+    @cached_property
+    def said(self) -> dict[str, NDArray]:
+        """What is stored of each row: self-influence, loss, and of a classifier the prediction."""
+        summary = self.study.open(naming.summary(self.method))
+        if "train_loss" not in summary:
+            raise StoreError(
+                f"the summary of {self.method} holds no losses of training rows; materialise the "
+                "study again"
+            )
+        found = {"self_influence": self.scores.values, "loss": summary["train_loss"].values}
+        predicted = summary["train_predicted"].values
+        if self.dataset.variables["train_y"].dtype.startswith("int") and len(predicted):
+            found["predicted"] = self._in_words(predicted)
+        return found
+
+    def _in_words(self, predicted: NDArray) -> NDArray:
+        classes = predicted.astype(np.int64)
+        names = np.array(self.dataset.attrs.get("classes", ()))
+        return names[classes] if len(names) else classes
+
+    @cached_property
+    def places(self) -> NDArray[np.int64]:
+        """Of each row its position among the dataset's rows."""
+        axis = Axis.read(self.dataset, "train")
+        known = {str(axis.ids[slot]): place for place, slot in enumerate(axis.slots)}
+        missing = [str(row) for row in self.scores.train.values if str(row) not in known]
+        if missing:
+            raise StoreError(
+                f"{len(missing)} rows ({missing[0]}, …) are no longer in the dataset; materialise "
+                "the study again"
+            )
+        return np.array([known[str(row)] for row in self.scores.train.values], np.int64)
+
+    @cached_property
+    def bench(self) -> "Workbench":
+        """The study at work: its code is needed from here on."""
+        return workbench_of(self.study.store, self.method, self.study.project)
+
+    def neighbours(self, asked: Asked) -> dict[str, NDArray]:
+        """Disagreement of the neighbours and, for classes, KNN-Shapley values on the test rows."""
+        if not asked.neighbours:
+            return {}
+        if asked.space != "penultimate" and not stored.has_points(self.dataset):
+            if asked.space == "input":
+                raise StoreError(_missing("neighbour_disagreement"))
+            return {}
+        train, test = self._points(asked.space, "train"), self._points(asked.space, "test")
+        labels = [stored.targets(self.dataset, split) for split in ("train", "test")]
+        of_rows = neighbour_disagreement(train, labels[0], k=asked.neighbours)
+        found = {"neighbour_disagreement": of_rows[self.places]}
+        if labels[0].dtype.kind == "i":
+            values = knn_shapley(train, labels[0], test, labels[1], k=asked.neighbours)
+            found["knn_shapley"] = values[self.places]
+        return found
+
+    def _points(self, space: Space, split: Split) -> NDArray:
+        if space != "penultimate":
+            return stored.points(self.dataset, split)
+        from influence_dag.stages.reading import load_objective, load_rows
+        from influence_dag.validation.label_errors import points_of
+
+        axis, objective = Axis.read(self.dataset, split), load_objective(self.bench)
+        blocks = [axis.slots[start : start + BLOCK] for start in range(0, axis.count, BLOCK)]
+        rows = (load_rows(self.bench, axis, slots) for slots in blocks)
+        found = (points_of(objective, few, "penultimate") for few in rows)
+        return np.concatenate([part for part in found if part is not None])
+
+    def out_of_fold(self, asked: Asked) -> dict[str, NDArray]:
+        if not asked.folds:
+            return {}
+        from influence_dag.stages.validation import out_of_fold
+
+        return {"out_of_fold_loss": out_of_fold(self.bench, asked.folds)[self.places]}

@@ -19,6 +19,7 @@ from influence_dag.stages.blocks import Tile, stream, tiles
 from influence_dag.stages.executors import executor_of
 from influence_dag.stages.finite import Finite
 from influence_dag.stages.tasks import Arrays, BlockTask, Inputs, Kernel, at_hand
+from influence_dag.stages.told import told
 from influence_dag.stages.updates import (
     Update,
     current_update,
@@ -145,7 +146,8 @@ def _compute_part(
             draft.write(name, (*tile.start, *tail), values, keys)
 
     if work:
-        stream(_computed(bench, draft, part, work), write)
+        computed = _computed(bench, draft, part, work)
+        stream(told(computed, len(work), draft.artifact, bench.report), write)
 
 
 def _tiles(layout: Layout, part: Part, outdated: Mapping, block_bytes: int) -> list[Tile]:

@@ -27,7 +27,7 @@ VALIDATIONS = {
         Picture("datamodels", ("scores",)),
     ),
     "label_errors": (
-        "Labels flipped on purpose, ranked by self-influence and by loss.",
+        "Labels flipped on purpose; neighbours, loss and self-influence find them.",
         Picture("label_errors", ("detection",)),
     ),
 }

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from influence_dag.errors import IndefiniteError
+from influence_dag.errors import IndefiniteError, StudyError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.objective import modules
 from influence_dag.objective.objective import Objective, Rows
@@ -19,10 +19,12 @@ from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
 from influence_dag.study.model import FitSettings
-from influence_dag.validation.candidates import exact_candidates
+from influence_dag.suspicion import SUSPICIONS
+from influence_dag.validation.candidates import exact_candidates, representation_candidates
 from influence_dag.validation.datamodels import datamodels, initial_params
 from influence_dag.validation.label_errors import label_errors
 from influence_dag.validation.leave_one_out import MOST_BYTES, leave_one_out
+from influence_dag.validation.out_of_fold import out_of_fold_losses
 
 FORMULA = FORMULAS["validation"]
 LARGEST_EXACT = 4000  # parameters up to which exact curvatures stand beside the methods
@@ -174,6 +176,8 @@ def _datamodels(bench: Workbench, settings) -> Whole:
             }
         )
         candidates |= _beside(bench, objective, train, test, tuple(sorted(known)))
+    else:
+        candidates |= representation_candidates(objective, train, test)
     start, told = _subset_starts(bench, settings)
     found = datamodels(
         objective,
@@ -240,11 +244,11 @@ def _beside(
         return exact_candidates(objective, train, test, dampings)
     except IndefiniteError as error:
         bench.report(f"no exact solves beside the methods: {error}")
-        return {}
+        return representation_candidates(objective, train, test)
 
 
 def _label_errors(bench: Workbench, settings) -> Whole:
-    objective, train, _ = _loaded(bench)
+    objective, train, test = _loaded(bench)
     found = label_errors(
         objective,
         train,
@@ -257,16 +261,43 @@ def _label_errors(bench: Workbench, settings) -> Whole:
         tolerance=STATIONARY,
         max_steps=MOST_STEPS,
         on_failure="keep",
+        test=test,
+        neighbours=settings.neighbours,
+        space=settings.space,
+        folds=settings.folds,
     )
-    ranked = {"self_influence": found.self_influence, "loss": found.loss}
+    rankings = found.rankings | {"combined": found.combined}
+    if found.knn_shapley is not None:
+        rankings["knn_shapley"] = found.knn_shapley
     arrays: dict[str, Result] = {
-        name: (("train",), values, {"long_name": f"{name} after flipping labels"})
-        for name, values in ranked.items()
+        name: (("train",), values, {"long_name": f"{SUSPICIONS[name]}, after flipping labels"})
+        for name, values in rankings.items()
     }
     arrays["flipped"] = (("train",), found.flipped, {"long_name": "whether its label was flipped"})
     coordinates = (Coordinate("train", ("train",), _ids(bench, "train")),)
     attributes = bench.attributes(curvature=settings.curvature, refits_start=_built(bench))
     return Whole(arrays, attributes, found.summary(), coordinates)
+
+
+def out_of_fold(bench: Workbench, folds: int) -> np.ndarray:
+    """The loss of each training row, by slot, under a model that has not seen its fold.
+
+    Fitted as subsets of the data model artifacts are, from what `model.build` makes.
+    """
+    if _is_checkpoint(bench):
+        raise StudyError(
+            "out-of-fold losses need models that have not seen a row, and of a given checkpoint no "
+            "start is known; leave folds away, or give the study a fit"
+        )
+    objective, train, _ = _loaded(bench)
+    return out_of_fold_losses(
+        objective,
+        train,
+        folds=folds,
+        weight_decay=_weight_decay(bench),
+        start=_initial(bench)[0],
+        tolerance=STATIONARY,
+    )
 
 
 _KINDS = {

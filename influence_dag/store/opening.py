@@ -8,11 +8,12 @@ from influence_dag.addresses import scheme_of
 from influence_dag.errors import StoreError
 from influence_dag.store.protocol import Store
 
+_ICECHUNK = "influence_dag.store.icechunk.versions:IcechunkStore"
 BACKENDS: dict[str, str] = {
     "": "influence_dag.store.posix.versions:ArtifactStore",
     "memory": "influence_dag.store.memory:MemoryStore",
-    "s3": "influence_dag.store.icechunk.versions:IcechunkStore",
-    "icechunk+file": "influence_dag.store.icechunk.versions:IcechunkStore",
+    "s3": _ICECHUNK,
+    "icechunk+file": _ICECHUNK,
 }
 """What makes a store of an address and its options, by the address's scheme (none: a path).
 
@@ -33,7 +34,7 @@ def open_store(address: str | Path, **options: Any) -> Store:
 def check_address(address: str) -> None:
     """A `StoreError` for an address of a backend that is not there, or not installed."""
     scheme = scheme_of(address)
-    if BACKENDS.get(scheme) is _icechunk:
+    if BACKENDS.get(scheme) == _ICECHUNK:
         from influence_dag.store.icechunk.places import check_place
 
         check_place(address)

@@ -4,8 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import (
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
 )
 
 from influence_dag.study.base import Seed, Settings, Unit
@@ -48,7 +50,7 @@ class DatamodelsSettings(Settings):
 
 
 class LabelErrorsSettings(Settings):
-    """Flipped labels, to be found by self-influence."""
+    """Flipped labels, to be found by self-influence, by loss, by neighbours, and by both views."""
 
     share: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.1, description="share of the training labels that are replaced by others"
@@ -56,7 +58,28 @@ class LabelErrorsSettings(Settings):
     curvature: CurvatureName = Field(
         default="gauss_newton", description="the matrix in the self-influence of flipped rows"
     )
+    neighbours: Annotated[NonNegativeInt, Unit("rows")] = Field(
+        default=10, description="nearest rows whose labels are compared with a row's; 0: none"
+    )
+    space: Literal["auto", "input", "penultimate"] = Field(
+        default="auto",
+        description=(
+            "where neighbours are looked for: the inputs, or what the last linear layer takes; "
+            "auto: the inputs where they are one array of real numbers"
+        ),
+    )
+    folds: Annotated[NonNegativeInt, Unit("folds")] = Field(
+        default=5,
+        description="refits without one fold each, for losses out of fold; 0: none",
+    )
     seed: Seed = 0
+
+    @field_validator("folds")
+    @classmethod
+    def _more_than_one(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("one fold leaves no rows to fit to; take 0 (none) or 2 and more")
+        return folds
 
 
 class ValidationSettings(Settings):

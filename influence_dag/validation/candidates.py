@@ -3,15 +3,19 @@
 from collections.abc import Mapping
 from typing import TypeAlias
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.errors import IndefiniteError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
+from influence_dag.suspicion import knn_shapley_of_each
 from influence_dag.validation.ensembles import is_linear_in_parameters
+from influence_dag.validation.representations import representations
 
 # name → damping (None where there is none) → influences (test, train)
 Candidates: TypeAlias = Mapping[str, Mapping[float | None, Tensor]]
@@ -25,8 +29,8 @@ def exact_candidates(
     `hessian`, `gauss_newton` (left out for a model linear in θ, where it is the Hessian),
     `empirical_fisher` $(1/n) \sum_i \nabla L_i \nabla L_i^\top$; `gradient_dot`, which is the
     influence with the identity for curvature; `loss`, for which a training row does as much
-    harm to every test row as its own loss is high. Dampings that leave a curvature indefinite
-    are left out.
+    harm to every test row as its own loss is high; `representation_candidates`. Dampings that
+    leave a curvature indefinite are left out.
     """
     gradients = per_sample_gradients(objective, train).dense()
     measured = per_sample_gradients(objective, test, of="measurement").dense()
@@ -42,6 +46,32 @@ def exact_candidates(
         },
         "gradient_dot": {None: measured @ gradients.T},
         "loss": {None: -losses.expand(len(test), -1)},
+        **representation_candidates(objective, train, test),
+    }
+
+
+def representation_candidates(
+    objective: Objective, train: Rows, test: Rows
+) -> dict[str, dict[float | None, Float[Tensor, "k n"]]]:
+    r"""What is to be had without gradients, from what the last linear layer takes of each row.
+
+    `representation_cosine`: $\cos(h_j, h_i)$, of classes with the sign + where the labels are the
+    same and − where they are others. `nearest_neighbours`, of classes: the value of each training
+    row in a nearest-neighbour classifier of the test row (KNN-Shapley). None of them where a model
+    has no such layer.
+    """
+    rows, tests = representations(objective, train), representations(objective, test)
+    if rows is None or tests is None:
+        return {}
+    cosine = normalize(tests) @ normalize(rows).T
+    if train.y.is_floating_point() or train.y.ndim != 1:
+        return {"representation_cosine": {None: cosine}}
+    same = test.y[:, None] == train.y
+    arrays = (each.numpy(force=True) for each in (rows, train.y, tests, test.y))
+    values = knn_shapley_of_each(*arrays)
+    return {
+        "representation_cosine": {None: cosine.where(same, -cosine)},
+        "nearest_neighbours": {None: torch.from_numpy(values)},
     }
 
 

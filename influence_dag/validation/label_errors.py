@@ -2,11 +2,14 @@ r"""Wrong labels: are they found where the model leans on single rows?
 
 A share of the labels is replaced by others, the model is fitted to what results, and training
 rows are ranked by self-influence $\nabla L_i^\top (H + \lambda I)^{-1} \nabla L_i$: how much of
-a row's loss is kept down by that row alone (Koh & Liang 2017, §5.4). Plain loss is the baseline.
+a row's loss is kept down by that row alone (Koh & Liang 2017, §5.4). Beside it stand the plain
+loss, the loss under a model that has not seen the row, what the nearest other rows say, the
+KNN-Shapley value, and a combination.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,23 +22,57 @@ from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.study.curvatures import CurvatureName
+from influence_dag.suspicion import (
+    NEIGHBOURS,
+    combined_suspicion,
+    knn_shapley,
+    neighbour_disagreement,
+)
 from influence_dag.validation.agreement import found_in_top, roc_auc
+from influence_dag.validation.out_of_fold import out_of_fold_losses
 from influence_dag.validation.refits import OnFailure, refit
+from influence_dag.validation.representations import representations
+
+Space = Literal["auto", "input", "penultimate"]
 
 
 @dataclass(frozen=True, eq=False)
 class LabelErrors:
-    """Which labels were flipped, and the two rankings of the model that was fitted to them."""
+    """Which labels were flipped, and what is said of each row after a fit to them.
+
+    The later ones are None where they were not asked for, or rows have no neighbours.
+    """
 
     flipped: Bool[Array, " n"]
     labels: Int[Array, " n"]
     self_influence: Float[Array, " n"]
     loss: Float[Array, " n"]
     refits: dict[str, Any] = field(default_factory=dict)
+    out_of_fold_loss: Float[Array, " n"] | None = None
+    neighbour_disagreement: Float[Array, " n"] | None = None
+    knn_shapley: Float[Array, " n"] | None = None
+
+    @property
+    def combined(self) -> Float[Array, " n"]:
+        """What two views of the row say together; see `combined_suspicion`."""
+        return combined_suspicion(self.rankings)
+
+    @property
+    def rankings(self) -> dict[str, Float[Array, " n"]]:
+        """What each says by itself, large where the label is suspect."""
+        value = self.knn_shapley
+        found = {
+            "self_influence": self.self_influence,
+            "loss": self.loss,
+            "out_of_fold_loss": self.out_of_fold_loss,
+            "neighbour_disagreement": self.neighbour_disagreement,
+            "knn_shapley": None if value is None else -value,
+        }
+        return {name: values for name, values in found.items() if values is not None}
 
     def summary(self) -> dict[str, Any]:
         """ROC-AUC, and the share of flipped rows among the first 10 and 20 % of each ranking."""
-        rankings = {"self_influence": self.self_influence, "loss": self.loss}
+        rankings = self.rankings | {"combined": self.combined}
         return {
             "flipped": int(self.flipped.sum()),
             "train_rows": len(self.flipped),
@@ -52,9 +89,11 @@ class LabelErrors:
 
 
 def flip_labels(
-    labels: Tensor, *, share: float, seed: int = 0
+    labels: Tensor, *, share: float, seed: int = 0, mistaken: Mapping[int, int] | None = None
 ) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
     """Labels of which `share` are another class of those that occur, and which those are.
+
+    Which class is drawn, or is the one that `mistaken` says people take each class for.
 
     Raises `ModelError` unless the labels are integers of at least two classes.
     """
@@ -73,6 +112,8 @@ def flip_labels(
     flipped[chosen] = True
     other = labels.cpu().clone()
     other[chosen] = classes[(position + step) % len(classes)]
+    if mistaken is not None:
+        other[chosen] = torch.tensor([mistaken[int(label)] for label in labels[chosen]])
     return other.to(labels.device), flipped
 
 
@@ -103,6 +144,11 @@ def label_errors(
     tolerance: float = 1e-6,
     max_steps: int = 1000,
     on_failure: OnFailure = "raise",
+    test: Rows | None = None,
+    neighbours: int = NEIGHBOURS,
+    space: Space = "auto",
+    folds: int = 5,
+    mistaken: Mapping[int, int] | None = None,
 ) -> LabelErrors:
     """Flip `share` of the labels, fit again from `start` (default θ), rank the training rows.
 
@@ -111,29 +157,68 @@ def label_errors(
     often indefinite (`IndefiniteError` then names a damping that would do). It also takes long to
     get to a minimum, and the ranking hardly waits for it: with `on_failure="keep"` a fit that
     misses `tolerance` is ranked as it is, its gradient's norm being in the summary.
+
+    `neighbours` (0: none) are looked for in `space`: the inputs, or what the fitted model's last
+    linear layer takes of them; `auto` is the inputs where they are one array of real numbers. With
+    `test` rows, whose labels stay, there are KNN-Shapley values too. `folds` (0: none) models that
+    have not seen the rows of a fold say how hard their labels are to believe. `mistaken` as in
+    `flip_labels`.
     """
     objective, train = objective.in_float64(), train.to(dtype=torch.float64)
-    labels, flipped = flip_labels(train.y, share=share, seed=seed)
+    labels, flipped = flip_labels(train.y, share=share, seed=seed, mistaken=mistaken)
     rows = Rows(train.x, labels, train.weights)
+    fits = {"weight_decay": weight_decay, "start": start, "tolerance": tolerance}
     refits = refit(
-        objective,
-        rows,
-        rows.shares[None],
-        weight_decay=weight_decay,
-        start=start,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        on_failure=on_failure,
+        objective, rows, rows.shares[None], max_steps=max_steps, on_failure=on_failure, **fits
     )
     fitted = refits.member(0)
     influence = self_influences(
         fitted, rows, damping=weight_decay if damping is None else damping, curvature=curvature
     )
-    losses = fitted.losses(fitted.params, rows).detach()
+    unseen = out_of_fold_losses(objective, rows, folds=folds, seed=seed, **fits) if folds else None
+    beside = None if test is None else test.to(dtype=torch.float64)
+    disagreement, values = _by_neighbours(fitted, rows, beside, space, neighbours)
     return LabelErrors(
         flipped.numpy(),
         labels.numpy(force=True),
         influence.numpy(force=True),
-        losses.numpy(force=True),
+        fitted.losses(fitted.params, rows).detach().numpy(force=True),
         refits.summary(),
+        unseen,
+        disagreement,
+        values,
     )
+
+
+def points_of(objective: Objective, rows: Rows, space: Space) -> Float[Array, "n d"] | None:
+    """The rows as points among which neighbours are looked for; None where they are none."""
+    plain = isinstance(rows.x, Tensor) and rows.x.is_floating_point()
+    if space == "input" and not plain:
+        raise ModelError(
+            "neighbours in input space need inputs that are one array of real numbers; "
+            "take space='penultimate'"
+        )
+    if plain and space != "penultimate":
+        return rows.x.flatten(1).numpy(force=True)
+    found = representations(objective, rows)
+    if found is None and space == "penultimate":
+        raise ModelError(
+            "the outputs are of no linear layer that takes one vector a row, so that there is no "
+            "penultimate space; take space='input', or neighbours=0"
+        )
+    return None if found is None else found.numpy(force=True)
+
+
+def _by_neighbours(
+    fitted: Objective, rows: Rows, test: Rows | None, space: Space, k: int
+) -> tuple[Float[Array, " n"] | None, Float[Array, " n"] | None]:
+    """Disagreement of the neighbours, and KNN-Shapley values on the test rows."""
+    points = points_of(fitted, rows, space) if k else None
+    if points is None:
+        return None, None
+    labels = rows.y.numpy(force=True)
+    disagreement = neighbour_disagreement(points, labels, k=k)
+    beside = None if test is None else points_of(fitted, test, space)
+    if test is None or beside is None:
+        return disagreement, None
+    return disagreement, knn_shapley(points, labels, beside, test.y.numpy(force=True), k=k)

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from tqdm import tqdm
 
 from influence_dag.curvature import CURVATURES
 from influence_dag.errors import ModelError, NotConvergedError
@@ -30,6 +31,7 @@ from influence_dag.validation.ensembles import (
 from influence_dag.validation.minimising import Metric, Minima, minimise
 
 _LARGEST_METRIC = 4096  # parameters up to which a dense inverse curvature pays
+MOMENT = 2.0  # seconds after which a bar on a terminal tells how far one is
 _STATIONARY = 1e-2  # norm of the penalised gradient at which a network counts as fitted
 
 OnFailure = Literal["raise", "keep"]
@@ -123,7 +125,9 @@ def refit(
     problem = WeightedLosses.of(objective, rows, weights, weight_decay, proximal=proximal)
     parts = [
         _minimise(problem[chunk], points[chunk], metric, tolerance, max_steps, history)
-        for chunk in problem.chunks
+        for chunk in tqdm(
+            [*problem.chunks], "refits", unit="part", delay=MOMENT, disable=None, leave=False
+        )
     ]
     refits = Refits(
         objective,

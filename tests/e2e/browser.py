@@ -34,6 +34,14 @@ CLICK = """
   return found.length > 0;
 })()
 """
+PRESS = """
+(() => {
+  const found = [...document.querySelectorAll("button")]
+    .find((element) => element.innerText?.trim().startsWith(%s));
+  found?.click();
+  return Boolean(found);
+})()
+"""
 IMAGES = "[...document.images].map((image) => [image.src.slice(0, 22), image.naturalWidth])"
 
 
@@ -59,6 +67,10 @@ class Page:
 
     def click(self, words: str) -> None:
         assert self._evaluate(CLICK % json.dumps(words)), f"nothing says just {words!r}"
+
+    def click_what_begins_with(self, words: str) -> None:
+        """A button whose words may go on: with a number, with dots."""
+        assert self._evaluate(PRESS % json.dumps(words)), f"no button begins with {words!r}"
 
     def run(self, code: str) -> Any:
         """The value of an expression on the page."""

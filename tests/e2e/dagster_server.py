@@ -32,6 +32,7 @@ mutation Launch($params: ExecutionParams!) {
 """
 STALE = "{ assetNodes { assetKey { path } staleStatus staleCauses { reason } } }"
 STATUS = "query Status($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
+RUNS = "{ runsOrError(limit: 1) { ... on Runs { results { runId } } } }"
 EVENTS = """
 query Events($run: ID!) {
   logsForRun(runId: $run, limit: 1000) {
@@ -89,6 +90,15 @@ class Server:
             for node in nodes
             if node["assetKey"]["path"][0] == group and node["staleStatus"] not in ("FRESH", None)
         }
+
+    def newest_run(self, *, seconds: float) -> str:
+        """The run that somebody has just started, once it is there."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if runs := self.ask(RUNS)["runsOrError"]["results"]:
+                return runs[0]["runId"]
+            time.sleep(0.2)
+        raise TimeoutError(f"no run after {seconds:g} s")
 
     def wait(self, run: str, *, seconds: float) -> str:
         """How the run ended."""

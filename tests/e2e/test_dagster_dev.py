@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from browser import chromium
+from conftest import GRAPH
 from dagster_server import ROWS
 from matplotlib.image import imread
+
+from influence_dag.components.captions import WHY
 
 pytestmark = pytest.mark.e2e
 
@@ -123,12 +125,6 @@ INTRUSIONS = ("sign up", "join us", "newsletter", "email address", "subscribe")
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    with chromium(tmp_path_factory.mktemp("profile")) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def album(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("screenshots")
 
@@ -146,14 +142,17 @@ def assert_unobstructed(text: str) -> None:
 
 @with_browser
 def test_the_graph_of_the_study(page, server, finished_run, album):
-    url = f"{server.url}/locations/__repository__@influence_dag/asset-groups/digits"
-    text = page.open(url, showing="hessian")
+    text = page.open(f"{server.url}/{GRAPH}", showing="hessian")
     for name in ("source", "dataset", "model", "gradients", "influence_factors", "report"):
         assert name in text
     assert text.count("influence_factors") >= 2, "one for each method"
     assert_unobstructed(text)
     page.photograph(album / "graph.png")
     assert_not_blank(album / "graph.png")
+    page.click("List")
+    page.wait_until("(document.body.innerText.match(/Materialized/g) ?? []).length >= 14")
+    assert "Failed" not in page.run("document.body.innerText")
+    page.photograph(album / "list.png")
 
 
 @with_browser
@@ -177,23 +176,28 @@ def picture_appears(page, timeout: float = 30.0) -> bool:
 
 @with_browser
 @pytest.mark.parametrize(
-    "asset",
+    ("asset", "picture"),
     [
-        "hessian",
-        "cg/influence_factors",
-        "direct/influences",
-        "direct/perturbation_influences",
-        "direct/summary",
+        ("hessian", "spectrum"),
+        ("cg/influence_factors", "convergence"),
+        ("direct/influences", "histogram"),
+        ("direct/perturbation_influences", "example"),
+        ("direct/summary", "strongest"),
     ],
+    ids=lambda each: each.replace("/", "-"),
 )
-def test_an_asset_shows_its_numbers_and_its_picture(page, server, finished_run, album, asset):
+def test_an_asset_shows_its_numbers_and_its_picture_and_why(
+    page, server, finished_run, album, asset, picture
+):
     text = page.open(f"{server.url}/assets/digits/{asset}?view=overview", showing="blocks_computed")
     assert "Materialized" in text or "Latest materialization" in text
     assert_unobstructed(text)
+    assert "/" not in asset or f"{asset.partition('/')[0]} · " in text, "the method is named"
     page.wait_for("[Show Markdown]")
     page.click("[Show Markdown]")
     page.wait_for("Close")
     assert picture_appears(page), "no picture within 30 s"
+    assert WHY[picture] in " ".join(page.run("document.body.innerText").split())
     file = album / f"{asset.replace('/', '-')}.png"
     page.photograph(file)
     assert_not_blank(file)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from influence_dag.explorer import suspicion
 from influence_dag.explorer.content import is_picture, overlay, picture
+from influence_dag.explorer.opened import Opened
 
 pytest.importorskip("uvicorn")
 
@@ -193,3 +195,24 @@ def test_a_map_is_blue_where_more_helps_red_where_it_harms_and_clear_at_zero():
     assert red[0] > red[2]
     np.testing.assert_allclose(strength, [1, 0.5, 0], atol=0.01)
     assert nothing.shape == (3,)
+
+
+def test_training_rows_come_as_suspicious_as_their_neighbours_and_the_model_find_them(
+    client, looked_at
+):
+    found = client.get("rows", split="train")["rows"]
+    suspects = looked_at.results.suspects(40)
+    assert [row["id"] for row in found] == suspects.train.values.tolist()
+    told = [row["disagreement"] for row in found]
+    np.testing.assert_allclose(told, suspects.neighbour_disagreement)
+    assert [row["rank"] for row in found] == [*range(1, 41)]
+    assert client.get("row", split="test", id="test-03")["row"]["rank"] is None
+
+
+def test_where_distances_would_take_long_the_model_alone_is_asked(looked_at, monkeypatch):
+    monkeypatch.setattr(suspicion, "AFFORDABLE", 40**2 * 3 - 1)
+    view = Opened(looked_at.results).view()
+    assert suspicion.disagreement(view) is None
+    found = looked_at.results.suspects(40, neighbours=0)
+    first = [view.train.ids[k] for k in np.argsort(suspicion.ranks(view))]
+    assert first == found.train.values.tolist()

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from scipy.stats import spearmanr
+from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
@@ -46,7 +47,8 @@ def test_rows_left_out_are_predicted(validated):
 def test_methods_are_scored_beside_exact_solves_and_baselines(validated):
     found = validated.results.open("validation/datamodels")
     candidates = found.candidate.values.tolist()
-    assert {"direct", "cg", "hessian", "gradient_dot", "loss"} <= set(candidates)
+    baselines = {"gradient_dot", "loss", "representation_cosine", "nearest_neighbours"}
+    assert {"direct", "cg", "hessian"} | baselines <= set(candidates)
     lds = dict(zip(candidates, found.lds.mean("test").values, strict=True))
     assert lds["direct"] == pytest.approx(lds["hessian"])
     assert lds["direct"] > 0.5
@@ -101,7 +103,29 @@ def test_a_damping_is_chosen_on_one_draw_and_scored_on_another(validated, tmp_pa
 def test_flipped_labels_are_ranked(validated):
     found = validated.results.open("validation/label_errors")
     assert int(found.flipped.sum()) == 8
-    assert found.self_influence.notnull().all()
+    rankings = {
+        *("self_influence", "loss", "out_of_fold_loss"),
+        *("neighbour_disagreement", "knn_shapley", "combined"),
+    }
+    assert set(found) == rankings | {"flipped"}
+    assert all(found[name].notnull().all() for name in rankings)
+    info = json.loads(found.attrs["info"])
+    auc = roc_auc_score(found.flipped, found.combined)
+    assert info["combined"]["auc"] == pytest.approx(auc)
+    assert info["knn_shapley"]["auc"] == pytest.approx(
+        roc_auc_score(found.flipped, -found.knn_shapley)
+    )
+
+
+def test_rankings_that_are_not_asked_for_are_left_out(validated, tmp_path):
+    project = validated.copy(tmp_path)
+    project.write_settings(
+        validation={"leave_one_out": None, "datamodels": None,
+                    "label_errors": {"neighbours": 0, "folds": 0}}
+    )  # fmt: skip
+    project.refresh()
+    found = project.results.open("validation/label_errors")
+    assert set(found) == {"self_influence", "loss", "combined", "flipped"}
 
 
 @pytest.mark.parametrize("kind", CHOSEN)

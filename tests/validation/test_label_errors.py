@@ -7,13 +7,23 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.errors import ModelError, NotConvergedError
+from influence_dag.objective.fitting import fit
 from influence_dag.objective.objective import Objective, Rows
-from influence_dag.validation.label_errors import flip_labels, label_errors, self_influences
+from influence_dag.study.model import FitSettings
+from influence_dag.suspicion import combined_suspicion
+from influence_dag.validation.label_errors import (
+    flip_labels,
+    label_errors,
+    points_of,
+    self_influences,
+)
+from influence_dag.validation.out_of_fold import draw_folds
+from influence_dag.validation.representations import representations
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_self_influence_finds_the_flipped_digits(softmax, digits, seed):
-    result = label_errors(softmax, digits[0], weight_decay=1e-2, share=0.05, seed=seed)
+    result = label_errors(softmax, digits[0], weight_decay=1e-2, share=0.05, seed=seed, folds=0)
     found = result.summary()["self_influence"]
     assert found["auc"] >= 0.99
     assert found["found_in_top_10_percent"] >= 0.95
@@ -24,7 +34,7 @@ def test_self_influence_finds_the_flipped_digits(softmax, digits, seed):
 
 
 def test_the_model_that_is_ranked_was_fitted_to_the_flipped_labels(softmax, digits):
-    result = label_errors(softmax, digits[0], weight_decay=1e-2, share=0.1)
+    result = label_errors(softmax, digits[0], weight_decay=1e-2, share=0.1, folds=0)
     changed = result.labels != digits[0].y.numpy()
     assert np.array_equal(changed, result.flipped)
     assert changed.sum() == 150
@@ -65,13 +75,63 @@ def test_self_influences_are_the_diagonal_of_the_training_rows_influences(curvat
 
 
 def test_a_fit_that_ends_early_is_refused_or_ranked_as_it_is(softmax, digits):
-    early = {"weight_decay": 1e-2, "start": torch.zeros(650), "max_steps": 1}
+    early = {"weight_decay": 1e-2, "start": torch.zeros(650), "max_steps": 1, "folds": 0}
     with pytest.raises(NotConvergedError, match="1 of 1 refits missed tolerance=1e-06"):
         label_errors(softmax, digits[0], **early)
     kept = label_errors(softmax, digits[0], **early, on_failure="keep").summary()
     assert kept["converged"] == 0
     assert kept["worst_gradient_norm"] > 1e-6
     assert kept["self_influence"]["auc"] > 0.5
+
+
+@pytest.fixture(scope="module")
+def flipped(softmax, digits):
+    return label_errors(softmax, digits[0], weight_decay=1e-2, share=0.05, seed=7, test=digits[1])
+
+
+def test_neighbours_and_model_together_find_what_either_finds(flipped):
+    found = {name: told["auc"] for name, told in flipped.summary().items() if type(told) is dict}
+    assert set(found) == {*flipped.rankings, "combined"}
+    assert found["combined"] >= max(found.values()) - 5e-4
+    assert min(found.values()) > 0.98
+    assert np.array_equal(flipped.combined, combined_suspicion(flipped.rankings))
+
+
+def test_a_loss_out_of_fold_is_of_a_model_that_has_not_seen_the_row(flipped, digits):
+    fold, y = draw_folds(1500, folds=5, seed=7), torch.tensor(flipped.labels)
+    seen, unseen = fold != 3, fold == 3
+    module = nn.Linear(64, 10).double()
+    settings = FitSettings(weight_decay=1e-2, tolerance=1e-8)
+    fit(module, "cross_entropy", Rows(digits[0].x[seen], y[seen]), settings)
+    expected = F.cross_entropy(module(digits[0].x[unseen]), y[unseen], reduction="none").detach()
+    assert np.allclose(flipped.out_of_fold_loss[unseen.numpy()], expected, atol=1e-4)
+
+
+def test_folds_are_of_even_sizes_and_at_most_one_a_row():
+    counts = draw_folds(11, folds=4, seed=1).bincount()
+    assert sorted(counts.tolist()) == [2, 3, 3, 3]
+    with pytest.raises(ModelError, match="12 folds of 11 rows"):
+        draw_folds(11, folds=12)
+
+
+def test_the_penultimate_space_is_what_the_last_linear_layer_takes():
+    module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    x, y = torch.randn(9, 3, dtype=torch.float64), torch.arange(9) % 3
+    objective = Objective(module, "cross_entropy")
+    assert torch.equal(representations(objective, Rows(x, y)), module[:2](x).detach())
+    bent = Objective(nn.Sequential(module, nn.Tanh()), "cross_entropy")
+    assert representations(bent, Rows(x, y)) is None
+    with pytest.raises(ModelError, match="take space='input'"):
+        points_of(bent, Rows(x, y), "penultimate")
+    with pytest.raises(ModelError, match="take space='penultimate'"):
+        points_of(objective, Rows({"x": x}, y), "input")
+
+
+def test_labels_are_mistaken_for_the_classes_that_are_named():
+    labels = torch.arange(3).repeat(20)
+    other, flipped = flip_labels(labels, share=0.5, mistaken={0: 1, 1: 0, 2: 1})
+    assert torch.equal(other[flipped], torch.tensor([1, 0, 1])[labels[flipped]])
+    assert torch.equal(other[~flipped], labels[~flipped])
 
 
 def test_flipped_labels_are_other_classes_that_occur():

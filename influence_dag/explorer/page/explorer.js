@@ -75,7 +75,7 @@ function head() {
 
 const SORTS = {
   test: [["loss", "largest loss"], ["total", "total influence"], ["file", "as in the file"]],
-  train: [["self_influence", "largest self-influence"], ["loss", "largest loss"], ["total", "total influence"], ["file", "as in the file"]],
+  train: [["suspicion", "most suspicious"], ["disagreement", "neighbours disagree"], ["self_influence", "largest self-influence"], ["loss", "largest loss"], ["total", "total influence"], ["file", "as in the file"]],
 };
 
 async function rowsPage(split) {
@@ -109,7 +109,7 @@ async function rowsPage(split) {
       h("h1", {}, split === "test" ? "Test rows" : "Training rows"),
       h("p", { class: "quiet" }, split === "test"
         ? "What did the model say, and how wrong was it? Open a row to see which training rows are behind it."
-        : "A row on which the model leans for its own sake alone is mislabelled, or unlike all others: look at the first ones, and mark them.")),
+        : "Whose label do its nearest rows contradict, and on whom does the model lean for its own sake alone? Such a row is mislabelled, or unlike all others: look at the first ones, and mark them.")),
     state.study.has.losses ? null : h("p", { class: "note" },
       "Losses and predictions of these rows are not stored: the study was materialised before they were kept, or its summaries are behind. Refresh it."),
     cloud ? cloudOf(cloud) : null,
@@ -136,7 +136,7 @@ function cloudOf(cloud) {
       cloud.shown < cloud.all ? ` · the ${count(cloud.shown)} with the largest self-influence and some of the other ${count(cloud.all)}` : ""));
 }
 
-const MEASURES = new Set(["self-influence", "loss", "measurement", "total influence", "on all test losses"]);
+const MEASURES = new Set(["neighbours", "self-influence", "loss", "measurement", "total influence", "on all test losses"]);
 
 function tableOf(found, split) {
   const own = split === "train";
@@ -146,6 +146,7 @@ function tableOf(found, split) {
   const pictured = state.pictured?.[split];
   const columns = [
     pictured ? "" : null, "id", ...kept, labelled ? "label" : null, predicted ? "prediction" : null,
+    own && found.largest.disagreement !== null ? "neighbours" : null,
     own && found.largest.self_influence !== null ? "self-influence" : null,
     found.largest.loss !== null ? state.study.measurement && !own ? "measurement" : "loss" : null,
     found.largest.total !== null ? (own ? "on all test losses" : "total influence") : null, own ? "mark" : null,
@@ -158,6 +159,7 @@ function tableOf(found, split) {
     kept.map((name) => h("td", { class: "kept" }, row.kept.find((each) => each.name === name)?.text ?? "")),
     labelled ? h("td", {}, row.label) : null,
     predicted ? h("td", {}, verdict(row)) : null,
+    own && found.largest.disagreement !== null ? measure(row, "disagreement") : null,
     own && found.largest.self_influence !== null ? measure(row, "self_influence") : null,
     found.largest.loss !== null ? measure(row, "loss") : null,
     found.largest.total !== null ? measure(row, "total") : null,
@@ -188,7 +190,9 @@ async function rowPage(split, id) {
       row.label === null ? null : stat("label", row.label),
       row.predicted === null ? null : stat("prediction", verdict(row)),
       row.loss === null ? null : stat(state.study.measurement && split === "test" ? "measurement" : "loss", fmt(row.loss)),
+      row.disagreement === null ? null : stat("neighbours disagree", fmt(row.disagreement), "of classes the share of the ten nearest rows with another label, near ones counting more"),
       row.self_influence === null ? null : stat("self-influence", fmt(row.self_influence)),
+      row.rank === null ? null : stat("suspect no.", count(row.rank), "by its neighbours and by the model together"),
       row.total === null ? null : stat(split === "test" ? "total influence" : "on all test losses", fmt(row.total),
         "sum of its influences")));
   const aside = h("aside", {},

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from influence_dag.datasets.neighbours import cost, has_points
 from influence_dag.datasets.slots import shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents
 from influence_dag.stages import naming
+from influence_dag.suspicion import NEIGHBOURS
 from influence_dag.texts import literal
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from influence_dag.query.results import StudyResults
 
 TESTS, EACH, SUSPECTS = 6, 4, 12
+MOST_DISTANCES = 5e10  # multiplications: seconds
 NUMBERS = 12  # features of a row in a table
 
 
@@ -55,10 +58,11 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A row on which the model leans for its own sake."""
+    """A row whose label its neighbours and the model doubt; `share` is how much neighbours do."""
 
     name: str
     label: str
+    predicted: str
     score: str
     share: float
     image: "Figure | None"
@@ -129,20 +133,29 @@ class ShownRows:
 
     @cached_property
     def suspects(self) -> list[Suspect]:
-        """The training rows with the largest stored self-influence."""
+        """The most suspicious training rows, by what is stored; none without self-influence."""
         try:
-            scores = self.results.self_influence()
+            found = self.results.suspects(SUSPECTS, neighbours=self._neighbours)
         except StoreError:
             return []
-        order = np.argsort(-np.nan_to_num(scores.values, nan=-np.inf), kind="stable")[:SUSPECTS]
-        largest = float(scores.values[order[0]]) or 1.0
-        return [self._suspect(scores[int(k)], largest) for k in order]
+        return [self._suspect(found.isel(train=k)) for k in range(found.sizes["train"])]
 
-    def _suspect(self, score: xr.DataArray, largest: float) -> Suspect:
-        content = self.contents.of("train", [score["train"].item()])[0]
+    @property
+    def _neighbours(self) -> int:
+        """None where all distances would take longer than the rest of the page."""
+        dataset = self.results.store.version("dataset")
+        few = has_points(dataset) and cost(dataset) <= MOST_DISTANCES
+        return NEIGHBOURS if few else 0
+
+    def _suspect(self, row: xr.Dataset) -> Suspect:
+        content = self.contents.of("train", [row["train"].item()])[0]
         image = None if content.image is None else plots.thumbnail(content.image)
-        share = max(0.0, float(score) / largest)
-        return Suspect(literal(content.id), _label(content), f"{float(score):.3g}", share, image)
+        own = f"self-influence {float(row.self_influence):.3g}, loss {float(row.loss):.3g}"
+        of_classes = "knn_shapley" in row  # else it is a distance
+        share = float(row.neighbour_disagreement) if of_classes else 0.0
+        predicted = shown_label(row.predicted.item()) if "predicted" in row else ""
+        names = literal(content.id), _label(content), literal(predicted)
+        return Suspect(*names, own, share, image)
 
 
 def _last(array: xr.DataArray) -> xr.DataArray:

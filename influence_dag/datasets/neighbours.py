@@ -1,0 +1,44 @@
+"""What the nearest rows of a stored dataset say of each training row's label."""
+
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from influence_dag.datasets.slots import Axis, Split
+from influence_dag.store import Version
+from influence_dag.suspicion import NEIGHBOURS, neighbour_disagreement
+
+MOST_NUMBERS = 2**28  # of all rows' inputs: 2 GiB in float64
+
+
+def has_points(dataset: Version) -> bool:
+    """Whether rows are points: one input of real numbers, one target, and not too many of them."""
+    inputs, y = list(dataset.attrs["inputs"]), dataset.variables["train_y"]
+    if len(inputs) != 1 or len(y.shape) != 1:
+        return False
+    x = dataset.variables["train_x"]
+    return x.dtype.startswith("float") and prod(x.shape) <= MOST_NUMBERS
+
+
+def points(dataset: Version, split: Split) -> NDArray:
+    """The inputs of the rows that exist, as the model sees them, one vector a row, by slot."""
+    slots = Axis.read(dataset, split).slots
+    values = dataset.read(f"{split}_x")[slots]
+    return values.reshape(len(slots), -1)
+
+
+def targets(dataset: Version, split: Split) -> NDArray:
+    """Classes or numbers of the rows that exist, by slot."""
+    return dataset.read(f"{split}_y")[Axis.read(dataset, split).slots]
+
+
+def stored_disagreement(dataset: Version, k: int = NEIGHBOURS) -> NDArray[np.float64]:
+    """`suspicion.neighbour_disagreement` of each training row that exists, by slot."""
+    return neighbour_disagreement(points(dataset, "train"), targets(dataset, "train"), k=k)
+
+
+def cost(dataset: Version) -> float:
+    """Multiplications that all distances take."""
+    shape = dataset.variables["train_x"].shape
+    return float(shape[0]) ** 2 * prod(shape[1:])

@@ -1,0 +1,122 @@
+"""Neighbours, Shapley values and combined rankings, against other libraries and brute force."""
+
+from itertools import permutations
+from math import factorial
+
+import numpy as np
+import pytest
+from scipy.stats import norm, rankdata
+from sklearn.neighbors import NearestNeighbors
+
+from influence_dag.suspicion import (
+    combined,
+    combined_suspicion,
+    knn_shapley,
+    knn_shapley_of_each,
+    nearest,
+    neighbour_disagreement,
+    neighbours,
+    normal_scores,
+)
+
+
+@pytest.fixture
+def points() -> np.ndarray:
+    return 100 + np.random.default_rng(0).normal(size=(57, 3))
+
+
+@pytest.fixture
+def classes() -> np.ndarray:
+    return np.random.default_rng(1).integers(3, size=57)
+
+
+@pytest.fixture(params=[1, 200, 2**22], ids=["row by row", "in blocks", "at once"])
+def _blocks(request, monkeypatch):
+    monkeypatch.setattr(neighbours, "_BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_the_nearest_rows_are_sklearns(points):
+    expected = NearestNeighbors(n_neighbors=7).fit(points).kneighbors(return_distance=False)
+    assert np.array_equal(nearest(points, 7), expected)
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_disagreement_is_the_weighted_share_of_other_labels(points, classes):
+    found = NearestNeighbors(n_neighbors=10).fit(points).kneighbors(return_distance=False)
+    weights = np.arange(1, 11) ** -0.5
+    expected = [
+        weights[classes[near] != own].sum() / weights.sum()
+        for near, own in zip(found, classes, strict=True)
+    ]
+    assert np.allclose(neighbour_disagreement(points, classes), expected)
+
+
+def test_of_numbers_it_is_the_distance_from_the_neighbours_mean():
+    points = np.array([0.0, 1.0, 3.0])[:, None]
+    found = neighbour_disagreement(points, np.array([1.0, 5.0, 8.0]), k=1)
+    assert found.tolist() == [4.0, 4.0, 3.0]
+
+
+def test_few_rows_have_the_neighbours_that_there_are():
+    few = np.array([[0.0], [1.0]])
+    assert neighbour_disagreement(few, np.array([0, 1])).tolist() == [1.0, 1.0]
+    assert np.isnan(neighbour_disagreement(few[:1], np.array([0]))).all()
+
+
+def shapley(points, classes, test_point, test_class, k) -> np.ndarray:
+    """By its definition: the mean gain of a row over all orders in which rows may come."""
+    distance, values = np.abs(points[:, 0] - test_point), np.zeros(len(points))
+
+    def worth(rows) -> float:
+        near = sorted(rows, key=lambda row: distance[row])[:k]
+        return sum(classes[row] == test_class for row in near) / k
+
+    for order in permutations(range(len(points))):
+        for place, row in enumerate(order):
+            values[row] += worth(order[: place + 1]) - worth(order[:place])
+    return values / factorial(len(points))
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 9])
+def test_knn_shapley_is_the_shapley_value_of_the_classifier(k):
+    rng = np.random.default_rng(k)
+    points, classes = rng.normal(size=(6, 1)), rng.integers(2, size=6)
+    tests, labels = rng.normal(size=(2, 1)), np.array([0, 1])
+    expected = np.stack(
+        [shapley(points, classes, t[0], y, k) for t, y in zip(tests, labels, strict=True)]
+    )
+    assert np.allclose(knn_shapley_of_each(points, classes, tests, labels, k=k), expected)
+    assert np.allclose(knn_shapley(points, classes, tests, labels, k=k), expected.mean(axis=0))
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_values_of_a_test_row_add_up_to_how_right_the_classifier_is(points, classes):
+    values = knn_shapley_of_each(points[:50], classes[:50], points[50:], classes[50:], k=5)
+    near = NearestNeighbors(n_neighbors=5).fit(points[:50]).kneighbors(points[50:], 5, False)
+    right = (classes[near] == classes[50:, None]).mean(axis=1)
+    assert np.allclose(values.sum(axis=1), right)
+
+
+def test_normal_scores_are_those_of_mean_ranks():
+    values = np.array([3.0, 1.0, 3.0, np.nan, 9.0, np.inf])
+    ranks = rankdata(values[[0, 1, 2, 4]])
+    assert np.allclose(normal_scores(values)[[0, 1, 2, 4]], norm.ppf((ranks - 0.5) / 4))
+    assert np.isnan(normal_scores(values)[[3, 5]]).all()
+
+
+def test_a_combination_does_not_know_the_scales_of_what_it_combines():
+    a, b = np.random.default_rng(2).normal(size=(2, 500))
+    both = combined(a, b)
+    assert np.allclose(both, combined(np.exp(5 * a), b / 1000))
+    assert both.std() == pytest.approx(1, abs=0.05), "independent scores have variance 1"
+
+
+def test_the_model_is_one_view_and_the_neighbours_are_the_other():
+    rng = np.random.default_rng(3)
+    names = ("loss", "out_of_fold_loss", "self_influence", "neighbour_disagreement", "knn_shapley")
+    every = {name: rng.normal(size=30) for name in names}
+    *model, near = (every[name] for name in names[:4])
+    assert np.allclose(combined_suspicion(every), combined(combined(*model), near))
+    few = {name: every[name] for name in ("loss", "self_influence")}
+    assert np.allclose(combined_suspicion(few), normal_scores(combined(*few.values())))
