@@ -308,5 +308,7 @@ if __name__ == "__main__":
                 *("influences", "perturbation", "summary", "report"),
             )
         ),
+        "torch._dynamo",  # as the first fit and the first gradient would
+        "torch.fx.experimental.symbolic_shapes",
     )
     _serve()

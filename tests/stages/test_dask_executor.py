@@ -25,7 +25,7 @@ from influence_dag.store.drafts import StoredDraft
 INFLUENCES = "direct/influences"
 DASK = {"executor": "dask", "workers": 1}
 CHANGES = {
-    "methods": {"direct": {}, "cg": {"rtol": 1e-10, "rank": 8}, "ekfac": {}},
+    "methods": {"direct": {}, "cg": None, "ekfac": {}},
     "perturbation": {"methods": ["direct"]},
     "compute": {"block_bytes": "1KiB"},
 }
