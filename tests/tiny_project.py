@@ -131,15 +131,16 @@ class Project:
 
 
 def copy_tree(source: str | Path, target: str | Path, leave: Iterable[str] = ()) -> None:
-    """`shutil.copytree` with links and times in a third of its time: hundreds of tests wait for it."""
-    os.makedirs(target, exist_ok=True)
-    with os.scandir(source) as entries:
-        for entry in entries:
-            there = f"{target}/{entry.name}"
-            if entry.is_symlink():
-                os.symlink(os.readlink(entry.path), there)
-            elif entry.name not in leave:
-                (copy_tree if entry.is_dir() else _copy_file)(entry.path, there)
+    """`shutil.copytree`, links as links, in half its time: hundreds of tests wait for it."""
+    with os.scandir(source) as found:
+        entries = list(found)
+    os.makedirs(target, exist_ok=True)  # which may lie in the source
+    for entry in entries:
+        there = f"{target}/{entry.name}"
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), there)
+        elif entry.name not in leave:
+            (copy_tree if entry.is_dir() else _copy_file)(entry.path, there)
     status = os.stat(source)
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
