@@ -1,6 +1,7 @@
 """Imports point one way, from a room to those that it stands on, delayed imports included."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,15 @@ def test_package_inits_list_names_and_do_nothing_else():
         if path.name == "__init__.py" and module != "influence_dag":
             body = ast.parse(path.read_text()).body
             assert all(isinstance(node, allowed) for node in body), module
+
+
+def test_what_tests_share_is_in_no_test():
+    """Or one would import another, with its fixtures and settings."""
+    tests = Path(__file__).parent
+    shared = {
+        f"{path.relative_to(tests)} imports {name}"
+        for path in tests.rglob("*.py")
+        for name in re.findall(r"^\s*(?:from|import) (test_\w+)", path.read_text(), re.MULTILINE)
+        if name != path.stem
+    }
+    assert shared == set()

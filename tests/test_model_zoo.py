@@ -7,7 +7,7 @@ below its largest eigenvalues: an inverse of another matrix would not pass.
 import pytest
 import reference
 import torch
-from networks import CASES, CLASSES, ROWS, Tokens
+from networks import CASES, CLASSES, ROWS, Shifted, Tokens
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -210,18 +210,6 @@ def test_a_label_at_each_position(kind):
 
 
 # In the output of a module: embeddings --------------------------------------------------------
-
-
-class Shifted(nn.Module):
-    """The token model with its embedded tokens moved by a second input."""
-
-    def __init__(self, tokens):
-        super().__init__()
-        self.tokens = tokens
-
-    def forward(self, x, shift):
-        model = self.tokens
-        return model.outer(torch.tanh(model.embed(x) + shift).mean(1))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from bits import assert_same_bits, refresh
 from spawned import Dying, Remembering
-from test_executors import assert_same_bits, refresh
 from tiny_project import Project
 
 from influence_dag.errors import InfluenceDagError, NotConvergedError, StoreError, StudyError

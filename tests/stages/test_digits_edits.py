@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from project_copy import copy_project
-from test_chain import assert_close, computed
+from tiny_answers import assert_close, computed
 
 from influence_dag.errors import DataError
 from influence_dag.query.results import StudyResults, open_study

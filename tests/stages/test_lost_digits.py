@@ -7,8 +7,7 @@ import pytest
 import reference
 import torch
 from safetensors.torch import load_file
-from test_chain import assert_close
-from test_updates import in_file_order, wanted_influences
+from tiny_answers import assert_close, expected, in_file_order
 from tiny_project import Project
 from torch import nn
 from torch.nn import functional as F
@@ -125,7 +124,7 @@ def test_an_outlier_of_a_classifier_leaves_nothing_behind(project):
         project.refresh()
         for method, tolerance in (("direct", 1e-9), ("cg", 1e-8)):
             seen = in_file_order(project, method)
-            assert_close(seen, wanted_influences(project, DAMPING), tolerance)
+            assert_close(seen, expected(project, "influences", DAMPING), tolerance)
 
 
 def test_a_row_that_hardly_counts_costs_its_own_difference(pinned):

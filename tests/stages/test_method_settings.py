@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from test_chain import DAMPING, assert_close, computed, stored_module
+from tiny_answers import DAMPING, assert_close, computed, stored_module
 from tiny_project import Project
 from torch.nn import functional as F
 

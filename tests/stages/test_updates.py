@@ -8,7 +8,16 @@ import pytest
 import reference
 import study_faults
 import torch
-from test_chain import ALL, PINNED, assert_close, computed, remove, stored_module
+from tiny_answers import (
+    ALL,
+    PINNED,
+    assert_close,
+    computed,
+    expected,
+    in_file_order,
+    remove,
+    stored_module,
+)
 from tiny_project import COLUMNS, Project
 from torch.nn import functional as F
 
@@ -64,18 +73,6 @@ def refreshed_until(project: Project, last: str) -> Update:
     raise AssertionError(f"there is no {last}")
 
 
-def wanted_influences(project: Project, damping: float = DAMPING) -> np.ndarray:
-    """Autograd's answer at the stored θ, rows in the files' order."""
-    train, test = project.tensors("train"), project.tensors("test")
-    module = stored_module(project)
-    return reference.influences(module, F.cross_entropy, train, test, damping).numpy()
-
-
-def in_file_order(project: Project, method: str = "direct") -> np.ndarray:
-    rows = {split: [row[0] for row in project.rows[split]] for split in ("test", "train")}
-    return project.results[method].influences.sel(rows).values
-
-
 @pytest.mark.parametrize(
     ("change", "touched"), [(edit, 2), (add, 2), (take_away, 3), (all_at_once, 5)]
 )
@@ -86,7 +83,7 @@ def test_the_hessian_follows_the_rows_that_differ(pinned, change, touched):
     rebuilt = reference.hessian(stored_module(pinned), F.cross_entropy, *pinned.tensors("train"))
     assert_close(pinned.results.open("hessian").hessian, rebuilt.numpy(), 1e-12)
     for method in ("direct", "cg"):
-        assert_close(in_file_order(pinned, method), wanted_influences(pinned))
+        assert_close(in_file_order(pinned, method), expected(pinned, "influences", DAMPING))
 
 
 def test_differences_of_differences_do_not_drift(pinned):
@@ -134,7 +131,7 @@ def test_all_rows_are_summed_when_the_old_ones_are_gone(pinned):
     remove(pinned.store / "dataset/versions/000001")
     (pinned.store / "dataset/versions/000001").rmdir()
     assert pinned.refresh()["hessian"].info["rows_differentiated"] == 40
-    assert_close(in_file_order(pinned), wanted_influences(pinned))
+    assert_close(in_file_order(pinned), expected(pinned, "influences", DAMPING))
 
 
 def test_rows_that_a_stored_curvature_has_seen_are_kept_as_long_as_it_is(pinned):
@@ -151,14 +148,14 @@ def test_rows_that_a_stored_curvature_has_seen_are_kept_as_long_as_it_is(pinned)
     pinned.write_settings(curvature={"refresh": "on_change"})
     pinned.edit("train", 11, depth=0.4)
     assert pinned.refresh()["hessian"].info["rows_differentiated"] == 2
-    assert_close(in_file_order(pinned), wanted_influences(pinned))
+    assert_close(in_file_order(pinned), expected(pinned, "influences", DAMPING))
 
 
 def test_all_rows_are_summed_when_a_difference_would_touch_as_many(pinned):
     for position in range(20):
         pinned.edit("train", position, depth=position / 10)
     assert pinned.refresh()["hessian"].info["rows_differentiated"] == 40
-    assert_close(in_file_order(pinned), wanted_influences(pinned))
+    assert_close(in_file_order(pinned), expected(pinned, "influences", DAMPING))
 
 
 def test_conjugate_gradients_start_from_the_factors_before(pinned):
@@ -202,7 +199,7 @@ def test_after_a_refit_everything_is_new_and_nothing_stale_is_anywhere(project):
         for variable in version.variables:
             chunks = (version.path / variable).glob("c*")
             assert not {file.stat().st_ino for file in chunks} & inodes
-    assert_close(in_file_order(project), wanted_influences(project, 0.05))
+    assert_close(in_file_order(project), expected(project, "influences"))
     about = project.results.store.version("direct/influences").attrs
     assert about["model_data_version"] == project.results.store.version("model").data_version
     assert about["policies"] == {"model.refit": "on_change", "curvature.refresh": "on_change"}
@@ -225,7 +222,7 @@ def test_above_a_quarter_of_holes_they_are_closed(pinned):
         raw = pinned.results.store.version(name).open()
         assert raw.sizes["train"] == 29
         assert raw.train_valid.all()
-    assert_close(in_file_order(pinned), wanted_influences(pinned))
+    assert_close(in_file_order(pinned), expected(pinned, "influences", DAMPING))
 
 
 SPLITS = {"test": slice(4, 6), "train": slice(8, 16)}
@@ -284,7 +281,7 @@ def test_new_test_rows_cost_their_own_chunks(project, arrives):
     factors = updates["direct/influence_factors"]
     assert (factors.blocks_computed, factors.blocks_reused) == (2, 4), "factors and residuals"
     assert not computed(updates) & {"model", "gradients", "hessian", "direct/curvature"}
-    assert_close(in_file_order(project), wanted_influences(project, 0.05))
+    assert_close(in_file_order(project), expected(project, "influences"))
 
 
 def test_new_training_rows_at_pinned_policies_cost_their_own_chunks(project):

@@ -8,11 +8,11 @@ import reference
 import torch
 from formulas import Meaning, dampings, evaluated, residual
 from safetensors.torch import load_file
-from test_chain import assert_close
-from test_weighted_studies import Weighted
+from tiny_answers import assert_close
 from tiny_project import MODEL, Project
 from torch import nn
 from torch.nn import functional as F
+from weighted import Weighted
 
 MEASURED = f"""{MODEL}
 
