@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,16 +25,19 @@ ROOMS = [
 Graph = Mapping[str, set[str]]
 
 
+@cache
 def all_imports(path: Path) -> set[str]:
     """What a module imports, its functions when they are called included."""
     return _named(ast.walk(ast.parse(path.read_text())))
 
 
+@cache
 def top_level_imports(path: Path) -> set[str]:
     """What importing the module imports: not what its functions import when they are called."""
     return _named(_walked(ast.parse(path.read_text()), inside_functions=False))
 
 
+@cache
 def runtime_imports(path: Path) -> set[str]:
     """What a module imports sooner or later: not what only type checkers see."""
     return _named(_walked(ast.parse(path.read_text()), inside_functions=True))
