@@ -4,14 +4,16 @@ import errno
 import os
 import shutil
 import stat
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from influence_dag.errors import StoreError
 
+_SLOW = 2e-4  # seconds; a thread costs as much
 _NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -137,8 +139,17 @@ def make_durable(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         paths += [path for name in names if os.stat(path := f"{parent}/{name}").st_nlink == 1]
         paths.append(parent)
-    with ThreadPoolExecutor(8) as pool:  # fsync waits for the disk, which takes several at once
-        list(pool.map(sync, paths))
+    waiting = iter(paths)
+    if any(_took(sync, path) > _SLOW for path in waiting):
+        with ThreadPoolExecutor(8) as pool:  # a disk takes several at once
+            list(pool.map(sync, waiting))
+
+
+def _took(act: Callable[[Path | str], None], path: Path | str) -> float:
+    """Seconds that it takes."""
+    before = time.perf_counter()
+    act(path)
+    return time.perf_counter() - before
 
 
 def sync(path: Path | str) -> None:

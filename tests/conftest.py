@@ -47,7 +47,9 @@ def _seed() -> None:
     with suppress(ModuleNotFoundError):  # stores, tables and settings are tested without it too
         import torch
 
-        torch.manual_seed(0)
+        # For devices that are not there `torch.manual_seed` notes the stack of every caller.
+        cuda = torch.cuda.is_available()
+        (torch if cuda else torch.default_generator).manual_seed(0)
 
 
 def _skip_without_torch() -> Any:
@@ -95,7 +97,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     if made := os.environ.get("FINISHED_PROJECT"):
         return pickle.loads((Path(made) / "project.pickle").read_bytes())
     project = Project(tmp_path_factory.mktemp("finished"))
-    project.materialize()
+    project.refresh()
     return project
 
 

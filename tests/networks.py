@@ -108,6 +108,18 @@ class Tokens(nn.Module):
         return self.outer(torch.tanh(self.embed(x)).mean(1))
 
 
+class Shifted(nn.Module):
+    """The token model with its embedded tokens moved by a second input."""
+
+    def __init__(self, tokens):
+        super().__init__()
+        self.tokens = tokens
+
+    def forward(self, x, shift):
+        model = self.tokens
+        return model.outer(torch.tanh(model.embed(x) + shift).mean(1))
+
+
 def _mlp():
     return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, CLASSES))
 

@@ -29,16 +29,19 @@ ROOMS = [
 Graph = Mapping[str, set[str]]
 
 
+@cache
 def all_imports(path: Path) -> set[str]:
     """What a module imports, its functions when they are called included."""
     return _named(ast.walk(ast.parse(path.read_text())))
 
 
+@cache
 def top_level_imports(path: Path) -> set[str]:
     """What importing the module imports: not what its functions import when they are called."""
     return _named(_walked(ast.parse(path.read_text()), inside_functions=False))
 
 
+@cache
 def runtime_imports(path: Path) -> set[str]:
     """What a module imports sooner or later: not what only type checkers see."""
     return _named(_walked(ast.parse(path.read_text()), inside_functions=True))

@@ -1,6 +1,7 @@
 """Imports point one way, from a room to those that it stands on, delayed imports included."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -124,20 +125,27 @@ def test_the_page_shows_the_rooms_as_they_are():
 
 
 @pytest.mark.parametrize(
-    ("statement", "absent"),
+    "statements",
     [
-        ("import influence_dag", ["dagster", "distributed", "torch", "xarray"]),
-        ("from influence_dag.query import open_study", ["dagster", "distributed", "torch"]),
-        ("from influence_dag.study import StudySettings", ["dagster", "dask", "torch", "xarray"]),
-        ("from influence_dag import compute_influences", ["dagster", "distributed", "zarr"]),
-        ("from influence_dag import materialize", ["dagster", "distributed", "torch"]),
-        ("import influence_dag.components", ["torch", "distributed", "matplotlib"]),
+        {
+            "import influence_dag": ["dagster", "distributed", "torch", "xarray"],
+            "from influence_dag.study import StudySettings": ["dagster", "dask", "torch", "xarray"],
+            "from influence_dag.query import open_study": ["dagster", "distributed", "torch"],
+            "from influence_dag import materialize": ["dagster", "distributed", "torch"],
+            "import influence_dag.components": ["torch", "distributed", "matplotlib"],
+        },
+        {"from influence_dag import compute_influences": ["dagster", "distributed", "zarr"]},
     ],
+    ids=lambda statements: ", ".join(statements),
 )
-def test_importing_does_not_pull_in(statement, absent):
-    code = f"import sys; {statement}; print([name for name in {absent} if name in sys.modules])"
+def test_importing_does_not_pull_in(statements):
+    """One after the other: what several together leave out, each leaves out."""
+    code = "import sys\n" + "\n".join(
+        f"{statement}\nprint([name for name in {absent} if name in sys.modules])"
+        for statement, absent in statements.items()
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert done.stdout == "[]\n" * len(statements)
 
 
 def test_every_public_name_resolves():
@@ -156,3 +164,15 @@ def test_package_inits_list_names_and_do_nothing_else():
         if path.name == "__init__.py" and module != "influence_dag":
             body = ast.parse(path.read_text()).body
             assert all(isinstance(node, allowed) for node in body), module
+
+
+def test_what_tests_share_is_in_no_test():
+    """Or one would import another, with its fixtures and settings."""
+    tests = Path(__file__).parent
+    shared = {
+        f"{path.relative_to(tests)} imports {name}"
+        for path in tests.rglob("*.py")
+        for name in re.findall(r"^\s*(?:from|import) (test_\w+)", path.read_text(), re.MULTILINE)
+        if name != path.stem
+    }
+    assert shared == set()

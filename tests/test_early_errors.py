@@ -3,8 +3,8 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
-import pytest
 from tiny_project import Project
 
 ASK = """
@@ -15,10 +15,11 @@ from click.testing import CliRunner
 
 from influence_dag.__main__ import main
 
-for command in {commands!r}:
-    done = CliRunner().invoke(main, [command, {folder!r}])
-    slow = [name for name in {slow!r} if name in sys.modules]
-    print(json.dumps([command, str(done.exception), slow]))
+for mistake, folder in {folders!r}.items():
+    for command in {commands!r}:
+        done = CliRunner().invoke(main, [command, folder])
+        slow = [name for name in {slow!r} if name in sys.modules]
+        print(json.dumps([mistake, command, str(done.exception), slow]))
 """
 SETTINGS = {
     "an unknown name": ({"metods": {"direct": {}}}, "metods: unknown name; did you mean 'methods'"),
@@ -32,31 +33,32 @@ DATA = {
 }
 
 
-def asked(project: Project, commands: list[str], slow: list[str]) -> dict[str, tuple]:
-    """What each command said, and which of the slow modules were imported by then."""
-    code = ASK.format(commands=commands, folder=str(project.folder), slow=slow)
+def assert_told(
+    root: Path, mistakes: dict[str, tuple[dict, str]], commands: list[str], slow: list[str]
+) -> None:
+    """By each command, one mistake after the other in a process that by then has nothing slow."""
+    folders = {}
+    for mistake, (change, _) in mistakes.items():
+        project = Project(root / mistake)
+        project.write_settings(**change)
+        folders[mistake] = str(project.folder)
+    code = ASK.format(commands=commands, folders=folders, slow=slow)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return {name: (said, found) for name, said, found in map(json.loads, done.stdout.splitlines())}
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(told) == len(mistakes) * len(commands)
+    for mistake, command, said, imported in told:
+        assert mistakes[mistake][1] in said, (mistake, command)
+        assert imported == [], (mistake, command)
 
 
-@pytest.mark.parametrize("mistake", SETTINGS)
-def test_wrong_settings_are_told_before_anything_is_imported(tmp_path, mistake):
-    change, words = SETTINGS[mistake]
-    project = Project(tmp_path, **change)
+def test_wrong_settings_are_told_before_anything_is_imported(tmp_path):
     slow = ["torch", "dagster", "pandas", "xarray", "zarr"]
-    for said, imported in asked(project, ["status", "materialize"], slow).values():
-        assert words in said
-        assert imported == []
+    assert_told(tmp_path, SETTINGS, ["status", "materialize"], slow)
 
 
-@pytest.mark.parametrize("mistake", DATA)
-def test_wrong_rows_are_told_before_torch_and_dagster_are_imported(tmp_path, mistake):
-    change, words = DATA[mistake]
-    project = Project(tmp_path, data=change)
-    commands = ["check", "status", "materialize"]
-    for said, imported in asked(project, commands, ["torch", "dagster"]).values():
-        assert words in said
-        assert imported == []
+def test_wrong_rows_are_told_before_torch_and_dagster_are_imported(tmp_path):
+    mistakes = {name: ({"data": change}, words) for name, (change, words) in DATA.items()}
+    assert_told(tmp_path, mistakes, ["check", "status", "materialize"], ["torch", "dagster"])
 
 
 NAMED = {
@@ -71,13 +73,6 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("mistake", NAMED)
-def test_named_code_that_is_not_there_is_told_before_anything_is_imported(tmp_path, mistake):
-    change, words = NAMED[mistake]
-    project = Project(tmp_path)
-    project.write_settings(**change)
+def test_named_code_that_is_not_there_is_told_before_anything_is_imported(tmp_path):
     slow = ["torch", "dagster", "pandas", "xarray", "zarr", "tiny_model"]
-    found = asked(project, ["check", "status", "materialize"], slow)
-    for said, imported in found.values():
-        assert words in said
-        assert imported == []
+    assert_told(tmp_path, NAMED, ["check", "status", "materialize"], slow)

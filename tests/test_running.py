@@ -203,9 +203,10 @@ def test_ids_and_columns_of_any_characters_are_stored_shown_and_drawn(tmp_path, 
     assert "\x1b" not in said, "what moves the cursor of a terminal"
 
 
-def test_a_picture_that_cannot_be_drawn_fails_no_run(tmp_path, monkeypatch):
+def test_a_picture_that_cannot_be_drawn_fails_no_run(finished_project, tmp_path, monkeypatch):
     metadata = metadata_in(monkeypatch, tmp_path / "home")
-    project = Project(tmp_path / "project", methods={"cg": None}, perturbation=None)
+    project = finished_project.copy(tmp_path / "project")
+    project.write_settings(methods={"cg": None}, perturbation=None)
 
     def broken(*args, **settings):
         raise ValueError("no ink")

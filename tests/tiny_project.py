@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -106,16 +107,14 @@ class Project:
 
     def copy(self, root: Path, *, artifacts: Iterable[str] | None = None) -> "Project":
         """The project with its store, or with these artifacts of it, elsewhere."""
-        leave = (
-            None if artifacts is None else shutil.ignore_patterns(self.settings["store"]["path"])
-        )
-        shutil.copytree(self.root, root, symlinks=True, dirs_exist_ok=True, ignore=leave)
+        leave = () if artifacts is None else (self.settings["store"]["path"],)
+        copy_tree(self.root, root, leave)
         sys.modules.pop("tiny_model", None)
         other = copy.copy(self)
         other.root, other.rows = root, copy.deepcopy(self.rows)
         other.settings = copy.deepcopy(self.settings)
         for name in artifacts or ():
-            shutil.copytree(self.store / name, other.store / name, symlinks=True)
+            copy_tree(self.store / name, other.store / name)
         return other
 
     def remove_store(self) -> None:
@@ -129,6 +128,29 @@ class Project:
         return torch.tensor(numbers[:, :3], dtype=dtype or torch.float64), torch.tensor(
             numbers[:, 3]
         ).long()
+
+
+def copy_tree(source: str | Path, target: str | Path, leave: Iterable[str] = ()) -> None:
+    """`shutil.copytree`, links as links, in half its time: hundreds of tests wait for it."""
+    with os.scandir(source) as found:
+        entries = list(found)
+    os.makedirs(target, exist_ok=True)  # which may lie in the source
+    for entry in entries:
+        there = f"{target}/{entry.name}"
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), there)
+        elif entry.name not in leave:
+            (copy_tree if entry.is_dir() else _copy_file)(entry.path, there)
+    status = os.stat(source)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _copy_file(source: str, target: str) -> None:
+    with open(source, "rb") as file, open(target, "wb") as copied:
+        copied.write(file.read())
+        status = os.fstat(file.fileno())
+        os.fchmod(copied.fileno(), status.st_mode)
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def make_rows(split: str, n: int) -> list[list]:

@@ -13,7 +13,7 @@ from adversary.outcomes import Summary, outcome
 from adversary.packing import OUTPUTS, TARGETS
 
 SHORT = (
-    1200, 1, 242, 163, 524, 45, 86, 1807, 368, 1809, 10, 491, 52, 13, 1134, 135, 56, 17, 98, 59,
+    1200, 1, 242, 163, 524, 45, 86, 1807, 368, 369, 1170, 491, 52, 13, 1134, 135, 56, 17, 98, 59,
     100, 21, 62, 23, 24, 25, 26, 27, 1308, 309, 30, 71, 152, 33, 114, 2075, 36, 37, 38, 39, 132,
 )  # fmt: skip
 FIRST = int(os.environ.get("ADVERSARY_FIRST", "100000"))

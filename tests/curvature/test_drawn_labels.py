@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_kronecker import assembled, factorize
+from kronecker_matrices import assembled, factorize
 from tiny_project import Project
 from torch import nn
 from torch.nn import functional as F

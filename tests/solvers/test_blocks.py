@@ -113,7 +113,7 @@ def test_a_restricted_curvature_is_a_cut_of_the_whole():
 
 def test_minibatches_work_on_blocks():
     moment, rhs = SecondMoment(random_rhs(60, P)), random_rhs(2, P)
-    method = LiSSA(batch_size=20, rtol=0.1, maxiter=4000)
+    method = LiSSA(batch_size=20, rtol=0.1, maxiter=1500)
     x = Blockwise(method=method, blocks=BLOCKS).factorize(moment).solve(rhs, damping=0.1).x
     expected = reference.damped_solve(block_diagonal(moment.dense()), rhs, 0.1)
     assert relative_error(x, expected) <= 0.05

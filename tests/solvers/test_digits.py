@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from scipy.sparse.linalg import eigsh
 from scipy.stats import spearmanr
 from solver_systems import relative_error
 from torch import nn
@@ -51,7 +52,15 @@ def matrix(hessian):
 
 @pytest.fixture(scope="module")
 def eigenpairs(matrix):
-    return torch.linalg.eigh(matrix.matrix.double())
+    """The 101 of largest magnitude, by another library's Lanczos, their residuals looked at."""
+    dense = matrix.matrix.double()
+    values, vectors = map(torch.from_numpy, eigsh(dense.numpy(), k=101, which="LM", v0=start()))
+    assert (dense @ vectors - vectors * values).norm() <= 1e-10
+    return values, vectors
+
+
+def start():
+    return np.random.default_rng(0).normal(size=2410)
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +103,11 @@ def test_direct_agrees_with_another_library(matrix, rhs, gradients, stored):
 def test_cg_agrees_with_the_exact_solve(preconditioner, hessian, rhs, exact):
     method = ConjugateGradient(preconditioner=preconditioner)
     factorization = method.factorize(hessian)
-    x = factorization.solve(rhs[:5], damping=DAMPING).x
-    assert relative_error(x, exact[:5]) <= 1e-4
+    x = factorization.solve(rhs[:3], damping=DAMPING).x
+    assert relative_error(x, exact[:3]) <= 1e-4
     restored = method.restore(factorization.tensors(), hessian)
-    torch.testing.assert_close(restored.solve(rhs[:5], damping=DAMPING).x, x, rtol=1e-4, atol=1e-6)
+    again = restored.solve(rhs[:3], damping=DAMPING).x
+    torch.testing.assert_close(again, x, rtol=1e-4, atol=1e-6)
 
 
 def test_preconditioned_cg_takes_a_third_of_the_iterations(matrix, rhs):
@@ -109,6 +119,13 @@ def test_preconditioned_cg_takes_a_third_of_the_iterations(matrix, rhs):
     assert iterations("none") >= 25
 
 
+@pytest.fixture(scope="module")
+def ggn(objective, train):
+    """The Hessian is indefinite at small dampings, the Gauss-Newton matrix of one layer is not."""
+    last = slice(2080, 2410)
+    return GaussNewton(objective, train).dense()[last, last].double()
+
+
 @pytest.mark.parametrize("damping", [1e-3, 1e-4])
 @pytest.mark.parametrize(
     "method",
@@ -116,14 +133,11 @@ def test_preconditioned_cg_takes_a_third_of_the_iterations(matrix, rhs):
         Direct(),
         ConjugateGradient(rtol=1e-8),
         ConjugateGradient(rtol=1e-8, preconditioner="none"),
-        LiSSA(rtol=1e-8, maxiter=200_000),
+        LiSSA(rtol=1e-7, maxiter=200_000),
     ],
     ids=["direct", "cg", "cg-plain", "lissa"],
 )
-def test_small_dampings_on_the_leading_layer(method, damping, objective, train):
-    # The Hessian is indefinite at these dampings, the Gauss-Newton matrix of one layer is not.
-    last = slice(2080, 2410)
-    ggn = GaussNewton(objective, train).dense()[last, last].double()
+def test_small_dampings_on_the_leading_layer(method, damping, ggn):
     b = torch.randn(3, len(ggn), dtype=torch.float64) @ ggn  # what gradients look like: in range
     x = method.factorize(DenseCurvature(ggn)).solve(b, damping=damping).x
     assert relative_error(x, reference.damped_solve(ggn, b, damping)) <= 1e-3
@@ -140,7 +154,8 @@ def test_small_dampings_on_the_leading_layer(method, damping, objective, train):
     ids=["arnoldi", "nystroem", "nystroem-published", "lissa"],
 )
 def test_rankings_resemble_the_exact_ones(method, least, matrix, rhs, spearman):
-    factors = method.factorize(matrix).solve(rhs, damping=DAMPING).x
+    some = rhs[:10] if isinstance(method, LiSSA) else rhs  # its thousands of steps are slow
+    factors = method.factorize(matrix).solve(some, damping=DAMPING).x
     assert spearman(factors) >= least
 
 
@@ -170,9 +185,9 @@ def test_dropped_as_published_arnoldi_ranks_as_the_exact_eigenpairs_do(
 
 def test_the_scale_that_a_diverging_series_names_converges(matrix, rhs, spearman):
     with pytest.raises(NotConvergedError, match=r"diverges with scale=0\.4: .* use scale=") as told:
-        LiSSA(scale=0.4).factorize(matrix).solve(rhs, damping=DAMPING)
+        LiSSA(scale=0.4).factorize(matrix).solve(rhs[:3], damping=DAMPING)
     scale = float(str(told.value).rpartition("scale=")[2])
-    x = LiSSA(scale=scale).factorize(matrix).solve(rhs[:10], damping=DAMPING).x
+    x = LiSSA(scale=scale).factorize(matrix).solve(rhs[:3], damping=DAMPING).x
     assert spearman(x) >= 0.99
 
 

@@ -55,6 +55,8 @@ class Regression:
             gradient = torch.func.grad(objective.mean_loss)(theta, train) + weight_decay * theta
             H = Hessian(objective, train).dense() + weight_decay * identity
             objective.params = theta - torch.linalg.solve(H, gradient)
+            if gradient.norm() <= 1e-12:
+                break
         assert gradient.norm() <= 1e-12
         self.module.load_state_dict(objective.unflatten(objective.params))
         self.H = reference_hessian(self.module, train)
@@ -158,21 +160,22 @@ def mlp():
     module = digits_mlp(torch.float64)
     objective, train = Objective(module, "cross_entropy"), rows("train")
     G = GaussNewton(objective, train).dense()
-    return G, per_sample_gradients(objective, rows("test", 6)).dense()
+    rhs = per_sample_gradients(objective, rows("test", 6)).dense()
+    return G, rhs, {damping: reference.damped_solve(G, rhs, damping) for damping in SMALL}
 
 
 @dampings
 @pytest.mark.parametrize(("name", "tolerance"), [("direct", 1e-9), ("cg", 1e-5)])
 def test_the_gauss_newton_matrix_of_a_network(name, tolerance, damping, mlp):
-    G, rhs = mlp
+    G, rhs, expected = mlp
     make, _ = EXACT[name]
     x = make(damping).factorize(DenseCurvature(G)).solve(rhs, damping=damping).x
-    assert relative_error(x, reference.damped_solve(G, rhs, damping)) <= tolerance
+    assert relative_error(x, expected[damping]) <= tolerance
 
 
 @dampings
 def test_in_single_precision_cg_reaches_its_tolerance_or_names_one_that_it_reaches(damping, mlp):
-    G, rhs = mlp
+    G, rhs, expected = mlp
     curvature, b = DenseCurvature(G.float()), rhs.float()
 
     def solve(rtol):
@@ -184,17 +187,17 @@ def test_in_single_precision_cg_reaches_its_tolerance_or_names_one_that_it_reach
     except NotConvergedError as error:
         solution = solve(float(re.search(r"raise rtol to ([\d.e-]+)", str(error))[1]))
     assert solution.info["residual"].max() <= 1.5e-4
-    assert relative_error(solution.x, reference.damped_solve(G, rhs, damping)) <= 3e-4
+    assert relative_error(solution.x, expected[damping]) <= 3e-4
 
 
 @pytest.mark.campaign
 @dampings
 @pytest.mark.parametrize("name", ["nystroem", "direct, any damping"])
 def test_all_eigenpairs_of_the_gauss_newton_matrix_of_a_network(name, damping, mlp):
-    G, rhs = mlp
+    G, rhs, expected = mlp
     method = Nystroem(rank=len(G)) if name == "nystroem" else Direct()
     x = method.factorize(DenseCurvature(G)).solve(rhs, damping=damping).x
-    assert relative_error(x, reference.damped_solve(G, rhs, damping)) <= 1e-9
+    assert relative_error(x, expected[damping]) <= 1e-9
 
 
 # The MLP's Hessian: indefinite ------------------------------------------------------------------

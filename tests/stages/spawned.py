@@ -19,7 +19,7 @@ from influence_dag.stages.workbench import Workbench
 class SpawnedExecutor:
     """Computes tasks in processes that know nothing but what a task says, in a folder of theirs."""
 
-    def __init__(self, folder: Path, workers: int = 2):
+    def __init__(self, folder: Path, workers: int = 1):
         self.in_flight = workers + 1
         self.pool = ProcessPoolExecutor(workers, get_context("spawn"), os.chdir, (folder,))
 

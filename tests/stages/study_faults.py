@@ -6,6 +6,7 @@ every change of the store (a file opened for writing, renamed, linked, removed),
 """
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -236,7 +237,10 @@ def _serve() -> None:
         request = json.loads(line)
         if "wait" in request:
             print(os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1]), flush=True)
-        elif pid := os.fork():
+            continue
+        if request["call"] in OF_DAGSTER:
+            _import(*DAGSTERS)
+        if pid := os.fork():
             print(pid, flush=True)
         else:
             _fork(request)
@@ -265,11 +269,33 @@ def _fork(request: dict[str, Any]) -> None:
         os._exit(code)
 
 
-if __name__ == "__main__":
-    import importlib
+def _import(*modules: str) -> None:
+    for module in modules:
+        importlib.import_module(module)
 
+
+OF_DAGSTER = {"count_changes", "materialize", "cancelled_run", "reexecute"}
+DAGSTERS = (  # what a run of Dagster's imports when it is under way
+    "dagster._core.execution.api",
+    "dagster._core.executor.in_process",
+    "dagster._core.storage.event_log.sqlite",
+    "dagster._core.storage.local_compute_log_manager",
+    "dagster._core.storage.sqlite_storage",
+    "dagster._core.workspace.context",
+    "dagster._daemon.controller",
+    "dask.array",
+    "influence_dag.query.plots",
+    "influence_dag.query.report.findings",
+    "influence_dag.query.report.page",
+    "matplotlib.backends.backend_agg",
+    "rich.console",
+    "scipy.stats",
+)
+
+
+if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for module in (
+    _import(
         "influence_dag.__main__",
         "influence_dag.running",
         "influence_dag.components",
@@ -282,6 +308,7 @@ if __name__ == "__main__":
                 *("influences", "perturbation", "summary", "report"),
             )
         ),
-    ):
-        importlib.import_module(module)
+        "torch._dynamo",  # as the first fit and the first gradient would
+        "torch.fx.experimental.symbolic_shapes",
+    )
     _serve()

@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 import torch
 from pydantic import Field
-from test_chain import DAMPING, assert_close, expected
+from tiny_answers import DAMPING, assert_close, expected
 from tiny_project import Project
 from torch import Tensor
 

@@ -4,49 +4,18 @@ import numpy as np
 import pytest
 import reference
 import torch
-from safetensors.torch import load_file
+from tiny_answers import (
+    ALL,
+    DAMPING,
+    PINNED,
+    assert_close,
+    computed,
+    expected,
+    remove,
+    stored_module,
+)
 from tiny_project import Project, shown
-from torch import nn
 from torch.nn import functional as F
-
-DAMPING = 0.05
-ALL = {
-    "dataset",
-    "model",
-    "gradients",
-    "hessian",
-    "direct/curvature",
-    "direct/influence_factors",
-    "direct/influences",
-    "direct/perturbation_influences",
-    "direct/summary",
-    "cg/curvature",
-    "cg/influence_factors",
-    "cg/influences",
-    "cg/summary",
-    "report",
-}
-
-
-def stored_module(project: Project) -> nn.Module:
-    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
-    module.load_state_dict(load_file(project.store / "model/current/model.safetensors"))
-    return module
-
-
-def expected(project: Project, what: str, damping: float = DAMPING) -> np.ndarray:
-    train, test = project.tensors("train"), project.tensors("test")
-    module = stored_module(project)
-    return getattr(reference, what)(module, F.cross_entropy, train, test, damping).numpy()
-
-
-def assert_close(seen, wanted, tolerance: float = 1e-9) -> None:
-    error = np.linalg.norm(np.asarray(seen) - wanted) / np.linalg.norm(wanted)
-    assert error <= tolerance, f"relative error {error:.1e}"
-
-
-def computed(updates) -> set[str]:
-    return {name for name, update in updates.items() if not update.is_current}
 
 
 @pytest.mark.parametrize("method", ["direct", "cg"])
@@ -133,9 +102,6 @@ def test_a_second_run_computes_nothing(project):
     assert project.data_versions() == before
 
 
-PINNED = {"model": {"refit": "pinned"}, "curvature": {"refresh": "pinned"}}
-
-
 def only_edited(project: Project, *, kept: list[str]) -> Project:
     """The same project with everything but `kept` computed from nothing."""
     other = project.copy(project.root.with_name(f"{project.root.name}-scratch"))
@@ -143,11 +109,6 @@ def only_edited(project: Project, *, kept: list[str]) -> Project:
         remove(other.store / name)
     other.refresh()
     return other
-
-
-def remove(folder) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def assert_same_arrays(first: Project, second: Project) -> None:

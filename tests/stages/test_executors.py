@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from bits import assert_same_bits, refresh
 from project_copy import copy_project
 from spawned import Backwards, Remembering, SpawnedExecutor, dask_executor
 from tiny_project import Project
@@ -50,29 +51,6 @@ def others(request, tmp_path_factory):
     executor = OTHERS[request.param](tmp_path_factory.mktemp("nowhere"))
     yield executor
     executor.close()
-
-
-def refresh(folder, executor=None, *, until: str = "report") -> list[str]:
-    """Every stage in order, up to the one that makes `until`; what was reported."""
-    said: list[str] = []
-    bench = Workbench(load_study(folder), said.append, executor=executor)
-    for node in artifacts(bench.study):
-        node.refresh(bench)
-        if node.name == until:
-            break
-    return said
-
-
-def assert_same_bits(one: ArtifactStore, other: ArtifactStore) -> None:
-    """Every array of every artifact, their keys, and what they are called."""
-    assert one.names() == other.names()
-    for name in one.names():
-        a, b = one.version(name), other.version(name)
-        assert a.data_version == b.data_version, name
-        assert a.variables.keys() == b.variables.keys()
-        for variable in a.variables:
-            assert a.read(variable).tobytes() == b.read(variable).tobytes(), (name, variable)
-            np.testing.assert_array_equal(a.keys(variable), b.keys(variable))
 
 
 def edited(project: Project) -> None:

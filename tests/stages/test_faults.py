@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import signal
 import warnings
 from collections import Counter
@@ -46,9 +47,24 @@ class Setting:
 
 @pytest.fixture(scope="module")
 def setting(finished_project, launcher, tmp_path_factory) -> Setting:
+    """With one method: every kind of artifact once."""
+    project = finished_project.copy(tmp_path_factory.mktemp("faults") / "outdated")
+    project.write_settings(methods={"cg": None})
+    shutil.rmtree(project.store / "cg")
+    project.refresh()
+    return outdated(project, launcher)
+
+
+@pytest.fixture(scope="module")
+def thorough(finished_project, launcher, tmp_path_factory) -> Setting:
+    """With both methods."""
+    folder = tmp_path_factory.mktemp("faults of both methods")
+    return outdated(finished_project.copy(folder / "outdated"), launcher)
+
+
+def outdated(project: Project, launcher: Launcher) -> Setting:
     """A row was edited and the model is fitted again: all of the study's numbers will be others."""
-    folder = tmp_path_factory.mktemp("faults")
-    project = finished_project.copy(folder / "outdated")
+    folder = project.root.parent
     project.write_settings(compute={"block_bytes": 2400})  # several blocks an artifact
     project.edit("train", 3, height=2.5)
     counted, counts = project.copy(folder / "counted"), folder / "counts.json"
@@ -175,9 +191,10 @@ def assert_ends_well(project: Project, setting: Setting) -> int:
     ],
 )
 def test_ended_at_any_moment_of_any_artifact_a_study_is_whole_and_resumes(
-    setting, launcher, tmp_path, kind, rounds
+    request, launcher, tmp_path, kind, rounds
 ):
     """One run after the other is ended, each in a later artifact than the one before."""
+    setting: Setting = request.getfixturevalue("thorough" if rounds else "setting")
     rng = random.Random(f"{kind} {rounds}")
     names = order_of(setting, kind)
     fell, taken = Counter(), 0

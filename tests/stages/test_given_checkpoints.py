@@ -32,14 +32,22 @@ def trained(project, steps=EARLY):
     return module
 
 
-@pytest.fixture
-def project(tmp_path):
-    project = Project(tmp_path, perturbation=None)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A finished study of the network that the loop left."""
+    root = tmp_path_factory.mktemp("served")
+    project = Project(root, perturbation=None)
     project.settings["methods"] = METHODS
     project.module = trained(project)
-    torch.save({"epoch": 1, "model_state_dict": project.module.state_dict()}, tmp_path / "net.pt")
+    torch.save({"epoch": 1, "model_state_dict": project.module.state_dict()}, root / "net.pt")
     project.write_settings(model={"fit": None, "checkpoint": "net.pt"})
+    project.refresh()
     return project
+
+
+@pytest.fixture
+def project(served, tmp_path):
+    return served.copy(tmp_path)
 
 
 def attrs(project, name):
@@ -57,7 +65,6 @@ def test_a_network_trained_by_an_ordinary_loop_is_served_with_a_warning(project,
 
 
 def test_the_gradient_is_held_against_those_that_it_is_the_mean_of(project):
-    project.refresh()
     gradients = reference.per_sample_gradients(
         project.module, F.cross_entropy, *project.tensors("train")
     )
@@ -122,7 +129,6 @@ def test_training_on_ends_at_a_minimum_and_tells_what_it_changed(project):
 
 
 def test_training_on_follows_the_rows_and_a_checkpoint_as_it_is_does_not(project):
-    project.refresh()
     before = project.data_versions()["model"]
     project.edit("train", 3, height=2.5)
     project.refresh()

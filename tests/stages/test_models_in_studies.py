@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import reference
 import torch
-from networks import CASES, Tokens
+from networks import CASES, Shifted, Tokens
 from safetensors.torch import save_file
-from test_chain import assert_close
-from test_model_zoo import Shifted
+from tiny_answers import assert_close
 from tiny_project import Project
 from torch.nn import functional as F
 

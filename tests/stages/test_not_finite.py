@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_chain import assert_close, expected
+from tiny_answers import assert_close, expected
 from tiny_project import Project
 
 from influence_dag.errors import ModelError

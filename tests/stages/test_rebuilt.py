@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_chain import assert_close
+from tiny_answers import assert_close
 from tiny_project import Project
 
 from influence_dag.errors import DataError, ModelError

@@ -5,7 +5,7 @@
 
 import numpy as np
 import pytest
-from test_chain import PINNED, computed, remove
+from tiny_answers import PINNED, computed, remove
 from tiny_project import Project, make_rows
 
 N_TEST, N_TRAIN, CHUNK = 256, 8_192, 128

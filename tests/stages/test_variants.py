@@ -5,7 +5,7 @@ import pytest
 import reference
 import torch
 from safetensors.torch import load_file, save_file
-from test_chain import DAMPING, assert_close, computed, expected, stored_module
+from tiny_answers import DAMPING, assert_close, computed, expected, stored_module
 from tiny_project import MODEL, Project
 from torch import nn
 from torch.nn import functional as F

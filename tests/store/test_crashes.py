@@ -158,7 +158,7 @@ def test_files_that_may_not_grow_are_an_error_that_says_so(store):
 @pytest.mark.parametrize(
     "sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name
 )
-@pytest.mark.parametrize("times", [pytest.param(100, marks=pytest.mark.campaign), 4])
+@pytest.mark.parametrize("times", [pytest.param(100, marks=pytest.mark.campaign), 2])
 def test_a_signal_at_a_random_moment_leaves_a_whole_version(store, sign, times):
     rng = random.Random(times)
     for _ in range(times):

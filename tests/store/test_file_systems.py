@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from stored_sample import NAME, Sample, refresh, write_chunk
 
+from influence_dag import files
 from influence_dag.errors import StoreError
-from influence_dag.files import sync
+from influence_dag.files import make_durable, sync
 from influence_dag.store import ArtifactStore
 from influence_dag.store.posix import folders, locks
 
@@ -210,6 +212,27 @@ def test_folders_that_cannot_be_synced_are_left_to_the_file_system(tmp_path, mon
     sync(tmp_path)
     with pytest.raises(OSError, match="Invalid argument"):
         sync(file)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.002], ids=["memory", "disk"])
+def test_every_file_is_put_on_the_disk_by_threads_where_that_takes_time(
+    tmp_path, monkeypatch, seconds
+):
+    (tmp_path / "inner").mkdir()
+    paths = [tmp_path / "inner" / f"{number}" for number in range(6)]
+    for path in paths:
+        path.touch()
+    by: dict[str, int] = {}
+
+    def noted(path):
+        by[str(path)] = threading.get_ident()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(files, "sync", noted)
+    monkeypatch.setattr(files, "_SLOW", 0.001 if seconds else 1.0)
+    make_durable(tmp_path)
+    assert by.keys() == {str(path) for path in (tmp_path, tmp_path / "inner", *paths)}
+    assert (set(by.values()) > {threading.get_ident()}) is bool(seconds)
 
 
 def test_what_could_not_be_put_on_the_disk_is_not_vouched_for(store, monkeypatch):

@@ -121,9 +121,9 @@ class HistoryInMemory(History):
 
 
 TestHistories = History.TestCase
-TestHistories.settings = settings(max_examples=12, stateful_step_count=15)
+TestHistories.settings = settings(max_examples=8, stateful_step_count=15)
 TestHistoriesInMemory = HistoryInMemory.TestCase
-TestHistoriesInMemory.settings = settings(max_examples=12, stateful_step_count=15)
+TestHistoriesInMemory.settings = settings(max_examples=8, stateful_step_count=15)
 
 
 @pytest.mark.campaign
