@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import reference
-from test_chain import DAMPING, assert_close, stored_module
+from tiny_answers import DAMPING, assert_close, stored_module
 from tiny_project import Project
 from torch import Tensor
 from torch.nn import functional as F
