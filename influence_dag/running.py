@@ -44,7 +44,8 @@ def compute_shard(folder: str | Path, shard: str) -> int:
     Computes its share of what the first (`materialize(folder, shard="1/8")`) plans, until that has
     ended; returns how many blocks. Locks, writes and publishes nothing.
     """
-    from influence_dag.stages.shards import Shard, compute_share
+    from influence_dag.stages.exchange import Shard
+    from influence_dag.stages.shards import compute_share
 
     mine = Shard.parse(shard)
     if mine.drives:
@@ -59,7 +60,8 @@ def _shared(study: Study, shard: str | None) -> "Iterator[ShardExecutor | None]"
     if shard is None:
         yield None
         return
-    from influence_dag.stages.shards import Shard, beating, driving
+    from influence_dag.stages.exchange import Shard
+    from influence_dag.stages.shards import beating, driving
 
     mine = Shard.parse(shard)
     if not mine.drives:

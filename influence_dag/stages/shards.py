@@ -4,32 +4,21 @@ Shard 1 of n drives: it plans, locks, writes and publishes, as one process does,
 first of every n blocks itself. Which blocks there are it writes into a folder of the project, where
 the others find theirs, the i-th of every n, compute them and leave their arrays. They may come
 and go: what they left stays for the next run, and what is missing is theirs again.
-
-<project>/.influence_dag/shards/<study>/
-    shard-2.alive           touched while shard 2 runs
-    ended                   shard 1 has ended: well, or with an error
-    <artifact>/plan         the tasks that are to be computed now
-    <artifact>/….arrays     what came of one
-    <artifact>/….error      why nothing did
 """
 
-import hashlib
 import os
 import pickle
-import re
-import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from influence_dag.addresses import scheme_of
 from influence_dag.errors import InfluenceDagError, StudyError
-from influence_dag.files import content_of, explained, write_atomically
+from influence_dag.files import content_of, write_atomically
+from influence_dag.stages.exchange import Exchange, Shard, name_of
 from influence_dag.stages.tasks import BlockTask, Results, run
 from influence_dag.study.study import Study
 
@@ -38,111 +27,6 @@ BEAT = 5.0
 POLL = 0.2
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The number of a process among those that share the work; the first one drives."""
-
-    number: int
-    of: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Shard":
-        """Of `2/8`.
-
-        >>> Shard.parse("2/8")
-        Shard(number=2, of=8)
-        """
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise StudyError(
-                f"shard is {text!r}; write i/n with i from 1 to n, such as 2/8 (of an array job: "
-                "--array=1-8 and --shard $SLURM_ARRAY_TASK_ID/8)"
-            )
-        return cls(int(found[1]), int(found[2]))
-
-    @property
-    def drives(self) -> bool:
-        return self.number == 1
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    def owns(self, position: int) -> bool:
-        """Whether the task at this position of a plan is this one's."""
-        return position % self.of == self.number - 1
-
-
-class Exchange:
-    """The folder by which the shards of a study know of each other."""
-
-    def __init__(self, study: Study) -> None:
-        if study.settings.compute.executor != "local":
-            raise StudyError(
-                f"{study.name}: compute.executor is {study.settings.compute.executor}, and --shard "
-                "says that shards compute; write executor: local, or leave out --shard"
-            )
-        if scheme_of(study.store_address) == "memory":
-            raise StudyError(
-                f"{study.name}: {study.store_address} is in the memory of one process, which other "
-                "shards do not see; keep the study in a folder or a bucket (`store.path`)"
-            )
-        self.folder = study.root / ".influence_dag" / "shards" / study.name
-
-    def _of(self, artifact: str) -> Path:
-        return self.folder / artifact.replace("/", "~")
-
-    # What the first says
-
-    def begin(self) -> None:
-        with explained(self.folder, "sharing blocks in"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder.parents[1] / ".gitignore", b"*\n")
-        for path in [self.folder / "ended", *self.folder.glob("*/plan"), *self._errors()]:
-            path.unlink(missing_ok=True)
-
-    def _errors(self) -> list[Path]:
-        return list(self.folder.glob("*/*.error"))
-
-    def plan(self, tasks: list[BlockTask], shard: Shard) -> Path:
-        path = self._of(tasks[0].artifact)
-        path.mkdir(exist_ok=True)
-        for old in set(path.iterdir()) - {path / f"{name_of(task)}.arrays" for task in tasks}:
-            old.unlink(missing_ok=True)  # of another age
-        write_atomically(path / "plan", pickle.dumps((shard.of, tasks)))
-        return path
-
-    def end(self, error: BaseException | None) -> None:
-        """Nothing more comes; what was left is of no use where all is published."""
-        if error is None:
-            for path in self.folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-        write_atomically(self.folder / "ended", b"" if error is None else str(error).encode())
-
-    # What the others see
-
-    def plans(self) -> Iterator[tuple[Path, int, list[BlockTask]]]:
-        for path in sorted(self.folder.glob("*/plan")):
-            with suppress(FileNotFoundError):
-                of, tasks = pickle.loads(path.read_bytes())
-                yield path.parent, of, tasks
-
-    def ended(self) -> tuple[float, str] | None:
-        """When, and with which error."""
-        with suppress(FileNotFoundError):
-            path = self.folder / "ended"
-            return path.stat().st_mtime, path.read_text()
-        return None
-
-    def alive(self, number: int) -> Path:
-        return self.folder / f"shard-{number}.alive"
-
-
-def name_of(task: BlockTask) -> str:
-    """What stands for a task, wherever it is computed: what it reads, by what, and which tile."""
-    return hashlib.blake2b(repr(task).encode(), digest_size=16).hexdigest()
 
 
 class ShardExecutor:
@@ -233,7 +117,11 @@ def driving(shard: Shard, study: Study, patience: float = PATIENCE) -> Iterator[
 
 
 def compute_share(
-    study: Study, shard: Shard, *, report: Report = lambda message: None, patience: float = PATIENCE
+    study: Study,
+    shard: Shard,
+    *,
+    report: Report = lambda message: None,
+    patience: float = PATIENCE,
 ) -> int:
     """What a shard but the first does: its blocks, until the first has ended; how many they were.
 
@@ -248,19 +136,27 @@ def compute_share(
             for folder, of, tasks in exchange.plans():
                 count = _compute_own(folder, of, tasks, shard)
                 done, last = done + count, time.monotonic() if count else last
-            ended = exchange.ended()
-            if ended and (ended[0] >= began or time.monotonic() - last > patience):
-                if ended[1]:
-                    raise InfluenceDagError(f"shard {shard}: shard 1 ended with: {ended[1]}")
+            waited = time.monotonic() - last > patience
+            if _is_over(exchange, shard, began, waited=waited):
                 report(f"shard {shard}: {done} blocks computed")
                 return done
-            if not ended and time.monotonic() - last > patience and not _is_driven(exchange):
+            if waited and not _is_driven(exchange):
                 raise InfluenceDagError(
                     f"shard {shard}: no block was asked for in {patience:g} s, and shard 1 is not "
                     f"there; start --shard 1/{shard.of}, which plans and publishes. What this one "
                     f"computed ({done} blocks) is kept for it"
                 )
             time.sleep(POLL)
+
+
+def _is_over(exchange: Exchange, shard: Shard, began: float, *, waited: bool) -> bool:
+    """Whether the first has ended: since this one began, or before, if nobody else begins."""
+    ended = exchange.ended()
+    if ended is None or (ended[0] < began and not waited):
+        return False
+    if ended[1]:
+        raise InfluenceDagError(f"shard {shard}: shard 1 ended with: {ended[1]}")
+    return True
 
 
 def _is_driven(exchange: Exchange) -> bool:

@@ -41,16 +41,19 @@ def read_region(variable: Variable, region: Region, load: Callable[[str], bytes]
 
     Checksums are the business of `load`.
     """
-    spans = [
-        range(*(region[axis] if axis < len(region) else slice(None)).indices(length))
-        for axis, length in enumerate(variable.shape)
-    ]
+    spans = _spans(variable, region)
     values = np.empty(tuple(map(len, spans)), variable.dtype)
     if values.size:
         for index, inside, place in _pieces(variable, spans):
             content = load(chunk_file(variable.name, index))
             values[place] = decoded(content, values.dtype, variable.chunks)[inside]
     return values
+
+
+def files_of(variable: Variable, region: Region) -> Iterator[str]:
+    """The files that `read_region` asks for, in its order."""
+    for index, _, _ in _pieces(variable, _spans(variable, region)):
+        yield chunk_file(variable.name, index)
 
 
 def encoded(values: NDArray, shape: tuple[int, ...]) -> bytes:
@@ -104,6 +107,13 @@ def read_array(
 def whole_chunk(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The chunk that holds all of an array; a chunk has no axis of length 0."""
     return tuple(max(length, 1) for length in shape)
+
+
+def _spans(variable: Variable, region: Region) -> list[range]:
+    return [
+        range(*(region[axis] if axis < len(region) else slice(None)).indices(length))
+        for axis, length in enumerate(variable.shape)
+    ]
 
 
 def _pieces(variable: Variable, spans: list[range]) -> Iterator[tuple[ChunkIndex, Region, Region]]:

@@ -4,13 +4,14 @@ A version is the same files wherever it is kept (`zarr.json`, `influences/c.0.12
 what they hold is the business of the modules beside this one, where they lie is a backend's.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
+Reader = Callable[[str], bytes | None]
 Stamp = tuple[int, int]
 """Two whole numbers that are others after a file was replaced: a size, and a time or generation."""
 
@@ -33,6 +34,10 @@ class Contents(Protocol):
 
     def read(self, name: str) -> bytes | None:
         """What a file holds; None without one."""
+        ...
+
+    def ahead(self, names: Iterable[str]) -> Reader:
+        """`read`, for who asks for these files next: where each is a way off they are on theirs."""
         ...
 
     def stamp(self, name: str) -> Stamp | None:

@@ -9,14 +9,14 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from influence_dag.errors import StoreError
 from influence_dag.store.cloning import clone
-from influence_dag.store.contents import Contents, Stamp
+from influence_dag.store.contents import Contents, Reader, Stamp
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.layout import Layout
 from influence_dag.store.progress import Progress, finished_chunks
@@ -55,6 +55,9 @@ class Memory:
     def read(self, name: str) -> bytes | None:
         found = self.files.get(name)
         return found and found.content
+
+    def ahead(self, names: Iterable[str]) -> Reader:
+        return self.read
 
     def stamp(self, name: str) -> Stamp | None:
         """Size and generation."""

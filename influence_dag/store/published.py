@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from influence_dag.errors import StoreError
 from influence_dag.fingerprints import Keys
 from influence_dag.store.arrays import METADATA, chunk_file, crc32c, damaged, is_sound
-from influence_dag.store.chunks import read_array, read_region
+from influence_dag.store.chunks import files_of, read_array, read_region
 from influence_dag.store.contents import Contents
 from influence_dag.store.layout import Variable
 from influence_dag.store.manifests import (
@@ -92,10 +92,14 @@ class StoredVersion:
         """Values of a region, given by slices along the leading dimensions; as `array`, sooner."""
         if variable not in self.variables:
             self.array(variable)  # says what there is
-        return read_region(self.variables[variable], region, self._chunk)
+        stored = self.variables[variable]
+        read = self.contents.ahead(files_of(stored, region))
+        return read_region(stored, region, lambda file: self._sound_chunk(file, read(file)))
 
     def _chunk(self, file: str) -> bytes:
-        content = self.contents.read(file)
+        return self._sound_chunk(file, self.contents.read(file))
+
+    def _sound_chunk(self, file: str, content: bytes | None) -> bytes:
         if content is None or not is_sound(file, content, self._expected(file)):
             raise self._damaged(file)
         return content

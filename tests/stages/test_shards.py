@@ -12,8 +12,9 @@ from tiny_project import Project
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.stages import shards
+from influence_dag.stages.exchange import Exchange, Shard, name_of
 from influence_dag.stages.graph import artifacts
-from influence_dag.stages.shards import Shard, compute_share, driving, name_of
+from influence_dag.stages.shards import compute_share, driving
 from influence_dag.stages.workbench import Workbench
 from influence_dag.study.loading import load_study
 
@@ -116,7 +117,7 @@ def test_what_a_shard_left_is_taken_by_the_next_run_and_not_computed_again(
     alone, begun, monkeypatch
 ):
     """It was killed, or all were: arrays lie there, of tasks that are asked for again."""
-    plan, saved = shards.Exchange.plan, []
+    plan, saved = Exchange.plan, []
 
     def with_what_was_left(self, tasks, shard):
         folder = plan(self, tasks, shard)
@@ -126,7 +127,7 @@ def test_what_a_shard_left_is_taken_by_the_next_run_and_not_computed_again(
                 saved.append(task)
         return plan(self, tasks, shard)  # as the next run writes it
 
-    monkeypatch.setattr(shards.Exchange, "plan", with_what_was_left)
+    monkeypatch.setattr(Exchange, "plan", with_what_was_left)
     driven(begun, Shard(1, 2), patience=0.1)
     assert len(saved) >= 3
     assert_same_bits(alone, begun)

@@ -37,6 +37,7 @@ class TestIcechunk(StoreContract):
 
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Backend:
+        pytest.importorskip("icechunk")
         address = f"icechunk+file://{tmp_path}/studies/tiny"
         return Backend(address, damage_repository, rot_repository)
 
@@ -46,6 +47,8 @@ class TestBuckets(StoreContract):
 
     @pytest.fixture
     def backend(self, bucket: str) -> Backend:
+        pytest.importorskip("icechunk")
+        pytest.importorskip("s3fs")
         address = f"{bucket}/{uuid.uuid4().hex}/tiny"
         return Backend(address, damage_repository, no_rot)
 

@@ -1,5 +1,6 @@
 """What a store in Icechunk promises beyond the contract: tags, conflicts, leases, gc."""
 
+import asyncio
 import json
 import pickle
 import subprocess
@@ -150,6 +151,26 @@ def test_who_is_killed_leaves_what_was_kept_for_the_next(store, address):
     draft = refresh(store, SAMPLE)
     assert (draft.resumed, draft.chunks_written) == (True, 5)
     np.testing.assert_array_equal(store.version(NAME).read("influences"), SAMPLE.values)
+
+
+def test_chunks_of_a_region_are_asked_for_beside_each_other(store, monkeypatch):
+    """A bucket takes tens of milliseconds to answer; so does what stands for it here."""
+    large = Sample(tuple(range(40)), tuple(range(40)), chunks=(4, 4))
+    refresh(store, large)
+    get, under_way, most = icechunk.IcechunkStore.get, 0, 0
+
+    async def slow(self, *arguments):
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        await asyncio.sleep(0.005)
+        under_way -= 1
+        return await get(self, *arguments)
+
+    monkeypatch.setattr(icechunk.IcechunkStore, "get", slow)
+    version = store.version(NAME)
+    np.testing.assert_array_equal(version.read("influences", slice(2, 38)), large.values[2:38])
+    assert most == contents.AT_ONCE == 32
 
 
 def test_gc_frees_the_objects_of_versions_that_are_not_kept(store, address):

@@ -1,5 +1,7 @@
 """The files of a version in a repository: of a published one, and of one in the making."""
 
+import asyncio
+import itertools
 import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -9,15 +11,24 @@ from typing import TYPE_CHECKING, Any
 from zarr.core.buffer import default_buffer_prototype
 
 from influence_dag.store.arrays import METADATA, is_chunk
-from influence_dag.store.contents import Contents, Stamp
+from influence_dag.store.contents import Contents, Reader, Stamp
 from influence_dag.store.icechunk.names import BESIDE, key_of, name_of, node_of
-from influence_dag.store.icechunk.repositories import DRAFT, Repository, found, tag_of, told
+from influence_dag.store.icechunk.repositories import (
+    DRAFT,
+    Repository,
+    found,
+    is_theirs,
+    tag_of,
+    told,
+)
 from influence_dag.store.icechunk.waiting import waited
 
 if TYPE_CHECKING:
     from icechunk import IcechunkStore, Session
 
     from influence_dag.store.icechunk.opened import CheckedRepository
+
+AT_ONCE = 32  # chunks that are asked for beside each other
 
 
 class Kept:
@@ -47,6 +58,29 @@ class Kept:
     def read(self, name: str) -> bytes | None:
         return found(lambda: get(self.opened(), name), f"reading {self.address}/{name}")
 
+    def ahead(self, names: Iterable[str]) -> Reader:
+        """Some at once: a bucket is slow to answer, and answers many."""
+        waiting, there = iter(names), dict[str, bytes | None]()
+
+        def read(name: str) -> bytes | None:
+            if name not in there:
+                there.clear()
+                there.update(self._read(list(itertools.islice(waiting, AT_ONCE))))
+            return there.pop(name) if name in there else self.read(name)
+
+        return read
+
+    def _read(self, names: list[str]) -> dict[str, bytes | None]:
+        """Those that can be read; of the others it is told one by one what is wrong."""
+        store = self.opened()
+        try:
+            found = waited(_all(store, names))
+        except Exception as error:
+            if not is_theirs(error):
+                raise
+            return {}
+        return {name: content for name, content in zip(names, found, strict=True) if content}
+
     def opened(self) -> "IcechunkStore":
         """As Icechunk opens it."""
         return self.repository.session(self.number).store
@@ -64,6 +98,12 @@ class Kept:
         from influence_dag.store.icechunk.opened import CheckedRepository
 
         return CheckedRepository(self, artifact=artifact, checksums=checksums)
+
+
+async def _all(store: "IcechunkStore", names: list[str]) -> list[bytes | None]:
+    prototype = default_buffer_prototype()
+    found = await asyncio.gather(*(store.get(key_of(name), prototype) for name in names))
+    return [None if content is None else content.to_bytes() for content in found]
 
 
 class Draft:
@@ -107,6 +147,9 @@ class Draft:
             return None
         with self._using() as store:
             return found(lambda: get(store, name), f"reading {self.address}/{name}")
+
+    def ahead(self, names: Iterable[str]) -> Reader:
+        return self.read
 
     def stamp(self, name: str) -> Stamp | None:
         return (0, 0) if name in self.names else None

@@ -239,7 +239,7 @@ def told(doing: str) -> Iterator[None]:
     except (StoreError, KeyboardInterrupt):
         raise
     except Exception as error:
-        if isinstance(error, FileNotFoundError) or not _is_theirs(error):
+        if isinstance(error, FileNotFoundError) or not is_theirs(error):
             raise
         if type(error).__name__ == "ConflictError":
             raise StoreError(
@@ -252,7 +252,7 @@ def told(doing: str) -> Iterator[None]:
         ) from error
 
 
-def _is_theirs(error: Exception) -> bool:
+def is_theirs(error: Exception) -> bool:
     root = type(error).__module__.partition(".")[0]
     return root in {"icechunk", "botocore", "aiobotocore", "aiohttp", "s3fs"} or isinstance(
         error, OSError
@@ -271,7 +271,7 @@ def found(read: Callable[[], bytes | None], doing: str) -> bytes | None:
     try:
         return read()
     except Exception as error:
-        if not _is_theirs(error) or _OUTAGE.search(str(error)):
+        if not is_theirs(error) or _OUTAGE.search(str(error)):
             with told(doing):
                 raise
         return None if _GONE.search(str(error)) else b""

@@ -1,7 +1,7 @@
 """The files of a version in a folder: hard links, stamps, durable writes."""
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from influence_dag.files import (
     stamp,
     write_atomically,
 )
-from influence_dag.store.contents import Contents, Stamp
+from influence_dag.store.contents import Contents, Reader, Stamp
 from influence_dag.store.published import StoredVersion
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ class Folder:
 
     def read(self, name: str) -> bytes | None:
         return content_of(f"{self.path}/{name}")
+
+    def ahead(self, names: Iterable[str]) -> Reader:
+        return self.read
 
     def stamp(self, name: str) -> Stamp | None:
         """Size and time of modification."""

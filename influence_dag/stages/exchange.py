@@ -1,0 +1,129 @@
+"""The folder by which the processes of an array job know of each other: plans, arrays, signs.
+
+<project>/.influence_dag/shards/<study>/
+    shard-2.alive           touched while shard 2 runs
+    ended                   shard 1 has ended: well, or with an error
+    <artifact>/plan         the tasks that are to be computed now
+    <artifact>/….arrays     what came of one
+    <artifact>/….error      why nothing did
+"""
+
+import hashlib
+import pickle
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from influence_dag.addresses import scheme_of
+from influence_dag.errors import StudyError
+from influence_dag.files import explained, write_atomically
+from influence_dag.stages.tasks import BlockTask
+from influence_dag.study.study import Study
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The number of a process among those that share the work; the first one drives."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """Of `2/8`.
+
+        >>> Shard.parse("2/8")
+        Shard(number=2, of=8)
+        """
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise StudyError(
+                f"shard is {text!r}; write i/n with i from 1 to n, such as 2/8 (of an array job: "
+                "--array=1-8 and --shard $SLURM_ARRAY_TASK_ID/8)"
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    @property
+    def drives(self) -> bool:
+        return self.number == 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def owns(self, position: int) -> bool:
+        """Whether the task at this position of a plan is this one's."""
+        return position % self.of == self.number - 1
+
+
+class Exchange:
+    """The folder by which the shards of a study know of each other."""
+
+    def __init__(self, study: Study) -> None:
+        if study.settings.compute.executor != "local":
+            raise StudyError(
+                f"{study.name}: compute.executor is {study.settings.compute.executor}, and --shard "
+                "says that shards compute; write executor: local, or leave out --shard"
+            )
+        if scheme_of(study.store_address) == "memory":
+            raise StudyError(
+                f"{study.name}: {study.store_address} is in the memory of one process, which other "
+                "shards do not see; keep the study in a folder or a bucket (`store.path`)"
+            )
+        self.folder = study.root / ".influence_dag" / "shards" / study.name
+
+    def _of(self, artifact: str) -> Path:
+        return self.folder / artifact.replace("/", "~")
+
+    # What the first says
+
+    def begin(self) -> None:
+        with explained(self.folder, "sharing blocks in"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder.parents[1] / ".gitignore", b"*\n")
+        for path in [self.folder / "ended", *self.folder.glob("*/plan"), *self._errors()]:
+            path.unlink(missing_ok=True)
+
+    def _errors(self) -> list[Path]:
+        return list(self.folder.glob("*/*.error"))
+
+    def plan(self, tasks: list[BlockTask], shard: Shard) -> Path:
+        path = self._of(tasks[0].artifact)
+        path.mkdir(exist_ok=True)
+        for old in set(path.iterdir()) - {path / f"{name_of(task)}.arrays" for task in tasks}:
+            old.unlink(missing_ok=True)  # of another age
+        write_atomically(path / "plan", pickle.dumps((shard.of, tasks)))
+        return path
+
+    def end(self, error: BaseException | None) -> None:
+        """Nothing more comes; what was left is of no use where all is published."""
+        if error is None:
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+        write_atomically(self.folder / "ended", b"" if error is None else str(error).encode())
+
+    # What the others see
+
+    def plans(self) -> Iterator[tuple[Path, int, list[BlockTask]]]:
+        for path in sorted(self.folder.glob("*/plan")):
+            with suppress(FileNotFoundError):
+                of, tasks = pickle.loads(path.read_bytes())
+                yield path.parent, of, tasks
+
+    def ended(self) -> tuple[float, str] | None:
+        """When, and with which error."""
+        with suppress(FileNotFoundError):
+            path = self.folder / "ended"
+            return path.stat().st_mtime, path.read_text()
+        return None
+
+    def alive(self, number: int) -> Path:
+        return self.folder / f"shard-{number}.alive"
+
+
+def name_of(task: BlockTask) -> str:
+    """What stands for a task, wherever it is computed: what it reads, by what, and which tile."""
+    return hashlib.blake2b(repr(task).encode(), digest_size=16).hexdigest()
