@@ -57,12 +57,15 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
+# In the repository under another name: Dagster warns of a dagster.yaml in the folder where it starts.
+$(DAGSTER_HOME)/dagster.yaml: dagster-instance.yaml
 	@mkdir -p $(@D) && cp $< $@
 
 demo: $(READY) $(DAGSTER_HOME)/dagster.yaml
 	$(BIN)/influence-dag materialize assets/digits --show
 
+# What Dagster says of its own code, and nobody here can change.
+ui: export PYTHONWARNINGS := ignore:Function `dev_command`,ignore:Parameter `execution_type`
 ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
 	$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
 
@@ -127,5 +130,5 @@ bad-input: $(READY)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m bad_input
 
 clean:
-	rm -rf $(VENV) .venv-newest .peers site .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .venv-newest .peers site .cache .dagster data/store build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

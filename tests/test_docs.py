@@ -35,7 +35,7 @@ def prose(path: Path) -> str:
 def anchors(path: Path) -> set[str]:
     """What the headings of a page are called in its address."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text()), flags=re.MULTILINE)
-    plain = (re.sub(r"[`*_]|\]\([^)]*\)|\[", "", each).lower() for each in headings)
+    plain = (re.sub(r"[`*]|\]\([^)]*\)|\[", "", each).lower() for each in headings)
     return {re.sub(r"[^\w\- ]", "", each).strip().replace(" ", "-") for each in plain}
 
 

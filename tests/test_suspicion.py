@@ -117,6 +117,6 @@ def test_the_model_is_one_view_and_the_neighbours_are_the_other():
     names = ("loss", "out_of_fold_loss", "self_influence", "neighbour_disagreement", "knn_shapley")
     every = {name: rng.normal(size=30) for name in names}
     *model, near = (every[name] for name in names[:4])
-    assert np.allclose(combined_suspicion(every), combined(combined(*model), near))
+    assert np.allclose(combined_suspicion(every), combined(combined(*model), near, weights=[1, 2]))
     few = {name: every[name] for name in ("loss", "self_influence")}
     assert np.allclose(combined_suspicion(few), normal_scores(combined(*few.values())))

@@ -10,9 +10,12 @@ import dagster as dg
 from influence_dag import __version__
 from influence_dag.addresses import folder_of
 from influence_dag.components.checks import check_definitions
+from influence_dag.components.edits import edits_asset, observed
 from influence_dag.components.keys import DATA_VERSION_TAG, asset_key, upstream_keys
 from influence_dag.components.reading import ARTIFACT, IO_MANAGER, STORE, StudyIOManager
+from influence_dag.errors import InfluenceDagError
 from influence_dag.fingerprints import fingerprint
+from influence_dag.stages import naming
 from influence_dag.stages.artifacts import Artifact
 from influence_dag.stages.graph import artifacts
 from influence_dag.study.study import Study
@@ -34,7 +37,7 @@ def study_definitions(study: Study, *, pool: str | None = "gpu") -> dg.Definitio
         executor_def=dg.in_process_executor,
     )
     return dg.Definitions(
-        assets=[_source(study), *(_asset(study, node, pool) for node in nodes)],
+        assets=[_source(study), _edits(study), *(_asset(study, node, pool) for node in nodes)],
         asset_checks=check_definitions(study, nodes),
         jobs=[job],
         schedules=list(_schedules(study, job)),
@@ -97,6 +100,11 @@ def _source(study: Study):
         )(source)
 
 
+def _edits(study: Study):
+    with _beta_is_no_concern():
+        return edits_asset(study)
+
+
 @contextmanager
 def _beta_is_no_concern() -> Iterator[None]:
     """Of users: what may still change in Dagster is known to this package."""
@@ -116,15 +124,16 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
 
         bench = Workbench(study, context.log.info)
         tags = _source_seen(context, bench) if "source" in node.reads else None
-        return materialize_result(context, bench, node, node.refresh(bench), tags)
+        update = node.refresh(bench)
+        if node.name == naming.REPORT:
+            _edits_seen(context, bench)
+        return materialize_result(context, bench, node, update, tags)
 
     with _beta_is_no_concern():
         return dg.asset(
             key=asset_key(study, node.name),
             deps=[*(asset_key(study, name) for name in node.reads), *_upstream(study, node)],
-            description=f"**{node.method}** · {node.description}"
-            if node.method
-            else node.description,
+            description=f"{node.method} · {node.description}" if node.method else node.description,
             group_name=study.name,
             owners=study.settings.dagster.owners,
             tags=study.settings.dagster.tags,
@@ -156,6 +165,19 @@ def _source_seen(context: dg.AssetExecutionContext, bench: "Workbench") -> dict[
     version = _content(bench.study, bench.made_rows)
     context.log_event(dg.AssetObservation(key, tags={DATA_VERSION_TAG: version}))
     return {f"dagster/input_data_version/{key.to_user_string()}": version}
+
+
+def _edits_seen(context: dg.AssetExecutionContext, bench: "Workbench") -> None:
+    """Note what became of the edits, now that everything is as new as it will be in this run."""
+    if context.instance.is_ephemeral:
+        return
+    try:
+        seen = observed(bench.study)
+    except InfluenceDagError as error:  # files of people: the refresh is sound without them
+        context.log.warning(f"the edits beside the store cannot be told: {error}")
+        return
+    if seen:
+        context.log_event(seen)
 
 
 def code_version(study: Study, node: Artifact) -> str:

@@ -7,8 +7,9 @@ WHY = {
         "there; negative ones larger than λ would turn the sign of an influence."
     ),
     "convergence": (
-        "Steps and residuals of the solves, a dot a test row. A row above the tolerance has "
-        "factors that cannot be trusted; many steps say that the system is badly conditioned."
+        "Residuals of the test rows' solves, sorted; how many steps they took; how residuals fell. "
+        "A row above the tolerance has factors that cannot be trusted; many steps say that the "
+        "system is badly conditioned."
     ),
     "residuals": (
         "How exactly each test row's system is solved: the residual relative to its right- "

@@ -1,6 +1,6 @@
 """Several rankings of the same rows as one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -15,16 +15,21 @@ SUSPICIONS = {
     "self_influence": "self-influence",
     "knn_shapley": "KNN-Shapley value on the test rows; a low one is suspect",
 }
+NEIGHBOURS_WEIGHT = 2.0  # of the neighbours' view, the model's being 1
 MODEL_VIEW = ("loss", "out_of_fold_loss", "self_influence")
 
 
-def combined(*scores: Float[Array, " n"]) -> Float[Array, " n"]:
-    r"""Several rankings as one: the sum of their normal scores, over the root of their number.
+def combined(
+    *scores: Float[Array, " n"], weights: Sequence[float] | None = None
+) -> Float[Array, " n"]:
+    r"""Several rankings as one: the weighted sum of their normal scores, on the scale of one.
 
-    $\Phi^{-1}$ of a row's rank is what Stouffer's method adds up of independent tests; each view
-    counts once, whatever its scale. Give it views that err independently of each other.
+    $\Phi^{-1}$ of a row's rank is what Stouffer's method adds up of independent tests, over the
+    root of the sum of squared weights (default: 1 each). Give it views that err independently.
     """
-    return sum(map(normal_scores, scores), np.zeros(len(scores[0]))) / np.sqrt(len(scores))
+    shares = np.ones(len(scores)) if weights is None else np.asarray(weights, np.float64)
+    parts = (share * normal_scores(each) for share, each in zip(shares, scores, strict=True))
+    return sum(parts, np.zeros(len(scores[0]))) / np.sqrt((shares**2).sum())
 
 
 def combined_suspicion(rankings: Mapping[str, Float[Array, " n"]]) -> Float[Array, " n"]:
@@ -32,13 +37,14 @@ def combined_suspicion(rankings: Mapping[str, Float[Array, " n"]]) -> Float[Arra
 
     Loss, loss out of fold and self-influence are of the same kind of model and err together. So
     they are combined among themselves first and ranked anew, as one view, and the neighbours, who
-    know nothing of the model, are the other. Whichever of them are there take part.
+    know nothing of the model, are the other. They count `NEIGHBOURS_WEIGHT` times: the model was
+    fitted to the labels that are in question. Whichever of all these are there take part.
     """
     of_model = [rankings[name] for name in MODEL_VIEW if name in rankings]
-    views = [combined(*of_model)] if of_model else []
+    views = [(1.0, combined(*of_model))] if of_model else []
     if "neighbour_disagreement" in rankings:
-        views.append(rankings["neighbour_disagreement"])
-    return combined(*views)
+        views.append((NEIGHBOURS_WEIGHT, rankings["neighbour_disagreement"]))
+    return combined(*(view for _, view in views), weights=[weight for weight, _ in views])
 
 
 def normal_scores(values: Float[Array, " n"]) -> Float[Array, " n"]:

@@ -54,7 +54,7 @@ def test_dg_lists_the_graph_with_descriptions_kinds_and_groups(listed):
     }
     assert all(asset["description"] for asset in digits)
     kinds = {asset["asset_key"]: set(asset["kinds"]) for asset in digits}
-    assert kinds.pop("digits/source") == set()
+    assert kinds.pop("digits/source") == kinds.pop("digits/edits") == set()
     assert kinds["digits/dataset"] == {"zarr"}
     assert kinds["digits/cg/influences"] == {"torch", "zarr", "cg"}, "told apart in the graph"
     assert all(kinds.values())

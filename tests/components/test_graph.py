@@ -61,14 +61,14 @@ def test_the_graph_of_the_digits_study(specs):
         name: {"/".join(dep.asset_key.path[1:]) for dep in specs[key(name)].deps} for name in GRAPH
     }
     assert reads == GRAPH
-    assert specs.keys() == {key(name) for name in (*GRAPH, "source")}
+    assert specs.keys() == {key(name) for name in (*GRAPH, "source", "edits")}
 
 
 def test_every_asset_tells_what_it_is(specs):
     for spec in specs.values():
         assert spec.group_name == "digits"
         assert spec.description
-        if spec.key != key("source"):
+        if spec.key not in (key("source"), key("edits")):
             assert spec.kinds
             assert spec.code_version
             assert spec.metadata["store"].value.endswith("/".join(spec.key.path))

@@ -39,6 +39,13 @@ def test_every_asset_is_materialised(events):
     }
 
 
+def test_the_server_starts_without_alarming_lines(server):
+    log = (server.project.parent / "dagster-dev.log").read_text()
+    assert "Serving dagster-webserver" in log
+    lines = [line for line in log.splitlines() if "Warning" in line or "dagster.yaml" in line]
+    assert lines == []
+
+
 def test_all_checks_have_run_and_passed(events):
     found = [
         event["evaluation"]

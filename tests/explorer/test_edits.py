@@ -5,10 +5,12 @@ import io
 import json
 import shutil
 
+import dagster as dg
 import numpy as np
 import pytest
 from tiny_project import Project
 
+from influence_dag.components.edits import observed
 from influence_dag.errors import StoreError
 from influence_dag.explorer.edited import _copy, copies
 from influence_dag.explorer.marks import Marks
@@ -18,6 +20,7 @@ from influence_dag.study.data import DataSettings
 pytest.importorskip("starlette")
 
 from influence_dag.explorer.app import Explorer
+from influence_dag.study.loading import load_study
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +195,33 @@ def test_predicted_and_actual_stand_beside_each_other(loop):
     assert (found["followed"], found["acted"], found["otherwise"]) == (3, 3, 0)
     assert found["pearson"] > 0.9, "a prediction of three rows of 40"
     assert 0.5 < found["slope"] < 2
+
+
+def test_dagster_is_told_of_marks_edits_and_outcomes(loop):
+    project, explorer, *_ = loop
+    study = load_study(project.folder)
+    seen = observed(study)
+    assert seen.asset_key == dg.AssetKey(["tiny", "edits"])
+    told = {name: value.value for name, value in seen.metadata.items() if name != "outcomes"}
+    found = outcome(explorer.opened, explorer.marks, 1)
+    assert told == {
+        "marks": 4, "to_relabel": 1, "to_drop": 2, "edits": 1,
+        "predicted_change_of_mean_loss": pytest.approx(found["predicted_mean"]),
+        "actual_change_of_mean_loss": pytest.approx(found["actual_mean"]),
+    }  # fmt: skip
+    (row,) = seen.metadata["outcomes"].records
+    assert (row.data["edit"], row.data["state"]) == ("1", "done")
+    before = seen.tags["dagster/data_version"]
+    assert observed(study).tags["dagster/data_version"] == before
+    one = next(iter(explorer.marks.all()))
+    kept = explorer.marks.all()[one]
+    explorer.marks.put(one, "keep", note="looked at again")
+    assert observed(study).tags["dagster/data_version"] != before
+    explorer.marks.put(one, kept["action"], kept.get("label"), kept["note"])
+
+
+def test_where_nobody_has_marked_anything_nothing_is_told(project):
+    assert observed(load_study(project.folder)) is None
 
 
 def test_marks_that_the_data_have_followed_are_not_predicted_again(loop):

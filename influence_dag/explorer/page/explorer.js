@@ -136,7 +136,7 @@ function cloudOf(cloud) {
       cloud.shown < cloud.all ? ` · the ${count(cloud.shown)} with the largest self-influence and some of the other ${count(cloud.all)}` : ""));
 }
 
-const MEASURES = new Set(["neighbours", "self-influence", "loss", "measurement", "total influence", "on all test losses"]);
+const MEASURES = new Set(["neighbours", "self-influence", "loss", "measurement", "total influence", "on all tests"]);
 
 function tableOf(found, split) {
   const own = split === "train";
@@ -149,7 +149,7 @@ function tableOf(found, split) {
     own && found.largest.disagreement !== null ? "neighbours" : null,
     own && found.largest.self_influence !== null ? "self-influence" : null,
     found.largest.loss !== null ? state.study.measurement && !own ? "measurement" : "loss" : null,
-    found.largest.total !== null ? (own ? "on all test losses" : "total influence") : null, own ? "mark" : null,
+    found.largest.total !== null ? (own ? "on all tests" : "total influence") : null, own ? "mark" : null,
   ].filter((each) => each !== null);
   const measure = (row, name) => h("td", { class: "measure" }, h("span", {}, fmt(row[name])), bar(row[name], found.largest[name], name === "total"));
   const open = (row) => go([split, row.id]);
