@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from influence_dag.datasets.splits import Split
+from influence_dag.datasets.splits import SplitRows
 
 APART = 1e3  # the largest standard deviation over the smallest; less does no harm
 SHOWN = 3
 
 
-def unscaled(train: Split) -> list[str]:
+def unscaled(train: SplitRows) -> list[str]:
     """The feature columns of the largest and the smallest scale, if these are far apart.
 
     Each with its standard deviation; empty where columns are alike, or are no columns of a table.

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from influence_dag.fingerprints import KEY_BYTES, Keys
 from influence_dag.store import Coordinate, Version
+from influence_dag.study.base import Split
 
-Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("test", "train")
 STRING = np.dtypes.StringDType()
 HOLE = np.uint64(0)

@@ -23,15 +23,15 @@ from influence_dag.datasets.sources.words import TRUTH, encoded
 from influence_dag.datasets.standardising import Units
 from influence_dag.errors import DataError
 from influence_dag.fingerprints import fingerprint, row_fingerprints
-from influence_dag.study.base import is_callable_name
-from influence_dag.study.data import DataSettings, FeatureSettings, Which
+from influence_dag.study.base import Split, is_callable_name
+from influence_dag.study.data import DataSettings, FeatureSettings
 
 SHOWN = 5  # how many columns an error lists
 RESERVED_DIMS = ("test", "train", "param", "damping")  # names of other axes in the results
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class SplitRows:
     """The rows of one split, in the order of its file or files.
 
     `x` maps input names to arrays `(n, *shape)`: `{"x": …}` for one input, the names of the
@@ -98,8 +98,8 @@ class Split:
 
 
 def load_split(
-    data: DataSettings, which: Which, root: Path, classes: tuple[str, ...] | None = None
-) -> Split:
+    data: DataSettings, which: Split, root: Path, classes: tuple[str, ...] | None = None
+) -> SplitRows:
     """Read and check one split; relative paths start at `root`.
 
     Labels that are words become positions in `data.classes`, else in `classes` (those of the
@@ -118,7 +118,7 @@ def load_split(
     named = data.classes or source.classes
     values, names = encoded(source, data.target, named or classes, given=named is not None)
     y = _target(replace(source, target=values))
-    return Split(
+    return SplitRows(
         ids,
         x,
         y,
@@ -134,7 +134,7 @@ def load_split(
     )
 
 
-def load_splits(data: DataSettings, root: Path) -> tuple[Split, Split]:
+def load_splits(data: DataSettings, root: Path) -> tuple[SplitRows, SplitRows]:
     """The training and the test rows, checked against each other."""
     train = load_split(data, "train", root)
     test = load_split(data, "test", root, train.classes)
@@ -145,7 +145,7 @@ def load_splits(data: DataSettings, root: Path) -> tuple[Split, Split]:
     return _standardised(*pair) if data.features.standardise else pair
 
 
-def _standardised(train: Split, test: Split) -> tuple[Split, Split]:
+def _standardised(train: SplitRows, test: SplitRows) -> tuple[SplitRows, SplitRows]:
     """Both splits in the units of the training rows."""
     if len(train.x) > 1:
         raise DataError(
@@ -157,11 +157,11 @@ def _standardised(train: Split, test: Split) -> tuple[Split, Split]:
     return first, second
 
 
-def _in_units(split: Split, name: str, units: Units) -> Split:
+def _in_units(split: SplitRows, name: str, units: Units) -> SplitRows:
     return replace(split, x={name: seen(split.x[name], units.apply)}, units=units, known_keys=None)
 
 
-def check_alike(train: Split, test: Split) -> None:
+def check_alike(train: SplitRows, test: SplitRows) -> None:
     """Raise `DataError` unless both splits have the same columns, inputs, shapes and target."""
     pair = f"{test.source} and {train.source}"
     _check_columns(train, test, pair)
@@ -189,7 +189,7 @@ def check_alike(train: Split, test: Split) -> None:
         )
 
 
-def _of_one_type(split: Split, other: Split) -> Split:
+def _of_one_type(split: SplitRows, other: SplitRows) -> SplitRows:
     """The split, its whole numbers as decimals where the other split has decimals.
 
     2 and 2.0 are the same target: what one file happens to hold does not decide a type.
@@ -209,7 +209,7 @@ def _of_one_type(split: Split, other: Split) -> Split:
     return replace(split, x=x, y=alike(split.y, other.y, "target"))
 
 
-def check_precisions(splits: Iterable[Split], dtype: str) -> None:
+def check_precisions(splits: Iterable[SplitRows], dtype: str) -> None:
     """Raise `DataError` for a number that is infinite in `compute.dtype`."""
     for split in splits:
         for name, values in {**split.x, "target": split.y}.items():
@@ -220,11 +220,11 @@ def check_precisions(splits: Iterable[Split], dtype: str) -> None:
                 check_precision(values[rows], dtype, name=name, row_name=of_id)
 
 
-def _of_id(split: Split, start: int, row: int) -> str:
+def _of_id(split: SplitRows, start: int, row: int) -> str:
     return f"{split.source}: id {str(split.ids[start + row])!r}"
 
 
-def _check_columns(train: Split, test: Split, pair: str) -> None:
+def _check_columns(train: SplitRows, test: SplitRows, pair: str) -> None:
     seen, wanted = test.feature_names or (), train.feature_names or ()
     if seen == wanted:
         return
@@ -251,7 +251,7 @@ def source_fingerprint(
     root: Path,
     *,
     remembered: Path | None = None,
-    made: tuple[Split, Split] | None = None,
+    made: tuple[SplitRows, SplitRows] | None = None,
 ) -> str:
     """Content hash of all files, byte for byte; of the rows where a callable makes them.
 
@@ -278,7 +278,7 @@ def makes_rows(data: DataSettings) -> bool:
 
 
 def _content(
-    data: DataSettings, which: Which, root: Path, digests: FileDigests, split: Split | None
+    data: DataSettings, which: Split, root: Path, digests: FileDigests, split: SplitRows | None
 ) -> str:
     if split is not None and is_callable_name(data.names(which)[0]):
         kept = {name: list(map(str, values)) for name, values in split.kept.items()}

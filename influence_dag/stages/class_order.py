@@ -7,7 +7,7 @@ import numpy as np
 
 from influence_dag.datasets.sources.base import listed
 from influence_dag.datasets.sources.words import TRUTH
-from influence_dag.datasets.splits import Split
+from influence_dag.datasets.splits import SplitRows
 from influence_dag.errors import DataError, ModelError
 from influence_dag.study.study import StudySettings
 
@@ -19,7 +19,7 @@ AT_ONCE = 1_024  # rows whose outputs are in memory
 BEYOND = 3.0  # standard errors above chance, from which on an order is believed
 
 
-def check_words(settings: StudySettings, train: Split) -> None:
+def check_words(settings: StudySettings, train: SplitRows) -> None:
     """A `DataError` for words where the loss wants numbers, or whose order nobody said.
 
     A model that was fitted elsewhere has outputs in an order of its own; that of the alphabet

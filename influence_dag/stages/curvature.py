@@ -20,7 +20,6 @@ from influence_dag.solvers import (
 )
 from influence_dag.solvers.forming import worth_forming
 from influence_dag.stages import automatic, matrices, naming
-from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import Digits
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
@@ -35,6 +34,7 @@ from influence_dag.stages.methods import (
     stored_tensor,
 )
 from influence_dag.stages.reading import naming_rows
+from influence_dag.stages.row_changes import row_changes
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 

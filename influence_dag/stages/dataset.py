@@ -18,8 +18,8 @@ from influence_dag.datasets.slots import (
 from influence_dag.datasets.sources import files
 from influence_dag.datasets.sources.numbers import canonical
 from influence_dag.datasets.sources.on_demand import Values
-from influence_dag.datasets.splits import Split as TableSplit
 from influence_dag.datasets.splits import (
+    SplitRows,
     check_precisions,
     load_splits,
     makes_rows,
@@ -50,7 +50,7 @@ def refresh(bench: Workbench) -> Update:
     if update := _same_source(bench, source):
         return update
     (train, test), source = _read(bench, source)
-    tables: dict[Split, TableSplit] = {"train": train, "test": test}
+    tables: dict[Split, SplitRows] = {"train": train, "test": test}
     stored = bench.store.current(naming.DATASET)
     slotted = {}
     for split, table in tables.items():
@@ -91,7 +91,7 @@ def look(bench: Workbench) -> None:
     check_words(bench.settings, load_splits(data, root)[0])
 
 
-def _read(bench: Workbench, key: str) -> tuple[tuple[TableSplit, TableSplit], str]:
+def _read(bench: Workbench, key: str) -> tuple[tuple[SplitRows, SplitRows], str]:
     """The rows, and the key of the very bytes that they were read from.
 
     A file that is replaced between its hash and its reading would be published under the key of
@@ -141,7 +141,7 @@ def _slots_before(bench: Workbench, current: Version | None, split: Split) -> Ax
 
 
 def _slots(
-    bench: Workbench, stored: Version | None, split: Split, table: TableSplit
+    bench: Workbench, stored: Version | None, split: Split, table: SplitRows
 ) -> tuple[Axis, np.ndarray, AxisChange]:
     previous = _slots_before(bench, stored, split)
     if stored is None or previous is None:
@@ -157,13 +157,13 @@ def _slots(
     return assign_slots(previous, table.ids, keys, table.labels, table.kept)
 
 
-def _row_keys(table: TableSplit, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+def _row_keys(table: SplitRows, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
     """64 bits of each row's hash; 0 is left to holes."""
     keys = np.ascontiguousarray(table.row_keys(rows)[:, :8]).view("<u8").ravel()
     return np.where(keys == 0, np.uint64(1), keys)
 
 
-def _as_stored(stored: Version, split: Split, table: TableSplit, slots: np.ndarray) -> np.ndarray:
+def _as_stored(stored: Version, split: Split, table: SplitRows, slots: np.ndarray) -> np.ndarray:
     """Which rows stand at their slots bit by bit, so that their stored hashes are theirs."""
     same = slots >= 0
     if stored.verify() or stored.attrs.get("rows_formula") != FORMULA:
@@ -182,14 +182,14 @@ def _as_stored(stored: Version, split: Split, table: TableSplit, slots: np.ndarr
     return same
 
 
-def _arrays(table: TableSplit, split: Split) -> dict[str, Values]:
+def _arrays(table: SplitRows, split: Split) -> dict[str, Values]:
     """What is stored of a split, by variable."""
     inputs = {variable: table.x[name] for name, variable in input_names(table, split).items()}
     weights = {} if table.weights is None else {f"{split}_weight": table.weights}
     return {**inputs, f"{split}_y": table.y, **weights}
 
 
-def input_names(table: TableSplit, split: Split) -> dict[str, str]:
+def input_names(table: SplitRows, split: Split) -> dict[str, str]:
     """Input name → variable name: `train_x`, or `train_x_<name>` when there are several."""
     return {name: f"{split}_x" if len(table.x) == 1 else f"{split}_x_{name}" for name in table.x}
 
@@ -215,13 +215,13 @@ def _layout(bench: Workbench, tables: dict, axes: dict[Split, Axis], source: str
     return Layout(tuple(variables), tuple(coordinates), attrs, made)
 
 
-def _dims(table: TableSplit, name: str) -> tuple[str, ...]:
+def _dims(table: SplitRows, name: str) -> tuple[str, ...]:
     if len(table.x) == 1:
         return table.dims
     return tuple(f"{name}_{k}" for k in range(table.x[name].ndim - 1))
 
 
-def feature_coordinates(table: TableSplit) -> list[Coordinate]:
+def feature_coordinates(table: SplitRows) -> list[Coordinate]:
     """Names along a single feature axis, positions along the others."""
     if len(table.x) > 1:
         return []
@@ -237,7 +237,7 @@ def feature_coordinates(table: TableSplit) -> list[Coordinate]:
     ]
 
 
-def _unit_coordinates(table: TableSplit) -> list[Coordinate]:
+def _unit_coordinates(table: SplitRows) -> list[Coordinate]:
     """The mean and the scale of each feature of a standardised input."""
     if table.units is None:
         return []
@@ -250,7 +250,7 @@ def _unit_coordinates(table: TableSplit) -> list[Coordinate]:
     ]
 
 
-def _seen(table: TableSplit) -> str:
+def _seen(table: SplitRows) -> str:
     if table.units is None:
         return "x is what the model sees: the file's columns times `scale`"
     return (
@@ -270,7 +270,7 @@ _WEIGHT = {
 }
 
 
-def _variables(bench: Workbench, split: Split, table: TableSplit, slots: int) -> list[Variable]:
+def _variables(bench: Workbench, split: Split, table: SplitRows, slots: int) -> list[Variable]:
     """Inputs and target of a split, all cut alike: they are read and keyed together."""
     arrays = {
         variable: (_dims(table, name), table.x[name])
@@ -302,7 +302,7 @@ def _part(
     bench: Workbench,
     layout: Layout,
     split: Split,
-    table: TableSplit,
+    table: SplitRows,
     axis: Axis,
     source: np.ndarray,
 ) -> Part:

@@ -23,7 +23,7 @@ from influence_dag.study.named_code import look_for_callables
 
 if TYPE_CHECKING:
     from influence_dag.datasets.sources.on_demand import Values
-    from influence_dag.datasets.splits import Split
+    from influence_dag.datasets.splits import SplitRows
     from influence_dag.objective.objective import Objective, Rows
 
 TRIED = 256  # rows that are differentiated to measure a rate
@@ -135,7 +135,7 @@ class _Rates:
     product: float  # seconds a multiply–add in a product of matrices
 
     @classmethod
-    def measured(cls, study: Study, train: "Split", test: "Split") -> "_Rates":
+    def measured(cls, study: Study, train: "SplitRows", test: "SplitRows") -> "_Rates":
         import torch
 
         from influence_dag.gradients.per_sample import per_sample_gradients
@@ -176,7 +176,7 @@ def _gradient(objective: "Objective", rows: "Rows") -> None:
     objective.mean_loss(theta, rows).backward()
 
 
-def _tried(study: Study, train: "Split", test: "Split") -> "tuple[Objective, Rows]":
+def _tried(study: Study, train: "SplitRows", test: "SplitRows") -> "tuple[Objective, Rows]":
     """The model on a few training rows, checked as a refresh checks it; labels of all rows."""
     import torch
 
@@ -200,7 +200,7 @@ def _tried(study: Study, train: "Split", test: "Split") -> "tuple[Objective, Row
     return objective, few
 
 
-def _check_labels(study: Study, split: "Split", check: Callable[[Any], None]) -> None:
+def _check_labels(study: Study, split: "SplitRows", check: Callable[[Any], None]) -> None:
     import torch
 
     try:
@@ -214,7 +214,7 @@ def _check_labels(study: Study, split: "Split", check: Callable[[Any], None]) ->
         raise DataError(f"{split.source}: row {row!r}, column {column!r}: {said}") from error
 
 
-def _rows_of(split: "Split", count: int, dtype: Any) -> "Rows":
+def _rows_of(split: "SplitRows", count: int, dtype: Any) -> "Rows":
     import torch
 
     from influence_dag.objective.objective import Rows
@@ -281,7 +281,7 @@ def _block_rows(study: Study, rates: _Rates) -> int:
     return max(FEWEST, study.settings.compute.block_bytes // (8 * max(rates.values, 1)))
 
 
-def _warnings(study: Study, train: "Split", costs: tuple[Cost, ...]) -> Iterator[str]:
+def _warnings(study: Study, train: "SplitRows", costs: tuple[Cost, ...]) -> Iterator[str]:
     from influence_dag.datasets.scales import unscaled
 
     features = study.settings.data.features

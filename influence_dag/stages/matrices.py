@@ -10,12 +10,12 @@ from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.objective.objective import Objective, Rows
-from influence_dag.stages.differences import row_changes
 from influence_dag.stages.digits import LIMIT, Digits
 from influence_dag.stages.driver import Result, Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
 from influence_dag.stages.reading import load_objective, load_rows, naming_rows, weight_sum
+from influence_dag.stages.row_changes import row_changes
 from influence_dag.stages.symbols import matrix_formula
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench

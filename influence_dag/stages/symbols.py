@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.study.methods import (
@@ -14,7 +14,9 @@ from influence_dag.study.methods import (
     MethodSettings,
     NystroemSettings,
 )
-from influence_dag.study.study import StudySettings
+
+if TYPE_CHECKING:
+    from influence_dag.study.study import StudySettings
 
 _FISHER = {
     "exact": "the exact Fisher G",
@@ -48,7 +50,7 @@ def gradients_formula(weights: str = "none") -> str:
 class Symbols:
     """The system that one method solves; `weights` names the column of row weights, or `none`."""
 
-    settings: StudySettings
+    settings: "StudySettings"
     method: str
     weights: str = "none"
 

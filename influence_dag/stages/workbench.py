@@ -8,8 +8,7 @@ from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from influence_dag.datasets.slots import Axis, Split
-from influence_dag.datasets.splits import Split as Rows
-from influence_dag.datasets.splits import load_splits, makes_rows
+from influence_dag.datasets.splits import SplitRows, load_splits, makes_rows
 from influence_dag.errors import StoreError, StudyError
 from influence_dag.stages.planned import Planned
 from influence_dag.store import Layout, Store, Version, open_store
@@ -73,7 +72,7 @@ class Workbench:
         return self._once[what]
 
     @cached_property
-    def made_rows(self) -> tuple[Rows, Rows] | None:
+    def made_rows(self) -> tuple[SplitRows, SplitRows] | None:
         """Both splits where a callable makes rows, read once a run; None where files have them."""
         if not makes_rows(self.settings.data):
             return None

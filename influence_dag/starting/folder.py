@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from influence_dag.datasets.scales import unscaled
-from influence_dag.datasets.splits import Split, load_splits
+from influence_dag.datasets.splits import SplitRows, load_splits
 from influence_dag.errors import StudyError
 from influence_dag.starting.first_look import Plan, Start, located, look_at_files
 from influence_dag.study.base import is_callable_name
@@ -124,7 +124,7 @@ def _make_package(folder: Path, project: Path) -> None:
         (each / "__init__.py").touch()
 
 
-def _rows(plan: Plan, folder: Path) -> tuple[Split, Split]:
+def _rows(plan: Plan, folder: Path) -> tuple[SplitRows, SplitRows]:
     """The rows as the study will read them, its own copies of tables being written first."""
     tables = {n: file for n, file in plan.files.items() if isinstance(file, pd.DataFrame)}
     if any((folder / name).exists() for name in tables):
@@ -144,7 +144,7 @@ def _absolute(name: str, folder: Path) -> str:
 
 
 def _settings(
-    start: Start, plan: Plan, train: Split, test: Split, package: str, *, own_project: bool
+    start: Start, plan: Plan, train: SplitRows, test: SplitRows, package: str, *, own_project: bool
 ) -> dict[str, Any]:
     loss, outputs = _task(plan, train)
     size = int(sum(np.prod(x.shape[1:]) for x in train.x.values()))
@@ -168,7 +168,7 @@ def _settings(
     return settings | ({"store": {"path": "store"}} if own_project else {})
 
 
-def _task(plan: Plan, train: Split) -> tuple[str, int]:
+def _task(plan: Plan, train: SplitRows) -> tuple[str, int]:
     """The loss and the number of outputs that fit the target."""
     y = train.y
     if train.classes is None and y.dtype.kind != "f" and y.ndim == 1:
@@ -186,7 +186,7 @@ def _task(plan: Plan, train: Split) -> tuple[str, int]:
     return "mse", int(np.prod(y.shape[1:]))
 
 
-def _write_model(plan: Plan, train: Split, size: int, outputs: int, package: str) -> str:
+def _write_model(plan: Plan, train: SplitRows, size: int, outputs: int, package: str) -> str:
     if len(train.x) > 1:
         raise StudyError(f"the rows have several inputs, {list(train.x)}; name a model: --model")
     layer = f"nn.Linear({size}, {outputs})"

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from influence_dag.study.base import Settings, is_callable_name, path_name
+from influence_dag.study.base import Settings, Split, is_callable_name, path_name
 from influence_dag.study.dagster import asset_path
 
 
@@ -64,9 +64,6 @@ class FeatureSettings(Settings):
         if self.dims is not None and len(set(self.dims)) != len(self.dims):
             raise ValueError(f"dims {list(self.dims)} repeats a name")
         return self
-
-
-Which = Literal["test", "train"]  # the two splits
 
 
 def _only_files(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -255,11 +252,11 @@ class DataSettings(Settings):
         named = (self.id, self.target, self.weight, *self.keep)
         return tuple(name for name in named if name is not None)
 
-    def names(self, which: Which) -> tuple[str, ...]:
+    def names(self, which: Split) -> tuple[str, ...]:
         """What a split is read from: one name, or those of a list."""
         named = getattr(self, which)
         return (named,) if isinstance(named, str) else named
 
-    def described(self, which: Which) -> str:
+    def described(self, which: Split) -> str:
         """The same in words."""
         return ", ".join(self.names(which))

@@ -57,6 +57,7 @@ MOVED = {
     "settings_reference": "study.reference",
     "showing": "query.text",
     "sources": "datasets.sources",
+    "stages.differences": "stages.row_changes",
     "stages.refreshing": "stages.driver",
     "standardising": "datasets.standardising",
     "stationarity": "gradients.stationarity",

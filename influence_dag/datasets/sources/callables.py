@@ -12,12 +12,13 @@ from influence_dag.datasets.sources.map_style import Form
 from influence_dag.datasets.sources.rereading import RereadRows
 from influence_dag.datasets.sources.texts import numbers_or_words
 from influence_dag.errors import DataError
-from influence_dag.study.data import DataSettings, Which
+from influence_dag.study.base import Split
+from influence_dag.study.data import DataSettings
 from influence_dag.study.users_code import named_by
 from influence_dag.texts import a_kind
 
 
-def read_callable(name: str, data: DataSettings, which: Which, root: Path) -> Source:
+def read_callable(name: str, data: DataSettings, which: Split, root: Path) -> Source:
     """The rows of what a callable returns, if they are the same when they are made again.
 
     A table is made twice; of a data set blocks are in memory, and rows are compared when they are
@@ -63,7 +64,7 @@ _NEARLY = {
 }
 
 
-def _check_map_style(dataset: Any, name: str, which: Which) -> None:
+def _check_map_style(dataset: Any, name: str, which: Split) -> None:
     map_style = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if type(dataset).__name__ in _NEARLY or not map_style:
         raise DataError(

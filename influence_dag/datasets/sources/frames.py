@@ -12,7 +12,8 @@ from influence_dag.datasets.sources.rereading import RereadRows, moved_rows
 from influence_dag.datasets.sources.row_keys import equal_rows, value_keys
 from influence_dag.datasets.sources.tables import frame_source
 from influence_dag.errors import DataError
-from influence_dag.study.data import DataSettings, Which
+from influence_dag.study.base import Split
+from influence_dag.study.data import DataSettings
 
 
 def is_table(dataset: Any) -> bool:
@@ -24,7 +25,7 @@ def is_table(dataset: Any) -> bool:
     return hasattr(dataset, "column_names") or hasattr(dataset, "columns")
 
 
-def read_table(made: RereadRows, name: str, data: DataSettings, which: Which) -> Source:
+def read_table(made: RereadRows, name: str, data: DataSettings, which: Split) -> Source:
     """The rows of a table, made twice: of the first hashes are kept, not the table."""
     first = _source(made.dataset, name, data)
     inputs, target, before = list(first.inputs), first.target, _keys(first)

@@ -9,8 +9,8 @@ from typing import Any
 from influence_dag.datasets.sources.base import Source
 from influence_dag.datasets.sources.joining import joined
 from influence_dag.errors import DataError
-from influence_dag.study.base import is_callable_name
-from influence_dag.study.data import DataSettings, Which
+from influence_dag.study.base import Split, is_callable_name
+from influence_dag.study.data import DataSettings
 from influence_dag.study.places import RULE
 from influence_dag.texts import did_you_mean
 
@@ -31,7 +31,7 @@ def _reader(name: str) -> Any:
     return resolve_name(f"influence_dag.datasets.sources.{name}")
 
 
-def read_source(data: DataSettings, which: Which, root: Path) -> Source:
+def read_source(data: DataSettings, which: Split, root: Path) -> Source:
     """Read the split `which` of the settings; `DataError` says what a file lacks."""
     names = data.names(which)
     if is_callable_name(names[0]):
@@ -44,7 +44,7 @@ def read_source(data: DataSettings, which: Which, root: Path) -> Source:
     return joined(data.described(which), sources)
 
 
-def files(data: DataSettings, which: Which, root: Path) -> dict[str, Path]:
+def files(data: DataSettings, which: Split, root: Path) -> dict[str, Path]:
     """Name → file (or folder) of a split, sorted; names are relative to `root` as the settings are.
 
     Raises `DataError` for a name or a pattern that nothing has.
@@ -61,7 +61,7 @@ def files(data: DataSettings, which: Which, root: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _read(path: Path, name: str, data: DataSettings, which: Which, root: Path) -> Source:
+def _read(path: Path, name: str, data: DataSettings, which: Split, root: Path) -> Source:
     ending = "".join(path.suffixes[-2:]) if path.suffix in (".gz", ".zst") else path.suffix
     if path.is_dir() and ending != ".zarr":
         if ending in READERS:
@@ -83,7 +83,7 @@ def _read(path: Path, name: str, data: DataSettings, which: Which, root: Path) -
     return _reader("images:read_pictures")(read, path, name, data, root)
 
 
-def _existing(name: str, which: Which, root: Path) -> Path:
+def _existing(name: str, which: Split, root: Path) -> Path:
     path = root / name
     try:
         there = path.exists()
