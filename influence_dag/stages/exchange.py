@@ -12,6 +12,7 @@ import hashlib
 import pickle
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class Exchange:
         path.mkdir(exist_ok=True)
         for old in set(path.iterdir()) - {path / f"{name_of(task)}.arrays" for task in tasks}:
             old.unlink(missing_ok=True)  # of another age
-        write_atomically(path / "plan", pickle.dumps((shard.of, tasks)))
+        write_atomically(path / "plan", pickle.dumps((shard.of, uuid.uuid4().hex, tasks)))
         return path
 
     def end(self, error: BaseException | None) -> None:
@@ -107,11 +108,12 @@ class Exchange:
 
     # What the others see
 
-    def plans(self) -> Iterator[tuple[Path, int, list[BlockTask]]]:
+    def plans(self) -> Iterator[tuple[Path, int, str, list[BlockTask]]]:
+        """Where arrays go, among how many tasks are shared, which plan it is, and its tasks."""
         for path in sorted(self.folder.glob("*/plan")):
             with suppress(FileNotFoundError):
-                of, tasks = pickle.loads(path.read_bytes())
-                yield path.parent, of, tasks
+                of, plan, tasks = pickle.loads(path.read_bytes())
+                yield path.parent, of, plan, tasks
 
     def ended(self) -> tuple[float, str] | None:
         """When, and with which error."""

@@ -130,11 +130,15 @@ def compute_share(
     """
     exchange, began, done = Exchange(study), time.time(), 0
     exchange.folder.mkdir(parents=True, exist_ok=True)
-    last = time.monotonic()
+    last, seen = time.monotonic(), set[tuple[str, int]]()
     with _beating(exchange.alive(shard.number)):
         while True:
-            for folder, of, tasks in exchange.plans():
-                count = _compute_own(folder, of, tasks, shard)
+            for folder, of, plan, tasks in exchange.plans():
+                own = {k for k in range(len(tasks)) if shard.owns(k)} - {
+                    k for name, k in seen if name == plan
+                }
+                count = _compute_own(folder, of, {k: tasks[k] for k in sorted(own)}, shard)
+                seen |= {(plan, k) for k in own}  # what was taken meanwhile is not asked for again
                 done, last = done + count, time.monotonic() if count else last
             waited = time.monotonic() - last > patience
             if _is_over(exchange, shard, began, waited=waited):
@@ -166,15 +170,15 @@ def _is_driven(exchange: Exchange) -> bool:
     return False
 
 
-def _compute_own(folder: Path, of: int, tasks: list[BlockTask], shard: Shard) -> int:
+def _compute_own(folder: Path, of: int, tasks: dict[int, BlockTask], shard: Shard) -> int:
     if of != shard.of:
         raise StudyError(
             f"shard {shard}: shard 1 shares its blocks among {of}; start all with the same number"
         )
     count = 0
-    for position, task in enumerate(tasks):
+    for task in tasks.values():
         path = folder / f"{name_of(task)}.arrays"
-        if not shard.owns(position) or path.exists():
+        if path.exists():
             continue
         if not (folder / "plan").exists():  # called off, or done
             return count

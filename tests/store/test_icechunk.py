@@ -180,6 +180,7 @@ def test_gc_frees_the_objects_of_versions_that_are_not_kept(store, address):
     before = len(repository.place.objects(NAME))
     open_store(address, keep_versions=1).gc()
     assert len(repository.place.objects(NAME)) < before / 2
+    assert set(repository.place.tags(NAME)) == plain(address).list_tags() == {"000003"}
     assert store.version(NAME).verify(checksums=True) == ()
     repository.look_again()
     assert not repository.is_doubtful(3), "what it removed itself is no damage"

@@ -93,6 +93,14 @@ class Place:
         names = (each["name"] for each in found if each["type"] == "directory")
         return [name.rstrip("/").rpartition("/")[2] for name in names]
 
+    def tags(self, artifact: str) -> list[str]:
+        """Of a repository, by one listing: Icechunk reads each that there ever was, gone or not."""
+        refs = self.at(f"{artifact}/{REPOSITORY}/refs")
+        found = (path.rsplit("/", 2)[1:] for path in self.files.find(refs))
+        files = [(ref[4:], file) for ref, file in found if ref.startswith("tag.")]
+        gone = {tag for tag, file in files if file == "ref.json.deleted"}
+        return sorted({tag for tag, file in files if file == "ref.json"} - gone)
+
     def objects(self, artifact: str) -> np.ndarray:
         """A number for each object of a repository: others for one that is replaced."""
         return np.fromiter(map(_number, self._listed(artifact)), np.uint64)

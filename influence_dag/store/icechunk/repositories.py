@@ -93,10 +93,9 @@ class Repository:
 
     def numbers(self) -> list[int]:
         """Of the kept versions, oldest first."""
-        if (opened := self.known()) is None:
-            return []
         with told(f"looking for versions of {self.address}"):
-            return sorted(int(tag) for tag in opened.list_tags() if _TAG.fullmatch(tag))
+            tags = self.place.tags(self.artifact)
+        return sorted(int(tag) for tag in tags if _TAG.fullmatch(tag))
 
     def snapshot(self, number: int) -> str:
         if number not in self._snapshots:
