@@ -57,17 +57,18 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@touch $@
 
-# In the repository under another name: Dagster warns of a dagster.yaml in the folder where it starts.
-$(DAGSTER_HOME)/dagster.yaml: dagster-instance.yaml
+$(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	@mkdir -p $(@D) && cp $< $@
 
 demo: $(READY) $(DAGSTER_HOME)/dagster.yaml
 	$(BIN)/influence-dag materialize assets/digits --show
 
-# What Dagster says of its own code, and nobody here can change.
+# In the folder of its history: Dagster warns of a dagster.yaml elsewhere, where it starts. The warnings
+# that are left out are of Dagster's own code.
 ui: export PYTHONWARNINGS := ignore:Function `dev_command`,ignore:Parameter `execution_type`
 ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
-	$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
+	cd $(DAGSTER_HOME) && $(CURDIR)/$(BIN)/dagster dev --workspace $(CURDIR)/workspace.yaml \
+	  --host 127.0.0.1 --port $(PORT)
 
 # A process for each core, each with one thread: the tests' networks are too small to share.
 # In their order, in which files of few and long tests are not all at the end.

@@ -15,7 +15,7 @@ def copy_project(target: Path) -> Path:
     skip = shutil.ignore_patterns("__pycache__", "store")
     for folder in ("assets", "data"):
         shutil.copytree(ROOT / folder, target / folder, ignore=skip)
-    for file in ("pyproject.toml", "workspace.yaml", "dagster-instance.yaml"):
+    for file in ("pyproject.toml", "workspace.yaml", "dagster.yaml"):
         shutil.copy(ROOT / file, target)
     return target
 
@@ -23,7 +23,7 @@ def copy_project(target: Path) -> Path:
 def environment(current: Mapping[str, str], home: Path) -> dict[str, str]:
     """Environment variables for a Dagster instance in `home` with the project's settings."""
     home.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "dagster-instance.yaml", home / "dagster.yaml")
+    shutil.copy(ROOT / "dagster.yaml", home)
     own = {"DAGSTER_HOME": str(home), "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200"}
     own["PYTHONWARNINGS"] = QUIET  # as `make ui` has it
     # One thread: beside other tests, those of a second one mostly wait for each other.

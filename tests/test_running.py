@@ -71,7 +71,7 @@ def test_the_command_line_records_where_make_ui_looks(project, monkeypatch):
     """`make` sets the folder up before it starts the UI, with itself in the environment."""
     project.write_settings(methods={"cg": None}, perturbation=None)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    shutil.copy(ROOT / "dagster-instance.yaml", project.root)
+    shutil.copy(ROOT / "dagster.yaml", project.root)
     make = ["make", "--silent", "-C", project.root, "-f", ROOT / "Makefile"]
     where = subprocess.run(
         [*make, "--eval", "home: ; @echo $$DAGSTER_HOME", "home"],

@@ -20,7 +20,7 @@ ABOUT = (
 )
 
 
-def edits_asset(study: Study) -> dg.AssetsDefinition:
+def edits_asset(study: Study) -> dg.SourceAsset:
     """The asset `<study>/edits`, whose data version is that of the marks and edits."""
 
     def edits() -> dg.ObserveResult:

@@ -120,12 +120,14 @@ def dagster_dev(project: Path, home: Path) -> Iterator[Server]:
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
         port = chosen.getsockname()[1]
-    command = ["dagster", "dev", "--host", "127.0.0.1", "--port", str(port)]
+    command = ["dagster", "dev", "--workspace", str(project / "workspace.yaml")]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    there = environment(os.environ, home)
     with (home.parent / "dagster-dev.log").open("w") as log:
         process = subprocess.Popen(
             command,
-            cwd=project,
-            env=environment(os.environ, home),
+            cwd=home,  # as `make ui`
+            env=there,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

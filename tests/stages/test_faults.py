@@ -238,7 +238,7 @@ def dagster_home(project: Project) -> str:
     """An instance of Dagster with this repository's settings."""
     home = project.root / "dagster"
     home.mkdir(exist_ok=True)
-    (home / "dagster.yaml").write_text((ROOT / "dagster-instance.yaml").read_text())
+    (home / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
     return str(home)
 
 
