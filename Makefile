@@ -60,15 +60,17 @@ $(READY): pyproject.toml constraints.txt
 $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	@mkdir -p $(@D) && cp $< $@
 
+$(DAGSTER_HOME)/workspace.yaml: workspace.yaml
+	@mkdir -p $(@D) && sed 's|working_directory: .*|working_directory: $(CURDIR)|' $< > $@
+
 demo: $(READY) $(DAGSTER_HOME)/dagster.yaml
 	$(BIN)/influence-dag materialize assets/digits --show
 
 # In the folder of its history: Dagster warns of a dagster.yaml elsewhere, where it starts. The warnings
 # that are left out are of Dagster's own code.
 ui: export PYTHONWARNINGS := ignore:Function `dev_command`,ignore:Parameter `execution_type`
-ui: $(READY) $(DAGSTER_HOME)/dagster.yaml
-	cd $(DAGSTER_HOME) && $(CURDIR)/$(BIN)/dagster dev --workspace $(CURDIR)/workspace.yaml \
-	  --host 127.0.0.1 --port $(PORT)
+ui: $(READY) $(DAGSTER_HOME)/dagster.yaml $(DAGSTER_HOME)/workspace.yaml
+	cd $(DAGSTER_HOME) && $(CURDIR)/$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
 
 # A process for each core, each with one thread: the tests' networks are too small to share.
 # In their order, in which files of few and long tests are not all at the end.

@@ -9,6 +9,7 @@
 """
 
 import hashlib
+import os
 import pickle
 import re
 import shutil
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from influence_dag.addresses import scheme_of
 from influence_dag.errors import StudyError
@@ -78,12 +80,26 @@ class Exchange:
     def _of(self, artifact: str) -> Path:
         return self.folder / artifact.replace("/", "~")
 
+    def enter(self) -> None:
+        """Make the folder one's own, where tasks and arrays are pickles: nobody else writes there.
+
+        Raises `StudyError` where it is another user's.
+        """
+        with explained(self.folder, "sharing blocks in"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            owner = self.folder.stat().st_uid
+            if owner != os.geteuid():
+                raise StudyError(
+                    f"{self.folder} is user {owner}'s, and this is user {os.geteuid()}; shards of "
+                    "one user share a study: remove the folder, or work on a copy of the project"
+                )
+            self.folder.chmod(0o700)
+
     # What the first says
 
     def begin(self) -> None:
-        with explained(self.folder, "sharing blocks in"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder.parents[1] / ".gitignore", b"*\n")
+        self.enter()
+        write_atomically(self.folder.parents[1] / ".gitignore", b"*\n")
         for path in [self.folder / "ended", *self.folder.glob("*/plan"), *self._errors()]:
             path.unlink(missing_ok=True)
 
@@ -95,7 +111,7 @@ class Exchange:
         path.mkdir(exist_ok=True)
         for old in set(path.iterdir()) - {path / f"{name_of(task)}.arrays" for task in tasks}:
             old.unlink(missing_ok=True)  # of another age
-        write_atomically(path / "plan", pickle.dumps((shard.of, uuid.uuid4().hex, tasks)))
+        write_atomically(path / "plan", packed((shard.of, uuid.uuid4().hex, tasks)))
         return path
 
     def end(self, error: BaseException | None) -> None:
@@ -112,7 +128,7 @@ class Exchange:
         """Where arrays go, among how many tasks are shared, which plan it is, and its tasks."""
         for path in sorted(self.folder.glob("*/plan")):
             with suppress(FileNotFoundError):
-                of, plan, tasks = pickle.loads(path.read_bytes())
+                of, plan, tasks = unpacked(path.read_bytes())
                 yield path.parent, of, plan, tasks
 
     def ended(self) -> tuple[float, str] | None:
@@ -124,6 +140,15 @@ class Exchange:
 
     def alive(self, number: int) -> Path:
         return self.folder / f"shard-{number}.alive"
+
+
+def packed(value: Any) -> bytes:
+    return pickle.dumps(value)
+
+
+def unpacked(left: bytes) -> Any:
+    """What another shard has left in the folder, which is this user's alone."""
+    return pickle.loads(left)
 
 
 def name_of(task: BlockTask) -> str:

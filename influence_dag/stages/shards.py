@@ -7,7 +7,6 @@ and go: what they left stays for the next run, and what is missing is theirs aga
 """
 
 import os
-import pickle
 import socket
 import threading
 import time
@@ -18,7 +17,7 @@ from typing import Any
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.files import content_of, write_atomically
-from influence_dag.stages.exchange import Exchange, Shard, name_of
+from influence_dag.stages.exchange import Exchange, Shard, name_of, packed, unpacked
 from influence_dag.stages.tasks import BlockTask, Results, run
 from influence_dag.study.study import Study
 
@@ -52,7 +51,7 @@ class ShardExecutor:
                 name = self._next(folder, waiting, owner, signs)
                 task = waiting.pop(name)
                 left = content_of(folder / f"{name}.arrays")
-                yield task, run(task) if left is None else pickle.loads(left)
+                yield task, run(task) if left is None else unpacked(left)
                 (folder / f"{name}.arrays").unlink(missing_ok=True)
         finally:
             (folder / "plan").unlink(missing_ok=True)
@@ -72,7 +71,7 @@ class ShardExecutor:
             if own := next((name for name in waiting if owner[name] == 1), None):
                 return own
             for path in folder.glob("*.error"):
-                raise pickle.loads(path.read_bytes())
+                raise unpacked(path.read_bytes())
             signs.look({owner[name] for name in waiting}, self.shard)
             time.sleep(POLL)
 
@@ -129,7 +128,7 @@ def compute_share(
     asked for `patience` seconds or the first shard ended with an error.
     """
     exchange, began, done = Exchange(study), time.time(), 0
-    exchange.folder.mkdir(parents=True, exist_ok=True)
+    exchange.enter()
     last, seen = time.monotonic(), set[tuple[str, int]]()
     with _beating(exchange.alive(shard.number)):
         while True:
@@ -195,7 +194,7 @@ def _compute_own(folder: Path, of: int, tasks: dict[int, BlockTask], shard: Shar
 
 def _leave(path: Path, value: Any) -> None:
     with suppress(FileNotFoundError):  # the first shard has ended meanwhile
-        write_atomically(path, pickle.dumps(value))
+        write_atomically(path, packed(value))
 
 
 @contextmanager

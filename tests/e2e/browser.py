@@ -53,6 +53,7 @@ class Page:
 
     def open(self, url: str, *, showing: str) -> str:
         """Go to a page and wait until it shows the words; returns all of its text."""
+        self._call("Page.navigate", url="about:blank")  # so that no words are the last page's
         self._call("Page.navigate", url=url)
         return self.wait_for(showing)
 

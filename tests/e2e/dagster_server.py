@@ -120,9 +120,11 @@ def dagster_dev(project: Path, home: Path) -> Iterator[Server]:
     with socket.socket() as chosen:
         chosen.bind(("127.0.0.1", 0))
         port = chosen.getsockname()[1]
-    command = ["dagster", "dev", "--workspace", str(project / "workspace.yaml")]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command = ["dagster", "dev", "--host", "127.0.0.1", "--port", str(port)]
     there = environment(os.environ, home)
+    place = f"working_directory: {project}"
+    workspace = (project / "workspace.yaml").read_text().replace("working_directory: .", place)
+    (home / "workspace.yaml").write_text(workspace)
     with (home.parent / "dagster-dev.log").open("w") as log:
         process = subprocess.Popen(
             command,

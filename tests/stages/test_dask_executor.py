@@ -139,7 +139,7 @@ def test_the_blocks_of_a_worker_that_is_killed_are_computed_by_another(
     def deadly(task):
         if task.artifact != INFLUENCES:
             return task
-        return Dying.of(task, (0, 16), mark)
+        return Dying.of(task, (0, 0, 16), mark)
 
     refresh(project.folder, Through(cluster, deadly), until=INFLUENCES)
     assert mark.exists()

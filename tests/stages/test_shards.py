@@ -216,3 +216,12 @@ def test_commands_of_an_array_job_store_what_one_stores_though_one_is_killed(alo
     again = started("2/2")
     assert [each.wait(timeout=240) for each in (first, again, second)] == [0, 0, -9]
     assert_same_bits(alone, begun)
+
+
+def test_a_folder_of_another_user_is_refused(begun, monkeypatch):
+    exchange = Exchange(load_study(begun.folder))
+    exchange.enter()
+    assert exchange.folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr("os.geteuid", lambda: 4711)
+    with pytest.raises(StudyError, match="and this is user 4711; shards of one user share a study"):
+        exchange.enter()
