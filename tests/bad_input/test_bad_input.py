@@ -14,11 +14,16 @@ def imported() -> None:
     """What a first kind would wait for."""
     import dagster  # noqa: F401
     import pyarrow.feather  # noqa: F401
+    import torch._dynamo  # noqa: F401
     import xarray  # noqa: F401
     import zarr  # noqa: F401
     from PIL import Image  # noqa: F401
 
-    import influence_dag.components.assets  # noqa: F401
+    import influence_dag.components.console
+    import influence_dag.query.drawn
+    import influence_dag.stages.curvature
+    import influence_dag.stages.dataset
+    import influence_dag.stages.model  # noqa: F401
 
 
 @pytest.mark.filterwarnings("ignore")
