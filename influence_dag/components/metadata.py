@@ -9,11 +9,13 @@ from influence_dag.components.captions import WHY
 from influence_dag.components.changes import changes, made_from
 from influence_dag.components.keys import DATA_VERSION_TAG
 from influence_dag.datasets.slots import SPLITS, Axis
-from influence_dag.query import pictures
 from influence_dag.stages.artifacts import Artifact, Picture
+from influence_dag.stages.sampling import values_of_rows
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
+
+_FAILED = "picture"  # under which it is told that one could not be drawn
 
 
 def materialize_result(
@@ -30,8 +32,9 @@ def materialize_result(
     """
     version, metadata = bench.require(update.artifact), {}
     if node.picture and not context.instance.is_ephemeral:
-        metadata = _drawn_before(context, node.picture, update) or _drawn(
-            context, node.picture, bench, version, node.method
+        before = _drawn_before(context, node.picture, update)
+        metadata = (
+            _drawn(context, node.picture, bench, version, node.method) if before is None else before
         )
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, node.method)
@@ -50,7 +53,7 @@ def _drawn(context: dg.AssetExecutionContext, picture: Picture, *of: Any) -> dic
     except Exception as error:
         said = f"{type(error).__name__}: {error!s:.300}"
         context.log.warning(f"the picture of this version could not be drawn: {said}")
-        return {"picture": f"could not be drawn: {said}"}
+        return {_FAILED: f"could not be drawn: {said}"}
 
 
 def _shown(name: str, value: str | list[dict[str, str]]) -> dg.MetadataValue:
@@ -63,12 +66,14 @@ def _shown(name: str, value: str | list[dict[str, str]]) -> dg.MetadataValue:
 
 def _drawn_before(
     context: dg.AssetExecutionContext, picture: Picture, update: Update
-) -> dict[str, Any]:
-    """The pictures of the last materialisation, if it was of the same data."""
+) -> dict[str, Any] | None:
+    """The pictures of the last materialisation, which may be none, if it was of the same data."""
     event = context.instance.get_latest_materialization_event(context.asset_key)
     last = event.asset_materialization if event else None
     if last is None or (last.tags or {}).get(DATA_VERSION_TAG) != update.data_version:
-        return {}
+        return None
+    if _FAILED in last.metadata:
+        return None
     return {name: value for name, value in last.metadata.items() if name in picture.names}
 
 
@@ -125,7 +130,7 @@ def _solves(version: Version) -> dict[str, Any]:
     """The worst of what the solves noted, which the UI charts from run to run."""
     worst = {"residual": "worst_residual", "niter": "most_iterations"}
     noted = {
-        told: pictures.of_rows(version, name)
+        told: values_of_rows(version, name)
         for name, told in worst.items()
         if name in version.variables
     }

@@ -14,6 +14,7 @@ from influence_dag.errors import StoreError
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents, named
 from influence_dag.stages import naming
+from influence_dag.stages.sampling import values_of_rows
 from influence_dag.store import Store, Version
 from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.suspicion import SUSPICIONS
@@ -200,8 +201,8 @@ def convergence(version: Version) -> Figure:
     """Residuals of a method's solves; of an iterative one also its iterations."""
     iterative = "niter" in version.variables
     return plots.convergence(
-        of_rows(version, "residual"),
-        niter=of_rows(version, "niter") if iterative else None,
+        values_of_rows(version, "residual"),
+        niter=values_of_rows(version, "niter") if iterative else None,
         curve=_residual_curve(version) if iterative else None,
         tolerance=version.attrs["method_settings"].get("rtol"),
     )
@@ -212,19 +213,12 @@ def _residual_curve(version: Version) -> np.ndarray:
     iterations = np.asarray(version.coordinate("iteration"))
     valid = Axis.read(version, "test").valid
     history = np.asarray(version.read("residual_history"), np.float64)[..., valid, :]
-    niter = of_rows(version, "niter")
+    niter = values_of_rows(version, "niter")
     begun = history.reshape(-1, len(iterations))[niter > 0]
     if not len(begun):
         return np.empty((3, 0))
     curve = np.stack([iterations, np.median(begun, axis=0), begun.max(axis=0)])
     return curve[:, iterations <= niter.max()]
-
-
-def of_rows(version: Version, name: str) -> np.ndarray:
-    """What solves noted of each test row that exists, or of those in a sample of them."""
-    valid = Axis.read(version, "test").valid
-    values = np.asarray(version.read(name), np.float64)[..., valid].ravel()
-    return values[~np.isnan(values)] if naming.is_sampled(version, name) else values
 
 
 def leave_one_out(version: Version) -> Figure:

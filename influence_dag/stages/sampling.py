@@ -5,8 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from influence_dag.datasets.slots import Axis
 from influence_dag.stages import naming
 from influence_dag.stages.workbench import Workbench
+from influence_dag.store import Version
 
 FREE = 2**28  # numbers n times p up to which a product costs no more than a solve
 
@@ -28,6 +30,13 @@ class Sample:
             return {}
         chosen = f"test rows whose test_key is a multiple of {self.every}; NaN of others"
         return {"sample": f"{chosen} (residuals: all computes them)"}
+
+
+def values_of_rows(version: Version, name: str) -> np.ndarray:
+    """What solves noted of each test row that exists, or of those in a sample of them."""
+    valid = Axis.read(version, "test").valid
+    values = np.asarray(version.read(name), np.float64)[..., valid].ravel()
+    return values[~np.isnan(values)] if naming.is_sampled(version, name) else values
 
 
 def of_method(bench: Workbench, method: str) -> Sample:

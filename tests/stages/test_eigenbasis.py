@@ -5,7 +5,6 @@ import pytest
 from tiny_project import Project
 
 from influence_dag.components import metadata
-from influence_dag.query import pictures
 from influence_dag.stages import checks, dataset, reading, sampling, summary
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.eigenbasis import GradientsOfTests
@@ -155,7 +154,7 @@ def test_a_sample_of_residuals_is_complete_and_drawn(project, monkeypatch, free)
     every = sampling.of_method(bench, "ekfac").every
     assert f"multiple of {every};" in version.array("residual").attrs["sample"]
     assert checks.complete(node.name, "test")(bench).passed
-    of_rows = pictures.of_rows(version, "residual")
+    of_rows = sampling.values_of_rows(version, "residual")
     keys = version.coordinate("test_key")[version.coordinate("test_valid")]
     assert len(of_rows) == 2 * (keys % np.uint64(every) == 0).sum()
     assert bool(len(of_rows)) == (every == 4)

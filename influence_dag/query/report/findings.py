@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from influence_dag.datasets.slots import SPLITS, Axis
 from influence_dag.errors import StoreError
-from influence_dag.query.pictures import dampings, of_rows
+from influence_dag.query.pictures import dampings
 from influence_dag.query.report.finding import RANKS, SIZES, VALUES, Finding, Outcome
 from influence_dag.query.report.intervals import over_columns, pearson, slope
 from influence_dag.query.report.verdict import Verdict, verdict
 from influence_dag.stages import naming
+from influence_dag.stages.sampling import values_of_rows
 from influence_dag.stages.wording import NO_MINIMUM
 from influence_dag.store import Version
 from influence_dag.study.methods import MethodSettings, MethodsSettings
@@ -142,7 +143,7 @@ class _Look:
         yield Finding("damping", ratio, 1, outcome, says)
 
     def residual(self) -> Iterator[Finding]:
-        known = of_rows(self.factors, "residual")
+        known = values_of_rows(self.factors, "residual")
         if not len(known):  # no test row, or none of them in the sample
             return
         worst = float(known.max())
