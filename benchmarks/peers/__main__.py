@@ -35,7 +35,7 @@ JOBS = {
     "ekfac_empirical": "EK-FAC, labels of the data",
     "perturbation": "Perturbation influences, 297 × 1,500 × 64",
 }
-LIMIT = 40  # seconds that one answer may take, on average of a process
+LIMIT = 30  # seconds that one answer may take, on average of a process
 MORE_MEMORY = f"needs more than {MEMORY / 2**30:.0f} GiB of addresses"
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
