@@ -70,8 +70,8 @@ class Problem:
     def train(self) -> TensorDataset:
         return TensorDataset(self.x, self.y)
 
-    def loader(self, batch: int = BATCH, *, shuffle: bool = False) -> DataLoader:
-        return DataLoader(self.train, batch_size=batch, shuffle=shuffle)
+    def loader(self, batch: int = BATCH) -> DataLoader:
+        return DataLoader(self.train, batch_size=batch)
 
     def test_loader(self, batch: int | None = None) -> DataLoader:
         test = TensorDataset(self.x_test, self.y_test)

@@ -4,7 +4,6 @@ from .layout import ChunkIndex as ChunkIndex
 from .layout import Coordinate as Coordinate
 from .layout import Layout as Layout
 from .layout import Variable as Variable
-from .layout import feature_chunks as feature_chunks
 from .layout import pair_chunks as pair_chunks
 from .layout import row_chunks as row_chunks
 from .memory import MemoryStore as MemoryStore

@@ -5,7 +5,7 @@ A layout is a plain value. Whatever of it a reader would notice takes part in it
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,6 @@ CODEC = "blosc lz4 5 bitshuffle, crc32c"
 _MIB = 2**20
 _SMALL_ARRAY = 10**9
 _LARGEST_CHUNK = 2**31 - 2**20  # Blosc compresses less than 2 GiB at once
-_WHOLE_FEATURES = 2**14
 RESERVED_NAMES = frozenset({"blocks.npz", "manifest.json", "zarr.json"})
 
 
@@ -228,19 +227,6 @@ def row_chunks(n: int, row_bytes: int) -> int:
     """
     budget = chunk_budget(n * row_bytes)
     return min(_power_of_two(budget / max(row_bytes, 1)), _cover(n))
-
-
-def feature_chunks(shape: Iterable[int]) -> tuple[int, ...]:
-    """Chunk lengths along the feature dimensions: whole up to 16,384 values, then halved.
-
-    >>> feature_chunks((3, 224, 224))
-    (3, 56, 56)
-    """
-    chunks = list(shape)
-    while math.prod(chunks) > _WHOLE_FEATURES:
-        longest = chunks.index(max(chunks))
-        chunks[longest] = -(-chunks[longest] // 2)
-    return tuple(max(length, 1) for length in chunks)
 
 
 def chunk_budget(array_bytes: int) -> int:

@@ -10,7 +10,6 @@ from influence_dag.store import (
     Coordinate,
     Layout,
     Variable,
-    feature_chunks,
     pair_chunks,
     row_chunks,
 )
@@ -59,12 +58,6 @@ def test_row_chunks_hold_at_least_a_row_and_about_a_mebibyte(n, row_bytes):
 def test_a_growing_data_set_keeps_its_chunks():
     chunks = {pair_chunks(297, n, itemsize=4, values_per_pair=64) for n in range(1_500, 1_700)}
     assert len(chunks) == 1
-
-
-def test_features_are_whole_up_to_sixteen_thousand():
-    assert feature_chunks((3, 32, 32)) == (3, 32, 32)
-    assert math.prod(feature_chunks((3, 512, 512))) <= 2**14
-    assert feature_chunks((0,)) == (1,)
 
 
 def variable(name="v", dims=("a", "b"), shape=(3, 4), dtype="float32", chunks=(2, 2), **options):
