@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import zarr
 
-from influence_dag.datasets.splits import load_split, load_splits, source_fingerprint
+from influence_dag.datasets.content import source_fingerprint
+from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError, StudyError
 from influence_dag.study.data import DataSettings
 

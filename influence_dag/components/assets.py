@@ -73,7 +73,7 @@ def _condition(study: Study, condition: dg.AutomationCondition) -> dg.Automation
 
 def _content(study: Study, made: Any = None) -> str:
     """The data version of the input files, or of the rows that a callable has `made`."""
-    from influence_dag.datasets.splits import source_fingerprint
+    from influence_dag.datasets.content import source_fingerprint
 
     folder = folder_of(study.store_address)
     remembered = folder / ".source.json" if folder else None  # else files are read every time

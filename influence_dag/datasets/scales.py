@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from influence_dag.datasets.splits import SplitRows
+from influence_dag.datasets.split_rows import SplitRows
 
 APART = 1e3  # the largest standard deviation over the smallest; less does no harm
 SHOWN = 3

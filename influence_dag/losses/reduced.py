@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn import functional as F
 
 from influence_dag.errors import ModelError
@@ -34,7 +33,8 @@ from influence_dag.losses.named import (
     next_token,
     number_targets,
 )
-from influence_dag.structures import described, tensors_of, with_tensors
+from influence_dag.losses.one_by_one import OneByOne, several
+from influence_dag.structures import described
 
 _ROUNDING = 100  # units
 _OF_CLASSES = (F.cross_entropy, F.nll_loss)
@@ -85,7 +85,7 @@ def reduced_loss(loss: LossFunction) -> "ReducedLoss":
     if isinstance(loss, ReducedLoss):
         return loss
     known = _torch_loss(loss)
-    return ReducedLoss(loss, known or _OneByOne(loss))
+    return ReducedLoss(loss, known or OneByOne(loss))
 
 
 def ignored_class(loss: LossFunction) -> int | None:
@@ -111,7 +111,7 @@ class ReducedLoss:
     """`(output, target) → (batch,)` from the loss `whole` of batches."""
 
     whole: LossFunction
-    parts: "_TorchLoss | _OneByOne"
+    parts: "_TorchLoss | OneByOne"
 
     def __call__(self, output: Any, target: Any) -> Tensor:
         return self.parts.losses(output, target)
@@ -171,9 +171,6 @@ def _weighs_rows(whole: Tensor, found: Tensor) -> ModelError:
         "its `weight`, loss='cross_entropy' for the mean over each row's labelled positions, or "
         "the weights of rows beside them: batches (x, y, weights)"
     )
-
-
-# Torch's own losses ----------------------------------------------------------------------------
 
 
 def _torch_loss(loss: Any) -> "_TorchLoss | None":
@@ -252,7 +249,7 @@ class _TorchLoss:
 
     def _one_a_row(self, values: Tensor) -> Tensor:
         if self.reduction == "none" and values[0].numel() != 1:
-            raise _several(values[:1])
+            raise several(values[:1])
         flat = values.reshape(len(values), -1)
         return flat.sum(1) if self.reduction == "sum" else flat.mean(1)
 
@@ -272,61 +269,3 @@ class _TorchLoss:
             for name, value in self.settings.items()
         }
         return self.function(output, target, **settings, reduction=reduction), target
-
-
-# Any other loss --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _OneByOne:
-    """A loss called on batches of one."""
-
-    loss: LossFunction
-
-    def losses(self, output: Any, target: Any) -> Tensor:
-        if not tensors_of(output):
-            raise ModelError(
-                f"the model returns an object of type {described(output)}; its rows can be told "
-                "apart in a tensor, and in tuples, mappings and dataclasses of tensors: return one "
-                "of those, or give a loss of one value a row"
-            )
-        rows = len(tensors_of((target, output))[0])
-        leaves = tensors_of((output, target))
-        split = [leaf.ndim > 0 and len(leaf) == rows for leaf in leaves]
-
-        def of_one(*rowwise: Tensor) -> Tensor:
-            remaining = iter(rowwise)
-            parts = [
-                next(remaining).unsqueeze(0) if own else leaf
-                for leaf, own in zip(leaves, split, strict=True)
-            ]
-            value = self.loss(*with_tensors((output, target), parts))
-            return _one_number(value)
-
-        batched = [leaf for leaf, own in zip(leaves, split, strict=True) if own]
-        try:
-            return vmap(of_one)(*batched)
-        except RuntimeError:
-            # A loss that looks at its values (`if (variance < 0).any()`): slow but right. An
-            # error that has another cause comes again from here.
-            return torch.stack([of_one(*row) for row in zip(*batched, strict=True)])
-
-    def shares(self, output: Any, target: Any) -> tuple[Tensor, Tensor]:
-        losses = self.losses(output, target)
-        return losses, torch.ones_like(losses)
-
-    def whole(self, output: Any, target: Any) -> Tensor:
-        return self.loss(output, target)
-
-
-def _one_number(value: Any) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        raise _several(value)
-    return value.reshape(())
-
-
-def _several(value: Any) -> ModelError:
-    return ModelError(
-        f"the loss returns {described(value)} for a batch of one; it has to reduce each sample to "
-        "one number"
-    )

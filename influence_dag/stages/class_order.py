@@ -7,7 +7,7 @@ import numpy as np
 
 from influence_dag.datasets.sources.base import listed
 from influence_dag.datasets.sources.words import TRUTH
-from influence_dag.datasets.splits import SplitRows
+from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.errors import DataError, ModelError
 from influence_dag.study.study import StudySettings
 

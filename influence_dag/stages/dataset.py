@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from influence_dag.datasets.content import source_fingerprint
 from influence_dag.datasets.slots import (
     SPLITS,
     Axis,
@@ -18,13 +19,8 @@ from influence_dag.datasets.slots import (
 from influence_dag.datasets.sources import files
 from influence_dag.datasets.sources.numbers import canonical
 from influence_dag.datasets.sources.on_demand import Values
-from influence_dag.datasets.splits import (
-    SplitRows,
-    check_precisions,
-    load_splits,
-    makes_rows,
-    source_fingerprint,
-)
+from influence_dag.datasets.split_rows import SplitRows
+from influence_dag.datasets.splits import check_precisions, load_splits
 from influence_dag.errors import DataError, StoreError
 from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.stages import naming
@@ -77,7 +73,7 @@ def look(bench: Workbench) -> None:
     Nothing is read that is stored already.
     """
     data, root = bench.settings.data, bench.study.root
-    if makes_rows(data):
+    if data.makes_rows:
         return
     found = [path for split in SPLITS for path in files(data, split, root).values()]
     if any(path.is_dir() for path in found):
@@ -113,7 +109,7 @@ def _read(bench: Workbench, key: str) -> tuple[tuple[SplitRows, SplitRows], str]
 def _source_key(bench: Workbench) -> str:
     """Stands for the files' bytes and all that decides how they are read and kept."""
     data, loss = bench.settings.data, bench.settings.model.loss
-    if makes_rows(data):
+    if data.makes_rows:
         return ""  # what code returns is known when it was called
     content = source_fingerprint(data, bench.study.root)
     how = (data.reading, bench.chunk_override, bench.study.name, loss)

@@ -23,7 +23,7 @@ from influence_dag.study.named_code import look_for_callables
 
 if TYPE_CHECKING:
     from influence_dag.datasets.sources.on_demand import Values
-    from influence_dag.datasets.splits import SplitRows
+    from influence_dag.datasets.split_rows import SplitRows
     from influence_dag.objective.objective import Objective, Rows
 
 TRIED = 256  # rows that are differentiated to measure a rate

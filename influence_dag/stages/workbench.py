@@ -8,7 +8,8 @@ from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from influence_dag.datasets.slots import Axis, Split
-from influence_dag.datasets.splits import SplitRows, load_splits, makes_rows
+from influence_dag.datasets.split_rows import SplitRows
+from influence_dag.datasets.splits import load_splits
 from influence_dag.errors import StoreError, StudyError
 from influence_dag.stages.planned import Planned
 from influence_dag.store import Layout, Store, Version, open_store
@@ -74,7 +75,7 @@ class Workbench:
     @cached_property
     def made_rows(self) -> tuple[SplitRows, SplitRows] | None:
         """Both splits where a callable makes rows, read once a run; None where files have them."""
-        if not makes_rows(self.settings.data):
+        if not self.settings.data.makes_rows:
             return None
         return load_splits(self.settings.data, self.study.root)
 

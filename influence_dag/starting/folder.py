@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from influence_dag.datasets.scales import unscaled
-from influence_dag.datasets.splits import SplitRows, load_splits
+from influence_dag.datasets.split_rows import SplitRows
+from influence_dag.datasets.splits import load_splits
 from influence_dag.errors import StudyError
 from influence_dag.starting.first_look import Plan, Start, located, look_at_files
 from influence_dag.study.base import is_callable_name

@@ -252,6 +252,11 @@ class DataSettings(Settings):
         named = (self.id, self.target, self.weight, *self.keep)
         return tuple(name for name in named if name is not None)
 
+    @property
+    def makes_rows(self) -> bool:
+        """Whether a callable makes the rows of a split."""
+        return any(is_callable_name(self.names(which)[0]) for which in ("train", "test"))
+
     def names(self, which: Split) -> tuple[str, ...]:
         """What a split is read from: one name, or those of a list."""
         named = getattr(self, which)

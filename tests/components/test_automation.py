@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from influence_dag.components.assets import asset_key, study_definitions
-from influence_dag.datasets.splits import source_fingerprint
+from influence_dag.datasets.content import source_fingerprint
 from influence_dag.errors import StudyError
 from influence_dag.study.loading import load_study
 

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from influence_dag.datasets.splits import load_splits, source_fingerprint
+from influence_dag.datasets.content import source_fingerprint
+from influence_dag.datasets.splits import load_splits
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
 

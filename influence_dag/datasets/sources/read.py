@@ -15,9 +15,9 @@ from influence_dag.study.places import RULE
 from influence_dag.texts import did_you_mean
 
 READERS = {
-    ".csv": "tables:read_csv",
-    ".csv.gz": "tables:read_csv",
-    ".csv.zst": "tables:read_csv",
+    ".csv": "csv_files:read_csv",
+    ".csv.gz": "csv_files:read_csv",
+    ".csv.zst": "csv_files:read_csv",
     ".parquet": "tables:read_parquet",
     ".feather": "tables:read_feather",
     ".arrow": "tables:read_feather",

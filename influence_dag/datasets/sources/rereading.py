@@ -14,7 +14,8 @@ import numpy as np
 from influence_dag.datasets.sources.base import NotFinite, chosen, not_finite
 from influence_dag.datasets.sources.map_style import Block, Form, Workers, joined, read_rows
 from influence_dag.datasets.sources.on_demand import RowsOnDemand, row_bytes, runs
-from influence_dag.datasets.sources.row_keys import equal_rows, input_keys, prepared
+from influence_dag.datasets.sources.preparing import prepared
+from influence_dag.datasets.sources.row_keys import equal_rows, input_keys
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
 

@@ -7,9 +7,7 @@ import numpy as np
 from influence_dag.datasets.sources.numbers import beyond, canonical
 from influence_dag.datasets.sources.on_demand import Values, row_bytes, runs
 from influence_dag.datasets.sources.texts import texts
-from influence_dag.errors import DataError
 from influence_dag.fingerprints import KEY_BYTES, row_fingerprints
-from influence_dag.study.data import FeatureSettings
 
 
 def input_keys(x: Mapping[str, Values]) -> np.ndarray:
@@ -34,27 +32,6 @@ def value_keys(columns: Mapping[str, np.ndarray]) -> np.ndarray:
         part = {name: canonical(values[rows]) for name, values in columns.items()}
         keys[rows] = row_fingerprints(part)
     return keys
-
-
-def prepared(
-    values: np.ndarray, features: FeatureSettings, *, name: str = "an input"
-) -> np.ndarray:
-    """Rows of an input as the model sees them: in the settings' shape, times their scale.
-
-    A shape that does not fit is left for `datasets` to refuse. Raises `DataError` where the scale
-    makes a number infinite.
-    """
-    if features.shape is not None and np.prod(values.shape[1:]) == np.prod(features.shape):
-        values = values.reshape(len(values), *features.shape)
-    if features.scale == 1:
-        return values
-    with np.errstate(over="ignore"):
-        scaled = values * features.scale
-    if (np.isinf(scaled) & np.isfinite(values)).any():
-        raise DataError(
-            f"{name} times data.features.scale {features.scale:g} overflows; choose a smaller one"
-        )
-    return scaled
 
 
 def equal_rows(one: np.ndarray, other: np.ndarray) -> np.ndarray:
