@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
+from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.errors import NotConvergedError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
@@ -34,7 +36,7 @@ from influence_dag.solvers.blocks import BlockFactorization, Blocks
 from influence_dag.solvers.dampings import AutomaticDamping, automatic_damping
 from influence_dag.solvers.direct import CholeskyFactor
 from influence_dag.solvers.eigenbasis import Eigenbasis
-from influence_dag.solvers.forming import worth_forming
+from influence_dag.solvers.forming import OF_LINEAR_LAYERS, worth_forming
 from influence_dag.solvers.rounding import rounding
 from influence_dag.study.curvatures import CURVATURE_KINDS
 
@@ -161,7 +163,7 @@ class Inversion:
         factorization, known = self._factorize(objective, method, operator)
         solution = factorization.solve(rhs, damping=known.value, x0=self.start)
         _check_finite(solution.x)
-        _warn_of_negative(factorization, known.value, rhs.dtype)
+        _warn_of_negative(factorization, operator, known.value, rhs.dtype)
         if not told:
             return InverseHvpResult(solution.x, {})
         info = self._info(operator, factorization, solution, rhs, known.value)
@@ -169,10 +171,11 @@ class Inversion:
             info |= {"damping": known.value, "damping_reason": known.reason}
         return InverseHvpResult(solution.x, info)
 
-    def _operator(self, curvature: Curvature, rows: int) -> Curvature:
+    def _operator(self, curvature: BatchedCurvature, rows: int) -> Curvature:
         """The curvature as a matrix where that is cheaper than the products that are expected."""
         damping = 0.0 if self.damping == "auto" else self.damping
-        if worth_forming(self.method, size=curvature.size, rows=rows, damping=damping):
+        worth = partial(worth_forming, self.method, size=curvature.size, rows=rows, damping=damping)
+        if worth() or (worth(share=OF_LINEAR_LAYERS) and curvature.is_layered):
             return DenseCurvature(curvature.dense())
         return curvature
 
@@ -294,7 +297,9 @@ def _check_finite(x: Tensor) -> None:
         )
 
 
-def _warn_of_negative(factorization: Factorization, damping: float, dtype: torch.dtype) -> None:
+def _warn_of_negative(
+    factorization: Factorization, operator: Curvature, damping: float, dtype: torch.dtype
+) -> None:
     r"""Say where $\lambda$ leaves so little of negative curvature that it rules the answer.
 
     With $\lambda + \mu_{min} < |\mu_{min}|$ the direction of most negative curvature gets the
@@ -304,7 +309,7 @@ def _warn_of_negative(factorization: Factorization, damping: float, dtype: torch
         if damping <= 0:
             return
         smallest = factorization.smallest_size - damping
-        largest = factorization.cholesky.square().sum(dim=1).max().item()  # of the diagonal
+        largest = operator.dense().diagonal().max().item() + damping  # direct solves have it
         floor = rounding(dtype, len(factorization.cholesky)) * largest
     elif isinstance(factorization, Eigenbasis) and len(factorization.eigenvalues):
         if factorization.indefinite == "absolute":
