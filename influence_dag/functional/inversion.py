@@ -51,6 +51,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "lissa": {"on_failure": "warn"},
     "arnoldi": {"on_indefinite": "allow"},
 }
+_MANY = 30  # rows, for which a sketch's power iteration saves more products than it takes
 _LARGEST_PRECISE = 4096  # parameters of a problem that is taken to float64
 
 
@@ -159,7 +160,7 @@ class Inversion:
         told: bool = True,
     ) -> InverseHvpResult:
         operator = self._operator(CURVATURES[self.curvature](objective, rows), len(rhs))
-        method = self._fitted_to(operator, batch)
+        method = self._fitted_to(operator, batch, len(rhs))
         factorization, known = self._factorize(objective, method, operator)
         solution = factorization.solve(rhs, damping=known.value, x0=self.start)
         _check_finite(solution.x)
@@ -179,12 +180,12 @@ class Inversion:
             return DenseCurvature(curvature.dense())
         return curvature
 
-    def _fitted_to(self, operator: Curvature, batch: int | None) -> Method:
+    def _fitted_to(self, operator: Curvature, batch: int | None, rows: int) -> Method:
         """The method with what depends on whether H is formed.
 
         Where it is not, LiSSA draws a batch of the loader's size a step, as published. Where it is,
         conjugate gradients without damping, which may need any number of steps, get all its
-        eigenpairs for a preconditioner.
+        eigenpairs for a preconditioner; with a damping, many rows get a better sketch.
         """
         method, formed = self.method, isinstance(operator, DenseCurvature)
         if isinstance(method, LiSSA) and not formed and method.batch_size is None and batch:
@@ -193,6 +194,8 @@ class Inversion:
             asked = method.preconditioner, method.rank
             if asked == (ConjugateGradient.preconditioner, ConjugateGradient.rank):
                 return replace(method, rank=operator.size)
+        elif isinstance(method, ConjugateGradient) and formed and rows >= _MANY:
+            return replace(method, power_iterations=max(1, method.power_iterations))
         return method
 
     def _factorize(
