@@ -14,6 +14,7 @@ from influence_dag import (
     compute_influences,
     solve_hvp,
 )
+from influence_dag.curvature import DenseCurvature
 from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.losses import reduced_loss
 from influence_dag.solvers import build
@@ -510,7 +511,7 @@ def test_the_small_eigenproblems_are_solved_where_the_caller_says(
         return search(curvature, rank, **settings)
 
     monkeypatch.setattr(arnoldi, "leading_eigenpairs", noted)
-    monkeypatch.setattr(idag.Hessian, "device", torch.device("cpu", 0))
+    monkeypatch.setattr(DenseCurvature, "device", torch.device("cpu", 0))
     train, _ = classification
     wrapped = TorchTwiceDifferentiable(network, "cross_entropy")
     b, loader = torch.ones(1, wrapped.num_params).double(), [train]

@@ -112,6 +112,36 @@ def test_a_loader_that_repeats_is_read_as_it_is_and_random_numbers_stay():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("weights", [(), (torch.rand(6) + 0.1,), (torch.rand(6, 1) + 0.1,)])
+def test_tensors_at_hand_are_the_rows_that_their_loader_draws(weights, drop_last):
+    told = loader(torch.utils.data.TensorDataset(x, y, *weights), drop_last=drop_last)
+    taken, drawn = read_rows(told, what="the data"), Rows.from_loader(told)
+    assert len(taken) == (4 if drop_last else 6)
+    for one, other in ((taken.x, drawn.x), (taken.y, drawn.y), (taken.weights, drawn.weights)):
+        assert one is other is None or torch.equal(one, other)
+    assert taken.x.data_ptr() != x.data_ptr()  # what is done to the rows is not done to the data
+
+
+class Noisy(torch.utils.data.TensorDataset):
+    def __getitem__(self, index):
+        drawn, label = super().__getitem__(index)
+        return drawn + torch.randn(3), label
+
+
+def noisy(rows):
+    drawn, labels = torch.utils.data.default_collate(rows)
+    return drawn + torch.randn(3), labels
+
+
+@pytest.mark.parametrize(
+    ("drawing", "collate"), [(Noisy(x, y), None), (None, noisy)], ids=["rows", "collate"]
+)
+def test_what_draws_around_tensors_at_hand_is_refused_all_the_same(drawing, collate):
+    with pytest.raises(ModelError, match="gives other rows"):
+        read_rows(loader(drawing, collate_fn=collate), what="the data")
+
+
 def test_a_data_set_that_draws_is_refused():
     with pytest.raises(ModelError, match=r"training_data gives other rows.*row 0 differs.*draws"):
         read_rows(loader(Drawing()), what="training_data", ordered=False)

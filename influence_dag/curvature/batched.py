@@ -4,7 +4,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -66,6 +66,13 @@ class BatchedCurvature(ABC):
     def device(self) -> torch.device:
         return self.objective.device
 
+    @property
+    def is_layered(self) -> bool:
+        """Whether `dense` is in closed form, unless its products turn out to be others."""
+        if self.route == "autograd":
+            return False
+        return LayeredNetwork.of(self.objective, self.rows) is not None
+
     @without_denormals
     def apply(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """The curvature times each row.
@@ -81,26 +88,31 @@ class BatchedCurvature(ABC):
 
     def dense(self) -> Float[Tensor, "p p"]:
         """The matrix, exactly symmetric."""
-        return self.dense_sum(self.rows).div_(self.rows.weight_sum).to(self.dtype)
+        precise = torch.promote_types(self.dtype, torch.float32)
+        return self._sum(self.rows, precise).div_(self.rows.weight_sum).to(self.dtype)
 
-    @without_denormals
     def dense_sum(self, rows: Rows) -> Float[Tensor, "p p"]:
         """The weighted sum, not the mean, over any rows in float64: what an update adds or takes.
 
         In closed form where the network is layered, if random products with double backward over
         all of the rows agree; else column by column. Raises as `apply`.
         """
+        return self._sum(rows, torch.float64)
+
+    @without_denormals
+    def _sum(self, rows: Rows, dtype: torch.dtype) -> Float[Tensor, "p p"]:
+        """In closed form handed on in `dtype`, half the memory to go through for float32."""
         self.check_derivatives(rows)
-        total = self._formed(rows)
+        total = self._formed(rows, dtype)
         check_sum(total, self.objective, rows, self._of_random_vectors)
         return total
 
-    def _formed(self, rows: Rows) -> Float[Tensor, "p p"]:
+    def _formed(self, rows: Rows, dtype: torch.dtype) -> Float[Tensor, "p p"]:
         if self.route != "autograd":
             network = LayeredNetwork.of(self.objective, rows)
             with suppress(*NOT_FOLLOWED):  # a loss without a second derivative, told below
                 if network is not None:
-                    total = self.layered_sum(network, rows)
+                    total = self.layered_sum(replace(network, sums=dtype), rows)
                     if self._confirms(total, rows):
                         return total
             if self.route == "layered":

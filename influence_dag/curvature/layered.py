@@ -65,7 +65,8 @@ class LayeredNetwork:
     """Prefix → Linear → elementwise → … → Linear → loss head, at `objective.params`.
 
     The prefix (a flatten, a scaling) and what follows the last Linear have no trainable
-    parameters; the latter belongs to the loss head.
+    parameters; the latter belongs to the loss head. `sums` is what matrices are handed on in,
+    whatever they are summed in.
     """
 
     prefix: Segment
@@ -74,6 +75,7 @@ class LayeredNetwork:
     tail: Segment
     loss: LossFunction
     size: int
+    sums: torch.dtype = torch.float64
 
     @classmethod
     def of(cls, objective: Objective, sample: Rows) -> "LayeredNetwork | None":

@@ -27,7 +27,9 @@ _Pair = tuple[int, int]
 def second_derivative_sum(
     network: LayeredNetwork, rows: Rows, *, gauss_newton: bool = False, batch_size: int = 512
 ) -> Float[Tensor, "p p"]:
-    r"""$\sum_i \nabla^2 L(z_i)$, or the Gauss-Newton sum; float64 and exactly symmetric.
+    r"""$\sum_i \nabla^2 L(z_i)$, or the Gauss-Newton sum; exactly symmetric.
+
+    Summed in float64 and written in `network.sums`.
 
     About `n p² / 2` multiply-adds: only the lower triangle of blocks is formed, and of those
     on the diagonal only unordered pairs of outputs and of inputs, another half.
@@ -42,8 +44,9 @@ def second_derivative_sum(
                 total += term
             sums[pair] += [term.double() for term in terms[len(sums[pair]) :]]
     device = network.layers[0].weight.device
-    matrix = torch.zeros(network.size, network.size, dtype=torch.float64, device=device)
-    for (m, k), terms in sums.items():
+    matrix = torch.zeros(network.size, network.size, dtype=network.sums, device=device)
+    for (m, k), exact in sums.items():
+        terms = [term.to(network.sums) for term in exact]
         if m == k:
             _write_diagonal(matrix, network.layers[m], *terms)
         else:
@@ -100,8 +103,18 @@ def _outer(left: Tensor, right: Tensor | None = None) -> Float[Tensor, "n pairs"
 
 def _diagonal_term(S: Float[Tensor, "n o o"], a: Float[Tensor, "n i"]) -> Float[Tensor, "op ij"]:
     o, p = _unordered_pairs(S.shape[1], S.device)
-    i, j = _unordered_pairs(a.shape[1], a.device)
-    return S[:, o, p].T @ (a[:, i] * a[:, j])
+    outputs = S.flatten(1).index_select(1, o * S.shape[1] + p)
+    return outputs.T @ _products_of_pairs(a)
+
+
+def _products_of_pairs(a: Float[Tensor, "n i"]) -> Float[Tensor, "n ij"]:
+    """a_i a_j for i ≤ j, run by run: a quarter of the time of gathering single columns."""
+    width = a.shape[1]
+    products = a.new_empty(len(a), width * (width + 1) // 2)
+    runs = products.split(list(range(width, 0, -1)), 1)
+    for i, run in enumerate(runs):
+        torch.mul(a[:, i : i + 1], a[:, i:], out=run)
+    return products
 
 
 def _input_term(
@@ -121,11 +134,12 @@ def _write_diagonal(matrix: Tensor, layer: LinearLayer, unordered: Float[Tensor,
     output_pairs = _pair_numbers(outputs, matrix.device)
     input_pairs = _pair_numbers(_width(layer), matrix.device)
     for o in range(outputs):
-        block = unordered[output_pairs[o]][:, input_pairs]  # (p, i, j)
+        chosen = unordered.index_select(0, output_pairs[o])
+        block = chosen.index_select(1, input_pairs.flatten()).unflatten(1, input_pairs.shape)
         for rows, place in _roles(layer):
             for columns, other in _roles(layer):
                 view = _view(matrix, outputs, place, outputs, other)[o]
-                view.copy_(block[:, rows, columns].transpose(0, 1))
+                view.copy_(block[:, rows, columns].transpose(0, 1))  # from (p, i, j)
 
 
 def _write_off_diagonal(

@@ -138,6 +138,7 @@ def compute_influences(
         test,
         batch=_batch_size(training_data),
         gradients=position_gradients if at_test else None,
+        told=False,
     ).x
     if input_data is not None:
         objective.check(rows)

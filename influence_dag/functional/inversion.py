@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
+from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.errors import NotConvergedError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
@@ -34,7 +36,7 @@ from influence_dag.solvers.blocks import BlockFactorization, Blocks
 from influence_dag.solvers.dampings import AutomaticDamping, automatic_damping
 from influence_dag.solvers.direct import CholeskyFactor
 from influence_dag.solvers.eigenbasis import Eigenbasis
-from influence_dag.solvers.forming import worth_forming
+from influence_dag.solvers.forming import OF_LINEAR_LAYERS, worth_forming
 from influence_dag.solvers.rounding import rounding
 from influence_dag.study.curvatures import CURVATURE_KINDS
 
@@ -49,6 +51,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "lissa": {"on_failure": "warn"},
     "arnoldi": {"on_indefinite": "allow"},
 }
+_MANY = 30  # rows, for which a sketch's power iteration saves more products than it takes
 _LARGEST_PRECISE = 4096  # parameters of a problem that is taken to float64
 
 
@@ -103,14 +106,19 @@ class Inversion:
         *,
         batch: int | None = None,
         gradients: Callable[[Objective, Rows], Tensor] | None = None,
+        told: bool = True,
     ) -> InverseHvpResult:
-        """Solve for the gradients of the test rows, or for those that `gradients` gives instead."""
+        """Solve for the gradients of the test rows, or for those that `gradients` gives instead.
+
+        What is told of a solve that went well (`info`: residuals are a product more) is left out
+        where nobody is to be `told`; what it raises and warns of is the same.
+        """
         objective.check(test)
         objective.check(train)
         dtype = objective.dtype
         objective, train, test = self._precise(objective, train, test)
         rhs = (gradients or measured_gradients)(objective, test)
-        return _as(dtype, self._solve(objective, train, rhs, batch))
+        return _as(dtype, self._solve(objective, train, rhs, batch, told=told))
 
     def solve(
         self, objective: Objective, rows: Rows, rhs: Tensor, *, batch: int | None = None
@@ -143,32 +151,41 @@ class Inversion:
         return double, *rows
 
     def _solve(
-        self, objective: Objective, rows: Rows, rhs: Tensor, batch: int | None
+        self,
+        objective: Objective,
+        rows: Rows,
+        rhs: Tensor,
+        batch: int | None,
+        *,
+        told: bool = True,
     ) -> InverseHvpResult:
         operator = self._operator(CURVATURES[self.curvature](objective, rows), len(rhs))
-        method = self._fitted_to(operator, batch)
+        method = self._fitted_to(operator, batch, len(rhs))
         factorization, known = self._factorize(objective, method, operator)
         solution = factorization.solve(rhs, damping=known.value, x0=self.start)
         _check_finite(solution.x)
-        _warn_of_negative(factorization, known.value, rhs.dtype)
+        _warn_of_negative(factorization, operator, known.value, rhs.dtype)
+        if not told:
+            return InverseHvpResult(solution.x, {})
         info = self._info(operator, factorization, solution, rhs, known.value)
         if self.damping == "auto":
             info |= {"damping": known.value, "damping_reason": known.reason}
         return InverseHvpResult(solution.x, info)
 
-    def _operator(self, curvature: Curvature, rows: int) -> Curvature:
+    def _operator(self, curvature: BatchedCurvature, rows: int) -> Curvature:
         """The curvature as a matrix where that is cheaper than the products that are expected."""
         damping = 0.0 if self.damping == "auto" else self.damping
-        if worth_forming(self.method, size=curvature.size, rows=rows, damping=damping):
+        worth = partial(worth_forming, self.method, size=curvature.size, rows=rows, damping=damping)
+        if worth() or (worth(share=OF_LINEAR_LAYERS) and curvature.is_layered):
             return DenseCurvature(curvature.dense())
         return curvature
 
-    def _fitted_to(self, operator: Curvature, batch: int | None) -> Method:
+    def _fitted_to(self, operator: Curvature, batch: int | None, rows: int) -> Method:
         """The method with what depends on whether H is formed.
 
         Where it is not, LiSSA draws a batch of the loader's size a step, as published. Where it is,
         conjugate gradients without damping, which may need any number of steps, get all its
-        eigenpairs for a preconditioner.
+        eigenpairs for a preconditioner; with a damping, many rows get a better sketch.
         """
         method, formed = self.method, isinstance(operator, DenseCurvature)
         if isinstance(method, LiSSA) and not formed and method.batch_size is None and batch:
@@ -177,6 +194,8 @@ class Inversion:
             asked = method.preconditioner, method.rank
             if asked == (ConjugateGradient.preconditioner, ConjugateGradient.rank):
                 return replace(method, rank=operator.size)
+        elif isinstance(method, ConjugateGradient) and formed and rows >= _MANY:
+            return replace(method, power_iterations=max(1, method.power_iterations))
         return method
 
     def _factorize(
@@ -281,7 +300,9 @@ def _check_finite(x: Tensor) -> None:
         )
 
 
-def _warn_of_negative(factorization: Factorization, damping: float, dtype: torch.dtype) -> None:
+def _warn_of_negative(
+    factorization: Factorization, operator: Curvature, damping: float, dtype: torch.dtype
+) -> None:
     r"""Say where $\lambda$ leaves so little of negative curvature that it rules the answer.
 
     With $\lambda + \mu_{min} < |\mu_{min}|$ the direction of most negative curvature gets the
@@ -290,8 +311,8 @@ def _warn_of_negative(factorization: Factorization, damping: float, dtype: torch
     if isinstance(factorization, CholeskyFactor):
         if damping <= 0:
             return
-        smallest = factorization.smallest_size() - damping
-        largest = factorization.cholesky.square().sum(dim=1).max().item()  # of the diagonal
+        smallest = factorization.smallest_size - damping
+        largest = operator.dense().diagonal().max().item() + damping  # direct solves have it
         floor = rounding(dtype, len(factorization.cholesky)) * largest
     elif isinstance(factorization, Eigenbasis) and len(factorization.eigenvalues):
         if factorization.indefinite == "absolute":

@@ -7,6 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from influence_dag.errors import ModelError
 from influence_dag.objective.rows import Rows, batch_rows
@@ -22,16 +29,42 @@ def read_rows(loader: Iterable[Any], *, what: str, ordered: bool = True) -> Rows
     `what` names the loader in errors. Raises `ModelError` for a data set that draws anew
     (augmentation, dropout in a transform), and, where influences are labelled by the `ordered`
     position of a row, for a loader that shuffles; and as `Rows.from_loader` does. An iterator,
-    which can be read once only, is taken as it is. The global random numbers of torch are left as
-    they were.
+    which can be read once only, is taken as it is, and so are tensors at hand in torch's own loader
+    that neither shuffles nor collates otherwise: nothing is drawn there. The global random numbers
+    of torch are left as they were.
     """
     if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
         raise ModelError(f"{what} is {a_kind(loader)}; wanted a data loader, or a list of (x, y)")
+    at_hand = _at_hand(loader)
+    if at_hand is not None:
+        return Rows.from_loader([at_hand])  # a copy, as rows of any loader are
     with torch.random.fork_rng():
         rows = Rows.from_loader(loader)
         if iter(loader) is not loader:
             _check_again(rows, loader, what, ordered)
     return rows
+
+
+def _at_hand(loader: Iterable[Any]) -> tuple[Tensor, ...] | None:
+    """The tensors whose rows a loader gives as they stand, one after the other; else None.
+
+    Torch's own classes alone: a subclass may do anything with a row or with their order.
+    """
+    if type(loader) is not DataLoader or type(loader.dataset) is not TensorDataset:
+        return None
+    sampler, batches = loader.sampler, loader.batch_sampler
+    if type(sampler) is not SequentialSampler or sampler.data_source is not loader.dataset:
+        return None
+    if type(batches) is not BatchSampler or batches.sampler is not sampler:
+        return None
+    tensors = loader.dataset.tensors
+    plain = all(type(t) is Tensor and t.layout is torch.strided for t in tensors)
+    if loader.collate_fn is not default_collate or loader.num_workers or not plain:
+        return None
+    size, given = batches.batch_size, len(tensors[0])
+    rows = given // size * size if batches.drop_last else given
+    known = rows > 0 and len(tensors) in (2, 3) and not any(t.requires_grad for t in tensors)
+    return tuple(t[:rows] for t in tensors) if known else None
 
 
 def _check_again(rows: Rows, loader: Iterable[Any], what: str, ordered: bool) -> None:

@@ -58,7 +58,8 @@ class ConjugateGradient:
     300) stops; then a residual of the size of rounding of the longest b counts as met as well.
 
     `preconditioner`: `"nystroem"` (of that `rank` and `seed`), `"jacobi"` (estimated from `rank`
-    products), `"ekfac"` (for curvatures of a model) or `"none"`. `maxiter` counts products per
+    products), `"ekfac"` (for curvatures of a model) or `"none"`. `power_iterations` of Nyström's
+    are worth their products for thirty rows or more of a matrix. `maxiter` counts products per
     row; default 10 p, at least 1,000. Rows that miss the tolerance raise `NotConvergedError`, or
     with `on_failure="warn"` are kept and marked in `converged`.
     """
@@ -71,6 +72,7 @@ class ConjugateGradient:
     search: Literal["own", "shared"] = _DEFAULTS.search
     seed: int = _DEFAULTS.seed
     on_failure: Literal["raise", "warn"] = _DEFAULTS.on_failure
+    power_iterations: int = 0
 
     def expected_products(self, *, size: int, rows: int, damping: float) -> float:
         """What is known of ordinary curvatures, with a preconditioner that looks into no layer."""
@@ -109,8 +111,7 @@ class ConjugateGradient:
     def _approximation(self) -> Any:
         """The method whose factorisation preconditions."""
         if self.preconditioner == "nystroem":
-            # Power iterations would cost more products than they save for fewer than 30 rows.
-            return Nystroem(rank=self.rank, seed=self.seed, power_iterations=0)
+            return Nystroem(rank=self.rank, seed=self.seed, power_iterations=self.power_iterations)
         if self.preconditioner == "ekfac":
             return build("ekfac", {"seed": self.seed})
         raise ValueError(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -62,11 +63,10 @@ class Direct:
         """Raises `ModelError` when the curvature is not finite."""
         dense = curvature.dense()
         check_finite("the curvature", dense)
-        matrix = dense.to(torch.float64, copy=True)
         if self.damping is None or self.on_indefinite == "absolute":
-            return self._diagonalised(matrix)
-        share = self.rounding or rounding(dense.dtype, len(matrix))
-        return self._factor(matrix, self.damping, _Precision(share, dense.dtype))
+            return self._diagonalised(dense.double())
+        share = self.rounding or rounding(dense.dtype, len(dense))
+        return self._factor(dense, self.damping, _Precision(share, dense.dtype))
 
     def restore(self, tensors: Mapping[str, Tensor], curvature: Curvature | None) -> Factorization:
         if "cholesky" in tensors:
@@ -82,30 +82,44 @@ class Direct:
         indefinite = _IN_EIGENBASIS[self.on_indefinite]
         return Eigenbasis(vectors, values, indefinite=indefinite, rounding=self.rounding)
 
-    def _factor(self, matrix: Tensor, damping: float, precision: "_Precision") -> Factorization:
-        norm, diagonal = torch.linalg.matrix_norm(matrix).item(), matrix.diagonal().clone()
-        matrix.diagonal().add_(damping)
-        cholesky, failed = torch.linalg.cholesky_ex(matrix)
+    def _factor(self, dense: Tensor, damping: float, precision: "_Precision") -> Factorization:
+        norm = torch.linalg.matrix_norm(dense, dtype=torch.float64).item()
+        matrix = _damped(dense, damping)
+        diagonal = matrix.diagonal().clone()
+        cholesky, failed = _cholesky(matrix)
         if not failed:
             factor = CholeskyFactor(cholesky, damping)
             if damping > 0:
-                clear = precision.clear_of_its_entries(factor, matrix)
+                clear = precision.clear_of_its_entries(factor, diagonal)
             else:
                 clear = precision.clear(factor, factor.cholesky.diagonal() ** 2, norm)
-            matrix.diagonal().copy_(diagonal)
-            return factor if clear else self._diagonalised(matrix)
-        matrix.diagonal().copy_(diagonal)
-        eigenvalues = torch.linalg.eigvalsh(matrix)
+            return factor if clear else self._diagonalised(dense.double())
+        del matrix, cholesky
+        eigenvalues = torch.linalg.eigvalsh(dense.double())
         ends = eigenvalues[0].item(), eigenvalues[-1].item()
         if ends[0] >= -precision.share * eigenvalues.abs().max():
-            return self._diagonalised(matrix)
+            return self._diagonalised(dense.double())
         if self.on_indefinite == "lu":
-            matrix.diagonal().add_(damping)
-            lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+            lu, pivots, _ = torch.linalg.lu_factor_ex(_damped(dense, damping))
             factor = LUFactor(lu, pivots, damping)
             if precision.clear(factor, lu.diagonal().abs(), norm):
                 return factor
-        raise indefinite_error(*ends, damping=damping, dtype=precision.dtype, size=len(matrix))
+        raise indefinite_error(*ends, damping=damping, dtype=precision.dtype, size=len(dense))
+
+
+def _damped(dense: Float[Tensor, "p p"], damping: float) -> Float[Tensor, "p p"]:
+    """A copy in float64, column by column, as LAPACK wants it; a symmetric matrix is its own."""
+    matrix = dense.mT.to(torch.float64, copy=True)
+    matrix.diagonal().add_(damping)
+    return matrix
+
+
+def _cholesky(matrix: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], Tensor]:
+    """In the matrix's own memory on a processor: without copies a fifth faster."""
+    if matrix.device.type != "cpu":
+        return torch.linalg.cholesky_ex(matrix)
+    failed = torch.empty((), dtype=torch.int32)
+    return torch.linalg.cholesky_ex(matrix, out=(matrix, failed))
 
 
 @dataclass(frozen=True)
@@ -125,20 +139,28 @@ class _Precision:
         """
         if not pivots.isfinite().all():
             return False
-        if pivots.min() > len(pivots) * self.share * norm:
+        if self._pivots_say_so(pivots, norm):
             return True
-        return factor.smallest_size() > self.share * norm
+        return factor.smallest_size > self.share * norm
 
-    def clear_of_its_entries(self, factor: "CholeskyFactor", damped: Float[Tensor, "p p"]) -> bool:
+    def clear_of_its_entries(self, factor: "CholeskyFactor", diagonal: Float[Tensor, " p"]) -> bool:
         r"""The same of $D^{-1/2} (H + \lambda I) D^{-1/2}$, D being its diagonal.
 
         An entry of a sum over rows is off by rounding of $\sqrt{H_{ii} H_{jj}}$, not of the largest
         entry: columns of very different size hide nothing of each other, and Cholesky's method
-        keeps that (van der Sluis 1969; Demmel 1989).
+        keeps that (van der Sluis 1969; Demmel 1989). Its eigenvalues are at least those of
+        $H + \lambda I$ over the largest $D_{ii}$, which are known without scaling a factor.
         """
-        sizes = damped.diagonal().sqrt()
+        sizes, norm = diagonal.sqrt(), len(diagonal) ** 0.5
+        if self._pivots_say_so((factor.cholesky.diagonal() / sizes) ** 2, norm):
+            return True
+        if factor.smallest_size > self.share * norm * diagonal.max():
+            return True
         scaled = CholeskyFactor(factor.cholesky / sizes[:, None], factor.damping)
-        return self.clear(scaled, scaled.cholesky.diagonal() ** 2, len(sizes) ** 0.5)
+        return scaled.smallest_size > self.share * norm
+
+    def _pivots_say_so(self, pivots: Float[Tensor, " p"], norm: float) -> bool:
+        return bool(pivots.min() > len(pivots) * self.share * norm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +202,7 @@ class CholeskyFactor:
         x = self._solve(rhs.to(self.cholesky.dtype))
         return Solution(x.to(rhs.dtype).contiguous(), dict(self.info))
 
+    @cached_property
     def smallest_size(self) -> float:
         r"""The smallest eigenvalue of $H + \lambda I$, by Lanczos on its inverse."""
         return _smallest_size(self._solve, self.cholesky)
@@ -209,6 +232,7 @@ class LUFactor:
         x = self._solve(rhs.to(self.lu.dtype))
         return Solution(x.to(rhs.dtype).contiguous(), {"indefinite": 1, "rank": len(self.lu)})
 
+    @cached_property
     def smallest_size(self) -> float:
         r"""The smallest $|\mu + \lambda|$, by Lanczos on the inverse."""
         return _smallest_size(self._solve, self.lu)
