@@ -2,40 +2,19 @@
 
 import numpy as np
 import pytest
+from reduced_forms import BY, FORMS, NAME, brought_up, kept, longest
 from tiny_answers import assert_close
 
 from influence_dag.components.assets import code_version
 from influence_dag.errors import StudyError
+from influence_dag.explorer.content import Contents
+from influence_dag.explorer.opened import Opened
+from influence_dag.explorer.pair import Maps
+from influence_dag.query.text import describe
 from influence_dag.stages import derivatives
+from influence_dag.stages.foreseen import foresee
 from influence_dag.stages.graph import artifacts
-from influence_dag.stages.workbench import Workbench
 from influence_dag.study.loading import load_study
-
-NAME = "direct/perturbation_influences"
-BY = {
-    "mean": lambda values, axis: values.mean(axis=axis),
-    "absmax": lambda values, axis: np.abs(values).max(axis=axis),
-    "l2": lambda values, axis: np.sqrt((values**2).sum(axis=axis)),
-}
-
-
-FORMS = [
-    *({"reduce": {"over": over, "by": by}} for over in ("feature", "test") for by in BY),
-    {"pairs": "top-5"},
-]
-
-
-def kept(project, plan_only=False, **form):
-    """The artifact of a finished study again, with less of it kept; what the refresh did."""
-    project.write_settings(perturbation={"reduce": None, "pairs": None, **form})
-    bench = Workbench(load_study(project.folder), plan_only=plan_only)
-    return next(each.refresh(bench) for each in artifacts(bench.study) if each.name == NAME)
-
-
-def longest(whole, top=5):
-    """Positions on the train axis."""
-    norms = np.linalg.norm(whole.values.reshape(*whole.shape[:2], -1), axis=2)
-    return np.argsort(-norms, axis=1, kind="stable")[:, :top]
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +58,12 @@ def edited(finished_project, tmp_path_factory):
     for split, gone in (("train", (3, 11)), ("test", (6,))):
         rows = [row for k, row in enumerate(project.rows[split]) if k not in gone]
         project.write(split, rows)
-    project.refresh()
+    brought_up(project)
     return project
 
 
-@pytest.mark.parametrize("form", [FORMS[k] for k in (1, 3, 5, 6)], ids=str)
 def test_it_is_computed_in_blocks_around_rows_that_are_gone_for_each_damping(
-    edited, tmp_path, monkeypatch, form
+    edited, tmp_path, monkeypatch
 ):
     project, sizes = edited.copy(tmp_path), []
     whole = project.results.perturbation("direct").load()
@@ -97,52 +75,56 @@ def test_it_is_computed_in_blocks_around_rows_that_are_gone_for_each_damping(
         return found
 
     monkeypatch.setattr(derivatives, "perturbation_influences", counted)
-    project.write_settings(compute={"block_bytes": 3000})  # of 8,208 that the whole takes
-    kept(project, **form)
-    assert max(sizes) <= 3000
-    found = project.results.perturbation("direct")
-    if "pairs" in form:
-        for k in range(2):
-            order = longest(whole[k])
-            assert (found.train.values[k] == whole.train.values[order]).all()
-            assert_close(found[k], np.take_along_axis(whole[k].values, order[:, :, None], 1), 1e-12)
-    else:
-        axis = {"feature": 3, "test": 1}[form["reduce"]["over"]]
+    project.write_settings(compute={"block_bytes": 4000})  # of 8,208 that the whole takes
+    for form, axis in ((FORMS[1], 3), (FORMS[3], 1), (FORMS[5], 1)):
+        kept(project, **form)
+        found = project.results.perturbation("direct")
         assert_close(found, BY[form["reduce"]["by"]](whole.values, axis), 1e-12)
+    kept(project, pairs="top-5")
+    found = project.results.perturbation("direct")
+    for k in range(2):
+        order = longest(whole[k])
+        assert (found.train.values[k] == whole.train.values[order]).all()
+        assert_close(found[k], np.take_along_axis(whole[k].values, order[:, :, None], 1), 1e-12)
+    assert max(sizes) <= 4000
 
 
 @pytest.mark.parametrize(
     ("form", "test_row", "train_row"),
     [
-        ({"reduce": {"over": "feature", "by": "l2"}}, 10, 6),
-        ({"reduce": {"over": "test", "by": "l2"}}, 10, 2),  # of 10
+        ({"reduce": {"over": "feature", "by": "l2"}}, 10, 6),  # of 30, for two λ
         ({"pairs": "top-5"}, 4, 12),  # of 12
+        ({"reduce": {"over": "test", "by": "l2"}}, 10, 2),  # of 10
     ],
     ids=str,
 )
 def test_a_row_that_changes_computes_the_chunks_that_it_is_in(
     edited, tmp_path, form, test_row, train_row
 ):
-    """All of them where the rows' axis is the one that is reduced."""
+    """All of them where the rows' axis is the one that is reduced, which the plan says before."""
     project = edited.copy(tmp_path)
     kept(project, **form)
     assert kept(project, **form).is_current
     for split, chunks in (("test", test_row), ("train", train_row)):
+        before = [list(row) for row in project.rows[split]]
         project.edit(split, 0, width=0.25)
-        bench = project.bench()
-        for node in artifacts(bench.study):
-            if node.name == NAME:
-                planned = kept(project, plan_only=True, **form)
-                assert planned.blocks_computed == node.refresh(bench).blocks_computed
-                assert planned.blocks_computed == chunks
-            elif node.name in ("dataset", "model", "direct/curvature", "direct/influence_factors"):
-                node.refresh(bench)
+        assert brought_up(project, plan_only=True).blocks_computed == chunks
+        if split == "test":
+            project.write(split, before)
+    if form.get("reduce") == {"over": "test", "by": "l2"}:
+        assert brought_up(project).blocks_computed == train_row
+        found = project.results.perturbation("direct").load()
+        kept(project)
+        whole = project.results.perturbation("direct").values
+        assert_close(found, BY["l2"](whole, 1), 1e-12)
 
 
 def test_what_is_kept_has_to_fit_the_budget_and_not_what_it_is_made_from(project):
     project.write_settings(perturbation={"max_bytes": "9kB"})
     with pytest.raises(StudyError, match=r"9\.375 KiB .*keep less \(perturbation\.reduce"):
         kept(project)
+    (said,) = (each for each in foresee(project.folder).warnings if "max_bytes" in each)
+    assert said.startswith("direct/perturbation_influences would take 9.375 KiB, and is refused")
     kept(project, reduce={"over": "feature", "by": "l2"})
     project.write_settings(perturbation={"max_bytes": "2kB"})
     with pytest.raises(StudyError, match=r"3\.125 KiB \(10 × 10 × 3, 10 × 10\)"):
@@ -156,3 +138,26 @@ def test_forms_are_other_code_to_dagster_and_whole_ones_are_as_before(project):
         study = load_study(project.folder)
         versions |= {code_version(study, each) for each in artifacts(study) if each.name == NAME}
     assert len(versions) == 1 + len(FORMS)
+
+
+def test_pictures_texts_and_the_explorer_show_what_there_is(project, whole):
+    """A pair's map is computed where it is not stored; no axis is named that is not there."""
+    pair = {"test": "test-03", "train": "train-17"}
+    project.write_settings(store={"keep_versions": 1})  # the whole one would be read still
+    for form, drawn in ((FORMS[2], False), (FORMS[5], True), (FORMS[6], True)):
+        kept(project, **form)
+        bench, results = project.bench(), project.results
+        node = next(each for each in artifacts(bench.study) if each.name == NAME)
+        shown = node.picture.drawn(bench, results.store.version(NAME), "direct")
+        assert bool(shown) == drawn
+        (said,) = (line for line in describe(results).splitlines() if ".perturbation(" in line)
+        assert ("sel(test=" in said) == (form is not FORMS[5])
+    figure = results.plot.feature_map(*pair.values())
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    np.testing.assert_allclose(sorted(widths), np.sort(whole.sel(pair)), rtol=1e-9)
+    maps, view = Maps(Contents(opened := Opened(results))), opened.view(None, None, None)
+    assert maps.of(view, *pair.values()) == ({}, "none")
+    maps.compute(view, *pair.values())
+    found, source = maps.of(view, *pair.values())
+    assert source == "computed"
+    np.testing.assert_allclose(found["x"], whole.sel(pair), rtol=1e-9)
