@@ -32,9 +32,14 @@ def variable_of(names: Iterable[str], input: str | None, asked: str) -> str:
 
 
 def of_input(dataset: xr.Dataset, input: str | None, asked: str) -> xr.DataArray:
-    """The array of one input; of the strongest pairs with the training rows that they are of."""
-    found = dataset[variable_of(map(str, dataset.data_vars), input, asked)]
-    if TOP not in dataset:
+    """The array of one input, as `with_rows` has it."""
+    return with_rows(dataset, variable_of(map(str, dataset.data_vars), input, asked))
+
+
+def with_rows(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """An array; of the longest pairs with the training rows that they are of."""
+    found = dataset[name]
+    if TOP not in dataset or "rank" not in found.dims:
         return found
     of_rows = [name for name, each in dataset.coords.items() if each.dims == ("train",)]
     places = dataset[TOP].reset_coords(drop=True).compute()

@@ -20,10 +20,11 @@ FORMS = [
 ]
 
 
-def kept(project, plan_only=False, **form):
+def kept(project, plan_only=False, executor=None, **form):
     """The artifact of a finished study again, with less of it kept; what the refresh did."""
     project.write_settings(perturbation={"reduce": None, "pairs": None, **form})
-    bench = Workbench(load_study(project.folder), plan_only=plan_only)
+    study = load_study(project.folder)
+    bench = Workbench(study, plan_only=plan_only, executor=executor)
     return next(each.refresh(bench) for each in artifacts(bench.study) if each.name == NAME)
 
 
