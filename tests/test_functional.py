@@ -16,6 +16,8 @@ from influence_dag import (
 )
 from influence_dag.curvature import DenseCurvature
 from influence_dag.errors import IndefiniteError, ModelError
+from influence_dag.functional import sizes
+from influence_dag.functional.inversion import Inversion
 from influence_dag.losses import reduced_loss
 from influence_dag.solvers import build
 
@@ -291,6 +293,19 @@ NETWORK_METHODS = {
     "arnoldi": {"rank_estimate": 100},
     "nystroem": {"curvature": "gauss_newton"},
 }
+
+
+def test_a_perturbation_tensor_that_does_not_fit_is_refused_before_anything_is_solved(
+    monkeypatch, wrapped_model, training_data_loader, test_data_loader
+):
+    loaders, size = (training_data_loader, test_data_loader), TEST * TRAIN * FEATURES * 4
+    asked = {"influence_type": "perturbation", "hessian_regularization": 0.1}
+    monkeypatch.setattr(sizes, "free_bytes", lambda device: size)
+    assert compute_influences(wrapped_model, *loaders, **asked).nbytes == size
+    monkeypatch.setattr(sizes, "free_bytes", lambda device: size - 1)
+    monkeypatch.setattr(Inversion, "factors", lambda *_, **__: pytest.fail("it was solved"))
+    with pytest.raises(ModelError, match=r"of 5 × 23 rows with 4 features take 1\.797 KiB, and"):
+        compute_influences(wrapped_model, *loaders, **asked)
 
 
 @pytest.mark.parametrize("kind", ["up", "perturbation"])

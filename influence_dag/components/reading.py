@@ -109,7 +109,9 @@ def _opened(address: str, artifact: str) -> "xr.Dataset":
 
 def _own_array(dataset: "xr.Dataset", artifact: str) -> "xr.DataArray | None":
     """The array that is called like the artifact, or the only one."""
+    from influence_dag.query.perturbations import with_rows
+
     arrays = [str(name) for name in dataset.data_vars]
     name = artifact.rpartition("/")[2]
     name = arrays[0] if len(arrays) == 1 else name
-    return dataset[name] if name in arrays else None
+    return with_rows(dataset, name) if name in arrays else None

@@ -23,14 +23,14 @@ class Maps:
 
     def __init__(self, contents: Contents):
         self.contents = contents
-        self._computed: OrderedDict[tuple, NDArray] = OrderedDict()
-        self._lazy: dict[tuple, Any] = {}
+        self._computed: OrderedDict[tuple, dict[str, NDArray]] = OrderedDict()
+        self._lazy: dict[tuple, dict[str, Any]] = {}
         self._one_at_a_time = threading.Lock()
 
     def of(self, view: View, test: str, train: str) -> tuple[dict[str, NDArray], str]:
         """Maps by input, and where they are from; none where none is stored or computed yet."""
         if (key := _key(view, test, train)) in self._computed:
-            return {_input(view, NAME): self._computed[key]}, "computed"
+            return self._computed[key], "computed"
         stored = self._stored(view, test, train)
         return stored, "stored" if stored else "none"
 
@@ -41,8 +41,10 @@ class Maps:
         base = _made_from(view.influences)
         for version in reversed(list(opened.store.versions(artifact))):
             found = opened.version(artifact, version.number)
+            if _made_from(found) != base or _is_reduced(found):
+                continue
             places = [_slot(view, found, *each) for each in (("test", test), ("train", train))]
-            if None in places or _made_from(found) != base:
+            if None in places:
                 continue
             return {_input(view, name): _read(view, found, name, places) for name in _maps(found)}
         return {}
@@ -53,22 +55,34 @@ class Maps:
         Where a row is tokens, which nothing can be differentiated by, it is the share of each.
         """
         view.check_current()
-        opened = view.opened
         with self._one_at_a_time:
             at_ = view.method, view.influences.data_version
             if at_ not in self._lazy:
                 self._lazy.clear()
-                results = opened.results
-                lazy = (
-                    results.position_influences if _are_tokens(view) else results.lazy_perturbation
-                )
-                self._lazy[at_] = lazy(view.method)
-            array = self._lazy[at_].isel(damping=view.damping, missing_dims="ignore")
-            place = view.test.position(test), view.train.position(train)
-            values = np.asarray(array.isel(test=place[0], train=place[1]).load().values)
-        self._computed[_key(view, test, train)] = values.astype(np.float64)
+                self._lazy[at_] = _lazy(view)
+            of_damping = {"damping": view.damping}
+            place = {"test": view.test.position(test), "train": view.train.position(train)}
+            found = {
+                _input(view, name): array.isel(of_damping | place, missing_dims="ignore").load()
+                for name, array in self._lazy[at_].items()
+            }
+        values = {name: each.values.astype(np.float64) for name, each in found.items()}
+        self._computed[_key(view, test, train)] = values
         while len(self._computed) > KEPT:
             self._computed.popitem(last=False)
+
+
+def _lazy(view: View) -> dict[str, Any]:
+    """What is computed when it is sliced, by the name that its array would have."""
+    results = view.opened.results
+    if _are_tokens(view):
+        return {NAME: results.position_influences(view.method)}
+    return results.lazy_perturbations(view.method)
+
+
+def _is_reduced(version: Any) -> bool:
+    """Whether a pair's own map is not to be had from what is stored."""
+    return bool({"reduce", "pairs"} & version.attrs.keys())
 
 
 def _key(view: View, test: str, train: str) -> tuple:

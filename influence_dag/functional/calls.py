@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from influence_dag.functional.inversion import Damping, InverseHvpResult, Inversion, choice
 from influence_dag.functional.loaders import read_rows
+from influence_dag.functional.sizes import check_fits
 from influence_dag.gradients.per_sample import GradientLayout, per_sample_gradients, with_layout
 from influence_dag.influence.points import perturbation_point
 from influence_dag.influence.positions import (
@@ -126,7 +127,8 @@ def compute_influences(
     test = train if test_data is None else _rows(test_data, objective, "test_data")
     rows = train if input_data is None else _rows(input_data, objective, "input_data")
     if kind == "perturbation":
-        perturbation_point(objective, rows, wrt)  # raises before anything is solved
+        point = perturbation_point(objective, rows, wrt)  # raises before anything is solved
+        check_fits(point, rows, len(test))
     if positions in ("train", "both"):
         positions_of(objective, rows)  # raises before anything is solved
     at_test: tuple[int, ...] = ()

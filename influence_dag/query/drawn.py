@@ -9,7 +9,7 @@ from influence_dag.datasets.slots import Axis, shown_label
 from influence_dag.query import pictures, plots
 from influence_dag.stages import automatic, dampings
 from influence_dag.stages.workbench import Workbench
-from influence_dag.store import Version
+from influence_dag.store import Variable, Version
 from influence_dag.texts import code, literal
 
 SHOWN = 5  # test rows in a picture
@@ -91,11 +91,9 @@ def _name(axis: Axis, slot: int) -> str:
 def perturbation(bench: Workbench, version: Version, method: str | None) -> Drawn:
     """One pair of the first block: the training row whose features matter most."""
     name, entry = next(iter(version.variables.items()))
-    test, train = Axis.read(version, "test"), Axis.read(version, "train")
-    j, span = int(test.slots[0]), entry.chunks[entry.dims.index("train")]
-    block = dampings.at(version, name, -1, slice(j, j + 1), slice(0, span))[0].astype(np.float64)
-    i = int(np.nansum(np.abs(block).reshape(len(block), -1), axis=1).argmax())
-    values, title = block[i], f"{literal(train.ids[i], 28)} → {literal(test.ids[j], 28)}"
+    if "reduce" in version.attrs and version.attrs["reduce"]["over"] == "feature":
+        return {}
+    values, title = _derivative(version, name, entry)
     if values.ndim == 2:
         figure = plots.feature_map(values, title=title)
     elif values.ndim == 1 and len(values) <= 64:
@@ -105,6 +103,21 @@ def perturbation(bench: Workbench, version: Version, method: str | None) -> Draw
     else:
         return {}
     return {"example": plots.markdown(figure, "perturbation influence of one pair")}
+
+
+def _derivative(version: Version, name: str, entry: Variable) -> tuple[np.ndarray, str]:
+    """The longest derivative of the first block, and whose it is."""
+    train, lead, title = Axis.read(version, "train"), (), "all test rows"
+    if "test" in entry.dims:
+        test = Axis.read(version, "test")
+        j = int(test.slots[0])
+        lead, title = (slice(j, j + 1),), literal(test.ids[j], 28)
+    span = entry.chunks[entry.dims.index("rank" if "rank" in entry.dims else "train")]
+    block = dampings.at(version, name, -1, *lead, slice(0, span)).astype(np.float64)
+    block = block[0] if lead else block
+    i = int(np.nansum(np.abs(block).reshape(len(block), -1), axis=1).argmax())
+    row = int(dampings.at(version, "top_train", -1, *lead)[0, i]) if "rank" in entry.dims else i
+    return block[i], f"{literal(train.ids[row], 28)} → {title}"
 
 
 def leave_one_out(bench: Workbench, version: Version, method: str | None) -> Drawn:

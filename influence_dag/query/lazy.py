@@ -23,31 +23,33 @@ if TYPE_CHECKING:
 Block = Callable[[Tile], np.ndarray]
 
 
-def lazy_perturbation(store: Store, method: str, project: Path | None = None) -> xr.DataArray:
-    """Perturbation influences, dims `(test, train, *features)`, computed on demand.
+def lazy_perturbations(
+    store: Store, method: str, project: Path | None = None
+) -> dict[str, xr.DataArray]:
+    """Perturbation influences, dims `(test, train, *features)`, computed on demand, by variable.
 
-    Each block differentiates the stored model at the stored training rows; the values equal the
-    stored `perturbation_influences`. The blocks are those that the store would use.
+    One array for each input of the model. Each block differentiates the stored model at the stored
+    training rows; the values equal the stored `perturbation_influences` where all are kept. The
+    blocks are those that the store would use then.
     """
-    from influence_dag.stages import perturbation
+    from influence_dag.stages.derivatives import DerivativesOfPairs
+    from influence_dag.stages.perturbation import whole_layout
 
     bench = workbench_of(store, method, project)
     check_influences(bench, method, rows="dataset")
-    layout = perturbation.layout_of(bench, method)
-    if len(layout.variables) > 1:
-        names = ", ".join(variable.name for variable in layout.variables)
-        raise NotImplementedError(
-            f"the lazy form is for models with one input; this study has {names}"
-        )
-    (variable,) = list(layout.variables)
-    kernel = perturbation.DerivativesOfPairs.of(method, variable)
+    layout = whole_layout(bench, method)
 
-    def block(tile: Tile) -> np.ndarray:
-        compute = bench.once(kernel, lambda: kernel.at(bench))
-        cut = Tile(tile.start[:3], tile.stop[:3], ())  # features are whole
-        return compute(cut)[variable.name]
+    def block_of(variable: Variable) -> Block:
+        kernel = DerivativesOfPairs.of(method, variable)
 
-    return _labelled(layout, variable, block)
+        def block(tile: Tile) -> np.ndarray:
+            compute = bench.once(kernel, lambda: kernel.at(bench))
+            cut = Tile(tile.start[:3], tile.stop[:3], ())  # features are whole
+            return compute(cut)[variable.name]
+
+        return block
+
+    return {each.name: _labelled(layout, each, block_of(each)) for each in layout.variables}
 
 
 def parameter_influences(store: Store, method: str, project: Path | None = None) -> xr.DataArray:

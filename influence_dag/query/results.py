@@ -120,22 +120,40 @@ class StudyResults(Questions):
         """Any artifact as a lazy dataset without holes; by default its current version."""
         return _in_blocks(without_holes(self.store.version(artifact, version).open(chunks=None)))
 
-    def perturbation(self, method: str, version: int | None = None) -> xr.DataArray:
-        """`∂/∂x_train` of the influence, dims `(test, train, *features)`, lazy."""
-        return self.open(naming.perturbation(method), version)["perturbation_influences"]
+    def perturbation(
+        self, method: str, version: int | None = None, *, input: str | None = None
+    ) -> xr.DataArray:
+        """`∂/∂x_train` of the influence, dims `(test, train, *features)`, lazy.
+
+        Where the study keeps less of it: `(test, train)` reduced over features, `(train,
+        *features)` over test rows, and of `pairs: top-k` `(test, rank, *features)`, the training
+        rows' ids in the coordinate `train (test, rank)`. `input` names one of several inputs.
+        """
+        from influence_dag.query.perturbations import of_input
+
+        dataset = self.open(naming.perturbation(method), version)
+        return of_input(dataset, input, f"perturbation({method!r})")
 
     def influence_factors(self, method: str, version: int | None = None) -> xr.DataArray:
         """`(H + λI)⁻¹ ∇L(z_test)`, dims `(test, param)`, lazy."""
         return self.open(naming.factors(method), version)["influence_factors"]
 
-    def lazy_perturbation(self, method: str) -> xr.DataArray:
-        """The same numbers as `perturbation`, computed when sliced and never stored.
+    def lazy_perturbation(self, method: str, *, input: str | None = None) -> xr.DataArray:
+        """`∂/∂x_train` of the influence, `(test, train, *features)`: computed when sliced.
 
-        Needs the study's code: see `open_study`.
+        Of all pairs and features, whatever the study stores of them; `input` names one of several
+        inputs. Needs the study's code: see `open_study`.
         """
-        from influence_dag.query.lazy import lazy_perturbation
+        from influence_dag.query.perturbations import variable_of
 
-        return lazy_perturbation(self.store, method, self.project)
+        arrays = self.lazy_perturbations(method)
+        return arrays[variable_of(arrays, input, f"lazy_perturbation({method!r})")]
+
+    def lazy_perturbations(self, method: str) -> dict[str, xr.DataArray]:
+        """`lazy_perturbation` of each input of the model, by the name that its array has."""
+        from influence_dag.query.lazy import lazy_perturbations
+
+        return lazy_perturbations(self.store, method, self.project)
 
     def block_influences(self, method: str, blocks: Any = None) -> xr.DataArray:
         """The share of each block of parameters, dims `(block, test, train)`, computed when sliced.

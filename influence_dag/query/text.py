@@ -12,6 +12,7 @@ from influence_dag.addresses import folder_of
 from influence_dag.datasets.slots import SPLITS, Axis, Split, shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query.contents import Content
+from influence_dag.query.perturbations import example
 from influence_dag.query.results import StudyResults
 from influence_dag.stages import naming
 from influence_dag.store.differences import Change, Difference
@@ -113,7 +114,9 @@ def _next(root: str, method: str, results: StudyResults, influences: xr.DataArra
         f'  study["{method}"].influences.sel(test={test}).idag.top_k(5)',
     ]
     if naming.perturbation(method) in results.artifacts:
-        lines.append(f'  study.perturbation("{method}").sel(test={test})')
+        stored = results.store.version(naming.perturbation(method))
+        row = f".sel(test={test})" if "test" in stored.sizes else ""
+        lines.append(f"  {example(stored, method)}{row}")
     version = results.store.version(naming.influences(method))
     if folder_of(version.address) is None:  # nobody else can open it
         return lines

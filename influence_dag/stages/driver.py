@@ -45,7 +45,8 @@ class Part:
     needs more is computed `here`, in the one that writes: from sources, or from what earlier parts
     have written into the draft, of which only its journal knows what can be trusted. `tell` says
     what there is to say of finished numbers. Numbers of rows that exist have to be finite, unless
-    NaN says something (`may_lack`).
+    NaN says something (`may_lack`). What a cell is reduced from may take more bytes (`cell_bytes`)
+    than what is kept of it: it then counts in how much is computed at once.
     """
 
     names: tuple[str, ...]
@@ -54,6 +55,7 @@ class Part:
     here: Callable[[Tile, Draft], Arrays] | None = None
     tell: Callable[[Tile, Arrays], None] = lambda tile, arrays: None
     may_lack: bool = False
+    cell_bytes: int = 0
     hidden: bool = False
 
     def stored(self, asked: Layout, kept: Layout) -> "Part":
@@ -156,7 +158,7 @@ def _tiles(layout: Layout, part: Part, outdated: Mapping, block_bytes: int) -> l
     variables = [variable for variable in layout.variables if variable.name in part.names]
     lead = max(variables, key=lambda variable: np.prod(variable.shape))
     wanted = sorted({index[:depth] for name in part.names for index in outdated[name]})
-    cell_bytes = sum(
+    kept_bytes = sum(
         max(1, int(np.prod(variable.shape[depth:]))) * np.dtype(variable.dtype).itemsize
         for variable in variables
     )
@@ -164,7 +166,7 @@ def _tiles(layout: Layout, part: Part, outdated: Mapping, block_bytes: int) -> l
         wanted,
         lead.chunks[:depth],
         lead.shape[:depth],
-        max_values=max(1, block_bytes // cell_bytes),
+        max_values=max(1, block_bytes // max(kept_bytes, part.cell_bytes)),
     )
 
 

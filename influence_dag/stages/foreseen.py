@@ -266,12 +266,23 @@ def _cost(name: str, study: Study, rates: _Rates) -> Cost:
             work = lambdas * m * n * p * rates.product
             return Cost(name, lambdas * m * n * size, 4 * block, work)
         case "perturbation_influences":
-            bytes_ = lambdas * m * n * rates.values * size
+            bytes_ = lambdas * size * _kept_derivatives(study, rates)
             return Cost(name, bytes_, 4 * block, m * n * rates.gradient * lambdas)
         case "summary":
             return Cost(name, 8 * (m + n) * 20, block, lambdas * m * n * 1e-8)
     refits = n * rates.gradient * FIT_PASSES * 2 * 50 if method == "validation" else 0.0
     return Cost(name, 8 * (m + n), block, refits)
+
+
+def _kept_derivatives(study: Study, rates: _Rates) -> int:
+    """Numbers that a study keeps of its perturbation influences, of one method at one λ."""
+    asked = study.settings.perturbation
+    assert asked is not None
+    if asked.top:
+        return rates.test * min(asked.top, rates.train) * rates.values
+    if asked.reduce is None:
+        return rates.test * rates.train * rates.values
+    return rates.train * (rates.test if asked.reduce.over == "feature" else rates.values)
 
 
 def _block_rows(study: Study, rates: _Rates) -> int:
@@ -291,6 +302,7 @@ def _warnings(study: Study, train: "SplitRows", costs: tuple[Cost, ...]) -> Iter
             f"columns of very different scales ({', '.join(names)}) leave few digits to the "
             f"solves; {told}columns of one scale help"
         )
+    yield from _above_the_limit(study, costs)
     need, free = sum(cost.disk for cost in costs), open_store(study.store_address).free_bytes()
     if free is not None and need > free:
         yield f"{readable_bytes(need)} are to be stored, {readable_bytes(free)} are free"
@@ -299,6 +311,20 @@ def _warnings(study: Study, train: "SplitRows", costs: tuple[Cost, ...]) -> Iter
         yield (
             f"{memory.artifact} takes {readable_bytes(memory.memory)} of memory, "
             f"{readable_bytes(there)} are there; ekfac or cg need less than direct"
+        )
+
+
+def _above_the_limit(study: Study, costs: tuple[Cost, ...]) -> Iterator[str]:
+    """Perturbation influences that a refresh will refuse to store, when it comes to them."""
+    if (asked := study.settings.perturbation) is None:
+        return
+    name, limit = "/perturbation_influences", readable_bytes(asked.max_bytes)
+    above = [each for each in costs if each.artifact.endswith(name) and each.disk > asked.max_bytes]
+    for cost in above:
+        yield (
+            f"{cost.artifact} would take {readable_bytes(cost.disk)}, and is refused above "
+            f"perturbation.max_bytes, {limit}; raise it, or keep less (perturbation.reduce, "
+            "perturbation.pairs)"
         )
 
 

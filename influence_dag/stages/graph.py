@@ -213,6 +213,8 @@ def _influences(study: Study, method: str) -> Artifact:
 
 def _perturbation(study: Study, method: str) -> Artifact:
     name, words = naming.perturbation(method), Wording(study.settings, method)
+    asked, less = study.settings.perturbation, ("wrt", "reduce", "pairs")
+    forms = tuple(f"perturbation.{each}" for each in less if getattr(asked, each))
     return Artifact(
         name,
         ("dataset", "model", naming.curvature(method), naming.factors(method)),
@@ -221,7 +223,7 @@ def _perturbation(study: Study, method: str) -> Artifact:
         _BOTH,
         f"P[test, train, feature] = ∂/∂x_train of the influence on {words.what}. "
         f"Positive: more of the feature lowers it.",
-        (*_OF_METHOD, "store.max_relative_error"),
+        (*_OF_METHOD, "store.max_relative_error", *forms),
         method,
         heavy=True,
         checks=(_complete(name, "test", "train"),),

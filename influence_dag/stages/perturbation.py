@@ -1,23 +1,20 @@
-"""Perturbation influences `∂/∂x (s_testᵀ ∇θ L(x, y))`, streamed to the store."""
+"""Perturbation influences `∂/∂x (s_testᵀ ∇θ L(x, y))`, streamed to the store, whole or reduced."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from influence_dag.datasets.slots import Axis
-from influence_dag.errors import ModelError, StudyError
+from influence_dag.errors import StudyError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.influence.points import module_output
-from influence_dag.influence.upweighting import perturbation_influences
-from influence_dag.stages import methods, naming, reading
-from influence_dag.stages.blocks import Tile, pieces
+from influence_dag.stages import methods, naming
 from influence_dag.stages.dampings import DAMPING, DampingAxis, stored
+from influence_dag.stages.derivatives import NAME, DerivativesOfPairs, axes, point
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.reading import load_rows, shared_objective
-from influence_dag.stages.tasks import Compute, Kernel
+from influence_dag.stages.reduced import Form, Inputs
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
@@ -25,17 +22,19 @@ from influence_dag.store import Coordinate, Layout, Variable
 from influence_dag.study.base import readable_bytes
 
 FORMULA = FORMULAS["perturbation"]
-NAME = "perturbation_influences"
 
 
 def refresh(bench: Workbench, method: str) -> Update:
     """Compute the blocks whose factors or training rows changed."""
-    test, train = _axes(bench, method)
-    layout = layout_of(bench, method)
+    test, train = axes(bench, method)
+    form = _form(bench, method)
+    layout = whole_layout(bench, method) if form is None else _reduced_layout(bench, method, form)
     _check_budget(bench, stored(layout))
-    parts = [
-        _part(bench, method, variable, layout.attrs["base_key"]) for variable in layout.variables
-    ]
+    base = layout.attrs["base_key"]
+    if form is None:
+        parts = [_part(bench, method, variable, base) for variable in layout.variables]
+    else:
+        parts = [form.part(bench, layout.variables, base)]
     numbers = sum(int(np.prod(variable.shape)) for variable in layout.variables)
     info = {
         "method": method,
@@ -46,22 +45,55 @@ def refresh(bench: Workbench, method: str) -> Update:
     return refresh_blocks(bench, naming.perturbation(method), layout, parts, info=info)
 
 
-def _axes(bench: Workbench, method: str) -> tuple[Axis, Axis]:
-    return bench.axis(naming.factors(method), "test"), bench.axis("dataset", "train")
+def whole_layout(bench: Workbench, method: str) -> Layout:
+    """Of all pairs and features: a variable for each input of the model."""
+    test, train = axes(bench, method)
+    pairs, lambdas = (len(test), len(train)), len(DampingAxis.of(bench, method))
+    variables = tuple(
+        _variable(bench, method, name, lambdas, pairs, *feature)
+        for name, feature in _inputs(bench).items()
+    )
+    labels = (*test.coordinates, *train.coordinates, *_feature_coordinates(bench))
+    return _layout(bench, method, variables, labels, {})
 
 
-def layout_of(bench: Workbench, method: str) -> Layout:
-    """What the artifact looks like: a variable for each input of the model."""
-    test, train = _axes(bench, method)
-    wrt = _point(bench)
+def _form(bench: Workbench, method: str) -> Form | None:
+    """The form that less than all is kept in; None: everything is."""
+    assert bench.settings.perturbation is not None
+    return Form.asked(bench.settings.perturbation, method, _inputs(bench))
+
+
+def _reduced_layout(bench: Workbench, method: str, form: Form) -> Layout:
+    variables = form.variables(bench, _words(bench, method))
+    of_axes = [axis.coordinates for axis in axes(bench, method)]
+    every = (*of_axes, _feature_coordinates(bench))
+    chosen = zip(every, form.labelled, strict=True)
+    labels = tuple(each for labels, is_kept in chosen if is_kept for each in labels)
+    return _layout(bench, method, variables, labels, form.about)
+
+
+def _layout(
+    bench: Workbench,
+    method: str,
+    variables: tuple[Variable, ...],
+    labels: tuple[Coordinate, ...],
+    form: dict[str, Any],
+) -> Layout:
+    wrt = point(bench)
+    about = {"scale": bench.settings.data.features.scale} if wrt is None else {"wrt": wrt}
+    base = _base_key(bench, method, *(() if wrt is None else (wrt,)), *form.items())
+    attrs = methods.method_attributes(bench, method, base_key=base, **about, **form)
+    coordinates = (*labels, DampingAxis.of(bench, method).coordinate)
+    return Layout(variables, coordinates, attrs, provenance())
+
+
+def _base_key(bench: Workbench, method: str, *form: Any) -> str:
     key = bench.require(naming.factors(method)).attrs["base_key"]
-    base = fingerprint(NAME, FORMULA, key, *(() if wrt is None else (wrt,)))
-    inputs = _inputs(bench) if wrt is None else _output(bench, train, wrt)
-    return _layout(bench, method, test, train, base, inputs)
+    return fingerprint(NAME, FORMULA, key, *form)
 
 
 def _part(bench: Workbench, method: str, variable: Variable, base: str) -> Part:
-    (test, train), axis = _axes(bench, method), DampingAxis.of(bench, method)
+    (test, train), axis = axes(bench, method), DampingAxis.of(bench, method)
     _, test_chunk, train_chunk, *_ = variable.chunks
     keys = axis.keys(base, test.digests(test_chunk), train.digests(train_chunk))
     return Part((variable.name,), keys, DerivativesOfPairs.of(method, variable))
@@ -69,13 +101,23 @@ def _part(bench: Workbench, method: str, variable: Variable, base: str) -> Part:
 
 _UNIT = "original units in one of the model's; divided by it, entries are per original unit"
 
-Inputs = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]
 
-
-def _point(bench: Workbench) -> str | None:
-    """The module in whose output the derivative is; None: in the inputs."""
-    asked = bench.settings.perturbation
-    return asked and asked.wrt
+def _inputs(bench: Workbench) -> Inputs:
+    """Variable name → (feature dims, feature shape) of what the derivative is in."""
+    dataset, wrt = bench.require("dataset"), point(bench)
+    if wrt is not None:
+        return _output(bench, bench.axis("dataset", "train"), wrt)
+    names = list(dataset.attrs["inputs"])
+    if len(names) == 1:
+        return {
+            NAME: (tuple(dataset.attrs["feature_dims"]), dataset.variables["train_x"].shape[1:])
+        }
+    stored = {name: dataset.variables[f"train_x_{name}"] for name in names}
+    return {
+        f"{NAME}_{name}": (tuple(f"{name}_{k}" for k in range(len(each.shape) - 1)), each.shape[1:])
+        for name, each in stored.items()
+        if np.dtype(each.dtype).kind == "f"  # nothing can be differentiated by tokens
+    } or {NAME: ((), ())}
 
 
 def _output(bench: Workbench, train: Axis, wrt: str) -> Inputs:
@@ -84,37 +126,6 @@ def _output(bench: Workbench, train: Axis, wrt: str) -> Inputs:
     shape = tuple(module_output(shared_objective(bench), rows, wrt).shape[1:])
     name = wrt.replace(".", "_")
     return {NAME: (tuple(f"{name}_{k}" for k in range(len(shape))), shape)}
-
-
-def _inputs(bench: Workbench) -> Inputs:
-    """Variable name → (feature dims, feature shape) of each input of the model."""
-    dataset = bench.require("dataset")
-    names = list(dataset.attrs["inputs"])
-    if len(names) == 1:
-        return {
-            NAME: (tuple(dataset.attrs["feature_dims"]), dataset.variables["train_x"].shape[1:])
-        }
-    shapes = {name: dataset.variables[f"train_x_{name}"].shape[1:] for name in names}
-    return {
-        f"{NAME}_{name}": (tuple(f"{name}_{k}" for k in range(len(shape))), shape)
-        for name, shape in shapes.items()
-    }
-
-
-def _layout(
-    bench: Workbench, method: str, test: Axis, train: Axis, base: str, inputs: Inputs
-) -> Layout:
-    axis = DampingAxis.of(bench, method)
-    pairs = (len(test), len(train))
-    variables = tuple(
-        _variable(bench, method, name, len(axis), pairs, *feature)
-        for name, feature in inputs.items()
-    )
-    wrt = _point(bench)
-    about = {"scale": bench.settings.data.features.scale} if wrt is None else {"wrt": wrt}
-    attrs = methods.method_attributes(bench, method, base_key=base, **about)
-    labels = (*test.coordinates, *train.coordinates, axis.coordinate, *_feature_coordinates(bench))
-    return Layout(variables, labels, attrs, provenance())
 
 
 def _variable(bench, method, name, dampings, pairs, feature_dims, feature_shape) -> Variable:
@@ -133,7 +144,7 @@ def _variable(bench, method, name, dampings, pairs, feature_dims, feature_shape)
 
 
 def _words(bench: Workbench, method: str) -> dict[str, str]:
-    wrt, words = _point(bench), wording_of(bench, method)
+    wrt, words = point(bench), wording_of(bench, method)
     if wrt is not None:
         return words.perturbation(f"the output of module {wrt!r} (a)", "component", "a")
     if bench.settings.data.features.standardise:
@@ -143,7 +154,7 @@ def _words(bench: Workbench, method: str) -> dict[str, str]:
 
 
 def _feature_coordinates(bench: Workbench) -> list[Coordinate]:
-    if _point(bench) is not None:
+    if point(bench) is not None:
         return []
     dataset = bench.require("dataset")
     dims = dataset.attrs["feature_dims"] if len(dataset.attrs["inputs"]) == 1 else []
@@ -177,74 +188,6 @@ def _check_budget(bench: Workbench, layout: Layout) -> None:
         raise StudyError(
             f"{bench.study.name}: perturbation influences would take {readable_bytes(size)} "
             f"({shapes}), the limit perturbation.max_bytes is {readable_bytes(limit)}; raise it, "
-            "use fewer rows, or slice the lazy form (open_study(...).lazy_perturbation(method)), "
-            "which stores nothing"
+            "keep less (perturbation.reduce, perturbation.pairs), use fewer rows, or slice the "
+            "lazy form (open_study(...).lazy_perturbation(method)), which stores nothing"
         )
-
-
-@dataclass(frozen=True)
-class DerivativesOfPairs(Kernel):
-    """Blocks of one variable: of each pair of rows, a derivative of shape `feature`."""
-
-    method: str
-    variable: str
-    feature: tuple[int, ...]
-
-    @classmethod
-    def of(cls, method: str, variable: Variable) -> "DerivativesOfPairs":
-        _, _, _, *feature = variable.shape
-        return cls(method, variable.name, tuple(feature))
-
-    def at(self, bench: Workbench) -> Compute:
-        return _Derivatives(bench, self)
-
-
-class _Derivatives:
-    """Computes tiles of one variable; NaN where a row is missing."""
-
-    def __init__(self, bench: Workbench, kernel: DerivativesOfPairs):
-        self.bench, self.kernel, self.wrt = bench, kernel, _point(bench)
-        self.test, self.train = _axes(bench, kernel.method)
-        self.objective = shared_objective(bench)
-        compute = bench.settings.compute
-        row_bytes = self.objective.size * np.dtype(compute.dtype).itemsize
-        self._rows_at_once = max(1, compute.block_bytes // row_bytes)  # factors in a block
-
-    def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
-        places, tests, trains = tile.region
-        blocks = [self._one(tests, trains, k) for k in range(places.start, places.stop)]
-        return {self.kernel.variable: np.stack(blocks)}
-
-    def _one(self, tests: slice, trains: slice, place: int) -> np.ndarray:
-        present = np.flatnonzero(self.train.valid[trains])
-        shape = (tests.stop - tests.start, trains.stop - trains.start, *self.kernel.feature)
-        block = np.full(shape, np.nan, self.bench.settings.compute.dtype)
-        if not len(present):
-            return block
-        rows = load_rows(self.bench, self.train, trains.start + present)
-        for test in pieces(tests.start, tests.stop, self._rows_at_once):
-            asked = np.flatnonzero(self.test.valid[test])
-            if not len(asked):
-                continue
-            s = reading.load_factors(self.bench, self.kernel.method, test, place)[asked]
-            with self._named(trains.start + present):
-                values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
-            if isinstance(values, dict):
-                values = values[self.kernel.variable.removeprefix(f"{NAME}_")]
-            at = test.start - tests.start + asked
-            block[np.ix_(at, present)] = values.cpu().numpy()
-        return block
-
-    @contextmanager
-    def _named(self, slots: np.ndarray) -> Iterator[None]:
-        """What is said of a training row inside is said with its id."""
-        try:
-            yield
-        except ModelError as error:
-            if error.row is None:
-                raise
-            row = repr(str(self.train.ids[slots[error.row]]))
-            said = str(error).replace(f"training row {error.row} ", f"training row {row} ")
-            raise ModelError(
-                f"{naming.perturbation(self.kernel.method)}: {said}", row=error.row
-            ) from error

@@ -205,6 +205,8 @@ class Workbench:
                 f"{self.study.name}: compute.device is {wanted}, and torch sees {there} CUDA "
                 "devices here; write cpu, auto, or the number of one that there is"
             )
+        if device.type == "cuda":  # torch lets convolutions round to TF32's ten bits by default
+            torch.backends.cudnn.allow_tf32 = False
         return device
 
     @cached_property

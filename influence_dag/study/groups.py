@@ -26,6 +26,23 @@ from influence_dag.study.base import (
 )
 
 
+class ReduceSettings(Settings):
+    """What is kept of perturbation influences along one axis; the whole tensor is never held."""
+
+    over: Literal["feature", "test"] = Field(
+        description="feature: a number a pair, test × train | test: one map a row, train × features"
+    )
+    by: Literal["mean", "absmax", "l2"] = Field(
+        description="absmax: the largest absolute value | l2: the root of the sum of squares"
+    )
+
+
+def _top(value: str) -> str:
+    if not re.fullmatch(r"top-[1-9]\d*", value):
+        raise ValueError(f"{value[:40]!r} is not top-k with a number of training rows: top-10")
+    return value
+
+
 class PerturbationSettings(Settings):
     """Which methods also get perturbation influences (`test × train × features`)."""
 
@@ -37,9 +54,30 @@ class PerturbationSettings(Settings):
             "default: in the model's inputs"
         ),
     )
-    max_bytes: Bytes = Field(
-        default=parse_bytes("64GiB"), description="refuse to store a tensor above this size"
+    reduce: ReduceSettings | None = None
+    pairs: Annotated[str, AfterValidator(_top)] | None = Field(
+        default=None,
+        description=(
+            "top-10: of each test row the ten training rows with the longest derivative (l2 over "
+            "all features), test × rank × features; default: all pairs"
+        ),
     )
+    max_bytes: Bytes = Field(
+        default=parse_bytes("64GiB"), description="refuse to store an array above this size"
+    )
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "PerturbationSettings":
+        if self.reduce and self.pairs:
+            raise ValueError(
+                f"reduce and pairs ({self.pairs}) are two ways to keep less; leave one out"
+            )
+        return self
+
+    @property
+    def top(self) -> int | None:
+        """Pairs kept of each test row; None for all."""
+        return int(self.pairs.partition("-")[2]) if self.pairs else None
 
 
 class SummarySettings(Settings):

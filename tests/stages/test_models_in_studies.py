@@ -5,6 +5,7 @@ import pytest
 import reference
 import torch
 from networks import CASES, Shifted, Tokens
+from reduced_forms import kept, longest
 from safetensors.torch import save_file
 from tiny_answers import assert_close
 from tiny_project import Project
@@ -98,6 +99,12 @@ def test_a_study_in_the_output_of_an_embedding(tmp_path):
     lazy = project.results.lazy_perturbation("direct")
     np.testing.assert_allclose(lazy, stored, rtol=1e-12)
     assert all(update.is_current for update in project.refresh().values())
+    kept(project, reduce={"over": "feature", "by": "l2"})
+    norms = np.sqrt((wanted.numpy() ** 2).sum((2, 3)))
+    assert_close(project.results.perturbation("direct"), norms, 1e-8)
+    kept(project, pairs="top-2")
+    found, order = project.results.perturbation("direct"), longest(wanted.numpy(), 2)
+    assert_close(found, np.take_along_axis(wanted.numpy(), order[:, :, None, None], 1), 1e-8)
 
 
 def test_a_study_of_tokens_says_how_to_ask_for_their_embedding(tmp_path):

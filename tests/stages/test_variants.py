@@ -4,13 +4,18 @@ import numpy as np
 import pytest
 import reference
 import torch
+from reduced_forms import BY, FORMS, kept, longest
 from safetensors.torch import load_file, save_file
 from tiny_answers import DAMPING, assert_close, computed, expected, stored_module
 from tiny_project import MODEL, Project
 from torch import nn
 from torch.nn import functional as F
 
-from influence_dag.errors import StudyError
+from influence_dag.errors import StoreError, StudyError
+from influence_dag.explorer.content import Contents
+from influence_dag.explorer.opened import Opened
+from influence_dag.explorer.pair import Maps
+from influence_dag.stages import derivatives
 from influence_dag.stages.factors import SolvesOfRows
 
 DIRECT_ONLY = {"cg": None}
@@ -131,7 +136,7 @@ def build():
 """
 
 
-def test_a_model_of_several_inputs(tmp_path):
+def test_a_model_of_several_inputs(tmp_path, monkeypatch):
     data = {"train": "tiny_model:train", "test": "tiny_model:test", "id": None, "target": None}
     model = {"loss": "mse"}
     project = Project(tmp_path, model=TWO_INPUTS, data=data, methods=DIRECT_ONLY)
@@ -146,6 +151,59 @@ def test_a_model_of_several_inputs(tmp_path):
     assert_close(left, wanted["left"])
     assert_close(right, wanted["right"])
     assert computed(project.refresh()) == set()
+    _slices_of_two_inputs(project, monkeypatch)
+    _less_of_two_inputs(project, wanted)
+
+
+def _slices_of_two_inputs(project, monkeypatch):
+    """What is lazy differentiates the block that a slice is in, of the input that is asked for."""
+    results, whole = project.results, derivatives.perturbation_influences
+    sizes = []
+
+    def counted(objective, s, rows, **options):
+        sizes.append((len(s), len(rows)))
+        return whole(objective, s, rows, **options)
+
+    monkeypatch.setattr(derivatives, "perturbation_influences", counted)
+    with pytest.raises(StoreError, match="inputs left, right; name one: input='left'"):
+        results.lazy_perturbation("direct")
+    for name in ("left", "right"):
+        lazy = results.lazy_perturbation("direct", input=name)
+        stored = results.perturbation("direct", input=name)
+        assert lazy.dims == stored.dims
+        one = lazy.isel(test=5, train=[8, 9])
+        assert not sizes
+        np.testing.assert_allclose(one, stored.isel(test=5, train=[8, 9]), rtol=1e-12)
+        assert [sizes.pop()] == [(2, 8)]  # rows of one block
+        assert not sizes
+    np.testing.assert_allclose(lazy, stored, rtol=1e-12)
+    assert len(sizes) == lazy.data.npartitions
+    view = (opened := Opened(results)).view(None, None, None)
+    maps, pair = Maps(Contents(opened)), (view.test.ids[2], view.train.ids[3])
+    maps.compute(view, *pair)
+    found, _ = maps.of(view, *pair)
+    np.testing.assert_allclose(found["right"], stored.isel(test=2, train=3), rtol=1e-12)
+    assert found["left"].shape == (2,)
+
+
+def _less_of_two_inputs(project, wanted):
+    """Each input is reduced by itself; pairs are ranked by all that is in them."""
+    whole = {name: wanted[name] for name in ("left", "right")}
+    for form in FORMS:
+        kept(project, **form)
+        found = {name: project.results.perturbation("direct", input=name) for name in whole}
+        both = np.concatenate([each.reshape(*each.shape[:2], -1) for each in whole.values()], 2)
+        order = longest(both)
+        for name, each in found.items():
+            if "pairs" in form:
+                rest = (1,) * (whole[name].ndim - 2)
+                expected = np.take_along_axis(whole[name], order.reshape(*order.shape, *rest), 1)
+                assert (each.train.values == order).all()
+            elif form["reduce"]["over"] == "test":
+                expected = BY[form["reduce"]["by"]](whole[name], 0)
+            else:
+                expected = BY[form["reduce"]["by"]](whole[name].reshape(*both.shape[:2], -1), 2)
+            assert_close(each, expected)
 
 
 def _two_inputs_by_autograd(project) -> dict[str, np.ndarray]:

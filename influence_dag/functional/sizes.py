@@ -1,0 +1,38 @@
+"""Whether what is asked for fits into memory, before anything is computed for it."""
+
+from pathlib import Path
+
+import torch
+
+from influence_dag.errors import ModelError
+from influence_dag.influence.points import Point
+from influence_dag.objective.objective import Rows
+from influence_dag.study.base import readable_bytes
+
+
+def check_fits(point: Point, rows: Rows, tests: int) -> None:
+    """Raise `ModelError` where test × train × features are more than there is room for."""
+    leaves = point.leaves(rows[:1])
+    features = sum(leaf.numel() for leaf in leaves)
+    need = tests * len(rows) * sum(leaf.nbytes for leaf in leaves)
+    free = free_bytes(leaves[0].device)
+    if free is None or need <= free:
+        return
+    raise ModelError(
+        f"perturbation influences of {tests:,} × {len(rows):,} rows with {features:,} features "
+        f"take {readable_bytes(need)}, and {readable_bytes(free)} are free; hand over fewer rows "
+        "at a time (test_data, input_data), or make a study, which keeps what is asked for of "
+        "them (perturbation.reduce, perturbation.pairs)"
+    )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * int(found[0]) if found else None

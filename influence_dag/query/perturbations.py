@@ -1,0 +1,60 @@
+"""Stored perturbation influences as one labelled array: whole, reduced, or the strongest pairs."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import xarray as xr
+
+from influence_dag.errors import StoreError
+from influence_dag.store import Version
+from influence_dag.texts import did_you_mean
+
+NAME, TOP = "perturbation_influences", "top_train"
+
+
+def variable_of(names: Iterable[str], input: str | None, asked: str) -> str:
+    """The variable of an input of the model, which has to be named where there are several."""
+    known = [name for name in names if name.startswith(NAME)]
+    if input is None and len(known) == 1:
+        return known[0]
+    if (name := f"{NAME}_{input}") in known:
+        return name
+    inputs = [name.removeprefix(f"{NAME}_") for name in known if name != NAME]
+    if not inputs:
+        raise StoreError(
+            f"{asked}: the model has one input, without a name; leave out input={input!r}"
+        )
+    said = "" if input is None else f"none named {input!r}{did_you_mean(input, inputs)}, but "
+    raise StoreError(
+        f"{asked}: the model has {said}the inputs {', '.join(inputs)}; name one: "
+        f"input={inputs[0]!r}"
+    )
+
+
+def of_input(dataset: xr.Dataset, input: str | None, asked: str) -> xr.DataArray:
+    """The array of one input, as `with_rows` has it."""
+    return with_rows(dataset, variable_of(map(str, dataset.data_vars), input, asked))
+
+
+def with_rows(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """An array; of the longest pairs with the training rows that they are of."""
+    found = dataset[name]
+    if TOP not in dataset or "rank" not in found.dims:
+        return found
+    of_rows = [name for name, each in dataset.coords.items() if each.dims == ("train",)]
+    places = dataset[TOP].reset_coords(drop=True).compute()
+    chosen = dataset.coords.to_dataset()[of_rows].isel(train=places)
+    return found.assign_coords(chosen.coords)
+
+
+def is_whole(version: Version) -> bool:
+    """Whether every pair has its derivative in every feature."""
+    return not {"reduce", "pairs"} & version.attrs.keys()
+
+
+def example(version: Version, method: str) -> str:
+    """What to write to see some of it."""
+    names = [name for name in version.variables if name.startswith(NAME)]
+    inner = names[0].removeprefix(f"{NAME}_")
+    told: Any = "" if len(names) == 1 else f', input="{inner}"'
+    return f'study.perturbation("{method}"{told})'
