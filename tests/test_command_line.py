@@ -79,7 +79,7 @@ def test_what_is_shown_ends_with_the_commands_that_open_it(store, monkeypatch, t
         (["show", "{store}/../tinny"], "did you mean 'tiny'"),
         (["export", "{store}", "x.zarr", "--artifact", "modle"], "did you mean 'model'"),
         (["export", "{store}", "x.csv"], "end it in .zarr, .nc, .parquet"),
-        (["export", "{store}", "x.nc"], "pip install h5netcdf"),
+        (["export", "{store}", "x.nc"], "pip install 'influence-dag[netcdf]'"),
         (["export", "{store}", "x.parquet", "--artifact", "model"], "model is no table of pairs"),
         (["export", "{store}", "none/x.zarr"], "is no folder"),
         (["report", "{store}", "-o", "none/x.html"], "is no folder"),

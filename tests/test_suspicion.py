@@ -196,6 +196,7 @@ def test_a_view_that_says_nothing_is_not_heard(mistaken):
 
 def test_neighbours_vote_on_each_row_and_are_right_or_not_about_test_rows(points, classes):
     found = votes(points[:50], classes[:50], points[50:], classes[50:], k=5)
+    assert found is not None
     weights = np.arange(1, 6) ** -0.5 / (np.arange(1, 6) ** -0.5).sum()
     near = NearestNeighbors(n_neighbors=5).fit(points[:50])
     for row, others in enumerate(near.kneighbors(return_distance=False)):

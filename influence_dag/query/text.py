@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from influence_dag.addresses import folder_of
-from influence_dag.datasets.slots import SPLITS, Axis, Split, shown_label
+from influence_dag.datasets.slots import Axis, Split, shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query.contents import Content
 from influence_dag.query.results import StudyResults
@@ -155,17 +155,6 @@ def stored(results: StudyResults) -> dict[str, Any]:
             for each in versions
         ],
     }
-
-
-def describe_versions(results: StudyResults, artifact: str) -> str:
-    """A line for each kept version of an artifact, the current one marked."""
-    current = results.store.version(artifact).number
-    lines = []
-    for row in results.version_table(artifact):
-        sizes = ", ".join(f"{row[f'{s}_rows']:,} {s}" for s in SPLITS if f"{s}_rows" in row)
-        mark = "  current" if row["version"] == current else ""
-        lines.append(f"{row['version']:>6}  {row['data_version'][:12]}  {sizes}{mark}")
-    return "\n".join(lines)
 
 
 def describe_difference(

@@ -210,3 +210,38 @@ def test_an_asset_shows_its_numbers_and_its_picture_and_why(
     page.photograph(file)
     assert_not_blank(file)
     page.click("Close")
+
+
+@with_browser
+@pytest.mark.parametrize(
+    ("asset", "picture"),
+    [
+        ("validation/leave_one_out", "agreement"),
+        ("validation/datamodels", "scores"),
+        ("validation/label_errors", "detection"),
+    ],
+    ids=lambda each: each.replace("/", "-"),
+)
+def test_refits_are_shown_against_what_was_predicted(
+    page, server, validated, album, asset, picture
+):
+    page.open(f"{server.url}/assets/tiny/{asset}?view=overview", showing="[Show Markdown]")
+    page.click("[Show Markdown]")
+    page.wait_for("Close")
+    assert picture_appears(page), "no picture within 30 s"
+    assert WHY[picture] in " ".join(page.run("document.body.innerText").split())
+    page.photograph(album / f"{picture}.png")
+    assert_not_blank(album / f"{picture}.png")
+    page.click("Close")
+
+
+@with_browser
+def test_the_report_says_what_may_be_trusted_and_why(page, server, validated, album):
+    url = f"{server.url}/assets/tiny/report?view=overview"
+    text = page.open(url, showing="The whole page: influence-dag report")
+    assert "Trust these" in text, "the verdict"
+    assert "rows left out and refitted, predicted and actual changes correlate" in text, "a reason"
+    assert "the worst residual of a solve is" in text, "a row of what was measured"
+    assert_unobstructed(text)
+    page.photograph(album / "report.png")
+    assert_not_blank(album / "report.png")
