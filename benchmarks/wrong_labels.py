@@ -97,7 +97,7 @@ def linear(inputs: int, classes: int) -> Callable[[], nn.Module]:
 CASES = [
     Case("digits, softmax", digits, linear(64, 10), CONVEX, 10),
     Case("digits, similar classes", digits, linear(64, 10), CONVEX | MISTAKEN, 10),
-    Case("breast cancer", breast_cancer, linear(30, 2), CONVEX, 30),
+    Case("breast cancer", breast_cancer, linear(30, 2), CONVEX, 100),
     Case("digits, network", digits, network, NETWORK, 5),
     Case("network, similar classes", digits, network, NETWORK | MISTAKEN, 5),
 ]

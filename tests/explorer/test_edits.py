@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from tiny_project import Project
 
-from influence_dag.components.assets import study_definitions
 from influence_dag.components.edits import observed
 from influence_dag.errors import StoreError
 from influence_dag.explorer.edited import _copy, copies
@@ -311,20 +310,3 @@ def test_where_no_copy_can_be_made_a_sentence_says_why(explorer, monkeypatch, da
     files, said = copies(explorer.opened, "direct", {"train-01": {"action": "drop"}})
     assert files == {}
     assert words in said[0]
-
-
-def test_a_run_that_ends_with_the_report_observes_the_edits(loop):
-    project, explorer, *_ = loop
-    study = load_study(project.folder)
-    defs = study_definitions(study, pool=None)
-    report = dg.AssetKey(["tiny", "report"])
-    with dg.instance_for_test() as instance:
-        job = defs.resolve_job_def("tiny_refresh")
-        assert job.execute_in_process(instance=instance, asset_selection=[report]).success
-        edits = dg.AssetKey(["tiny", "edits"])
-        (record,) = instance.fetch_observations(edits, limit=5).records
-    seen = record.asset_observation
-    expected = observed(study)
-    assert seen.metadata == expected.metadata
-    assert seen.metadata["edits"].value == len(explorer.marks.edits) == 1
-    assert seen.tags["dagster/data_version"] == expected.tags["dagster/data_version"]
