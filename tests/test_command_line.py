@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,20 @@ def test_top_shows_the_rows_themselves(store, finished_project):
     assert f"height  {rows[best['id']][0]:g}" in run("top", store, "test-03", "--content")
 
 
+def test_what_is_shown_ends_with_the_commands_that_open_it(store, monkeypatch, tmp_path):
+    monkeypatch.chdir(store.parents[1])  # neither a Makefile nor a program of its own
+    monkeypatch.setattr(sys, "argv", ["/elsewhere/pytest"])
+    last = ["or in the browser:", "  influence-dag explore store/tiny"]
+    assert run("show", store).splitlines()[-2:] == last
+    (tmp_path / "a b").mkdir()
+    monkeypatch.chdir(tmp_path / "a b")
+    Path("Makefile").write_text("demo:\nui: demo\n")
+    monkeypatch.setattr(sys, "argv", [".venv/bin/influence-dag", "show"])
+    explore, ui = run("show", store).splitlines()[-2:]
+    assert shlex.split(explore) == [".venv/bin/influence-dag", "explore", str(store)]
+    assert ui.split()[:2] == ["make", "ui"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -64,7 +79,7 @@ def test_top_shows_the_rows_themselves(store, finished_project):
         (["show", "{store}/../tinny"], "did you mean 'tiny'"),
         (["export", "{store}", "x.zarr", "--artifact", "modle"], "did you mean 'model'"),
         (["export", "{store}", "x.csv"], "end it in .zarr, .nc, .parquet"),
-        (["export", "{store}", "x.nc"], "pip install h5netcdf"),
+        (["export", "{store}", "x.nc"], "pip install 'influence-dag[netcdf]'"),
         (["export", "{store}", "x.parquet", "--artifact", "model"], "model is no table of pairs"),
         (["export", "{store}", "none/x.zarr"], "is no folder"),
         (["report", "{store}", "-o", "none/x.html"], "is no folder"),
@@ -194,6 +209,23 @@ def test_an_exported_zarr_is_read_by_xarray_alone(store, finished_project, tmp_p
     np.testing.assert_array_equal(read, expected.open("cg/influences").influences)
     assert read.train.values.tolist() == [row[0] for row in finished_project.rows["train"]]
     assert tree["cg/influences"].influences.attrs["units"].startswith("loss")
+    assert "exists; name another file" in run("export", store, target, code=1)
+
+
+def test_an_exported_netcdf_is_read_by_xarray_alone(store, finished_project, tmp_path):
+    pytest.importorskip("h5netcdf", reason="the extra `netcdf`")
+    target, results = tmp_path / "out.nc", finished_project.results
+    names = ["direct/influences", "direct/perturbation_influences", "dataset"]
+    run("export", store, target, *(each for name in names for each in ("--artifact", name)))
+    tree = xr.open_datatree(target, engine="h5netcdf")
+    assert sorted(node.path[1:] for node in tree.leaves) == sorted(names)
+    for name in names:
+        read, expected = tree[name].to_dataset().load(), results.open(name).load()
+        assert set(read.variables) == set(expected.variables), name
+        for each in read.variables:
+            np.testing.assert_array_equal(read[each], expected[each], err_msg=f"{name}: {each}")
+    read = tree["direct/influences"].influences
+    assert read.sel(test="test-03", train="train-07").attrs["units"].startswith("loss")
     assert "exists; name another file" in run("export", store, target, code=1)
 
 

@@ -110,15 +110,16 @@ def test_the_command_line_tells_status_versions_and_differences(project):
     project.refresh()
     assert "waits" not in said("status", project.folder)
     listed = said("versions", project.store, "direct/influences").splitlines()
-    assert [line.split()[0] for line in listed] == ["1", "2"]
-    assert listed[1].endswith("10 test, 40 train  current")
+    assert listed[0].split() == ["version", "data_version", "test_rows", "train_rows"]
+    assert [line.split()[0] for line in listed[1:]] == ["1", "2"]
+    assert listed[2].split()[2:] == ["10", "40", "current"]
     difference = said("diff", project.store, "direct/influences")
     assert "direct/influences: version 1 → 2" in difference
     assert "influences: 3 of 15 chunks differ" in difference
     assert "train-11: " in difference
     removed = said("gc", project.folder, "--keep", 1).splitlines()
     assert "direct/influences/versions/000001" in removed
-    assert len(said("versions", project.store, "direct/influences").splitlines()) == 1
+    assert len(said("versions", project.store, "direct/influences").splitlines()) == 2
     refused = CliRunner().invoke(main, ["diff", str(project.store), "direct/influences"])
     assert refused.exit_code == 1
     assert "two are needed to compare" in refused.output

@@ -17,6 +17,7 @@ from influence_dag.suspicion import (
     combined_suspicion,
     knn_shapley,
     neighbour_disagreement,
+    votes,
 )
 from influence_dag.validation.out_of_fold import draw_folds
 
@@ -80,7 +81,10 @@ def test_what_neighbours_and_model_say_stands_beside_each_row_and_ranks_them(pro
     assert np.allclose(rows.neighbour_disagreement, neighbour_disagreement(x, y, k=5))
     assert np.allclose(rows.knn_shapley, knn_shapley(x, y, tests, labels, k=5))
     views = {name: rows[name].values for name in rows if name in SUSPICIONS}
-    assert np.allclose(rows.combined, combined_suspicion(views))
+    voted, right = votes(x, y, tests, labels, k=5), module(torch.tensor(tests)).argmax(dim=1)
+    known = voted.evidence(right.numpy() == labels)
+    assert known.trust[1] > 0
+    assert np.allclose(rows.combined, combined_suspicion(views, known))
     shapley = suspects(project.store, 40, neighbours=5, by="knn_shapley").knn_shapley
     assert (np.diff(shapley) >= 0).all()
 

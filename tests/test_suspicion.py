@@ -5,18 +5,26 @@ from math import factorial
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.stats import norm, rankdata
 from sklearn.neighbors import NearestNeighbors
 
 from influence_dag.suspicion import (
+    Evidence,
     combined,
     combined_suspicion,
+    confident_joint,
+    doubt,
     knn_shapley,
     knn_shapley_of_each,
     nearest,
+    nearest_of_others,
     neighbour_disagreement,
     neighbours,
+    noise_matrix,
     normal_scores,
+    trusted,
+    votes,
 )
 
 
@@ -39,6 +47,12 @@ def _blocks(request, monkeypatch):
 def test_the_nearest_rows_are_sklearns(points):
     expected = NearestNeighbors(n_neighbors=7).fit(points).kneighbors(return_distance=False)
     assert np.array_equal(nearest(points, 7), expected)
+
+
+@pytest.mark.usefixtures("_blocks")
+def test_the_nearest_of_other_rows_are_sklearns(points):
+    expected = NearestNeighbors(n_neighbors=7).fit(points[:40]).kneighbors(points[40:])[1]
+    assert np.array_equal(nearest_of_others(points[:40], points[40:], 7), expected)
 
 
 @pytest.mark.usefixtures("_blocks")
@@ -117,6 +131,99 @@ def test_the_model_is_one_view_and_the_neighbours_are_the_other():
     names = ("loss", "out_of_fold_loss", "self_influence", "neighbour_disagreement", "knn_shapley")
     every = {name: rng.normal(size=30) for name in names}
     *model, near = (every[name] for name in names[:4])
-    assert np.allclose(combined_suspicion(every), combined(combined(*model), near, weights=[1, 2]))
+    assert np.allclose(combined_suspicion(every), combined(combined(*model), near))
     few = {name: every[name] for name in ("loss", "self_influence")}
     assert np.allclose(combined_suspicion(few), normal_scores(combined(*few.values())))
+
+
+# What classes rows seem to be of -----------------------------------------------------------------
+
+
+@pytest.fixture
+def mistaken() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Two views of 300 rows of 3 classes; every fourth row of class 0 is given as 1. And which."""
+    rng = np.random.default_rng(4)
+    classes = rng.integers(3, size=300)
+    views = [rng.normal(size=(300, 3)) * size for size in (1.0, 2.0)]
+    for view in views:
+        view[np.arange(300), classes] += 2.0
+        view -= np.log(np.exp(view).sum(axis=1, keepdims=True))
+    flipped = (classes == 0) & (rng.random(300) < 0.25)
+    return views, np.where(flipped, 1, classes), flipped
+
+
+def test_the_confident_joint_counts_rows_by_the_classes_that_are_likely_enough(mistaken):
+    (view, _), labels, _ = mistaken
+    chances, counted = np.exp(view), np.zeros((3, 3))
+    means = [chances[labels == c, c].mean() for c in range(3)]
+    for row, given in zip(chances, labels, strict=True):
+        likely = [c for c in range(3) if row[c] >= means[c]]
+        if likely:
+            counted[max(likely, key=lambda c: row[c]), given] += 1
+    assert np.array_equal(confident_joint(view, labels), counted)
+    noise = noise_matrix([view], labels)
+    assert np.allclose(noise.sum(axis=1), 1)
+    assert noise[0, 1] > 3 * noise[1, 0], "it is 0 that is given as 1"
+
+
+def test_doubt_is_bayes_rule_at_the_weights_under_which_the_labels_are_likeliest(mistaken):
+    views, labels, flipped = mistaken
+    noise = noise_matrix(views, labels)
+
+    def chances(weights) -> np.ndarray:
+        pooled = np.exp(weights[0] * views[0] + weights[1] * views[1])
+        return pooled / pooled.sum(axis=1, keepdims=True)
+
+    def unlikely(weights) -> float:
+        return -np.log((chances(weights) * noise[:, labels].T).sum(axis=1)).sum()
+
+    best = minimize(unlikely, [1.0, 1.0]).x
+    assert best[0] > best[1] > 0, "the one that errs more counts less"
+    each = chances(best) * noise[:, labels].T
+    right = each[np.arange(300), labels] / each.sum(axis=1)
+    assert np.allclose(np.exp(-doubt(views, labels)), right, atol=1e-3)
+    assert doubt(views, labels)[flipped].mean() > 5 * doubt(views, labels)[~flipped].mean()
+
+
+def test_a_view_that_says_nothing_is_not_heard(mistaken):
+    (view, _), labels, _ = mistaken
+    blank = np.full_like(view, -np.log(3))
+    assert np.allclose(doubt([view], labels), doubt([view, view], labels), atol=1e-6)
+    matrix = noise_matrix([view, blank], labels)
+    assert np.isfinite(matrix).all()
+    assert np.isfinite(doubt([view, blank], labels)).all()
+
+
+def test_neighbours_vote_on_each_row_and_are_right_or_not_about_test_rows(points, classes):
+    found = votes(points[:50], classes[:50], points[50:], classes[50:], k=5)
+    assert found is not None
+    weights = np.arange(1, 6) ** -0.5 / (np.arange(1, 6) ** -0.5).sum()
+    near = NearestNeighbors(n_neighbors=5).fit(points[:50])
+    for row, others in enumerate(near.kneighbors(return_distance=False)):
+        shares = [weights[classes[others] == c].sum() for c in range(3)]
+        assert np.allclose(np.exp(found.neighbours[row]), (5 * np.array(shares) + 1 / 3) / 6)
+    said = [
+        max(range(3), key=lambda c: weights[classes[others] == c].sum())
+        for others in near.kneighbors(points[50:], return_distance=False)
+    ]
+    assert np.array_equal(found.right, np.array(said) == classes[50:])
+
+
+def test_views_count_by_the_log_odds_of_being_right():
+    right = {share: np.arange(1000) < 1000 * share for share in (0.3, 0.8, 0.9)}
+    weights = trusted(right[0.8], right[0.9])
+    assert weights == pytest.approx((np.log(4), np.log(9)), rel=1e-2)
+    assert trusted(right[0.3], right[0.9])[0] == 0
+    assert trusted(right[0.3], right[0.3]) == (1, 1)
+
+
+def test_evidence_puts_doubt_in_the_place_of_disagreement_and_weighs_the_views(mistaken):
+    views, labels, _ = mistaken
+    rng = np.random.default_rng(5)
+    rankings = {name: rng.normal(size=300) for name in ("loss", "neighbour_disagreement")}
+    known = Evidence(labels, views[0], trust=(3.0, 1.0))
+    near = doubt([views[0]], labels)
+    without = combined(near, rankings["loss"], weights=[3, 1])
+    assert np.allclose(combined_suspicion(rankings, known), without)
+    known = Evidence(labels, views[0], views[1], (3.0, 1.0))
+    assert np.allclose(combined_suspicion(rankings, known), combined(without, doubt(views, labels)))

@@ -67,12 +67,13 @@ def table(
     )
     for name in columns:
         side = "right" if name in right else "left"
-        found.add_column(Text(name), justify=side, overflow="fold")
+        shown = name.replace("_", " ") if console.is_terminal else name  # it may be broken there
+        found.add_column(Text(shown), justify=side, overflow="fold")
     for row in rows:
         found.add_row(*(Text(literal(cell, LONGEST), _style(cell)) for cell in row))
     with console.capture() as captured:
         console.print(found)
-    click.echo("\n".join(map(str.rstrip, captured.get().strip("\n").splitlines())))
+    click.echo("\n".join(map(str.rstrip, captured.get().splitlines())).strip("\n"))
 
 
 def _style(cell: object) -> str:

@@ -198,13 +198,22 @@ def suspects(
 @as_json
 def versions(store: str, artifact: str, as_json: bool) -> None:
     """The kept versions of an ARTIFACT (for example direct/influences) in STORE."""
-    from influence_dag.query.text import describe_versions
-
     results = _open(store)
     rows = results.version_table(artifact)
     current = results.store.version(artifact).number
     values = [row | {"is_current": row["version"] == current} for row in rows]
-    emit(values, lambda: click.echo(describe_versions(results, artifact)), as_json=as_json)
+    sizes = [name for name in values[0] if name.endswith("_rows")]
+
+    def printed() -> None:
+        cells = [
+            [row["version"], row["data_version"][:12], *(f"{row[size]:,}" for size in sizes),
+             "current" if row["is_current"] else ""]
+            for row in values
+        ]  # fmt: skip
+        columns = ["version", "data_version", *sizes, ""]
+        table(columns, cells, right=["version", *sizes])
+
+    emit(values, printed, as_json=as_json)
 
 
 @click.command()

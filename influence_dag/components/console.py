@@ -102,7 +102,8 @@ class _EventHandler(logging.Handler):
 
     def _follow(self, event: dg.DagsterEvent) -> None:
         if event.event_type_value == "STEP_SUCCESS":
-            self.bar.set_description(str(event.step_key), refresh=False)
+            _study, *names = str(event.step_key).split("__")
+            self.bar.set_description("/".join(names), refresh=False)
             self.bar.update()
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             self.warn(event.asset_check_evaluation_data)

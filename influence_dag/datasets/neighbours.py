@@ -5,9 +5,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_dag.datasets.slots import Axis, Split
+from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.store import Version
-from influence_dag.suspicion import NEIGHBOURS, neighbour_disagreement
+from influence_dag.suspicion import NEIGHBOURS, Votes, neighbour_disagreement, votes
 
 MOST_NUMBERS = 2**28  # of all rows' inputs: 2 GiB in float64
 
@@ -38,7 +38,17 @@ def stored_disagreement(dataset: Version, k: int = NEIGHBOURS) -> NDArray[np.flo
     return neighbour_disagreement(points(dataset, "train"), targets(dataset, "train"), k=k)
 
 
+def stored_votes(dataset: Version, k: int = NEIGHBOURS) -> Votes | None:
+    """`suspicion.votes` on the rows that exist, by slot; None of numbers."""
+    labels = {split: targets(dataset, split) for split in SPLITS}
+    if labels["train"].dtype.kind != "i":
+        return None
+    train, test = (points(dataset, split) for split in ("train", "test"))
+    return votes(train, labels["train"], test, labels["test"], k=k)
+
+
 def cost(dataset: Version) -> float:
     """Multiplications that all distances take."""
     shape = dataset.variables["train_x"].shape
-    return float(shape[0]) ** 2 * prod(shape[1:])
+    others = dataset.variables["test_x"].shape[0]
+    return float(shape[0]) * (shape[0] + others) * prod(shape[1:])

@@ -5,7 +5,8 @@ from numpy.typing import NDArray
 
 from influence_dag.datasets import neighbours
 from influence_dag.explorer.opened import View
-from influence_dag.suspicion import combined_suspicion
+from influence_dag.explorer.predictions import predictions
+from influence_dag.suspicion import Evidence, combined_suspicion
 
 AFFORDABLE = 5e9  # multiplications of all distances, a third of a second; once a version
 
@@ -39,8 +40,23 @@ def suspicion(view: View) -> NDArray[np.float64] | None:
         said = {name: view.said(stored[name], "train") for name in stored}
         said["neighbour_disagreement"] = disagreement(view)
         known = {name: values for name, values in said.items() if values is not None}
-        view.known["suspicion"] = combined_suspicion(known) if known else None
+        voted = _evidence(view) if "neighbour_disagreement" in known else None
+        view.known["suspicion"] = combined_suspicion(known, voted) if known else None
     return view.known["suspicion"]
+
+
+def _evidence(view: View) -> Evidence | None:
+    """What neighbours vote, where all rows are as the current dataset has them."""
+    dataset = view.opened.current("dataset")
+    if dataset is None:
+        return None
+    rows = view.opened.rows(dataset, "train")
+    if rows.ids != view.train.ids or (rows.keys != view.train.keys).any():
+        return None
+    voted, seen = neighbours.stored_votes(dataset), predictions(view, "test")
+    if voted is None or seen.wrong is None or len(seen.wrong) != len(voted.right):
+        return None
+    return voted.evidence(~seen.wrong)
 
 
 def ranks(view: View) -> NDArray[np.int64] | None:

@@ -177,7 +177,8 @@ def _netcdf(results: "StudyResults", target: Path, artifacts: list[str]) -> list
     if not installed:
         raise StoreError(
             f"{target.name} needs a library that writes netCDF groups, and neither "
-            f"{' nor '.join(engines)} is installed; pip install h5netcdf, or export to .zarr"
+            f"{' nor '.join(engines)} is installed; pip install "
+            "'influence-dag[netcdf]', or export to .zarr"
         )
     _tree(results, artifacts).to_netcdf(target, engine=installed[0])  # type: ignore[arg-type]
     return artifacts or results.artifacts

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -17,15 +17,18 @@ from influence_dag.store import Version
 from influence_dag.suspicion import (
     NEIGHBOURS,
     SUSPICIONS,
+    Evidence,
     combined_suspicion,
     knn_shapley,
     neighbour_disagreement,
+    votes,
 )
 from influence_dag.texts import did_you_mean
 
 if TYPE_CHECKING:
     from influence_dag.query.questions import Questions
     from influence_dag.stages.workbench import Workbench
+    from influence_dag.validation.out_of_fold import OutOfFold
 
 Space = Literal["auto", "input", "penultimate"]
 BLOCK = 2_000  # rows whose representations are made at a time
@@ -61,7 +64,7 @@ def suspect_rows(
     rows = _Rows(study, scores)
     found = rows.said | rows.neighbours(asked) | rows.out_of_fold(asked)
     rankings = {n: -v if n == "knn_shapley" else v for n, v in found.items() if n in SUSPICIONS}
-    found["combined"] = rankings["combined"] = combined_suspicion(rankings)
+    found["combined"] = rankings["combined"] = combined_suspicion(rankings, rows.evidence(asked))
     if asked.by not in rankings:
         raise StoreError(_missing(asked.by))
     order = np.argsort(-np.nan_to_num(rankings[asked.by], nan=-np.inf), kind="stable")[:k]
@@ -90,6 +93,7 @@ class _Rows:
     def __init__(self, study: "Questions", scores: xr.DataArray):
         self.study, self.scores, self.method = study, scores, scores.attrs["method"]
         self.dataset: Version = study.store.version("dataset")
+        self._known: dict[str, Any] = {}  # what is costly, once
 
     @cached_property
     def said(self) -> dict[str, NDArray]:
@@ -129,22 +133,58 @@ class _Rows:
         """The study at work: its code is needed from here on."""
         return workbench_of(self.study.store, self.method, self.study.project)
 
+    @cached_property
+    def labels(self) -> list[NDArray]:
+        """Classes or numbers of the training and the test rows."""
+        return [stored.targets(self.dataset, split) for split in ("train", "test")]
+
+    def points(self, space: Space) -> tuple[NDArray, NDArray]:
+        """Training and test rows as points."""
+        if space not in self._known:
+            self._known[space] = self._points(space, "train"), self._points(space, "test")
+        return self._known[space]
+
     def neighbours(self, asked: Asked) -> dict[str, NDArray]:
         """Disagreement of the neighbours and, for classes, KNN-Shapley values on the test rows."""
-        if not asked.neighbours:
+        if not self._has_points(asked):
             return {}
-        if asked.space != "penultimate" and not stored.has_points(self.dataset):
-            if asked.space == "input":
-                raise StoreError(_missing("neighbour_disagreement"))
-            return {}
-        train, test = self._points(asked.space, "train"), self._points(asked.space, "test")
-        labels = [stored.targets(self.dataset, split) for split in ("train", "test")]
+        (train, test), labels = self.points(asked.space), self.labels
         of_rows = neighbour_disagreement(train, labels[0], k=asked.neighbours)
         found = {"neighbour_disagreement": of_rows[self.places]}
         if labels[0].dtype.kind == "i":
             values = knn_shapley(train, labels[0], test, labels[1], k=asked.neighbours)
             found["knn_shapley"] = values[self.places]
         return found
+
+    def evidence(self, asked: Asked) -> Evidence | None:
+        """What neighbours, and models that have not seen the rows, take the rows' classes to be."""
+        if not self._has_points(asked) or self.labels[0].dtype.kind != "i":
+            return None
+        (train, test), labels = self.points(asked.space), self.labels
+        voted = votes(train, labels[0], test, labels[1], k=asked.neighbours)
+        unseen = self._unseen(asked.folds).classes if asked.folds else None
+        return voted and voted.evidence(self._right, unseen).of_rows(self.places)
+
+    @property
+    def _right(self) -> NDArray[np.bool_] | None:
+        """Whether the model is right about each test row; None where it has changed since."""
+        summary = self.study.open(naming.summary(self.method))
+        if summary.test.values.tolist() != self._test_ids or "predicted" not in self.said:
+            return None
+        return summary["test_predicted"].values.astype(np.int64) == self.labels[1]
+
+    @cached_property
+    def _test_ids(self) -> list[str]:
+        axis = Axis.read(self.dataset, "test")
+        return [str(axis.ids[slot]) for slot in axis.slots]
+
+    def _has_points(self, asked: Asked) -> bool:
+        if not asked.neighbours:
+            return False
+        there = asked.space == "penultimate" or stored.has_points(self.dataset)
+        if not there and asked.space == "input":
+            raise StoreError(_missing("neighbour_disagreement"))
+        return there
 
     def _points(self, space: Space, split: Split) -> NDArray:
         if space != "penultimate":
@@ -161,6 +201,11 @@ class _Rows:
     def out_of_fold(self, asked: Asked) -> dict[str, NDArray]:
         if not asked.folds:
             return {}
-        from influence_dag.stages.validation import out_of_fold
+        return {"out_of_fold_loss": self._unseen(asked.folds).losses[self.places]}
 
-        return {"out_of_fold_loss": out_of_fold(self.bench, asked.folds)[self.places]}
+    def _unseen(self, folds: int) -> "OutOfFold":
+        if "unseen" not in self._known:
+            from influence_dag.stages.validation import unseen
+
+            self._known["unseen"] = unseen(self.bench, folds)
+        return self._known["unseen"]

@@ -1,6 +1,8 @@
 """A study's results in a few lines of text: where they are, what they say, what to type next."""
 
 import json
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from influence_dag.addresses import folder_of
-from influence_dag.datasets.slots import SPLITS, Axis, Split, shown_label
+from influence_dag.datasets.slots import Axis, Split, shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query.contents import Content
 from influence_dag.query.perturbations import example
@@ -22,6 +24,7 @@ TESTS, NEIGHBOURS = 3, 3
 SHOWN = 10  # labels in a list
 WIDEST = 70  # characters of a text that is quoted
 SHADES = " ░▒▓█"
+PROGRAM = "influence-dag"
 
 
 def describe(results: StudyResults) -> str:
@@ -121,7 +124,18 @@ def _next(root: str, method: str, results: StudyResults, influences: xr.DataArra
     if folder_of(version.address) is None:  # nobody else can open it
         return lines
     plain = f'  xarray.open_zarr("{_short(version.address)}")'
-    return [*lines, "or with xarray alone:", plain, "or in the browser: make ui"]
+    return [*lines, "or with xarray alone:", plain, *_in_the_browser(root)]
+
+
+def _in_the_browser(root: str) -> list[str]:
+    """The commands that show it, as they can be typed where this is printed."""
+    called = sys.argv[0]
+    program = called if Path(called).name == PROGRAM else PROGRAM  # by its path: not activated
+    explore = f"  {shlex.join([program, 'explore', root])}"
+    makefile = Path("Makefile")
+    graph = makefile.is_file() and "\nui:" in makefile.read_text(errors="replace")
+    ui = ["  make ui  # the graph of assets, in Dagster"] if graph else []
+    return ["or in the browser:", explore, *ui]
 
 
 def stored(results: StudyResults) -> dict[str, Any]:
@@ -144,17 +158,6 @@ def stored(results: StudyResults) -> dict[str, Any]:
             for each in versions
         ],
     }
-
-
-def describe_versions(results: StudyResults, artifact: str) -> str:
-    """A line for each kept version of an artifact, the current one marked."""
-    current = results.store.version(artifact).number
-    lines = []
-    for row in results.version_table(artifact):
-        sizes = ", ".join(f"{row[f'{s}_rows']:,} {s}" for s in SPLITS if f"{s}_rows" in row)
-        mark = "  current" if row["version"] == current else ""
-        lines.append(f"{row['version']:>6}  {row['data_version'][:12]}  {sizes}{mark}")
-    return "\n".join(lines)
 
 
 def describe_difference(

@@ -24,7 +24,7 @@ from influence_dag.validation.candidates import exact_candidates, representation
 from influence_dag.validation.datamodels import datamodels, initial_params
 from influence_dag.validation.label_errors import label_errors
 from influence_dag.validation.leave_one_out import MOST_BYTES, leave_one_out
-from influence_dag.validation.out_of_fold import out_of_fold_losses
+from influence_dag.validation.out_of_fold import OutOfFold, out_of_fold
 
 FORMULA = FORMULAS["validation"]
 LARGEST_EXACT = 4000  # parameters up to which exact curvatures stand beside the methods
@@ -279,8 +279,8 @@ def _label_errors(bench: Workbench, settings) -> Whole:
     return Whole(arrays, attributes, found.summary(), coordinates)
 
 
-def out_of_fold(bench: Workbench, folds: int) -> np.ndarray:
-    """The loss of each training row, by slot, under a model that has not seen its fold.
+def unseen(bench: Workbench, folds: int) -> OutOfFold:
+    """What a model that has not seen its fold makes of each training row, by slot.
 
     Fitted as subsets of the data model artifacts are, from what `model.build` makes.
     """
@@ -290,7 +290,7 @@ def out_of_fold(bench: Workbench, folds: int) -> np.ndarray:
             "start is known; leave folds away, or give the study a fit"
         )
     objective, train, _ = _loaded(bench)
-    return out_of_fold_losses(
+    return out_of_fold(
         objective,
         train,
         folds=folds,

@@ -27,6 +27,19 @@ def nearest(points: Float[Array, "n d"], k: int) -> Int[Array, "n k"]:
     return found
 
 
+def nearest_of_others(
+    points: Float[Array, "n d"], others: Float[Array, "t d"], k: int
+) -> Int[Array, "t k"]:
+    """The `k` points nearest to each of other ones, nearest first."""
+    centre, k = _flat(points).mean(axis=0), min(k, len(points))
+    points, others = (_flat(each) - centre for each in (points, others))
+    blocks = [
+        np.argsort(_squared_distances(others[rows], points), axis=1, kind="stable")[:, :k]
+        for rows in _blocks(len(others), len(points))
+    ]
+    return np.concatenate(blocks) if blocks else np.empty((0, k), np.int64)
+
+
 def neighbour_disagreement(
     points: Float[Array, "n d"], targets: Num[Array, " n"], *, k: int = NEIGHBOURS
 ) -> Float[Array, " n"]:

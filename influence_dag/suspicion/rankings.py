@@ -7,6 +7,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray as Array
 
+from influence_dag.suspicion.noise import doubt
+from influence_dag.suspicion.votes import Evidence
+
 SUSPICIONS = {
     "combined": "what the neighbours and what the model say, as one",
     "neighbour_disagreement": "how far the nearest other rows contradict the label",
@@ -15,7 +18,6 @@ SUSPICIONS = {
     "self_influence": "self-influence",
     "knn_shapley": "KNN-Shapley value on the test rows; a low one is suspect",
 }
-NEIGHBOURS_WEIGHT = 2.0  # of the neighbours' view, the model's being 1
 MODEL_VIEW = ("loss", "out_of_fold_loss", "self_influence")
 
 
@@ -32,19 +34,30 @@ def combined(
     return sum(parts, np.zeros(len(scores[0]))) / np.sqrt((shares**2).sum())
 
 
-def combined_suspicion(rankings: Mapping[str, Float[Array, " n"]]) -> Float[Array, " n"]:
+def combined_suspicion(
+    rankings: Mapping[str, Float[Array, " n"]], evidence: Evidence | None = None
+) -> Float[Array, " n"]:
     """Two views of a row as one: the neighbours' and the model's (`combined` of both).
 
     Loss, loss out of fold and self-influence are of the same kind of model and err together. So
     they are combined among themselves first and ranked anew, as one view, and the neighbours, who
-    know nothing of the model, are the other. They count `NEIGHBOURS_WEIGHT` times: the model was
-    fitted to the labels that are in question. Whichever of all these are there take part.
+    know nothing of the model, are the other. Whichever of all these are there take part.
+
+    With `evidence` of what classes the rows seem to be of, the neighbours' view is their `doubt` in
+    the label, and the views count as much as they are trusted. Where models have not seen the rows,
+    their doubt and the neighbours', pooled, stands beside that, as its equal.
     """
-    of_model = [rankings[name] for name in MODEL_VIEW if name in rankings]
-    views = [(1.0, combined(*of_model))] if of_model else []
-    if "neighbour_disagreement" in rankings:
-        views.append((NEIGHBOURS_WEIGHT, rankings["neighbour_disagreement"]))
-    return combined(*(view for _, view in views), weights=[weight for weight, _ in views])
+    found = dict(rankings)
+    if evidence is not None:
+        found["neighbour_disagreement"] = doubt([evidence.neighbours], evidence.labels)
+    of_model = [found[name] for name in MODEL_VIEW if name in found]
+    near = [found[name] for name in ("neighbour_disagreement",) if name in found]
+    views = [*near, *([combined(*of_model)] if of_model else [])]
+    trust = evidence.trust if evidence is not None and len(views) == 2 else None
+    said = combined(*views, weights=trust)
+    if evidence is None or evidence.out_of_fold is None:
+        return said
+    return combined(said, doubt([evidence.neighbours, evidence.out_of_fold], evidence.labels))
 
 
 def normal_scores(values: Float[Array, " n"]) -> Float[Array, " n"]:

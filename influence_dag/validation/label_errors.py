@@ -24,12 +24,19 @@ from influence_dag.solvers import Direct
 from influence_dag.study.curvatures import CurvatureName
 from influence_dag.suspicion import (
     NEIGHBOURS,
+    Evidence,
     combined_suspicion,
     knn_shapley,
     neighbour_disagreement,
+    votes,
 )
 from influence_dag.validation.agreement import found_in_top, roc_auc
-from influence_dag.validation.out_of_fold import out_of_fold_losses
+from influence_dag.validation.out_of_fold import (
+    OutOfFold,
+    class_log_chances,
+    has_classes,
+    out_of_fold,
+)
 from influence_dag.validation.refits import OnFailure, refit
 from influence_dag.validation.representations import representations
 
@@ -51,11 +58,12 @@ class LabelErrors:
     out_of_fold_loss: Float[Array, " n"] | None = None
     neighbour_disagreement: Float[Array, " n"] | None = None
     knn_shapley: Float[Array, " n"] | None = None
+    evidence: Evidence | None = None
 
     @property
     def combined(self) -> Float[Array, " n"]:
         """What two views of the row say together; see `combined_suspicion`."""
-        return combined_suspicion(self.rankings)
+        return combined_suspicion(self.rankings, self.evidence)
 
     @property
     def rankings(self) -> dict[str, Float[Array, " n"]]:
@@ -175,18 +183,19 @@ def label_errors(
     influence = self_influences(
         fitted, rows, damping=weight_decay if damping is None else damping, curvature=curvature
     )
-    unseen = out_of_fold_losses(objective, rows, folds=folds, seed=seed, **fits) if folds else None
+    unseen = out_of_fold(objective, rows, folds=folds, seed=seed, **fits) if folds else None
     beside = None if test is None else test.to(dtype=torch.float64)
-    disagreement, values = _by_neighbours(fitted, rows, beside, space, neighbours)
+    disagreement, values, evidence = _by_neighbours(fitted, rows, beside, space, neighbours, unseen)
     return LabelErrors(
         flipped.numpy(),
         labels.numpy(force=True),
         influence.numpy(force=True),
         fitted.losses(fitted.params, rows).detach().numpy(force=True),
         refits.summary(),
-        unseen,
+        None if unseen is None else unseen.losses,
         disagreement,
         values,
+        evidence,
     )
 
 
@@ -210,15 +219,36 @@ def points_of(objective: Objective, rows: Rows, space: Space) -> Float[Array, "n
 
 
 def _by_neighbours(
-    fitted: Objective, rows: Rows, test: Rows | None, space: Space, k: int
-) -> tuple[Float[Array, " n"] | None, Float[Array, " n"] | None]:
-    """Disagreement of the neighbours, and KNN-Shapley values on the test rows."""
+    fitted: Objective,
+    rows: Rows,
+    test: Rows | None,
+    space: Space,
+    k: int,
+    unseen: OutOfFold | None,
+) -> tuple[Float[Array, " n"] | None, Float[Array, " n"] | None, Evidence | None]:
+    """Disagreement of the neighbours, KNN-Shapley values, and what classes the rows seem to be."""
     points = points_of(fitted, rows, space) if k else None
     if points is None:
-        return None, None
+        return None, None, None
     labels = rows.y.numpy(force=True)
     disagreement = neighbour_disagreement(points, labels, k=k)
     beside = None if test is None else points_of(fitted, test, space)
+    by_class = None if unseen is None else unseen.classes
     if test is None or beside is None:
-        return disagreement, None
-    return disagreement, knn_shapley(points, labels, beside, test.y.numpy(force=True), k=k)
+        said = votes(points, labels, k=k)
+        return disagreement, None, said and said.evidence(None, by_class)
+    truth = test.y.numpy(force=True)
+    said = votes(points, labels, beside, truth, k=k)
+    right = _is_right(fitted, test, rows) if has_classes(rows) else None
+    return (
+        disagreement,
+        knn_shapley(points, labels, beside, truth, k=k),
+        said and said.evidence(right, by_class),
+    )
+
+
+def _is_right(fitted: Objective, test: Rows, rows: Rows) -> Bool[Array, " t"]:
+    """Whether each test row's likeliest class is its own."""
+    classes = rows.y.unique()
+    chances = class_log_chances(fitted, fitted.params, test, classes)
+    return classes.numpy(force=True)[chances.argmax(axis=1)] == test.y.numpy(force=True)

@@ -1,5 +1,8 @@
 """What a model that has not seen a row makes of it: one refit a fold, all together."""
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy import ndarray as Array
@@ -12,7 +15,18 @@ from influence_dag.validation.refits import refit
 STEPS = 300  # of a network's fits: its ranking hardly waits for a minimum
 
 
-def out_of_fold_losses(
+MOST_CLASSES = 1_000  # whose probabilities are asked for, a forward pass each
+
+
+@dataclass(frozen=True, eq=False)
+class OutOfFold:
+    """The loss of each row where it was not seen, and there the log-probability of each class."""
+
+    losses: Float[Array, " n"]
+    classes: Float[Array, "n c"] | None
+
+
+def out_of_fold(
     objective: Objective,
     rows: Rows,
     *,
@@ -22,8 +36,8 @@ def out_of_fold_losses(
     start: Float[Tensor, " p"] | None = None,
     tolerance: float = 1e-6,
     max_steps: int = STEPS,
-) -> Float[Array, " n"]:
-    r"""The loss of each row under the model fitted to the other folds, from `start` (default θ).
+) -> OutOfFold:
+    r"""What the model fitted to the other folds, from `start` (default θ), makes of each row.
 
     With a cross entropy that is $-\log p$ of the row's label: low out-of-fold confidence (Northcutt
     et al. 2021) is a high one. A network has to start at initial weights: θ has seen the rows. Fits
@@ -41,8 +55,36 @@ def out_of_fold_losses(
         max_steps=max_steps,
         on_failure="keep",
     )
-    losses = refits.losses(rows).cpu()
-    return losses[fold, torch.arange(len(rows))].numpy()
+    losses = refits.losses(rows).cpu()[fold, torch.arange(len(rows))].numpy()
+    if not has_classes(rows):
+        return OutOfFold(losses, None)
+    classes = rows.y.unique()
+    found = np.empty((len(rows), len(classes)))
+    for member in range(folds):
+        unseen = (fold == member).nonzero().flatten()
+        of_fold = rows[unseen.to(rows.y.device)]
+        found[unseen.numpy()] = class_log_chances(
+            objective, refits.params[member], of_fold, classes
+        )
+    return OutOfFold(losses, found)
+
+
+def has_classes(rows: Rows) -> bool:
+    """Whether labels are classes, one a row, and not too many to ask for each."""
+    y = rows.y
+    return not y.is_floating_point() and y.ndim == 1 and len(y.unique()) <= MOST_CLASSES
+
+
+def class_log_chances(
+    objective: Objective, params: Float[Tensor, " p"], rows: Rows, classes: Int[Tensor, " c"]
+) -> Float[Array, "n c"]:
+    """Log-probability of each class by what the row's loss would be with it, `exp(-L)` of all."""
+    with torch.no_grad():
+        losses = [
+            objective.losses(params, Rows(rows.x, torch.full_like(rows.y, int(each))))
+            for each in classes
+        ]
+    return torch.stack(losses, dim=1).neg().log_softmax(dim=1).numpy(force=True)
 
 
 def draw_folds(n: int, *, folds: int, seed: int = 0) -> Int[Tensor, " n"]:

@@ -6,8 +6,21 @@ import pytest
 from browser import Page, chromium
 from dagster_server import ROWS, Server, dagster_dev
 from project_copy import copy_project
+from tiny_project import Project
+
+from influence_dag.running import materialize
 
 GRAPH = "locations/__repository__@influence_dag/asset-groups/digits"
+
+VALIDATED = {
+    "methods": {"cg": None},
+    "perturbation": None,
+    "validation": {
+        "leave_one_out": {"rows": 6},
+        "datamodels": {"count": 8},
+        "label_errors": {"share": 0.2},
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """
     folder = tmp_path_factory.mktemp("server")
     project = with_fewer_rows(copy_project(folder / "project"))
+    Project(project, **VALIDATED)  # a study beside, of which refits are asked
     with dagster_dev(project, folder / "home") as running:
         yield running
 
@@ -52,3 +66,11 @@ def finished_run(server: Server, request: pytest.FixtureRequest) -> str:
     status = server.wait(run, seconds=240)
     assert status == "SUCCESS", [e for e in server.events(run) if "error" in e]
     return run
+
+
+@pytest.fixture(scope="module")
+def validated(server: Server, finished_run: str) -> None:
+    """The study `tiny` materialised by hand, into the history that the server shows."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("DAGSTER_HOME", str(server.project.parent / "home"))
+        materialize(server.project / "assets/tiny", progress=False)

@@ -40,6 +40,9 @@ query Events($run: ID!) {
       events {
         __typename
         ... on MaterializationEvent { assetKey { path } metadataEntries { label __typename } }
+        ... on ObservationEvent {
+          assetKey { path } metadataEntries { label ... on IntMetadataEntry { intValue } }
+        }
         ... on AssetCheckEvaluationEvent {
           evaluation { checkName success assetKey { path } }
         }

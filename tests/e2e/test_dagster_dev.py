@@ -16,6 +16,7 @@ from dagster_server import ROWS
 from matplotlib.image import imread
 
 from influence_dag.components.captions import WHY
+from influence_dag.explorer.marks import Marks
 
 pytestmark = pytest.mark.e2e
 
@@ -93,12 +94,33 @@ def test_plain_xarray_reads_what_was_stored(server, finished_run):
     assert values.sel(test="test-0007", train="train-0003").notnull().all()
 
 
-def test_a_second_run_computes_nothing(server, finished_run):
-    versions = server.project.joinpath("data/store/digits")
-    before = sorted(path.name for path in versions.glob("**/versions/*"))
+@pytest.fixture(scope="module")
+def second_run(server, finished_run) -> tuple[str, list[str], list[str]]:
+    """The id of a run after which nothing has changed but two marks; versions before and after."""
+    store = server.project / "data/store/digits"
+    marks = Marks(str(store))
+    marks.put("train-0003", "drop", note="<b>blurred</b>")
+    marks.put("train-0007", "keep")
+    before = sorted(path.name for path in store.glob("**/versions/*"))
     run = server.launch("digits_refresh")
     assert server.wait(run, seconds=120) == "SUCCESS"
-    assert sorted(path.name for path in versions.glob("**/versions/*")) == before
+    return run, before, sorted(path.name for path in store.glob("**/versions/*"))
+
+
+def test_a_second_run_computes_nothing(second_run):
+    _, before, after = second_run
+    assert before == after
+
+
+def test_a_run_observes_what_was_marked_in_the_explorer(server, second_run):
+    (seen,) = [
+        event
+        for event in server.events(second_run[0])
+        if event["__typename"] == "ObservationEvent"
+        and event["assetKey"]["path"] == ["digits", "edits"]
+    ]
+    told = {entry["label"]: entry.get("intValue") for entry in seen["metadataEntries"]}
+    assert told == {"marks": 2, "to_drop": 1, "to_relabel": 0, "edits": 0}
 
 
 def observe(server) -> dict[str, list[str]]:
@@ -210,3 +232,38 @@ def test_an_asset_shows_its_numbers_and_its_picture_and_why(
     page.photograph(file)
     assert_not_blank(file)
     page.click("Close")
+
+
+@with_browser
+@pytest.mark.parametrize(
+    ("asset", "picture"),
+    [
+        ("validation/leave_one_out", "agreement"),
+        ("validation/datamodels", "scores"),
+        ("validation/label_errors", "detection"),
+    ],
+    ids=lambda each: each.replace("/", "-"),
+)
+def test_refits_are_shown_against_what_was_predicted(
+    page, server, validated, album, asset, picture
+):
+    page.open(f"{server.url}/assets/tiny/{asset}?view=overview", showing="[Show Markdown]")
+    page.click("[Show Markdown]")
+    page.wait_for("Close")
+    assert picture_appears(page), "no picture within 30 s"
+    assert WHY[picture] in " ".join(page.run("document.body.innerText").split())
+    page.photograph(album / f"{picture}.png")
+    assert_not_blank(album / f"{picture}.png")
+    page.click("Close")
+
+
+@with_browser
+def test_the_report_says_what_may_be_trusted_and_why(page, server, validated, album):
+    url = f"{server.url}/assets/tiny/report?view=overview"
+    text = page.open(url, showing="The whole page: influence-dag report")
+    assert "Trust these" in text, "the verdict"
+    assert "rows left out and refitted, predicted and actual changes correlate" in text, "a reason"
+    assert "the worst residual of a solve is" in text, "a row of what was measured"
+    assert_unobstructed(text)
+    page.photograph(album / "report.png")
+    assert_not_blank(album / "report.png")

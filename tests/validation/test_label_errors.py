@@ -94,7 +94,11 @@ def test_neighbours_and_model_together_find_what_either_finds(flipped):
     assert set(found) == {*flipped.rankings, "combined"}
     assert found["combined"] >= max(found.values()) - 5e-4
     assert min(found.values()) > 0.98
-    assert np.array_equal(flipped.combined, combined_suspicion(flipped.rankings))
+    known = flipped.evidence
+    assert np.array_equal(flipped.combined, combined_suspicion(flipped.rankings, known))
+    label = np.arange(1500), known.labels
+    assert np.allclose(-known.out_of_fold[label], flipped.out_of_fold_loss), "cross entropy"
+    assert known.trust[0] > known.trust[1] > 1, "neighbours know digits better than softmax does"
 
 
 def test_a_loss_out_of_fold_is_of_a_model_that_has_not_seen_the_row(flipped, digits):

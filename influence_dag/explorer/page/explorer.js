@@ -132,7 +132,7 @@ function cloudOf(cloud) {
   return h("section", { class: "card cloud" },
     scatter(points, { width: 1180, height: 250, xName: "loss of the training row", yName: "self-influence", log: true, onpick: (point) => go(["train", point.id]) }),
     h("p", { class: "quiet legend" },
-      h("i", { class: "dot wrong" }), "the model predicts another label ", h("i", { class: "dot" }), "as labelled",
+      cloud.wrong ? [h("i", { class: "dot wrong" }), "the model predicts another label ", h("i", { class: "dot" }), "as labelled"] : "each dot is a training row",
       cloud.shown < cloud.all ? ` · the ${count(cloud.shown)} with the largest self-influence and some of the other ${count(cloud.all)}` : ""));
 }
 
@@ -224,7 +224,7 @@ function entry(each, row, found, split) {
       h("div", { class: "who" },
         h("a", { href: address([each.split, each.id]), onclick: (event) => event.stopPropagation() }, each.id),
         h("span", { class: "facts" },
-          each.label === null ? null : h("span", { class: odd ? "label odd" : "label" }, `label ${each.label}`), verdict(each))),
+          each.label === null ? null : h("span", { class: odd ? "label odd" : "label" }, `label ${each.label}`), each.wrong === null && each.predicted !== null ? "predicted " : null, verdict(each))),
       each.split === "train" ? markBox(each, context, { short: true }) : null,
       h("div", { class: "value" }, h("b", { class: tone(each.influence) }, signed(each.influence)), bar(each.influence, largest))),
     prose(each),

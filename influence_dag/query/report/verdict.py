@@ -14,7 +14,7 @@ HEADLINES: dict[Trust, str] = {
 }
 UNMEASURED = "Trust these ranks with care, and not these values"
 NO_REFITS = (
-    "0 refits were made, so that nothing was measured against the truth: ask for validation: "
+    "nothing was refitted, and so nothing measured against the truth: ask for validation: "
     "{leave_one_out: {rows: 50}}"
 )
 
