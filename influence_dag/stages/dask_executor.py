@@ -213,7 +213,7 @@ def _import_once() -> None:
     Else each imports torch, for seconds. Elsewhere than on Linux forks of what is loaded may fail,
     and who has chosen another way than Dask's default keeps it.
     """
-    import dask
+    import dask.config
     from distributed.utils import get_mp_context
 
     if sys.platform == "linux" and dask.config.get(METHOD) == "spawn":
