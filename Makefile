@@ -22,6 +22,7 @@
 #   make clean      remove results, history, caches and .venv
 #
 # PYTHON=…       the interpreter to build .venv with (3.11 or newer)
+# TESTERS=…      processes of make test (one more than cores)
 # PIP_OPTIONS=…  passed to pip install, for example an index with CPU builds of torch
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -73,10 +74,12 @@ ui: export PYTHONWARNINGS := ignore:Function `dev_command`,ignore:Parameter `exe
 ui: $(READY) $(DAGSTER_HOME)/dagster.yaml $(DAGSTER_HOME)/workspace.yaml
 	cd $(DAGSTER_HOME) && $(CURDIR)/$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
 
-# A process for each core, each with one thread: the tests' networks are too small to share.
+# A process for each core, each with one thread: the tests' networks are too small to share. And one
+# more, for the fifth of their time in which some wait for a server, a browser or another process.
 # In their order, in which files of few and long tests are not all at the end.
+TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 check: $(READY) lint test
 

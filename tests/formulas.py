@@ -5,6 +5,7 @@ a letter stands for is looked up in the `symbols` beside the formula, never assu
 computed is written out here for a network Linear, Tanh, Linear under cross entropy.
 """
 
+import functools
 import json
 import re
 
@@ -25,6 +26,26 @@ def dampings(about):
     return json.loads(said) if isinstance(said, str) and said.startswith("{") else said
 
 
+def once(function):
+    """What a fitted module and rows come to, computed once however many arrays and formulas ask.
+
+    Of equal parameters, rows and further arguments it is the same.
+    """
+    known = {}
+
+    @functools.wraps(function)
+    def found(self, *arguments):
+        weights = None if self.weights is None else tuple(self.weights)
+        tensors = (*self.module.parameters(), *self.train, *self.test)
+        seen = tuple(tensor.detach().numpy().tobytes() for tensor in tensors)
+        key = (arguments, weights, seen)
+        if key not in known:
+            known[key] = function(self, *arguments)
+        return known[key]
+
+    return found
+
+
 class Meaning:
     """The numbers behind the letters, for one array's attributes, a fitted module and its rows."""
 
@@ -40,12 +61,15 @@ class Meaning:
         return self
 
     def gradient(self, letter, rows, weighted=False):
-        name = self.symbols[letter]
+        found = self._gradient(self.symbols[letter], rows)
+        return found * self.weights if weighted else found
+
+    @once
+    def _gradient(self, name, rows):
         loss = self.functions[name]
         of_batch = loss if name in ("cross_entropy",) else lambda o, y: loss(o, y).mean()
         split = {"z_test": self.test, "z_train": self.train, "z_i": self.train}[rows]
-        found = reference.per_sample_gradients(self.module, of_batch, *split).numpy().T
-        return found * self.weights if weighted else found
+        return reference.per_sample_gradients(self.module, of_batch, *split).numpy().T
 
     def matrix(self, letter):
         """A letter's matrix from its definition."""
@@ -54,8 +78,7 @@ class Meaning:
         if said == "(1/weight_sum) Σ_i w_i ∇²L(z_i, θ)":
             return self._weighted_hessian() / self.about["weight_sum"]
         if said == "(1/n_train) Σ_i ∇²L(z_i, θ)":
-            mean = reference.hessian(self.module, F.cross_entropy, *self.train).numpy()
-            return mean * len(self.train[1]) / count
+            return self._hessian() * len(self.train[1]) / count
         if said == "(1/n_train) Σ_i J_iᵀ (∂²L/∂output²) J_i":
             return sum(J.T @ S @ J for J, S in zip(*self._jacobians(), strict=True)) / count
         if match := re.fullmatch(r"(\w+) with the absolute values of its eigenvalues", said):
@@ -73,6 +96,11 @@ class Meaning:
         assert said.startswith(fisher), said
         return self._kronecker(said.removeprefix(fisher) == "eigenvalues corrected")
 
+    @once
+    def _hessian(self):
+        return reference.hessian(self.module, F.cross_entropy, *self.train).numpy()
+
+    @once
     def _weighted_hessian(self):
         x, y = self.train
         each = (
@@ -110,6 +138,7 @@ class Meaning:
         block = np.repeat(layers, list(self.sizes.values()))
         return block[:, None] == block[None, :]
 
+    @once
     def _jacobians(self):
         x, _ = self.train
         theta = [p.detach() for p in self.module.parameters()]

@@ -92,28 +92,22 @@ def mixed_products(module, loss, factors, x, y, of=None):
     `of` names the input to differentiate in where x is a tuple (position) or a dict (name).
     """
     module, factors, x, y = double(module, factors, x, y)
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    _mixed_product(module, loss, s, row(x, i), y[i : i + 1], of)
-                    for i in range(len(y))
-                ]
-            )
-            for s in factors
-        ]
-    )
+    columns = [
+        _mixed_products_of_row(module, loss, factors, row(x, i), y[i : i + 1], of)
+        for i in range(len(y))
+    ]
+    return torch.stack(columns, dim=1)
 
 
-def _mixed_product(module, loss, factor, x, y, of):
+def _mixed_products_of_row(module, loss, factors, x, y, of):
     x = each(torch.clone, x)
     point = (x if of is None else x[of]).requires_grad_()
     value, theta = _loss_of_vector(module, loss, x, y)
     theta.requires_grad_()
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
         (gradient,) = torch.autograd.grad(value(theta), theta, create_graph=True)
-    (product,) = torch.autograd.grad(gradient @ factor, point, materialize_grads=True)
-    return product[0]
+    options = {"retain_graph": True, "materialize_grads": True}
+    return torch.stack([torch.autograd.grad(gradient @ s, point, **options)[0][0] for s in factors])
 
 
 def perturbation_influences(module, loss, train, test, damping, of=None):

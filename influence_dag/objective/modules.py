@@ -65,6 +65,8 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
 
 def _import_from(module_name: str, root: Path, context: str) -> Any:
     forget_outdated(module_name, root)
+    if (loaded := sys.modules.get(module_name)) is not None:
+        return loaded
     try:
         with on_path(root):
             return importlib.import_module(module_name)

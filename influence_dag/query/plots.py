@@ -7,19 +7,25 @@ they are: a dollar sign begins no mathematics.
 
 import base64
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.text import Text
+from matplotlib.ticker import LogFormatterSciNotation
 from numpy.typing import NDArray
 
 from influence_dag.texts import literal
 
 HELPS, HARMS, NEUTRAL = "#2166ac", "#b2182b", "#555555"
+MARGIN = 0.1  # inches around a picture
+LINE = 2  # pixels that a line at the edge of what is drawn may be wide
 RANKINGS = (HELPS, HARMS, "#1b7837", "#e08214", "#762a83", "#8c6d31")
 
 
@@ -31,11 +37,45 @@ class Picture(Figure):
 
 
 def png(figure: Figure, *, dpi: float = 90) -> bytes:
-    """The figure as a PNG file."""
-    buffer = io.BytesIO()
+    """The figure as a PNG file, with a margin around what is drawn."""
     with warnings.catch_warnings():  # what the font lacks is drawn as boxes
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
+        pixels = _cut_out(figure, dpi)
+        return _saved_tight(figure, dpi) if pixels is None else _encoded(pixels, dpi)
+
+
+def _cut_out(figure: Figure, dpi: float) -> NDArray | None:
+    """What is drawn, and a margin; None where something reaches over the edge of the figure.
+
+    `savefig(bbox_inches="tight")` draws everything twice, the first time to find where it is.
+    """
+    canvas, before = FigureCanvasAgg(figure), (figure.dpi, figure.get_facecolor())
+    figure.set(dpi=dpi, facecolor="white")
+    try:
+        canvas.draw()
+        found = np.asarray(figure.get_tightbbox(canvas.get_renderer()).extents) * dpi
+        pixels = np.array(canvas.buffer_rgba())
+    finally:
+        figure.set(dpi=before[0], facecolor=before[1])
+    height, width = pixels.shape[:2]
+    if (found[:2] < -1).any() or (found[2:] > (width + 1, height + 1)).any():
+        return None
+    left, bottom = np.maximum(0, np.floor(found[:2]).astype(int) - LINE)
+    right, top = np.minimum((width, height), np.ceil(found[2:]).astype(int) + LINE)
+    cut = pixels[height - top : height - bottom, left:right]
+    margin = round(MARGIN * dpi) - LINE
+    return np.pad(cut, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
+
+
+def _encoded(pixels: NDArray, dpi: float) -> bytes:
+    buffer = io.BytesIO()
+    imsave(buffer, pixels, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _saved_tight(figure: Figure, dpi: float) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
     return buffer.getvalue()
 
 
@@ -51,6 +91,38 @@ def markdown(figure: Figure, alt: str) -> str:
     return f"![{alt}](data:image/png;base64,{base64.b64encode(png(figure)).decode()})"
 
 
+def _panels(count: int, *, width: float, height: float) -> tuple[Picture, list[Axes]]:
+    """Axes side by side, so many inches each, with room for numbers and their labels.
+
+    A layout that measures these instead draws them four times over, to find about the same room.
+    """
+    figure = Picture(figsize=(width * count, height))
+    across = {"left": 0.7 / width / count, "right": 1 - 0.2 / width / count}
+    upright = {"bottom": 0.5 / height, "top": 1 - 0.3 / height}
+    grid = figure.subplots(
+        1, count, squeeze=False, gridspec_kw=across | upright | {"wspace": 0.8 / (width - 0.8)}
+    )
+    return figure, list(grid[0])
+
+
+def _scaled_log(axes: Axes) -> None:
+    """Powers of ten as text: to read them as mathematics takes as long as all the rest."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(_Powers())
+    axes.yaxis.set_minor_formatter(_Powers(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
+
+
+class _Powers(LogFormatterSciNotation):
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return re.sub(
+            r"\$|\\mathdefault|[{}]", "", re.sub(r"\^\{(.*?)\}", _raised, super().__call__(x, pos))
+        ).replace(r"\times", "×")
+
+
+def _raised(power: re.Match[str]) -> str:
+    return power[1].translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
 def spectrum(
     eigenvalues: NDArray, *, damping: Sequence[float] = (), title: str = "Spectrum of the Hessian"
 ) -> Figure:
@@ -58,8 +130,7 @@ def spectrum(
 
     Those that are zero to rounding are counted and not drawn.
     """
-    figure = Picture(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _panels(1, width=6.4, height=3.6)
     ordered = np.sort(eigenvalues)[::-1]
     position = np.arange(1, len(ordered) + 1)
     rounding = np.finfo(np.float64).eps * np.abs(ordered).max() * len(ordered)
@@ -80,7 +151,8 @@ def spectrum(
         axes.axhline(value, color=NEUTRAL, linestyle="--", linewidth=1, label=f"damping {value:g}")
     if zeros := int((np.abs(ordered) <= rounding).sum()):
         axes.plot([], [], " ", label=f"zero to rounding: {zeros}")
-    axes.set(yscale="log", xlabel="rank", ylabel="eigenvalue", title=title)
+    _scaled_log(axes)
+    axes.set(xlabel="rank", ylabel="eigenvalue", title=title)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -99,8 +171,7 @@ def convergence(
     panels = [(_residuals, residual)]
     panels += [(_iterations, niter)] if niter is not None else []
     panels += [(_curve, curve)] if curve is not None and curve.size else []
-    figure = Picture(figsize=(3.7 * len(panels), 3.0), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure, grid = _panels(len(panels), width=3.7, height=3.0)
     for axes, (draw, values) in zip(grid, panels, strict=True):
         draw(axes, values)
         if tolerance and draw is not _iterations:
@@ -114,7 +185,8 @@ def convergence(
 def _residuals(axes: Axes, residual: NDArray) -> None:
     axes.plot(np.sort(np.maximum(residual, 1e-18)), color=HELPS, linewidth=1)
     title = "Residual ‖(H+λI)s−b‖/‖b‖"
-    axes.set(yscale="log", xlabel="test rows, sorted", ylabel="relative residual", title=title)
+    _scaled_log(axes)
+    axes.set(xlabel="test rows, sorted", ylabel="relative residual", title=title)
 
 
 def _iterations(axes: Axes, niter: NDArray) -> None:
@@ -128,19 +200,23 @@ def _curve(axes: Axes, curve: NDArray) -> None:
         residuals, ("median row", "worst row"), (HELPS, HARMS), strict=True
     ):
         axes.plot(iterations, np.maximum(values, 1e-18), color=colour, linewidth=1, label=label)
-    axes.set(yscale="log", xlabel="iteration", ylabel="relative residual", title="Convergence")
+    _scaled_log(axes)
+    axes.set(xlabel="iteration", ylabel="relative residual", title="Convergence")
 
 
 def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
     """How influences are distributed: most pairs hardly matter, a few matter much."""
-    figure = Picture(figsize=(6.4, 3.0), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _panels(1, width=6.4, height=3.0)
     limit = float(np.quantile(np.abs(influences), 0.999)) or 1.0
     bins = list(np.linspace(-limit, limit, 81))
     clipped = np.clip(influences, -limit, limit)
-    axes.hist(clipped[clipped >= 0], bins=bins, color=HELPS, label="helps (positive)")
-    axes.hist(clipped[clipped < 0], bins=bins, color=HARMS, label="harms (negative)")
-    axes.set(yscale="log", xlabel="influence (0.1 % tails folded in)", ylabel="pairs", title=title)
+    for sign, colour, label in (
+        (clipped >= 0, HELPS, "helps (positive)"),
+        (clipped < 0, HARMS, "harms (negative)"),
+    ):
+        axes.hist(clipped[sign], bins=bins, color=colour, label=label, histtype="stepfilled")
+    _scaled_log(axes)
+    axes.set(xlabel="influence (0.1 % tails folded in)", ylabel="pairs", title=title)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -167,21 +243,37 @@ def image_grid(
 ) -> Figure:
     """One row a test image: itself, the training images that help it most and harm it most."""
     columns = 1 + max(map(len, helpers)) + max(map(len, harmers))
-    figure = Picture(figsize=(1.05 * columns, 1.25 * len(tests)), layout="constrained")
-    grid = figure.subplots(len(tests), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    figure = Picture(figsize=(1.05 * columns, 1.21 * len(tests) + 0.1))
+    axes = figure.add_axes((0, 0, 1, 1 - 0.17 / figure.get_figheight()))
+    axes.set(xlim=(0, columns), ylim=(len(tests), 0))
+    axes.set_axis_off()
     for row, (test, helping, harming) in enumerate(zip(tests, helpers, harmers, strict=True)):
         cells = [
             (test, "black"),
             *((cell, HELPS) for cell in helping),
             *((cell, HARMS) for cell in harming),
         ]
-        for axes, ((label, image), colour) in zip(grid[row], cells, strict=False):
-            axes.imshow(image, cmap="gray_r", interpolation="nearest")
-            _as_it_is(axes.set_title(literal(label, 30), fontsize=7, color=colour))
-    figure.suptitle("test row · helps most (blue) · harms most (red)", fontsize=9)
+        for column, (cell, colour) in enumerate(cells):
+            _place(axes, row, column, *cell, colour)
+    figure.text(
+        0.5, 1, "test row · helps most (blue) · harms most (red)", ha="center", va="top", fontsize=9
+    )
     return figure
+
+
+def _place(axes: Axes, row: int, column: int, label: str, image: NDArray, colour: str) -> None:
+    """One image with its caption. Axes for each, which have ticks, would take ten times as long."""
+    height, width = np.array(image.shape[:2]) / max(image.shape[:2])
+    middle, centre = column + 0.5, row + 0.58
+    extent = (
+        middle - 0.46 * width, middle + 0.46 * width, centre + 0.4 * height, centre - 0.4 * height
+    )  # fmt: skip
+    axes.imshow(image, cmap="gray_r", interpolation="nearest", extent=extent, aspect="auto")
+    caption = axes.text(
+        middle, extent[3] - 0.03, literal(label, 30),
+        ha="center", va="bottom", fontsize=7, color=colour,
+    )  # fmt: skip
+    _as_it_is(caption)
 
 
 def thumbnail(image: NDArray) -> Figure:
@@ -198,8 +290,7 @@ def agreement(predictions: Mapping[str, NDArray], actual: NDArray, *, title: str
 
     On the diagonal, predictions are right.
     """
-    figure = Picture(figsize=(4.8, 4.6), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _panels(1, width=4.8, height=4.6)
     limit = float(max(np.abs(v).max() for v in (actual, *predictions.values()))) or 1.0
     axes.plot([-limit, limit], [-limit, limit], color=NEUTRAL, linewidth=1, label="equal")
     for (name, predicted), colour in zip(predictions.items(), (HELPS, HARMS), strict=False):
@@ -229,8 +320,7 @@ def intervals(names: Sequence[str], values: NDArray, lower: NDArray, upper: NDAr
 
 def detection(rankings: Mapping[str, NDArray], positive: NDArray, *, title: str) -> Figure:
     """The share of wrong rows among the first rows of each ranking, and of rows taken by chance."""
-    figure = Picture(figsize=(4.8, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _panels(1, width=4.8, height=3.6)
     looked_at = np.linspace(0, 1, len(positive) + 1)
     for (name, scores), colour in zip(rankings.items(), cycle(RANKINGS), strict=False):
         hits = positive[np.argsort(-scores, kind="stable")]

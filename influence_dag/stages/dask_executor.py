@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import os
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,14 @@ CONNECTING = 5.0  # seconds until a scheduler that does not answer is none
 LOOKING = 2.0  # seconds between looks at who works
 PATIENCE = 60.0  # seconds without anybody who could compute
 AHEAD = 2  # tasks a worker: one that it computes, one that waits or is to be taken
+
+METHOD = "distributed.worker.multiprocessing-method"
+PRELOADED = (
+    "distributed.nanny",
+    "influence_dag.stages.tasks",
+    "influence_dag.stages.graph",
+    "torch",
+)
 
 _CANCELLED = (asyncio.CancelledError, concurrent.futures.CancelledError)
 
@@ -184,6 +193,7 @@ def _own_cluster(workers: int, gpu: bool) -> "LocalCluster":
     from distributed import LocalCluster
 
     options: dict[str, Any] = {"dashboard_address": None, "memory_limit": None}
+    _import_once()
     options["scheduler_kwargs"] = {"dashboard_address": "127.0.0.1:0"}  # whichever port is free
     options |= {"resources": {"GPU": 1}} if gpu else {}
     try:
@@ -195,6 +205,20 @@ def _own_cluster(workers: int, gpu: bool) -> "LocalCluster":
             f"local Dask workers have not started ({error}); a script that refreshes does so below "
             '`if __name__ == "__main__":`, because each worker imports it'
         ) from error
+
+
+def _import_once() -> None:
+    """Workers, and those that take a lost one's place, are forks of one process that has imported.
+
+    Else each imports torch, for seconds. Elsewhere than on Linux forks of what is loaded may fail,
+    and who has chosen another way than Dask's default keeps it.
+    """
+    import dask.config
+    from distributed.utils import get_mp_context
+
+    if sys.platform == "linux" and dask.config.get(METHOD) == "spawn":
+        dask.config.set({METHOD: "forkserver"})
+        get_mp_context().set_forkserver_preload([*PRELOADED])  # once it has named its own
 
 
 def _connected(cluster: "LocalCluster | str") -> "Client":

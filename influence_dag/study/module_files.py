@@ -95,10 +95,15 @@ def _is_in_environment(path: Path) -> bool:
     return any(part in INSTALLED for part in path.parts)
 
 
+@lru_cache(maxsize=1024)
+def _is_file_in_environment(file: str) -> bool:
+    return _is_in_environment(Path(file))
+
+
 def _is_installed(top: str) -> bool:
     """Whether the loaded package of that name comes from an environment: it will be used."""
     file = getattr(sys.modules.get(top), "__file__", None)
-    return file is not None and _is_in_environment(Path(file))
+    return file is not None and _is_file_in_environment(file)
 
 
 @lru_cache(maxsize=16)

@@ -80,8 +80,10 @@ class Through:
 
 def workers() -> set[int]:
     """Processes of clusters that this process has started."""
-    children = psutil.Process().children(recursive=True)
-    return {child.pid for child in children if "spawn_main" in " ".join(child.cmdline())}
+    servers = [
+        child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())
+    ]
+    return {child.pid for server in servers for child in server.children()}
 
 
 def test_a_study_is_computed_by_workers_of_its_own_as_its_settings_say(tmp_path, finished):
@@ -110,6 +112,7 @@ def test_nothing_is_computed_and_nobody_started_when_only_the_executor_changes(f
 
 
 def test_two_tasks_a_worker_exist_at_most(cluster, task):
+    assert len(workers()) >= 2
     drawn, most = [], AHEAD * 2
     results = cluster.run(drawn.append(k) or task for k in range(20))
     for taken in range(12):
