@@ -100,14 +100,9 @@ def _look(study: Study) -> None:
     from influence_dag.stages.workbench import Workbench
 
     look(Workbench(study, plan_only=True))
-    from influence_dag.objective.modules import import_callable
-    from influence_dag.study.base import is_callable_name
+    from influence_dag.stages.keys import import_named
 
-    model = study.settings.model
-    for field in ("build", "loss", "fit", "measurement"):
-        named = getattr(model, field)
-        if isinstance(named, str) and is_callable_name(named):
-            import_callable(named, study.root, f"model.{field}")
+    import_named(study)
 
 
 def _interrupted(study: Study) -> str:

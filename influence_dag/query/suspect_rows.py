@@ -161,6 +161,6 @@ class _Rows:
     def out_of_fold(self, asked: Asked) -> dict[str, NDArray]:
         if not asked.folds:
             return {}
-        from influence_dag.stages.validation import out_of_fold
+        from influence_dag.stages.refits import out_of_fold
 
         return {"out_of_fold_loss": out_of_fold(self.bench, asked.folds)[self.places]}

@@ -9,8 +9,6 @@ import numpy as np
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError, StudyError
 from influence_dag.fingerprints import fingerprint
-from influence_dag.influence.points import module_output
-from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.stages import methods, naming, reading
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.dampings import DAMPING, DampingAxis, stored
@@ -80,6 +78,8 @@ def _point(bench: Workbench) -> str | None:
 
 def _output(bench: Workbench, train: Axis, wrt: str) -> Inputs:
     """As `_inputs`, of what a module puts out for one row."""
+    from influence_dag.influence.points import module_output
+
     rows = load_rows(bench, train, train.slots[:2])
     shape = tuple(module_output(shared_objective(bench), rows, wrt).shape[1:])
     name = wrt.replace(".", "_")
@@ -216,6 +216,8 @@ class _Derivatives:
         return {self.kernel.variable: np.stack(blocks)}
 
     def _one(self, tests: slice, trains: slice, place: int) -> np.ndarray:
+        from influence_dag.influence import perturbation_influences
+
         present = np.flatnonzero(self.train.valid[trains])
         shape = (tests.stop - tests.start, trains.stop - trains.start, *self.kernel.feature)
         block = np.full(shape, np.nan, self.bench.settings.compute.dtype)
