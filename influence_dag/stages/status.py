@@ -118,10 +118,15 @@ def planned(study: Study) -> StudyStatus:
     from influence_dag.stages.workbench import Workbench
 
     bench = Workbench(study, plan_only=True)
-    found = StudyStatus(study.name, tuple(_status_of(node, bench) for node in artifacts(study)))
+    found = StudyStatus(study.name, tuple(each_status(bench)))
     if not found.is_current and not has_run(bench):
         import_named(study)
     return found
+
+
+def each_status(bench: "Workbench") -> Iterator[ArtifactStatus]:
+    """The status of each artifact, on a workbench that only plans, in the order of the graph."""
+    return (_status_of(node, bench) for node in artifacts(bench.study))
 
 
 def _status_of(node: Artifact, bench: "Workbench") -> ArtifactStatus:
