@@ -73,41 +73,70 @@ def _shared(study: Study, shard: str | None) -> "Iterator[ShardExecutor | None]"
 def _materialize(
     study: Study, progress: bool | None, executor: "ShardExecutor | None"
 ) -> "StudyResults":
-    _look(study)
+    from influence_dag.query.results import open_study
 
+    look_for_callables(study)
+    home = home_of(study.root)
+    if not (home and _is_done(study, home)):
+        _look(study)
+        _run(study, home, progress, executor)
+    return open_study(study.store_address, project=study.root)
+
+
+def _is_done(study: Study, home: Path) -> bool:
+    """Whether a run would compute nothing, and the last one in this history says what it would say.
+
+    Of rows that a callable makes nobody knows before they are made.
+    """
+    from influence_dag.stages.dataset import has_same_source
+    from influence_dag.stages.status import each_status
+    from influence_dag.stages.workbench import Workbench
+
+    if study.settings.data.makes_rows:
+        return False
+    bench = Workbench(study, plan_only=True)
+    if not has_same_source(bench):  # else files would be read twice
+        return False
+    if not all(each.is_current for each in each_status(bench)):
+        return False
+    from influence_dag.components.standing import stands
+
+    return stands(study, home)
+
+
+def _run(
+    study: Study, home: Path | None, progress: bool | None, executor: "ShardExecutor | None"
+) -> None:
     from influence_dag.components.assets import study_definitions
     from influence_dag.components.console import in_process
-    from influence_dag.query.results import open_study
+    from influence_dag.components.standing import state_of
     from influence_dag.stages.executors import one_run
 
     definitions = study_definitions(study, pool=None)  # a killed run would never leave a pool
     try:
         with one_run(executor):
             failed = in_process(
-                definitions, f"{study.name}_refresh", home=home_of(study.root), progress=progress
+                definitions,
+                f"{study.name}_refresh",
+                home=home,
+                progress=progress,
+                left=lambda: state_of(study),
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_interrupted(study)) from None
     if failed:
         raise InfluenceDagError("asset checks failed:\n" + "\n".join(failed))
-    return open_study(study.store_address, project=study.root)
 
 
 def _look(study: Study) -> None:
     """Raise for what is wrong with small files and with named code, before Dagster is imported."""
-    look_for_callables(study)
     from influence_dag.stages.dataset import look
     from influence_dag.stages.workbench import Workbench
 
     look(Workbench(study, plan_only=True))
-    from influence_dag.objective.modules import import_callable
-    from influence_dag.study.base import is_callable_name
+    from influence_dag.stages.keys import import_named
 
-    model = study.settings.model
-    for field in ("build", "loss", "fit", "measurement"):
-        named = getattr(model, field)
-        if isinstance(named, str) and is_callable_name(named):
-            import_callable(named, study.root, f"model.{field}")
+    import_named(study)
 
 
 def _interrupted(study: Study) -> str:

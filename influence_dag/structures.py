@@ -88,11 +88,6 @@ def differentiable(value: Any) -> list[int]:
     return [at for at, leaf in enumerate(tensors_of(value)) if leaf.is_floating_point()]
 
 
-def joined(*names: str) -> str:
-    """A dotted name; the module itself has an empty one, which leaves no dot."""
-    return ".".join(name for name in names if name)
-
-
 def described(value: Any) -> str:
     """A value in words: what it is made of, and the shapes and types of its tensors.
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from influence_dag.curvature import GaussNewton
-from influence_dag.gradients.blocks import LinearLayout
+from influence_dag.gradients.layouts import LinearLayout
 from influence_dag.gradients.per_sample import gradient_layout, per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC, KFAC

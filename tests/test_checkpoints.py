@@ -62,7 +62,7 @@ def test_prefixes_that_the_module_has_itself_stay(tmp_path):
     torch.save(module.state_dict(), tmp_path / "saved.pt")
     other = nn.ModuleDict({"module": nn.Linear(2, 2)})
     modules.load_checkpoint(other, tmp_path / "saved.pt")
-    assert modules.state_fingerprint(other) == modules.state_fingerprint(module)
+    assert modules.save_checkpoint(other) == modules.save_checkpoint(module)
 
 
 def test_a_tied_weight_is_stored_under_one_name(tmp_path):
@@ -104,10 +104,10 @@ REFUSED = {
 def test_what_does_not_fit_is_told(tmp_path, content, words):
     torch.save(content(), tmp_path / "saved.pt")
     module = build()
-    before = modules.state_fingerprint(module)
+    before = modules.save_checkpoint(module)
     with pytest.raises(ModelError, match=rf"saved\.pt.*{words}"):
         modules.load_checkpoint(module, tmp_path / "saved.pt")
-    assert modules.state_fingerprint(module) == before
+    assert modules.save_checkpoint(module) == before
 
 
 @pytest.mark.parametrize("content", [None, b"not a checkpoint"], ids=["absent", "damaged"])

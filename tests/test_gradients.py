@@ -7,8 +7,13 @@ from networks import CASES, ROWS, digits, digits_mlp
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from influence_dag.gradients.blocks import DenseLayout, LinearLayout
-from influence_dag.gradients.per_sample import GradientLayout, gradient_layout, per_sample_gradients
+from influence_dag.gradients.layouts import DenseLayout, LinearLayout
+from influence_dag.gradients.per_sample import (
+    GradientLayout,
+    Gradients,
+    gradient_layout,
+    per_sample_gradients,
+)
 from influence_dag.objective.objective import Objective, Rows
 
 
@@ -50,7 +55,7 @@ def test_gradients_come_back_from_their_stored_tensors(case):
     assert {name: tuple(t.shape[1:]) for name, t in tensors.items()} == layout.row_shapes
     restored = GradientLayout.from_json(json.loads(json.dumps(layout.to_json())))
     assert restored == layout
-    assert_close(restored.assemble(tensors).dense(), expected)
+    assert_close(Gradients.assembled(restored, tensors).dense(), expected)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from influence_dag.gradients.blocks import LinearLayout
+from influence_dag.gradients.layouts import LinearLayout
 from influence_dag.gradients.per_sample import gradient_layout, per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 

@@ -135,7 +135,7 @@ def test_stochastic_fits_approach_the_closed_form_and_repeat(optimizer, batch_si
     first, second = copy.deepcopy(start), copy.deepcopy(start)
     for module in (first, second):
         modules.fit(module, "mse", rows, few)
-    assert modules.state_fingerprint(first) == modules.state_fingerprint(second)
+    assert modules.save_checkpoint(first) == modules.save_checkpoint(second)
     best = modules.fit(start, "mse", rows, FitSettings(weight_decay=0.1))
     assert report.steps == 1000
     assert report.loss == pytest.approx(best.loss, rel=1e-4 if batch_size is None else 0.1)
@@ -216,8 +216,8 @@ def test_the_bundled_studies_build(study, shape, out):
 
 
 def test_the_seed_decides_the_first_weights():
-    assert modules.state_fingerprint(build(seed=1)) == modules.state_fingerprint(build(seed=1))
-    assert modules.state_fingerprint(build(seed=1)) != modules.state_fingerprint(build(seed=2))
+    assert modules.save_checkpoint(build(seed=1)) == modules.save_checkpoint(build(seed=1))
+    assert modules.save_checkpoint(build(seed=1)) != modules.save_checkpoint(build(seed=2))
 
 
 def test_build_has_to_return_a_module(tmp_path):
@@ -274,7 +274,7 @@ def test_a_checkpoint_comes_back(tmp_path):
     module, other = build(seed=1), build(seed=2)
     (tmp_path / "state.safetensors").write_bytes(modules.save_checkpoint(module))
     modules.load_checkpoint(other, tmp_path / "state.safetensors")
-    assert modules.state_fingerprint(other) == modules.state_fingerprint(module)
+    assert modules.save_checkpoint(other) == modules.save_checkpoint(module)
 
 
 def test_a_checkpoint_takes_the_module_precision_and_holds_buffers(tmp_path):
@@ -314,10 +314,10 @@ def test_a_checkpoint_that_does_not_fit_says_where(tmp_path, change, words):
     state = {name: value.clone() for name, value in module.state_dict().items()}
     change(state)
     save_file(state, path)
-    before = modules.state_fingerprint(module)
+    before = modules.save_checkpoint(module)
     with pytest.raises(ModelError, match=rf"state\.safetensors does not fit Sequential: {words}"):
         modules.load_checkpoint(module, path)
-    assert modules.state_fingerprint(module) == before
+    assert modules.save_checkpoint(module) == before
 
 
 @pytest.mark.parametrize("content", [None, b"not a checkpoint"], ids=["absent", "damaged"])
@@ -331,8 +331,8 @@ def test_an_unreadable_checkpoint_is_refused(tmp_path, content):
 
 def test_the_state_fingerprint_sees_every_bit():
     module = build()
-    before = modules.state_fingerprint(module)
+    before = modules.save_checkpoint(module)
     with torch.no_grad():
         module[1].bias[0] = torch.nextafter(module[1].bias[0], torch.tensor(9.0).double())
-    assert modules.state_fingerprint(module) != before
-    assert modules.state_fingerprint(module.float()) != before
+    assert modules.save_checkpoint(module) != before
+    assert modules.save_checkpoint(module.float()) != before

@@ -14,6 +14,8 @@ from tiny_project import Project
 
 import influence_dag as idag
 from influence_dag.__main__ import main
+from influence_dag.components.keys import asset_key
+from influence_dag.components.standing import stands
 from influence_dag.errors import InfluenceDagError
 from influence_dag.query import plots
 from influence_dag.query.text import describe
@@ -47,7 +49,7 @@ def test_progress_is_shown_when_asked_for(project, capsys):
     assert "100%" in shown
 
 
-def test_runs_are_recorded_where_dagster_home_is(project, tmp_path, monkeypatch):
+def test_runs_are_recorded_where_dagster_home_is(project, tmp_path, monkeypatch, capsys):
     home = tmp_path / "dagster-home"
     monkeypatch.setenv("DAGSTER_HOME", str(home))
     home.mkdir()
@@ -62,9 +64,33 @@ def test_runs_are_recorded_where_dagster_home_is(project, tmp_path, monkeypatch)
     assert f"`influence-dag report {project.store}`" in page["verdict"].value
     assert {each.data["what"] for each in page["measured"].records} >= {"minimum", "residual"}
     assert [each.data["method"] for each in page["strength"].records] == ["direct"]
+    project.write_settings(model={"minimum": "ignore"})  # what checks say, and no number
     project.materialize()
     again = _recorded(["tiny", "direct", "influences"])
     assert again.metadata["histogram"] == first.metadata["histogram"], "drawn once"
+    assert len(dg.DagsterInstance.get().get_runs()) == 2
+    _a_run_that_stands_is_not_made_again(project, home, capsys)
+
+
+def _a_run_that_stands_is_not_made_again(project: Project, home: Path, capsys) -> None:
+    """Until the files, a result or what the UI shows of an asset are of something else."""
+    study, instance = load_study(project.folder), dg.DagsterInstance.get()
+    last = instance.get_runs(limit=1)[0].run_id
+    capsys.readouterr()
+    assert project.materialize()["direct"].sizes["train"] == 40
+    assert (
+        f"tiny: all is current, and the checks of run {last[:8]} stand" in capsys.readouterr().err
+    )
+    assert len(instance.get_runs()) == 2
+    file = project.root / "train.csv"
+    before = file.read_bytes()
+    file.write_bytes(before + b"\n")  # the same rows in another file, which is to be observed
+    assert not stands(study, home)
+    file.write_bytes(before)
+    assert stands(study, home)
+    other = dg.AssetCheckEvaluation(asset_key(study, "model"), "at_a_minimum", True, {})
+    instance.report_runless_asset_event(other)
+    assert not stands(study, home)
 
 
 def test_the_command_line_records_where_make_ui_looks(project, monkeypatch):

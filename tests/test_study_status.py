@@ -1,11 +1,15 @@
 """What would be computed and why, and what the command line says of it and of versions."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 from click.testing import CliRunner
 
 import influence_dag as idag
 from influence_dag.__main__ import main
-from influence_dag.errors import DataError
+from influence_dag.errors import DataError, StudyError
 from influence_dag.stages.graph import artifacts
 from influence_dag.study.loading import load_study
 
@@ -26,6 +30,27 @@ def test_a_finished_study_is_current(project):
     ]
     influences = status["direct/influences"]
     assert (influences.version, influences.blocks_current, influences.why) == (1, 15, "current")
+
+
+def test_what_is_current_is_told_without_torch(finished_project):
+    """By the same plans: importing torch would be an error."""
+    code = (
+        "import sys; sys.modules['torch'] = None; from influence_dag.cli.main import main; main()"
+    )
+    asked = [sys.executable, "-c", code, "status", finished_project.folder, "--json"]
+    told = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
+    here = idag.status(finished_project.folder)
+    assert told["is_current"]
+    for line, each in zip(told["artifacts"], here.artifacts, strict=True):
+        assert line["artifact"] == each.artifact
+        assert (line["blocks_current"], line["blocks_outdated"]) == (each.blocks_current, 0)
+
+
+def test_code_that_has_not_run_is_imported_to_tell_what_is_wrong_with_it(project):
+    path = project.root / "tiny_model.py"
+    path.write_text(f"{path.read_text()}\nraise RuntimeError('half written')\n")
+    with pytest.raises(StudyError, match=r"model.build: .* ended in RuntimeError: half written"):
+        idag.status(project.folder)
 
 
 def test_an_edit_is_told_with_its_rows_and_what_follows_waits_for_a_refit(project):

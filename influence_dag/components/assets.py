@@ -71,7 +71,7 @@ def _condition(study: Study, condition: dg.AutomationCondition) -> dg.Automation
     return condition if study.settings.refresh.automation else None
 
 
-def _content(study: Study, made: Any = None) -> str:
+def content_of(study: Study, made: Any = None) -> str:
     """The data version of the input files, or of the rows that a callable has `made`."""
     from influence_dag.datasets.content import source_fingerprint
 
@@ -84,7 +84,7 @@ def _source(study: Study):
     data = study.settings.data
 
     def source() -> dg.DataVersion:
-        return dg.DataVersion(_content(study))
+        return dg.DataVersion(content_of(study))
 
     with _beta_is_no_concern():
         return dg.observable_source_asset(
@@ -162,7 +162,7 @@ def _source_seen(context: dg.AssetExecutionContext, bench: "Workbench") -> dict[
     would be out of sync with files that it has just read.
     """
     key = asset_key(bench.study, "source")
-    version = _content(bench.study, bench.made_rows)
+    version = content_of(bench.study, bench.made_rows)
     context.log_event(dg.AssetObservation(key, tags={DATA_VERSION_TAG: version}))
     return {f"dagster/input_data_version/{key.to_user_string()}": version}
 

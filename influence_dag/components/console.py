@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +16,16 @@ QUIET = {"loggers": {"progress": {}}}
 
 
 def in_process(
-    definitions: dg.Definitions, job_name: str, *, home: Path | None, progress: bool | None
+    definitions: dg.Definitions,
+    job_name: str,
+    *,
+    home: Path | None,
+    progress: bool | None,
+    left: Callable[[], dict[str, str]] = dict,
 ) -> list[str]:
     """Execute the job, recorded in `home`; returns what the failed asset checks said.
 
+    A recorded run that succeeds is tagged with what it has `left`.
     Checks that only warn are printed and stop nothing. A failing asset raises, SIGINT and SIGTERM
     are a `KeyboardInterrupt`.
     """
@@ -40,7 +46,10 @@ def in_process(
                 if not (failed := _failed_checks(instance, run_id, handler)):
                     raise  # else: a blocking check stopped the run, as it should
                 return failed
-            return _failed_checks(instance, run_id, handler)
+            failed = _failed_checks(instance, run_id, handler)
+            if not failed and not instance.is_ephemeral:
+                instance.add_run_tags(run_id, left())
+            return failed
 
 
 def _failed_checks(
@@ -52,13 +61,14 @@ def _failed_checks(
     for each in found:
         handler.warn(each)
     return [
-        _told(each)
+        in_a_line(each)
         for each in found
         if not each.passed and each.severity == dg.AssetCheckSeverity.ERROR
     ]
 
 
-def _told(found: dg.AssetCheckEvaluation) -> str:
+def in_a_line(found: dg.AssetCheckEvaluation) -> str:
+    """A check's result in a line."""
     return f"{found.asset_key.to_user_string()}: {found.check_name}: {found.description}"
 
 
@@ -110,7 +120,7 @@ class _EventHandler(logging.Handler):
 
     def warn(self, found: dg.AssetCheckEvaluation) -> None:
         """Print a check that only warns, once."""
-        told = f"warning: {_told(found)}"
+        told = f"warning: {in_a_line(found)}"
         tolerated = not found.passed and found.severity == dg.AssetCheckSeverity.WARN
         if tolerated and told not in self._warned:
             self._warned.add(told)

@@ -31,8 +31,8 @@ def known_alive(instance: dg.DagsterInstance) -> Iterator[str]:
     if instance.is_ephemeral:  # nobody else will look
         yield run_id
         return
-    folder = Path(instance.root_directory) / "influence_dag_runs"
-    _report_dead_runs(instance, folder)
+    report_dead_runs(instance)
+    folder = _folder(instance)
     with ExitStack() as held:
         with suppress(NoLocksError):  # then nobody can tell that it lives, nor that it died
             held.enter_context(locked(folder / run_id, timeout=10))
@@ -42,8 +42,13 @@ def known_alive(instance: dg.DagsterInstance) -> Iterator[str]:
             (folder / run_id).unlink(missing_ok=True)
 
 
-def _report_dead_runs(instance: dg.DagsterInstance, folder: Path) -> None:
-    for path in folder.glob("*"):
+def _folder(instance: dg.DagsterInstance) -> Path:
+    return Path(instance.root_directory) / "influence_dag_runs"
+
+
+def report_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Report runs as failed whose process is not there any more."""
+    for path in _folder(instance).glob("*"):
         with suppress(StoreError), locked(path, timeout=0):  # a StoreError: held, so it lives
             run = instance.get_run_by_id(path.name)
             if run and not run.is_finished:

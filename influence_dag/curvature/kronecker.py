@@ -11,7 +11,7 @@ from influence_dag.curvature.finite import check_finite
 from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs
 from influence_dag.gradients.capture import NotCaptured
-from influence_dag.structures import joined
+from influence_dag.gradients.layouts import joined
 
 # Measured: multiply-adds in the time of gathering a number of a pair of positions, and in that of
 # writing and squaring a number of one sample's matrix.

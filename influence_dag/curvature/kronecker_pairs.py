@@ -22,10 +22,10 @@ from influence_dag.curvature.kronecker_layout import (
     Place,
     place_of,
 )
-from influence_dag.gradients.blocks import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.capture import NotCaptured, Pair, layer_pair, recorded_layers
 from influence_dag.gradients.checks import check_batch
 from influence_dag.gradients.layers import is_capturable, layer_of, parameter_name
+from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.local import local_gradients
 from influence_dag.gradients.per_sample import own_parameters, per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows, without_denormals

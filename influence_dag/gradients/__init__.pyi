@@ -1,6 +1,6 @@
-from .blocks import DenseLayout as DenseLayout
-from .blocks import GradientLayout as GradientLayout
 from .blocks import Gradients as Gradients
-from .blocks import LinearLayout as LinearLayout
+from .layouts import DenseLayout as DenseLayout
+from .layouts import GradientLayout as GradientLayout
+from .layouts import LinearLayout as LinearLayout
 from .per_sample import gradient_layout as gradient_layout
 from .per_sample import per_sample_gradients as per_sample_gradients

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from influence_dag.structures import joined
+from influence_dag.gradients.layouts import joined
 
 _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 

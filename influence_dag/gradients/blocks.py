@@ -5,8 +5,7 @@ For a Linear layer the gradient of one sample is $g a^\top$, so `d_in + d_out` n
 Linear applied at several positions of a sequence, sums such products over positions t.
 """
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -14,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.structures import joined
+from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout, joined
 
 _ASSEMBLED_BYTES = 2**26  # dense gradients held at once while products are taken
 
@@ -140,103 +139,17 @@ def _squared_norms(block: "GradientBlock") -> Float[Tensor, " n"]:
 GradientBlock: TypeAlias = LinearGradients | DenseGradients
 
 
-@dataclass(frozen=True)
-class LinearLayout:
-    """How one layer's pairs are kept: places in θ as (start, stop), widths, positions (0: none)."""
-
-    name: str
-    weight: tuple[int, int] | None
-    bias: tuple[int, int] | None
-    d_in: int
-    d_out: int
-    positions: int = 0
-    transposed: bool = False
-
-    @property
-    def row_shapes(self) -> dict[str, tuple[int, ...]]:
-        positions = (self.positions,) if self.positions else ()
-        return {
-            joined(self.name, "activations"): (*positions, self.d_in),
-            joined(self.name, "output_gradients"): (*positions, self.d_out),
-        }
-
-    def assemble(self, tensors: dict[str, Tensor]) -> LinearGradients:
-        a, g = (tensors[name] for name in self.row_shapes)
-        places = _slice(self.weight), _slice(self.bias)
-        return LinearGradients(self.name, a, g, *places, self.transposed)
-
-
-@dataclass(frozen=True)
-class DenseLayout:
-    """A parameter kept dense; `layer` is the captured layer it is formed from, if any.
-
-    `transposed`: a captured layer's weight is (inputs, outputs).
-    """
-
-    name: str
-    start: int
-    stop: int
-    layer: str | None = None
-    transposed: bool = False
-
-    @property
-    def row_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {joined(self.name, "dense"): (self.stop - self.start,)}
-
-    def assemble(self, tensors: dict[str, Tensor]) -> DenseGradients:
-        (values,) = (tensors[name] for name in self.row_shapes)
-        return DenseGradients(self.name, slice(self.start, self.stop), values)
-
-
-@dataclass(frozen=True)
-class GradientLayout:
-    """Which layers are kept as pairs and which parameters dense; `size` is p."""
-
-    blocks: tuple[LinearLayout | DenseLayout, ...]
-    size: int
-
-    @property
-    def row_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of one row of each stored tensor."""
-        return {name: shape for block in self.blocks for name, shape in block.row_shapes.items()}
-
-    @property
-    def numbers_per_row(self) -> int:
-        """How many numbers are kept of one row: at most p, of wide layers far fewer."""
-        return sum(math.prod(shape) for shape in self.row_shapes.values())
-
-    def assemble(self, tensors: dict[str, Tensor]) -> "Gradients":
-        """Gradients from the tensors that `Gradients.tensors` named, leading axis = row."""
-        return Gradients(tuple(block.assemble(tensors) for block in self.blocks), self)
-
-    def to_json(self) -> dict[str, Any]:
-        blocks = [{"kind": type(block).__name__, **asdict(block)} for block in self.blocks]
-        return {"size": self.size, "blocks": blocks}
-
-    @classmethod
-    def from_json(cls, json: dict[str, Any]) -> "GradientLayout":
-        return cls(tuple(_block_from_json(block) for block in json["blocks"]), json["size"])
-
-
-def _block_from_json(json: dict[str, Any]) -> LinearLayout | DenseLayout:
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in json.items()
-        if name != "kind"
-    }
-    return {"LinearLayout": LinearLayout, "DenseLayout": DenseLayout}[json["kind"]](**fields)
-
-
-def _slice(bounds: tuple[int, int] | None) -> slice | None:
-    return None if bounds is None else slice(*bounds)
-
-
 @dataclass(frozen=True, eq=False)
 class Gradients:
     """Per-sample gradients of n rows, in blocks that together cover θ."""
 
     blocks: tuple[GradientBlock, ...]
     layout: GradientLayout
+
+    @classmethod
+    def assembled(cls, layout: GradientLayout, tensors: dict[str, Tensor]) -> "Gradients":
+        """From the tensors that `tensors` named, leading axis = row, kept as the layout says."""
+        return cls(tuple(_assembled(block, tensors) for block in layout.blocks), layout)
 
     @property
     def size(self) -> int:
@@ -275,3 +188,15 @@ class Gradients:
         for block in self.blocks:
             block.add_inner(factors, out)
         return out
+
+
+def _assembled(block: LinearLayout | DenseLayout, tensors: dict[str, Tensor]) -> GradientBlock:
+    parts = [tensors[name] for name in block.row_shapes]
+    if isinstance(block, DenseLayout):
+        return DenseGradients(block.name, slice(block.start, block.stop), parts[0])
+    weight, bias = _slice(block.weight), _slice(block.bias)
+    return LinearGradients(block.name, parts[0], parts[1], weight, bias, block.transposed)
+
+
+def _slice(bounds: tuple[int, int] | None) -> slice | None:
+    return None if bounds is None else slice(*bounds)

@@ -1,16 +1,16 @@
 """What a layer's gradients are made of, caught while its network runs."""
 
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from influence_dag.gradients.layers import is_capturable, layer_of
-from influence_dag.gradients.recording import NotCaptured, recorded_layers
+from influence_dag.gradients.recording import recorded_layers
+from influence_dag.gradients.uncaptured import NotCaptured, without_uncaptured
 
 __all__ = [
     "Captured",
@@ -25,31 +25,6 @@ __all__ = [
 ]
 
 Pair: TypeAlias = tuple[Tensor, Tensor]
-_Result = TypeVar("_Result")
-
-
-def without_uncaptured(
-    compute: Callable[[frozenset[str]], _Result],
-    *,
-    without: Iterable[str] = (),
-    report: Callable[[str], None] | None = None,
-) -> _Result:
-    """What `compute` makes without the layers that a batch shows not to be captured.
-
-    `compute` is given the names of layers to leave to differentiation row by row, `without` at
-    first, and is called again when it raises `NotCaptured`, which is reported (warned of).
-    """
-    names = frozenset(without)
-    while True:
-        try:
-            return compute(names)
-        except NotCaptured as error:
-            (report or _warned)(str(error))
-            names |= error.layers
-
-
-def _warned(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 @dataclass(frozen=True, eq=False)

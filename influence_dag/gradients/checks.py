@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.errors import ModelError
-from influence_dag.gradients.blocks import DenseLayout, LinearLayout
 from influence_dag.gradients.capture import NotCaptured, Pair, pair_norms, pair_sums
+from influence_dag.gradients.layouts import DenseLayout, LinearLayout
 
 # Of random sums over rows, relative to the norm of their terms: float64, and float32 and below.
 _TOLERANCE, _LOOSE = {torch.float64: 1e-11}, 1e-4

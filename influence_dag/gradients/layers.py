@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from influence_dag.structures import joined
+from influence_dag.gradients.layouts import joined
 
 _LARGEST_DENSE_TABLE = 2**11  # numbers: their covariance takes seconds to diagonalise
 _MOST_INDICATORS = 2**12  # rows of a table: of as many numbers is the input at a position

@@ -93,7 +93,7 @@ def per_sample_gradients(
         for seed, batch in enumerate(rows.batches(batch_size))
     ]
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return layout.assemble(tensors)
+    return Gradients.assembled(layout, tensors)
 
 
 def with_layout(

@@ -9,23 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from influence_dag.gradients.attention import RecordedAttention
+from influence_dag.gradients.uncaptured import NotCaptured
 
 _ROUNDING = 1000  # units: of values of the same network in another order of operations
-
-
-class NotCaptured(Exception):  # noqa: N818 - a signal between rooms, never seen by a user
-    """On some batch, the gradients of these layers are not sums of products of their pairs."""
-
-    def __init__(self, layers: set[str]):
-        super().__init__(layers)  # alone: from it the same error is made in another process
-        self.layers = layers
-
-    def __str__(self) -> str:
-        return (
-            f"the gradients of {', '.join(map(repr, sorted(self.layers)))} are not sums of "
-            "products of what one call of the layer takes and passes back for each row (rows that "
-            "change places, further calls, hooks): they are differentiated row by row"
-        )
 
 
 @dataclass(eq=False)

@@ -11,7 +11,6 @@ from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 
-SMALL = 1e-2  # relative size up to which θ counts as a minimum
 _ROWS = 256  # whose gradients' norms are averaged, at most
 _NUMBERS = 2**27  # of these gradients in all
 

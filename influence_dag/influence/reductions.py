@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-By = Literal["mean", "absmax", "l2"]
+from influence_dag.study.groups import By
 
 
 def over_features(values: Float[Tensor, "k n *features"], by: By) -> Float[Tensor, "k n"]:

@@ -205,7 +205,7 @@ class _Rows:
 
     def _unseen(self, folds: int) -> "OutOfFold":
         if "unseen" not in self._known:
-            from influence_dag.stages.validation import unseen
+            from influence_dag.stages.refits import unseen
 
             self._known["unseen"] = unseen(self.bench, folds)
         return self._known["unseen"]

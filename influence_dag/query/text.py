@@ -35,7 +35,8 @@ def describe(results: StudyResults) -> str:
     influences = results[method].influences.isel(damping=-1, missing_dims="ignore")
     lines += [f"Influences by {method}: {_sizes(influences)}; positive helps, negative harms"]
     for position in np.linspace(0, influences.sizes["test"] - 1, TESTS).astype(int):
-        lines += _strongest(influences.isel(test=position))
+        row = influences.isel(test=position).load(scheduler="sync")  # asks for no cluster
+        lines += _strongest(row)
     return "\n".join([*lines, "", *_next(root, method, results, influences)])
 
 

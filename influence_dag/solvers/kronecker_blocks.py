@@ -14,7 +14,7 @@ from influence_dag.curvature.kronecker_layout import (
     Place,
 )
 from influence_dag.gradients.blocks import LinearGradients
-from influence_dag.structures import joined
+from influence_dag.gradients.layouts import joined
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,7 @@ class RotatedGradients:
             layouts.append(layout)
             start = stop
         whole = GradientLayout(tuple(layouts), start)
-        return cls(factorization, whole.assemble(tensors))
+        return cls(factorization, Gradients.assembled(whole, tensors))
 
     def influences(self, test: Gradients, *, damping: float) -> Float[Tensor, "k n"]:
         r"""$\nabla L(z_{test})^\top (F + \lambda I)^{-1} \nabla L(z_i)$ of all pairs.

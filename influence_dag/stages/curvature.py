@@ -2,25 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from influence_dag.curvature import Curvature
-from influence_dag.curvature.finite import check_finite
-from influence_dag.curvature.kronecker import KroneckerSums
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.fingerprints import fingerprint
-from influence_dag.solvers import (
-    EKFAC,
-    KFAC,
-    Factorization,
-    Method,
-)
-from influence_dag.solvers.forming import worth_forming
-from influence_dag.stages import automatic, matrices, naming
-from influence_dag.stages.digits import Digits
+from influence_dag.stages import matrices, naming
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
@@ -38,6 +27,13 @@ from influence_dag.stages.row_changes import row_changes
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 
+if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
+    import torch
+
+    from influence_dag.curvature import Curvature
+    from influence_dag.curvature.kronecker import KroneckerSums
+    from influence_dag.solvers import Factorization, Method
+
 FORMULA = FORMULAS["curvature"]
 
 
@@ -49,6 +45,10 @@ def refresh(bench: Workbench, method: str) -> Update:
     key = fingerprint(settings_key, _read(bench, method, train.fingerprint))
 
     def produce() -> Whole:
+        from influence_dag.curvature.finite import check_finite
+        from influence_dag.solvers import EKFAC, KFAC
+        from influence_dag.stages import automatic
+
         operator = load_operator(bench, method)
         with naming_rows(train):
             auto = automatic.settled(bench, method, operator)
@@ -95,8 +95,10 @@ def refresh(bench: Workbench, method: str) -> Update:
     )
 
 
-def _worked_on(operator: Curvature, solver: Method) -> Curvature:
+def _worked_on(operator: "Curvature", solver: "Method") -> "Curvature":
     """The matrix itself where a method's products, before any solve, would cost more."""
+    from influence_dag.solvers.forming import worth_forming
+
     worth = worth_forming(solver, size=operator.size, rows=0, damping=1.0)
     return formed(operator) if worth else operator
 
@@ -104,11 +106,13 @@ def _worked_on(operator: Curvature, solver: Method) -> Curvature:
 def _factorized(
     bench: Workbench,
     method: str,
-    solver: Method,
-    operator: Curvature,
+    solver: "Method",
+    operator: "Curvature",
     updated: "_UpdatedSums | None",
-) -> Factorization:
+) -> "Factorization":
     """A matrix that was made by differences is made anew before anyone is refused."""
+    from influence_dag.solvers import EKFAC, KFAC
+
     if isinstance(solver, EKFAC | KFAC):
         return solver.factorize(operator, sums=updated and updated.sums)
     try:
@@ -125,18 +129,21 @@ def _factorized(
 class _UpdatedSums:
     """Kronecker sums from stored ones and `rows` that differ; what each sum has lost by that."""
 
-    sums: KroneckerSums
+    sums: "KroneckerSums"
     rows: int
     errors: dict[str, float]
 
 
 def _updated_sums(
-    bench: Workbench, method: str, solver: Method, train: Axis, settings_key: str
+    bench: Workbench, method: str, solver: "Method", train: Axis, settings_key: str
 ) -> _UpdatedSums | None:
     """A Kronecker factorisation's sums over rows; None where all rows are to be summed.
 
     (Drawn labels depend on all rows; blocks keep sums of their own, which are not taken up.)
     """
+    from influence_dag.curvature.kronecker import KroneckerSums
+    from influence_dag.solvers import EKFAC, KFAC
+
     stored = bench.undamaged(naming.curvature(method))
     if (
         not isinstance(solver, EKFAC | KFAC)
@@ -166,7 +173,7 @@ def _updated_sums(
     return _UpdatedSums(total, len(changes), errors)
 
 
-def _matrices(sums: KroneckerSums) -> dict[str, torch.Tensor]:
+def _matrices(sums: "KroneckerSums") -> "dict[str, torch.Tensor]":
     """The matrices among the tensors: one of activations and of gradients a layer, dense blocks."""
     return {name: each for name, each in sums.tensors().items() if name.endswith("_sum")}
 
@@ -174,11 +181,13 @@ def _matrices(sums: KroneckerSums) -> dict[str, torch.Tensor]:
 def _errors(
     bench: Workbench,
     errors: Mapping[str, float],
-    before: KroneckerSums,
-    parts: Sequence[KroneckerSums],
-    total: KroneckerSums,
+    before: "KroneckerSums",
+    parts: "Sequence[KroneckerSums]",
+    total: "KroneckerSums",
 ) -> dict[str, float]:
     """The bound of each sum, from what it had and what came and went."""
+    from influence_dag.stages.digits import Digits
+
     old, each = _matrices(before), [_matrices(part) for part in parts]
     return {
         name: Digits(bench.dtype).after(
@@ -188,8 +197,10 @@ def _errors(
     }
 
 
-def _lost(bench: Workbench, errors: Mapping[str, float], total: KroneckerSums) -> str:
+def _lost(bench: Workbench, errors: Mapping[str, float], total: "KroneckerSums") -> str:
     """Why a difference cannot be used, in words; empty where it can."""
+    from influence_dag.stages.digits import Digits
+
     digits = Digits(bench.dtype)
     worst = max(errors, key=errors.__getitem__, default="")
     if worst and errors[worst] > digits.limit:
@@ -205,7 +216,7 @@ def _read(bench: Workbench, method: str, train_rows: str) -> str:
     return bench.require(kind(bench, method)).data_version if uses_matrix else train_rows
 
 
-def _labelled(name: str, tensor: torch.Tensor) -> tuple[tuple[str, ...], np.ndarray, dict]:
+def _labelled(name: str, tensor: "torch.Tensor") -> tuple[tuple[str, ...], np.ndarray, dict]:
     """A tensor as an array with named dimensions; a number becomes one of length 1."""
     values = np.atleast_1d(tensor.detach().cpu().numpy())
     return tuple(f"{name}_{k}" for k in range(values.ndim)), values, {"scalar": tensor.ndim == 0}

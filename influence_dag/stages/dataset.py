@@ -67,6 +67,13 @@ def refresh(bench: Workbench) -> Update:
             table.close()
 
 
+def has_same_source(bench: Workbench) -> bool:
+    """Whether the stored rows were read from files with these bytes, and are undamaged."""
+    with suppress(StoreError):
+        return _same_source(bench, _source_key(bench)) is not None
+    return False
+
+
 def look(bench: Workbench) -> None:
     """Raise what reading the rows would raise, where files have them and are small.
 

@@ -4,20 +4,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError
-from influence_dag.influence.perturbation import perturbation_influences
-from influence_dag.objective.objective import Rows
 from influence_dag.stages import naming, reading
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.reading import load_rows, shared_objective
 from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Variable
+
+if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
+    from torch import Tensor
+
+    from influence_dag.objective import Rows
 
 NAME = "perturbation_influences"
 _FEWEST = 32  # training rows differentiated together: their graph serves a block of factors
@@ -62,21 +65,23 @@ class Derivatives:
         self.tests = max(1, bench.settings.compute.block_bytes // row_bytes)  # factors in a block
         self.factors = lru_cache(maxsize=1)(self._factors)
 
-    def _factors(self, start: int, stop: int, place: int) -> tuple[np.ndarray, Tensor]:
+    def _factors(self, start: int, stop: int, place: int) -> "tuple[np.ndarray, Tensor]":
         """Places of the test rows that exist in a run of slots, and their factors at one λ."""
         asked = np.flatnonzero(self.test.valid[start:stop])
         s = reading.load_factors(self.bench, self.method, slice(start, stop), place)
         return asked, s if len(asked) == len(s) else s[asked]
 
-    def rows(self, trains: slice) -> tuple[np.ndarray, Rows | None]:
+    def rows(self, trains: slice) -> "tuple[np.ndarray, Rows | None]":
         """Places of the training rows that exist in a run of slots, and the rows."""
         present = np.flatnonzero(self.train.valid[trains])
         if not len(present):
             return present, None
         return present, load_rows(self.bench, self.train, trains.start + present)
 
-    def of(self, s: Tensor, rows: Rows, slots: np.ndarray) -> dict[str, Tensor]:
+    def of(self, s: "Tensor", rows: "Rows", slots: np.ndarray) -> "dict[str, Tensor]":
         """By variable, of every pair of a factor and a row: `(k, n, *features)`."""
+        from influence_dag.influence.perturbation import perturbation_influences
+
         with self._named(slots):
             values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
         if isinstance(values, dict):

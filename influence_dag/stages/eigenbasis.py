@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import torch
 
 from influence_dag.datasets.slots import Axis
-from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
-from influence_dag.objective.objective import Objective
-from influence_dag.solvers.kronecker_scores import RotatedGradients
 from influence_dag.stages import methods, naming
 from influence_dag.stages.reading import load_gradients, load_objective, load_rows
 from influence_dag.stages.workbench import Workbench
 
 if TYPE_CHECKING:
+    from influence_dag.gradients import Gradients
+    from influence_dag.objective import Objective
     from influence_dag.solvers.ekfac import KroneckerFactorization
+    from influence_dag.solvers.kronecker_scores import RotatedGradients
 
 
 def has_eigenbasis(bench: Workbench, method: str) -> bool:
@@ -33,8 +32,12 @@ def rotated_rows(
     factorization: "KroneckerFactorization",
     slots: slice,
     present: np.ndarray | None = None,
-) -> RotatedGradients:
+) -> "RotatedGradients":
     """Stored gradients of a run of training rows, or of those `present` in it, rotated."""
+    import torch
+
+    from influence_dag.solvers.kronecker_scores import RotatedGradients
+
     gradients = load_gradients(bench, slots)
     if present is not None:
         gradients = gradients[torch.from_numpy(present).to(bench.device)]
@@ -49,7 +52,7 @@ class GradientsOfTests:
     """
 
     bench: Workbench
-    objective: Objective
+    objective: "Objective"
     factorization: "KroneckerFactorization"
     axis: Axis
 
@@ -66,8 +69,10 @@ class GradientsOfTests:
         factorization = cast("KroneckerFactorization", loaded)  # as `has_eigenbasis` says
         return cls(bench, load_objective(bench), factorization, axis)
 
-    def gradients(self, slots: slice) -> tuple[np.ndarray, Gradients | None]:
+    def gradients(self, slots: slice) -> "tuple[np.ndarray, Gradients | None]":
         """The positions of a run of slots that hold a row, and the gradients of these."""
+        from influence_dag.gradients import per_sample_gradients
+
         present = np.flatnonzero(self.axis.valid[slots])
         if not len(present):
             return present, None

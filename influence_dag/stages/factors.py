@@ -4,20 +4,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from influence_dag.curvature import Curvature
 from influence_dag.datasets.slots import Axis
-from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
-from influence_dag.objective.objective import Objective
-from influence_dag.solvers import Factorization
-from influence_dag.solvers.base import carried_on, residuals
-from influence_dag.solvers.blocks import BlockFactorization
-from influence_dag.solvers.ekfac import KroneckerFactorization
-from influence_dag.solvers.forming import worth_forming
-from influence_dag.solvers.kronecker_scores import RotatedGradients
 from influence_dag.stages import dampings, methods, naming, sampling
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import DAMPING, DampingAxis
@@ -29,6 +20,14 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable, Version
+
+if TYPE_CHECKING:  # a plan solves nothing: what computes imports torch
+    import torch
+
+    from influence_dag.curvature import Curvature
+    from influence_dag.gradients import Gradients
+    from influence_dag.objective import Objective
+    from influence_dag.solvers import Factorization
 
 CURVE = 48  # iterations at which residuals are kept
 PER_ROW = {"niter": "iterations", "converged": "1 where the tolerance was met"}
@@ -115,7 +114,11 @@ def _curve(dims, sizes, chunks, steps: int) -> Variable:
     )
 
 
-def _curves(info: Mapping[str, torch.Tensor], steps: np.ndarray) -> torch.Tensor:
+def _curves(info: "Mapping[str, torch.Tensor]", steps: np.ndarray) -> "torch.Tensor":
+    import torch
+
+    from influence_dag.solvers.base import carried_on
+
     history, last = info["residual_history"], info["residual"][:, None]
     history = carried_on(history, history.shape[1])
     known = steps[steps <= history.shape[1]]
@@ -168,15 +171,15 @@ class _Solver:
         return {name: np.stack([block[name] for block in blocks]) for name in self.names}
 
     @cached_property
-    def _objective(self) -> Objective:
+    def _objective(self) -> "Objective":
         return load_objective(self.bench)
 
     @cached_property
-    def _factorization(self) -> Factorization:
+    def _factorization(self) -> "Factorization":
         return methods.load_factorization(self.bench, self.method)
 
     @cached_property
-    def _operator(self) -> Curvature:
+    def _operator(self) -> "Curvature":
         version = self.bench.require(naming.curvature(self.method))
         return methods.load_operator(self.bench, self.method, version)
 
@@ -194,12 +197,14 @@ class _Solver:
     def _blocks(self) -> tuple[str, ...]:
         return methods.block_names(self.bench, self.method)
 
-    def _previous(self, slots: np.ndarray, place: int, size: int) -> torch.Tensor | None:
+    def _previous(self, slots: np.ndarray, place: int, size: int) -> "torch.Tensor | None":
         """Stored factors of the same slots, from which an iterative solve starts; zero elsewhere.
 
         After a small change of the data they are close to the answer. They decide how many
         iterations it takes, not what comes out.
         """
+        import torch
+
         stored = self._stored
         known = dampings.of_method(self.bench, self.method)
         told = wording_of(self.bench, self.method).damping(self._blocks, known)
@@ -215,6 +220,8 @@ class _Solver:
         return start.to(self.bench.device)
 
     def _solve(self, slots: slice, place: int, damping: float) -> dict[str, np.ndarray]:
+        from influence_dag.gradients import per_sample_gradients
+
         objective = self._objective
         present = np.flatnonzero(self.test.valid[slots])
         count = slots.stop - slots.start
@@ -244,13 +251,15 @@ class _Solver:
             block[name][present] = values.float().cpu().numpy()
         return block
 
-    def _factorization_for(self, slots: np.ndarray, damping: float) -> Factorization:
+    def _factorization_for(self, slots: np.ndarray, damping: float) -> "Factorization":
         """On the matrix where the products of an iterative method would cost more than it does.
 
         Rows whose factors are stored as they will be take none.
         """
         if not self.bench.settings.methods[self.method].is_iterative:
             return self._factorization
+        from influence_dag.solvers.forming import worth_forming
+
         solver, rows = methods.build_method(self.bench, self.method), len(slots)
         stored = self._stored
         if stored is not None and stored.attrs["base_key"] == self._base_key:
@@ -265,18 +274,21 @@ class _Solver:
         return methods.factors_key(self.bench, self.method)
 
     @cached_property
-    def _on_matrix(self) -> Factorization:
+    def _on_matrix(self) -> "Factorization":
         matrix = methods.formed(self._operator)
         return methods.load_factorization(self.bench, self.method, matrix)
 
     def _solved(
         self,
-        factorization: Factorization,
-        gradients: Gradients,
+        factorization: "Factorization",
+        gradients: "Gradients",
         damping: float,
-        x0: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        x0: "torch.Tensor | None",
+    ) -> "tuple[torch.Tensor, dict[str, torch.Tensor]]":
         """The solution for each row, and what the method says of it."""
+        from influence_dag.solvers.ekfac import KroneckerFactorization
+        from influence_dag.solvers.kronecker_scores import RotatedGradients
+
         if isinstance(factorization, KroneckerFactorization):
             rotated = RotatedGradients.of(factorization, gradients)
             return rotated.solved(damping=damping), {}
@@ -284,13 +296,18 @@ class _Solver:
         return solution.x, dict(solution.info)
 
     def _residuals(
-        self, gradients: Gradients, x: torch.Tensor, damping: float, sample: np.ndarray
-    ) -> torch.Tensor:
+        self, gradients: "Gradients", x: "torch.Tensor", damping: float, sample: np.ndarray
+    ) -> "torch.Tensor":
         """Relative residuals of the rows in the sample, NaN of others.
 
         On blocks the residual is that of the system without what couples them, and with the
         blocks' own dampings.
         """
+        import torch
+
+        from influence_dag.solvers.base import residuals
+        from influence_dag.solvers.blocks import BlockFactorization
+
         found = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
         if not len(sample):
             return found

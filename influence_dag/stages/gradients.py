@@ -2,19 +2,14 @@
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint, grid_keys
-from influence_dag.gradients.capture import without_uncaptured
-from influence_dag.gradients.per_sample import (
-    GradientLayout,
-    gradient_layout,
-    per_sample_gradients,
-)
-from influence_dag.objective.objective import Objective
+from influence_dag.gradients.layouts import GradientLayout
+from influence_dag.gradients.uncaptured import without_uncaptured
 from influence_dag.stages import naming
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.driver import Part, refresh_blocks
@@ -27,6 +22,9 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
 
+if TYPE_CHECKING:
+    from influence_dag.objective import Objective
+
 FORMULA = FORMULAS["gradients"]
 
 
@@ -36,9 +34,9 @@ def refresh(bench: Workbench) -> Update:
     A layer that some rows show not to be captured is kept dense for all of them, and stays so
     while θ and its code are the same.
     """
-    objective, known = shared_objective(bench), _uncaptured(bench)
+    known = _uncaptured(bench)
     return without_uncaptured(
-        lambda names: _refresh(bench, objective, names), without=known, report=bench.report
+        lambda names: _refresh(bench, names), without=known, report=bench.report
     )
 
 
@@ -50,11 +48,9 @@ def _uncaptured(bench: Workbench) -> list[str]:
     return stored.attrs.get("uncaptured_layers", [])
 
 
-def _refresh(bench: Workbench, objective: Objective, without: frozenset[str]) -> Update:
+def _refresh(bench: Workbench, without: frozenset[str]) -> Update:
     train = bench.axis("dataset", "train")
-    captured = _known_layout(bench, without) or gradient_layout(
-        objective, stored_rows(bench, "train", 2), without=without
-    )
+    captured = _known_layout(bench, without) or _found_layout(bench, without)
     base = fingerprint(naming.GRADIENTS, FORMULA, model_key(bench), captured.to_json())
     layout = _layout(bench, train, captured, base, without)
     keys = grid_keys(base, train.digests(layout.variables[0].chunks[0]))
@@ -63,7 +59,7 @@ def _refresh(bench: Workbench, objective: Objective, without: frozenset[str]) ->
     info: dict[str, Any] = {
         "rows": train.count,
         "numbers_per_row": numbers,
-        "parameters": objective.size,
+        "parameters": captured.size,
     }
     if without:
         info["layers_row_by_row"] = ", ".join(sorted(without))
@@ -76,6 +72,13 @@ def _known_layout(bench: Workbench, without: frozenset[str]) -> GradientLayout |
     if stored is None or stored.attrs.get("layout_key") != _layout_key(bench, without):
         return None
     return GradientLayout.from_json(stored.attrs["gradient_layout"])
+
+
+def _found_layout(bench: Workbench, without: frozenset[str]) -> GradientLayout:
+    """The layout that the model shows when it is tried on a few rows."""
+    from influence_dag.gradients import gradient_layout
+
+    return gradient_layout(shared_objective(bench), stored_rows(bench, "train", 2), without=without)
 
 
 def _layout_key(bench: Workbench, without: frozenset[str]) -> str:
@@ -146,9 +149,11 @@ class GradientsOfRows(Kernel):
 
 
 def _block(
-    bench: Workbench, train: Axis, objective: Objective, captured: GradientLayout, slots: slice
+    bench: Workbench, train: Axis, objective: "Objective", captured: GradientLayout, slots: slice
 ) -> dict[str, np.ndarray]:
     """The captured tensors of a run of slots; NaN where a row is missing."""
+    from influence_dag.gradients import per_sample_gradients
+
     present = np.flatnonzero(train.valid[slots])
     rows = load_rows(bench, train, slots.start + present)
     count = slots.stop - slots.start

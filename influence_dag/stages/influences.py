@@ -8,7 +8,6 @@ import numpy as np
 
 from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint
-from influence_dag.influence.upweighting import influences as influences_block
 from influence_dag.stages import eigenbasis, methods, naming, reading
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.dampings import DAMPING, DampingAxis, of_method
@@ -134,6 +133,8 @@ class _Products(_Tiles):
         )
 
     def values(self, test: slice, train: slice, place: int) -> np.ndarray:
+        from influence_dag.influence import influences as influences_block
+
         G = self.gradients(train.start, train.stop)
         return influences_block(self.factors(test.start, test.stop, place), G).cpu().numpy()
 

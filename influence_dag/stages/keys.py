@@ -1,15 +1,16 @@
 """Fingerprints of the model: of the code that makes it, its files, θ and its measurement."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from influence_dag.fingerprints import fingerprint
-from influence_dag.objective import modules
 from influence_dag.stages import naming
 from influence_dag.stages.workbench import Workbench
-from influence_dag.study.code import code_key, file_hash, opened_key
+from influence_dag.study.base import is_callable_name
+from influence_dag.study.code import code_hashes, code_key, file_hash, opened_key
+from influence_dag.study.imported import import_callable
 from influence_dag.study.model import LOSSES, ModelSettings
 from influence_dag.study.study import Study
 
@@ -55,14 +56,49 @@ def key_of_source(
 
 
 def callable_key(study: Study, name: object, field: str) -> str | None:
-    """Fingerprint of the project's code behind a `module:callable`.
+    """Fingerprint of the project's code behind a `module:callable`, from its files.
 
-    It is imported first, edited files anew: a key must never name code that did not run.
+    Nothing is imported for it that can be read: whoever runs the code imports edited files anew,
+    and a stage begins again where what it imports is not what its key names (`unchanged`). What
+    lies in no file of people's own is imported, and the file that it comes from is hashed.
     """
     if not isinstance(name, str) or name in LOSSES:
         return None
-    modules.import_callable(name, study.root, field)
-    return code_key(name.partition(":")[0], study.root)
+    module = name.partition(":")[0]
+    if not code_hashes(module, study.root):
+        import_callable(name, study.root, field)
+    return code_key(module, study.root)
+
+
+def import_named(study: Study) -> None:
+    """Import all code that the study names, to raise what is wrong with it."""
+    for name, field in _named(study):
+        import_callable(name, study.root, field)
+
+
+def _named(study: Study) -> Iterator[tuple[str, str]]:
+    """The callables of the study's settings that make or judge a model, with their settings."""
+    model = study.settings.model
+    fields = {f"model.{each}": getattr(model, each) for each in _OF_MODEL}
+    for field, name in (fields | study.settings.methods.drawn_by).items():
+        if isinstance(name, str) and is_callable_name(name):
+            yield name, field
+
+
+_OF_MODEL = ("build", "loss", "fit", "measurement")
+
+
+def has_run(bench: Workbench) -> bool:
+    """Whether the stored model was made by the code that is there now, and by nothing else.
+
+    Of a fit, a measurement or a distribution in code nothing is kept by itself that would tell.
+    """
+    stored = bench.store.current(naming.MODEL)
+    model = bench.settings.model
+    others = [model.fit, model.measurement, *bench.settings.methods.drawn_by.values()]
+    if stored is None or any(isinstance(name, str) for name in others):
+        return False
+    return stored.attrs.get("source_key") == source_key(bench.study)
 
 
 def hash_of_file(path: Path) -> str | None:

@@ -1,16 +1,11 @@
 """The curvature as a matrix: computed over all rows once, then kept true by differences."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from influence_dag.curvature import CURVATURES
-from influence_dag.curvature.finite import check_finite
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError
 from influence_dag.fingerprints import fingerprint
-from influence_dag.objective.objective import Objective, Rows
-from influence_dag.stages.digits import LIMIT, Digits
 from influence_dag.stages.driver import Result, Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
@@ -20,6 +15,11 @@ from influence_dag.stages.symbols import matrix_formula
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.study.curvatures import CURVATURE_KINDS
+
+if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
+    import torch
+
+    from influence_dag.objective import Objective, Rows
 
 FORMULA = FORMULAS["matrices"]
 LARGEST_SPECTRUM = 6000  # parameters up to which all eigenvalues are computed (p³ work)
@@ -68,7 +68,7 @@ def attributes(bench: Workbench, settings_key: str, train: Axis, **extra) -> dic
 class _Summed:
     """A sum over the current rows: how many were differentiated, what it lost by differences."""
 
-    total: torch.Tensor
+    total: "torch.Tensor"
     rows: int
     error: float = 0.0
 
@@ -78,6 +78,8 @@ class _Summed:
 
 
 def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Whole:
+    from influence_dag.curvature.finite import check_finite
+
     objective = load_objective(bench)
     summed = _by_difference(bench, kind, train, objective, settings_key)
     if summed is None:
@@ -91,8 +93,10 @@ def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Who
     return _whole(bench, kind, train, settings_key, summed, matrix, values)
 
 
-def _mean(summed: _Summed, weight: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _mean(summed: _Summed, weight: float) -> "tuple[torch.Tensor, torch.Tensor | None]":
     """The matrix and its eigenvalues, where these are computed."""
+    import torch
+
     matrix = summed.total.div_(weight)  # sums are exactly symmetric, so are their differences
     if len(matrix) > LARGEST_SPECTRUM or not bool(matrix.isfinite().all()):
         return matrix, None
@@ -100,9 +104,11 @@ def _mean(summed: _Summed, weight: float) -> tuple[torch.Tensor, torch.Tensor | 
 
 
 def _plausible(
-    bench: Workbench, kind: str, matrix: torch.Tensor, values: torch.Tensor | None
+    bench: Workbench, kind: str, matrix: "torch.Tensor", values: "torch.Tensor | None"
 ) -> bool:
     """Whether what follows takes it: finite, and positive definite with the damping if it must."""
+    from influence_dag.stages.digits import LIMIT, Digits
+
     if not bool(matrix.isfinite().all()):
         return False
     if CURVATURE_KINDS[kind].is_semidefinite and not Digits(bench.dtype).is_semidefinite(matrix):
@@ -122,8 +128,8 @@ def _whole(
     train: Axis,
     settings_key: str,
     summed: _Summed,
-    matrix: torch.Tensor,
-    values: torch.Tensor | None,
+    matrix: "torch.Tensor",
+    values: "torch.Tensor | None",
 ) -> Whole:
     attrs = attributes(bench, settings_key, train, curvature=kind)
     about = {"formula": matrix_formula(kind, attrs["weights"])}
@@ -144,20 +150,26 @@ def _whole(
     return Whole(arrays, attrs, info, train.coordinates, notes=notes)
 
 
-def _curvature(bench: Workbench, kind: str, objective: Objective, rows: Rows):
+def _curvature(bench: Workbench, kind: str, objective: "Objective", rows: "Rows"):
+    from influence_dag.curvature import CURVATURES
+
     return CURVATURES[kind](objective, rows, batch_size=bench.settings.compute.batch_size)
 
 
-def _over_all(bench: Workbench, kind: str, train: Axis, objective: Objective) -> _Summed:
+def _over_all(bench: Workbench, kind: str, train: Axis, objective: "Objective") -> _Summed:
     rows = load_rows(bench, train)
     with naming_rows(train):
         return _Summed(_curvature(bench, kind, objective, rows).dense_sum(rows), train.count)
 
 
 def _by_difference(
-    bench: Workbench, kind: str, train: Axis, objective: Objective, settings_key: str
+    bench: Workbench, kind: str, train: Axis, objective: "Objective", settings_key: str
 ) -> _Summed | None:
     """The sum from the stored one and the rows that differ; None where it has to be made anew."""
+    import torch
+
+    from influence_dag.stages.digits import Digits
+
     stored = bench.undamaged(kind)
     if stored is None or stored.attrs.get("settings_key") != settings_key:
         return None

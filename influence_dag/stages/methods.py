@@ -1,18 +1,10 @@
 """Methods as a study sets them: solver, curvature, stored factorisation, attributes."""
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import torch
-
-from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
-from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StoreError, StudyError
 from influence_dag.fingerprints import fingerprint
-from influence_dag.objective import modules
-from influence_dag.objective.objective import Rows
-from influence_dag.solvers import Blockwise, Factorization, Method, build, parameter_blocks
-from influence_dag.solvers.rounding import rounding
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import callable_key, measurement_key, model_key
@@ -26,6 +18,15 @@ from influence_dag.stages.reading import (
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
+from influence_dag.study.imported import import_callable
+
+if TYPE_CHECKING:  # a plan needs keys and words: what computes imports torch
+    import torch
+
+    from influence_dag.curvature import Curvature, DenseCurvature
+    from influence_dag.curvature.batched import BatchedCurvature
+    from influence_dag.objective import Rows
+    from influence_dag.solvers import Factorization, Method
 
 
 def kind(bench: Workbench, method: str) -> str:
@@ -33,11 +34,14 @@ def kind(bench: Workbench, method: str) -> str:
     return bench.settings.methods[method].curvature
 
 
-def build_method(bench: Workbench, method: str, damping: float | None = None) -> Method:
+def build_method(bench: Workbench, method: str, damping: float | None = None) -> "Method":
     """The solver with the study's settings, on blocks of parameters when the study says so.
 
     `damping`: an automatic λ that is not stored yet.
     """
+    from influence_dag.solvers import Blockwise, build, parameter_blocks
+    from influence_dag.solvers.rounding import rounding
+
     asked, solver = bench.settings.methods[method], bench.settings.methods[method].solver
     if method == "direct":
         solver["damping"] = _factorised_for(bench, method) if damping is None else damping
@@ -45,7 +49,7 @@ def build_method(bench: Workbench, method: str, damping: float | None = None) ->
         solver["rounding"] = rounding(bench.dtype, size)  # rows are differentiated in that dtype
     field = f"methods.{method}.distribution"
     if name := bench.settings.methods.drawn_by.get(field):
-        solver["distribution"] = modules.import_callable(name, bench.study.root, field)
+        solver["distribution"] = import_callable(name, bench.study.root, field)
     if asked.blocks == "full":
         return build(method, solver)
     try:
@@ -58,7 +62,11 @@ def build_method(bench: Workbench, method: str, damping: float | None = None) ->
 def block_names(bench: Workbench, method: str) -> tuple[str, ...]:
     """The blocks of parameters that a method works on, by name; none where it works on all."""
     blocks = bench.settings.methods[method].blocks
-    return () if blocks == "full" else tuple(parameter_blocks(parameter_slices(bench), blocks))
+    if blocks == "full":
+        return ()
+    from influence_dag.solvers import parameter_blocks
+
+    return tuple(parameter_blocks(parameter_slices(bench), blocks))
 
 
 def _factorised_for(bench: Workbench, method: str) -> float | None:
@@ -97,7 +105,7 @@ def factors_key(bench: Workbench, method: str) -> str:
     )
 
 
-def load_operator(bench: Workbench, method: str, seen: Version | None = None) -> Curvature:
+def load_operator(bench: Workbench, method: str, seen: Version | None = None) -> "Curvature":
     """What a method multiplies with: the stored matrix, or products over training rows.
 
     With `seen`, a stored factorisation, over the rows that it was made from (which are not the
@@ -115,8 +123,10 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
     return curvature_over(bench, method, load_rows(bench, axis, version=version))
 
 
-def curvature_over(bench: Workbench, method: str, rows: Rows) -> Curvature:
+def curvature_over(bench: Workbench, method: str, rows: "Rows") -> "Curvature":
     """The method's curvature as products over some rows."""
+    from influence_dag.curvature import CURVATURES
+
     curvature = CURVATURES[kind(bench, method)]
     return curvature(load_objective(bench), rows, batch_size=bench.settings.compute.batch_size)
 
@@ -136,16 +146,18 @@ def _rows_of(bench: Workbench, seen: Version) -> tuple[Axis, Version]:
     return axis, version
 
 
-def formed(operator: Curvature) -> DenseCurvature:
+def formed(operator: "Curvature") -> "DenseCurvature":
     """The matrix of a curvature, whose products are nearly free."""
+    from influence_dag.curvature import DenseCurvature
+
     if isinstance(operator, DenseCurvature):
         return operator
-    return DenseCurvature(cast(BatchedCurvature, operator).dense())
+    return DenseCurvature(cast("BatchedCurvature", operator).dense())
 
 
 def load_factorization(
-    bench: Workbench, method: str, curvature: Curvature | None = None
-) -> Factorization:
+    bench: Workbench, method: str, curvature: "Curvature | None" = None
+) -> "Factorization":
     """The stored factorisation, ready to solve; with products of `curvature` where it is given."""
     version = bench.require(naming.curvature(method))
     tensors = {name: stored_tensor(bench, version, name) for name in version.variables}
@@ -156,7 +168,10 @@ def load_factorization(
     return build_method(bench, method).restore(tensors, curvature)
 
 
-def stored_tensor(bench: Workbench, version: Version, name: str) -> torch.Tensor:
+def stored_tensor(bench: Workbench, version: Version, name: str) -> "torch.Tensor":
+    """A stored array on the study's device."""
+    import torch
+
     tensor = torch.from_numpy(version.read(name)).to(bench.device)
     return tensor[0] if version.array(name).attrs["scalar"] else tensor
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from influence_dag.gradients.stationarity import SMALL
-from influence_dag.losses import ignored_class
-from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages.wording import NO_MINIMUM
 from influence_dag.study.model import FitSettings, ModelSettings
 
+if TYPE_CHECKING:
+    import torch
+
+    from influence_dag.objective import Objective, Rows
+
+SMALL = 1e-2  # relative size of the mean gradient up to which θ counts as a minimum
 _BATCH = 512
 _CURES = (
     "fit: {from: checkpoint} trains on to a minimum; model.minimum: ignore says that it is known"
@@ -68,8 +69,12 @@ def assumption(model: ModelSettings, info: Mapping[str, Any]) -> str:
     )
 
 
-def movement(before: Objective, after: Objective, test: Rows) -> dict[str, float]:
+def movement(before: "Objective", after: "Objective", test: "Rows") -> dict[str, float]:
     """How far a fit moved θ, and what it changed in the predictions for test rows."""
+    import torch
+
+    from influence_dag.losses import ignored_class
+
     step, here = after.params - before.params, before.params
     with torch.no_grad():
         one, other = _outputs(before, test), _outputs(after, test)
@@ -88,7 +93,9 @@ def movement(before: Objective, after: Objective, test: Rows) -> dict[str, float
     return told
 
 
-def _outputs(objective: Objective, rows: Rows) -> torch.Tensor | None:
+def _outputs(objective: "Objective", rows: "Rows") -> "torch.Tensor | None":
     """One tensor for all rows; None for structures of outputs."""
+    import torch
+
     parts = [objective.outputs(objective.params, batch.x) for batch in rows.batches(_BATCH)]
     return torch.cat(parts) if all(isinstance(part, torch.Tensor) for part in parts) else None

@@ -1,25 +1,25 @@
 """The fitted module: built, fitted or loaded, and kept as a checkpoint."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.errors import DataError, ModelError
 from influence_dag.fingerprints import fingerprint
-from influence_dag.gradients.stationarity import stationarity
-from influence_dag.objective import modules
-from influence_dag.objective.checks import check_labels
-from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages import naming
 from influence_dag.stages.class_order import check_order
 from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.features import check_features, feature_names
 from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.keys import callable_key, column_kinds, hash_of_file, source_key
+from influence_dag.stages.keys import (
+    callable_key,
+    column_kinds,
+    hash_of_file,
+    model_key,
+    source_key,
+)
 from influence_dag.stages.minimum import assumption, movement
 from influence_dag.stages.reading import (
     load_objective,
@@ -29,14 +29,19 @@ from influence_dag.stages.reading import (
     study_loss,
     study_objective,
 )
-from influence_dag.stages.rebuilt import Fitted, check_rebuilt, loss_and_gradient
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
+from influence_dag.study.imported import import_callable
 from influence_dag.study.model import FitSettings
 from influence_dag.study.study import Study
 from influence_dag.study.users_code import named_by
 from influence_dag.unchanged import note
+
+if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
+    from torch import nn
+
+    from influence_dag.objective import Objective, Rows
 
 FORMULA = FORMULAS["model"]
 
@@ -63,9 +68,28 @@ def refresh(bench: Workbench) -> Update:
         lambda: _produce(bench, train, settings_key),
         reusable=reusable,
     )
-    if update.is_current and not bench.is_planned("dataset"):
-        check_targets(bench, load_objective(bench))  # of rows that the model has not seen
+    if update.is_current and not bench.is_planned("dataset") and not _has_met_rows(bench):
+        check_targets(bench, load_objective(bench))
     return update
+
+
+def _has_met_rows(bench: Workbench) -> bool:
+    """Whether gradients and factors are stored of these rows by this θ: it could take them then.
+
+    They are looked at, not read: what comes of it is that nothing is tried again.
+    """
+    gradients = bench.undamaged(naming.GRADIENTS)
+    factors = bench.undamaged(naming.factors(bench.settings.methods.names[0]))
+    if gradients is None or gradients.attrs.get("model_key") != model_key(bench):
+        return False
+    theta = bench.require(naming.MODEL).data_version
+    if factors is None or factors.attrs.get("model_data_version") != theta:
+        return False
+    met: dict[Split, Version] = {"train": gradients, "test": factors}
+    return all(
+        bench.axis_of(version, split).fingerprint == bench.axis("dataset", split).fingerprint
+        for split, version in met.items()
+    )
 
 
 def _settings_key(study: Study) -> str:
@@ -90,6 +114,11 @@ def _checkpoint_key(study: Study) -> str | None:
 
 
 def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
+    import torch
+
+    from influence_dag.objective import modules
+    from influence_dag.stages.rebuilt import Fitted, check_rebuilt
+
     settings, study = bench.settings.model, bench.study
     rows, test = (rows_of(bench, axis) for axis in (train, bench.axis("dataset", "test")))
     unscaled = unscaled_columns(bench)
@@ -121,7 +150,7 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
             bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
     elif settings.fit is not None:
         module.train()
-        fit = modules.import_callable(settings.fit, study.root, "model.fit")
+        fit = import_callable(settings.fit, study.root, "model.fit")
         wanted = "it is called with the module and its rows, and trains the module in place"
         with modules.seeded(0), named_by(f"model.fit: {settings.fit}", wanted):
             fit(module, rows)
@@ -136,25 +165,31 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     return made
 
 
-def rows_of(bench: Workbench, axis: Axis) -> Rows:
+def rows_of(bench: Workbench, axis: Axis) -> "Rows":
     """Every row in float64: in memory for a fit, which goes through them again and again."""
+    import torch
+
     if bench.settings.model.fit is not None:
         return load_rows(bench, axis, dtype=torch.float64)
     return rows_in_blocks(bench, axis, bench.require("dataset"), torch.float64)
 
 
-def _load_previous(bench: Workbench, module: nn.Module) -> None:
+def _load_previous(bench: Workbench, module: "nn.Module") -> None:
     """Start from the stored θ when the same code made it."""
     stored = bench.undamaged(naming.MODEL)
     if stored is not None and stored.attrs.get("source_key") == source_key(bench.study):
         load_state_of(stored, module)
 
 
-def check_targets(bench: Workbench, objective: Objective) -> None:
+def check_targets(bench: Workbench, objective: "Objective") -> None:
     """Raise `DataError` for a row whose target the loss cannot take, before anything is computed.
 
     With a measurement the loss of test rows is never asked for, so that their targets are free.
     """
+    import torch
+
+    from influence_dag.objective.checks import check_labels
+
     splits: tuple[Split, ...] = ("train",) if bench.settings.model.measurement else SPLITS
     for split in splits:
         axis = bench.axis("dataset", split)
@@ -175,12 +210,16 @@ def check_targets(bench: Workbench, objective: Objective) -> None:
 def _artifact(
     bench: Workbench,
     train: Axis,
-    objective: Objective,
-    rows: Rows,
+    objective: "Objective",
+    rows: "Rows",
     settings_key: str,
     report: Any,
     told: dict[str, Any],
 ) -> Whole:
+    from influence_dag.gradients.stationarity import stationarity
+    from influence_dag.objective import modules
+    from influence_dag.stages.rebuilt import loss_and_gradient
+
     weight_decay = (
         bench.settings.model.fit.weight_decay
         if isinstance(bench.settings.model.fit, FitSettings)

@@ -7,7 +7,6 @@ import numpy as np
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StudyError
 from influence_dag.fingerprints import fingerprint
-from influence_dag.influence.points import module_output
 from influence_dag.stages import methods, naming
 from influence_dag.stages.dampings import DAMPING, DampingAxis, stored
 from influence_dag.stages.derivatives import NAME, DerivativesOfPairs, axes, point
@@ -122,6 +121,8 @@ def _inputs(bench: Workbench) -> Inputs:
 
 def _output(bench: Workbench, train: Axis, wrt: str) -> Inputs:
     """As `_inputs`, of what a module puts out for one row."""
+    from influence_dag.influence.points import module_output
+
     rows = load_rows(bench, train, train.slots[:2])
     shape = tuple(module_output(shared_objective(bench), rows, wrt).shape[1:])
     name = wrt.replace(".", "_")

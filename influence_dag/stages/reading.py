@@ -4,25 +4,28 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
-from influence_dag.curvature import DenseCurvature
 from influence_dag.datasets.slots import Axis, Split
 from influence_dag.errors import ModelError, NotConvergedError
-from influence_dag.gradients.per_sample import GradientLayout, Gradients
-from influence_dag.objective import modules
-from influence_dag.objective.batching import Of, check_all_rows
-from influence_dag.objective.objective import LossFunction, Objective, Rows, per_sample_loss
+from influence_dag.gradients.layouts import GradientLayout
 from influence_dag.stages import dampings, naming
-from influence_dag.stages.blocks_of_rows import FEWEST, BlocksOfRows
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
-from influence_dag.structures import tensors_of
+from influence_dag.study.imported import import_callable
 from influence_dag.study.model import LOSSES
 from influence_dag.study.study import Study
+
+if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
+    import torch
+    from torch import nn
+
+    from influence_dag.curvature import DenseCurvature
+    from influence_dag.gradients import Gradients
+    from influence_dag.objective import LossFunction, Objective, Rows
+    from influence_dag.objective.batching import Of
 
 
 def load_rows(
@@ -30,13 +33,17 @@ def load_rows(
     axis: Axis,
     index: slice | np.ndarray | None = None,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: "torch.dtype | None" = None,
     version: Version | None = None,
-) -> Rows:
+) -> "Rows":
     """Rows of the dataset artifact as tensors; by default every row that exists, without holes.
 
     Training rows come with their weights where the study names some.
     """
+    import torch
+
+    from influence_dag.objective import Rows
+
     version = version or bench.require("dataset")
     slots = (
         axis.slots
@@ -48,7 +55,7 @@ def load_rows(
     first, last = (int(slots[0]), int(slots[-1])) if len(slots) else (0, -1)
     is_run = last - first + 1 == len(slots) and bool((np.diff(slots) == 1).all())
 
-    def read(name: str) -> torch.Tensor:
+    def read(name: str) -> "torch.Tensor":
         if is_run:
             values = version.read(name, slice(first, last + 1))
         else:
@@ -66,14 +73,19 @@ def load_rows(
     return Rows(x, read(f"{split}_y"), weights)
 
 
-def rows_in_blocks(bench: Workbench, axis: Axis, version: Version, dtype: torch.dtype) -> Rows:
+def rows_in_blocks(bench: Workbench, axis: Axis, version: Version, dtype: "torch.dtype") -> "Rows":
     """Every row that exists, of whose inputs a block is in memory at a time."""
+    import torch
+
+    from influence_dag.stages.blocks_of_rows import FEWEST, BlocksOfRows
+    from influence_dag.structures import tensors_of
+
     slots = axis.slots
 
-    def load(positions: np.ndarray) -> Rows:
+    def load(positions: np.ndarray) -> "Rows":
         return load_rows(bench, axis, slots[positions], dtype=dtype, version=version)
 
-    def whole(name: str) -> torch.Tensor:
+    def whole(name: str) -> "torch.Tensor":
         values = torch.from_numpy(version.read(name)[slots]).to(bench.device)
         return values.to(dtype) if values.is_floating_point() else values
 
@@ -87,7 +99,7 @@ def rows_in_blocks(bench: Workbench, axis: Axis, version: Version, dtype: torch.
     )
 
 
-def stored_rows(bench: Workbench, split: Split, count: int) -> Rows:
+def stored_rows(bench: Workbench, split: Split, count: int) -> "Rows":
     """A few rows to try a model on: of the stored dataset, also while a newer one is planned."""
     version = bench.store.version("dataset")
     axis = bench.axis_of(version, split)
@@ -106,13 +118,15 @@ def weight_sum(bench: Workbench, train: Axis, *, version: Version | None = None)
 
 
 def check_rows(
-    objective: Objective, rows: Rows, axis: Axis, slots: np.ndarray, *, of: Of = "loss"
+    objective: "Objective", rows: "Rows", axis: Axis, slots: np.ndarray, *, of: "Of" = "loss"
 ) -> None:
     """Raise `ModelError` for rows, named by their ids, that do not stand for themselves.
 
     Those that the model was fitted on were seen then; others, of the test split or added since at
     a pinned θ, are seen when they are first differentiated.
     """
+    from influence_dag.objective.batching import check_all_rows
+
     with naming_rows(axis, slots):
         check_all_rows(objective, rows, of=of)
 
@@ -140,8 +154,10 @@ def named_rows(ids: np.ndarray, what: str) -> Iterator[None]:
         raise NotConvergedError(f"{what}: {named}", rows=named.rows) from error
 
 
-def study_objective(study: Study, module: nn.Module) -> Objective:
+def study_objective(study: Study, module: "nn.Module") -> "Objective":
     """The module with the study's loss, measurement and choice of output."""
+    from influence_dag.objective import Objective
+
     return Objective(
         module,
         study_loss(study),
@@ -150,22 +166,28 @@ def study_objective(study: Study, module: nn.Module) -> Objective:
     )
 
 
-def study_loss(study: Study) -> LossFunction:
+def study_loss(study: Study) -> "LossFunction":
     """The study's loss, one value per sample."""
+    from influence_dag.objective import per_sample_loss
+
     loss = study.settings.model.loss
     return per_sample_loss(
-        loss if loss in LOSSES else modules.import_callable(loss, study.root, "model.loss")
+        loss if loss in LOSSES else import_callable(loss, study.root, "model.loss")
     )
 
 
-def study_measurement(study: Study) -> LossFunction | None:
+def study_measurement(study: Study) -> "LossFunction | None":
     """The study's measurement; None where it is the loss."""
     name = study.settings.model.measurement
-    return modules.import_callable(name, study.root, "model.measurement") if name else None
+    return import_callable(name, study.root, "model.measurement") if name else None
 
 
-def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Objective:
+def load_objective(bench: Workbench, *, dtype: "torch.dtype | None" = None) -> "Objective":
     """The stored model and its loss (and measurement) in the study's precision, on its device."""
+    import torch
+
+    from influence_dag.objective import modules
+
     settings, study = bench.settings.model, bench.study
     version = bench.require(naming.MODEL)
     module = modules.build_module(settings, study.root, torch.float64)
@@ -174,13 +196,15 @@ def load_objective(bench: Workbench, *, dtype: torch.dtype | None = None) -> Obj
     return study_objective(study, module)
 
 
-def load_state_of(version: Version, module: nn.Module) -> None:
+def load_state_of(version: Version, module: "nn.Module") -> None:
     """Give a module the θ that a version of the model holds."""
+    from influence_dag.objective import modules
+
     file = "model.safetensors"
     modules.load_state(module, version.file(file), f"{version.address}/{file}")
 
 
-def shared_objective(bench: Workbench) -> Objective:
+def shared_objective(bench: Workbench) -> "Objective":
     """`load_objective`, done once for all that asks for it within a stage."""
     return bench.once("objective", lambda: load_objective(bench))
 
@@ -199,23 +223,34 @@ def gradient_layout_of(bench: Workbench) -> GradientLayout:
     return GradientLayout.from_json(bench.require(naming.GRADIENTS).attrs["gradient_layout"])
 
 
-def load_gradients(bench: Workbench, slots: slice) -> Gradients:
+def load_gradients(bench: Workbench, slots: slice) -> "Gradients":
     """A run of stored gradients on the study's device."""
+    import torch
+
+    from influence_dag.gradients import Gradients
+
     version, captured = bench.require(naming.GRADIENTS), gradient_layout_of(bench)
     tensors = {
         name: torch.from_numpy(version.read(name, slots)).to(bench.device)
         for name in captured.row_shapes
     }
-    return captured.assemble(tensors)
+    return Gradients.assembled(captured, tensors)
 
 
-def load_matrix(bench: Workbench, name: str) -> DenseCurvature:
+def load_matrix(bench: Workbench, name: str) -> "DenseCurvature":
+    """A stored matrix as a curvature, on the study's device."""
+    import torch
+
+    from influence_dag.curvature import DenseCurvature
+
     matrix = torch.from_numpy(bench.require(name).read(name))
     return DenseCurvature(matrix.to(bench.device))
 
 
-def load_factors(bench: Workbench, method: str, slots: slice, place: int) -> torch.Tensor:
+def load_factors(bench: Workbench, method: str, slots: slice, place: int) -> "torch.Tensor":
     """A run of stored factors, `(test, param)`, at the λ at this place of the axis."""
+    import torch
+
     version = bench.require(naming.factors(method))
     values = dampings.at(version, "influence_factors", place, slots)
     return torch.from_numpy(values).to(bench.device)

@@ -19,6 +19,7 @@ from influence_dag.errors import ModelError
 from influence_dag.objective import modules
 from influence_dag.objective.objective import Objective, Rows, per_sample_loss
 from influence_dag.structures import tensors_of
+from influence_dag.study.imported import import_callable, imported_anew
 from influence_dag.study.model import LOSSES
 from influence_dag.study.study import Study
 
@@ -42,7 +43,7 @@ def check_rebuilt(study: Study, fitted: Fitted, stored: bytes) -> None:
     settings = study.settings.model
     named = (settings.build, settings.loss, settings.measurement)
     code = [name for name in named if name and name not in LOSSES]
-    with modules.imported_anew(code, study.root):
+    with imported_anew(code, study.root):
         module = modules.build_module(settings, study.root, torch.float64)
         module = module.to(fitted.objective.device)
         if settings.fit is not None:
@@ -58,7 +59,7 @@ def check_rebuilt(study: Study, fitted: Fitted, stored: bytes) -> None:
 
 
 def _function(study: Study, name: str, field: str) -> Any:
-    return name if name in LOSSES else modules.import_callable(name, study.root, field)
+    return name if name in LOSSES else import_callable(name, study.root, field)
 
 
 def _check_start(build: str, first: Mapping[str, Tensor], module: nn.Module) -> None:

@@ -5,14 +5,11 @@ The tensor test × train × features is held a block at a time, on the device th
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from influence_dag.fingerprints import fingerprint
-from influence_dag.influence.reductions import By, OverTests, StrongestPairs, over_features
 from influence_dag.stages import naming
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.dampings import DAMPING, DampingAxis
@@ -21,7 +18,12 @@ from influence_dag.stages.driver import Part
 from influence_dag.stages.tasks import Arrays, Compute, Kernel
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Variable
-from influence_dag.study.groups import PerturbationSettings
+from influence_dag.study.groups import By, PerturbationSettings
+
+if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
+    from torch import Tensor
+
+    from influence_dag.influence.reductions import StrongestPairs
 
 TOP = "top_train"
 Inputs = dict[str, tuple[tuple[str, ...], tuple[int, ...]]]  # variable → feature dims and shape
@@ -262,6 +264,8 @@ class NumbersOfPairs(_Reducing):
         return {name: np.full(tile.shape, np.nan, dtype) for name, _ in self.shapes}
 
     def fill(self, arrays: Arrays, of: Derivatives, region: tuple[slice, ...], place: int) -> None:
+        from influence_dag.influence.reductions import over_features
+
         tests, trains = region
         few, many = self.cut(of, tests, trains)
         for train in pieces(trains.start, trains.stop, many):
@@ -303,7 +307,9 @@ class MapsOfRows(_Reducing):
 
     def _over_tests(
         self, of: Derivatives, rows: Any, slots: np.ndarray, place: int, few: int
-    ) -> dict[str, Tensor]:
+    ) -> "dict[str, Tensor]":
+        from influence_dag.influence.reductions import OverTests
+
         assert self.by != "mean"
         kept: dict[str, OverTests] = {name: OverTests(self.by) for name, _ in self.shapes}
         for test in pieces(0, len(of.test), few):
@@ -314,10 +320,11 @@ class MapsOfRows(_Reducing):
         return {name: each.result() for name, each in kept.items()}
 
 
-def _mean_factor(of: Derivatives, place: int) -> Tensor:
+def _mean_factor(of: Derivatives, place: int) -> "Tensor":
     """The derivative is linear in the factor: the mean of all is that of their mean, `(1, p)`."""
+    import torch
 
-    def mean() -> Tensor:
+    def mean() -> "Tensor":
         total = torch.zeros(of.objective.size, dtype=torch.float64, device=of.bench.device)
         for test in pieces(0, len(of.test), of.tests):
             _, s = of.factors(test.start, test.stop, place)
@@ -350,7 +357,11 @@ class LongestPairs(_Reducing):
             for (name, _), values in zip(self.shapes, found.parts, strict=True):
                 arrays[name][at] = values.cpu().numpy()
 
-    def _longest(self, of: Derivatives, s: Tensor, many: int) -> StrongestPairs:
+    def _longest(self, of: Derivatives, s: "Tensor", many: int) -> "StrongestPairs":
+        import torch
+
+        from influence_dag.influence.reductions import StrongestPairs
+
         kept = StrongestPairs(self.rank)
         for train in pieces(0, len(of.train), many):
             present, rows = of.rows(train)

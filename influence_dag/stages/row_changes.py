@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from influence_dag.datasets.slots import Axis
-from influence_dag.objective.objective import Rows
 from influence_dag.stages.reading import load_rows
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
+
+if TYPE_CHECKING:
+    from influence_dag.objective import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +31,7 @@ class RowChanges:
     def __len__(self) -> int:
         return len(self.gone) + len(self.come)
 
-    def signed(self, bench: Workbench) -> Iterator[tuple[int, Rows]]:
+    def signed(self, bench: Workbench) -> "Iterator[tuple[int, Rows]]":
         """−1 and the rows to subtract, 1 and the rows to add; nothing where there are none."""
         if len(self.gone):
             yield -1, load_rows(bench, self.old, self.gone, version=self.before)

@@ -4,20 +4,23 @@ Part of every method's summary: whoever reads influences asks first what the mod
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from influence_dag.datasets.slots import HOLE, SPLITS, Axis, Split
 from influence_dag.fingerprints import Keys, fingerprint, grid_keys
-from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages import reading
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import measurement_key, model_key
 from influence_dag.stages.tasks import Arrays, Compute, Kernel
 from influence_dag.stages.workbench import Workbench
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from influence_dag.objective import Objective, Rows
 
 NAMES: dict[str, Split] = {
     f"{split}_{what}": split for split in SPLITS for what in ("loss", "predicted")
@@ -81,8 +84,10 @@ class SeenRows(Kernel):
         return compute
 
 
-def _seen(bench: Workbench, objective: Objective, rows: Rows, split: Split) -> np.ndarray:
+def _seen(bench: Workbench, objective: "Objective", rows: "Rows", split: Split) -> np.ndarray:
     """`(2, rows)`: what each row's loss (or measurement) is, and what is predicted for it."""
+    import torch
+
     measure = objective.measurement if split == "test" else None
     size = bench.settings.compute.batch_size
     parts = []
@@ -96,10 +101,12 @@ def _seen(bench: Workbench, objective: Objective, rows: Rows, split: Split) -> n
     return torch.cat(parts, dim=1).cpu().numpy()
 
 
-def predictions(outputs: object, targets: Tensor, loss: str) -> Tensor:
+def predictions(outputs: object, targets: "Tensor", loss: str) -> "Tensor":
     """The class with the largest output, or the output itself; NaN for what is neither."""
+    import torch
+
     nothing = torch.full((len(targets),), torch.nan, device=targets.device)
-    if not isinstance(outputs, Tensor) or targets.ndim > 2:
+    if not isinstance(outputs, torch.Tensor) or targets.ndim > 2:
         return nothing
     if outputs.numel() == len(targets):
         numbers = outputs.reshape(-1)

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from influence_dag.datasets.slots import HOLE, Axis
 from influence_dag.fingerprints import fingerprint
-from influence_dag.solvers import Factorization
-from influence_dag.solvers.ekfac import KroneckerFactorization
 from influence_dag.stages import dampings, eigenbasis, methods, naming, reading
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.tasks import Arrays
 from influence_dag.stages.workbench import Workbench
+
+if TYPE_CHECKING:
+    import torch
+
+    from influence_dag.solvers import Factorization
 
 NAMES = ("self_influence", "parameter_influence_norm")
 
@@ -45,10 +48,12 @@ class OwnSolves:
         self.at_once = max(1, bench.settings.compute.block_bytes // (8 * size))
 
     @cached_property
-    def factorization(self) -> Factorization:
+    def factorization(self) -> "Factorization":
         return methods.load_factorization(self.bench, self.method)
 
     def __call__(self, tile: Tile) -> Arrays:
+        import torch
+
         start, stop = tile.start[-1], tile.stop[-1]
         values = np.full((len(NAMES), *tile.shape), np.nan)
         for slots in pieces(start, stop, self.at_once):
@@ -65,28 +70,32 @@ class OwnSolves:
 
     def _solved(
         self, slots: slice, present: np.ndarray
-    ) -> Callable[[float], tuple[torch.Tensor, torch.Tensor]]:
+    ) -> "Callable[[float], tuple[torch.Tensor, torch.Tensor]]":
         """Both numbers of some rows at a λ: from pairs where the method has an eigenbasis."""
+        from influence_dag.solvers.ekfac import KroneckerFactorization
+
         if isinstance(factorization := self.factorization, KroneckerFactorization):
             rotated = eigenbasis.rotated_rows(self.bench, factorization, slots, present)
             return lambda damping: rotated.own_influences(damping=damping)
         G = reading.load_gradients(self.bench, slots).dense()[present]
         ids = self.rows.ids[slots][present]
 
-        def solved(damping: float) -> tuple[torch.Tensor, torch.Tensor]:
+        def solved(damping: float) -> "tuple[torch.Tensor, torch.Tensor]":
             with reading.named_rows(ids, f"{self.method}, training rows"):
                 x = factorization.solve(G, damping=damping).x
             return (x * G).sum(dim=1), x.norm(dim=1)
 
         return solved
 
-    def _weights(self, slots: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    def _weights(self, slots: np.ndarray, like: "torch.Tensor") -> "torch.Tensor":
         """Stored gradients have them as a factor, which counts once in a self-influence.
 
         1 for rows of weight 0, whose gradients are 0.
         """
         if not self.weighted:
             return like.new_ones(len(slots))
+        import torch
+
         weights = self.bench.require("dataset").read("train_weight")[slots]
         return torch.from_numpy(np.where(weights == 0, 1.0, weights)).to(like)
 

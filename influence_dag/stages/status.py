@@ -10,6 +10,7 @@ from influence_dag.stages.graph import artifacts
 from influence_dag.study.code import put_on_path
 from influence_dag.study.loading import load_study
 from influence_dag.study.named_code import look_for_callables
+from influence_dag.study.study import Study
 
 if TYPE_CHECKING:
     from influence_dag.stages.workbench import Workbench
@@ -104,10 +105,28 @@ def status(folder: str | Path) -> StudyStatus:
     study = load_study(folder)
     put_on_path(study.root)
     look_for_callables(study)
-    from influence_dag.stages.workbench import Workbench  # here: wrong settings are told at once
+    return planned(study)
+
+
+def planned(study: Study) -> StudyStatus:
+    """The status of a study whose settings are read and whose project is on Python's path.
+
+    Code that has not made what is stored is imported, to tell what is wrong with it; of what is
+    current nothing is imported, nor is torch.
+    """
+    from influence_dag.stages.keys import has_run, import_named  # here: settings are told at once
+    from influence_dag.stages.workbench import Workbench
 
     bench = Workbench(study, plan_only=True)
-    return StudyStatus(study.name, tuple(_status_of(node, bench) for node in artifacts(study)))
+    found = StudyStatus(study.name, tuple(each_status(bench)))
+    if not found.is_current and not has_run(bench):
+        import_named(study)
+    return found
+
+
+def each_status(bench: "Workbench") -> Iterator[ArtifactStatus]:
+    """The status of each artifact, on a workbench that only plans, in the order of the graph."""
+    return (_status_of(node, bench) for node in artifacts(bench.study))
 
 
 def _status_of(node: Artifact, bench: "Workbench") -> ArtifactStatus:

@@ -111,7 +111,7 @@ def _check_model(start: Start, folder: Path, project: Path | None) -> None:
             "study would not find it; an empty pyproject.toml there makes it one"
         )
     look_for(start.model, project or folder, "--model")
-    from influence_dag.objective.modules import import_callable  # here: it imports torch
+    from influence_dag.study.imported import import_callable
 
     import_callable(start.model, project or folder, "--model")
 

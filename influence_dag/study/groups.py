@@ -25,6 +25,8 @@ from influence_dag.study.base import (
     path_name,
 )
 
+By = Literal["mean", "absmax", "l2"]
+
 
 class ReduceSettings(Settings):
     """What is kept of perturbation influences along one axis; the whole tensor is never held."""
@@ -32,7 +34,7 @@ class ReduceSettings(Settings):
     over: Literal["feature", "test"] = Field(
         description="feature: a number a pair, test × train | test: one map a row, train × features"
     )
-    by: Literal["mean", "absmax", "l2"] = Field(
+    by: By = Field(
         description="absmax: the largest absolute value | l2: the root of the sum of squares"
     )
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from influence_dag.curvature import GaussNewton
 from influence_dag.errors import IndefiniteError
-from influence_dag.gradients.per_sample import LinearGradients, per_sample_gradients
+from influence_dag.gradients.per_sample import Gradients, LinearGradients, per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers.ekfac import EKFAC, KFAC
 from influence_dag.solvers.kronecker_scores import RotatedGradients
@@ -76,12 +76,11 @@ def test_own_influences_of_tiny_gradients_in_float32_are_not_lost():
     module, rows = wide()
     factorization, gradients = scene(module.float(), rows.to(dtype=torch.float32), EKFAC())
     own, lengths = RotatedGradients.of(factorization, gradients).own_influences(damping=0.01)
-    tiny = gradients.layout.assemble(
-        {
-            name: values * (1e-22 if "output" in name else 1)
-            for name, values in gradients.tensors().items()
-        }
-    )
+    tensors = {
+        name: values * (1e-22 if "output" in name else 1)
+        for name, values in gradients.tensors().items()
+    }
+    tiny = Gradients.assembled(gradients.layout, tensors)
     found, short = RotatedGradients.of(factorization, tiny).own_influences(damping=0.01)
     assert_close(found * 1e44, own, rtol=1e-4, atol=0)
     assert_close(short * 1e22, lengths, rtol=1e-4, atol=0)

@@ -11,7 +11,7 @@ from torch import nn
 from influence_dag.errors import ModelError
 from influence_dag.objective import batching
 from influence_dag.objective.objective import Rows
-from influence_dag.stages import blocks_of_rows, dataset, model, reading
+from influence_dag.stages import blocks_of_rows, dataset, model
 from influence_dag.stages.reading import load_rows
 
 N, SIZE = 23, 5
@@ -74,7 +74,7 @@ def in_memory(bench, axis) -> Rows:
 
 
 def small_blocks(monkeypatch, rows: int) -> None:
-    monkeypatch.setattr(reading, "FEWEST", rows)
+    monkeypatch.setattr(blocks_of_rows, "FEWEST", rows)
     monkeypatch.setattr(batching, "_BATCH", rows)
 
 

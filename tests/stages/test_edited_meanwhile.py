@@ -183,7 +183,7 @@ def test_a_file_replaced_between_its_hash_and_its_import_is_imported_again(tmp_p
             held.pop()
             file.write_text(MODEL.format(factor=7.0))
 
-    monkeypatch.setattr("influence_dag.objective.modules.forget_outdated", slowly)
+    monkeypatch.setattr("influence_dag.study.imported.forget_outdated", slowly)
     project.refresh()
     monkeypatch.undo()
     assert all(update.is_current for update in project.refresh().values())

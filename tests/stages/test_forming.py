@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from influence_dag.curvature import DenseCurvature, Hessian
-from influence_dag.solvers import Arnoldi, ConjugateGradient
+from influence_dag.solvers import Arnoldi, ConjugateGradient, forming
 from influence_dag.stages import curvature, factors
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.methods import load_operator
@@ -40,7 +40,7 @@ def test_solves_take_no_products_where_the_matrix_costs_less(
 ):
     on_matrix = solved(finished_project, start=False)
     assert products == []
-    monkeypatch.setattr(factors, "worth_forming", lambda *_, **__: False)
+    monkeypatch.setattr(forming, "worth_forming", lambda *_, **__: False)
     by_products = solved(finished_project, start=False)
     assert products
     np.testing.assert_allclose(on_matrix, by_products, rtol=1e-7, atol=1e-9)
@@ -48,7 +48,7 @@ def test_solves_take_no_products_where_the_matrix_costs_less(
 
 def test_no_matrix_is_formed_for_rows_whose_factors_are_stored(finished_project, monkeypatch):
     asked = []
-    monkeypatch.setattr(factors, "worth_forming", lambda *_, rows, **__: asked.append(rows))
+    monkeypatch.setattr(forming, "worth_forming", lambda *_, rows, **__: asked.append(rows))
     solved(finished_project, start=True)
     assert asked == [0]
 

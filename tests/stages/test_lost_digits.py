@@ -272,7 +272,7 @@ def test_a_matrix_that_was_made_by_difference_is_made_anew_before_it_is_refused(
         blind.setattr(Digits, "after", lambda *_: 1e-16)
         blind.setattr(Digits, "measured", lambda *_: 0.0)
         blind.setattr(matrices, "LARGEST_SPECTRUM", spectrum)
-        blind.setattr(matrices.torch, "from_numpy", _shifted(torch.from_numpy, -3 * DAMPING))
+        blind.setattr(torch, "from_numpy", _shifted(torch.from_numpy, -3 * DAMPING))
         pinned.edit("train", 3, depth=0.1)
         pinned.refresh()
     assert_close(in_file_order(pinned), wanted(pinned), 1e-9)

@@ -66,16 +66,16 @@ def test_a_gradient_at_a_point_without_one_is_refused(tmp_path):
 
 def test_every_stage_looks_at_what_it_writes(project, monkeypatch):
     """Whatever a kernel does: here one that returns NaN for one pair."""
-    from influence_dag.stages import influences
+    from influence_dag import influence
 
-    right = influences.influences_block
+    right = influence.influences
 
     def wrong(factors, gradients):
         values = right(factors, gradients)
         values[1, 2] = np.nan
         return values
 
-    monkeypatch.setattr(influences, "influences_block", wrong)
+    monkeypatch.setattr(influence, "influences", wrong)
     project.edit("test", 1, height=0.3)
     with pytest.raises(ModelError) as caught:
         project.refresh()

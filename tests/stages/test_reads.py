@@ -5,7 +5,8 @@ from collections import defaultdict
 import pytest
 from tiny_project import Project
 
-from influence_dag.stages import formulas, gradients, validation
+import influence_dag.gradients
+from influence_dag.stages import formulas, gradients, refits
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.workbench import Workbench
 
@@ -28,7 +29,7 @@ def test_a_node_reads_all_that_it_declares_and_nothing_else(tmp_path, monkeypatc
         return require(self, artifact)
 
     monkeypatch.setattr(Workbench, "require", recorded)
-    monkeypatch.setattr(validation, "MOST_BYTES", 0)  # as for a large model: its factor is read
+    monkeypatch.setattr(refits, "MOST_BYTES", 0)  # as for a large model: its factor is read
     nodes = list(artifacts(bench.study))
     for node in nodes:
         node.refresh(bench)
@@ -66,8 +67,8 @@ def test_how_layers_are_kept_is_found_once_for_each_formula(project, monkeypatch
         asked.append(arguments)
         return found(*arguments, **options)
 
-    found = gradients.gradient_layout
-    monkeypatch.setattr(gradients, "gradient_layout", counted)
+    found = influence_dag.gradients.gradient_layout
+    monkeypatch.setattr(influence_dag.gradients, "gradient_layout", counted)
     assert gradients.refresh(project.bench()).is_current
     assert asked == []
     monkeypatch.setattr(gradients, "FORMULA", 99)

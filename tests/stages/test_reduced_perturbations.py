@@ -15,8 +15,9 @@ from influence_dag.errors import StudyError
 from influence_dag.explorer.content import Contents
 from influence_dag.explorer.opened import Opened
 from influence_dag.explorer.pair import Maps
+from influence_dag.influence import perturbation as derivatives
 from influence_dag.query.text import describe
-from influence_dag.stages import derivatives, tasks
+from influence_dag.stages import tasks
 from influence_dag.stages.foreseen import foresee
 from influence_dag.stages.graph import artifacts
 from influence_dag.study.loading import load_study

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
-from influence_dag.stages import validation
+from influence_dag.stages import refits
 from influence_dag.stages.graph import VALIDATIONS
 from influence_dag.study.validation import ValidationSettings
 
@@ -63,7 +63,7 @@ def fresh(seed: int) -> nn.Module:
 def test_subsets_models_start_at_fresh_weights(validated, tmp_path, monkeypatch, start, seeds):
     project = validated.copy(tmp_path)
     project.write_settings(validation={"datamodels": {"count": 3, "initial_weights": start}})
-    monkeypatch.setattr(validation, "MOST_STEPS", 0)  # where they start is where they end
+    monkeypatch.setattr(refits, "MOST_STEPS", 0)  # where they start is where they end
     with warnings.catch_warnings(action="ignore"):  # losses that are all the same have no ranks
         project.refresh()
     stored = project.results.open("validation/datamodels")

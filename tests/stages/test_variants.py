@@ -15,7 +15,7 @@ from influence_dag.errors import StoreError, StudyError
 from influence_dag.explorer.content import Contents
 from influence_dag.explorer.opened import Opened
 from influence_dag.explorer.pair import Maps
-from influence_dag.stages import derivatives
+from influence_dag.influence import perturbation as derivatives
 from influence_dag.stages.factors import SolvesOfRows
 
 DIRECT_ONLY = {"cg": None}

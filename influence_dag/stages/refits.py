@@ -1,0 +1,294 @@
+"""Refits of a study against what its influences predict, as arrays to be stored."""
+
+import numpy as np
+import torch
+
+from influence_dag.errors import IndefiniteError, StudyError
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.solvers import Factorization
+from influence_dag.stages import dampings, naming
+from influence_dag.stages.driver import Result, Whole
+from influence_dag.stages.methods import load_factorization
+from influence_dag.stages.reading import load_objective, load_rows
+from influence_dag.stages.wording import wording_of
+from influence_dag.stages.workbench import Workbench
+from influence_dag.store import Coordinate
+from influence_dag.study.imported import import_callable
+from influence_dag.study.model import FitSettings
+from influence_dag.suspicion import SUSPICIONS
+from influence_dag.validation.candidates import exact_candidates, representation_candidates
+from influence_dag.validation.datamodels import datamodels, initial_params
+from influence_dag.validation.label_errors import label_errors
+from influence_dag.validation.leave_one_out import MOST_BYTES, leave_one_out
+from influence_dag.validation.out_of_fold import OutOfFold, out_of_fold
+
+LARGEST_EXACT = 4000  # parameters up to which exact curvatures stand beside the methods
+STATIONARY, MOST_STEPS = 1e-4, 3000  # gradient norm at which fits from initial weights may end
+
+STRING = np.dtypes.StringDType()
+
+
+def produced(bench: Workbench, kind: str) -> Whole:
+    """Predictions, outcomes and their agreement, as the study asks for them."""
+    return _KINDS[kind](bench, getattr(bench.settings.validation, kind))
+
+
+def _methods(bench: Workbench) -> tuple[str, ...]:
+    return bench.settings.methods.names
+
+
+def _loaded(bench: Workbench) -> tuple[Objective, Rows, Rows]:
+    """The objective and both splits in float64: refits are compared to many digits."""
+    axes = (bench.axis("dataset", split) for split in ("train", "test"))
+    train, test = (load_rows(bench, axis, dtype=torch.float64) for axis in axes)
+    return load_objective(bench, dtype=torch.float64), train, test
+
+
+def _weight_decay(bench: Workbench, method: str | None = None) -> float:
+    """The L2 term of the refits: the fit's own, else the damping that stands for it."""
+    fit = bench.settings.model.fit
+    if isinstance(fit, FitSettings):
+        return fit.weight_decay
+    damped = [each for each in _methods(bench) if bench.settings.methods[each].is_damped]
+    named = method if method in damped else next(iter(damped), _methods(bench)[0])
+    return min(dampings.of_method(bench, named))
+
+
+_PROXIMAL = {
+    "refits_minimise": (
+        "the mean loss less its slope at the given θ, plus (λ/2)‖θ' − θ‖² (Bae et al. 2022)"
+    ),
+    "refits_are_worth": (
+        "how far the linear prediction holds around the given θ, which has seen every row; not "
+        "what training without the rows would find (fit: {…} or {from: checkpoint} asks for that)"
+    ),
+}
+
+
+def _initial(bench: Workbench, count: int = 1) -> torch.Tensor:
+    """θ as built with the fit's seed and the `count - 1` after it, one a row, before any fit."""
+    model = bench.settings.model
+    build = import_callable(model.build, bench.study.root, "model.build")
+    return initial_params(build, range(_seed(bench), _seed(bench) + count)).to(bench.device)
+
+
+def _built(bench: Workbench) -> str:
+    return f"at what model.build makes, seed {_seed(bench)}: where the pipeline's own fit starts"
+
+
+def _seed(bench: Workbench) -> int:
+    fit = bench.settings.model.fit
+    return fit.seed if isinstance(fit, FitSettings) else 0
+
+
+def _stored(bench: Workbench, method: str, place: int) -> torch.Tensor:
+    """A method's stored influences `(test, train)` without holes, float64."""
+    version = bench.require(naming.influences(method))
+    values = dampings.at(version, "influences", place).astype(np.float64)
+    test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
+    return torch.from_numpy(values[test.valid][:, train.valid])
+
+
+def _ids(bench: Workbench, split) -> np.ndarray:
+    axis = bench.axis("dataset", split)
+    return axis.stored_ids[axis.slots]
+
+
+def _leave_one_out(bench: Workbench, settings) -> Whole:
+    objective, train, test = _loaded(bench)
+    generator = torch.Generator().manual_seed(settings.seed)
+    count = min(settings.rows, len(train))
+    index = torch.randperm(len(train), generator=generator)[:count].sort().values
+    method = settings.method or _methods(bench)[0]
+    known = dampings.of_method(bench, method)
+    decay, given = _weight_decay(bench, method), bench.settings.model.is_given
+    nearest = int(np.abs(np.array(known) - decay).argmin())
+    found = leave_one_out(
+        objective,
+        train,
+        test,
+        weight_decay=decay,
+        index=index,
+        influences=_stored(bench, method, nearest),
+        factorization=_exact_factor(bench, objective.size),
+        tolerance=settings.tolerance,
+        max_steps=settings.max_steps,
+        proximal=given,
+    )
+    dims = ("test", "left_out")
+    formula = f"+I / {wording_of(bench, method).count}"
+    judged = f"{method} at λ = {known[nearest]:g}"
+    what = "measurement" if bench.settings.model.measurement else "loss"
+    arrays: dict[str, Result] = {
+        "predicted": (dims, found.predicted, {"formula": formula, "long_name": judged}),
+        "actual": (dims, found.actual, {"long_name": f"change of the test {what} after a refit"}),
+    }
+    if found.corrected is not None:
+        told = f"exact, with leverage, at λ = {decay:g}"
+        arrays["corrected"] = (dims, found.corrected, {"long_name": told})
+    coordinates = (
+        Coordinate("test", ("test",), _ids(bench, "test")),
+        Coordinate("left_out", ("left_out",), _ids(bench, "train")[found.index]),
+    )
+    start = "at the given θ" if given else "at θ, the fit to all rows"
+    attributes = bench.attributes(method=method, refits_start=start, **(_PROXIMAL if given else {}))
+    return Whole(arrays, attributes, found.summary(), coordinates)
+
+
+def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
+    """The factor of H + wI that `direct` keeps, where H is too large to make one anew."""
+    direct = bench.settings.methods.direct
+    if 8 * size**2 <= MOST_BYTES or direct is None:
+        return None
+    if direct.curvature != "hessian" or direct.blocks != "full" or direct.on_indefinite != "raise":
+        return None
+    if _weight_decay(bench) not in dampings.of_method(bench, "direct"):
+        return None
+    return load_factorization(bench, "direct")
+
+
+def _datamodels(bench: Workbench, settings) -> Whole:
+    objective, train, test = _loaded(bench)
+    candidates: dict[str, dict[float | None, torch.Tensor]] = {
+        m: {d: _stored(bench, m, k) for k, d in enumerate(dampings.of_method(bench, m))}
+        for m in _methods(bench)
+    }
+    if objective.size <= LARGEST_EXACT:
+        known = settings.dampings or tuple(
+            {
+                d
+                for m in _methods(bench)
+                if bench.settings.methods[m].is_damped
+                for d in dampings.of_method(bench, m)
+            }
+        )
+        candidates |= _beside(bench, objective, train, test, tuple(sorted(known)))
+    else:
+        candidates |= representation_candidates(objective, train, test)
+    start, told = _subset_starts(bench, settings)
+    found = datamodels(
+        objective,
+        train,
+        test,
+        weight_decay=_weight_decay(bench),
+        candidates=candidates,
+        fraction=settings.fraction,
+        count=settings.count,
+        seeds=(settings.seed, settings.seed + 1),
+        start=start,
+        tolerance=STATIONARY,
+        max_steps=MOST_STEPS,
+        on_failure="keep",
+        proximal=_is_checkpoint(bench),
+    )
+    per_test = np.stack([score.per_test for score in found.scores.values()])
+    what = "measurement" if bench.settings.model.measurement else "loss"
+    arrays: dict[str, Result] = {
+        "lds": (("candidate", "test"), per_test, {"long_name": "Spearman over subsets"}),
+        "found": (("subset", "test"), found.fits.values, {"long_name": f"{what} after the refit"}),
+        "membership": (("subset", "train"), found.fits.membership.numpy(), {}),
+    }
+    coordinates = (
+        Coordinate("candidate", ("candidate",), np.array(list(found.scores), STRING)),
+        Coordinate("test", ("test",), _ids(bench, "test")),
+        Coordinate("train", ("train",), _ids(bench, "train")),
+    )
+    chosen = "not chosen" if found.chosen_on is None else f"subsets drawn from seed {settings.seed}"
+    attributes = bench.attributes(
+        refits_start=told,
+        dampings_chosen_on=chosen,
+        scored_on=f"subsets drawn from seed {settings.seed + 1}",
+        **(_PROXIMAL if _is_checkpoint(bench) else {}),
+    )
+    return Whole(arrays, attributes, found.summary(), coordinates)
+
+
+def _subset_starts(bench: Workbench, settings) -> tuple[torch.Tensor, str]:
+    """Where the subsets' fits start, one θ for all or one for each, and that in words.
+
+    Not at the stored θ, which has seen every row (a network would remember them), but where it is a
+    checkpoint of which no start is known.
+    """
+    if _is_checkpoint(bench):
+        return load_objective(bench, dtype=torch.float64).params, "at the given checkpoint"
+    if settings.initial_weights == "same":
+        return _initial(bench)[0], _built(bench)
+    others = _initial(bench, settings.count + 1)[1:]
+    seeds = f"{_seed(bench) + 1} to {_seed(bench) + settings.count}"
+    return others, f"each at what model.build makes, seeds {seeds}"
+
+
+def _is_checkpoint(bench: Workbench) -> bool:
+    """Whether θ is a file's as it stands."""
+    return bench.settings.model.fit is None
+
+
+def _beside(
+    bench: Workbench, objective: Objective, train: Rows, test: Rows, dampings: tuple[float, ...]
+) -> dict:
+    """Exact solves under three curvatures and the baselines, where H + λI allows them."""
+    try:
+        return exact_candidates(objective, train, test, dampings)
+    except IndefiniteError as error:
+        bench.report(f"no exact solves beside the methods: {error}")
+        return representation_candidates(objective, train, test)
+
+
+def _label_errors(bench: Workbench, settings) -> Whole:
+    objective, train, test = _loaded(bench)
+    found = label_errors(
+        objective,
+        train,
+        weight_decay=_weight_decay(bench),
+        damping=min(dampings.of_method(bench, _methods(bench)[0])) or None,
+        share=settings.share,
+        seed=settings.seed,
+        curvature=settings.curvature,
+        start=_initial(bench)[0],
+        tolerance=STATIONARY,
+        max_steps=MOST_STEPS,
+        on_failure="keep",
+        test=test,
+        neighbours=settings.neighbours,
+        space=settings.space,
+        folds=settings.folds,
+    )
+    rankings = found.rankings | {"combined": found.combined}
+    if found.knn_shapley is not None:
+        rankings["knn_shapley"] = found.knn_shapley
+    arrays: dict[str, Result] = {
+        name: (("train",), values, {"long_name": f"{SUSPICIONS[name]}, after flipping labels"})
+        for name, values in rankings.items()
+    }
+    arrays["flipped"] = (("train",), found.flipped, {"long_name": "whether its label was flipped"})
+    coordinates = (Coordinate("train", ("train",), _ids(bench, "train")),)
+    attributes = bench.attributes(curvature=settings.curvature, refits_start=_built(bench))
+    return Whole(arrays, attributes, found.summary(), coordinates)
+
+
+def unseen(bench: Workbench, folds: int) -> OutOfFold:
+    """What a model that has not seen its fold makes of each training row, by slot.
+
+    Fitted as subsets of the data model artifacts are, from what `model.build` makes.
+    """
+    if _is_checkpoint(bench):
+        raise StudyError(
+            "out-of-fold losses need models that have not seen a row, and of a given checkpoint no "
+            "start is known; leave folds away, or give the study a fit"
+        )
+    objective, train, _ = _loaded(bench)
+    return out_of_fold(
+        objective,
+        train,
+        folds=folds,
+        weight_decay=_weight_decay(bench),
+        start=_initial(bench)[0],
+        tolerance=STATIONARY,
+    )
+
+
+_KINDS = {
+    "leave_one_out": _leave_one_out,
+    "datamodels": _datamodels,
+    "label_errors": _label_errors,
+}
