@@ -83,7 +83,7 @@ def machine() -> str:
 def sizes(options: argparse.Namespace) -> str:
     shares, times = shared(options), " and ".join(f"{k} ×" for k in multiples(options))
     return (
-        f"Seconds and shares of {shares.train:,} × {shares.test} rows at p = {shares.parameters:,}; "
+        f"Seconds and shares of {shares.train:,} × {shares.test} rows, p = {shares.parameters:,}; "
         f"exponents over {times} {WHOLE.train:,} training rows, {WHOLE.test} test rows, "
         f"p = {WHOLE.parameters:,}, {WHOLE.features} features."
     )
