@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from synthetic import Found, Size, larger, made, operations
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 METHODS = "direct: {curvature: gauss_newton}, ekfac: {}"
-WHOLE = Size(train=2_000, test=32, width=16, features=256, methods=METHODS)
+WHOLE = Size(train=4_000, test=128, width=16, features=128, methods=METHODS)
 SHARES = Size(train=20_000, test=256, width=32, methods=METHODS)
 PERTURBED = "{methods: [direct]}"
 REDUCED = "{methods: [direct], reduce: {over: feature, by: l2}}"
@@ -51,7 +52,7 @@ FASTEST, NOISE = 0.05, 0.25  # seconds that say nothing of growth; what an expon
 def main() -> None:
     options = parsed()
     torch.set_num_threads(1)
-    text = "\n".join([machine(), "", *table(options), "", gpu(options)])
+    text = "\n".join([machine(), sizes(options), "", *table(options), "", gpu(options)])
     print(text)
     if options.write:
         before, _, rest = PAGE.read_text().partition(BEGIN)
@@ -79,6 +80,25 @@ def machine() -> str:
     )
 
 
+def sizes(options: argparse.Namespace) -> str:
+    shares, times = shared(options), " and ".join(f"{k} ×" for k in multiples(options))
+    return (
+        f"Seconds and shares of {shares.train:,} × {shares.test} rows, p = {shares.parameters:,}; "
+        f"exponents over {times} {WHOLE.train:,} training rows, {WHOLE.test} test rows, "
+        f"p = {WHOLE.parameters:,}, {WHOLE.features} features."
+    )
+
+
+def shared(options: argparse.Namespace) -> Size:
+    """The study whose seconds and shares are told."""
+    size = replace(SHARES, perturbed=REDUCED)
+    return replace(size, train=4_000) if options.short else size
+
+
+def multiples(options: argparse.Namespace) -> tuple[int, ...]:
+    return (1, 2) if options.short else (1, 2, 4)
+
+
 def table(options: argparse.Namespace) -> list[str]:
     curves = grown(options)
     head = [
@@ -87,8 +107,7 @@ def table(options: argparse.Namespace) -> list[str]:
         + " | peak, MB | at most n, MB |",
         "| --- |" + " ---: |" * (5 + len(AXES)),
     ]
-    shares = Size(**{**vars(SHARES), "train": 4_000}) if options.short else SHARES
-    shares = Size(**{**vars(shares), "perturbed": REDUCED})
+    shares = shared(options)
     taken, flops = made(shares, options.scratch), made(shares, options.scratch, count=True)
     rows = [stage(name, taken[name], flops[name], curves.get(name, [""] * 6)) for name in taken]
     return [*head, *rows, *kernels()]
@@ -104,8 +123,7 @@ def stage(name: str, taken: dict[str, float], counted: dict[str, float], curve: 
 
 def grown(options: argparse.Namespace) -> dict[str, list[str]]:
     """Of each stage, exponents beside their theory, then memory at the smallest and most rows."""
-    whole = Size(**{**vars(WHOLE), "perturbed": PERTURBED})
-    times = (1, 2) if options.short else (1, 2, 4)
+    whole, times = replace(WHOLE, perturbed=PERTURBED), multiples(options)
     first = made(whole, options.scratch)
     curves: dict[str, list[Found]] = {
         axis: [first, *(made(larger(whole, axis, k), options.scratch) for k in times[1:])]
@@ -157,7 +175,7 @@ def kernels() -> list[str]:
 def gpu(options: argparse.Namespace) -> str:
     if not torch.cuda.is_available():
         return "GPU: torch sees no CUDA device here, so nothing was measured on one."
-    size = Size(**{**vars(SHARES), "perturbed": REDUCED, "device": "cuda"})
+    size = replace(SHARES, perturbed=REDUCED, device="cuda")
     counted, taken = made(size, options.scratch, count=True), made(size, options.scratch)
     a = torch.randn(8192, 8192, device="cuda")
     rate = 2 * 8192**3 / fastest(lambda: (a @ a, torch.cuda.synchronize()), time.perf_counter)

@@ -56,11 +56,22 @@ def problem(module, rows=9):
     return Objective(module.double().eval(), "cross_entropy"), Rows(tokens, torch.arange(rows) % 3)
 
 
+def seen(norm):
+    """A batch normalisation with statistics of its own."""
+    with torch.no_grad():
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    return norm
+
+
 INNER = {
     "layer norm": lambda: nn.LayerNorm(4),
     "of one's own": RootMeanSquare,
     "channels": lambda: nn.Sequential(nn.Flatten(1), nn.BatchNorm1d(20), nn.Unflatten(1, (5, 4))),
+    "channels of positions": lambda: seen(nn.BatchNorm1d(5)),
     "groups": lambda: nn.GroupNorm(1, 5),
+    "over two axes": lambda: nn.LayerNorm([5, 4]),
+    "without a bias": lambda: nn.LayerNorm(4, bias=False),
     "slopes": lambda: nn.PReLU(),
     "a number": Scaled,
 }

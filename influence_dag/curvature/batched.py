@@ -80,8 +80,8 @@ class BatchedCurvature(ABC):
         Raises `ModelError` where torch has no second derivative, one that is not symmetric, or one
         that is not finite, naming the row.
         """
-        self._check_products()
         total = self._sum_of(vectors, self.rows)
+        self._check_products()
         if not total.isfinite().all() and vectors.isfinite().all():
             check_sum(total, self.objective, self.rows, lambda some: self._sum_of(vectors, some))
         return total.div_(self.rows.weight_sum).to(vectors.dtype)

@@ -36,7 +36,7 @@ class GaussNewton(BatchedCurvature):
         """From captured pairs, where they make up for what it costs to capture them.
 
         If a random combination of the products agrees with autograd over all of the rows; pairs
-        that are kept are held against it once.
+        that are kept are held against it once. What agrees is symmetric, as sums of squares are.
         """
         pairs = self._pairs_of(rows)
         if pairs is None or not pairs.is_worth(len(vectors)):
@@ -44,6 +44,8 @@ class GaussNewton(BatchedCurvature):
         found = pairs.products(vectors)
         if found is not None and (pairs.confirmed or self._agrees(pairs, found, vectors, rows)):
             pairs.confirmed = pairs.is_kept
+            if rows is self.rows:
+                object.__setattr__(self, "_seen", True)
             return found
         pairs.give_up()
         return super()._sum_of(vectors, rows)

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -158,7 +158,7 @@ class FisherPairs:
         for (name, x, _), parts in zip(calls, zip(*gradients, strict=True), strict=True):
             layer = layer_of(self.objective.module, name)
             if not is_capturable(layer):
-                written |= self._local(name, x.detach(), torch.stack(parts), len(outputs))
+                written |= self._local(name, x.detach(), parts, len(outputs))
                 continue
             a, g = layer_pair(layer, x.detach(), torch.cat(parts))
             if a.ndim < 2 or len(a) != len(outputs) or len(g) != len(outputs) * len(roots):
@@ -178,10 +178,10 @@ class FisherPairs:
         return ordered, written
 
     def _local(
-        self, name: str, x: Tensor, g: Float[Tensor, "c n ..."], rows: int
+        self, name: str, x: Tensor, g: Sequence[Float[Tensor, "n ..."]], rows: int
     ) -> dict[Place, Tensor]:
         """Gradients of a layer that is no product, by their places in θ."""
-        if x.shape[:1] != (rows,) or g.shape[1:2] != (rows,):
+        if x.shape[:1] != (rows,) or g[0].shape[:1] != (rows,):
             raise NotCaptured({name})
         parameters = own_parameters(self.objective, name)
         found = local_gradients(name, layer_of(self.objective.module, name), parameters, x, g)
@@ -217,7 +217,7 @@ class FisherPairs:
         r"""Compare $\sum_{ic} u_i r_c g_{ic}$ with one backward pass of $u_i r_c v_{ic}$."""
         generator = torch.Generator().manual_seed(len(outputs))
         r = torch.randn(len(roots), generator=generator, dtype=torch.float64).to(roots)
-        mixed = {name: (a, torch.einsum("c,c...->...", r, g)) for name, (a, g) in pairs.items()}
+        mixed = {name: (a, _combined(r, g)) for name, (a, g) in pairs.items()}
         sums = {str(at[0]): torch.einsum("c,cns->ns", r, g) for at, g in written.items()}
         blocks: list[LinearLayout | DenseLayout] = [
             LinearLayout(layer.name, layer.weight, layer.bias, 0, 0, transposed=layer.transposed)
@@ -275,6 +275,13 @@ class _Inner:
     def __call__(self, outputs: Any, vectors: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
         tensors = tensors_of(outputs)
         return (flat(tuple(tensors[place] for place in self.places)) * vectors).sum(1)
+
+
+def _combined(r: Float[Tensor, " c"], g: Float[Tensor, "c ..."]) -> Float[Tensor, "..."]:
+    r"""$\sum_c r_c g_c$, without copying what is a transposed view, as a convolution's g is."""
+    if g.ndim == 4 and not g.is_contiguous() and g.mT.is_contiguous():
+        return _combined(r, g.mT).mT
+    return (r @ g.flatten(1)).reshape(g.shape[1:])
 
 
 def _with_one(a: Tensor) -> Tensor:

@@ -100,6 +100,15 @@ VALUES = [
         refresh,
     ),
     Kind(
+        "perturbations reduced in a way that there is not",
+        settings(perturbation={"reduce": {"over": "train", "by": "median"}}),
+    ),
+    Kind("pairs without their number", settings(perturbation={"pairs": "top-k"})),
+    Kind(
+        "perturbations reduced, and pairs of them",
+        settings(perturbation={"pairs": "top-3", "reduce": {"over": "test", "by": "l2"}}),
+    ),
+    Kind(
         "perturbations in a module that there is not",
         settings(perturbation={"methods": ["identity"], "wrt": "embedding"}, **PERTURBED),
         refresh,
