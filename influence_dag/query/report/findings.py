@@ -85,7 +85,7 @@ class _Look:
         """Files by size and time; `influence-dag doctor --checksums` reads them."""
         names = self.store.names()
         damage = [each for name in names for each in self.store.version(name).verify()]
-        files = f"{len(damage) or 'no'} files of {len(names)} artifacts are damaged or missing"
+        files = f"{len(damage)} files of {len(names)} artifacts are damaged or missing"
         return Finding("files", len(damage), 0, "bad" if damage else "good", files)
 
     def fresh(self) -> Finding:
@@ -98,8 +98,7 @@ class _Look:
             if Axis.read(stored, split).fingerprint != Axis.read(dataset, split).fingerprint
         ]
         moved += ["θ"] if stored.attrs["model_data_version"] != model.data_version else []
-        what = f"{len(moved)} things have" if moved else "nothing has"
-        says = f"{what} changed since the influences were computed"
+        says = f"{len(moved)} things have changed since the influences were computed"
         if moved:
             says += f": {', '.join(moved)}; materialise the study again"
         return Finding("up to date", len(moved), 0, "bad" if moved else "good", says)
