@@ -8,6 +8,7 @@ is indefinite at these dampings: the answer then is the eigenvalue and the dampi
 import copy
 import re
 import warnings
+from functools import cached_property
 
 import pytest
 import reference
@@ -23,6 +24,7 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC, KFAC, Arnoldi, ConjugateGradient, Direct, LiSSA, Nystroem
 
 SMALL = (1e-3, 1e-4)
+PRECISIONS = {"double": torch.float64, "single": torch.float32}
 dampings = pytest.mark.parametrize("damping", SMALL)
 
 
@@ -67,6 +69,11 @@ class Regression:
         module = copy.deepcopy(self.module).to(dtype)
         return Hessian(Objective(module, "cross_entropy"), rows("train", dtype=dtype))
 
+    @cached_property
+    def dense(self):
+        """The Hessian as a matrix, by its precision."""
+        return {dtype: self.hessian(dtype).dense() for dtype in PRECISIONS.values()}
+
     def gradients(self, dtype):
         objective = self.hessian(dtype).objective
         return per_sample_gradients(objective, rows("test", 6, dtype)).dense()
@@ -101,9 +108,7 @@ EXACT = {
     "nystroem": (lambda damping: Nystroem(rank=650), 1e-8),
     "nystroem, published": (lambda damping: Nystroem(rank=650, power_iterations=0), 1e-8),
 }
-precisions = pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32], ids=["double", "single"]
-)
+precisions = pytest.mark.parametrize("dtype", PRECISIONS.values(), ids=PRECISIONS)
 
 
 @precisions
@@ -111,9 +116,8 @@ precisions = pytest.mark.parametrize(
 def test_the_hessian_of_a_softmax_regression(name, dtype, regression):
     damping, problem = regression
     make, tolerance = EXACT[name]
-    method, curvature = make(damping), problem.hessian(dtype)
-    if name != "cg, ekfac":
-        curvature = DenseCurvature(curvature.dense())
+    method, layered = make(damping), name == "cg, ekfac"
+    curvature = problem.hessian(dtype) if layered else DenseCurvature(problem.dense[dtype])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is discarded, nothing misses a tolerance
         rhs = problem.gradients(dtype)
@@ -124,7 +128,7 @@ def test_the_hessian_of_a_softmax_regression(name, dtype, regression):
 
 def test_a_series_that_did_not_get_there_says_so_and_one_that_may_does(regression):
     damping, problem = regression
-    curvature, rhs = DenseCurvature(problem.hessian(torch.float32).dense()), problem.rhs[:2].float()
+    curvature, rhs = DenseCurvature(problem.dense[torch.float32]), problem.rhs[:2].float()
     with pytest.raises(NotConvergedError, match=r"2 of 2 series still move by .*raise maxiter"):
         LiSSA().factorize(curvature).solve(rhs, damping=damping)
     if damping >= 1e-3:  # 2,000 steps; a smaller one is for the campaign
