@@ -73,13 +73,13 @@ def _shared(study: Study, shard: str | None) -> "Iterator[ShardExecutor | None]"
 def _materialize(
     study: Study, progress: bool | None, executor: "ShardExecutor | None"
 ) -> "StudyResults":
-    from influence_dag.query.results import open_study
-
     look_for_callables(study)
     home = home_of(study.root)
     if not (home and _is_done(study, home)):
         _look(study)
         _run(study, home, progress, executor)
+    from influence_dag.query.results import open_study  # here: what is wrong is told at once
+
     return open_study(study.store_address, project=study.root)
 
 
@@ -88,13 +88,10 @@ def _is_done(study: Study, home: Path) -> bool:
 
     Of rows that a callable makes nobody knows before they are made.
     """
-    from influence_dag.datasets.splits import makes_rows
     from influence_dag.stages.dataset import has_same_source
     from influence_dag.stages.status import each_status
     from influence_dag.stages.workbench import Workbench
 
-    if makes_rows(study.settings.data):
-        return False
     bench = Workbench(study, plan_only=True)
     if not has_same_source(bench):  # else files would be read twice
         return False
