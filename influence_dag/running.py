@@ -107,7 +107,7 @@ def _run(
 ) -> None:
     from influence_dag.components.assets import study_definitions
     from influence_dag.components.console import in_process
-    from influence_dag.components.standing import state_of
+    from influence_dag.components.standing import left_by
     from influence_dag.stages.executors import one_run
 
     definitions = study_definitions(study, pool=None)  # a killed run would never leave a pool
@@ -118,7 +118,7 @@ def _run(
                 f"{study.name}_refresh",
                 home=home,
                 progress=progress,
-                left=lambda: state_of(study),
+                left=lambda: left_by(study),
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_interrupted(study)) from None
