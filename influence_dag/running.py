@@ -24,7 +24,8 @@ def materialize(
 
     The same assets and checks as in the Dagster UI, run in this process. The run is recorded in
     DAGSTER_HOME, or else in the project's `.dagster` once `make ui` has set it up, and the UI shows
-    it; where there is neither, nothing is recorded. `progress` shows a bar on standard error
+    it; where there is neither, nothing is recorded. None is made where all is current and the last
+    recorded one stands: it would say the same. `progress` shows a bar on standard error
     (default: when that is a terminal). With `shard="1/8"` this is the first of eight processes that
     share the blocks, which drives them; the others are `compute_shard`.
 
