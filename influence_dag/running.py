@@ -24,7 +24,8 @@ def materialize(
 
     The same assets and checks as in the Dagster UI, run in this process. The run is recorded in
     DAGSTER_HOME, or else in the project's `.dagster` once `make ui` has set it up, and the UI shows
-    it; where there is neither, nothing is recorded. `progress` shows a bar on standard error
+    it; where there is neither, nothing is recorded. None is made where all is current and the last
+    recorded one stands: it would say the same. `progress` shows a bar on standard error
     (default: when that is a terminal). With `shard="1/8"` this is the first of eight processes that
     share the blocks, which drives them; the others are `compute_shard`.
 
@@ -73,13 +74,13 @@ def _shared(study: Study, shard: str | None) -> "Iterator[ShardExecutor | None]"
 def _materialize(
     study: Study, progress: bool | None, executor: "ShardExecutor | None"
 ) -> "StudyResults":
-    from influence_dag.query.results import open_study
-
     look_for_callables(study)
     home = home_of(study.root)
     if not (home and _is_done(study, home)):
         _look(study)
         _run(study, home, progress, executor)
+    from influence_dag.query.results import open_study  # here: what is wrong is told at once
+
     return open_study(study.store_address, project=study.root)
 
 
@@ -92,8 +93,6 @@ def _is_done(study: Study, home: Path) -> bool:
     from influence_dag.stages.status import each_status
     from influence_dag.stages.workbench import Workbench
 
-    if study.settings.data.makes_rows:
-        return False
     bench = Workbench(study, plan_only=True)
     if not has_same_source(bench):  # else files would be read twice
         return False
@@ -109,7 +108,7 @@ def _run(
 ) -> None:
     from influence_dag.components.assets import study_definitions
     from influence_dag.components.console import in_process
-    from influence_dag.components.standing import state_of
+    from influence_dag.components.standing import left_by
     from influence_dag.stages.executors import one_run
 
     definitions = study_definitions(study, pool=None)  # a killed run would never leave a pool
@@ -120,7 +119,7 @@ def _run(
                 f"{study.name}_refresh",
                 home=home,
                 progress=progress,
-                left=lambda: state_of(study),
+                left=lambda: left_by(study),
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_interrupted(study)) from None

@@ -15,7 +15,7 @@ from tiny_project import Project
 import influence_dag as idag
 from influence_dag.__main__ import main
 from influence_dag.components.keys import asset_key
-from influence_dag.components.standing import stands
+from influence_dag.components.standing import left_by, stands
 from influence_dag.errors import InfluenceDagError
 from influence_dag.query import plots
 from influence_dag.query.text import describe
@@ -86,6 +86,8 @@ def _a_run_that_stands_is_not_made_again(project: Project, home: Path, capsys) -
     before = file.read_bytes()
     file.write_bytes(before + b"\n")  # the same rows in another file, which is to be observed
     assert not stands(study, home)
+    file.unlink()
+    assert left_by(study) == {}, "as of a run whose files are gone when it ends"
     file.write_bytes(before)
     assert stands(study, home)
     other = dg.AssetCheckEvaluation(asset_key(study, "model"), "at_a_minimum", True, {})

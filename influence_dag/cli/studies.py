@@ -76,7 +76,8 @@ def materialize(folder: Path, show: bool, quiet: bool, shard: str | None, as_jso
     """Bring every artifact of the study in FOLDER (with a defs.yaml, or its results) up to date.
 
     The run is recorded for Dagster's UI in DAGSTER_HOME, or else in the project's .dagster once
-    `make ui` has set it up; where there is neither, a line says so.
+    `make ui` has set it up; where there is neither, a line says so. Where all is current and the
+    last recorded run stands, that is said, and no other is made.
     Interrupted (Ctrl-C, SIGTERM) it ends with exit code 130; run again, it goes on from there.
     """
     from influence_dag.running import materialize as run

@@ -17,6 +17,7 @@ from influence_dag.components.console import in_a_line, recorded_or_forgotten
 from influence_dag.components.dead_runs import report_dead_runs
 from influence_dag.components.edits import version_of
 from influence_dag.components.keys import DATA_VERSION_TAG, asset_key
+from influence_dag.errors import InfluenceDagError
 from influence_dag.explorer.marks import Marks
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages.artifacts import Artifact
@@ -38,6 +39,19 @@ def state_of(study: Study) -> dict[str, str]:
     settings = study.settings.model_dump(mode="json")
     read = (content_of(study), version_of(Marks(study.store_address)), provenance()["made_with"])
     return {STATE_TAG: fingerprint(versions, declared, settings, *read)}
+
+
+def left_by(study: Study) -> dict[str, str]:
+    """The tag of a run that has just ended; none where what it has left cannot be told.
+
+    Rows that a callable makes (there is no key of their source) would have to be made once more,
+    and files may be gone since they were read.
+    """
+    try:
+        source = open_store(study.store_address).version("dataset").attrs.get("source_key")
+        return state_of(study) if source else {}
+    except InfluenceDagError:
+        return {}
 
 
 def _stored(study: Study) -> dict[Artifact, Version]:
