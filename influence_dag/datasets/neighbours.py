@@ -5,9 +5,9 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_dag.datasets.slots import SPLITS, Axis, Split
+from influence_dag.datasets.slots import Axis, Split
 from influence_dag.store import Version
-from influence_dag.suspicion import NEIGHBOURS, Votes, neighbour_disagreement, votes
+from influence_dag.suspicion import NEIGHBOURS, Votes, nearest, neighbour_disagreement, votes
 
 MOST_NUMBERS = 2**28  # of all rows' inputs: 2 GiB in float64
 
@@ -33,18 +33,17 @@ def targets(dataset: Version, split: Split) -> NDArray:
     return dataset.read(f"{split}_y")[Axis.read(dataset, split).slots]
 
 
-def stored_disagreement(dataset: Version, k: int = NEIGHBOURS) -> NDArray[np.float64]:
-    """`suspicion.neighbour_disagreement` of each training row that exists, by slot."""
-    return neighbour_disagreement(points(dataset, "train"), targets(dataset, "train"), k=k)
-
-
-def stored_votes(dataset: Version, k: int = NEIGHBOURS) -> Votes | None:
-    """`suspicion.votes` on the rows that exist, by slot; None of numbers."""
-    labels = {split: targets(dataset, split) for split in SPLITS}
-    if labels["train"].dtype.kind != "i":
-        return None
+def stored_neighbours(
+    dataset: Version, k: int = NEIGHBOURS
+) -> tuple[NDArray[np.float64], Votes | None]:
+    """`suspicion.neighbour_disagreement` and, of classes, `votes` of the training rows, by slot."""
     train, test = (points(dataset, split) for split in ("train", "test"))
-    return votes(train, labels["train"], test, labels["test"], k=k)
+    labels, truth = (targets(dataset, split) for split in ("train", "test"))
+    near = nearest(train, k)
+    disagreement = neighbour_disagreement(train, labels, near=near)
+    if labels.dtype.kind != "i":
+        return disagreement, None
+    return disagreement, votes(train, labels, test, truth, k=k, near=near)
 
 
 def cost(dataset: Version) -> float:

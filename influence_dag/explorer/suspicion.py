@@ -29,7 +29,7 @@ def _disagreement(view: View) -> NDArray[np.float64] | None:
         return None
     by_slot = np.full(dataset.variables["train_y"].shape[0], np.nan)
     rows = view.opened.rows(dataset, "train")
-    by_slot[rows.slots] = neighbours.stored_disagreement(dataset)
+    by_slot[rows.slots], view.known["votes"] = neighbours.stored_neighbours(dataset)
     return view.placed(by_slot, rows)
 
 
@@ -53,7 +53,7 @@ def _evidence(view: View) -> Evidence | None:
     rows = view.opened.rows(dataset, "train")
     if rows.ids != view.train.ids or (rows.keys != view.train.keys).any():
         return None
-    voted, seen = neighbours.stored_votes(dataset), predictions(view, "test")
+    voted, seen = view.known.get("votes"), predictions(view, "test")
     if voted is None or seen.wrong is None or len(seen.wrong) != len(voted.right):
         return None
     return voted.evidence(~seen.wrong)

@@ -20,6 +20,7 @@ from influence_dag.suspicion import (
     Evidence,
     combined_suspicion,
     knn_shapley,
+    nearest,
     neighbour_disagreement,
     votes,
 )
@@ -149,7 +150,7 @@ class _Rows:
         if not self._has_points(asked):
             return {}
         (train, test), labels = self.points(asked.space), self.labels
-        of_rows = neighbour_disagreement(train, labels[0], k=asked.neighbours)
+        of_rows = neighbour_disagreement(train, labels[0], near=self._near(asked))
         found = {"neighbour_disagreement": of_rows[self.places]}
         if labels[0].dtype.kind == "i":
             values = knn_shapley(train, labels[0], test, labels[1], k=asked.neighbours)
@@ -161,9 +162,15 @@ class _Rows:
         if not self._has_points(asked) or self.labels[0].dtype.kind != "i":
             return None
         (train, test), labels = self.points(asked.space), self.labels
-        voted = votes(train, labels[0], test, labels[1], k=asked.neighbours)
+        near = self._near(asked)
+        voted = votes(train, labels[0], test, labels[1], k=asked.neighbours, near=near)
         unseen = self._unseen(asked.folds).classes if asked.folds else None
         return voted and voted.evidence(self._right, unseen).of_rows(self.places)
+
+    def _near(self, asked: Asked) -> NDArray[np.int64]:
+        if "near" not in self._known:
+            self._known["near"] = nearest(self.points(asked.space)[0], asked.neighbours)
+        return self._known["near"]
 
     @property
     def _right(self) -> NDArray[np.bool_] | None:

@@ -291,7 +291,7 @@ def _report(study: Study) -> Artifact:
         "report",
         FORMULAS["report"],
         _ZARR,
-        "How the methods agree: relative error, Pearson, Spearman per test row.",
+        "What was measured, and whether to trust the influences; how the methods agree.",
         _OF_METHODS,
         checks=tuple(checks),
         picture=Picture("report", ("verdict", "measured", "agreement", "strength")),

@@ -21,10 +21,17 @@ def nearest(points: Float[Array, "n d"], k: int) -> Int[Array, "n k"]:
     for rows in _blocks(len(points), len(points)):
         distances = _squared_distances(points[rows], points)
         distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = np.inf
-        few = np.argpartition(distances, k - 1, axis=1)[:, :k] if k else found[rows]
-        order = np.argsort(np.take_along_axis(distances, few, axis=1), axis=1, kind="stable")
-        found[rows] = np.take_along_axis(few, order, axis=1)
+        found[rows] = _first(distances, k)
     return found
+
+
+def _first(distances: Float[Array, "m n"], k: int) -> Int[Array, "m k"]:
+    """Where each row's `k` smallest are, the smallest first."""
+    if not k:
+        return np.empty((len(distances), 0), np.int64)
+    few = np.argpartition(distances, k - 1, axis=1)[:, :k]
+    order = np.argsort(np.take_along_axis(distances, few, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(few, order, axis=1)
 
 
 def nearest_of_others(
@@ -34,26 +41,30 @@ def nearest_of_others(
     centre, k = _flat(points).mean(axis=0), min(k, len(points))
     points, others = (_flat(each) - centre for each in (points, others))
     blocks = [
-        np.argsort(_squared_distances(others[rows], points), axis=1, kind="stable")[:, :k]
+        _first(_squared_distances(others[rows], points), k)
         for rows in _blocks(len(others), len(points))
     ]
     return np.concatenate(blocks) if blocks else np.empty((0, k), np.int64)
 
 
 def neighbour_disagreement(
-    points: Float[Array, "n d"], targets: Num[Array, " n"], *, k: int = NEIGHBOURS
+    points: Float[Array, "n d"],
+    targets: Num[Array, " n"],
+    *,
+    k: int = NEIGHBOURS,
+    near: Int[Array, "n k"] | None = None,
 ) -> Float[Array, " n"]:
     r"""How far the `k` nearest other rows contradict each row's target.
 
     Of classes the share of neighbours with another one, of real numbers the distance from their
     mean; the neighbour of rank r counts $1 / \sqrt r$, so that near ones decide what a plain share
-    of k would leave tied. NaN where there is no other row.
+    of k would leave tied. NaN where there is no other row. `near`: `nearest` of them, if known.
 
     >>> points = np.array([[0.0], [1.0], [2.0], [3.0]])
     >>> neighbour_disagreement(points, np.array([0, 0, 1, 0]), k=1)
     array([0., 0., 1., 1.])
     """
-    of_neighbours = targets[nearest(points, k)]
+    of_neighbours = targets[nearest(points, k) if near is None else near]
     weights = 1 / np.sqrt(np.arange(1, of_neighbours.shape[1] + 1))
     if not weights.size:
         return np.full(len(targets), np.nan)

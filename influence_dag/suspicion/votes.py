@@ -62,15 +62,18 @@ def votes(
     test_targets: Int[Array, " t"] | None = None,
     *,
     k: int = NEIGHBOURS,
+    near: Int[Array, "n k"] | None = None,
 ) -> Votes | None:
     """How the `k` nearest other rows vote on each row, and if they are right about test rows.
 
     None where rows and classes are too many for a number each, or where there is no other row.
+    `near`: `nearest` of the rows, if known.
     """
     classes, labels = np.unique(targets, return_inverse=True)
     if len(targets) * len(classes) > MOST_VOTES or len(targets) < 2:
         return None
-    of_rows = log_shares(labels[nearest(points, k)], len(classes))
+    near = nearest(points, k) if near is None else near
+    of_rows = log_shares(labels[near], len(classes))
     if test_points is None or test_targets is None:
         return Votes(labels, of_rows, of_rows.argmax(axis=1) == labels)
     said = classes[_most_voted(points, labels, test_points, k)]
@@ -78,8 +81,8 @@ def votes(
 
 
 def _most_voted(points: Array, labels: Array, others: Array, k: int) -> Int[Array, " t"]:
-    near = labels[nearest_of_others(points, others, k)]
-    return log_shares(near, int(labels.max()) + 1).argmax(axis=1)
+    found = labels[nearest_of_others(points, others, k)]
+    return log_shares(found, int(labels.max()) + 1).argmax(axis=1)
 
 
 def log_shares(near: Int[Array, "n k"], classes: int) -> Float[Array, "n c"]:

@@ -216,3 +216,8 @@ def test_where_distances_would_take_long_the_model_alone_is_asked(looked_at, mon
     found = looked_at.results.suspects(40, neighbours=0)
     first = [view.train.ids[k] for k in np.argsort(suspicion.ranks(view))]
     assert first == found.train.values.tolist()
+
+
+def test_the_most_suspicious_rows_are_those_of_suspects(looked_at, client):
+    shown = [row["id"] for row in client.get("rows", split="train", sort="suspicion")["rows"]]
+    assert shown == looked_at.results.suspects(40).train.values[: len(shown)].tolist()
