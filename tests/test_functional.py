@@ -513,6 +513,19 @@ def test_each_keyword_has_an_effect(name, settings, change, network, classificat
     assert relative_error(x(settings | change), x(settings)) >= 1e-14
 
 
+def test_influences_compute_no_residual_that_nobody_is_told(network, classification, monkeypatch):
+    seen = []
+    monkeypatch.setattr("influence_dag.functional.inversion.residuals", lambda *_, **__: seen)
+    train, test = classification
+    arguments = TorchTwiceDifferentiable(network, "cross_entropy"), [train], [test]
+    assert (
+        idag.compute_influence_factors(*arguments, hessian_regularization=1.0).info["residual"]
+        is seen
+    )
+    monkeypatch.setattr("influence_dag.functional.inversion.residuals", None)  # not to be called
+    assert idag.compute_influences(*arguments, hessian_regularization=1.0).isfinite().all()
+
+
 def test_the_small_eigenproblems_are_solved_where_the_caller_says(
     network, classification, monkeypatch
 ):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import influence_dag as idag
+from influence_dag.curvature.finite import all_finite
 from influence_dag.curvature.operators import DenseCurvature
 from influence_dag.errors import ModelError
 
@@ -86,3 +87,11 @@ def test_a_matrix_that_has_no_numbers_is_no_curvature():
     matrix[2, 2] = torch.nan
     with pytest.raises(ModelError, match="1 of 16 entries are not finite"):
         DenseCurvature(matrix)
+
+
+@pytest.mark.parametrize("bad", [(), (torch.nan,), (torch.inf, -torch.inf)])
+def test_numbers_whose_sum_overflows_are_told_from_none(bad):
+    """A finite sum says that its terms are; another says nothing by itself."""
+    values = torch.full((5,), torch.finfo(torch.float32).max)
+    values[: len(bad)] = torch.tensor(bad)
+    assert all_finite(values) == (not bad)

@@ -169,7 +169,8 @@ class NeumannSeries:
         self, curvature: Curvature, h: Tensor, rhs: Tensor, damping: float, scale: float
     ) -> Float[Tensor, "k p"]:
         product = curvature.apply(h).add(h, alpha=damping)
-        return rhs - self.settings.dampen * h - product / scale
+        step = torch.sub(rhs, product, alpha=1 / scale)
+        return step.sub_(h, alpha=self.settings.dampen) if self.settings.dampen else step
 
     def _run(
         self, h: Tensor, rhs: Tensor, damping: float, scale: float
@@ -187,12 +188,17 @@ class NeumannSeries:
         h, rows = h.clone(), torch.arange(len(rhs), device=rhs.device)
         lengths: list[Tensor] = []
         while len(rows) and taken + len(lengths) < self.settings.maxiter:
-            step = self._step(self.curvature, h[rows], rhs[rows], damping, scale)
+            # All of them as they stand: to gather and put back rows is a tenth of a step.
+            of_all = len(rows) == len(rhs)
+            before, b = (h, rhs) if of_all else (h[rows], rhs[rows])
+            step = self._step(self.curvature, before, b, damping, scale)
             length = step.norm(dim=1)
             lengths.append(_of_rows(rhs, rows, length))
             self._check_growth(length, lengths[0][rows], _GROWTH, damping, scale)
-            h[rows] += step
-            rows = rows[length > self.settings.rtol * h[rows].norm(dim=1)]
+            after = before.add_(step)
+            if not of_all:
+                h[rows] = after
+            rows = rows[length > self.settings.rtol * after.norm(dim=1)]
         return h, torch.stack(lengths, dim=1) if lengths else rhs[:, :0]
 
     def _average(

@@ -23,6 +23,20 @@ def test_one_product_an_iteration_serves_all_unfinished_rows():
     assert sum(curvature.rows_seen[:-1]) == int(solution.info["niter"].sum())
 
 
+def test_a_power_iteration_of_the_sketch_takes_products_off_many_rows():
+    H, rhs = spd_matrix(300, decay=0.05), random_rhs(40, 300)
+
+    def solved(power_iterations):
+        curvature = Counted(H)
+        settings = ConjugateGradient(rtol=1e-6, rank=60, power_iterations=power_iterations)
+        x = settings.factorize(curvature).solve(rhs, damping=1e-3).x
+        return x, sum(curvature.rows_seen)
+
+    (plain, many), (powered, fewer) = solved(0), solved(1)
+    assert fewer < 0.9 * many
+    assert relative_error(powered, plain) <= 1e-5
+
+
 def test_an_early_stop_does_not_depend_on_the_rows_beside_it():
     # Far from convergence: a search space shared by the rows would give other iterates.
     factorization = ConjugateGradient(rtol=1e-1, preconditioner="none").factorize(
