@@ -146,7 +146,8 @@ def test_a_grid_has_the_images_of_the_strongest_rows(study, influences, monkeypa
     ends = [influences.sel(test=["test-03", "test-05"]).idag.top_k(2).train.values]
     ends += [influences.sel(test=["test-03", "test-05"]).idag.bottom_k(2).train.values]
     rows = np.concatenate(ends, axis=1).tolist()
-    captions = [axes.get_title().partition(" (")[0] for axes in figure.axes]
+    (grid,) = figure.axes
+    captions = [text.get_text().partition(" (")[0] for text in grid.texts]
     assert captions == ["test-03", *rows[0], "test-05", *rows[1]]
     assert set(seen) == set(captions)
 

@@ -172,8 +172,8 @@ def _zarr(results: "StudyResults", target: "Path | ZarrStore", artifacts: list[s
 
 
 def _netcdf(results: "StudyResults", target: Path, artifacts: list[str]) -> list[str]:
-    engines = {"netCDF4": "netcdf4", "h5netcdf": "h5netcdf"}
-    installed = [engine for module, engine in engines.items() if find_spec(module)]
+    engines = {"netCDF4": ["netCDF4"], "h5netcdf": ["h5netcdf", "h5py"]}
+    installed = [name.lower() for name, needs in engines.items() if all(map(find_spec, needs))]
     if not installed:
         raise StoreError(
             f"{target.name} needs a library that writes netCDF groups, and neither "

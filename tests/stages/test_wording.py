@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from weighted import Weighted
 
+from influence_dag.study.imported import import_callable
+
 MEASURED = f"""{MODEL}
 
 def margin(output, target):
@@ -86,15 +88,15 @@ def module_of(project):
     return module
 
 
-def functions():
-    import tiny_model
-
-    return {"cross_entropy": F.cross_entropy, "tiny_model:margin": tiny_model.margin}
+def functions(project):
+    margin = "tiny_model:margin"
+    own = import_callable(margin, project.root, "model.measurement")
+    return {"cross_entropy": F.cross_entropy, margin: own}
 
 
 def meaning_of(project, array) -> Meaning:
     rows = project.tensors("train"), project.tensors("test")
-    return Meaning(array.attrs, module_of(project), *rows, functions(), SIZES)
+    return Meaning(array.attrs, module_of(project), *rows, functions(project), SIZES)
 
 
 def by_damping(array, dataset):
@@ -186,11 +188,11 @@ def test_signs_say_what_leaving_a_row_out_does(variant):
     assert quantity == "margin" or "the test loss" in words
     lead = {"damping": -1} if "damping" in moves.dims else {}
     x, y = project.tensors("test")
-    before = _values(quantity, module, x, y)
+    before = _values(quantity, project, module, x, y)
     for row in (0, 17):
         move = torch.from_numpy(moves.isel(train=row, **lead).values)
         moved = _moved(module, sign * step * move)
-        seen = _values(quantity, moved, x, y) - before
+        seen = _values(quantity, project, moved, x, y) - before
         predicted = step * sign * dataset.influences.isel(train=row, **lead).values
         error = np.linalg.norm(seen - predicted) / np.linalg.norm(predicted)
         assert error < 0.05, (quantity, error)
@@ -207,10 +209,10 @@ def _step_of(words, of_parameters, n_train):
     return 0.01 / n_train, 1
 
 
-def _values(quantity, module, x, y):
+def _values(quantity, project, module, x, y):
     output = module(x)
     if quantity == "margin":
-        return functions()["tiny_model:margin"](output, y).detach().numpy()
+        return functions(project)["tiny_model:margin"](output, y).detach().numpy()
     return F.cross_entropy(output, y, reduction="none").detach().numpy()
 
 
@@ -248,7 +250,7 @@ def test_weights_of_rows_are_in_the_formulas(tmp_path, method):
     assert dataset.attrs["weight_sum"] == 30.0
     rows = project.tensors("train"), project.tensors("test")
     weights = np.array(project.weights["train"])
-    meaning = Meaning(dataset.attrs, module_of(project), *rows, functions(), SIZES, weights)
+    meaning = Meaning(dataset.attrs, module_of(project), *rows, functions(project), SIZES, weights)
     words = dataset.influences.attrs
     assert_close(dataset.influences, evaluated(words["formula"], meaning), 1e-8)
     assert words["units"].endswith("not divided by weight_sum")
