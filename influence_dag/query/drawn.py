@@ -3,6 +3,8 @@
 The graph names these functions (`Picture` in `stages.artifacts`).
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from influence_dag.datasets.slots import Axis, shown_label
@@ -141,19 +143,25 @@ def report(bench: Workbench, version: Version, method: str | None) -> Drawn:
     from influence_dag.query.results import StudyResults
 
     findings = findings_of(StudyResults(bench.store.address))
-    reasons = "".join(f"- {reason}\n" for reason in findings.verdict.reasons)
+    info, reasons = version.attrs["info"], _list(findings.verdict.reasons)
     page = f"The whole page: {code(f'influence-dag report {bench.store.address}')}"
     return {
         "verdict": f"### {findings.verdict.headline}\n\n{reasons}\n{page}",
-        "measured": [{"what": each.name, "seen": each.says} for each in findings.found],
-        "agreement": _rows(version.attrs["info"]["agreement"], "methods"),
-        "strength": _rows(version.attrs["info"]["strength"], "method"),
+        "measured": _list(f"**{each.name}**: {each.says}" for each in findings.found),
+        "agreement": _numbers(info["agreement"]),
+        "strength": _numbers(info["strength"]),
     }
 
 
-def _rows(found: dict[str, dict[str, float]], of: str) -> list[dict[str, str]]:
-    """Numbers that a person reads, a row for each of `of`."""
-    return [
-        {of: name} | {what.replace("_", " "): f"{value:.4g}" for what, value in values.items()}
+def _list(sentences: Iterable[str]) -> str:
+    """No table: a wide one decides how far all sentences of a page run before they are cut off."""
+    return "".join(f"- {sentence}\n" for sentence in sentences)
+
+
+def _numbers(found: dict[str, dict[str, float]]) -> str:
+    """Numbers that a person reads, of each method or pair of methods."""
+    said = {
+        name: ", ".join(f"{what.replace('_', ' ')} {value:.4g}" for what, value in values.items())
         for name, values in found.items()
-    ]
+    }
+    return _list(f"**{name}**: {values}" for name, values in said.items())
