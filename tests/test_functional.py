@@ -1,4 +1,6 @@
 import enum
+import subprocess
+import sys
 
 import pytest
 import reference
@@ -640,3 +642,21 @@ def test_class_weights_count_each_sample_by_the_weight_of_its_class():
     plain = torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
     per_sample = reduced_loss(torch.nn.CrossEntropyLoss(weight=weight))
     torch.testing.assert_close(per_sample(outputs, targets), weight[targets] * plain)
+
+
+FIRST_CALLS = """
+import sys
+import torch
+import influence_dag as idag
+network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+model = idag.TorchTwiceDifferentiable(network, torch.nn.functional.cross_entropy)
+rows = [(torch.randn(9, 3), torch.randint(2, (9,)))]
+for method in ("direct", "cg", "arnoldi", "nystroem", "ekfac"):
+    idag.compute_influences(model, rows, inversion_method=method, hessian_regularization=1.0)
+    slow = {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
+    assert not slow, (method, slow)
+"""
+
+
+def test_the_first_call_of_a_process_imports_no_compiler_and_no_algebra():
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FIRST_CALLS], check=True)

@@ -119,19 +119,21 @@ class BatchedCurvature(ABC):
                 raise not_layered(self.objective)
         return self._sum_of_products(rows)
 
-    def _sum_of(self, vectors: Float[Tensor, "k p"], rows: Rows) -> Float[Tensor, "k p"]:
+    def _sum_of(
+        self, vectors: Float[Tensor, "k p"], rows: Rows, *, plain: bool = False
+    ) -> Float[Tensor, "k p"]:
         """The sum over rows times each vector, float64."""
         total = torch.zeros_like(vectors, dtype=torch.float64)
         for batch in rows.batches(self.batch_size):
-            product, size = self._product(batch), self._columns(batch)
+            product, size = self._product(batch, plain=plain), self._columns(batch)
             for start in range(0, len(vectors), size):
                 chunk = slice(start, start + size)
                 total[chunk] += product(vectors[chunk])
         return total
 
-    def _product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
-        """`product`; by plain autograd where torch.func cannot follow the model."""
-        ways = [self.product, self._one_by_one]
+    def _product(self, batch: Rows, *, plain: bool = False) -> Callable[[Tensor], Tensor]:
+        """`product`; by plain autograd where torch.func cannot follow the model, or at first."""
+        ways = [*([self._one_by_one] if plain else []), self.product, self._one_by_one]
         recorded: list[Callable[[Tensor], Tensor]] = []
 
         def products(vectors: Tensor) -> Tensor:
@@ -162,7 +164,8 @@ class BatchedCurvature(ABC):
         """Whether products by double backward over all rows are those of the matrix."""
         places = list(self.objective.slices.values())
         vector = balanced_vector(total, places).to(self.dtype)
-        (product,) = self._sum_of(vector[None], rows)
+        # Not through torch.func: its first use in a process imports a compiler, 1 CPU s.
+        (product,) = self._sum_of(vector[None], rows, plain=True)
         same = products_agree(total, vector, product, places, self.dtype)
         if not same:
             warnings.warn(

@@ -32,7 +32,9 @@ class GaussNewton(BatchedCurvature):
     def check_derivatives(self, rows: Rows) -> None:
         """Nothing: of the network it takes first derivatives alone."""
 
-    def _sum_of(self, vectors: Float[Tensor, "k p"], rows: Rows) -> Float[Tensor, "k p"]:
+    def _sum_of(
+        self, vectors: Float[Tensor, "k p"], rows: Rows, *, plain: bool = False
+    ) -> Float[Tensor, "k p"]:
         """From captured pairs, where they make up for what it costs to capture them.
 
         If a random combination of the products agrees with autograd over all of the rows; pairs
@@ -40,7 +42,7 @@ class GaussNewton(BatchedCurvature):
         """
         pairs = self._pairs_of(rows)
         if pairs is None or not pairs.is_worth(len(vectors)):
-            return super()._sum_of(vectors, rows)
+            return super()._sum_of(vectors, rows, plain=plain)
         found = pairs.products(vectors)
         if found is not None and (pairs.confirmed or self._agrees(pairs, found, vectors, rows)):
             pairs.confirmed = pairs.is_kept
@@ -48,7 +50,7 @@ class GaussNewton(BatchedCurvature):
                 object.__setattr__(self, "_seen", True)
             return found
         pairs.give_up()
-        return super()._sum_of(vectors, rows)
+        return super()._sum_of(vectors, rows, plain=plain)
 
     def _pairs_of(self, rows: Rows) -> CapturedSum | None:
         return self._pairs if rows is self.rows else self._captured(rows)

@@ -143,15 +143,12 @@ class FisherPairs:
         Held against a backward pass to θ.
         """
         self._check_calls(calls)
+        with torch.enable_grad():  # one number each: see `plain_gradient`
+            totals = [(root * outputs).sum() for root in roots]
+        made = [out for _, _, out in calls]
         gradients = [
-            torch.autograd.grad(
-                outputs,
-                [out for _, _, out in calls],
-                root,
-                retain_graph=True,
-                materialize_grads=True,
-            )
-            for root in roots
+            torch.autograd.grad(total, made, retain_graph=True, materialize_grads=True)
+            for total in totals
         ]
         pairs: dict[str, Pair] = {}
         written: dict[Place, Tensor] = {}

@@ -12,8 +12,10 @@ from influence_dag.curvature.tracing import Segment, linear_chain
 from influence_dag.errors import ModelError
 from influence_dag.objective.objective import LossFunction, Objective, Rows
 from influence_dag.objective.outputs import Leaves
+from influence_dag.objective.twice_differentiable import plain_gradient
 
 _SAMPLE = 3  # rows on which the chain is compared with the module
+_FEW = 32  # vectors that are multiplied with one after the other
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +130,8 @@ class LayeredNetwork:
         def product(vectors: Float[Tensor, "k n c"]) -> Float[Tensor, "k n c"]:
             if not gradient.requires_grad:  # a loss linear in the outputs
                 return torch.zeros_like(vectors)
+            if len(vectors) <= _FEW:
+                return torch.stack([plain_gradient(gradient, z, vector) for vector in vectors])
             return torch.autograd.grad(
                 gradient,
                 z,
@@ -234,8 +238,5 @@ def _is_elementwise(function: Segment, z: Tensor) -> bool:
         value = function(point.clone())
         if value.shape != z.shape or not value.requires_grad:
             return False
-        ones, weighted = (
-            torch.autograd.grad(value, point, u, retain_graph=True)[0]
-            for u in (torch.ones_like(value), v)
-        )
+        ones, weighted = (plain_gradient(value, point, u) for u in (torch.ones_like(value), v))
     return torch.allclose(weighted, v * ones, rtol=1e-4, atol=1e-5)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
 from influence_dag.objective.objective import LossFunction, Objective, Rows
+from influence_dag.objective.twice_differentiable import plain_gradient
 from influence_dag.study.model import FitSettings
 
 Report = Callable[[str], None]
@@ -121,10 +122,7 @@ class _Problem:
         ]
 
         def product(vector: Float[Tensor, " p"]) -> Float[Tensor, " p"]:
-            parts = (
-                torch.autograd.grad(gradient, point, vector, retain_graph=True)[0]
-                for gradient, point in recorded
-            )
+            parts = (plain_gradient(gradient, point, vector) for gradient, point in recorded)
             return torch.stack(list(parts)).sum(0)
 
         return product

@@ -137,6 +137,9 @@ def plain_gradient(
     """
     if not values.requires_grad:
         return torch.zeros_like(at)
+    if weights is not None:  # as one number: torch imports an algebra system to compare shapes
+        with torch.enable_grad():
+            values = (weights * values).sum()
     return torch.autograd.grad(
-        values, at, weights, retain_graph=True, create_graph=create_graph, materialize_grads=True
+        values, at, retain_graph=True, create_graph=create_graph, materialize_grads=True
     )[0]

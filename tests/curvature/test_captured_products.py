@@ -28,9 +28,9 @@ def both(objective, rows, count=40, **kwargs):
     vectors, given = vectors.to(objective.dtype), []
     plain = BatchedCurvature._sum_of
 
-    def counted(self, vectors, rows):
+    def counted(self, vectors, rows, **how):
         given.append(len(vectors))
-        return plain(self, vectors, rows)
+        return plain(self, vectors, rows, **how)
 
     with mock.patch.object(BatchedCurvature, "_sum_of", counted):
         found = GaussNewton(objective, rows, checked=True, **kwargs).apply(vectors)
@@ -193,9 +193,9 @@ def test_few_vectors_again_and_again_come_to_be_made_of_pairs():
         curvature.apply(vectors)
     given, plain = [], BatchedCurvature._sum_of
 
-    def counted(self, vectors, rows):
+    def counted(self, vectors, rows, **how):
         given.append(len(vectors))
-        return plain(self, vectors, rows)
+        return plain(self, vectors, rows, **how)
 
     with mock.patch.object(BatchedCurvature, "_sum_of", counted):
         found = curvature.apply(vectors)
