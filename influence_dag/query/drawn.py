@@ -4,6 +4,7 @@ The graph names these functions (`Picture` in `stages.artifacts`).
 """
 
 from collections.abc import Iterable
+from textwrap import wrap
 
 import numpy as np
 
@@ -153,9 +154,13 @@ def report(bench: Workbench, version: Version, method: str | None) -> Drawn:
     }
 
 
+WIDTH = 44  # letters a line: what a window of 1,600 pixels shows of a value
+
+
 def _list(sentences: Iterable[str]) -> str:
-    """No table: a wide one decides how far all sentences of a page run before they are cut off."""
-    return "".join(f"- {sentence}\n" for sentence in sentences)
+    """As Markdown, in lines that are broken: Dagster cuts off what is wider than its column."""
+    items = (wrap(sentence, WIDTH, break_on_hyphens=False) for sentence in sentences)
+    return "".join("- " + "  \n  ".join(lines) + "\n" for lines in items)
 
 
 def _numbers(found: dict[str, dict[str, float]]) -> str:

@@ -261,6 +261,7 @@ def test_refits_are_shown_against_what_was_predicted(
 def test_the_report_says_what_may_be_trusted_and_why(page, server, validated, album):
     url = f"{server.url}/assets/tiny/report?view=overview"
     text = page.open(url, showing="The whole page: influence-dag report")
+    text = " ".join(text.split())
     assert "Trust these" in text, "the verdict"
     assert "rows left out and refitted, predicted and actual changes correlate" in text, "a reason"
     assert "the worst residual of a solve is" in text, "a row of what was measured"
