@@ -41,7 +41,7 @@ class Maps:
         base = _made_from(view.influences)
         for version in reversed(list(opened.store.versions(artifact))):
             found = opened.version(artifact, version.number)
-            if _made_from(found) != base or _is_reduced(found):
+            if _made_from(found) != base or not naming.keeps_all(found.attrs):
                 continue
             places = [_slot(view, found, *each) for each in (("test", test), ("train", train))]
             if None in places:
@@ -78,11 +78,6 @@ def _lazy(view: View) -> dict[str, Any]:
     if _are_tokens(view):
         return {NAME: results.position_influences(view.method)}
     return results.lazy_perturbations(view.method)
-
-
-def _is_reduced(version: Any) -> bool:
-    """Whether a pair's own map is not to be had from what is stored."""
-    return bool({"reduce", "pairs"} & version.attrs.keys())
 
 
 def _key(view: View, test: str, train: str) -> tuple:

@@ -47,11 +47,6 @@ def with_rows(dataset: xr.Dataset, name: str) -> xr.DataArray:
     return found.assign_coords(chosen.coords)
 
 
-def is_whole(version: Version) -> bool:
-    """Whether every pair has its derivative in every feature."""
-    return not {"reduce", "pairs"} & version.attrs.keys()
-
-
 def example(version: Version, method: str) -> str:
     """What to write to see some of it."""
     names = [name for name in version.variables if name.startswith(NAME)]

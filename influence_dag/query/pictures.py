@@ -13,7 +13,6 @@ from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StoreError
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents, named
-from influence_dag.query.perturbations import is_whole
 from influence_dag.stages import naming
 from influence_dag.stages.sampling import values_of_rows
 from influence_dag.store import Store, Version
@@ -133,7 +132,9 @@ class Pictures:
         artifacts = self._study.artifacts
         stored = [name for name in self._study.methods if naming.perturbation(name) in artifacts]
         method = method or next(iter(stored), None) or self._method(None)
-        if method in stored and is_whole(self._study.store.version(naming.perturbation(method))):
+        if method in stored and naming.keeps_all(
+            self._study.store.version(naming.perturbation(method)).attrs
+        ):
             return self._study.perturbation(method)
         return self._study.lazy_perturbation(method)
 

@@ -1,6 +1,7 @@
 """What the artifacts of a method are called, and those of a study that have one name."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from influence_dag.store import Version
@@ -31,3 +32,8 @@ def summary(method: str) -> str:
 def is_sampled(version: "Version", name: str) -> bool:
     """Whether an array is of a sample of the test rows; of the others it is NaN."""
     return name == "residual" and "sample" in version.array(name).attrs
+
+
+def keeps_all(attrs: Mapping[str, Any]) -> bool:
+    """Whether stored perturbation influences are of every pair and feature, by their attributes."""
+    return not {"reduce", "pairs"} & attrs.keys()
