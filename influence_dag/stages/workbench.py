@@ -26,7 +26,7 @@ class Workbench:
     """A study opened for work: its store, and its model and rows read back from there.
 
     With `plan_only` a refresh says what it would compute, and computes and writes nothing; what it
-    would publish then stands in for the artifact (`PlannedVersion`), so that later stages can be planned.
+    would publish then stands in for the artifact (`PlannedVersion`), so that later stages can plan.
     Blocks are computed by `executor`, by default in this process.
     """
 
