@@ -151,7 +151,6 @@ def checksum(file: str, content: Content) -> int:
 
 
 def last_checksum(content: bytes) -> int:
-    """The checksum that a chunk's file ends in."""
     return int.from_bytes(content[-_CHECKSUM_BYTES:], "little")
 
 
@@ -168,7 +167,6 @@ def is_sound(file: str, content: Content, expected: int) -> bool:
 
 
 def crc32c(content: Content) -> int:
-    """CRC-32C of some bytes, without copying them."""
     return google_crc32c.value(cast(bytes, np.frombuffer(content, np.uint8)))
 
 
