@@ -30,10 +30,8 @@ def _methods(store: str) -> list[str]:
 
 
 def artifacts(ctx: click.Context, _: click.Parameter, incomplete: str) -> list:
-    """Names of artifacts."""
     return _known(ctx, _artifacts, incomplete)
 
 
 def methods(ctx: click.Context, _: click.Parameter, incomplete: str) -> list:
-    """Names of methods."""
     return _known(ctx, _methods, incomplete)

@@ -106,17 +106,12 @@ def status(folder: Path, as_json: bool) -> None:
     from influence_dag.stages.status import status as find
 
     found = find(folder)
-    emit(_status(found), lambda: _print_status(found), as_json=as_json)
+    emit(_status(found), lambda: table(found.rows[0], found.rows[1:]), as_json=as_json)
 
 
 def _status(found: "StudyStatus") -> dict[str, Any]:
     rows = [asdict(each) | {"is_current": each.is_current} for each in found.artifacts]
     return {"study": found.study, "is_current": found.is_current, "artifacts": rows}
-
-
-def _print_status(found: "StudyStatus") -> None:
-    columns, *rows = found.rows
-    table(columns, rows)
 
 
 @click.command()

@@ -68,7 +68,6 @@ def _failed_checks(
 
 
 def in_a_line(found: dg.AssetCheckEvaluation) -> str:
-    """A check's result in a line."""
     return f"{found.asset_key.to_user_string()}: {found.check_name}: {found.description}"
 
 

@@ -35,7 +35,6 @@ class Contents:
 
     @property
     def inputs(self) -> list[str]:
-        """The names of the model's inputs."""
         current = self.opened.current("dataset")
         return [] if current is None else Look(current).inputs
 

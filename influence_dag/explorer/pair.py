@@ -13,7 +13,6 @@ from influence_dag.explorer.opened import View
 from influence_dag.explorer.shown import at, differences, project, row
 from influence_dag.stages import dampings, naming
 
-NAME = "perturbation_influences"
 KEPT = 64  # maps that were computed on demand
 BARS = 40  # columns of a table, the strongest
 
@@ -76,7 +75,7 @@ def _lazy(view: View) -> dict[str, Any]:
     """What is computed when it is sliced, by the name that its array would have."""
     results = view.opened.results
     if _are_tokens(view):
-        return {NAME: results.position_influences(view.method)}
+        return {naming.PERTURBATIONS: results.position_influences(view.method)}
     return results.lazy_perturbations(view.method)
 
 
@@ -95,13 +94,13 @@ def _made_from(version: Any) -> list[Any]:
 
 
 def _maps(version: Any) -> list[str]:
-    return [name for name in version.variables if name.startswith(NAME)]
+    return [name for name in version.variables if name.startswith(naming.PERTURBATIONS)]
 
 
 def _input(view: View, name: str) -> str:
     """The input of the model that a stored variable is about."""
-    if name != NAME:
-        return name.removeprefix(f"{NAME}_")
+    if name != naming.PERTURBATIONS:
+        return name.removeprefix(f"{naming.PERTURBATIONS}_")
     dataset = view.opened.current("dataset")
     assert dataset is not None
     return str(dataset.attrs["inputs"][0])

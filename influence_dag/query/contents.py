@@ -51,7 +51,6 @@ class Content:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
         return {
             "id": self.id,
             "label": self.label,

@@ -81,7 +81,6 @@ def markdown(figure: Figure, alt: str) -> str:
 
 
 def data_uri(figure: Figure, *, dpi: float = 90) -> str:
-    """The figure as an address that holds it."""
     return f"data:image/png;base64,{base64.b64encode(png(figure, dpi=dpi)).decode()}"
 
 

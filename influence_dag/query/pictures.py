@@ -234,7 +234,6 @@ def leave_one_out(version: Version) -> Figure:
 
 
 def datamodels(version: Version) -> Figure:
-    """Scores with their intervals."""
     found = version.attrs["info"]["scores"]
     names = [
         name if score["damping"] is None else f"{name} (λ = {score['damping']:g})"

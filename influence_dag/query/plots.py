@@ -179,7 +179,6 @@ def _place(axes: Axes, row: int, column: int, label: str, image: NDArray, colour
 
 
 def thumbnail(image: NDArray) -> Figure:
-    """One image and nothing else."""
     figure = Picture(figsize=(0.6, 0.6))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(image, cmap="gray_r", interpolation="nearest")

@@ -47,7 +47,6 @@ class ResultDataset(_NamedByTheirFirst, xr.Dataset):
 
 
 def of_results(dataset: xr.Dataset) -> ResultDataset:
-    """The dataset as one of results."""
     return ResultDataset(dataset.data_vars, dataset.coords, dataset.attrs)
 
 

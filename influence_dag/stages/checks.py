@@ -94,7 +94,6 @@ def gradient_norm(bench: Workbench) -> Outcome:
 
 
 def symmetric(kind: str) -> Check:
-    """The stored matrix equals its transpose."""
 
     def check(bench: Workbench) -> Outcome:
         matrix = bench.require(kind).read(kind)

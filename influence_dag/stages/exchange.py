@@ -111,7 +111,7 @@ class Exchange:
         path.mkdir(exist_ok=True)
         for old in set(path.iterdir()) - {path / f"{name_of(task)}.arrays" for task in tasks}:
             old.unlink(missing_ok=True)  # of another age
-        write_atomically(path / "plan", packed((shard.of, uuid.uuid4().hex, tasks)))
+        write_atomically(path / "plan", pickle.dumps((shard.of, uuid.uuid4().hex, tasks)))
         return path
 
     def end(self, error: BaseException | None) -> None:
@@ -140,10 +140,6 @@ class Exchange:
 
     def alive(self, number: int) -> Path:
         return self.folder / f"shard-{number}.alive"
-
-
-def packed(value: Any) -> bytes:
-    return pickle.dumps(value)
 
 
 def unpacked(left: bytes) -> Any:

@@ -191,7 +191,7 @@ def _warnings(study: Study, train: "SplitRows", costs: tuple[Cost, ...]) -> Iter
     from influence_dag.datasets.scales import unscaled
 
     features = study.settings.data.features
-    if not getattr(features, "standardise", False) and (names := unscaled(train)):
+    if not features.standardise and (names := unscaled(train)):
         told = "" if study.settings.compute.dtype == "float64" else "compute: {dtype: float64} or "
         yield (
             f"columns of very different scales ({', '.join(names)}) leave few digits to the "

@@ -86,7 +86,6 @@ def _path(start: Start, which: str) -> Path | None:
 
 
 def located(folder: Path, path: Path) -> str:
-    """A path as it stands in the study's settings."""
     return Path(os.path.relpath(path, folder)).as_posix()
 
 

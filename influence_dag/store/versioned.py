@@ -134,11 +134,9 @@ class VersionedStore(ABC, Generic[Kept]):
     # What follows from it
 
     def names(self) -> list[str]:
-        """The artifacts that have a current version, sorted."""
         return [name for name in self._begun() if self.current(name)]
 
     def unfinished(self) -> dict[str, int]:
-        """How many finished chunks interrupted runs have left for the next one, by artifact."""
         return {name: count for name in self._begun() if (count := self._left(name))}
 
     def base(self, name: str) -> Kept | None:
@@ -161,11 +159,9 @@ class VersionedStore(ABC, Generic[Kept]):
         return versions[number]
 
     def diff(self, name: str, before: int, after: int | None = None) -> Difference:
-        """What changed from one version to another, by default to the current one."""
         return Difference(self.version(name, before), self.version(name, after))
 
     def plan(self, name: str, layout: Layout, expected: Expected) -> Plan:
-        """What would have to be computed; takes no lock and changes nothing."""
         return make_plan(self.base(name), layout, expected)
 
     @contextmanager

@@ -51,7 +51,6 @@ def load_study(folder: str | Path) -> Study:
 
 
 def _studies_in(folder: Path) -> list[str]:
-    """The names of the studies in a folder of studies."""
     return [path.parent.name for path in folder.glob("*/defs.yaml")]
 
 

@@ -209,7 +209,6 @@ class MethodsSettings(Settings):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The methods that are asked for."""
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     @property

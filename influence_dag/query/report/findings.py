@@ -36,11 +36,9 @@ class Findings:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """What may be trusted."""
         return verdict(self.found)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
         return asdict(self) | {"verdict": asdict(self.verdict)}
 
 
