@@ -5,15 +5,14 @@ from typing import Any
 
 import dagster as dg
 
-from influence_dag.query.text import listed
 from influence_dag.stages import naming
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store.differences import Difference
-from influence_dag.texts import literal
+from influence_dag.texts import listed, literal
 
 COMPARED = 50_000_000  # numbers in changed chunks, above which they are not read again to compare
-MOVED = 10  # entries in the table of those that moved most
+MOVED = 10  # rows that are named, and entries in the table of those that moved most
 
 
 def changes(bench: Workbench, update: Update) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def _rows(found: Difference) -> dict[str, Any]:
     """`train_rows_changed: 3: train-0004, train-0007, train-1204`, and the like."""
     kinds = {"added": found.added, "removed": found.removed, "changed": found.changed}
     return {
-        f"{dim}_rows_{kind}": f"{len(labels)}: {listed(labels)}"
+        f"{dim}_rows_{kind}": f"{len(labels)}: {listed(labels, MOVED)}"
         for dim in ("train", "test")
         for kind, by_dim in kinds.items()
         if (labels := by_dim.get(dim))

@@ -14,7 +14,6 @@ from influence_dag.errors import StoreError
 from influence_dag.stages import naming
 from influence_dag.store import Store
 from influence_dag.study.code import code_hashes, code_key
-from influence_dag.study.model import LOSSES
 from influence_dag.study.module_files import is_of_project
 from influence_dag.study.places import project_around
 from influence_dag.study.study import Study, StudySettings
@@ -82,14 +81,7 @@ def _check_code(store: Store, study: Study, *, named: bool) -> None:
 
 def callables_of(settings: StudySettings) -> dict[str, str]:
     """The `module:callable` names that computing with a stored model imports, by setting."""
-    model = settings.model
-    named = {
-        "model.build": model.build,
-        "model.loss": None if model.loss in LOSSES else model.loss,
-        "model.measurement": model.measurement,
-    }
-    found = {field: name for field, name in named.items() if name is not None}
-    return found | settings.methods.drawn_by
+    return {field: name for field, name in settings.callables.items() if field != "model.fit"}
 
 
 def _check_factors(bench: "Workbench", method: str) -> None:

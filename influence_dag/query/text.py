@@ -18,7 +18,7 @@ from influence_dag.query.perturbations import example
 from influence_dag.query.results import StudyResults
 from influence_dag.stages import naming
 from influence_dag.store.differences import Change, Difference
-from influence_dag.texts import literal
+from influence_dag.texts import listed, literal
 
 TESTS, NEIGHBOURS = 3, 3
 SHOWN = 10  # labels in a list
@@ -169,7 +169,9 @@ def describe_difference(
     lines = [f"{artifact}: version {found.before.number} → {found.after.number}"]
     rows = {"added": found.added, "removed": found.removed, "changed": found.changed}
     for what, labels in rows.items():
-        lines += [f"  {dim} {what}: {listed(names)}" for dim, names in labels.items() if names]
+        lines += [
+            f"  {dim} {what}: {listed(names, SHOWN)}" for dim, names in labels.items() if names
+        ]
     for name, chunks in found.chunks.items():
         total = int(np.prod(found.after.variables[name].grid))
         lines.append(f"  {name}: {len(chunks)} of {total} chunks differ")
@@ -216,12 +218,6 @@ def difference_as_values(found: Difference) -> dict[str, Any]:
 def _moved(change: Change) -> str:
     at = ", ".join(literal(label) for label in change.labels.values())
     return f"{at}: {change.before:+.3g} → {change.after:+.3g}"
-
-
-def listed(names: list) -> str:
-    """The first few of a list of labels, and how many more there are."""
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(literal(name) for name in names[:SHOWN]) + rest
 
 
 def content_lines(content: Content) -> Iterator[str]:

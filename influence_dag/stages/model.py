@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_dag.datasets.slots import SPLITS, Axis, Split
-from influence_dag.errors import DataError, ModelError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
 from influence_dag.stages.class_order import check_order
@@ -25,6 +24,7 @@ from influence_dag.stages.reading import (
     load_objective,
     load_rows,
     load_state_of,
+    naming_targets,
     rows_in_blocks,
     study_loss,
     study_objective,
@@ -194,17 +194,11 @@ def check_targets(bench: Workbench, objective: "Objective") -> None:
     for split in splits:
         axis = bench.axis("dataset", split)
         few = load_rows(bench, axis, axis.slots[:2], dtype=objective.dtype)
-        labels = torch.from_numpy(bench.require("dataset").read(f"{split}_y"))
-        try:
-            check_labels(objective, few.x, labels[axis.slots].to(bench.device))
-        except ModelError as error:
-            if error.row is None:
-                raise
-            row = axis.ids[axis.slots[error.row]]
-            source = bench.require("dataset").attrs[f"{split}_source"]
-            said = str(error).removeprefix(f"row {error.row} has ")
-            column = bench.settings.data.target
-            raise DataError(f"{source}: row {str(row)!r}, column {column!r}: {said}") from error
+        dataset = bench.require("dataset")
+        labels = torch.from_numpy(dataset.read(f"{split}_y"))[axis.slots]
+        source, column = dataset.attrs[f"{split}_source"], bench.settings.data.target
+        with naming_targets(source, axis.ids[axis.slots], column):
+            check_labels(objective, few.x, labels.to(bench.device))
 
 
 def _artifact(

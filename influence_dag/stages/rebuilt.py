@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError
 from influence_dag.objective import modules
-from influence_dag.objective.objective import Objective, Rows, per_sample_loss
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.stages.reading import study_objective
 from influence_dag.structures import tensors_of
-from influence_dag.study.imported import import_callable, imported_anew
-from influence_dag.study.model import LOSSES
+from influence_dag.study.imported import imported_anew
 from influence_dag.study.study import Study
+from influence_dag.texts import listed
 
 CLOSE = 1e-9  # of the largest number: two builds of one module round alike
 FIRST = 8  # rows whose gradients are compared one by one
@@ -41,25 +42,16 @@ class Fitted:
 def check_rebuilt(study: Study, fitted: Fitted, stored: bytes) -> None:
     """Raise `ModelError` for what differs, by name, once the module is built and filled anew."""
     settings = study.settings.model
-    named = (settings.build, settings.loss, settings.measurement)
-    code = [name for name in named if name and name not in LOSSES]
+    own = ("model.build", "model.loss", "model.measurement")
+    code = [name for field, name in study.settings.callables.items() if field in own]
     with imported_anew(code, study.root):
         module = modules.build_module(settings, study.root, torch.float64)
         module = module.to(fitted.objective.device)
         if settings.fit is not None:
             _check_start(settings.build, fitted.started_from, module)
         modules.load_state(module, stored, "the state that was just fitted")
-        loss = _function(study, settings.loss, "model.loss")
-        measure, field = settings.measurement, "model.measurement"
-        measurement = _function(study, measure, field) if measure else None
-        again = Objective(
-            module.eval(), per_sample_loss(loss), measurement=measurement, output=settings.output
-        )
+        again = study_objective(study, module.eval())
         _check_same(fitted, again, by=settings.fit if isinstance(settings.fit, str) else "the fit")
-
-
-def _function(study: Study, name: str, field: str) -> Any:
-    return name if name in LOSSES else import_callable(name, study.root, field)
 
 
 def _check_start(build: str, first: Mapping[str, Tensor], module: nn.Module) -> None:
@@ -72,7 +64,7 @@ def _check_start(build: str, first: Mapping[str, Tensor], module: nn.Module) -> 
     ]
     if moved:
         raise ModelError(
-            f"model.build: {build} makes another {_listed(moved)} each time it is called, although "
+            f"model.build: {build} makes another {_some(moved)} each time it is called, although "
             "the generators of torch, numpy and random are seeded before; draw from these, or from "
             "a generator of your own with a fixed seed"
         )
@@ -83,7 +75,7 @@ def _check_same(fitted: Fitted, again: Objective, *, by: str) -> None:
     if mine.parameter_names != again.parameter_names:
         changed = sorted(set(mine.parameter_names) ^ set(again.parameter_names))
         raise ModelError(
-            f"{by} changed which parameters are trainable ({_listed(changed)}): later stages build "
+            f"{by} changed which parameters are trainable ({_some(changed)}): later stages build "
             "the module anew, and would not know; set requires_grad in model.build"
         )
     for axis, rows in fitted.rows.items():
@@ -205,7 +197,7 @@ def _left_outside(fitted: Objective, again: Objective) -> str:
     """Attributes and buffers by which the two modules differ, in words."""
     found = sorted(set(_differing(fitted.module, again.module)))
     if found:
-        return f" They differ in {_listed(found)}, which no state dict holds."
+        return f" They differ in {_some(found)}, which no state dict holds."
     return (
         " All that they have is in the state dict: it is code that remembers (a global, a "
         "closure), or that draws."
@@ -245,6 +237,5 @@ def _equal(one: Any, other: Any) -> bool:
     return type(one).__qualname__ == type(other).__qualname__ and not callable(one)
 
 
-def _listed(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(map(repr, names[:most]))
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def _some(names: list[str]) -> str:
+    return listed(names, 5, shown=repr)

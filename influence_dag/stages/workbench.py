@@ -3,11 +3,10 @@
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from influence_dag.datasets.slots import Axis, Split
+from influence_dag.datasets.slots import Axis, Split, StoredAxis
 from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.splits import load_splits
 from influence_dag.errors import StoreError, StudyError
@@ -123,12 +122,9 @@ class Workbench:
 
     def axis_of(self, version: Version, split: Split) -> Axis:
         """The rows that a version was made with, read once however many artifacts share them."""
-        parts = version.parts
-        names = Axis.coordinate_names(split, version.coordinates)
-        written = tuple(parts.get(name, "") for name in names)
-        if written in self._axes:
-            return self._axes[written]
-        return _read_axis(_Labels(written, split, version))
+        stored = StoredAxis.of(version, split)
+        known = self._axes.get(stored.written)
+        return _read_axis(stored) if known is None else known
 
     def remember(self, axis: Axis) -> None:
         """Rows that are about to be written: nobody has to read them."""
@@ -220,19 +216,8 @@ class Workbench:
         return {"study": self.study.name, "loss": self.settings.model.loss, **extra}
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """Where to read the rows of a split, known by the fingerprints of what would be read."""
-
-    written: tuple[str, ...]
-    split: Split
-    version: Version = field(compare=False)
-
-
-@lru_cache(maxsize=8)
-def _read_axis(labels: _Labels) -> Axis:
-    """Read once a process: each of Dagster's assets and checks opens a workbench of its own."""
-    return Axis.read(labels.version, labels.split)
+_read_axis = lru_cache(maxsize=8)(StoredAxis.read)
+"""Read once a process: each of Dagster's assets and checks opens a workbench of its own."""
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -92,6 +92,18 @@ def callable_name(value: str) -> str:
             f"expected 'module:callable' (for example assets.digits.model:build), got {value!r}"
         )
     return value
+
+
+def check_named(value: str, known: Collection[str], setting: str) -> None:
+    """A `ValueError` for what is neither one of the known names nor that of a callable."""
+    if value in known:
+        return
+    try:
+        callable_name(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{setting} {value!r} is neither one of {', '.join(known)} nor 'module:callable'"
+        ) from error
 
 
 def is_callable_name(name: str) -> bool:

@@ -20,7 +20,7 @@ from influence_dag.study.base import (
     Seed,
     Settings,
     Unit,
-    callable_name,
+    check_named,
     path_name,
 )
 
@@ -140,14 +140,7 @@ class ModelSettings(Settings):
                 "say where the parameters come from: `fit: {...}`, `fit: module:callable` or "
                 "`checkpoint: file.safetensors`"
             )
-        if self.loss not in LOSSES:
-            try:
-                callable_name(self.loss)
-            except ValueError as error:
-                raise ValueError(
-                    f"loss {self.loss!r} is neither one of {', '.join(LOSSES)} nor "
-                    "'module:callable'"
-                ) from error
+        check_named(self.loss, LOSSES, "loss")
         return self
 
     @field_validator("output", mode="before")

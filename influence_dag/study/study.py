@@ -20,10 +20,7 @@ from pydantic import (
 
 from influence_dag.addresses import below, folder_of, scheme_of
 from influence_dag.errors import StudyError
-from influence_dag.study.base import (
-    Settings,
-    from_environment,
-)
+from influence_dag.study.base import Settings, from_environment, is_callable_name
 from influence_dag.study.dagster import DagsterSettings
 from influence_dag.study.data import DataSettings
 from influence_dag.study.groups import (
@@ -115,6 +112,17 @@ class StudySettings(Settings):
                 "every curvature is 0"
             )
         return self
+
+    @property
+    def callables(self) -> dict[str, str]:
+        """The `module:callable` names that make or judge a model, by the setting that has them."""
+        fields = ("build", "loss", "fit", "measurement")
+        named = {f"model.{each}": getattr(self.model, each) for each in fields}
+        return {
+            field: name
+            for field, name in (named | self.methods.drawn_by).items()
+            if isinstance(name, str) and is_callable_name(name)
+        }
 
     @property
     def dampings(self) -> tuple[float, ...]:

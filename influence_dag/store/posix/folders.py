@@ -58,7 +58,7 @@ class Folder:
     def zarr_store(self, artifact: str, checksums: Mapping[str, int]) -> "CheckedFolder":
         from influence_dag.store.posix.local import CheckedFolder
 
-        return CheckedFolder(self.path, contents=self, artifact=artifact, checksums=checksums)
+        return CheckedFolder(self, artifact=artifact, checksums=checksums)
 
     def write(self, name: str, content: bytes) -> None:
         write_atomically(self._place(name), content)

@@ -5,18 +5,14 @@ from pathlib import Path
 from influence_dag.files import boot_id
 from influence_dag.store.layout import Layout
 from influence_dag.store.published import StoredVersion
+from influence_dag.store.versioned import begun_for
 
 JOURNALS = ".partial-*.journal"
 
 
 def header(layout: Layout, base: StoredVersion | None) -> dict[str, object]:
     """What its journal begins with: a run with another one begins anew."""
-    return {
-        "format": 1,
-        "layout": layout.fingerprint,
-        "base": base.number if base else None,
-        "boot": boot_id(),
-    }
+    return {"format": 1, **begun_for(layout, base), "boot": boot_id()}
 
 
 def published_path(partial: Path) -> Path:

@@ -12,6 +12,7 @@ import os
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Unpack
 
 from influence_dag.files import explained, remove, sync
 from influence_dag.store.cloning import clone
@@ -26,7 +27,7 @@ from influence_dag.store.publishing import finish
 from influence_dag.store.versioned import (
     DEEPEST,
     TAKEN,
-    Report,
+    Options,
     VersionedStore,
     check_name,
     is_part,
@@ -42,30 +43,15 @@ class ArtifactStore(VersionedStore[FolderVersion]):
     """
 
     def __init__(
-        self,
-        root: Path | str,
-        *,
-        keep_versions: int = 5,
-        lock_timeout: float = 60.0,
-        report: Report = lambda message: None,
-        locks: Locks = "flock",
+        self, root: Path | str, *, locks: Locks = "flock", **options: Unpack[Options]
     ) -> None:
         self.root = Path(root).absolute()
-        super().__init__(
-            str(self.root), keep_versions=keep_versions, lock_timeout=lock_timeout, report=report
-        )
+        super().__init__(str(self.root), **options)
         self._locks: Locks = locks
 
     @property
     def name(self) -> str:
         return self.root.name
-
-    def unfinished(self) -> dict[str, int]:
-        left = {
-            name: sum(map(finished_chunks, (self._folder(name) / "versions").glob(JOURNALS)))
-            for name in self._begun()
-        }
-        return {name: count for name, count in left.items() if count}
 
     def current(self, name: str) -> FolderVersion | None:
         """The newest complete version; None before the first.
@@ -119,6 +105,9 @@ class ArtifactStore(VersionedStore[FolderVersion]):
             if len(relative.parts) >= DEEPEST:
                 inside.clear()
         return sorted(found)
+
+    def _left(self, name: str) -> int:
+        return sum(map(finished_chunks, (self._folder(name) / "versions").glob(JOURNALS)))
 
     def _writing(self, name: str) -> AbstractContextManager[None]:
         return self._locked(name, ".lock")
