@@ -201,7 +201,7 @@ class Objective:
 
 
 def _tied(module: nn.Module) -> dict[str, str]:
-    """Further names of tensors that have several, with the first one; looked up once, not a call."""
+    """Further names of tensors that have several, with the first; looked for once, not a call."""
     names: dict[int, str] = {}
     tensors = (
         *module.named_parameters(remove_duplicate=False),
