@@ -96,10 +96,10 @@ class Artifact:
             return {name: each for name, each in dumped["model"].items() if name != "minimum"}
         if path == "method":
             return dumped["methods"][self.method]
-        found: Any = dumped
+        setting: Any = dumped
         for part in path.split("."):
-            found = found[part]
-        return found
+            setting = setting[part]
+        return setting
 
     def refresh(self, bench: "Workbench") -> "Update":
         """Bring the artifact up to date, with code and files that stay as they are meanwhile."""

@@ -108,7 +108,7 @@ def positive_definite(bench: Workbench, kind: str) -> Outcome:
 
 def _damped(info: dict[str, Any], smallest: float, damping: float, share: float) -> Outcome:
     message = f"smallest eigenvalue {smallest:.3g}, damping {damping:g}"
-    found = {"smallest_eigenvalue": smallest, "damping": damping}
+    numbers = {"smallest_eigenvalue": smallest, "damping": damping}
     floor = share * abs(info["largest_eigenvalue"])
     if smallest < -floor and damping < -2 * smallest:
         # Positive or not, the most negative direction then has the largest weight of all.
@@ -116,10 +116,10 @@ def _damped(info: dict[str, Any], smallest: float, damping: float, share: float)
             f"; a damping of {-2 * smallest:.2g} or more, on_indefinite: absolute or curvature: "
             "gauss_newton come nearer to what refits find"
         )
-        return Outcome(False, message, found, tolerated=smallest + damping > 0)
+        return Outcome(False, message, numbers, tolerated=smallest + damping > 0)
     if smallest + damping <= floor:
         message += "; eigenvalues that rounding cannot tell from zero count as zero"
-    return Outcome(True, message, found)
+    return Outcome(True, message, numbers)
 
 
 def damping_near_spectrum(bench: Workbench, method: str) -> Outcome:
@@ -138,8 +138,8 @@ def damping_near_spectrum(bench: Workbench, method: str) -> Outcome:
         )
     if max(known) > largest:
         message += "; above the spectrum influences are little but dot products of gradients"
-    found = {"damping": list(known), "mean_eigenvalue": mean}
-    return Outcome(not small and max(known) <= largest, message, found, tolerated=True)
+    numbers = {"damping": list(known), "mean_eigenvalue": mean}
+    return Outcome(not small and max(known) <= largest, message, numbers, tolerated=True)
 
 
 def _listed(known: tuple[float, ...]) -> str:
@@ -208,9 +208,9 @@ def methods_agree(bench: Workbench, *methods: str) -> Outcome:
 
 def predicts_refits(bench: Workbench) -> Outcome:
     """Predicted and actual changes correlate; of a network not every row's need to."""
-    found = bench.require("validation/leave_one_out").attrs["info"]
-    pearson = found["pearson"]
-    message = f"Pearson {pearson:.4f}, slope {found['slope']:.3f}, limit {REFITS:g}"
+    info = bench.require("validation/leave_one_out").attrs["info"]
+    pearson = info["pearson"]
+    message = f"Pearson {pearson:.4f}, slope {info['slope']:.3f}, limit {REFITS:g}"
     if pearson < REFITS:
         message += "; a damping nearer to the fit's weight decay, or the leverage, may come nearer"
     return Outcome(pearson >= REFITS, message, {"pearson": pearson}, tolerated=True)

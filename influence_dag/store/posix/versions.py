@@ -86,8 +86,8 @@ class ArtifactStore(VersionedStore[FolderVersion]):
         return shutil.disk_usage(there).free
 
     def beside(self, artifact: str) -> list[str]:
-        found = self.root.parent.glob(f"*/{artifact}")
-        return [path.relative_to(self.root.parent).parts[0] for path in found]
+        folders = self.root.parent.glob(f"*/{artifact}")
+        return [path.relative_to(self.root.parent).parts[0] for path in folders]
 
     def _begun(self) -> list[str]:
         """The artifacts that have a version or the beginning of one, sorted.
@@ -96,15 +96,15 @@ class ArtifactStore(VersionedStore[FolderVersion]):
         `Copy of direct`) are passed over. Who opens `/` is not to wait until all of it has been
         looked at.
         """
-        found = []
+        names = []
         for folder, inside, _ in os.walk(self.root):
             relative = Path(folder).relative_to(self.root)
             if not TAKEN.isdisjoint(inside):
-                found.append(relative.as_posix())
+                names.append(relative.as_posix())
             inside[:] = filter(is_part, inside)
             if len(relative.parts) >= DEEPEST:
                 inside.clear()
-        return sorted(found)
+        return sorted(names)
 
     def _left(self, name: str) -> int:
         return sum(map(finished_chunks, (self._folder(name) / "versions").glob(JOURNALS)))
