@@ -14,7 +14,6 @@ from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
 from influence_dag.study.imported import import_callable
-from influence_dag.study.model import FitSettings
 from influence_dag.suspicion import SUSPICIONS
 from influence_dag.validation.candidates import exact_candidates, representation_candidates
 from influence_dag.validation.datamodels import datamodels, initial_params
@@ -46,8 +45,7 @@ def _loaded(bench: Workbench) -> tuple[Objective, Rows, Rows]:
 
 def _weight_decay(bench: Workbench, method: str | None = None) -> float:
     """The L2 term of the refits: the fit's own, else the damping that stands for it."""
-    fit = bench.settings.model.fit
-    if isinstance(fit, FitSettings):
+    if fit := bench.settings.model.own_fit:
         return fit.weight_decay
     damped = [each for each in _methods(bench) if bench.settings.methods[each].is_damped]
     named = method if method in damped else next(iter(damped), _methods(bench)[0])
@@ -77,8 +75,8 @@ def _built(bench: Workbench) -> str:
 
 
 def _seed(bench: Workbench) -> int:
-    fit = bench.settings.model.fit
-    return fit.seed if isinstance(fit, FitSettings) else 0
+    fit = bench.settings.model.own_fit
+    return fit.seed if fit else 0
 
 
 def _stored(bench: Workbench, method: str, place: int) -> torch.Tensor:

@@ -19,9 +19,14 @@ from influence_dag.store.cloning import clone
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.layout import Layout
 from influence_dag.store.posix.folders import Folder, FolderVersion, version_in
-from influence_dag.store.posix.journal import Journal, finished_chunks
+from influence_dag.store.posix.journal import (
+    JOURNALS,
+    Journal,
+    finished_chunks,
+    header,
+    published_path,
+)
 from influence_dag.store.posix.locks import Locks, locked
-from influence_dag.store.posix.partials import JOURNALS, header, published_path
 from influence_dag.store.posix.pointers import CURRENT, is_pointer, numbered, point, pointed_to
 from influence_dag.store.publishing import finish
 from influence_dag.store.versioned import (
