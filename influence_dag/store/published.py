@@ -1,6 +1,5 @@
 """A published version of an artifact: an ordinary Zarr v3 group that never changes again."""
 
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from influence_dag.store.manifests import (
     stored_variable,
     unsealed,
 )
+from influence_dag.store.npz import unpacked
 from influence_dag.store.results import Results
 from influence_dag.store.soundness import Damage, damaged_chunks, damaged_files
 
@@ -291,8 +291,10 @@ class StoredVersion:
         content = self.contents.read(BLOCKS)
         if content is None or crc32c(content) != self.manifest["files"].get(BLOCKS, [None])[-1]:
             raise self._damaged(BLOCKS)
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            return unpacked(content)
+        except ValueError as error:
+            raise self._damaged(BLOCKS) from error
 
     def _sound(self, name: str) -> bytes:
         """The content of one of the version's small files; a `StoreError` when it is another."""

@@ -1,6 +1,5 @@
 """How a finished draft becomes a version: leftovers go, bookkeeping and metadata come."""
 
-import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from influence_dag.store.arrays import (
 )
 from influence_dag.store.layout import Variable
 from influence_dag.store.manifests import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, UNKNOWN, sealed
+from influence_dag.store.npz import packed
 
 if TYPE_CHECKING:
     from influence_dag.store.drafts import StoredDraft
@@ -54,9 +54,7 @@ def _bookkeeping(draft: "StoredDraft") -> bytes:
     for variable in draft.layout.variables:
         blocks[f"{variable.name}.{KEYS}"] = draft.keys(variable.name)
         blocks[f"{variable.name}.{STAMPS}"] = _stamps(draft, variable)
-    content = io.BytesIO()
-    np.savez(content, **blocks)
-    return content.getvalue()
+    return packed(blocks)
 
 
 def _stamps(draft: "StoredDraft", variable: Variable) -> np.ndarray:
