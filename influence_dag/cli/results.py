@@ -100,10 +100,10 @@ def suspects(
 
     From what is stored. --folds and --space penultimate run the project's code (model.build).
     """
-    found = _open(store).suspects(
+    ranked = _open(store).suspects(
         k, method=method, damping=damping, by=by, folds=folds, space=space
     )
-    rows = found.reset_coords().to_dataframe().reset_index()
+    rows = ranked.reset_coords().to_dataframe().reset_index()
     columns = [name for name in rows if name != "damping"]
     values = [dict(zip(columns, row, strict=True)) for row in rows[columns].values.tolist()]
 
@@ -113,7 +113,7 @@ def suspects(
         ]
         table(columns, cells, right=list(SUSPICIONS))
 
-    emit({"method": found.attrs["method"], "rows": values}, printed, as_json=as_json)
+    emit({"method": ranked.attrs["method"], "rows": values}, printed, as_json=as_json)
 
 
 @click.command()
@@ -155,8 +155,8 @@ def diff(store: str, artifact: str, before: int | None, after: int | None, as_js
 
     results = _open(store)
     if as_json:
-        found = text.difference(results, artifact, before, after)
-        emit(text.difference_as_values(found), "", as_json=True)
+        difference = text.difference(results, artifact, before, after)
+        emit(text.difference_as_values(difference), "", as_json=True)
     else:
         click.echo(text.describe_difference(results, artifact, before, after))
 

@@ -48,15 +48,15 @@ class Strongest:
 
     def _row(self, split: Any, each: "xr.DataArray") -> dict[str, Any]:
         name, label = each[split].item(), each.coords.get(f"{split}_label")
-        found = {"id": name, "label": None if label is None else label.item()}
+        told = {"id": name, "label": None if label is None else label.item()}
         if split == "train":
-            found["influence"] = float(each)
+            told["influence"] = float(each)
             if self._divisor:
-                found["change_when_left_out"] = float(each) / self._divisor
+                told["change_when_left_out"] = float(each) / self._divisor
         content = self._content(split, name)
         if content:
-            found |= {what: content.to_dict()[what] for what in ("kept", "inputs")}
-        return found
+            told |= {what: content.to_dict()[what] for what in ("kept", "inputs")}
+        return told
 
     def print(self) -> None:
         from influence_dag.query.pictures import named_row

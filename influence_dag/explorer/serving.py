@@ -119,10 +119,10 @@ def _names(host: str) -> set[str]:
         return {f"[{host.lower()}]"} if ":" in host else set()
     name = socket.gethostname().lower()
     try:
-        found = socket.gethostbyname_ex(name)
+        known = socket.gethostbyname_ex(name)
     except OSError:
         return {name}
-    return {name, found[0].lower(), *map(str.lower, found[1]), *found[2]}
+    return {name, known[0].lower(), *map(str.lower, known[1]), *known[2]}
 
 
 def _listening(host: str, port: int) -> socket.socket:

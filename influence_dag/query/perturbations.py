@@ -37,13 +37,13 @@ def of_input(dataset: xr.Dataset, input: str | None, asked: str) -> xr.DataArray
 
 def with_rows(dataset: xr.Dataset, name: str) -> xr.DataArray:
     """An array; of the longest pairs with the training rows that they are of."""
-    found = dataset[name]
-    if LONGEST_PAIRS not in dataset or "rank" not in found.dims:
-        return found
+    array = dataset[name]
+    if LONGEST_PAIRS not in dataset or "rank" not in array.dims:
+        return array
     of_rows = [name for name, each in dataset.coords.items() if each.dims == ("train",)]
     places = dataset[LONGEST_PAIRS].reset_coords(drop=True).compute()
     chosen = dataset.coords.to_dataset()[of_rows].isel(train=places)
-    return found.assign_coords(chosen.coords)
+    return array.assign_coords(chosen.coords)
 
 
 def example(version: Version, method: str) -> str:

@@ -189,23 +189,23 @@ def difference(
     return results.diff(artifact, before, after)
 
 
-def difference_as_values(found: Difference) -> dict[str, Any]:
+def difference_as_values(change: Difference) -> dict[str, Any]:
     """The same as `describe_difference` says, as plain values."""
     return {
-        "artifact": found.after.artifact,
-        "before": found.before.number,
-        "after": found.after.number,
-        "rows": {"added": found.added, "removed": found.removed, "changed": found.changed},
+        "artifact": change.after.artifact,
+        "before": change.before.number,
+        "after": change.after.number,
+        "rows": {"added": change.added, "removed": change.removed, "changed": change.changed},
         "arrays": {
             name: {
-                "chunks": int(np.prod(found.after.variables[name].grid)),
+                "chunks": int(np.prod(change.after.variables[name].grid)),
                 "chunks_changed": len(chunks),
                 "largest_changes": [
                     {"at": each.labels, "before": each.before, "after": each.after}
-                    for each in found.largest_changes(name)
+                    for each in change.largest_changes(name)
                 ],
             }
-            for name, chunks in found.chunks.items()
+            for name, chunks in change.chunks.items()
         },
     }
 

@@ -82,10 +82,10 @@ def look(bench: Workbench) -> None:
     data, root = bench.settings.data, bench.study.root
     if data.makes_rows:
         return
-    found = [path for split in SPLITS for path in files(data, split, root).values()]
-    if any(path.is_dir() for path in found):
+    paths = [path for split in SPLITS for path in files(data, split, root).values()]
+    if any(path.is_dir() for path in paths):
         return
-    if sum(path.stat().st_size for path in found) > LOOKED_AT:
+    if sum(path.stat().st_size for path in paths) > LOOKED_AT:
         return
     with suppress(StoreError):  # what is damaged is mended by the refresh
         stored = bench.store.current(naming.DATASET)

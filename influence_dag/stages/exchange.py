@@ -41,13 +41,13 @@ class Shard:
         >>> Shard.parse("2/8")
         Shard(number=2, of=8)
         """
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise StudyError(
                 f"shard is {text!r}; write i/n with i from 1 to n, such as 2/8 (of an array job: "
                 "--array=1-8 and --shard $SLURM_ARRAY_TASK_ID/8)"
             )
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     @property
     def drives(self) -> bool:

@@ -33,7 +33,6 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
 from influence_dag.study.imported import import_callable
-from influence_dag.study.model import FitSettings
 from influence_dag.study.study import Study
 from influence_dag.study.users_code import named_by
 from influence_dag.unchanged import note
@@ -94,7 +93,7 @@ def _has_met_rows(bench: Workbench) -> bool:
 
 def _settings_key(study: Study) -> str:
     model = study.settings.model
-    parameters = model.fit.model_dump() if isinstance(model.fit, FitSettings) else model.fit
+    parameters = model.own_fit.model_dump() if model.own_fit else model.fit
     checkpoint = _checkpoint_key(study) if model.checkpoint else None
     return fingerprint(
         naming.MODEL,
@@ -137,18 +136,18 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
         classes = list(bench.require("dataset").attrs.get("classes", ()))
         given = study_objective(study, module.eval())
         check_order(given, rows, classes, settings.checkpoint)
-    if isinstance(settings.fit, FitSettings):
+    if settings.own_fit:
         before = study_objective(study, module)
         before.check(rows)
-        if settings.fit.warm_start:
+        if settings.own_fit.warm_start:
             _load_previous(bench, module)
         report = modules.fit(
-            module, loss, rows, settings.fit, output=settings.output, report=bench.report
+            module, loss, rows, settings.own_fit, output=settings.output, report=bench.report
         )
         if settings.trains_on:
             moved = movement(before, study_objective(study, module), test)
             bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
-    elif settings.fit is not None:
+    elif isinstance(settings.fit, str):
         module.train()
         fit = import_callable(settings.fit, study.root, "model.fit")
         wanted = "it is called with the module and its rows, and trains the module in place"
@@ -214,11 +213,8 @@ def _artifact(
     from influence_dag.objective import modules
     from influence_dag.stages.rebuilt import loss_and_gradient
 
-    weight_decay = (
-        bench.settings.model.fit.weight_decay
-        if isinstance(bench.settings.model.fit, FitSettings)
-        else 0.0
-    )
+    fit = bench.settings.model.own_fit
+    weight_decay = fit.weight_decay if fit else 0.0
     theta = objective.params
     size = bench.settings.compute.batch_size
     losses, gradient = loss_and_gradient(objective, rows, size)

@@ -126,12 +126,12 @@ def _difference(one: Tensor, other: Tensor) -> _Difference:
 
 def _of_outputs(mine: Objective, again: Objective, rows: Rows, size: int) -> list[_Difference]:
     """Of each tensor of the outputs, which are in memory for a batch of rows alone."""
-    found = []
+    batches = []
     for batch in rows.batches(size):
         with torch.no_grad():
             leaves = [tensors_of(each.outputs(each.params, batch.x)) for each in (mine, again)]
-        found.append([_difference(*pair) for pair in zip(*leaves, strict=True)])
-    return [_joined(parts) for parts in zip(*found, strict=True)]
+        batches.append([_difference(*pair) for pair in zip(*leaves, strict=True)])
+    return [_joined(parts) for parts in zip(*batches, strict=True)]
 
 
 def _joined(parts: Sequence[_Difference]) -> _Difference:
@@ -169,14 +169,14 @@ def loss_and_gradient(objective: Objective, rows: Rows, size: int) -> tuple[Tens
 
 
 def _compare(
-    what: str, found: _Difference, fitted: Objective, again: Objective, by: str, axis: Axis
+    what: str, difference: _Difference, fitted: Objective, again: Objective, by: str, axis: Axis
 ) -> None:
-    one, other = found.shapes
+    one, other = difference.shapes
     if one == other:
-        apart = found.rows > CLOSE * found.scale
+        apart = difference.rows > CLOSE * difference.scale
         if not apart.any():
             return
-        row, size = int(apart.nonzero()[0, 0]), f"by up to {float(found.rows.max()):.2g}"
+        row, size = int(apart.nonzero()[0, 0]), f"by up to {float(difference.rows.max()):.2g}"
     else:
         row, size = 0, f"in shape, {one} and {other}"
     at = "" if what == "mean gradients" else f", first at {axis.name} row {_id(axis, row)!r}"
@@ -195,9 +195,9 @@ def _id(axis: Axis, row: int) -> str:
 
 def _left_outside(fitted: Objective, again: Objective) -> str:
     """Attributes and buffers by which the two modules differ, in words."""
-    found = sorted(set(_differing(fitted.module, again.module)))
-    if found:
-        return f" They differ in {_some(found)}, which no state dict holds."
+    names = sorted(set(_differing(fitted.module, again.module)))
+    if names:
+        return f" They differ in {_some(names)}, which no state dict holds."
     return (
         " All that they have is in the state dict: it is code that remembers (a global, a "
         "closure), or that draws."

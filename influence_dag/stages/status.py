@@ -118,10 +118,10 @@ def status_of(study: Study) -> StudyStatus:
     from influence_dag.stages.workbench import Workbench
 
     bench = Workbench(study, plan_only=True)
-    found = StudyStatus(study.name, tuple(each_status(bench)))
-    if not found.is_current and not has_run(bench):
+    status = StudyStatus(study.name, tuple(each_status(bench)))
+    if not status.is_current and not has_run(bench):
         import_named(study)
-    return found
+    return status
 
 
 def each_status(bench: "Workbench") -> Iterator[ArtifactStatus]:

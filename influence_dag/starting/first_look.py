@@ -209,8 +209,8 @@ def _look_at_arrays(path: Path, plan: Plan) -> None:
 
 
 def _look_at_pictures(folder: Path, plan: Plan) -> None:
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
-    _look_at_some(list(found), plan)
+    pictures = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    _look_at_some(list(pictures), plan)
 
 
 def _pictures_of(frame: pd.DataFrame, path: Path, plan: Plan) -> list[str] | None:

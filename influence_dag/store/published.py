@@ -204,12 +204,12 @@ class StoredVersion:
         the manifest.
         """
         try:
-            found = list(self.damaged_files(checksums=checksums))
+            damage = list(self.damaged_files(checksums=checksums))
             for variable in self.variables:
-                found += self.damaged_chunks(variable, checksums=checksums)
+                damage += self.damaged_chunks(variable, checksums=checksums)
         except StoreError:
             return (Damage(MANIFEST, missing=not self.contents.has(MANIFEST)),)
-        return tuple(found)
+        return tuple(damage)
 
     @property
     def is_complete(self) -> bool:
@@ -258,16 +258,16 @@ class StoredVersion:
     @cached_property
     def _checksums(self) -> dict[str, int]:
         """What every file of the version was published with."""
-        found = {name: entry[2] for name, entry in self.manifest["files"].items()}
+        checksums = {name: entry[2] for name, entry in self.manifest["files"].items()}
         for variable in self.variables:
             stamps = self.stamps(variable)
             indices = np.ndindex(stamps.shape[:-1])
             values = stamps[..., 2].ravel().tolist()
-            found |= {
+            checksums |= {
                 chunk_file(variable, index): value
                 for index, value in zip(indices, values, strict=True)
             }
-        return found
+        return checksums
 
     def stamps(self, variable: str) -> NDArray[np.int64]:
         """Size, time of modification and checksum of a variable's chunks as they were published."""

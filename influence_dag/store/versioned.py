@@ -208,13 +208,13 @@ class VersionedStore(ABC, Generic[Kept]):
             self._abandon(draft)
         draft.version = self.current(draft.artifact)
 
-    def _known(self, found: Kept) -> Kept:
+    def _known(self, opened: Kept) -> Kept:
         """The same object as before, with what it has read, while its bookkeeping is untouched."""
-        seen = found.contents.stamp(MANIFEST), found.contents.stamp(BLOCKS)
-        known, version = self._opened.get(found.address, (None, None))
+        seen = opened.contents.stamp(MANIFEST), opened.contents.stamp(BLOCKS)
+        known, version = self._opened.get(opened.address, (None, None))
         if version is None or known != seen:
-            version = found
-            self._opened[found.address] = seen, version
+            version = opened
+            self._opened[opened.address] = seen, version
         return version
 
     def _next_number(self, name: str) -> int:

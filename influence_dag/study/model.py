@@ -149,14 +149,19 @@ class ModelSettings(Settings):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @property
+    def own_fit(self) -> FitSettings | None:
+        """How the pipeline itself fits; None where θ is another's."""
+        return self.fit if isinstance(self.fit, FitSettings) else None
+
+    @property
     def trains_on(self) -> bool:
         """Whether the fit starts from the checkpoint."""
-        return isinstance(self.fit, FitSettings) and self.fit.start == "checkpoint"
+        return self.own_fit is not None and self.own_fit.start == "checkpoint"
 
     @property
     def is_given(self) -> bool:
         """Whether θ is another's: a checkpoint as it is, or what code of the project trained."""
-        return not isinstance(self.fit, FitSettings)
+        return self.own_fit is None
 
     @property
     def wanted_minimum(self) -> Literal["require", "warn", "ignore"]:

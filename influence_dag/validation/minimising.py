@@ -145,10 +145,10 @@ def _step(evaluate: Evaluate, state: _State, memory: _Memory) -> _State:
     if uphill.any():
         memory.forget(uphill)
         direction = memory.direction(state.gradients)
-    found = _line_search(evaluate, state, direction)
-    memory.add(found.points - state.points, found.gradients - state.gradients)
-    memory.forget(found.failures > 0)
-    return found
+    there = _line_search(evaluate, state, direction)
+    memory.add(there.points - state.points, there.gradients - state.gradients)
+    memory.forget(there.failures > 0)
+    return there
 
 
 def _line_search(evaluate: Evaluate, state: _State, direction: Float[Tensor, "m p"]) -> _State:
