@@ -134,11 +134,7 @@ def _whole(
     attrs = attributes(bench, settings_key, train, curvature=kind)
     about = {"formula": matrix_formula(kind, attrs["weights"])}
     arrays: dict[str, Result] = {kind: (("param", "param_t"), matrix.cpu().numpy(), about)}
-    info = {
-        "parameters": len(matrix),
-        "n_train": train.count,
-        "rows_differentiated": summed.rows,
-    }
+    info = {"parameters": len(matrix), "n_train": train.count, "rows_differentiated": summed.rows}
     if values is not None:
         named = {"long_name": "eigenvalues, largest first"}
         arrays["eigenvalues"] = (("rank",), values.flip(0).cpu().numpy(), named)

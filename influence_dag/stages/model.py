@@ -61,11 +61,7 @@ def refresh(bench: Workbench) -> Update:
     if pinned or as_it_is:
         check_features(bench, bench.undamaged(naming.MODEL), settings_key)
     update = refresh_whole(
-        bench,
-        naming.MODEL,
-        key,
-        lambda: _produce(bench, train, settings_key),
-        reusable=reusable,
+        bench, naming.MODEL, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )
     if update.is_current and not bench.is_planned("dataset") and not _has_met_rows(bench):
         check_targets(bench, load_objective(bench))

@@ -285,8 +285,4 @@ def unseen(bench: Workbench, folds: int) -> OutOfFold:
     )
 
 
-_KINDS = {
-    "leave_one_out": _leave_one_out,
-    "datamodels": _datamodels,
-    "label_errors": _label_errors,
-}
+_KINDS = {"leave_one_out": _leave_one_out, "datamodels": _datamodels, "label_errors": _label_errors}

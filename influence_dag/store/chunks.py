@@ -82,13 +82,7 @@ def write_array(contents: Unfinished, item: Coordinate) -> None:
     """Write a small array whole: its metadata and its one chunk."""
     values, chunk = item.values, whole_chunk(item.values.shape)
     write_metadata(
-        contents,
-        item.name,
-        values.dtype,
-        values.shape,
-        chunk,
-        dims=item.dims,
-        attrs=item.attrs,
+        contents, item.name, values.dtype, values.shape, chunk, dims=item.dims, attrs=item.attrs
     )
     if values.size:
         contents.write(chunk_file(item.name, (0,) * values.ndim), encoded(values, chunk))
