@@ -10,6 +10,7 @@ and the product's part of $W_l$ is $\sum (R\{g_l\} \, a_{l-1}^\top + g_l \, R\{a
 What does not depend on V is kept of each batch, so that no vector runs the network again.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -26,7 +27,7 @@ _NUMBERS = 2**21
 _KEPT_BYTES = 2**28  # of batches, for products to come
 _OUTPUTS = 64  # of a row, whose second derivatives are written out
 
-_Step = tuple[Tensor, Tensor | None]  # of weight (k, o, i) and bias (k, o)
+_Step = tuple[Tensor, Tensor]  # of weight (k, o, i) and bias (k, o)
 
 
 @dataclass(eq=False)
@@ -40,6 +41,7 @@ class LayeredSum:
     confirmed: bool = field(default=False, init=False)  # held against autograd, over all rows
     _asked: int = field(default=0, init=False)
     _kept: "list[_Batch]" = field(default_factory=list, init=False)
+    _scratch: "_Scratch" = field(default_factory=lambda: _Scratch(), init=False)
 
     def __post_init__(self) -> None:
         self.serves = len(self.network.layers[-1].weight) <= _OUTPUTS
@@ -58,7 +60,7 @@ class LayeredSum:
         for batch in self._batches():
             for start in range(0, len(vectors), batch.vectors_at_once):
                 chunk = slice(start, start + batch.vectors_at_once)
-                batch.add_products(vectors[chunk], total[chunk])
+                batch.add_products(vectors[chunk], total[chunk], self._scratch)
         return total
 
     def balanced_vector(self, places: list[slice]) -> Float[Tensor, " p"]:
@@ -77,6 +79,7 @@ class LayeredSum:
         """Keep nothing, and serve no more."""
         self.serves = False
         self._kept.clear()
+        self._scratch.held.clear()
 
     def _batches(self) -> "Iterator[_Batch]":
         yield from self._kept
@@ -113,38 +116,49 @@ class _Batch:
         rows = len(self.output_matrix)
         return max(1, min(_COLUMNS, _NUMBERS // max(1, widest * rows)))
 
-    def add_products(self, vectors: Float[Tensor, "k p"], out: Float[Tensor, "k p"]) -> None:
+    def add_products(
+        self, vectors: Float[Tensor, "k p"], out: Float[Tensor, "k p"], scratch: "_Scratch"
+    ) -> None:
         steps = [_step_of(layer, vectors) for layer in self.network.layers]
-        moves, inputs = self._forward(steps)
-        back = torch.bmm(moves[-1], self.output_matrix)
+        moves, inputs = self._forward(steps, scratch)
+        back = torch.bmm(moves[-1], self.output_matrix, out=scratch.like("curved", moves[-1]))
         for m in range(len(steps) - 1, -1, -1):
             self._add_of_layer(m, back, inputs[m], out)
             if m:
-                back = self._back(m, back, steps[m], moves[m - 1])
+                back = self._back(m, back, steps[m], moves[m - 1], scratch)
 
-    def _forward(self, steps: list[_Step]) -> tuple[list[Tensor], list[Tensor | None]]:
+    def _forward(
+        self, steps: list[_Step], scratch: "_Scratch"
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
         """R{z} of each layer and R{a} of its inputs, the first of which do not move."""
         moves: list[Tensor] = []
         inputs: list[Tensor | None] = [None]
         layers = zip(self.network.layers, steps, self.state.inputs, strict=True)
         for m, (layer, (weight, bias), a) in enumerate(layers):
-            flat = weight.flatten(0, 1).T
-            move = a @ flat if bias is None else torch.addmm(bias.flatten(), a, flat)
-            move, moved = move.unflatten(1, weight.shape[:2]), inputs[m]
+            move = scratch.take(f"move {m}", a, len(a), *weight.shape[:2])
+            torch.addmm(bias.flatten(), a, weight.flatten(0, 1).T, out=move.flatten(1))
+            moved = inputs[m]
             if moved is not None:
                 move.flatten(0, 1).addmm_(moved.flatten(0, 1), layer.weight.T)
             moves.append(move)
             if m < len(self.state.slopes):
-                inputs.append(self.state.slopes[m].unsqueeze(1) * move)
+                slope = self.state.slopes[m].unsqueeze(1)
+                inputs.append(torch.mul(slope, move, out=scratch.like(f"input {m}", move)))
         return moves, inputs
 
     def _back(
-        self, m: int, back: Float[Tensor, "n k o"], step: _Step, move: Float[Tensor, "n k i"]
+        self,
+        m: int,
+        back: Float[Tensor, "n k o"],
+        step: _Step,
+        move: Float[Tensor, "n k i"],
+        scratch: "_Scratch",
     ) -> Float[Tensor, "n k i"]:
         """R{g} of the layer before."""
-        sent = (back.flatten(0, 1) @ self.network.layers[m].weight).view(len(back), -1)
-        sent.addmm_(self.state.gradients[m], step[0].transpose(0, 1).flatten(1))
-        sent = sent.view_as(move).mul_(self.state.slopes[m - 1].unsqueeze(1))
+        sent = scratch.like(f"back {m}", move)
+        torch.mm(back.flatten(0, 1), self.network.layers[m].weight, out=sent.flatten(0, 1))
+        sent.flatten(1).addmm_(self.state.gradients[m], step[0].transpose(0, 1).flatten(1))
+        sent.mul_(self.state.slopes[m - 1].unsqueeze(1))
         return sent.addcmul_(self.state.bends[m - 1].unsqueeze(1), move)
 
     def _add_of_layer(
@@ -163,8 +177,24 @@ class _Batch:
 
 
 def _step_of(layer: LinearLayer, vectors: Float[Tensor, "k p"]) -> _Step:
-    """The vectors' parts of a layer: no step of what is frozen."""
+    """The vectors' parts of a layer: no step of what is frozen or not there."""
     weight, bias = layer.weight_place, layer.bias_place
     shape = (len(vectors), *layer.weight.shape)
     step = vectors.new_zeros(shape) if weight is None else vectors[:, weight].reshape(shape)
-    return step, None if bias is None else vectors[:, bias]
+    return step, vectors.new_zeros(shape[:2]) if bias is None else vectors[:, bias]
+
+
+@dataclass(frozen=True, eq=False)
+class _Scratch:
+    """Memory of temporaries, used again: fresh pages cost more than the products in them."""
+
+    held: dict[str, Tensor] = field(default_factory=dict)
+
+    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
+        size, held = math.prod(shape), self.held.get(name)
+        if held is None or held.numel() < size:
+            held = self.held[name] = like.new_empty(size)
+        return held[:size].view(shape)
+
+    def like(self, name: str, other: Tensor) -> Tensor:
+        return self.take(name, other, *other.shape)

@@ -16,6 +16,7 @@ from influence_dag.stages.keys import (
     callable_key,
     column_kinds,
     hash_of_file,
+    met_rows,
     model_key,
     source_key,
 )
@@ -38,9 +39,11 @@ from influence_dag.study.users_code import named_by
 from influence_dag.unchanged import note
 
 if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
+    import torch
     from torch import nn
 
     from influence_dag.objective import Objective, Rows
+    from influence_dag.objective.modules import FitReport
 
 FORMULA = FORMULAS["model"]
 
@@ -122,7 +125,7 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     module = modules.build_module(settings, study.root, torch.float64).to(bench.device)
     loss = study_loss(study)
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
-    report: Any = None
+    report: FitReport | None = None
     moved: dict[str, float] = {}
     check_targets(bench, study_objective(study, module.eval()))
     if settings.checkpoint:
@@ -152,12 +155,22 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     module.eval()
     objective = study_objective(study, module)
     objective.check(rows)
-    told: dict[str, Any] = moved | ({"unscaled_columns": unscaled} if unscaled else {})
-    made = _artifact(bench, train, objective, rows, settings_key, report, told)
+    told = _of_fit(report) | moved | ({"unscaled_columns": unscaled} if unscaled else {})
+    stored = modules.save_checkpoint(objective.module)
     seen = {train: rows, bench.axis("dataset", "test"): test}
     fitted = Fitted(objective, started_from, seen, bench.settings.compute.batch_size)
-    check_rebuilt(study, fitted, made.files["model.safetensors"])
-    return made
+    mean = check_rebuilt(study, fitted, stored)
+    return _artifact(bench, train, objective, rows, settings_key, told, mean, stored)
+
+
+def _of_fit(report: "FitReport | None") -> dict[str, Any]:
+    if report is None:
+        return {}
+    return {
+        "fit_steps": report.steps,
+        "fit_converged": report.converged,
+        "fit_seconds": round(report.seconds, 2),
+    }
 
 
 def rows_of(bench: Workbench, axis: Axis) -> "Rows":
@@ -202,18 +215,17 @@ def _artifact(
     objective: "Objective",
     rows: "Rows",
     settings_key: str,
-    report: Any,
     told: dict[str, Any],
+    mean: "tuple[torch.Tensor, torch.Tensor]",
+    stored: bytes,
 ) -> Whole:
+    """`mean` is the rows' mean loss with its gradient, `stored` the module's state."""
     from influence_dag.gradients.stationarity import stationarity
-    from influence_dag.objective import modules
-    from influence_dag.stages.rebuilt import loss_and_gradient
 
     fit = bench.settings.model.own_fit
     weight_decay = fit.weight_decay if fit else 0.0
     theta = objective.params
-    size = bench.settings.compute.batch_size
-    losses, gradient = loss_and_gradient(objective, rows, size)
+    losses, gradient = mean
     penalised = gradient + weight_decay * theta
     info = {
         "parameters": objective.size,
@@ -221,14 +233,7 @@ def _artifact(
         "mean_loss": float(losses),
         "gradient_norm": float(penalised.norm()),
         "weight_decay": weight_decay,
-    }
-    if report is not None:
-        info |= {
-            "fit_steps": report.steps,
-            "fit_converged": report.converged,
-            "fit_seconds": round(report.seconds, 2),
-        }
-    info |= told
+    } | told
     if objective.run_otherwise:
         info["run_otherwise"] = objective.run_otherwise
     found = stationarity(objective, rows, penalised)
@@ -251,8 +256,9 @@ def _artifact(
     )
     arrays = {"parameters": (("param",), theta.detach().cpu().numpy(), {"long_name": "θ"})}
     coordinates = (parameter_coordinate(names),)
-    files = {"model.safetensors": modules.save_checkpoint(objective.module)}
-    return Whole(arrays, attrs, info, coordinates, files)
+    files = {"model.safetensors": stored}
+    notes = {"rows_met": met_rows(bench, train)}
+    return Whole(arrays, attrs, info, coordinates, files, notes)
 
 
 def parameter_coordinate(names: list[str]) -> Coordinate:

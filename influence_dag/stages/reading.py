@@ -122,8 +122,8 @@ def check_rows(
 ) -> None:
     """Raise `ModelError` for rows, named by their ids, that do not stand for themselves.
 
-    Those that the model was fitted on were seen then; others, of the test split or added since at
-    a pinned θ, are seen when they are first differentiated.
+    Those that the model's stage has met were seen then (`were_met`); others, of the test split or
+    added since at a pinned θ, are seen when they are first differentiated.
     """
     from influence_dag.objective.batching import check_all_rows
 
