@@ -43,7 +43,6 @@ if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
     from torch import nn
 
     from influence_dag.objective import Objective, Rows
-    from influence_dag.objective.modules import FitReport
 
 FORMULA = FORMULAS["model"]
 
@@ -117,45 +116,19 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     from influence_dag.objective import modules
     from influence_dag.stages.rebuilt import Fitted, check_rebuilt
 
-    settings, study = bench.settings.model, bench.study
+    study = bench.study
     rows, test = (rows_of(bench, axis) for axis in (train, bench.axis("dataset", "test")))
     unscaled = unscaled_columns(bench)
     if unscaled:
         bench.report(f"warning: {unscaled}")
-    module = modules.build_module(settings, study.root, torch.float64).to(bench.device)
-    loss = study_loss(study)
+    module = modules.build_module(study.settings.model, study.root, torch.float64)
+    module = module.to(bench.device)
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
-    report: FitReport | None = None
-    moved: dict[str, float] = {}
     check_targets(bench, study_objective(study, module.eval()))
-    if settings.checkpoint:
-        _checkpoint_key(study)
-        modules.load_checkpoint(module, study.path(settings.checkpoint))
-        _checkpoint_key(study)
-        classes = list(bench.require("dataset").attrs.get("classes", ()))
-        given = study_objective(study, module.eval())
-        check_order(given, rows, classes, settings.checkpoint)
-    if settings.own_fit:
-        before = study_objective(study, module)
-        before.check(rows)
-        if settings.own_fit.warm_start:
-            _load_previous(bench, module)
-        report = modules.fit(
-            module, loss, rows, settings.own_fit, output=settings.output, report=bench.report
-        )
-        if settings.trains_on:
-            moved = movement(before, study_objective(study, module), test)
-            bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
-    elif isinstance(settings.fit, str):
-        module.train()
-        fit = import_callable(settings.fit, study.root, "model.fit")
-        wanted = "it is called with the module and its rows, and trains the module in place"
-        with modules.seeded(0), named_by(f"model.fit: {settings.fit}", wanted):
-            fit(module, rows)
-    module.eval()
-    objective = study_objective(study, module)
+    _load_given(bench, module, rows)
+    told = _fitted(bench, module, rows, test) | ({"unscaled_columns": unscaled} if unscaled else {})
+    objective = study_objective(study, module.eval())
     objective.check(rows)
-    told = _of_fit(report) | moved | ({"unscaled_columns": unscaled} if unscaled else {})
     stored = modules.save_checkpoint(objective.module)
     seen = {train: rows, bench.axis("dataset", "test"): test}
     fitted = Fitted(objective, started_from, seen, bench.settings.compute.batch_size)
@@ -163,14 +136,45 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     return _artifact(bench, train, objective, rows, settings_key, told, mean, stored)
 
 
-def _of_fit(report: "FitReport | None") -> dict[str, Any]:
-    if report is None:
+def _load_given(bench: Workbench, module: "nn.Module", rows: "Rows") -> None:
+    """Load the checkpoint where there is one, whose outputs have to be in the order of classes."""
+    from influence_dag.objective import modules
+
+    study, checkpoint = bench.study, bench.settings.model.checkpoint
+    if checkpoint:
+        _checkpoint_key(study)
+        modules.load_checkpoint(module, study.path(checkpoint))
+        _checkpoint_key(study)
+        classes = list(bench.require("dataset").attrs.get("classes", ()))
+        check_order(study_objective(study, module.eval()), rows, classes, checkpoint)
+
+
+def _fitted(bench: Workbench, module: "nn.Module", rows: "Rows", test: "Rows") -> dict[str, Any]:
+    """Fit the module in place, as the study says; what there is to say of it."""
+    from influence_dag.objective import modules
+
+    study, settings = bench.study, bench.settings.model
+    if isinstance(settings.fit, str):
+        module.train()
+        fit = import_callable(settings.fit, study.root, "model.fit")
+        wanted = "it is called with the module and its rows, and trains the module in place"
+        with modules.seeded(0), named_by(f"model.fit: {settings.fit}", wanted):
+            fit(module, rows)
+    if settings.own_fit is None:
         return {}
-    return {
-        "fit_steps": report.steps,
-        "fit_converged": report.converged,
-        "fit_seconds": round(report.seconds, 2),
-    }
+    before = study_objective(study, module)
+    before.check(rows)
+    if settings.own_fit.warm_start:
+        _load_previous(bench, module)
+    loss, output = study_loss(study), settings.output
+    fit = modules.fit(module, loss, rows, settings.own_fit, output=output, report=bench.report)
+    told = {"fit_steps": fit.steps, "fit_converged": fit.converged}
+    told["fit_seconds"] = round(fit.seconds, 2)
+    if not settings.trains_on:
+        return told
+    moved = movement(before, study_objective(study, module), test)
+    bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
+    return told | moved
 
 
 def rows_of(bench: Workbench, axis: Axis) -> "Rows":
@@ -239,11 +243,6 @@ def _artifact(
     found = stationarity(objective, rows, penalised)
     if found is not None:
         info |= {"relative_gradient": found.relative, "relative_to_rows": found.rows}
-    names = [
-        name
-        for name, shape in zip(objective.parameter_names, objective.parameter_shapes, strict=True)
-        for _ in range(int(np.prod(shape)))
-    ]
     attrs = bench.attributes(
         settings_key=settings_key,
         source_key=source_key(bench.study),
@@ -255,17 +254,10 @@ def _artifact(
         long_name="flat parameter vector θ; the module's whole state is in model.safetensors",
     )
     arrays = {"parameters": (("param",), theta.detach().cpu().numpy(), {"long_name": "θ"})}
-    coordinates = (parameter_coordinate(names),)
+    sizes = [int(np.prod(shape)) for shape in objective.parameter_shapes]
+    names = np.array(objective.parameter_names, np.dtypes.StringDType()).repeat(sizes)
+    about = {"long_name": "name of the tensor that the entry belongs to"}
+    coordinates = (Coordinate("parameter", ("param",), names, about),)
     files = {"model.safetensors": stored}
     notes = {"rows_met": met_rows(bench, train)}
     return Whole(arrays, attrs, info, coordinates, files, notes)
-
-
-def parameter_coordinate(names: list[str]) -> Coordinate:
-    values = np.array(names, dtype=np.dtypes.StringDType())
-    return Coordinate(
-        "parameter",
-        ("param",),
-        values,
-        {"long_name": "name of the tensor that the entry belongs to"},
-    )
