@@ -19,6 +19,7 @@ from influence_dag.functional.inversion import (
 )
 from influence_dag.functional.loaders import read_rows
 from influence_dag.functional.sizes import check_fits
+from influence_dag.functional.surroundings import in_plain_surroundings
 from influence_dag.gradients.per_sample import (
     GradientLayout,
     Gradients,
@@ -34,6 +35,7 @@ from influence_dag.influence.positions import (
 )
 from influence_dag.influence.upweighting import influences, perturbation_influences
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
+from influence_dag.objective.numbers import check_numbers
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers.base import LowRank
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
@@ -71,6 +73,7 @@ class TorchTwiceDifferentiable:
             raise TypeError(
                 f"loss is {a_kind(loss)}; a name or a function (output, target) is wanted"
             )
+        check_numbers(model.named_parameters(), "model: ")
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.loss = loss.to(self.device) if isinstance(loss, nn.Module) else loss
@@ -90,6 +93,7 @@ class TorchTwiceDifferentiable:
         return self.objective.size
 
 
+@in_plain_surroundings
 def compute_influences(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
@@ -212,6 +216,7 @@ def _shown(batches: Iterable[Rows], total: int) -> Iterable[Rows]:
     return tqdm(batches, "influences", total, unit="block", delay=MOMENT, disable=None, leave=False)
 
 
+@in_plain_surroundings
 def compute_influence_factors(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
@@ -233,6 +238,7 @@ def compute_influence_factors(
     return inversion.factors(objective, train, test, batch=_batch_size(training_data))
 
 
+@in_plain_surroundings
 def solve_hvp(
     inversion_method: str | Enum,
     differentiable_model: TorchTwiceDifferentiable,
@@ -287,7 +293,9 @@ def _batch_size(data: Loader) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _right_hand_sides(b: Tensor, objective: Objective) -> Float[Tensor, "k p"]:
+def _right_hand_sides(b: Any, objective: Objective) -> Float[Tensor, "k p"]:
+    if not isinstance(b, Tensor):
+        raise TypeError(f"b is {a_kind(b)}; a tensor (k, {objective.size}) is wanted")
     if b.ndim not in (1, 2) or b.shape[-1] != objective.size:
         raise ValueError(
             f"b has shape {tuple(b.shape)}; the model has {objective.size} trainable parameters, "

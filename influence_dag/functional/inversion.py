@@ -39,6 +39,7 @@ from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.forming import OF_LINEAR_LAYERS, worth_forming
 from influence_dag.solvers.rounding import rounding
 from influence_dag.study.curvatures import CURVATURE_KINDS
+from influence_dag.texts import a_kind
 
 Damping: TypeAlias = float | Literal["auto"]
 
@@ -91,6 +92,11 @@ class Inversion:
         damping = damping if hessian_perturbation is None else hessian_perturbation
         if isinstance(damping, str) and damping != "auto":
             raise ValueError(f"damping={damping!r} is unknown; use a number or 'auto'")
+        if isinstance(damping, list | tuple):
+            raise TypeError(
+                f"damping is {a_kind(damping)}; one number or 'auto' is wanted: call once for "
+                "each of several, or list them in a study"
+            )
         if not isinstance(damping, str) and not 0 <= damping < float("inf"):
             raise ValueError(f"damping={damping!r}; a finite number that is not negative is wanted")
         start = _start(name, settings)
@@ -163,6 +169,7 @@ class Inversion:
     ) -> InverseHvpResult:
         operator = self._operator(CURVATURES[self.curvature](objective, rows), len(rhs))
         method = self._fitted_to(operator, batch, len(rhs))
+        _check_start(self.start, rhs)
         factorization, known = self._factorize(objective, method, operator)
         solution = factorization.solve(rhs, damping=known.value, x0=self.start)
         _check_finite(solution.x)
@@ -294,6 +301,14 @@ def _start(name: str, settings: dict[str, Any]) -> Tensor | None:
             raise ValueError("h0 is a first guess for scale * x: give scale along with it")
         start = start / settings["scale"]
     return torch.atleast_2d(start)
+
+
+def _check_start(start: Tensor | None, rhs: Tensor) -> None:
+    if start is not None and start.shape not in (rhs.shape, (1, rhs.shape[1])):
+        raise ValueError(
+            f"the first guess has shape {tuple(start.shape)}; wanted one for each of the "
+            f"right-hand sides {tuple(rhs.shape)}, or one for all"
+        )
 
 
 def _check_finite(x: Tensor) -> None:

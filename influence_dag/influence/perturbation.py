@@ -13,6 +13,7 @@ from torch.func import grad, jacrev, vjp, vmap
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.errors import ModelError
 from influence_dag.gradients.checks import random_weights
+from influence_dag.influence.differences import check_input_derivatives
 from influence_dag.influence.layered import layered_products
 from influence_dag.influence.points import InputPoint, Point, perturbation_point
 from influence_dag.objective.footprint import saved_numbers
@@ -54,9 +55,11 @@ def perturbation_influences(
     $h_i$ an embedding's vectors, say: `(k, n, *output)`. `chunk` factors are differentiated at a
     time: it bounds memory and changes no answer.
 
-    Raises `ModelError` when there is nothing to differentiate in, naming what there is.
+    Raises `ModelError` when there is nothing to differentiate in, naming what there is, and where
+    a part of the model takes its inputs without their derivative.
     """
     point = perturbation_point(objective, rows, wrt)
+    check_input_derivatives(objective, factors, rows, wrt)
     if wrt is not None and route not in ("auto", "autograd"):
         raise ModelError(f"route={route!r} takes inputs; with wrt={wrt!r} use route='autograd'")
     found = None if wrt else _by_a_short_cut(objective, factors, rows, route, chunk)

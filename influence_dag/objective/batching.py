@@ -116,7 +116,8 @@ class _Check:
             return values.detach(), None
         if not values.requires_grad:  # a batch of which no row depends on θ
             return values.detach(), torch.zeros_like(theta)
-        (gradient,) = torch.autograd.grad((u * values).sum(), theta)
+        with torch.enable_grad():  # whatever the caller's mode is
+            (gradient,) = torch.autograd.grad((u * values).sum(), theta)
         return values.detach(), gradient
 
     def _check_equal(self, first: Tensor, second: Tensor) -> None:
