@@ -8,9 +8,8 @@ from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
 from influence_dag.stages.class_order import check_order
-from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.driver import Whole, refresh_whole
-from influence_dag.stages.features import check_features, feature_names
+from influence_dag.stages.features import check_features, feature_names, unscaled_columns
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import (
     callable_key,
