@@ -39,10 +39,7 @@ def told(source: Source, column: str) -> dict[str, Any]:
 
 
 def numbers_of(
-    source: Source,
-    frame: pd.DataFrame,
-    text_of: Callable[[str], np.ndarray] | None,
-    name: str,
+    source: Source, frame: pd.DataFrame, text_of: Callable[[str], np.ndarray] | None, name: str
 ) -> np.ndarray:
     """The column as int64 if all are whole numbers or booleans, else float64; empty is NaN."""
     column = plain_categories(frame, name)
