@@ -56,15 +56,15 @@ def _above(path: Path) -> Path | None:
 
 def _free_inodes(path: Path) -> int:
     """How many files a file system has room for; 1 where it does not count them."""
-    found = _above(path)
-    counted = os.statvfs(found) if found else None
+    folder = _above(path)
+    counted = os.statvfs(folder) if folder else None
     return counted.f_favail if counted and counted.f_files else 1
 
 
 def _space(path: Path, size: int | None) -> str:
     """` (4,096 bytes free, 65,536 to write)`, as far as it is known."""
-    found = _above(path)
-    free = f"{shutil.disk_usage(found).free:,} bytes free" if found else ""
+    folder = _above(path)
+    free = f"{shutil.disk_usage(folder).free:,} bytes free" if folder else ""
     wanted = f"{size:,} to write" if size is not None else ""
     return f" ({', '.join(filter(None, (free, wanted)))})"
 
@@ -100,21 +100,41 @@ def content_of(path: Path | str) -> bytes | None:
     Raises `StoreError` for a file that may not be read.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            return None
-        with open(path, "rb") as file:
-            return file.read()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is opened at once
     except PermissionError as error:
         raise StoreError(f"{path} may not be read: {error.strerror}; ask its owner") from error
     except OSError:
         return None
+    try:
+        return _read_all(descriptor)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def _read_all(descriptor: int) -> bytes | None:
+    """What an open file holds, in one call where the system gives all of it; None if it is none."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    content = os.read(descriptor, status.st_size + 1)
+    if len(content) == status.st_size:
+        return content
+    pieces = [content]  # above 2 GiB, or of a size that the system does not tell
+    while pieces[-1]:
+        pieces.append(os.read(descriptor, 1 << 30))
+    return b"".join(pieces)
+
+
+def write_atomically(path: Path | str, content: bytes) -> None:
     """Replace a file as a whole; a reader sees the old or the new content."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    temporary = f"{path}.{uuid.uuid4().hex}.partial"
+    with open(temporary, "xb", buffering=0) as file:
+        rest = memoryview(content)
+        while rest:  # a call writes 2 GiB at most
+            rest = rest[file.write(rest) :]
+    os.replace(temporary, path)
 
 
 def replace_link(link: Path, target: str) -> None:
@@ -124,7 +144,7 @@ def replace_link(link: Path, target: str) -> None:
     temporary.replace(link)
 
 
-def files_below(folder: Path) -> Iterator[str]:
+def files_below(folder: Path | str) -> Iterator[str]:
     """Every file in a folder and in those inside it."""
     for parent, _, names in os.walk(folder):
         yield from (f"{parent}/{name}" for name in names)

@@ -8,7 +8,7 @@ among $10^{12}$ blocks the chance of any collision is below $10^{-14}$.
 
 import itertools
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -18,6 +18,7 @@ KEY_BYTES = 16
 """Length of a key; a key of zeros means "never computed" and is not produced by hashing."""
 
 Keys = NDArray[np.uint8]
+Add = Callable[[bytes], None]
 
 
 def fingerprint(*parts: object) -> str:
@@ -33,8 +34,7 @@ def fingerprint(*parts: object) -> str:
     False
     """
     digest = blake2b(digest_size=KEY_BYTES)
-    for piece in _encode(parts):
-        digest.update(piece)
+    _encode(parts, digest.update)
     return digest.hexdigest()
 
 
@@ -53,7 +53,8 @@ def row_fingerprints(columns: Mapping[str, NDArray]) -> Keys:
         found = {name: len(array) for name, array in arrays.items()}
         raise ValueError(f"columns of one table have one length, got {found}")
     schema = [(name, _type_name(array), array.shape[1:]) for name, array in arrays.items()]
-    start = blake2b(b"".join(_encode(schema)), digest_size=KEY_BYTES)
+    start = blake2b(digest_size=KEY_BYTES)
+    _encode(schema, start.update)
     digests = bytearray()
     for row in _joined_rows(list(arrays.values())):
         digest = start.copy()
@@ -98,25 +99,26 @@ def as_keys(fingerprints: Sequence[str]) -> Keys:
     return np.frombuffer(digits, np.uint8).reshape(-1, KEY_BYTES)
 
 
-def _encode(value: object) -> Iterator[bytes]:
-    if value is None or isinstance(value, bool):
-        yield _tagged(b"c", repr(value).encode())
-    elif isinstance(value, int):
-        yield _tagged(b"i", str(value).encode())
-    elif isinstance(value, float):
-        yield _tagged(b"f", struct.pack("<d", value))
-    elif isinstance(value, str):
-        yield _tagged(b"s", value.encode())
-    elif isinstance(value, bytes):
-        yield _tagged(b"b", value)
-    elif isinstance(value, np.ndarray):
-        yield from _encode_array(value)
+def _encode(value: object, add: Add) -> None:
+    """Hand on the value's canonical bytes, piece by piece; what is commonest is asked first."""
+    if isinstance(value, str):
+        add(_tagged(b"s", value.encode()))
     elif isinstance(value, list | tuple):
-        yield b"l%d:" % len(value)
+        add(b"l%d:" % len(value))
         for item in value:
-            yield from _encode(item)
-    elif isinstance(value, Mapping):
-        yield from _encode_mapping(value)
+            _encode(item, add)
+    elif isinstance(value, dict | Mapping):  # a dict is known at once
+        _encode_mapping(value, add)
+    elif value is None or isinstance(value, bool):
+        add(_tagged(b"c", repr(value).encode()))
+    elif isinstance(value, int):
+        add(_tagged(b"i", str(value).encode()))
+    elif isinstance(value, float):
+        add(_tagged(b"f", struct.pack("<d", value)))
+    elif isinstance(value, np.ndarray):
+        _encode_array(value, add)
+    elif isinstance(value, bytes):
+        add(_tagged(b"b", value))
     else:
         raise TypeError(
             f"cannot fingerprint a {type(value).__name__}: {value!r}; "
@@ -124,32 +126,32 @@ def _encode(value: object) -> Iterator[bytes]:
         )
 
 
-def _encode_mapping(value: Mapping) -> Iterator[bytes]:
+def _encode_mapping(value: Mapping, add: Add) -> None:
     if unnamed := [key for key in value if not isinstance(key, str)]:
         raise TypeError(f"keys of a fingerprinted dictionary are strings, got {unnamed[0]!r}")
-    yield b"d%d:" % len(value)
+    add(b"d%d:" % len(value))
     for key in sorted(value):
-        yield from _encode(key)
-        yield from _encode(value[key])
+        add(_tagged(b"s", key.encode()))
+        _encode(value[key], add)
 
 
-def _encode_array(array: NDArray) -> Iterator[bytes]:
-    yield _tagged(b"a", f"{_type_name(array)}{array.shape}".encode())
+def _encode_array(array: NDArray, add: Add) -> None:
+    add(_tagged(b"a", f"{_type_name(array)}{array.shape}".encode()))
     if _is_text(array):
-        yield from _encode_texts(array.ravel().tolist())
+        _encode_texts(array.ravel().tolist(), add)
     else:
-        yield _little_endian(array).tobytes()
+        add(_little_endian(array).tobytes())
 
 
-def _encode_texts(texts: list) -> Iterator[bytes]:
+def _encode_texts(texts: list, add: Add) -> None:
     """How long each text is, and all of them: one pass a step, not one a text."""
     try:
         joined = "".join(texts)
     except TypeError:
         _text(next(text for text in texts if not isinstance(text, str)))
         raise
-    yield _tagged(b"n", np.fromiter(map(len, texts), "<i8", len(texts)).tobytes())
-    yield joined.encode()
+    add(_tagged(b"n", np.fromiter(map(len, texts), "<i8", len(texts)).tobytes()))
+    add(joined.encode())
 
 
 def _joined_rows(columns: list[NDArray]) -> Iterator[bytes | memoryview]:

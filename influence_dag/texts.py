@@ -1,7 +1,8 @@
 """Ids and names of columns as they are shown: as they are, whatever is in them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any
 
 LONGEST = 60  # characters; beyond that a name is no name any more
 
@@ -19,6 +20,17 @@ def literal(name: object, longest: int = LONGEST) -> str:
         each if each.isprintable() else repr(each)[1:-1] for each in str(name)[: longest + 1]
     )
     return seen if len(seen) <= longest else seen[: longest - 1] + "…"
+
+
+def listed(names: Iterable[Any], most: int = 8, *, shown: Callable[[Any], str] = literal) -> str:
+    """The first few names, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2), listed([])
+    ('a, b and 1 more', 'nothing')
+    """
+    every = [*names]
+    more = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(map(shown, every[:most])) + more or "nothing"
 
 
 def code(name: object) -> str:

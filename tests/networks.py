@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from influence_dag.objective.objective import Objective, Rows
+
 CLASSES, ROWS = 3, 9
 
 
@@ -274,6 +276,13 @@ CASES = {
     "tied tokens": Case(lambda: Tokens(tied=True), (4,), tokens=True),
 }
 LAYERED = [name for name, case in CASES.items() if case.layered]
+
+
+def make_weighted(name, dtype=torch.float64):
+    """An objective of a case, and its rows with weights."""
+    module, x, y = CASES[name].make(dtype)
+    weights = torch.linspace(0.2, 3, len(y), dtype=dtype)
+    return Objective(module, "cross_entropy"), Rows(x, y, weights)
 
 
 def digits():

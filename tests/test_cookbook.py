@@ -48,7 +48,7 @@ def test_a_one_liner_answers(study, line, monkeypatch):
 def draw() -> None:
     """The page's pictures, from the digits that `make demo` has computed."""
     import influence_dag as idag
-    from influence_dag.query import plots
+    from influence_dag.query import figures
 
     study = idag.open_study(ROOT / "data" / "store" / "digits")
     PICTURES.mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def draw() -> None:
         plot, name = CALLED.match(line).groups()
         if plot:
             figure = eval(line, {"study": study})
-            (PICTURES / f"cookbook-{name}.png").write_bytes(plots.png(figure))
+            (PICTURES / f"cookbook-{name}.png").write_bytes(figures.png(figure))
             sys.stdout.write(f"{line}\n")
 
 

@@ -45,6 +45,7 @@ def test_inner_products_and_norms_are_those_of_the_dense_gradients(case):
         assert_close(gradients.inner(factors), factors @ expected.T)
         assert_close(gradients[2:7].inner(factors), factors @ expected[2:7].T)
     assert_close(gradients.norms(), expected.norm(dim=1), check_dtype=False)
+    assert_close(gradients[2:7].products(gradients), expected[2:7] @ expected.T)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

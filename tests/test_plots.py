@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from influence_dag.query import plots
+from influence_dag.query import figures, plots
 from influence_dag.texts import literal
 
 RNG = np.random.default_rng(0)
@@ -48,7 +48,7 @@ CURVE = np.array([[1, 4], [0.1, 0.0], [0.2, 0.1]])
     ids=lambda figure: figure.axes[0].get_title(),
 )
 def test_pictures_can_be_drawn(figure):
-    image = plots.png(figure)
+    image = figures.png(figure)
     assert image.startswith(b"\x89PNG")
     assert len(image) > 2000
 
@@ -93,10 +93,10 @@ def test_detection_counts_what_each_ranking_finds_first():
 
 def test_markdown_holds_the_whole_picture():
     figure = plots.histogram(np.arange(5.0))
-    text = plots.markdown(figure, "a histogram")
+    text = figures.markdown(figure, "a histogram")
     prefix = "![a histogram](data:image/png;base64,"
     assert text.startswith(prefix)
-    assert base64.b64decode(text[len(prefix) : -1]) == plots.png(figure)
+    assert base64.b64decode(text[len(prefix) : -1]) == figures.png(figure)
 
 
 # Names as people have them
@@ -124,7 +124,7 @@ def test_names_are_drawn_as_they_are(name):
         plots.feature_map(DIGIT[1], title=name),
         plots.image_grid([digit], [[digit]], [[digit]]),
     ):
-        assert plots.png(figure).startswith(b"\x89PNG")
+        assert figures.png(figure).startswith(b"\x89PNG")
         shown = texts(figure)
         assert literal(name, 30)[:29] in shown
         assert literal(name, 60).isprintable()

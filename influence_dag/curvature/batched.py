@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import cached_property
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -69,9 +70,19 @@ class BatchedCurvature(ABC):
     @property
     def is_layered(self) -> bool:
         """Whether `dense` is in closed form, unless its products turn out to be others."""
-        if self.route == "autograd":
-            return False
-        return LayeredNetwork.of(self.objective, self.rows) is not None
+        return self.route != "autograd" and self.layered_network is not None
+
+    @cached_property
+    def layered_network(self) -> LayeredNetwork | None:
+        """The objective as layers, as far as a few of the rows show."""
+        return LayeredNetwork.of(self.objective, self.rows)
+
+    def over(self, rows: Rows) -> Self:
+        """The mean over some of the rows: of the same network, whose derivatives have been seen."""
+        some = replace(self, rows=rows, checked=True)
+        if self.route != "autograd":
+            vars(some)["layered_network"] = self.layered_network
+        return some
 
     @without_denormals
     def apply(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
@@ -109,7 +120,8 @@ class BatchedCurvature(ABC):
 
     def _formed(self, rows: Rows, dtype: torch.dtype) -> Float[Tensor, "p p"]:
         if self.route != "autograd":
-            network = LayeredNetwork.of(self.objective, rows)
+            found = self.layered_network if rows is self.rows else None
+            network = found or LayeredNetwork.of(self.objective, rows)
             with suppress(*NOT_FOLLOWED):  # a loss without a second derivative, told below
                 if network is not None:
                     total = self.layered_sum(replace(network, sums=dtype), rows)
@@ -125,7 +137,8 @@ class BatchedCurvature(ABC):
         """The sum over rows times each vector, float64."""
         total = torch.zeros_like(vectors, dtype=torch.float64)
         for batch in rows.batches(self.batch_size):
-            product, size = self._product(batch, plain=plain), self._columns(batch)
+            product = self._product(batch, plain=plain)
+            size = 1 if len(vectors) == 1 else self._columns(batch)
             for start in range(0, len(vectors), size):
                 chunk = slice(start, start + size)
                 total[chunk] += product(vectors[chunk])

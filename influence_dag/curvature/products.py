@@ -61,9 +61,14 @@ def same_product(
     product: Float[Tensor, " p"],
     places: list[slice],
     dtype: torch.dtype,
+    *,
+    loose: float = _LOOSE_AGREEMENT,
 ) -> bool:
-    """Whether two routes to a product of a curvature agree, tensor by tensor."""
-    tolerance = _AGREEMENT.get(dtype, _LOOSE_AGREEMENT)
+    """Whether two routes to a product of a curvature agree, tensor by tensor.
+
+    `loose` is by how much they may differ in float32 and below.
+    """
+    tolerance = _AGREEMENT.get(dtype, loose)
     rounding = _ROUNDING * torch.finfo(dtype).eps * product.norm()
     return all(
         (found[place] - product[place]).norm() <= tolerance * product[place].norm() + rounding

@@ -4,12 +4,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from influence_dag.datasets.sources.base import listed
 from influence_dag.datasets.sources.numbers import decimal
 from influence_dag.datasets.sources.on_demand import RowsOnDemand, Values, seen
 from influence_dag.datasets.sources.words import TRUTH
 from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.errors import DataError
+from influence_dag.texts import listed
 
 SHOWN = 5  # how many columns an error lists
 

@@ -78,43 +78,22 @@ class Axis:
     def coordinates(self) -> tuple[Coordinate, ...]:
         """Ids, labels, `valid` and content keys as coordinates of an artifact."""
         name = self.name
+
+        def of_rows(suffix: str, values: np.ndarray, said: str) -> Coordinate:
+            return Coordinate(f"{name}{suffix}", (name,), values, {"long_name": said})
+
         labels = (
-            ()
-            if self.labels is None
-            else (
-                Coordinate(
-                    f"{name}_label",
-                    (name,),
-                    self.labels,
-                    {"long_name": f"target of the {name} row"},
-                ),
-            )
+            [] if self.labels is None else [("_label", self.labels, f"target of the {name} row")]
         )
-        kept = (
-            Coordinate(
-                f"{name}_{kept_name(column)}",
-                (name,),
-                values,
-                {"long_name": f"column {column!r} of the {name} row"},
-            )
+        kept = [
+            (f"_{kept_name(column)}", values, f"column {column!r} of the {name} row")
             for column, values in self.kept.items()
-        )
+        ]
         return (
-            Coordinate(name, (name,), self.stored_ids, {"long_name": f"id of the {name} row"}),
-            *labels,
-            *kept,
-            Coordinate(
-                f"{name}_valid",
-                (name,),
-                self.valid,
-                {"long_name": "False where a removed row left a hole"},
-            ),
-            Coordinate(
-                f"{name}_key",
-                (name,),
-                self.keys,
-                {"long_name": "64 bits of the row's content hash"},
-            ),
+            of_rows("", self.stored_ids, f"id of the {name} row"),
+            *(of_rows(*each) for each in (*labels, *kept)),
+            of_rows("_valid", self.valid, "False where a removed row left a hole"),
+            of_rows("_key", self.keys, "64 bits of the row's content hash"),
         )
 
     @classmethod
@@ -145,6 +124,23 @@ class Axis:
     def fingerprint(self) -> str:
         """Hash of the rows present, in slot order (holes do not count)."""
         return _digest(self.keys[self.valid]).hexdigest()
+
+
+@dataclass(frozen=True)
+class StoredAxis:
+    """Where to read the rows of a split, known by the fingerprints of what would be read."""
+
+    written: tuple[str, ...]
+    split: Split
+    version: Version = field(compare=False)
+
+    @classmethod
+    def of(cls, version: Version, split: Split) -> "StoredAxis":
+        parts, names = version.parts, Axis.coordinate_names(split, version.coordinates)
+        return cls(tuple(parts.get(name, "") for name in names), split, version)
+
+    def read(self) -> Axis:
+        return Axis.read(self.version, self.split)
 
 
 def natural_ids(ids: np.ndarray) -> np.ndarray:

@@ -35,7 +35,6 @@ class Contents:
 
     @property
     def inputs(self) -> list[str]:
-        """The names of the model's inputs."""
         current = self.opened.current("dataset")
         return [] if current is None else Look(current).inputs
 
@@ -64,21 +63,21 @@ class Contents:
         kept = [
             {"name": name, "text": _text(values[position])} for name, values in rows.kept.items()
         ]
-        found = self.find(rows, position)
-        if found is None:
+        place = self.find(rows, position)
+        if place is None:
             said = "its content is in no version of the dataset that is still kept"
             return {"inputs": [], "kept": kept, "said": said}
-        look = Look(found.version)
-        inputs = [look.input(rows.axis.name, name, found.slot) for name in look.inputs]
-        return {"inputs": inputs, "kept": kept, "dataset": found.version.number}
+        look = Look(place.version)
+        inputs = [look.input(rows.axis.name, name, place.slot) for name in look.inputs]
+        return {"inputs": inputs, "kept": kept, "dataset": place.version.number}
 
     def values(self, rows: Rows, position: int, name: str) -> tuple["Look", NDArray] | None:
         """One input of a row as the model sees it."""
-        found = self.find(rows, position)
-        if found is None:
+        place = self.find(rows, position)
+        if place is None:
             return None
-        look = Look(found.version)
-        return look, look.read(rows.axis.name, name, slice(found.slot, found.slot + 1))[0]
+        look = Look(place.version)
+        return look, look.read(rows.axis.name, name, slice(place.slot, place.slot + 1))[0]
 
 
 _looks: dict[tuple[str, str], dict[str, Any]] = {}

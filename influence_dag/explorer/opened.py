@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_dag.datasets.slots import Axis, Split
+from influence_dag.datasets.slots import Axis, Split, StoredAxis
 from influence_dag.errors import StoreError
 from influence_dag.stages import dampings, naming
 from influence_dag.store import Store, Version
@@ -41,7 +41,7 @@ class Opened:
     def __init__(self, results: Results):
         self.results, self.store = results, results.store
         self._version = lru_cache(KEPT_OPEN)(self._opened)
-        self._rows = lru_cache(ROWS)(_Labels.rows)
+        self._rows = lru_cache(ROWS)(lambda stored: Rows(stored.read()))
         self._view = lru_cache(VIEWS)(self._made_view)
 
     @property
@@ -50,8 +50,8 @@ class Opened:
 
     def current(self, artifact: str) -> Version | None:
         """The version that is current now, opened once as long as it stays so."""
-        found = self.store.current(artifact)
-        return found and self._version(artifact, found.number, found.data_version)
+        version = self.store.current(artifact)
+        return version and self._version(artifact, version.number, version.data_version)
 
     def version(self, artifact: str, number: int | None = None) -> Version:
         """A kept version, by default the current one."""
@@ -63,8 +63,7 @@ class Opened:
 
     def rows(self, version: Version, split: Split) -> "Rows":
         """The rows of one split that a version was made with: artifacts share them."""
-        parts, names = version.parts, Axis.coordinate_names(split, version.coordinates)
-        return self._rows(_Labels(tuple(parts.get(name, "") for name in names), split, version))
+        return self._rows(StoredAxis.of(version, split))
 
     def view(
         self, method: str | None = None, damping: float | None = None, version: int | None = None
@@ -89,18 +88,6 @@ class Opened:
         number, data_version, _ = known
         influences = self._version(naming.influences(method), number, data_version)
         return View(self, method, influences, damping)
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """Where to read the rows of a split, known by the fingerprints of what would be read."""
-
-    written: tuple[str, ...]
-    split: Split
-    version: Version = field(compare=False)
-
-    def rows(self) -> "Rows":
-        return Rows(Axis.read(self.version, self.split))
 
 
 def _damping(influences: Version, asked: float | None) -> int:
@@ -208,8 +195,8 @@ class View:
         if self.opened.store.current(artifact) is None:
             return None
         kept = reversed(list(self.opened.store.versions(artifact)))
-        found = (v for v in kept if v.attrs.get("influences_version") == wanted)
-        version = next(found, None)
+        matching = (v for v in kept if v.attrs.get("influences_version") == wanted)
+        version = next(matching, None)
         return version and self.opened.version(artifact, version.number)
 
     def said(self, name: str, split: Split) -> NDArray[np.float64] | None:

@@ -1,6 +1,6 @@
 """Influences in memory, from a module, a loss and data loaders, in a few calls."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from functools import partial
 from typing import Any, Literal
@@ -10,11 +10,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from influence_dag.functional.inversion import Damping, InverseHvpResult, Inversion, choice
+from influence_dag.functional.inversion import (
+    Damping,
+    InverseHvpResult,
+    Inversion,
+    choice,
+    measured_gradients,
+)
 from influence_dag.functional.loaders import read_rows
 from influence_dag.functional.sizes import check_fits
 from influence_dag.functional.surroundings import in_plain_surroundings
-from influence_dag.gradients.per_sample import GradientLayout, per_sample_gradients, with_layout
+from influence_dag.gradients.per_sample import (
+    GradientLayout,
+    Gradients,
+    per_sample_gradients,
+    with_layout,
+)
 from influence_dag.influence.points import perturbation_point
 from influence_dag.influence.positions import (
     position_gradients,
@@ -26,6 +37,7 @@ from influence_dag.influence.upweighting import influences, perturbation_influen
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective.numbers import check_numbers
 from influence_dag.objective.objective import Objective, Rows
+from influence_dag.solvers.base import LowRank
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
 from influence_dag.texts import a_kind
 
@@ -138,19 +150,28 @@ def compute_influences(
     at_test: tuple[int, ...] = ()
     if positions in ("test", "both"):
         at_test = positions_of_test(objective, test)
-    factors = inversion.factors(
+    measured: list[Gradients] = []
+
+    def of_test(objective: Objective, test: Rows) -> Tensor:
+        measured[:] = [measured_gradients(objective, test)]
+        return measured[0].dense()
+
+    factors, known = inversion.factors(
         objective,
         train,
         test,
         batch=_batch_size(training_data),
-        gradients=position_gradients if at_test else None,
+        gradients=position_gradients if at_test else of_test,
         told=False,
-    ).x
+    )
     if input_data is not None:
         objective.check(rows)
     kernel = partial(perturbation_influences, wrt=wrt) if kind == "perturbation" else _up_weighted
     if positions in ("train", "both"):
         kernel = _at_positions
+    low_rank = None if per_block or kernel is not _up_weighted else known["low_rank"]
+    if low_rank and measured and low_rank.eigenvectors.dtype == objective.dtype:
+        return _columns(objective, rows, partial(_of_low_rank, low_rank, measured[0]))
 
     def found(factors: Tensor) -> Any:
         values = kernel(objective, factors, rows)
@@ -167,14 +188,27 @@ def _at_positions(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
 
 
 def _up_weighted(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
+    return _columns(objective, rows, partial(influences, factors))
+
+
+def _columns(objective: Objective, rows: Rows, kernel: Callable[[Gradients], Tensor]) -> Tensor:
     def columns(layout: GradientLayout) -> Tensor:
         parts = [
-            influences(factors, per_sample_gradients(objective, batch, layout=layout))
+            kernel(per_sample_gradients(objective, batch, layout=layout))
             for batch in _shown(rows.batches(_TRAINING_ROWS), -(-len(rows) // _TRAINING_ROWS))
         ]
         return torch.cat(parts, dim=1)
 
     return with_layout(objective, rows, columns)
+
+
+def _of_low_rank(low_rank: LowRank, test: Gradients, rows: Gradients) -> Tensor:
+    r"""$(c \, g_{test} + Y V^\top) \cdot g_i$: 2 r numbers a pair instead of 2 p.
+
+    Of a layer's pairs $g_{test} \cdot g_i$ is a product of two products of vectors.
+    """
+    found = low_rank.coordinates @ rows.inner(low_rank.eigenvectors.T.contiguous())
+    return found.add_(test.products(rows), alpha=low_rank.share) if low_rank.share else found
 
 
 def _shown(batches: Iterable[Rows], total: int) -> Iterable[Rows]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.errors import NotConvergedError
-from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import (
     EKFAC,
@@ -117,13 +117,15 @@ class Inversion:
         """Solve for the gradients of the test rows, or for those that `gradients` gives instead.
 
         What is told of a solve that went well (`info`: residuals are a product more) is left out
-        where nobody is to be `told`; what it raises and warns of is the same.
+        where nobody is to be `told`, but for `low_rank`; what it raises and warns of is the same.
         """
         objective.check(test)
         objective.check(train)
         dtype = objective.dtype
         objective, train, test = self._precise(objective, train, test)
-        rhs = (gradients or measured_gradients)(objective, test)
+        rhs = (
+            gradients(objective, test) if gradients else measured_gradients(objective, test).dense()
+        )
         return _as(dtype, self._solve(objective, train, rhs, batch, told=told))
 
     def solve(
@@ -173,7 +175,7 @@ class Inversion:
         _check_finite(solution.x)
         _warn_of_negative(factorization, operator, known.value, rhs.dtype)
         if not told:
-            return InverseHvpResult(solution.x, {})
+            return InverseHvpResult(solution.x, {"low_rank": solution.low_rank})
         info = self._info(operator, factorization, solution, rhs, known.value)
         if self.damping == "auto":
             info |= {"damping": known.value, "damping_reason": known.reason}
@@ -254,9 +256,13 @@ class Inversion:
         return info
 
 
-def measured_gradients(objective: Objective, test: Rows) -> Tensor:
-    """Of each test row's loss, or of what is measured of it, `(test, p)`."""
-    return per_sample_gradients(objective, test, of="measurement").dense()
+def measured_gradients(objective: Objective, test: Rows) -> Gradients:
+    """Of each test row's loss, or of what is measured of it."""
+    return per_sample_gradients(objective, test, of="measurement")
+
+
+def _dense_gradients(objective: Objective, test: Rows) -> Tensor:
+    return measured_gradients(objective, test).dense()
 
 
 def _as(dtype: torch.dtype, result: InverseHvpResult) -> InverseHvpResult:

@@ -89,6 +89,14 @@ class LinearGradients:
             chunk = slice(start, start + rows)
             out[:, chunk].addmm_(V, self[chunk].weight_gradients().T)
 
+    def add_products(self, other: "LinearGradients", out: Float[Tensor, "k n"]) -> None:
+        r"""Add $\langle g a^\top, g' a'^\top \rangle = (g \cdot g')(a \cdot a')$ of all pairs."""
+        of_g = self.output_gradients @ other.output_gradients.T
+        if self.weight is not None:
+            out.addcmul_(self.activations @ other.activations.T, of_g)
+        if self.bias is not None:
+            out += of_g
+
     def _add_projected(self, V: Float[Tensor, "k weights"], out: Tensor) -> None:
         a, g = self.activations, self.output_gradients
         for row, factor in zip(out, V, strict=True):
@@ -122,6 +130,9 @@ class DenseGradients:
 
     def add_inner(self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"]) -> None:
         out.addmm_(factors[:, self.slice], self.values.T)
+
+    def add_products(self, other: "DenseGradients", out: Float[Tensor, "k n"]) -> None:
+        out.addmm_(self.values, other.values.T)
 
 
 def _rows_within(size: int, row: Tensor) -> int:
@@ -188,6 +199,19 @@ class Gradients:
         for block in self.blocks:
             block.add_inner(factors, out)
         return out
+
+    def products(self, other: "Gradients") -> Float[Tensor, "k n"]:
+        """`dense() @ other.dense().T`; of layers kept as one product a row, by its vectors."""
+        if self.layout != other.layout or any(map(_has_positions, self.blocks)):
+            return other.inner(self.dense())
+        out = self._example.new_zeros(len(self), len(other))
+        for mine, others in zip(self.blocks, other.blocks, strict=True):
+            mine.add_products(others, out)  # pyright: ignore[reportArgumentType]: of one layout
+        return out
+
+
+def _has_positions(block: GradientBlock) -> bool:
+    return isinstance(block, LinearGradients) and block.activations.ndim > 2
 
 
 def _assembled(block: LinearLayout | DenseLayout, tensors: dict[str, Tensor]) -> GradientBlock:

@@ -38,6 +38,7 @@ from influence_dag.gradients.layers import (
 )
 from influence_dag.gradients.local import is_local, local_gradients
 from influence_dag.objective.batching import Of
+from influence_dag.objective.footprint import rows_in_cache
 from influence_dag.objective.objective import Objective, Rows, without_denormals
 from influence_dag.structures import map_tensors
 
@@ -88,9 +89,10 @@ def per_sample_gradients(
                 objective, rows, layout=found, of=of, batch_size=batch_size
             ),
         )
+    size = rows_in_cache(objective, rows, min(batch_size, len(rows)), of=of)
     parts = [
         _batch(objective, batch, layout, of, seed)
-        for seed, batch in enumerate(rows.batches(batch_size))
+        for seed, batch in enumerate(rows.batches(max(1, size)))
     ]
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Gradients.assembled(layout, tensors)

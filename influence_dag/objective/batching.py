@@ -10,6 +10,7 @@ from torch import Tensor
 
 from influence_dag.errors import ModelError
 from influence_dag.losses import LossFunction, ReducedLoss
+from influence_dag.objective.footprint import rows_in_cache
 from influence_dag.objective.rows import Rows
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class _Check:
         u = torch.randn(len(rows), generator=generator, dtype=torch.float64)
         u = u.to(self.objective.params)
         orders = [torch.arange(len(rows)), rows.shuffled(generator)]
-        size = min(_BATCH, max(1, len(rows)))
+        size = self._size(rows)
         sizes = [size, max(1, int(_OTHER * size))]
         (first, first_gradient), (second, second_gradient) = (
             self._pass(rows, order.to(u.device), size, u)
@@ -86,6 +87,10 @@ class _Check:
         self._check_equal(first[:_SINGLE], torch.cat(alone))
         self._check_equal(first, second)
         self._check_gradients(first_gradient, second_gradient)
+
+    def _size(self, rows: Rows) -> int:
+        few = rows[:2].to(dtype=self.objective.dtype)
+        return rows_in_cache(self.objective, few, min(_BATCH, max(1, len(rows))), of=self.of)
 
     def _pass(
         self, rows: Rows, order: Tensor, size: int, u: Float[Tensor, " n"]

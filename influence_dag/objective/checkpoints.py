@@ -6,7 +6,7 @@ or a mapping with one in it. Of the latter only tensors and plain values are unp
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
+from influence_dag.texts import listed
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 NESTINGS = ("state_dict", "model_state_dict", "model")  # under which training loops keep it
@@ -42,7 +43,6 @@ def load_state(module: nn.Module, content: bytes, name: str) -> None:
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """The module's state dict on the processor."""
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
@@ -109,7 +109,11 @@ def _state_dict(content: Any, name: str) -> dict[str, Tensor]:
         if not inside:
             break
         seen = seen[inside[0]]
-    found = f"a mapping with {_listed(map(str, seen))}" if isinstance(seen, Mapping) else seen
+    found = (
+        f"a mapping with {listed(map(str, seen), SHOWN, shown=repr)}"
+        if isinstance(seen, Mapping)
+        else seen
+    )
     found = found if isinstance(found, str) else f"a {type(found).__name__}"
     raise ModelError(
         f"{name} holds {found}; wanted a state dict (names and tensors), as it is or under "
@@ -178,12 +182,6 @@ def _may_lack(key: str, stored: Mapping[str, Tensor], module: nn.Module) -> bool
         for other in live
         if other != key and live[other].shape == live[key].shape
     )
-
-
-def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - SHOWN} more" if len(every) > SHOWN else ""
-    return (", ".join(map(repr, every[:SHOWN])) or "nothing") + more
 
 
 def _shape(value: Tensor) -> tuple[int, ...]:

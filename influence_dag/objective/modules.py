@@ -15,7 +15,7 @@ from influence_dag.objective.fitting import FitReport, fit
 from influence_dag.objective.numbers import check_numbers
 from influence_dag.objective.seeding import seeded
 from influence_dag.study.imported import import_callable
-from influence_dag.study.model import FitSettings, ModelSettings
+from influence_dag.study.model import ModelSettings
 from influence_dag.study.users_code import named_by
 from influence_dag.texts import a_kind
 
@@ -37,7 +37,7 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     context = f"model.build: {settings.build}"
     wanted = "it is called without arguments and has to return a torch.nn.Module"
     with (
-        seeded(settings.fit.seed if isinstance(settings.fit, FitSettings) else 0),
+        seeded(settings.own_fit.seed if settings.own_fit else 0),
         named_by(context, wanted),
     ):
         module = build()

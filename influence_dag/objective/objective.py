@@ -105,6 +105,8 @@ class Objective:
         ).clone()
         self.params[self.params.abs() < torch.finfo(self.params.dtype).tiny] = 0.0
         self.slices = _slices(self.parameter_names, self.parameter_shapes)
+        self._sizes = [shape.numel() for shape in self.parameter_shapes]
+        self._tied = _tied(module)
         self._kernels = TwiceDifferentiable.of(module)
 
     @property
@@ -138,9 +140,12 @@ class Objective:
 
     def unflatten(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
         """θ as named tensors, views of it."""
+        parts = theta.split(self._sizes)  # one step, also of a gradient
         return {
-            name: theta[self.slices[name]].view(shape)
-            for name, shape in zip(self.parameter_names, self.parameter_shapes, strict=True)
+            name: part.view(shape)
+            for name, part, shape in zip(
+                self.parameter_names, parts, self.parameter_shapes, strict=True
+            )
         }
 
     def outputs(self, theta: Float[Tensor, " p"], x: Any) -> Any:
@@ -161,8 +166,10 @@ class Objective:
     def returned(self, state: dict[str, Tensor], x: Any) -> Any:
         """All that the module returns."""
         args = tuple(x) if isinstance(x, tuple | list) else () if isinstance(x, dict) else (x,)
+        kwargs = x if isinstance(x, dict) else {}
+        also = {name: state[first] for name, first in self._tied.items() if first in state}
         with self._kernels:
-            return functional_call(self.module, state, args, x if isinstance(x, dict) else {})
+            return functional_call(self.module, also | state, args, kwargs, tie_weights=False)
 
     def losses(self, theta: Float[Tensor, " p"], rows: Rows) -> Tensor:
         """The loss of each row, shape `(b,)` (that the loss keeps to it is for `check` to see)."""
@@ -191,6 +198,17 @@ class Objective:
         from influence_dag.objective.checks import check_objective
 
         check_objective(self, rows)
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Further names of tensors that have several, with the first; looked for once, not a call."""
+    names: dict[int, str] = {}
+    tensors = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    first = {name: names.setdefault(id(tensor), name) for name, tensor in tensors}
+    return {name: known for name, known in first.items() if known != name}
 
 
 def _slices(names: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> dict[str, slice]:

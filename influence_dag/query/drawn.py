@@ -3,13 +3,14 @@
 The graph names these functions (`Picture` in `stages.artifacts`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from textwrap import wrap
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from influence_dag.datasets.slots import Axis, shown_label
-from influence_dag.query import pictures, plots
+from influence_dag.query import figures, pictures, plots
 from influence_dag.stages import automatic, dampings
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Variable, Version
@@ -30,13 +31,13 @@ def spectrum(bench: Workbench, version: Version, method: str | None) -> Drawn:
         else dampings.of_method(bench, method)
     )
     figure = pictures.spectrum(version, method, known)
-    return {"spectrum": plots.markdown(figure, "spectrum")}
+    return {"spectrum": figures.markdown(figure, "spectrum")}
 
 
 def convergence(bench: Workbench, version: Version, method: str | None) -> Drawn:
     name = "convergence" if "niter" in version.variables else "residuals"
     figure = pictures.convergence(version)
-    return {name: plots.markdown(figure, name)}
+    return {name: figures.markdown(figure, name)}
 
 
 def influences(bench: Workbench, version: Version, method: str | None) -> Drawn:
@@ -45,7 +46,7 @@ def influences(bench: Workbench, version: Version, method: str | None) -> Drawn:
     figure = plots.histogram(
         block[np.isfinite(block)], title=f"Influences by {method}, first {len(block)} test rows"
     )
-    return {"histogram": plots.markdown(figure, "histogram of influences")}
+    return {"histogram": figures.markdown(figure, "histogram of influences")}
 
 
 def summary(bench: Workbench, version: Version, method: str | None) -> Drawn:
@@ -69,7 +70,7 @@ def summary(bench: Workbench, version: Version, method: str | None) -> Drawn:
 def _pictures(dataset: Version, test: Axis, train: Axis, shown: np.ndarray, ranked: dict) -> Drawn:
     strongest = [[_images(dataset, train, row) for row in ranked[end]] for end in ("top", "bottom")]
     figure = plots.image_grid(_images(dataset, test, shown), *strongest)
-    return {"strongest": plots.markdown(figure, "most helpful and most harmful training images")}
+    return {"strongest": figures.markdown(figure, "most helpful and most harmful training images")}
 
 
 def _images(dataset: Version, axis: Axis, slots: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -105,7 +106,7 @@ def perturbation(bench: Workbench, version: Version, method: str | None) -> Draw
         figure = plots.feature_bars([str(label) for label in labels], values, title=title)
     else:
         return {}
-    return {"example": plots.markdown(figure, "perturbation influence of one pair")}
+    return {"example": figures.markdown(figure, "perturbation influence of one pair")}
 
 
 def _derivative(version: Version, name: str, entry: Variable) -> tuple[np.ndarray, str]:
@@ -123,19 +124,15 @@ def _derivative(version: Version, name: str, entry: Variable) -> tuple[np.ndarra
     return block[i], f"{literal(train.ids[row], 28)} → {title}"
 
 
-def leave_one_out(bench: Workbench, version: Version, method: str | None) -> Drawn:
-    figure = pictures.leave_one_out(version)
-    return {"agreement": plots.markdown(figure, "predicted against refits")}
+def _of_version(
+    name: str, draw: Callable[[Version], Figure], alt: str
+) -> Callable[[Workbench, Version, str | None], Drawn]:
+    return lambda bench, version, method: {name: figures.markdown(draw(version), alt)}
 
 
-def datamodels(bench: Workbench, version: Version, method: str | None) -> Drawn:
-    figure = pictures.datamodels(version)
-    return {"scores": plots.markdown(figure, "linear datamodelling scores")}
-
-
-def label_errors(bench: Workbench, version: Version, method: str | None) -> Drawn:
-    figure = pictures.label_errors(version)
-    return {"detection": plots.markdown(figure, "flipped labels found")}
+leave_one_out = _of_version("agreement", pictures.leave_one_out, "predicted against refits")
+datamodels = _of_version("scores", pictures.datamodels, "linear datamodelling scores")
+label_errors = _of_version("detection", pictures.label_errors, "flipped labels found")
 
 
 def report(bench: Workbench, version: Version, method: str | None) -> Drawn:
@@ -163,10 +160,10 @@ def _list(sentences: Iterable[str]) -> str:
     return "".join("- " + "  \n  ".join(lines) + "\n" for lines in items)
 
 
-def _numbers(found: dict[str, dict[str, float]]) -> str:
+def _numbers(table: dict[str, dict[str, float]]) -> str:
     """Numbers that a person reads, of each method or pair of methods."""
     said = {
         name: ", ".join(f"{what.replace('_', ' ')} {value:.4g}" for what, value in values.items())
-        for name, values in found.items()
+        for name, values in table.items()
     }
     return _list(f"**{name}**: {values}" for name, values in said.items())

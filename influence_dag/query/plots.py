@@ -1,126 +1,22 @@
 """Pictures of what is stored: spectra, convergence, histograms, helpful and harmful rows.
 
-Every function takes plain arrays and returns a matplotlib figure; nothing touches pyplot's
-global state, so they work in threads and without a screen. Ids and names of columns are shown as
-they are: a dollar sign begins no mathematics.
+Every function takes plain arrays and returns a matplotlib figure. Ids and names of columns are
+shown as they are: a dollar sign begins no mathematics.
 """
 
-import base64
-import io
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
-from matplotlib.text import Text
-from matplotlib.ticker import LogFormatterSciNotation
 from numpy.typing import NDArray
 
+from influence_dag.query.figures import Picture, as_it_is, panels, scaled_log
 from influence_dag.texts import literal
 
 HELPS, HARMS, NEUTRAL = "#2166ac", "#b2182b", "#555555"
-MARGIN = 0.1  # inches around a picture
-LINE = 2  # pixels that a line at the edge of what is drawn may be wide
 RANKINGS = (HELPS, HARMS, "#1b7837", "#e08214", "#762a83", "#8c6d31")
-
-
-class Picture(Figure):
-    """A figure that notebooks show."""
-
-    def _repr_png_(self) -> bytes:
-        return png(self)
-
-
-def png(figure: Figure, *, dpi: float = 90) -> bytes:
-    """The figure as a PNG file, with a margin around what is drawn."""
-    with warnings.catch_warnings():  # what the font lacks is drawn as boxes
-        warnings.filterwarnings("ignore", "Glyph .* missing from")
-        pixels = _cut_out(figure, dpi)
-        return _saved_tight(figure, dpi) if pixels is None else _encoded(pixels, dpi)
-
-
-def _cut_out(figure: Figure, dpi: float) -> NDArray | None:
-    """What is drawn, and a margin; None where something reaches over the edge of the figure.
-
-    `savefig(bbox_inches="tight")` draws everything twice, the first time to find where it is.
-    """
-    canvas, before = FigureCanvasAgg(figure), (figure.dpi, figure.get_facecolor())
-    figure.set(dpi=dpi, facecolor="white")
-    try:
-        canvas.draw()
-        found = np.asarray(figure.get_tightbbox(canvas.get_renderer()).extents) * dpi
-        pixels = np.array(canvas.buffer_rgba())
-    finally:
-        figure.set(dpi=before[0], facecolor=before[1])
-    height, width = pixels.shape[:2]
-    if (found[:2] < -1).any() or (found[2:] > (width + 1, height + 1)).any():
-        return None
-    left, bottom = np.maximum(0, np.floor(found[:2]).astype(int) - LINE)
-    right, top = np.minimum((width, height), np.ceil(found[2:]).astype(int) + LINE)
-    cut = pixels[height - top : height - bottom, left:right]
-    margin = round(MARGIN * dpi) - LINE
-    return np.pad(cut, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
-
-
-def _encoded(pixels: NDArray, dpi: float) -> bytes:
-    buffer = io.BytesIO()
-    imsave(buffer, pixels, format="png", dpi=dpi)
-    return buffer.getvalue()
-
-
-def _saved_tight(figure: Figure, dpi: float) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor="white")
-    return buffer.getvalue()
-
-
-def _as_it_is(*texts: Text) -> None:
-    """No mathematics in what people have named."""
-    for text in texts:
-        text.set_parse_math(False)
-        text.set_usetex(False)
-
-
-def markdown(figure: Figure, alt: str) -> str:
-    """The figure inside a markdown image, readable without any other file."""
-    return f"![{alt}](data:image/png;base64,{base64.b64encode(png(figure)).decode()})"
-
-
-def _panels(count: int, *, width: float, height: float) -> tuple[Picture, list[Axes]]:
-    """Axes side by side, so many inches each, with room for numbers and their labels.
-
-    A layout that measures these instead draws them four times over, to find about the same room.
-    """
-    figure = Picture(figsize=(width * count, height))
-    across = {"left": 0.7 / width / count, "right": 1 - 0.2 / width / count}
-    upright = {"bottom": 0.5 / height, "top": 1 - 0.3 / height}
-    grid = figure.subplots(
-        1, count, squeeze=False, gridspec_kw=across | upright | {"wspace": 0.8 / (width - 0.8)}
-    )
-    return figure, list(grid[0])
-
-
-def _scaled_log(axes: Axes) -> None:
-    """Powers of ten as text: to read them as mathematics takes as long as all the rest."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(_Powers())
-    axes.yaxis.set_minor_formatter(_Powers(labelOnlyBase=False, minor_thresholds=(1, 0.4)))
-
-
-class _Powers(LogFormatterSciNotation):
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return re.sub(
-            r"\$|\\mathdefault|[{}]", "", re.sub(r"\^\{(.*?)\}", _raised, super().__call__(x, pos))
-        ).replace(r"\times", "×")
-
-
-def _raised(power: re.Match[str]) -> str:
-    return power[1].translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def spectrum(
@@ -130,7 +26,7 @@ def spectrum(
 
     Those that are zero to rounding are counted and not drawn.
     """
-    figure, (axes,) = _panels(1, width=6.4, height=3.6)
+    figure, (axes,) = panels(1, width=6.4, height=3.6)
     ordered = np.sort(eigenvalues)[::-1]
     position = np.arange(1, len(ordered) + 1)
     rounding = np.finfo(np.float64).eps * np.abs(ordered).max() * len(ordered)
@@ -151,7 +47,7 @@ def spectrum(
         axes.axhline(value, color=NEUTRAL, linestyle="--", linewidth=1, label=f"damping {value:g}")
     if zeros := int((np.abs(ordered) <= rounding).sum()):
         axes.plot([], [], " ", label=f"zero to rounding: {zeros}")
-    _scaled_log(axes)
+    scaled_log(axes)
     axes.set(xlabel="rank", ylabel="eigenvalue", title=title)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -168,11 +64,11 @@ def convergence(
 
     `curve` has iterations, and the median and the worst residual after each of them: `(3, k)`.
     """
-    panels = [(_residuals, residual)]
-    panels += [(_iterations, niter)] if niter is not None else []
-    panels += [(_curve, curve)] if curve is not None and curve.size else []
-    figure, grid = _panels(len(panels), width=3.7, height=3.0)
-    for axes, (draw, values) in zip(grid, panels, strict=True):
+    parts = [(_residuals, residual)]
+    parts += [(_iterations, niter)] if niter is not None else []
+    parts += [(_curve, curve)] if curve is not None and curve.size else []
+    figure, grid = panels(len(parts), width=3.7, height=3.0)
+    for axes, (draw, values) in zip(grid, parts, strict=True):
         draw(axes, values)
         if tolerance and draw is not _iterations:
             label = f"tolerance {tolerance:g}"
@@ -185,7 +81,7 @@ def convergence(
 def _residuals(axes: Axes, residual: NDArray) -> None:
     axes.plot(np.sort(np.maximum(residual, 1e-18)), color=HELPS, linewidth=1)
     title = "Residual ‖(H+λI)s−b‖/‖b‖"
-    _scaled_log(axes)
+    scaled_log(axes)
     axes.set(xlabel="test rows, sorted", ylabel="relative residual", title=title)
 
 
@@ -200,13 +96,13 @@ def _curve(axes: Axes, curve: NDArray) -> None:
         residuals, ("median row", "worst row"), (HELPS, HARMS), strict=True
     ):
         axes.plot(iterations, np.maximum(values, 1e-18), color=colour, linewidth=1, label=label)
-    _scaled_log(axes)
+    scaled_log(axes)
     axes.set(xlabel="iteration", ylabel="relative residual", title="Convergence")
 
 
 def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
     """How influences are distributed: most pairs hardly matter, a few matter much."""
-    figure, (axes,) = _panels(1, width=6.4, height=3.0)
+    figure, (axes,) = panels(1, width=6.4, height=3.0)
     limit = float(np.quantile(np.abs(influences), 0.999)) or 1.0
     bins = list(np.linspace(-limit, limit, 81))
     clipped = np.clip(influences, -limit, limit)
@@ -215,7 +111,7 @@ def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
         (clipped < 0, HARMS, "harms (negative)"),
     ):
         axes.hist(clipped[sign], bins=bins, color=colour, label=label, histtype="stepfilled")
-    _scaled_log(axes)
+    scaled_log(axes)
     axes.set(xlabel="influence (0.1 % tails folded in)", ylabel="pairs", title=title)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -223,17 +119,23 @@ def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
 
 def scores(names: Sequence[str], values: NDArray, *, title: str) -> Figure:
     """Influences of single training rows as bars, in the order in which they come."""
-    figure = Picture(figsize=(5.6, 0.26 * len(names) + 1.0), layout="constrained")
-    axes = figure.subplots()
-    places = range(len(names))
-    axes.barh(places, values, color=[HELPS if value >= 0 else HARMS for value in values])
+    figure, axes = _bars(values, (5.6, 0.26 * len(names) + 1.0), title)
     axes.axvline(0, color=NEUTRAL, linewidth=1)
-    axes.set_yticks(places)
-    _as_it_is(*axes.set_yticklabels([literal(name, 40) for name in names], fontsize=8))
-    axes.invert_yaxis()
-    _as_it_is(axes.set_title(literal(title), fontsize=9))
+    as_it_is(*axes.set_yticklabels([literal(name, 40) for name in names], fontsize=8))
     axes.set_xlabel("influence: blue helps the test row, red harms it", fontsize=8)
     return figure
+
+
+def _bars(values: NDArray, size: tuple[float, float], title: str) -> tuple[Picture, Axes]:
+    """Horizontal bars, the first on top, coloured by sign."""
+    figure = Picture(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    places = range(len(values))
+    axes.barh(places, values, color=[HELPS if value >= 0 else HARMS for value in values])
+    axes.set_yticks(places)
+    axes.invert_yaxis()
+    as_it_is(axes.set_title(literal(title), fontsize=9))
+    return figure, axes
 
 
 def image_grid(
@@ -273,11 +175,10 @@ def _place(axes: Axes, row: int, column: int, label: str, image: NDArray, colour
         middle, extent[3] - 0.03, literal(label, 30),
         ha="center", va="bottom", fontsize=7, color=colour,
     )  # fmt: skip
-    _as_it_is(caption)
+    as_it_is(caption)
 
 
 def thumbnail(image: NDArray) -> Figure:
-    """One image and nothing else."""
     figure = Picture(figsize=(0.6, 0.6))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(image, cmap="gray_r", interpolation="nearest")
@@ -290,14 +191,14 @@ def agreement(predictions: Mapping[str, NDArray], actual: NDArray, *, title: str
 
     On the diagonal, predictions are right.
     """
-    figure, (axes,) = _panels(1, width=4.8, height=4.6)
+    figure, (axes,) = panels(1, width=4.8, height=4.6)
     limit = float(max(np.abs(v).max() for v in (actual, *predictions.values()))) or 1.0
     axes.plot([-limit, limit], [-limit, limit], color=NEUTRAL, linewidth=1, label="equal")
     for (name, predicted), colour in zip(predictions.items(), (HELPS, HARMS), strict=False):
         x, y = predicted.ravel(), actual.ravel()
         with np.errstate(invalid="ignore"):
-            found = f"Pearson {np.corrcoef(x, y)[0, 1]:.3f}, slope {x @ y / (x @ x):.2f}"
-        axes.scatter(x, y, s=4, alpha=0.4, color=colour, label=f"{name}: {found}", rasterized=True)
+            fit = f"Pearson {np.corrcoef(x, y)[0, 1]:.3f}, slope {x @ y / (x @ x):.2f}"
+        axes.scatter(x, y, s=4, alpha=0.4, color=colour, label=f"{name}: {fit}", rasterized=True)
     axes.set(xlabel="predicted change of the test loss", ylabel="change after a refit", title=title)
     axes.legend(frameon=False, fontsize=7, loc="upper left")
     return figure
@@ -320,12 +221,12 @@ def intervals(names: Sequence[str], values: NDArray, lower: NDArray, upper: NDAr
 
 def detection(rankings: Mapping[str, NDArray], positive: NDArray, *, title: str) -> Figure:
     """The share of wrong rows among the first rows of each ranking, and of rows taken by chance."""
-    figure, (axes,) = _panels(1, width=4.8, height=3.6)
+    figure, (axes,) = panels(1, width=4.8, height=3.6)
     looked_at = np.linspace(0, 1, len(positive) + 1)
     for (name, scores), colour in zip(rankings.items(), cycle(RANKINGS), strict=False):
         hits = positive[np.argsort(-scores, kind="stable")]
-        found = np.concatenate([[0.0], np.cumsum(hits) / max(1, hits.sum())])
-        axes.plot(looked_at, found, color=colour, label=name)
+        recall = np.concatenate([[0.0], np.cumsum(hits) / max(1, hits.sum())])
+        axes.plot(looked_at, recall, color=colour, label=name)
     axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="by chance")
     axes.set(xlabel="share of rows looked at", ylabel="share of wrong labels found", title=title)
     axes.legend(frameon=False, fontsize=8)
@@ -347,10 +248,10 @@ def feature_map(
     for own, (caption, image) in zip(images, beside.items(), strict=True):
         own.imshow(image, cmap="gray_r", interpolation="nearest")
         own.set_axis_off()
-        _as_it_is(own.set_title(literal(caption, 28), fontsize=8))
+        as_it_is(own.set_title(literal(caption, 28), fontsize=8))
     limit = float(np.abs(values).max()) or 1.0
     drawn = axes.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
-    _as_it_is(axes.set_title(literal(title), fontsize=8))
+    as_it_is(axes.set_title(literal(title), fontsize=8))
     axes.set_axis_off()
     figure.colorbar(drawn, ax=axes, shrink=0.8).set_label("blue: more of it helps", fontsize=7)
     return figure
@@ -358,13 +259,7 @@ def feature_map(
 
 def feature_bars(names: Sequence[str], values: NDArray, *, title: str) -> Figure:
     """A perturbation influence over named features."""
-    figure = Picture(figsize=(4.8, 0.28 * len(names) + 0.9), layout="constrained")
-    axes = figure.subplots()
-    places = range(len(names))
-    axes.barh(places, values, color=[HELPS if value >= 0 else HARMS for value in values])
-    axes.set_yticks(places)
-    _as_it_is(*axes.set_yticklabels([literal(name) for name in names]))
-    axes.invert_yaxis()
-    _as_it_is(axes.set_title(literal(title), fontsize=9))
+    figure, axes = _bars(values, (4.8, 0.28 * len(names) + 0.9), title)
+    as_it_is(*axes.set_yticklabels([literal(name) for name in names]))
     axes.set_xlabel("blue: more of it helps", fontsize=7)
     return figure

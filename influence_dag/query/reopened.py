@@ -14,7 +14,6 @@ from influence_dag.errors import StoreError
 from influence_dag.stages import naming
 from influence_dag.store import Store
 from influence_dag.study.code import code_hashes, code_key
-from influence_dag.study.model import LOSSES
 from influence_dag.study.module_files import is_of_project
 from influence_dag.study.places import project_around
 from influence_dag.study.study import Study, StudySettings
@@ -67,12 +66,12 @@ def _check_code(store: Store, study: Study, *, named: bool) -> None:
     if not any(not code_hashes(name.partition(":")[0], study.root) for name in callables.values()):
         from influence_dag.stages.keys import files_key, key_of_source
 
-        found = key_of_source(
+        key = key_of_source(
             study.settings.model,
             lambda name: code_key(name.partition(":")[0], study.root),
             files_key(study),
         )
-        if found != wanted:
+        if key != wanted:
             raise StoreError(
                 f"{store.address}: the code behind {', '.join(callables.values())} in {study.root} "
                 "is not the code that the stored model was made with; materialise the study again, "
@@ -82,14 +81,7 @@ def _check_code(store: Store, study: Study, *, named: bool) -> None:
 
 def callables_of(settings: StudySettings) -> dict[str, str]:
     """The `module:callable` names that computing with a stored model imports, by setting."""
-    model = settings.model
-    named = {
-        "model.build": model.build,
-        "model.loss": None if model.loss in LOSSES else model.loss,
-        "model.measurement": model.measurement,
-    }
-    found = {field: name for field, name in named.items() if name is not None}
-    return found | settings.methods.drawn_by
+    return {field: name for field, name in settings.callables.items() if field != "model.fit"}
 
 
 def _check_factors(bench: "Workbench", method: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from influence_dag.solvers.base import Solution, relative
+from influence_dag.solvers.base import LowRank, Solution, relative
 from influence_dag.solvers.rounding import (
     check_in_range,
     check_left_out,
@@ -72,14 +72,15 @@ class Eigenbasis:
         b = rhs.to(self.eigenvectors.dtype)
         coordinates = b @ self.eigenvectors
         inverse = torch.where(held, shifted, 1.0).reciprocal() * held
-        x = (coordinates * inverse) @ self.eigenvectors.T
-        outside = (coordinates * ~held).norm(dim=1)
+        outside, share = (coordinates * ~held).norm(dim=1), 0.0
         if self.complement == "damping" and not self._square:
-            rest = b - coordinates @ self.eigenvectors.T
             if self._divides(damping, rhs.dtype):
-                x += rest / damping
+                share = 1 / damping
             else:
+                rest = b - coordinates @ self.eigenvectors.T
                 outside = torch.hypot(outside, rest.norm(dim=1))
+        low_rank = LowRank(share, coordinates * (inverse - share), self.eigenvectors)
+        x = low_rank.of(b)
         used = int(held.sum())
         if self.complement == "damping" or self._square:  # else what is outside is dropped anyway
             zeros = len(self.eigenvectors) - used
@@ -88,7 +89,7 @@ class Eigenbasis:
         info = {**self.info, "rank": used}
         if self.indefinite == "absolute":
             info["residual"] = self._residual(x, b, damping).to(rhs.dtype)
-        return Solution(x.to(rhs.dtype), info)
+        return Solution(x.to(rhs.dtype), info, None if self._square else low_rank)
 
     def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
         r"""$P^{-1} = (\mu_r + \lambda)\, V (\mu + \lambda)^{-1} V^\top + (I - V V^\top)$.

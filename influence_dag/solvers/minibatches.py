@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.blocks import Restricted
 
@@ -16,9 +17,10 @@ def minibatch(curvature: Curvature, index: Int[Tensor, " b"]) -> Curvature:
     """The mean over some rows instead of over all; for curvatures with `rows`."""
     if isinstance(curvature, Restricted):
         return replace(curvature, curvature=minibatch(curvature.curvature, index))
-    rows = _rows(curvature)
-    seen = {"checked": True} if hasattr(curvature, "checked") else {}
-    return replace(curvature, rows=rows[index], **seen)  # pyright: ignore[reportArgumentType]
+    rows = _rows(curvature)[index]
+    if isinstance(curvature, BatchedCurvature):
+        return curvature.over(rows)
+    return replace(curvature, rows=rows)  # pyright: ignore[reportArgumentType]
 
 
 def row_count(curvature: Curvature) -> int:

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence_dag.datasets.sources.base import listed
 from influence_dag.datasets.sources.words import TRUTH
 from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.errors import DataError, ModelError
 from influence_dag.study.study import StudySettings
+from influence_dag.texts import listed
 
 if TYPE_CHECKING:  # words are told before torch is imported
     from influence_dag.objective.objective import Objective

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from influence_dag.stages.features import feature_names
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 
@@ -17,12 +18,10 @@ def unscaled_columns(bench: Workbench) -> str:
     the curvature goes with, squared.
     """
     dataset = bench.require("dataset")
-    dims = dataset.attrs["feature_dims"]
-    if len(dataset.attrs["inputs"]) != 1 or len(dims) != 1 or dims[0] not in dataset.coordinates:
+    names = feature_names(bench)
+    is_float = names and np.dtype(dataset.variables["train_x"].dtype).kind == "f"
+    if not is_float or len(dataset.attrs["inputs"]) != 1:
         return ""
-    names = np.asarray(dataset.coordinate(dims[0]))
-    if names.dtype.kind in "iu" or np.dtype(dataset.variables["train_x"].dtype).kind != "f":
-        return ""  # positions of one axis, not columns with units of their own
     sizes = _sizes(dataset, bench.axis_of(dataset, "train").valid)
     order = np.argsort(sizes)[np.sort(sizes) > 0]
     if len(order) < 2 or sizes[order[-1]] < APART * sizes[order[0]]:
@@ -46,5 +45,5 @@ def _sizes(dataset: Version, valid: np.ndarray) -> np.ndarray:
     return np.sqrt(squares / valid.sum())
 
 
-def _listed(names: np.ndarray, sizes: np.ndarray, which: np.ndarray) -> str:
-    return ", ".join(f"{str(names[k])!r} (about {sizes[k]:.2g})" for k in which)
+def _listed(names: list[str], sizes: np.ndarray, which: np.ndarray) -> str:
+    return ", ".join(f"{names[k]!r} (about {sizes[k]:.2g})" for k in which)

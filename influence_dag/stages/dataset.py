@@ -1,6 +1,5 @@
 """The rows of a study, checked, labelled and given slots."""
 
-import os
 from contextlib import suppress
 from typing import Any
 
@@ -26,11 +25,12 @@ from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.stages import naming
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.class_order import check_words
+from influence_dag.stages.dataset_layout import arrays_of, layout_of, stored_dtype
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.updates import Update, current_update
-from influence_dag.stages.workbench import Workbench, provenance
-from influence_dag.store import Coordinate, Draft, Layout, Variable, Version
+from influence_dag.stages.workbench import Workbench
+from influence_dag.store import Draft, Layout, Version
 
 FORMULA = FORMULAS["dataset"]
 LOOKED_AT = 32 * 2**20  # bytes of files that are read before anything slow is imported
@@ -53,7 +53,7 @@ def refresh(bench: Workbench) -> Update:
         slotted[split] = _slots(bench, stored, split, table)
         bench.remember(slotted[split][0])
     axes = {split: axis for split, (axis, _, _) in slotted.items()}
-    layout = _layout(bench, tables, axes, source)
+    layout = layout_of(bench, tables, axes, source)
     parts = [
         _part(bench, layout, split, tables[split], axis, source)
         for split, (axis, source, _) in slotted.items()
@@ -82,10 +82,10 @@ def look(bench: Workbench) -> None:
     data, root = bench.settings.data, bench.study.root
     if data.makes_rows:
         return
-    found = [path for split in SPLITS for path in files(data, split, root).values()]
-    if any(path.is_dir() for path in found):
+    paths = [path for split in SPLITS for path in files(data, split, root).values()]
+    if any(path.is_dir() for path in paths):
         return
-    if sum(path.stat().st_size for path in found) > LOOKED_AT:
+    if sum(path.stat().st_size for path in paths) > LOOKED_AT:
         return
     with suppress(StoreError):  # what is damaged is mended by the refresh
         stored = bench.store.current(naming.DATASET)
@@ -173,7 +173,7 @@ def _as_stored(stored: Version, split: Split, table: SplitRows, slots: np.ndarra
         return np.zeros_like(same)
     if (f"{split}_weight" in stored.variables) != (table.weights is not None):
         return np.zeros_like(same)
-    for name, values in _arrays(table, split).items():
+    for name, values in arrays_of(table, split).items():
         kept, values = canonical(stored.read(name)), canonical(np.asarray(values))
         if kept.shape[1:] != values.shape[1:] or kept.dtype != values.dtype:
             return np.zeros_like(same)
@@ -185,122 +185,6 @@ def _as_stored(stored: Version, split: Split, table: SplitRows, slots: np.ndarra
     return same
 
 
-def _arrays(table: SplitRows, split: Split) -> dict[str, Values]:
-    """What is stored of a split, by variable."""
-    inputs = {variable: table.x[name] for name, variable in input_names(table, split).items()}
-    weights = {} if table.weights is None else {f"{split}_weight": table.weights}
-    return {**inputs, f"{split}_y": table.y, **weights}
-
-
-def input_names(table: SplitRows, split: Split) -> dict[str, str]:
-    """Input name → variable name: `train_x`, or `train_x_<name>` when there are several."""
-    return {name: f"{split}_x" if len(table.x) == 1 else f"{split}_x_{name}" for name in table.x}
-
-
-def _layout(bench: Workbench, tables: dict, axes: dict[Split, Axis], source: str) -> Layout:
-    variables, coordinates = [], []
-    for split, axis in axes.items():
-        coordinates += axis.coordinates
-        variables += _variables(bench, split, tables[split], len(axis))
-    coordinates += feature_coordinates(tables["train"])
-    attrs = bench.attributes(
-        scale=bench.settings.data.features.scale,
-        inputs=list(tables["train"].x),
-        feature_dims=list(_dims(tables["train"], next(iter(tables["train"].x)))),
-        weights=bench.settings.data.weight or "none",
-        note=_seen(tables["train"]),
-        classes=list(tables["train"].classes or ()),
-    )
-    made = {f"{split}_source": tables[split].source for split in tables}
-    if bench.study.folder is not None:
-        made["study_folder"] = os.path.relpath(bench.study.folder, bench.study.root)
-    made = {**provenance(), **made, "source_key": source, "rows_formula": FORMULA}
-    return Layout(tuple(variables), tuple(coordinates), attrs, made)
-
-
-def _dims(table: SplitRows, name: str) -> tuple[str, ...]:
-    if len(table.x) == 1:
-        return table.dims
-    return tuple(f"{name}_{k}" for k in range(table.x[name].ndim - 1))
-
-
-def feature_coordinates(table: SplitRows) -> list[Coordinate]:
-    """Names along a single feature axis, positions along the others."""
-    if len(table.x) > 1:
-        return []
-    (values,) = table.x.values()
-    of_units = _unit_coordinates(table)
-    if table.feature_names and len(table.dims) == 1:
-        names = np.array(table.feature_names, dtype=np.dtypes.StringDType())
-        named = Coordinate(table.dims[0], table.dims, names, {"long_name": "name of the feature"})
-        return [named, *of_units]
-    return of_units + [
-        Coordinate(dim, (dim,), np.arange(size), {"long_name": f"position along {dim}"})
-        for dim, size in zip(table.dims, values.shape[1:], strict=True)
-    ]
-
-
-def _unit_coordinates(table: SplitRows) -> list[Coordinate]:
-    """The mean and the scale of each feature of a standardised input."""
-    if table.units is None:
-        return []
-    note = "power of two and quarter of it nearest to those of the training rows, as they are now"
-    words = {"feature_mean": "what was subtracted", "feature_scale": "what was divided by"}
-    values = {"feature_mean": table.units.mean, "feature_scale": table.units.scale}
-    return [
-        Coordinate(name, table.dims, values[name], {"long_name": words[name], "note": note})
-        for name in words
-    ]
-
-
-def _seen(table: SplitRows) -> str:
-    if table.units is None:
-        return "x is what the model sees: the file's columns times `scale`"
-    return (
-        "x is what the model sees: the file's columns times `scale`, less `feature_mean`, over "
-        "`feature_scale`"
-    )
-
-
-def _stored_dtype(bench: Workbench, values: Values) -> np.dtype:
-    """Floats are kept in float64 (the fit runs in it); integers stay integers."""
-    return np.dtype(np.float64) if values.dtype.kind == "f" else np.dtype(np.int64)
-
-
-_WEIGHT = {
-    "long_name": "weight of the row in sums and means over training rows",
-    "note": "2 counts as the row twice",
-}
-
-
-def _variables(bench: Workbench, split: Split, table: SplitRows, slots: int) -> list[Variable]:
-    """Inputs and target of a split, all cut alike: they are read and keyed together."""
-    arrays = {
-        variable: (_dims(table, name), table.x[name])
-        for name, variable in input_names(table, split).items()
-    }
-    arrays[f"{split}_y"] = (tuple(f"target_{k}" for k in range(table.y.ndim - 1)), table.y)
-    if table.weights is not None:
-        arrays[f"{split}_weight"] = ((), table.weights)
-    dtypes = {name: _stored_dtype(bench, values) for name, (_, values) in arrays.items()}
-    row_bytes = max(
-        int(np.prod(values.shape[1:])) * dtypes[name].itemsize
-        for name, (_, values) in arrays.items()
-    )
-    chunk = bench.row_chunk(naming.DATASET, next(iter(arrays)), split, slots, row_bytes=row_bytes)
-    return [
-        Variable(
-            name,
-            (split, *dims),
-            (slots, *values.shape[1:]),
-            dtypes[name].str,
-            (chunk, *values.shape[1:]),
-            _WEIGHT if name == f"{split}_weight" else {},
-        )
-        for name, (dims, values) in arrays.items()
-    ]
-
-
 def _part(
     bench: Workbench,
     layout: Layout,
@@ -309,15 +193,12 @@ def _part(
     axis: Axis,
     source: np.ndarray,
 ) -> Part:
-    arrays = _arrays(table, split)
+    arrays = arrays_of(table, split)
     chunk = next(variable.chunks[0] for variable in layout.variables if variable.name in arrays)
 
     def compute(tile: Tile, draft: Draft) -> dict[str, np.ndarray]:
         rows = source[tile.start[0] : tile.stop[0]]
-        return {
-            name: _pick(values, rows, _stored_dtype(bench, values))
-            for name, values in arrays.items()
-        }
+        return {name: _pick(values, rows, stored_dtype(values)) for name, values in arrays.items()}
 
     base = fingerprint(naming.DATASET, FORMULA, bench.settings.data.features.scale)
     keys = grid_keys(base, axis.digests(chunk))

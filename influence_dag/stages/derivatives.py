@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
 
     from influence_dag.objective import Rows
 
-NAME = "perturbation_influences"
 _FEWEST = 32  # training rows differentiated together: their graph serves a block of factors
 
 
@@ -85,8 +84,8 @@ class Derivatives:
         with self._named(slots):
             values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
         if isinstance(values, dict):
-            return {f"{NAME}_{name}": each for name, each in values.items()}
-        return {NAME: values}
+            return {f"{naming.PERTURBATIONS}_{name}": each for name, each in values.items()}
+        return {naming.PERTURBATIONS: values}
 
     def cut(self, tests: slice, trains: slice, numbers: int) -> tuple[int, int]:
         """Into how many test and training rows to cut, so that pairs of `numbers` are a block."""

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from influence_dag.datasets.sources.base import listed
 from influence_dag.errors import StudyError
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
+from influence_dag.texts import listed
 
 
 def feature_names(bench: Workbench) -> list[str]:

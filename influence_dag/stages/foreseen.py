@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from influence_dag.errors import DataError, ModelError
-from influence_dag.stages.graph import artifacts, matrix_of
+from influence_dag.stages.costs import Cost, Rates, cost_of
+from influence_dag.stages.graph import artifacts
 from influence_dag.store import open_store
 from influence_dag.study.base import readable_bytes
 from influence_dag.study.code import put_on_path
 from influence_dag.study.loading import load_study
-from influence_dag.study.study import FitSettings, Study
-
-if TYPE_CHECKING:
-    from influence_dag.objective.objective import Objective, Rows
-from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.study.named_code import look_for_callables
+from influence_dag.study.study import Study
 
 if TYPE_CHECKING:
     from influence_dag.datasets.sources.on_demand import Values
@@ -27,18 +23,7 @@ if TYPE_CHECKING:
     from influence_dag.objective.objective import Objective, Rows
 
 TRIED = 256  # rows that are differentiated to measure a rate
-FIT_PASSES, SOLVE_STEPS = 100, 30  # what fits and iterative solves take, about
 SLACK = 3  # estimated times hold within this factor, about
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one artifact: bytes on disk and in memory, uncompressed, and seconds."""
-
-    artifact: str
-    disk: int
-    memory: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -107,8 +92,8 @@ def foresee(folder: str | Path) -> Foreseen:
     train, test = load_splits(study.settings.data, study.root)
     check_words(study.settings, train)
     check_precisions((train, test), study.settings.compute.dtype)
-    rates = _Rates.measured(study, train, test)
-    costs = tuple(_cost(name, study, rates) for name in (node.name for node in artifacts(study)))
+    rates = _measured(study, train, test)
+    costs = tuple(cost_of(name, study, rates) for name in (node.name for node in artifacts(study)))
     return Foreseen(
         study,
         {"train": len(train), "test": len(test)},
@@ -120,44 +105,29 @@ def foresee(folder: str | Path) -> Foreseen:
     )
 
 
-@dataclass(frozen=True)
-class _Rates:
-    """Sizes of a study, and seconds of its parts on this machine."""
+def _measured(study: Study, train: "SplitRows", test: "SplitRows") -> Rates:
+    import torch
 
-    train: int
-    test: int
-    values: int  # of a row's inputs
-    itemsize: int
-    parameters: int
-    gradient_numbers: int  # stored for each row
-    gradient: float  # seconds a row, forward and backward
-    on_demand: bool  # whether the dataset's rows are read in blocks
-    product: float  # seconds a multiply–add in a product of matrices
+    from influence_dag.gradients.per_sample import per_sample_gradients
 
-    @classmethod
-    def measured(cls, study: Study, train: "SplitRows", test: "SplitRows") -> "_Rates":
-        import torch
-
-        from influence_dag.gradients.per_sample import per_sample_gradients
-
-        objective, rows = _tried(study, train, test)
-        few = rows[: min(len(rows), 4)]
-        stored = sum(
-            each[0].numel() for each in per_sample_gradients(objective, few).tensors().values()
-        )
-        dtype = getattr(torch, study.settings.compute.dtype)
-        square = torch.rand(512, 512, dtype=dtype)
-        return cls(
-            len(train),
-            len(test),
-            sum(int(np.prod(x.shape[1:])) for x in train.x.values()),
-            dtype.itemsize,
-            objective.size,
-            stored,
-            _seconds(lambda: _gradient(objective, rows)) / len(rows),
-            train.on_demand,
-            _seconds(lambda: square @ square) / 512**3,
-        )
+    objective, rows = _tried(study, train, test)
+    few = rows[: min(len(rows), 4)]
+    stored = sum(
+        each[0].numel() for each in per_sample_gradients(objective, few).tensors().values()
+    )
+    dtype = getattr(torch, study.settings.compute.dtype)
+    square = torch.rand(512, 512, dtype=dtype)
+    return Rates(
+        len(train),
+        len(test),
+        sum(int(np.prod(x.shape[1:])) for x in train.x.values()),
+        dtype.itemsize,
+        objective.size,
+        stored,
+        _seconds(lambda: _gradient(objective, rows)) / len(rows),
+        train.on_demand,
+        _seconds(lambda: square @ square) / 512**3,
+    )
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -183,7 +153,7 @@ def _tried(study: Study, train: "SplitRows", test: "SplitRows") -> "tuple[Object
     from influence_dag.objective import modules
     from influence_dag.objective.checks import check_labels
     from influence_dag.stages.class_order import check_order
-    from influence_dag.stages.reading import study_objective
+    from influence_dag.stages.reading import naming_targets, study_objective
 
     settings = study.settings.model
     dtype = getattr(torch, study.settings.compute.dtype)
@@ -193,25 +163,12 @@ def _tried(study: Study, train: "SplitRows", test: "SplitRows") -> "tuple[Object
     objective = study_objective(study, module)
     few = _rows_of(train, TRIED, dtype)
     for split in (train, test)[: 1 if settings.measurement else 2]:
-        _check_labels(study, split, lambda y: check_labels(objective, few[:2].x, y))
+        with naming_targets(split.source, split.ids, study.settings.data.target):
+            check_labels(objective, few[:2].x, torch.from_numpy(split.y))
     if settings.checkpoint:
         check_order(objective, few, list(train.classes or ()), settings.checkpoint)
     objective.check(few)
     return objective, few
-
-
-def _check_labels(study: Study, split: "SplitRows", check: Callable[[Any], None]) -> None:
-    import torch
-
-    try:
-        check(torch.from_numpy(split.y))
-    except ModelError as error:
-        if error.row is None:
-            raise
-        said = str(error).removeprefix(f"row {error.row} has ")
-        column = study.settings.data.target
-        row = str(split.ids[error.row])
-        raise DataError(f"{split.source}: row {row!r}, column {column!r}: {said}") from error
 
 
 def _rows_of(split: "SplitRows", count: int, dtype: Any) -> "Rows":
@@ -220,8 +177,8 @@ def _rows_of(split: "SplitRows", count: int, dtype: Any) -> "Rows":
     from influence_dag.objective.objective import Rows
 
     def tensor(values: "Values") -> torch.Tensor:
-        found = torch.from_numpy(np.ascontiguousarray(values[:count]))
-        return found.to(dtype) if found.is_floating_point() else found.long()
+        tensor = torch.from_numpy(np.ascontiguousarray(values[:count]))
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor.long()
 
     x = {name: tensor(values) for name, values in split.x.items()}
     weights = None if split.weights is None else tensor(split.weights)
@@ -230,73 +187,11 @@ def _rows_of(split: "SplitRows", count: int, dtype: Any) -> "Rows":
     return Rows(next(iter(x.values())) if len(x) == 1 else x, tensor(split.y), weights)
 
 
-def _cost(name: str, study: Study, rates: _Rates) -> Cost:
-    """Leading terms alone: products of matrices, passes over the rows."""
-    n, m, p = rates.train, rates.test, rates.parameters
-    size, block = rates.itemsize, study.settings.compute.block_bytes
-    lambdas = max(len(study.settings.dampings), 1)
-    method, _, what = name.rpartition("/")
-    exact = bool(method) and method != "validation" and matrix_of(study, method) is not None
-    passes = {"solve": 0.0 if exact else SOLVE_STEPS * m * n * rates.gradient * lambdas}
-    match what:
-        case "dataset":
-            bytes_ = 8 * (n + m) * (rates.values + 1)
-            memory = min(3 * bytes_, 6 * block) if rates.on_demand else 3 * bytes_
-            return Cost(name, bytes_, memory, 1e-7 * bytes_)
-        case "model":
-            fits = isinstance(study.settings.model.fit, FitSettings)
-            work = FIT_PASSES * n * rates.gradient * 2 if fits else n * rates.gradient
-            held = (
-                n if study.settings.model.fit is not None else min(n, 2 * _block_rows(study, rates))
-            )
-            return Cost(name, 16 * p, 8 * (held * rates.values + 60 * p * fits), work)
-        case "gradients":
-            return Cost(name, n * rates.gradient_numbers * size, block, 2 * n * rates.gradient)
-        case matrix if matrix in CURVATURE_KINDS:
-            work = n * p * min(p * rates.product, 2 * rates.gradient)
-            return Cost(name, p * p * size, 4 * p * p * size, work + 8 * p**3 * rates.product)
-        case "curvature":
-            if exact:
-                return Cost(name, p * p * size, 3 * p * p * size, p**3 * rates.product)
-            return Cost(name, 100 * p * size, 200 * p * size, 100 * n * rates.gradient)
-        case "influence_factors":
-            work = passes["solve"] + lambdas * m * p * p * rates.product * exact
-            return Cost(name, lambdas * m * p * size, 3 * m * p * size, work)
-        case "influences":
-            work = lambdas * m * n * p * rates.product
-            return Cost(name, lambdas * m * n * size, 4 * block, work)
-        case "perturbation_influences":
-            bytes_ = lambdas * size * _kept_derivatives(study, rates)
-            return Cost(name, bytes_, 4 * block, m * n * rates.gradient * lambdas)
-        case "summary":
-            return Cost(name, 8 * (m + n) * 20, block, lambdas * m * n * 1e-8)
-    refits = n * rates.gradient * FIT_PASSES * 2 * 50 if method == "validation" else 0.0
-    return Cost(name, 8 * (m + n), block, refits)
-
-
-def _kept_derivatives(study: Study, rates: _Rates) -> int:
-    """Numbers that a study keeps of its perturbation influences, of one method at one λ."""
-    asked = study.settings.perturbation
-    assert asked is not None
-    if asked.top:
-        return rates.test * min(asked.top, rates.train) * rates.values
-    if asked.reduce is None:
-        return rates.test * rates.train * rates.values
-    return rates.train * (rates.test if asked.reduce.over == "feature" else rates.values)
-
-
-def _block_rows(study: Study, rates: _Rates) -> int:
-    """Rows that a given model is shown together."""
-    from influence_dag.stages.blocks_of_rows import FEWEST
-
-    return max(FEWEST, study.settings.compute.block_bytes // (8 * max(rates.values, 1)))
-
-
 def _warnings(study: Study, train: "SplitRows", costs: tuple[Cost, ...]) -> Iterator[str]:
     from influence_dag.datasets.scales import unscaled
 
     features = study.settings.data.features
-    if not getattr(features, "standardise", False) and (names := unscaled(train)):
+    if not features.standardise and (names := unscaled(train)):
         told = "" if study.settings.compute.dtype == "float64" else "compute: {dtype: float64} or "
         yield (
             f"columns of very different scales ({', '.join(names)}) leave few digits to the "
@@ -334,5 +229,5 @@ def _memory() -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    found = {line.split(":")[0]: line.split()[1] for line in lines}
-    return 1024 * int(found["MemAvailable"]) if "MemAvailable" in found else None
+    fields = {line.split(":")[0]: line.split()[1] for line in lines}
+    return 1024 * int(fields["MemAvailable"]) if "MemAvailable" in fields else None

@@ -14,7 +14,7 @@ from influence_dag.stages import naming
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.keys import model_key
+from influence_dag.stages.keys import model_key, were_met
 from influence_dag.stages.reading import check_rows, load_rows, shared_objective, stored_rows
 from influence_dag.stages.symbols import gradients_formula
 from influence_dag.stages.tasks import Compute, Kernel
@@ -159,7 +159,8 @@ def _block(
     count = slots.stop - slots.start
     tensors = {}
     if len(present):
-        check_rows(objective, rows, train, slots.start + present)
+        if not were_met(bench, train):
+            check_rows(objective, rows, train, slots.start + present)
         gradients = per_sample_gradients(
             objective, rows, layout=captured, batch_size=bench.settings.compute.batch_size
         )

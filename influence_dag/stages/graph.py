@@ -1,6 +1,7 @@
 """A study's graph: which artifact is made from which, by which stage. No Dagster, no torch."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from influence_dag.stages import naming
 from influence_dag.stages.artifacts import Artifact, Picture, Promise
@@ -78,38 +79,41 @@ def has_self_influence(study: Study, method: str) -> bool:
     return not study.settings.methods[method].is_iterative if wanted == "auto" else bool(wanted)
 
 
+def _node(
+    name: str, reads: tuple[str, ...], stage: str, kinds: frozenset[str], *told: Any, **more: Any
+) -> Artifact:
+    """An artifact under the version of its stage's formula, heavy where torch makes it."""
+    heavy = "torch" in kinds
+    return Artifact(name, reads, stage, FORMULAS[stage], kinds, *told, heavy=heavy, **more)
+
+
 def _of_rows() -> Iterator[Artifact]:
-    yield Artifact(
+    yield _node(
         "dataset",
         ("source",),
         "dataset",
-        FORMULAS["dataset"],
         _ZARR,
         "The rows of both files: checked, labelled, each with a slot and a content hash.",
         _OF_ROWS,
         checks=(_complete("dataset", "test", "train"),),
     )
     about = "How far θ is from a minimum of the penalised mean loss, which the theory assumes."
-    yield Artifact(
+    yield _node(
         "model",
         ("dataset",),
         "model",
-        FORMULAS["model"],
         _TORCH,
         "The fitted module: its state as safetensors, its trainable parameters θ as one vector.",
         _OF_MODEL,
-        heavy=True,
         checks=(Promise("at_a_minimum", "gradient_norm", (), about),),
     )
-    yield Artifact(
+    yield _node(
         "gradients",
         ("dataset", "model"),
         "gradients",
-        FORMULAS["gradients"],
         _BOTH,
         "∇θ L(z_i, θ) of every training row, factored per layer.",
         _OF_MODEL,
-        heavy=True,
         checks=(_complete("gradients", "train"),),
     )
 
@@ -126,16 +130,14 @@ def _matrix(study: Study, kind: str) -> Artifact:
     if direct and direct.on_indefinite == "raise":
         about = "With the damping added it has only positive eigenvalues."
         checks.append(Promise("damped_positive_definite", "positive_definite", (kind,), about))
-    return Artifact(
+    return _node(
         kind,
         ("dataset", "model"),
         "matrices",
-        FORMULAS["matrices"],
         _BOTH,
         f"{matrix_formula(kind)}, exact, with its eigenvalues.",
         _OF_MODEL,
         kind,
-        heavy=True,
         checks=tuple(checks),
         picture=_SPECTRUM,
     )
@@ -155,16 +157,14 @@ def _curvature(study: Study, method: str) -> Artifact:
     damped_by = None if matrix else study.settings.matrix_of_damping(method)
     about = "λ is of the order of the curvature's eigenvalues; a warning where it is not."
     near = Promise("damping_near_spectrum", "damping_near_spectrum", (method,), about)
-    return Artifact(
+    return _node(
         naming.curvature(method),
         ("dataset", "model", *filter(None, (matrix, damped_by))),
         "curvature",
-        FORMULAS["curvature"],
         _BOTH,
         f"What `{method}` makes of the curvature once, for every solve: plain arrays.",
         _OF_METHOD,
         method,
-        heavy=True,
         checks=(near,) if damped else (),
         picture=_SPECTRUM,
     )
@@ -176,16 +176,14 @@ def _factors(study: Study, method: str) -> Artifact:
     if method in _exact(study):
         about = "Every solve reached its tolerance."
         checks.append(Promise("residual_below_tolerance", "residual_below", (method,), about))
-    return Artifact(
+    return _node(
         name,
         ("dataset", "model", naming.curvature(method), *filter(None, (matrix,))),
         "factors",
-        FORMULAS["factors"],
         _BOTH,
         f"{Wording(study.settings, method).factors()['formula']}, one row a test row.",
         _OF_METHOD,
         method,
-        heavy=True,
         checks=tuple(checks),
         picture=Picture("convergence", ("convergence", "residuals")),
     )
@@ -196,16 +194,14 @@ def _influences(study: Study, method: str) -> Artifact:
     about = "Random entries equal the product of stored factors and gradients."
     parts = Promise("equals_its_parts", "matches_parts", (method,), about)
     read = (naming.curvature(method), naming.factors(method), "gradients")
-    return Artifact(
+    return _node(
         name,
         ("dataset", "model", *read),
         "influences",
-        FORMULAS["influences"],
         _BOTH,
         f"I[test, train] = {words['formula']}, {words['sign']}.",
         (*_OF_METHOD, "store.max_relative_error"),
         method,
-        heavy=True,
         checks=(_complete(name, "test", "train"), parts),
         picture=Picture("influences", ("histogram",)),
     )
@@ -215,17 +211,15 @@ def _perturbation(study: Study, method: str) -> Artifact:
     name, words = naming.perturbation(method), Wording(study.settings, method)
     asked, less = study.settings.perturbation, ("wrt", "reduce", "pairs")
     forms = tuple(f"perturbation.{each}" for each in less if getattr(asked, each))
-    return Artifact(
+    return _node(
         name,
         ("dataset", "model", naming.curvature(method), naming.factors(method)),
         "perturbation",
-        FORMULAS["perturbation"],
         _BOTH,
         f"P[test, train, feature] = ∂/∂x_train of the influence on {words.what}. "
         f"Positive: more of the feature lowers it.",
         (*_OF_METHOD, "store.max_relative_error", *forms),
         method,
-        heavy=True,
         checks=(_complete(name, "test", "train"),),
         picture=Picture("perturbation", ("example",)),
     )
@@ -234,11 +228,10 @@ def _perturbation(study: Study, method: str) -> Artifact:
 def _summary(study: Study, method: str) -> Artifact:
     gradients = ["gradients"] if has_self_influence(study, method) else []
     read = (naming.curvature(method), naming.influences(method), *gradients)
-    return Artifact(
+    return _node(
         naming.summary(method),
         ("dataset", "model", *read),
         "summary",
-        FORMULAS["summary"],
         _ZARR,
         "Sums over rows and columns, strongest pairs of each test row, self-influence, and the "
         "loss and prediction of each row.",
@@ -255,16 +248,14 @@ def _validation(study: Study, kind: str) -> Artifact:
         said = "Influences predict what leaving rows out does; a warning where they do not."
         checks.append(Promise("predicts_refits", "predicts_refits", (), said))
     influences = map(naming.influences, study.settings.methods.names)
-    return Artifact(
+    return _node(
         name,
         ("dataset", "model", *influences, *_solved(study, kind)),
         "validation",
-        FORMULAS["validation"],
         _TORCH,
         about,
         (*_OF_METHODS, f"validation.{kind}"),
         kind,
-        heavy=True,
         checks=tuple(checks),
         picture=picture,
     )
@@ -285,11 +276,10 @@ def _report(study: Study) -> Artifact:
     if len(exact) > 1 and len({methods[method].curvature for method in exact}) == 1:
         about = "Methods that solve the same system give the same influences."
         checks.append(Promise("methods_agree", "methods_agree", tuple(exact), about))
-    return Artifact(
+    return _node(
         naming.REPORT,
         tuple(name(m) for name in (naming.influences, naming.summary) for m in methods.names),
         "report",
-        FORMULAS["report"],
         _ZARR,
         "What was measured, and whether to trust the influences; how the methods agree.",
         _OF_METHODS,

@@ -1,14 +1,14 @@
 """Fingerprints of the model: of the code that makes it, its files, θ and its measurement."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
 from influence_dag.stages.workbench import Workbench
-from influence_dag.study.base import is_callable_name
 from influence_dag.study.code import code_hashes, code_key, file_hash, opened_key
 from influence_dag.study.imported import import_callable
 from influence_dag.study.model import LOSSES, ModelSettings
@@ -31,14 +31,7 @@ def source_of(bench: Workbench) -> str:
 def files_key(study: Study) -> str | None:
     """Fingerprint of the files that the study's code opens by itself; None without any."""
     model = study.settings.model
-    named = (
-        model.build,
-        model.loss,
-        model.fit,
-        model.measurement,
-        *study.settings.methods.drawn_by.values(),
-    )
-    own = [name.partition(":")[0] for name in named if isinstance(name, str) and ":" in name]
+    own = [name.partition(":")[0] for name in study.settings.callables.values()]
     paths = [study.path(name) for name in model.depends_on]
     return opened_key(paths, own, study.root, "model.depends_on") if paths else None
 
@@ -72,20 +65,8 @@ def callable_key(study: Study, name: object, field: str) -> str | None:
 
 def import_named(study: Study) -> None:
     """Import all code that the study names, to raise what is wrong with it."""
-    for name, field in _named(study):
+    for field, name in study.settings.callables.items():
         import_callable(name, study.root, field)
-
-
-def _named(study: Study) -> Iterator[tuple[str, str]]:
-    """The callables of the study's settings that make or judge a model, with their settings."""
-    model = study.settings.model
-    fields = {f"model.{each}": getattr(model, each) for each in _OF_MODEL}
-    for field, name in (fields | study.settings.methods.drawn_by).items():
-        if isinstance(name, str) and is_callable_name(name):
-            yield name, field
-
-
-_OF_MODEL = ("build", "loss", "fit", "measurement")
 
 
 def has_run(bench: Workbench) -> bool:
@@ -124,6 +105,16 @@ def column_kinds(bench: Workbench) -> dict[str, str]:
         for name, variable in bench.require("dataset").variables.items()
         if name.startswith("train_x") or (own_loss and name == "train_y")
     }
+
+
+def met_rows(bench: Workbench, train: Axis) -> str:
+    """Which training rows there are and how code sees them: what the model's stage notes."""
+    return fingerprint(train.fingerprint, column_kinds(bench))
+
+
+def were_met(bench: Workbench, train: Axis) -> bool:
+    """Whether all training rows are those that the model's stage has looked at, one by one."""
+    return bench.require(naming.MODEL).attrs.get("rows_met") == met_rows(bench, train)
 
 
 def measurement_key(study: Study) -> str:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_dag.datasets.slots import SPLITS, Axis, Split
-from influence_dag.errors import DataError, ModelError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
 from influence_dag.stages.class_order import check_order
@@ -17,6 +16,7 @@ from influence_dag.stages.keys import (
     callable_key,
     column_kinds,
     hash_of_file,
+    met_rows,
     model_key,
     source_key,
 )
@@ -25,6 +25,7 @@ from influence_dag.stages.reading import (
     load_objective,
     load_rows,
     load_state_of,
+    naming_targets,
     rows_in_blocks,
     study_loss,
     study_objective,
@@ -33,15 +34,16 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
 from influence_dag.study.imported import import_callable
-from influence_dag.study.model import FitSettings
 from influence_dag.study.study import Study
 from influence_dag.study.users_code import named_by
 from influence_dag.unchanged import note
 
 if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
+    import torch
     from torch import nn
 
     from influence_dag.objective import Objective, Rows
+    from influence_dag.objective.modules import FitReport
 
 FORMULA = FORMULAS["model"]
 
@@ -94,7 +96,7 @@ def _has_met_rows(bench: Workbench) -> bool:
 
 def _settings_key(study: Study) -> str:
     model = study.settings.model
-    parameters = model.fit.model_dump() if isinstance(model.fit, FitSettings) else model.fit
+    parameters = model.own_fit.model_dump() if model.own_fit else model.fit
     checkpoint = _checkpoint_key(study) if model.checkpoint else None
     return fingerprint(
         naming.MODEL,
@@ -127,7 +129,7 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     module = modules.build_module(settings, study.root, torch.float64).to(bench.device)
     loss = study_loss(study)
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
-    report: Any = None
+    report: FitReport | None = None
     moved: dict[str, float] = {}
     check_targets(bench, study_objective(study, module.eval()))
     if settings.checkpoint:
@@ -137,18 +139,18 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
         classes = list(bench.require("dataset").attrs.get("classes", ()))
         given = study_objective(study, module.eval())
         check_order(given, rows, classes, settings.checkpoint)
-    if isinstance(settings.fit, FitSettings):
+    if settings.own_fit:
         before = study_objective(study, module)
         before.check(rows)
-        if settings.fit.warm_start:
+        if settings.own_fit.warm_start:
             _load_previous(bench, module)
         report = modules.fit(
-            module, loss, rows, settings.fit, output=settings.output, report=bench.report
+            module, loss, rows, settings.own_fit, output=settings.output, report=bench.report
         )
         if settings.trains_on:
             moved = movement(before, study_objective(study, module), test)
             bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
-    elif settings.fit is not None:
+    elif isinstance(settings.fit, str):
         module.train()
         fit = import_callable(settings.fit, study.root, "model.fit")
         wanted = "it is called with the module and its rows, and trains the module in place"
@@ -157,12 +159,22 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     module.eval()
     objective = study_objective(study, module)
     objective.check(rows)
-    told: dict[str, Any] = moved | ({"unscaled_columns": unscaled} if unscaled else {})
-    made = _artifact(bench, train, objective, rows, settings_key, report, told)
+    told = _of_fit(report) | moved | ({"unscaled_columns": unscaled} if unscaled else {})
+    stored = modules.save_checkpoint(objective.module)
     seen = {train: rows, bench.axis("dataset", "test"): test}
     fitted = Fitted(objective, started_from, seen, bench.settings.compute.batch_size)
-    check_rebuilt(study, fitted, made.files["model.safetensors"])
-    return made
+    mean = check_rebuilt(study, fitted, stored)
+    return _artifact(bench, train, objective, rows, settings_key, told, mean, stored)
+
+
+def _of_fit(report: "FitReport | None") -> dict[str, Any]:
+    if report is None:
+        return {}
+    return {
+        "fit_steps": report.steps,
+        "fit_converged": report.converged,
+        "fit_seconds": round(report.seconds, 2),
+    }
 
 
 def rows_of(bench: Workbench, axis: Axis) -> "Rows":
@@ -194,17 +206,11 @@ def check_targets(bench: Workbench, objective: "Objective") -> None:
     for split in splits:
         axis = bench.axis("dataset", split)
         few = load_rows(bench, axis, axis.slots[:2], dtype=objective.dtype)
-        labels = torch.from_numpy(bench.require("dataset").read(f"{split}_y"))
-        try:
-            check_labels(objective, few.x, labels[axis.slots].to(bench.device))
-        except ModelError as error:
-            if error.row is None:
-                raise
-            row = axis.ids[axis.slots[error.row]]
-            source = bench.require("dataset").attrs[f"{split}_source"]
-            said = str(error).removeprefix(f"row {error.row} has ")
-            column = bench.settings.data.target
-            raise DataError(f"{source}: row {str(row)!r}, column {column!r}: {said}") from error
+        dataset = bench.require("dataset")
+        labels = torch.from_numpy(dataset.read(f"{split}_y"))[axis.slots]
+        source, column = dataset.attrs[f"{split}_source"], bench.settings.data.target
+        with naming_targets(source, axis.ids[axis.slots], column):
+            check_labels(objective, few.x, labels.to(bench.device))
 
 
 def _artifact(
@@ -213,21 +219,17 @@ def _artifact(
     objective: "Objective",
     rows: "Rows",
     settings_key: str,
-    report: Any,
     told: dict[str, Any],
+    mean: "tuple[torch.Tensor, torch.Tensor]",
+    stored: bytes,
 ) -> Whole:
+    """`mean` is the rows' mean loss with its gradient, `stored` the module's state."""
     from influence_dag.gradients.stationarity import stationarity
-    from influence_dag.objective import modules
-    from influence_dag.stages.rebuilt import loss_and_gradient
 
-    weight_decay = (
-        bench.settings.model.fit.weight_decay
-        if isinstance(bench.settings.model.fit, FitSettings)
-        else 0.0
-    )
+    fit = bench.settings.model.own_fit
+    weight_decay = fit.weight_decay if fit else 0.0
     theta = objective.params
-    size = bench.settings.compute.batch_size
-    losses, gradient = loss_and_gradient(objective, rows, size)
+    losses, gradient = mean
     penalised = gradient + weight_decay * theta
     info = {
         "parameters": objective.size,
@@ -235,14 +237,7 @@ def _artifact(
         "mean_loss": float(losses),
         "gradient_norm": float(penalised.norm()),
         "weight_decay": weight_decay,
-    }
-    if report is not None:
-        info |= {
-            "fit_steps": report.steps,
-            "fit_converged": report.converged,
-            "fit_seconds": round(report.seconds, 2),
-        }
-    info |= told
+    } | told
     if objective.run_otherwise:
         info["run_otherwise"] = objective.run_otherwise
     found = stationarity(objective, rows, penalised)
@@ -265,8 +260,9 @@ def _artifact(
     )
     arrays = {"parameters": (("param",), theta.detach().cpu().numpy(), {"long_name": "θ"})}
     coordinates = (parameter_coordinate(names),)
-    files = {"model.safetensors": modules.save_checkpoint(objective.module)}
-    return Whole(arrays, attrs, info, coordinates, files)
+    files = {"model.safetensors": stored}
+    notes = {"rows_met": met_rows(bench, train)}
+    return Whole(arrays, attrs, info, coordinates, files, notes)
 
 
 def parameter_coordinate(names: list[str]) -> Coordinate:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from influence_dag.datasets.slots import Axis, Split
-from influence_dag.errors import ModelError, NotConvergedError
+from influence_dag.errors import DataError, ModelError, NotConvergedError
 from influence_dag.gradients.layouts import GradientLayout
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.workbench import Workbench
@@ -122,8 +122,8 @@ def check_rows(
 ) -> None:
     """Raise `ModelError` for rows, named by their ids, that do not stand for themselves.
 
-    Those that the model was fitted on were seen then; others, of the test split or added since at
-    a pinned θ, are seen when they are first differentiated.
+    Those that the model's stage has met were seen then (`were_met`); others, of the test split or
+    added since at a pinned θ, are seen when they are first differentiated.
     """
     from influence_dag.objective.batching import check_all_rows
 
@@ -142,6 +142,19 @@ def naming_rows(axis: Axis, slots: np.ndarray | None = None) -> Iterator[None]:
         name = str(axis.ids[(axis.slots if slots is None else slots)[error.row]])
         said = str(error).removeprefix(f"row {error.row}: ")
         raise ModelError(f"{axis.name} row {name!r}: {said}", row=error.row) from error
+
+
+@contextmanager
+def naming_targets(source: str, ids: np.ndarray, column: str) -> Iterator[None]:
+    """What is said of a row's target inside is a `DataError` with its file, id and column."""
+    try:
+        yield
+    except ModelError as error:
+        if error.row is None:
+            raise
+        said = str(error).removeprefix(f"row {error.row} has ")
+        row = str(ids[error.row])
+        raise DataError(f"{source}: row {row!r}, column {column!r}: {said}") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from influence_dag.stages import naming
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.derivatives import Derivatives
 from influence_dag.stages.tasks import Arrays, Compute, Kernel
@@ -16,9 +17,6 @@ if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
     from torch import Tensor
 
     from influence_dag.influence.reductions import StrongestPairs
-
-
-TOP = "top_train"
 
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
@@ -145,7 +143,7 @@ class LongestPairs(_Reducing):
     def empty(self, tile: Tile, dtype: np.dtype) -> dict[str, np.ndarray]:
         shape = (*tile.shape, self.rank)
         kept = {name: np.full((*shape, *each), np.nan, dtype) for name, each in self.shapes}
-        return {**kept, TOP: np.full(shape, -1, np.int64)}
+        return {**kept, naming.LONGEST_PAIRS: np.full(shape, -1, np.int64)}
 
     def fill(self, arrays: Arrays, of: Derivatives, region: tuple[slice, ...], place: int) -> None:
         (tests,) = region
@@ -155,7 +153,7 @@ class LongestPairs(_Reducing):
             if not len(asked):
                 continue
             found, at = self._longest(of, s, many), test.start - tests.start + asked
-            arrays[TOP][at] = found.slots.cpu().numpy()
+            arrays[naming.LONGEST_PAIRS][at] = found.slots.cpu().numpy()
             for (name, _), values in zip(self.shapes, found.parts, strict=True):
                 arrays[name][at] = values.cpu().numpy()
 

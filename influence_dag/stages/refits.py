@@ -14,7 +14,6 @@ from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
 from influence_dag.study.imported import import_callable
-from influence_dag.study.model import FitSettings
 from influence_dag.suspicion import SUSPICIONS
 from influence_dag.validation.candidates import exact_candidates, representation_candidates
 from influence_dag.validation.datamodels import datamodels, initial_params
@@ -46,8 +45,7 @@ def _loaded(bench: Workbench) -> tuple[Objective, Rows, Rows]:
 
 def _weight_decay(bench: Workbench, method: str | None = None) -> float:
     """The L2 term of the refits: the fit's own, else the damping that stands for it."""
-    fit = bench.settings.model.fit
-    if isinstance(fit, FitSettings):
+    if fit := bench.settings.model.own_fit:
         return fit.weight_decay
     damped = [each for each in _methods(bench) if bench.settings.methods[each].is_damped]
     named = method if method in damped else next(iter(damped), _methods(bench)[0])
@@ -77,8 +75,8 @@ def _built(bench: Workbench) -> str:
 
 
 def _seed(bench: Workbench) -> int:
-    fit = bench.settings.model.fit
-    return fit.seed if isinstance(fit, FitSettings) else 0
+    fit = bench.settings.model.own_fit
+    return fit.seed if fit else 0
 
 
 def _stored(bench: Workbench, method: str, place: int) -> torch.Tensor:
@@ -103,7 +101,7 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     known = dampings.of_method(bench, method)
     decay, given = _weight_decay(bench, method), bench.settings.model.is_given
     nearest = int(np.abs(np.array(known) - decay).argmin())
-    found = leave_one_out(
+    refits = leave_one_out(
         objective,
         train,
         test,
@@ -120,19 +118,19 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     judged = f"{method} at λ = {known[nearest]:g}"
     what = "measurement" if bench.settings.model.measurement else "loss"
     arrays: dict[str, Result] = {
-        "predicted": (dims, found.predicted, {"formula": formula, "long_name": judged}),
-        "actual": (dims, found.actual, {"long_name": f"change of the test {what} after a refit"}),
+        "predicted": (dims, refits.predicted, {"formula": formula, "long_name": judged}),
+        "actual": (dims, refits.actual, {"long_name": f"change of the test {what} after a refit"}),
     }
-    if found.corrected is not None:
+    if refits.corrected is not None:
         told = f"exact, with leverage, at λ = {decay:g}"
-        arrays["corrected"] = (dims, found.corrected, {"long_name": told})
+        arrays["corrected"] = (dims, refits.corrected, {"long_name": told})
     coordinates = (
         Coordinate("test", ("test",), _ids(bench, "test")),
-        Coordinate("left_out", ("left_out",), _ids(bench, "train")[found.index]),
+        Coordinate("left_out", ("left_out",), _ids(bench, "train")[refits.index]),
     )
     start = "at the given θ" if given else "at θ, the fit to all rows"
     attributes = bench.attributes(method=method, refits_start=start, **(_PROXIMAL if given else {}))
-    return Whole(arrays, attributes, found.summary(), coordinates)
+    return Whole(arrays, attributes, refits.summary(), coordinates)
 
 
 def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
@@ -166,7 +164,7 @@ def _datamodels(bench: Workbench, settings) -> Whole:
     else:
         candidates |= representation_candidates(objective, train, test)
     start, told = _subset_starts(bench, settings)
-    found = datamodels(
+    made = datamodels(
         objective,
         train,
         test,
@@ -181,26 +179,26 @@ def _datamodels(bench: Workbench, settings) -> Whole:
         on_failure="keep",
         proximal=_is_checkpoint(bench),
     )
-    per_test = np.stack([score.per_test for score in found.scores.values()])
+    per_test = np.stack([score.per_test for score in made.scores.values()])
     what = "measurement" if bench.settings.model.measurement else "loss"
     arrays: dict[str, Result] = {
         "lds": (("candidate", "test"), per_test, {"long_name": "Spearman over subsets"}),
-        "found": (("subset", "test"), found.fits.values, {"long_name": f"{what} after the refit"}),
-        "membership": (("subset", "train"), found.fits.membership.numpy(), {}),
+        "found": (("subset", "test"), made.fits.values, {"long_name": f"{what} after the refit"}),
+        "membership": (("subset", "train"), made.fits.membership.numpy(), {}),
     }
     coordinates = (
-        Coordinate("candidate", ("candidate",), np.array(list(found.scores), STRING)),
+        Coordinate("candidate", ("candidate",), np.array(list(made.scores), STRING)),
         Coordinate("test", ("test",), _ids(bench, "test")),
         Coordinate("train", ("train",), _ids(bench, "train")),
     )
-    chosen = "not chosen" if found.chosen_on is None else f"subsets drawn from seed {settings.seed}"
+    chosen = "not chosen" if made.chosen_on is None else f"subsets drawn from seed {settings.seed}"
     attributes = bench.attributes(
         refits_start=told,
         dampings_chosen_on=chosen,
         scored_on=f"subsets drawn from seed {settings.seed + 1}",
         **(_PROXIMAL if _is_checkpoint(bench) else {}),
     )
-    return Whole(arrays, attributes, found.summary(), coordinates)
+    return Whole(arrays, attributes, made.summary(), coordinates)
 
 
 def _subset_starts(bench: Workbench, settings) -> tuple[torch.Tensor, str]:
@@ -236,7 +234,7 @@ def _beside(
 
 def _label_errors(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
-    found = label_errors(
+    ranked = label_errors(
         objective,
         train,
         weight_decay=_weight_decay(bench),
@@ -253,17 +251,17 @@ def _label_errors(bench: Workbench, settings) -> Whole:
         space=settings.space,
         folds=settings.folds,
     )
-    rankings = found.rankings | {"combined": found.combined}
-    if found.knn_shapley is not None:
-        rankings["knn_shapley"] = found.knn_shapley
+    rankings = ranked.rankings | {"combined": ranked.combined}
+    if ranked.knn_shapley is not None:
+        rankings["knn_shapley"] = ranked.knn_shapley
     arrays: dict[str, Result] = {
         name: (("train",), values, {"long_name": f"{SUSPICIONS[name]}, after flipping labels"})
         for name, values in rankings.items()
     }
-    arrays["flipped"] = (("train",), found.flipped, {"long_name": "whether its label was flipped"})
+    arrays["flipped"] = (("train",), ranked.flipped, {"long_name": "whether its label was flipped"})
     coordinates = (Coordinate("train", ("train",), _ids(bench, "train")),)
     attributes = bench.attributes(curvature=settings.curvature, refits_start=_built(bench))
-    return Whole(arrays, attributes, found.summary(), coordinates)
+    return Whole(arrays, attributes, ranked.summary(), coordinates)
 
 
 def unseen(bench: Workbench, folds: int) -> OutOfFold:

@@ -50,8 +50,8 @@ def refresh(bench: Workbench) -> Update:
     return refresh_whole(bench, naming.REPORT, key, produce)
 
 
-def _table(found: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -> np.ndarray:
-    rows = [[row[name] for name in columns] for row in found.values()]
+def _table(by_name: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -> np.ndarray:
+    rows = [[row[name] for name in columns] for row in by_name.values()]
     return np.array(rows, np.float64).reshape(-1, len(columns))
 
 

@@ -212,11 +212,11 @@ class _Summary:
         size = self.chunks[1]
         trains = slice(block * size, min((block + 1) * size, len(self.train)))
         slots = trains.start + np.flatnonzero(self.train.valid[trains])
-        found = self._read(place, tests, trains)[self.test.valid[tests]]
-        found = found[:, slots - trains.start]
-        sums = [found.sum(axis=1), np.abs(found).sum(axis=1)]
-        strongest = rankings.strongest(found, slots, self.few)
-        flat = (len(found), len(rankings.ENDS) * self.few)  # no -1: there may be no row at all
+        values = self._read(place, tests, trains)[self.test.valid[tests]]
+        values = values[:, slots - trains.start]
+        sums = [values.sum(axis=1), np.abs(values).sum(axis=1)]
+        strongest = rankings.strongest(values, slots, self.few)
+        flat = (len(values), len(rankings.ENDS) * self.few)  # no -1: there may be no row at all
         return np.column_stack([*sums, *(each.reshape(flat) for each in strongest)])
 
     def merged(self, tile: Tile, draft: Draft) -> Arrays:

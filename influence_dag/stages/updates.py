@@ -63,18 +63,7 @@ def current_update(
 ) -> Update:
     if not bench.plan_only:
         bench.store.restore_pointer(artifact)  # a copied store may lack it
-    version = bench.published(artifact)
-    update = Update(
-        artifact,
-        version.number,
-        version.address,
-        version.data_version,
-        0,
-        kept,
-        info=dict(info or {}),
-    )
-    bench.report(str(update))
-    return update
+    return _told(bench, artifact, 0, kept, info)
 
 
 def finished_update(
@@ -88,19 +77,22 @@ def finished_update(
     reasons: Mapping[str, int],
     info: Mapping[str, Any] | None,
 ) -> Update:
+    reasons = dict(reasons) if computed or written else {}  # else another process did the work
+    seconds = time.perf_counter() - started
+    return _told(bench, artifact, computed, kept, info, written, seconds, reasons)
+
+
+def _told(
+    bench: "Workbench",
+    artifact: str,
+    computed: int,
+    kept: int,
+    info: Mapping[str, Any] | None,
+    *work: Any,
+) -> Update:
     version = bench.published(artifact)
-    update = Update(
-        artifact,
-        version.number,
-        version.address,
-        version.data_version,
-        computed,
-        kept,
-        bytes_written=written,
-        seconds=time.perf_counter() - started,
-        reasons=dict(reasons) if computed or written else {},  # else another process did the work
-        info=dict(info or {}),
-    )
+    about = (artifact, version.number, version.address, version.data_version)
+    update = Update(*about, computed, kept, *work, info=dict(info or {}))
     bench.report(str(update))
     return update
 

@@ -3,15 +3,14 @@
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from influence_dag.datasets.slots import Axis, Split
+from influence_dag.datasets.slots import Axis, Split, StoredAxis
 from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.splits import load_splits
 from influence_dag.errors import StoreError, StudyError
-from influence_dag.stages.planned import Planned
+from influence_dag.stages.planned import PlannedVersion
 from influence_dag.store import Layout, Store, Version, open_store
 from influence_dag.store.layout import pair_chunks, row_chunks
 from influence_dag.study.study import Study
@@ -27,7 +26,7 @@ class Workbench:
     """A study opened for work: its store, and its model and rows read back from there.
 
     With `plan_only` a refresh says what it would compute, and computes and writes nothing; what it
-    would publish then stands in for the artifact (`Planned`), so that later stages can be planned.
+    would publish then stands in for the artifact (`PlannedVersion`), so that later stages can plan.
     Blocks are computed by `executor`, by default in this process.
     """
 
@@ -50,7 +49,7 @@ class Workbench:
         )
         self._required: dict[str, Version] = {}
         self._axes: dict[tuple[str, ...], Axis] = {}
-        self._planned: dict[str, Planned] = {}
+        self._planned: dict[str, PlannedVersion] = {}
         self._readable: tuple[str, ...] | None = None
         self._once: dict[Hashable, Any] = {}
         self.busy = threading.Lock()
@@ -102,7 +101,7 @@ class Workbench:
 
     def plan(self, artifact: str, layout: Layout | None = None) -> None:
         """Note that an artifact is not current, and what is known of its next version."""
-        self._planned[artifact] = Planned(artifact, layout)
+        self._planned[artifact] = PlannedVersion(artifact, layout)
 
     def is_planned(self, artifact: str) -> bool:
         """Whether an artifact is to be computed, so that its numbers cannot be asked for."""
@@ -123,12 +122,9 @@ class Workbench:
 
     def axis_of(self, version: Version, split: Split) -> Axis:
         """The rows that a version was made with, read once however many artifacts share them."""
-        parts = version.parts
-        names = Axis.coordinate_names(split, version.coordinates)
-        written = tuple(parts.get(name, "") for name in names)
-        if written in self._axes:
-            return self._axes[written]
-        return _read_axis(_Labels(written, split, version))
+        stored = StoredAxis.of(version, split)
+        known = self._axes.get(stored.written)
+        return _read_axis(stored) if known is None else known
 
     def remember(self, axis: Axis) -> None:
         """Rows that are about to be written: nobody has to read them."""
@@ -220,19 +216,8 @@ class Workbench:
         return {"study": self.study.name, "loss": self.settings.model.loss, **extra}
 
 
-@dataclass(frozen=True)
-class _Labels:
-    """Where to read the rows of a split, known by the fingerprints of what would be read."""
-
-    written: tuple[str, ...]
-    split: Split
-    version: Version = field(compare=False)
-
-
-@lru_cache(maxsize=8)
-def _read_axis(labels: _Labels) -> Axis:
-    """Read once a process: each of Dagster's assets and checks opens a workbench of its own."""
-    return Axis.read(labels.version, labels.split)
+_read_axis = lru_cache(maxsize=8)(StoredAxis.read)
+"""Read once a process: each of Dagster's assets and checks opens a workbench of its own."""
 
 
 @cache

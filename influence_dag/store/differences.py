@@ -42,11 +42,11 @@ class Difference:
     @cached_property
     def chunks(self) -> dict[str, list[ChunkIndex]]:
         """For each variable of the later version, its chunks that the earlier one did not have."""
-        found = {}
+        chunks = {}
         for name, variable in self.after.variables.items():
             earlier = carried_keys(self.before, variable)
-            found[name] = chunk_indices(is_outdated(self.after.keys(name), earlier))
-        return found
+            chunks[name] = chunk_indices(is_outdated(self.after.keys(name), earlier))
+        return chunks
 
     @cached_property
     def added(self) -> dict[str, list[Any]]:
@@ -67,11 +67,11 @@ class Difference:
     @cached_property
     def changed(self) -> dict[str, list[Any]]:
         """Labels that both versions have, whose content hash (coordinate `<dim>_key`) differs."""
-        found = {}
+        changed = {}
         for dim in self._new_labels:
             old, new = (_row_keys(version, dim) for version in (self.before, self.after))
-            found[dim] = [label for label, key in new.items() if old.get(label, key) != key]
-        return found
+            changed[dim] = [label for label, key in new.items() if old.get(label, key) != key]
+        return changed
 
     @cached_property
     def attrs(self) -> dict[str, tuple[Any, Any]]:
@@ -159,14 +159,14 @@ class Difference:
 
 def _labels(version: "Version") -> dict[str, list[Any]]:
     """The labels of each dimension that has some; "" where `<dim>_valid` says that no row is."""
-    dataset, found = version.open(), {}
+    dataset, labels = version.open(), {}
     for dim, index in dataset.indexes.items():
         valid = dataset.coords.get(f"{dim}_valid")
         there = np.ones(len(index), bool) if valid is None else valid.values
         # Ids are compared as text: they may be whole numbers in one version alone.
         names = index.tolist() if valid is None else map(str, index.tolist())
-        found[str(dim)] = [x if ok else "" for x, ok in zip(names, there, strict=True)]
-    return found
+        labels[str(dim)] = [x if ok else "" for x, ok in zip(names, there, strict=True)]
+    return labels
 
 
 def _row_keys(version: "Version", dim: str) -> dict[Any, int]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from influence_dag.errors import StoreError
 from influence_dag.store.cloning import clone
@@ -22,7 +22,15 @@ from influence_dag.store.layout import Layout
 from influence_dag.store.progress import Progress, finished_chunks
 from influence_dag.store.published import StoredVersion
 from influence_dag.store.publishing import finish
-from influence_dag.store.versioned import DEEPEST, Report, VersionedStore, check_name
+from influence_dag.store.versioned import (
+    DEEPEST,
+    Options,
+    Report,
+    VersionedStore,
+    begun_for,
+    check_name,
+    refuse_locks,
+)
 
 if TYPE_CHECKING:
     from influence_dag.store.memory_zarr import CheckedMemory
@@ -53,16 +61,16 @@ class Memory:
         return name in self.files
 
     def read(self, name: str) -> bytes | None:
-        found = self.files.get(name)
-        return found and found.content
+        file = self.files.get(name)
+        return file and file.content
 
     def ahead(self, names: Iterable[str]) -> Reader:
         return self.read
 
     def stamp(self, name: str) -> Stamp | None:
         """Size and generation."""
-        found = self.files.get(name)
-        return found and (len(found.content), found.generation)
+        file = self.files.get(name)
+        return file and (len(file.content), file.generation)
 
     def doubt(self, name: str) -> None:
         if found := self.files.get(name):
@@ -156,31 +164,10 @@ def discard(address: str) -> None:
 class MemoryStore(VersionedStore[StoredVersion]):
     """The artifacts of one study, in this process; as `ArtifactStore` in all else."""
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        keep_versions: int = 5,
-        lock_timeout: float = 60.0,
-        report: Report = lambda message: None,
-        locks: str = "flock",
-    ) -> None:
-        if locks != "flock":
-            raise StoreError(
-                f"{address} has no lock files, and locks is {locks!r}; threads of one process "
-                "have locks of their own: leave `store.locks` out"
-            )
-        super().__init__(
-            address.rstrip("/"),
-            keep_versions=keep_versions,
-            lock_timeout=lock_timeout,
-            report=report,
-        )
-
-    def unfinished(self) -> dict[str, int]:
-        begun = {name: self._shelf(name).unfinished for name in self._begun()}
-        counts = {name: left[1].finished for name, left in begun.items() if left}
-        return {name: count for name, count in counts.items() if count}
+    def __init__(self, address: str, *, locks: str = "flock", **options: Unpack[Options]) -> None:
+        others = "threads of one process have locks of their own"
+        refuse_locks(address, locks, others)
+        super().__init__(address.rstrip("/"), **options)
 
     def current(self, name: str) -> StoredVersion | None:
         current = self._shelf(name).current
@@ -213,6 +200,10 @@ class MemoryStore(VersionedStore[StoredVersion]):
         names = [each.removeprefix(inside) for each in list(_shelves) if each.startswith(inside)]
         return sorted(each for each in names if each.count("/") < DEEPEST and self._has(each))
 
+    def _left(self, name: str) -> int:
+        unfinished = self._shelf(name).unfinished
+        return unfinished[1].finished if unfinished else 0
+
     def _has(self, name: str) -> bool:
         shelf = self._shelf(name)
         return bool(shelf.versions or shelf.unfinished)
@@ -244,7 +235,7 @@ class MemoryStore(VersionedStore[StoredVersion]):
         shelf, base, number = self._shelf(name), self.base(name), self._next_number(name)
         contents = Memory(f"{self.address}/{name}/versions/{number:06d}")
         results = clone(base, layout, contents)
-        entries = _Entries(_header(layout, base) | {"results": results.to_json()}, [])
+        entries = _Entries(begun_for(layout, base) | {"results": results.to_json()}, [])
         shelf.unfinished = contents, entries
         return StoredDraft(name, contents, entries, layout, base)
 
@@ -253,7 +244,7 @@ class MemoryStore(VersionedStore[StoredVersion]):
         if left is None:
             return None
         contents, before = left
-        if before.discarded or not before.header.items() >= _header(layout, base).items():
+        if before.discarded or not before.header.items() >= begun_for(layout, base).items():
             return None
         entries = _Entries(before.header, before.entries)
         self._shelf(name).unfinished = contents, entries
@@ -283,10 +274,6 @@ class MemoryStore(VersionedStore[StoredVersion]):
         for version in versions:
             del self._shelf(name).versions[version.number]
             self._opened.pop(version.address, None)
-
-
-def _header(layout: Layout, base: StoredVersion | None) -> dict[str, object]:
-    return {"layout": layout.fingerprint, "base": base.number if base else None}
 
 
 class _Lock:

@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from influence_dag.errors import StoreError
 from influence_dag.store.differences import Difference
@@ -26,6 +26,14 @@ Kept = TypeVar("Kept", bound=StoredVersion)
 DEEPEST = 3  # parts of an artifact's name
 _PART = re.compile(r"\w[\w.-]*")
 TAKEN = frozenset({"versions", "current"})  # no artifact's, in any backend: stores can be copied
+
+
+class Options(TypedDict, total=False):
+    """What any store can be told."""
+
+    keep_versions: int
+    lock_timeout: float
+    report: Report
 
 
 class VersionedStore(ABC, Generic[Kept]):
@@ -58,10 +66,6 @@ class VersionedStore(ABC, Generic[Kept]):
     # What a backend says
 
     @abstractmethod
-    def unfinished(self) -> dict[str, int]:
-        """How many finished chunks interrupted runs have left for the next one, by artifact."""
-
-    @abstractmethod
     def current(self, name: str) -> Kept | None:
         """The newest complete version; None before the first."""
 
@@ -91,6 +95,10 @@ class VersionedStore(ABC, Generic[Kept]):
     @abstractmethod
     def _begun(self) -> list[str]:
         """The artifacts that have a version or the beginning of one, sorted."""
+
+    @abstractmethod
+    def _left(self, name: str) -> int:
+        """How many finished chunks interrupted runs have left for the next one."""
 
     @abstractmethod
     def _writing(self, name: str) -> AbstractContextManager[None]:
@@ -126,8 +134,10 @@ class VersionedStore(ABC, Generic[Kept]):
     # What follows from it
 
     def names(self) -> list[str]:
-        """The artifacts that have a current version, sorted."""
         return [name for name in self._begun() if self.current(name)]
+
+    def unfinished(self) -> dict[str, int]:
+        return {name: count for name in self._begun() if (count := self._left(name))}
 
     def base(self, name: str) -> Kept | None:
         """The current version as something to start from: None when its bookkeeping is damaged."""
@@ -149,11 +159,9 @@ class VersionedStore(ABC, Generic[Kept]):
         return versions[number]
 
     def diff(self, name: str, before: int, after: int | None = None) -> Difference:
-        """What changed from one version to another, by default to the current one."""
         return Difference(self.version(name, before), self.version(name, after))
 
     def plan(self, name: str, layout: Layout, expected: Expected) -> Plan:
-        """What would have to be computed; takes no lock and changes nothing."""
         return make_plan(self.base(name), layout, expected)
 
     @contextmanager
@@ -200,13 +208,13 @@ class VersionedStore(ABC, Generic[Kept]):
             self._abandon(draft)
         draft.version = self.current(draft.artifact)
 
-    def _known(self, found: Kept) -> Kept:
+    def _known(self, opened: Kept) -> Kept:
         """The same object as before, with what it has read, while its bookkeeping is untouched."""
-        seen = found.contents.stamp(MANIFEST), found.contents.stamp(BLOCKS)
-        known, version = self._opened.get(found.address, (None, None))
+        seen = opened.contents.stamp(MANIFEST), opened.contents.stamp(BLOCKS)
+        known, version = self._opened.get(opened.address, (None, None))
         if version is None or known != seen:
-            version = found
-            self._opened[found.address] = seen, version
+            version = opened
+            self._opened[opened.address] = seen, version
         return version
 
     def _next_number(self, name: str) -> int:
@@ -232,6 +240,20 @@ class VersionedStore(ABC, Generic[Kept]):
     def _made_from(self, name: str) -> set[int]:
         versions = (self.base(other) for other in self.names())
         return {version.attrs.get(f"{name}_version", 0) for version in versions if version}
+
+
+def begun_for(layout: Layout, base: StoredVersion | None) -> dict[str, Any]:
+    """What a draft is for; one that was begun for another begins anew."""
+    return {"layout": layout.fingerprint, "base": base.number if base else None}
+
+
+def refuse_locks(address: str, locks: str, others: str) -> None:
+    """A `StoreError` for a way of locking files, where there are none."""
+    if locks != "flock":
+        raise StoreError(
+            f"{address} has no lock files, and locks is {locks!r}; {others}: leave `store.locks` "
+            "out"
+        )
 
 
 def is_part(word: str) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -92,6 +92,18 @@ def callable_name(value: str) -> str:
             f"expected 'module:callable' (for example assets.digits.model:build), got {value!r}"
         )
     return value
+
+
+def check_named(value: str, known: Collection[str], setting: str) -> None:
+    """A `ValueError` for what is neither one of the known names nor that of a callable."""
+    if value in known:
+        return
+    try:
+        callable_name(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{setting} {value!r} is neither one of {', '.join(known)} nor 'module:callable'"
+        ) from error
 
 
 def is_callable_name(name: str) -> bool:
@@ -184,7 +196,7 @@ class Settings(BaseModel):
     @classmethod
     def _not_numbers(cls, values: Mapping[str, Any]) -> list[InitErrorDetails]:
         """YAML reads `yes` and `on` as true, and a number would take that for 1."""
-        found = []
+        errors = []
         for name, given in values.items():
             field, said = cls.model_fields.get(name), None
             truths = [each for each in _each(given) if isinstance(each, bool)]
@@ -197,10 +209,10 @@ class Settings(BaseModel):
                 )
             if said:
                 context = {"error": ValueError(said)}
-                found.append(
+                errors.append(
                     InitErrorDetails(type="value_error", loc=(name,), input=given, ctx=context)
                 )
-        return found
+        return errors
 
     @model_validator(mode="wrap")
     @classmethod
@@ -211,8 +223,8 @@ class Settings(BaseModel):
         try:
             return handler(value)
         except ValidationError as error:
-            found = [cls._told(item) for item in error.errors()]
-            raise ValidationError.from_exception_data(cls.__name__, found) from error
+            errors = [cls._told(item) for item in error.errors()]
+            raise ValidationError.from_exception_data(cls.__name__, errors) from error
 
     @classmethod
     def _told(cls, item: ErrorDetails) -> InitErrorDetails:

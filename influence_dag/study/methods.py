@@ -1,117 +1,25 @@
 """The settings of each inverse-curvature method, by the names that the solvers have."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import (
-    Discriminator,
     Field,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
-    Tag,
     model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 
-from influence_dag.study.base import Seed, Settings, Unit, callable_name
+from influence_dag.study.base import Seed, Settings, Unit, check_named
 from influence_dag.study.curvatures import CurvatureName
+from influence_dag.study.method_base import ApproximateSettings, MethodSettings, OnFailure
 
-OnFailure = Annotated[
-    Literal["raise", "warn"],
-    Field(description="of rows that miss the tolerance: an error | kept and marked"),
-]
 Fisher = Literal["exact", "sampled", "empirical"]
 _Model = TypeVar("_Model", bound=Settings)
 DISTRIBUTIONS = ("categorical", "bernoulli", "gaussian")
-
-
-def _named_or_listed(value: Any) -> str:
-    return "name" if isinstance(value, str) else "lists"
-
-
-Blocks = Annotated[
-    Annotated[Literal["full", "layer"], Tag("name")]
-    | Annotated[tuple[tuple[str, ...], ...], Tag("lists")],
-    Discriminator(_named_or_listed),
-]
-
-
-class MethodSettings(Settings):
-    """What every method can be told, and what kind of method it is.
-
-    `is_exact`: solves the whole damped system, to rounding or a tolerance. `is_iterative`: takes
-    products at every solve, and can start from earlier factors. `uses_matrix`: starts from the
-    stored matrix. `of_layers`: factorises a Fisher of its own, layer by layer. `is_damped`: has a
-    λ at all.
-    """
-
-    is_exact: ClassVar[bool] = False
-    is_iterative: ClassVar[bool] = False
-    uses_matrix: ClassVar[bool] = False
-    of_layers: ClassVar[bool] = False
-    is_damped: ClassVar[bool] = True
-
-    elsewhere: ClassVar[Mapping[str, str]] = {"damping": "beside `methods`"}
-
-    curvature: CurvatureName = Field(
-        default="hessian", description="the matrix whose inverse is meant"
-    )
-    blocks: Blocks = Field(
-        default="full",
-        description="full | layer | lists of parameter names: what couples blocks is left out",
-    )
-    block_damping: Mapping[str, NonNegativeFloat] = Field(
-        default={}, description="λ of single blocks, by name; the study's for the others"
-    )
-
-    @model_validator(mode="after")
-    def _dampings_of_blocks(self) -> "MethodSettings":
-        if self.block_damping and isinstance(self.blocks, str) and self.blocks == "full":
-            raise ValueError(
-                "block_damping is λ of single blocks, and there is only one, of all parameters; "
-                "add blocks: layer or lists of parameter names"
-            )
-        if not isinstance(self.blocks, str):
-            known = [str(position) for position in range(len(self.blocks))]
-            if unknown := sorted(set(self.block_damping) - set(known)):
-                raise ValueError(
-                    f"block_damping names {', '.join(unknown)}; lists are known by their position, "
-                    f"here {', '.join(known)}"
-                )
-        return self
-
-    @property
-    def solver(self) -> dict[str, Any]:
-        """The settings that the solver itself takes."""
-        return self.model_dump(exclude=set(ApproximateSettings.model_fields))
-
-    @property
-    def factorization(self) -> dict[str, Any]:
-        """The settings that what is stored depends on; the others are about single solves."""
-        return self.model_dump(exclude=self._of_solves)
-
-    @property
-    def _of_solves(self) -> set[str]:
-        return {"rtol", "atol", "maxiter", "on_failure", "block_damping"}
-
-
-class ApproximateSettings(MethodSettings):
-    """A method that solves an approximation of what is meant: residuals tell how far it is."""
-
-    residuals: Literal["sample", "all"] = Field(
-        default="sample",
-        description=(
-            "of the solves, each a product with all training rows | sample: where n times p is "
-            "above 2^28 of some test rows, fewer by as much | all: of every test row"
-        ),
-    )
-
-    @property
-    def _of_solves(self) -> set[str]:
-        return {*super()._of_solves, "residuals"}
 
 
 class DirectSettings(MethodSettings):
@@ -248,14 +156,7 @@ class KroneckerSettings(ApproximateSettings):
                 f"distribution is what labels are drawn from, and fisher: {self.fisher} draws "
                 "none; add fisher: sampled or leave it out"
             )
-        if self.distribution not in DISTRIBUTIONS:
-            try:
-                callable_name(self.distribution)
-            except ValueError as error:
-                raise ValueError(
-                    f"distribution {self.distribution!r} is neither one of "
-                    f"{', '.join(DISTRIBUTIONS)} nor 'module:callable'"
-                ) from error
+        check_named(self.distribution, DISTRIBUTIONS, "distribution")
         return self
 
     @property
@@ -308,7 +209,6 @@ class MethodsSettings(Settings):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The methods that are asked for."""
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     @property

@@ -20,7 +20,7 @@ from influence_dag.study.base import (
     Seed,
     Settings,
     Unit,
-    callable_name,
+    check_named,
     path_name,
 )
 
@@ -140,14 +140,7 @@ class ModelSettings(Settings):
                 "say where the parameters come from: `fit: {...}`, `fit: module:callable` or "
                 "`checkpoint: file.safetensors`"
             )
-        if self.loss not in LOSSES:
-            try:
-                callable_name(self.loss)
-            except ValueError as error:
-                raise ValueError(
-                    f"loss {self.loss!r} is neither one of {', '.join(LOSSES)} nor "
-                    "'module:callable'"
-                ) from error
+        check_named(self.loss, LOSSES, "loss")
         return self
 
     @field_validator("output", mode="before")
@@ -156,14 +149,19 @@ class ModelSettings(Settings):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @property
+    def own_fit(self) -> FitSettings | None:
+        """How the pipeline itself fits; None where θ is another's."""
+        return self.fit if isinstance(self.fit, FitSettings) else None
+
+    @property
     def trains_on(self) -> bool:
         """Whether the fit starts from the checkpoint."""
-        return isinstance(self.fit, FitSettings) and self.fit.start == "checkpoint"
+        return self.own_fit is not None and self.own_fit.start == "checkpoint"
 
     @property
     def is_given(self) -> bool:
         """Whether θ is another's: a checkpoint as it is, or what code of the project trained."""
-        return not isinstance(self.fit, FitSettings)
+        return self.own_fit is None
 
     @property
     def wanted_minimum(self) -> Literal["require", "warn", "ignore"]:

@@ -35,23 +35,10 @@ _PYTHONS_OWN = (BuiltinImporter, FrozenImporter, PathFinder)
 
 def look_for_callables(study: "Study") -> None:
     """Raise `StudyError` for a callable of the settings that is certainly not there."""
-    for field, name in _named(study):
-        if is_callable_name(name):
+    data = {f"data.{split}": getattr(study.settings.data, split) for split in ("train", "test")}
+    for field, name in (study.settings.callables | data).items():
+        if isinstance(name, str) and is_callable_name(name):
             look_for(name, study.root, field)
-
-
-def _named(study: "Study") -> Iterator[tuple[str, str]]:
-    settings = study.settings
-    fields = {
-        **{f"model.{each}": getattr(settings.model, each) for each in _OF_MODEL},
-        "data.train": settings.data.train,
-        "data.test": settings.data.test,
-        **settings.methods.drawn_by,
-    }
-    yield from ((field, name) for field, name in fields.items() if isinstance(name, str))
-
-
-_OF_MODEL = ("build", "loss", "fit", "measurement")
 
 
 def look_for(name: str, root: Path, field: str) -> None:

@@ -20,10 +20,7 @@ from pydantic import (
 
 from influence_dag.addresses import below, folder_of, scheme_of
 from influence_dag.errors import StudyError
-from influence_dag.study.base import (
-    Settings,
-    from_environment,
-)
+from influence_dag.study.base import Settings, from_environment, is_callable_name
 from influence_dag.study.dagster import DagsterSettings
 from influence_dag.study.data import DataSettings
 from influence_dag.study.groups import (
@@ -36,7 +33,7 @@ from influence_dag.study.groups import (
     store_settings,
 )
 from influence_dag.study.methods import MethodsSettings, built_on_methods
-from influence_dag.study.model import FitSettings, ModelSettings
+from influence_dag.study.model import ModelSettings
 from influence_dag.study.places import placed_name
 from influence_dag.study.validation import ValidationSettings
 
@@ -117,11 +114,21 @@ class StudySettings(Settings):
         return self
 
     @property
+    def callables(self) -> dict[str, str]:
+        """The `module:callable` names that make or judge a model, by the setting that has them."""
+        fields = ("build", "loss", "fit", "measurement")
+        named = {f"model.{each}": getattr(self.model, each) for each in fields}
+        return {
+            field: name
+            for field, name in (named | self.methods.drawn_by).items()
+            if isinstance(name, str) and is_callable_name(name)
+        }
+
+    @property
     def dampings(self) -> tuple[float, ...]:
         """The λ of each solve, one or several; none where the curvature decides (`auto`)."""
         if self.damping is None:
-            fit = self.model.fit
-            return (fit.weight_decay,) if isinstance(fit, FitSettings) else ()
+            return (self.model.own_fit.weight_decay,) if self.model.own_fit else ()
         if self.damping == "auto":
             return ()
         return self.damping if isinstance(self.damping, tuple) else (self.damping,)

@@ -91,5 +91,4 @@ class ValidationSettings(Settings):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The validations that are asked for."""
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)

@@ -69,14 +69,14 @@ class LabelErrors:
     def rankings(self) -> dict[str, Float[Array, " n"]]:
         """What each says by itself, large where the label is suspect."""
         value = self.knn_shapley
-        found = {
+        rankings = {
             "self_influence": self.self_influence,
             "loss": self.loss,
             "out_of_fold_loss": self.out_of_fold_loss,
             "neighbour_disagreement": self.neighbour_disagreement,
             "knn_shapley": None if value is None else -value,
         }
-        return {name: values for name, values in found.items() if values is not None}
+        return {name: values for name, values in rankings.items() if values is not None}
 
     def summary(self) -> dict[str, Any]:
         """ROC-AUC, and the share of flipped rows among the first 10 and 20 % of each ranking."""
@@ -209,13 +209,13 @@ def points_of(objective: Objective, rows: Rows, space: Space) -> Float[Array, "n
         )
     if plain and space != "penultimate":
         return rows.x.flatten(1).numpy(force=True)
-    found = representations(objective, rows)
-    if found is None and space == "penultimate":
+    points = representations(objective, rows)
+    if points is None and space == "penultimate":
         raise ModelError(
             "the outputs are of no linear layer that takes one vector a row, so that there is no "
             "penultimate space; take space='input', or neighbours=0"
         )
-    return None if found is None else found.numpy(force=True)
+    return None if points is None else points.numpy(force=True)
 
 
 def _by_neighbours(

@@ -5,6 +5,7 @@ from unittest import mock
 import pytest
 import torch
 from networks import CASES
+from networks import make_weighted as make
 from torch import nn
 from torch.testing import assert_close
 
@@ -14,12 +15,6 @@ from influence_dag.curvature.captured_products import CapturedSum
 from influence_dag.curvature.kronecker_pairs import FisherPairs
 from influence_dag.gradients.capture import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
-
-
-def make(name):
-    module, x, y = CASES[name].make(torch.float64)
-    weights = torch.linspace(0.2, 3, len(y), dtype=torch.float64)
-    return Objective(module, "cross_entropy"), Rows(x, y, weights)
 
 
 def both(objective, rows, count=40, **kwargs):

@@ -9,7 +9,7 @@ import numpy as np
 from influence_dag.datasets.sources.on_demand import Values
 from influence_dag.datasets.sources.texts import texts
 from influence_dag.errors import DataError
-from influence_dag.texts import did_you_mean, literal
+from influence_dag.texts import did_you_mean, listed
 
 Array = TypeVar("Array")
 INPUT = "x"  # the name of the input when there is only one
@@ -133,9 +133,3 @@ def demand(name: str, columns: Iterable[str], column: str, role: str, field: str
             f"{name}: no {role} column {column!r} ({field})"
             f"{did_you_mean(column, columns)}; it has {listed(columns)}"
         )
-
-
-def listed(names: Iterable[str], limit: int = 8) -> str:
-    names = [literal(name) for name in names]
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest or "nothing"

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from influence_dag.datasets.sources.base import Source, demand, listed
+from influence_dag.datasets.sources.base import Source, demand
 from influence_dag.datasets.sources.packed import content_of
 from influence_dag.datasets.sources.tables import check_names, table
 from influence_dag.datasets.sources.texts import EMPTY_CELLS
 from influence_dag.errors import DataError
 from influence_dag.study.data import CsvSettings, DataSettings
+from influence_dag.texts import listed
 
 
 def read_csv(path: Path, name: str, data: DataSettings) -> Source:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from influence_dag.datasets.sources.base import INPUT, Source, listed
+from influence_dag.datasets.sources.base import INPUT, Source
 from influence_dag.datasets.sources.texts import texts
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings, ImageSettings
+from influence_dag.texts import listed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 DIMS = ("channel", "row", "column")

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from influence_dag.datasets.sources.base import Source, listed
+from influence_dag.datasets.sources.base import Source
 from influence_dag.datasets.sources.numbers import decimal, whole
 from influence_dag.datasets.sources.texts import texts
 from influence_dag.errors import DataError
+from influence_dag.texts import listed
 
 
 def joined(name: str, sources: Sequence[Source]) -> Source:

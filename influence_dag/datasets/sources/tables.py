@@ -132,8 +132,8 @@ def _target(frame: pd.DataFrame, name: str, read: Callable[[str], np.ndarray]) -
         return column.to_numpy(bool, copy=True)
     if pd.api.types.is_numeric_dtype(column):
         return read(name)
-    found = numbers_or_words(column.to_numpy(object))
-    return found if found.dtype.kind == "O" else read(name)
+    values = numbers_or_words(column.to_numpy(object))
+    return values if values.dtype.kind == "O" else read(name)
 
 
 def _texts_beside(frame: pd.DataFrame, data: DataSettings) -> tuple[str, ...]:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from influence_dag.datasets.sources.base import Source, listed
+from influence_dag.datasets.sources.base import Source
 from influence_dag.datasets.sources.texts import EMPTY_CELLS
 from influence_dag.errors import DataError
-from influence_dag.texts import did_you_mean
+from influence_dag.texts import did_you_mean, listed
 
 TRUTH = ("False", "True")
 

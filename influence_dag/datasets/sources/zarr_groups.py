@@ -8,9 +8,9 @@ import numpy as np
 import xarray as xr
 import zarr
 
-from influence_dag.datasets.sources.base import listed
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
+from influence_dag.texts import listed
 
 MOST = 10_000  # chunks that are looked for where an array says that it has more
 _CODED = ("scale_factor", "add_offset", "missing_value", "_FillValue", "units", "_Unsigned")

@@ -1,16 +1,14 @@
 """The page as one HTML file: everything escaped, pictures inside, no script, nothing fetched."""
 
-import base64
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
 from influence_dag import __version__
 from influence_dag.errors import StoreError
-from influence_dag.query import plots
+from influence_dag.query.figures import data_uri
 from influence_dag.query.report.findings import Findings, findings_of
 from influence_dag.query.report.rows import ShownRows
 from influence_dag.query.report.sections import Sections
@@ -37,7 +35,6 @@ def write_report(
 
 
 def as_html(results: "StudyResults", findings: Findings) -> str:
-    """The page's text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -47,7 +44,7 @@ def as_html(results: "StudyResults", findings: Findings) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["uri"] = data_uri
+    environment.filters["uri"] = partial(data_uri, dpi=DPI)
     return environment.get_template("page.html").render(
         findings=findings,
         sections=Sections(results, findings),
@@ -55,11 +52,6 @@ def as_html(results: "StudyResults", findings: Findings) -> str:
         results=results,
         version=__version__,
     )
-
-
-def data_uri(figure: Figure) -> str:
-    """A picture as part of a page."""
-    return f"data:image/png;base64,{base64.b64encode(plots.png(figure, dpi=DPI)).decode()}"
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,7 +1,7 @@
 """What the page shows of a study: data, settings, strongest pairs, suspects, what changed."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from influence_dag.datasets.slots import SPLITS, Axis, shown_label
 from influence_dag.errors import StoreError
 from influence_dag.stages import naming
 from influence_dag.study.curvatures import CURVATURE_KINDS
-from influence_dag.texts import literal
+from influence_dag.texts import listed, literal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from influence_dag.query.report.findings import Findings
     from influence_dag.query.results import StudyResults
 
+SHOWN = 10  # rows that are named
 MOST_LABELS = 24  # classes in a table; more are targets of a regression
 
 
@@ -182,10 +183,14 @@ class Sections:
         kept = [version.number for version in self.results.versions(artifact)]
         if len(kept) < 2:
             return None
-        found = self.results.diff(artifact, kept[-2])
-        whats = {"added": found.added, "removed": found.removed, "changed": found.changed}
+        newer = self.results.diff(artifact, kept[-2])
+        whats = {
+            "added": newer.added,
+            "removed": newer.removed,
+            "changed": newer.changed,
+        }
         rows = [
-            (f"{split} rows {what}", len(names[split]), _listed(names[split]))
+            (f"{split} rows {what}", len(names[split]), listed(names[split], SHOWN))
             for what, names in whats.items()
             for split in SPLITS
             if names.get(split)
@@ -196,9 +201,9 @@ class Sections:
                 f"{change.before:+.3g}",
                 f"{change.after:+.3g}",
             )
-            for change in found.largest_changes("influences", 8)
+            for change in newer.largest_changes("influences", 8)
         ]
-        return {"before": kept[-2], "after": found.after.number, "rows": rows, "moved": moved}
+        return {"before": kept[-2], "after": newer.after.number, "rows": rows, "moved": moved}
 
 
 def _label_counts(axes: dict) -> list[dict[str, Any]]:
@@ -223,9 +228,3 @@ def _flat(settings: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _flat(value, f"{path}.")
         elif value not in (None, {}, [], ""):
             yield path, literal(value if isinstance(value, str) else json.dumps(value), 120)
-
-
-def _listed(names: Sequence[Any]) -> str:
-    from influence_dag.query.text import listed
-
-    return listed(list(names))

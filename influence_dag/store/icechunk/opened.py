@@ -1,44 +1,19 @@
 """A version in a repository as Zarr and xarray open it, each file checked as it is read."""
 
-from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import TYPE_CHECKING, Literal, NoReturn
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Literal, NoReturn
 
 from icechunk import IcechunkError
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
 from influence_dag.store.checked import Checked
 from influence_dag.store.icechunk.names import key_of
 from influence_dag.store.icechunk.repositories import found
 
-if TYPE_CHECKING:
-    from influence_dag.store.icechunk.contents import Kept
 
-
-class CheckedRepository(Checked, Store):
+class CheckedRepository(Checked[Any]):
     """A version's files, read-only."""
-
-    def __init__(
-        self,
-        contents: "Kept",
-        *,
-        artifact: str,
-        checksums: Mapping[str, int],
-        read_only: bool = True,
-    ) -> None:
-        super().__init__(read_only=read_only)
-        self.contents = self._kept = contents
-        self.artifact, self.checksums = artifact, checksums
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CheckedRepository) and self.contents == other.contents
-
-    __hash__ = None  # pyright: ignore[reportAssignmentType]  # as Zarr's
-
-    def with_read_only(self, read_only: bool = False) -> "CheckedRepository":
-        return CheckedRepository(
-            self._kept, artifact=self.artifact, checksums=self.checksums, read_only=read_only
-        )
 
     async def get(
         self,
@@ -49,7 +24,7 @@ class CheckedRepository(Checked, Store):
         if key not in self.checksums:
             return None
         try:
-            content = await self._kept.opened().get(key_of(key), prototype, byte_range)
+            content = await self.contents.opened().get(key_of(key), prototype, byte_range)
         except IcechunkError as error:
             content = _what_is_left(error, f"reading {self.contents.address}/{key}", prototype)
         return self.checked(key, content)

@@ -5,9 +5,8 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Unpack
 
-from influence_dag.errors import StoreError
 from influence_dag.store.cloning import clone
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.icechunk.contents import Draft, Kept
@@ -17,7 +16,13 @@ from influence_dag.store.layout import Layout
 from influence_dag.store.progress import Progress, finished_chunks
 from influence_dag.store.published import StoredVersion
 from influence_dag.store.publishing import finish
-from influence_dag.store.versioned import Report, VersionedStore, check_name
+from influence_dag.store.versioned import (
+    Options,
+    VersionedStore,
+    begun_for,
+    check_name,
+    refuse_locks,
+)
 
 KEPT_EVERY = 30.0  # seconds of work that a kill may cost
 _JOURNAL = ".journal"  # no added file is called so
@@ -30,35 +35,13 @@ class IcechunkStore(VersionedStore[StoredVersion]):
     half minute; versions that are no longer kept leave their objects to `gc`.
     """
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        keep_versions: int = 5,
-        lock_timeout: float = 60.0,
-        report: Report = lambda message: None,
-        locks: str = "flock",
-    ) -> None:
-        if locks != "flock":
-            raise StoreError(
-                f"{address} has no lock files, and locks is {locks!r}; an object store has locks "
-                "of its own: leave `store.locks` out"
-            )
+    def __init__(self, address: str, *, locks: str = "flock", **options: Unpack[Options]) -> None:
+        refuse_locks(address, locks, "an object store has locks of its own")
         check_place(address)
         quiet()
-        super().__init__(
-            address.rstrip("/"),
-            keep_versions=keep_versions,
-            lock_timeout=lock_timeout,
-            report=report,
-        )
+        super().__init__(address.rstrip("/"), **options)
         self._place = Place(self.address)
         self._repositories: dict[str, Repository] = {}
-
-    def unfinished(self) -> dict[str, int]:
-        begun = {name: _Journal.left(self._repository(name)) for name in self._begun()}
-        counts = {name: finished_chunks(left[1:]) for name, left in begun.items()}
-        return {name: count for name, count in counts.items() if count}
 
     def current(self, name: str) -> StoredVersion | None:
         numbers = self._repository(name).numbers()
@@ -94,6 +77,9 @@ class IcechunkStore(VersionedStore[StoredVersion]):
         with told(f"listing {self.address}"):
             return self._place.artifacts()
 
+    def _left(self, name: str) -> int:
+        return finished_chunks(_Journal.left(self._repository(name))[1:])
+
     def _repository(self, name: str) -> Repository:
         check_name(name)
         return self._repositories.setdefault(name, Repository(self._place, name))
@@ -124,13 +110,13 @@ class IcechunkStore(VersionedStore[StoredVersion]):
         contents = Draft(repository, self._next_number(name), session, before)
         results = clone(base, layout, contents)
         contents.forget()
-        journal = _Journal(contents, _header(layout, base) | {"results": results.to_json()}, [])
+        journal = _Journal(contents, begun_for(layout, base) | {"results": results.to_json()}, [])
         return StoredDraft(name, contents, journal, layout, base)
 
     def _resume(self, name: str, layout: Layout) -> StoredDraft | None:
         repository, base = self._repository(name), self.base(name)
         left = _Journal.left(repository)
-        if not left or not left[0].items() >= _header(layout, base).items():
+        if not left or not left[0].items() >= begun_for(layout, base).items():
             return None
         session = repository.repository.writable_session(DRAFT)
         contents = Draft(repository, self._next_number(name), session)
@@ -212,7 +198,3 @@ class _Journal(Progress):
 def _contents_of(draft: StoredDraft) -> Draft:
     assert isinstance(draft.contents, Draft)
     return draft.contents
-
-
-def _header(layout: Layout, base: StoredVersion | None) -> dict[str, object]:
-    return {"layout": layout.fingerprint, "base": base.number if base else None}

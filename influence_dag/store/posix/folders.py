@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Mapping, Set
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,26 +29,27 @@ class Folder:
     """The `Contents` of a version, finished or not, as files below a folder."""
 
     path: Path
+    address: str = field(init=False)
+    _arrays: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
-    @property
-    def address(self) -> str:
-        return str(self.path)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", str(self.path))
 
     def is_kept(self) -> bool:
         return self.path.exists()
 
     def has(self, name: str) -> bool:
-        return os.path.lexists(f"{self.path}/{name}")
+        return os.path.lexists(f"{self.address}/{name}")
 
     def read(self, name: str) -> bytes | None:
-        return content_of(f"{self.path}/{name}")
+        return content_of(f"{self.address}/{name}")
 
     def ahead(self, names: Iterable[str]) -> Reader:
         return self.read
 
     def stamp(self, name: str) -> Stamp | None:
         """Size and time of modification."""
-        return stamp(f"{self.path}/{name}")
+        return stamp(f"{self.address}/{name}")
 
     def doubt(self, name: str) -> None:
         with suppress(OSError):  # a reader may not be allowed to
@@ -57,34 +58,35 @@ class Folder:
     def zarr_store(self, artifact: str, checksums: Mapping[str, int]) -> "CheckedFolder":
         from influence_dag.store.posix.local import CheckedFolder
 
-        return CheckedFolder(self.path, contents=self, artifact=artifact, checksums=checksums)
+        return CheckedFolder(self, artifact=artifact, checksums=checksums)
 
     def write(self, name: str, content: bytes) -> None:
-        try:
-            write_atomically(self.path / name, content)
-        except FileNotFoundError:  # an array's first file
-            (self.path / name).parent.mkdir(exist_ok=True)
-            write_atomically(self.path / name, content)
+        write_atomically(self._place(name), content)
 
     def link(self, source: Contents, name: str) -> None:
         """Hard links, where the file system can."""
-        file, target = f"{source.address}/{name}", f"{self.path}/{name}"
-        try:
-            link_or_copy(file, target)
-        except FileNotFoundError:
-            (self.path / name).parent.mkdir(exist_ok=True)
-            link_or_copy(file, target)
+        link_or_copy(f"{source.address}/{name}", self._place(name))
+
+    def _place(self, name: str) -> str:
+        """Where a file goes; its array's folder is made for the first one."""
+        array = name.rpartition("/")[0]
+        if array and array not in self._arrays:
+            (self.path / array).mkdir(exist_ok=True)
+            self._arrays.add(array)
+        return f"{self.address}/{name}"
 
     def shares(self, source: Contents, name: str) -> bool:
-        return os.path.samefile(f"{self.path}/{name}", f"{source.address}/{name}")
+        return os.path.samefile(f"{self.address}/{name}", f"{source.address}/{name}")
 
     def remove(self, name: str) -> None:
+        self._arrays.discard(name)
         remove([self.path / name])
 
     def sweep(self, kept: Set[str]) -> None:
         """Also what killed writers left of files that they were writing."""
         remove(path for path in list(self.path.iterdir()) if path.name not in kept)
-        remove([Path(path) for path in files_below(self.path) if path.endswith(".partial")])
+        remove([Path(path) for path in files_below(self.address) if path.endswith(".partial")])
+        self._arrays.clear()
 
     def settle(self) -> None:
         make_durable(self.path)

@@ -1,59 +1,21 @@
 """A version's folder as Zarr and xarray open it, each file checked as it is read."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore
 
-from influence_dag.store.checked import Checked
-from influence_dag.store.contents import Contents
+from influence_dag.store.checked import CheckedAtHand
+
+if TYPE_CHECKING:
+    from influence_dag.store.posix.folders import Folder
 
 
-class CheckedFolder(Checked, LocalStore):
+class CheckedFolder(CheckedAtHand["Folder"], LocalStore):
     """A folder, read-only, whose files are checked as they are read."""
 
-    def __init__(
-        self,
-        root: Path,
-        *,
-        contents: Contents,
-        artifact: str,
-        checksums: Mapping[str, int],
-        read_only: bool = True,
-    ) -> None:
-        super().__init__(root, read_only=read_only)
-        self.contents, self.artifact, self.checksums = contents, artifact, checksums
+    def __init__(self, contents: "Folder", **options: Any) -> None:
+        super().__init__(contents, contents.path, **options)
 
-    def with_read_only(self, read_only: bool = False) -> "CheckedFolder":
-        return type(self)(
-            self.root,
-            contents=self.contents,
-            artifact=self.artifact,
-            checksums=self.checksums,
-            read_only=read_only,
-        )
-
-    async def get(
-        self,
-        key: str,
-        prototype: BufferPrototype | None = None,
-        byte_range: ByteRequest | None = None,
-    ) -> Buffer | None:
-        found = await super().get(key, prototype, byte_range) if self._is_file(key) else None
-        return self.checked(key, found)
-
-    def get_sync(
-        self,
-        key: str,
-        *,
-        prototype: BufferPrototype | None = None,
-        byte_range: ByteRequest | None = None,
-    ) -> Buffer | None:
-        options = {"prototype": prototype, "byte_range": byte_range}
-        return self.checked(key, super().get_sync(key, **options) if self._is_file(key) else None)
-
-    def _is_file(self, key: str) -> bool:
-        """Whether it can be read: a pipe would be waited for."""
+    def can_read(self, key: str) -> bool:
+        """A pipe would be waited for."""
         return (self.root / key).is_file()

@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,15 +164,14 @@ def _unlockable(path: Path, error: OSError) -> StoreError:
 
 def this_process() -> dict[str, Any]:
     """What tells this process from any other, on this machine and elsewhere."""
-    pid = os.getpid()
     return {
-        "pid": pid,
+        "pid": os.getpid(),
         "host": socket.gethostname(),
         "since": time.ctime(),
         "machine": _line("/etc/machine-id"),
         "boot": _line("/proc/sys/kernel/random/boot_id"),
         "processes": _link("/proc/self/ns/pid"),  # pids of a container are its own
-        "began": _began(pid),
+        "began": _own_beginning(os.getpid()),
         "token": uuid.uuid4().hex,
     }
 
@@ -233,8 +233,9 @@ def is_dead(holder: dict[str, Any]) -> bool:
     return same and here["processes"] == _OUTSIDE
 
 
+@cache  # every lock that is taken says it
 def _line(path: str) -> str:
-    """What a file of the system says; empty where there is none."""
+    """What a file of the system says, which it goes on saying; empty where there is none."""
     with suppress(OSError):
         return Path(path).read_text().strip()
     return ""
@@ -244,6 +245,11 @@ def _link(path: str) -> str:
     with suppress(OSError):
         return os.readlink(path)
     return ""
+
+
+@lru_cache(maxsize=1)
+def _own_beginning(pid: int) -> str:
+    return _began(pid)
 
 
 def _began(pid: int) -> str:

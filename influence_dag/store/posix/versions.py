@@ -12,21 +12,27 @@ import os
 import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Unpack
 
 from influence_dag.files import explained, remove, sync
 from influence_dag.store.cloning import clone
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.layout import Layout
 from influence_dag.store.posix.folders import Folder, FolderVersion, version_in
-from influence_dag.store.posix.journal import Journal, finished_chunks
+from influence_dag.store.posix.journal import (
+    JOURNALS,
+    Journal,
+    finished_chunks,
+    header,
+    published_path,
+)
 from influence_dag.store.posix.locks import Locks, locked
-from influence_dag.store.posix.partials import JOURNALS, header, published_path
 from influence_dag.store.posix.pointers import CURRENT, is_pointer, numbered, point, pointed_to
 from influence_dag.store.publishing import finish
 from influence_dag.store.versioned import (
     DEEPEST,
     TAKEN,
-    Report,
+    Options,
     VersionedStore,
     check_name,
     is_part,
@@ -42,30 +48,15 @@ class ArtifactStore(VersionedStore[FolderVersion]):
     """
 
     def __init__(
-        self,
-        root: Path | str,
-        *,
-        keep_versions: int = 5,
-        lock_timeout: float = 60.0,
-        report: Report = lambda message: None,
-        locks: Locks = "flock",
+        self, root: Path | str, *, locks: Locks = "flock", **options: Unpack[Options]
     ) -> None:
         self.root = Path(root).absolute()
-        super().__init__(
-            str(self.root), keep_versions=keep_versions, lock_timeout=lock_timeout, report=report
-        )
+        super().__init__(str(self.root), **options)
         self._locks: Locks = locks
 
     @property
     def name(self) -> str:
         return self.root.name
-
-    def unfinished(self) -> dict[str, int]:
-        left = {
-            name: sum(map(finished_chunks, (self._folder(name) / "versions").glob(JOURNALS)))
-            for name in self._begun()
-        }
-        return {name: count for name, count in left.items() if count}
 
     def current(self, name: str) -> FolderVersion | None:
         """The newest complete version; None before the first.
@@ -100,8 +91,8 @@ class ArtifactStore(VersionedStore[FolderVersion]):
         return shutil.disk_usage(there).free
 
     def beside(self, artifact: str) -> list[str]:
-        found = self.root.parent.glob(f"*/{artifact}")
-        return [path.relative_to(self.root.parent).parts[0] for path in found]
+        folders = self.root.parent.glob(f"*/{artifact}")
+        return [path.relative_to(self.root.parent).parts[0] for path in folders]
 
     def _begun(self) -> list[str]:
         """The artifacts that have a version or the beginning of one, sorted.
@@ -110,15 +101,18 @@ class ArtifactStore(VersionedStore[FolderVersion]):
         `Copy of direct`) are passed over. Who opens `/` is not to wait until all of it has been
         looked at.
         """
-        found = []
+        names = []
         for folder, inside, _ in os.walk(self.root):
             relative = Path(folder).relative_to(self.root)
             if not TAKEN.isdisjoint(inside):
-                found.append(relative.as_posix())
+                names.append(relative.as_posix())
             inside[:] = filter(is_part, inside)
             if len(relative.parts) >= DEEPEST:
                 inside.clear()
-        return sorted(found)
+        return sorted(names)
+
+    def _left(self, name: str) -> int:
+        return sum(map(finished_chunks, (self._folder(name) / "versions").glob(JOURNALS)))
 
     def _writing(self, name: str) -> AbstractContextManager[None]:
         return self._locked(name, ".lock")

@@ -1,0 +1,96 @@
+"""What each artifact of a study will cost: leading terms, from sizes and measured rates."""
+
+from dataclasses import dataclass
+
+from influence_dag.stages.graph import matrix_of
+from influence_dag.study.curvatures import CURVATURE_KINDS
+from influence_dag.study.study import Study
+
+FIT_PASSES, SOLVE_STEPS = 100, 30  # what fits and iterative solves take, about
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one artifact: bytes on disk and in memory, uncompressed, and seconds."""
+
+    artifact: str
+    disk: int
+    memory: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Sizes of a study, and seconds of its parts on this machine."""
+
+    train: int
+    test: int
+    values: int  # of a row's inputs
+    itemsize: int
+    parameters: int
+    gradient_numbers: int  # stored for each row
+    gradient: float  # seconds a row, forward and backward
+    on_demand: bool  # whether the dataset's rows are read in blocks
+    product: float  # seconds a multiply–add in a product of matrices
+
+
+def cost_of(name: str, study: Study, rates: Rates) -> Cost:
+    """Leading terms alone: products of matrices, passes over the rows."""
+    n, m, p = rates.train, rates.test, rates.parameters
+    size, block = rates.itemsize, study.settings.compute.block_bytes
+    lambdas = max(len(study.settings.dampings), 1)
+    method, _, what = name.rpartition("/")
+    exact = bool(method) and method != "validation" and matrix_of(study, method) is not None
+    passes = {"solve": 0.0 if exact else SOLVE_STEPS * m * n * rates.gradient * lambdas}
+    match what:
+        case "dataset":
+            bytes_ = 8 * (n + m) * (rates.values + 1)
+            memory = min(3 * bytes_, 6 * block) if rates.on_demand else 3 * bytes_
+            return Cost(name, bytes_, memory, 1e-7 * bytes_)
+        case "model":
+            fits = study.settings.model.own_fit is not None
+            work = FIT_PASSES * n * rates.gradient * 2 if fits else n * rates.gradient
+            held = (
+                n if study.settings.model.fit is not None else min(n, 2 * _block_rows(study, rates))
+            )
+            return Cost(name, 16 * p, 8 * (held * rates.values + 60 * p * fits), work)
+        case "gradients":
+            return Cost(name, n * rates.gradient_numbers * size, block, 2 * n * rates.gradient)
+        case matrix if matrix in CURVATURE_KINDS:
+            work = n * p * min(p * rates.product, 2 * rates.gradient)
+            return Cost(name, p * p * size, 4 * p * p * size, work + 8 * p**3 * rates.product)
+        case "curvature":
+            if exact:
+                return Cost(name, p * p * size, 3 * p * p * size, p**3 * rates.product)
+            return Cost(name, 100 * p * size, 200 * p * size, 100 * n * rates.gradient)
+        case "influence_factors":
+            work = passes["solve"] + lambdas * m * p * p * rates.product * exact
+            return Cost(name, lambdas * m * p * size, 3 * m * p * size, work)
+        case "influences":
+            work = lambdas * m * n * p * rates.product
+            return Cost(name, lambdas * m * n * size, 4 * block, work)
+        case "perturbation_influences":
+            bytes_ = lambdas * size * _kept_derivatives(study, rates)
+            return Cost(name, bytes_, 4 * block, m * n * rates.gradient * lambdas)
+        case "summary":
+            return Cost(name, 8 * (m + n) * 20, block, lambdas * m * n * 1e-8)
+    refits = n * rates.gradient * FIT_PASSES * 2 * 50 if method == "validation" else 0.0
+    return Cost(name, 8 * (m + n), block, refits)
+
+
+def _kept_derivatives(study: Study, rates: Rates) -> int:
+    """Numbers that a study keeps of its perturbation influences, of one method at one λ."""
+    asked = study.settings.perturbation
+    assert asked is not None
+    if asked.top:
+        return rates.test * min(asked.top, rates.train) * rates.values
+    if asked.reduce is None:
+        return rates.test * rates.train * rates.values
+    return rates.train * (rates.test if asked.reduce.over == "feature" else rates.values)
+
+
+def _block_rows(study: Study, rates: Rates) -> int:
+    """Rows that a given model is shown together."""
+    from influence_dag.stages.blocks_of_rows import FEWEST
+
+    return max(FEWEST, study.settings.compute.block_bytes // (8 * max(rates.values, 1)))

@@ -1,0 +1,139 @@
+"""Products with the Hessian of layered networks by matrices alone, against autograd."""
+
+import pytest
+import torch
+from networks import LAYERED, make_weighted
+from torch import nn
+from torch.testing import assert_close
+
+from influence_dag.curvature import Hessian, layered_products
+from influence_dag.curvature.layered import LayeredNetwork
+from influence_dag.curvature.layered_products import LayeredSum
+from influence_dag.objective.objective import Objective, Rows
+
+
+def vectors_of(objective, count=40):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, objective.size, generator=generator, dtype=objective.dtype)
+
+
+def by_autograd(objective, rows, vectors):
+    return Hessian(objective, rows, checked=True, route="autograd").apply(vectors)
+
+
+def passes_of(monkeypatch):
+    """The rows of each pass through the layers, as they are made."""
+    seen, run = [], LayeredNetwork.run
+
+    def counted(self, rows, **how):
+        seen.append(len(rows))
+        return run(self, rows, **how)
+
+    monkeypatch.setattr(LayeredNetwork, "run", counted)
+    return seen
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_products_over_weighted_rows_are_autograds(name):
+    objective, rows = make_weighted(name)
+    hessian, vectors = Hessian(objective, rows, batch_size=5), vectors_of(objective)
+    assert_close(hessian.apply(vectors), by_autograd(objective, rows, vectors))
+    assert hessian._layered.confirmed
+
+
+def test_networks_of_other_kinds_go_through_autograd():
+    objective, rows = make_weighted("norms")
+    hessian, vectors = Hessian(objective, rows), vectors_of(objective)
+    assert_close(hessian.apply(vectors), by_autograd(objective, rows, vectors))
+    assert hessian._layered is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_that_are_not_confirmed_are_autograds(dtype, monkeypatch):
+    objective, rows = make_weighted("deep", dtype)
+    real = LayeredSum.products
+    monkeypatch.setattr(LayeredSum, "products", lambda self, v: real(self, v) * 1.001)
+    hessian, vectors = Hessian(objective, rows), vectors_of(objective)
+    assert_close(hessian.apply(vectors), by_autograd(objective, rows, vectors))
+    assert not hessian._layered.serves
+
+
+class _MixesLater(nn.Module):
+    """Elementwise, but for rows with an entry above 50."""
+
+    def forward(self, z):
+        return torch.tanh(z) + (z.amax(1, keepdim=True) > 50) * torch.tanh(z.roll(1, 1) / 50)
+
+
+def test_one_row_of_a_thousand_that_leaves_the_chain_is_noticed():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 5), _MixesLater(), nn.Linear(5, 2))
+    x, y = torch.randn(1000, 3), torch.randint(2, (1000,))
+    x[999] *= 200
+    objective, rows = Objective(module, "cross_entropy"), Rows(x, y)
+    vectors = vectors_of(objective)
+    for some, confirmed in [(rows[:999], True), (rows, False)]:
+        hessian = Hessian(objective, some)
+        assert_close(
+            hessian.apply(vectors), by_autograd(objective, some, vectors), rtol=1e-4, atol=1e-5
+        )
+        assert hessian._layered.confirmed == confirmed
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_a_wrong_part_of_a_small_tensor_is_noticed(scale, monkeypatch):
+    """Of inputs that are ten thousand times as large or small as what the other layers take."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    module[0].weight.data /= scale
+    x, y = torch.randn(30, 3).double() * scale, torch.randint(2, (30,))
+    objective, rows = Objective(module, "cross_entropy"), Rows(x, y)
+    real = LayeredSum.products
+
+    def wrong(self, vectors):
+        """Coupling of the first layer's weight with the last layer's bias is off by a percent."""
+        only = torch.zeros_like(vectors)
+        only[:, -2:] = vectors[:, -2:] / 100
+        found = real(self, vectors)
+        found[:, :15] += real(self, only)[:, :15]
+        return found
+
+    monkeypatch.setattr(LayeredSum, "products", wrong)
+    hessian, vectors = Hessian(objective, rows), vectors_of(objective)
+    assert_close(hessian.apply(vectors), by_autograd(objective, rows, vectors))
+    assert not hessian._layered.confirmed
+
+
+@pytest.mark.parametrize(("room", "again"), [(2**28, 0), (1, 2)], ids=["all", "none"])
+def test_batches_are_kept_for_products_to_come(room, again, monkeypatch):
+    monkeypatch.setattr(layered_products, "_KEPT_BYTES", room)
+    objective, rows = make_weighted("deep")
+    hessian, vectors = (
+        Hessian(objective, rows, batch_size=1 + len(rows) // 2),
+        vectors_of(objective),
+    )
+    hessian.apply(vectors)
+    passes = passes_of(monkeypatch)
+    assert_close(hessian.apply(vectors[:2]), by_autograd(objective, rows, vectors[:2]))
+    assert len(passes) == again
+
+
+def test_rows_of_a_curvature_are_multiplied_with_its_network(monkeypatch):
+    """A mini-batch looks for no layers: what it is a part of has found them."""
+    objective, rows = make_weighted("deep")
+    hessian, vectors = Hessian(objective, rows), vectors_of(objective)
+    hessian.apply(vectors)
+    monkeypatch.setattr(LayeredNetwork, "of", None)  # not to be called
+    some = hessian.over(rows[:7])
+    assert_close(some.apply(vectors), by_autograd(objective, rows[:7], vectors))
+    assert some._layered.confirmed
+
+
+def test_many_outputs_go_through_autograd(monkeypatch):
+    """Second derivatives in the outputs are a matrix a row."""
+    monkeypatch.setattr(layered_products, "_OUTPUTS", 1)
+    objective, rows = make_weighted("deep")
+    hessian, vectors = Hessian(objective, rows), vectors_of(objective)
+    passes = passes_of(monkeypatch)
+    assert_close(hessian.apply(vectors), by_autograd(objective, rows, vectors))
+    assert not passes
