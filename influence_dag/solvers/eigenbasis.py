@@ -9,7 +9,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from influence_dag.solvers.base import LowRank, Solution, relative
-from influence_dag.solvers.rounding import check_in_range, indefinite_error, rounding
+from influence_dag.solvers.rounding import (
+    check_in_range,
+    check_left_out,
+    indefinite_error,
+    rounding,
+)
 
 Indefinite = Literal["raise", "allow", "absolute"]
 
@@ -80,6 +85,7 @@ class Eigenbasis:
         if self.complement == "damping" or self._square:  # else what is outside is dropped anyway
             zeros = len(self.eigenvectors) - used
             check_in_range(outside, rhs, self.eigenvalues, zeros=zeros, damping=damping)
+            check_left_out(coordinates, shifted, held, rhs, damping=damping)
         info = {**self.info, "rank": used}
         if self.indefinite == "absolute":
             info["residual"] = self._residual(x, b, damping).to(rhs.dtype)

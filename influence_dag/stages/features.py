@@ -73,7 +73,8 @@ def unscaled_columns(bench: Workbench) -> str:
     order = np.argsort(sizes)[np.sort(sizes) > 0]
     if len(order) < 2 or sizes[order[-1]] < APART * sizes[order[0]]:
         return ""
-    small, large = order[: SHOWN // 2], order[::-1][: SHOWN // 2]
+    shown = min(SHOWN, len(order)) // 2  # no column stands on both sides
+    small, large = order[:shown], order[::-1][:shown]
     return (
         f"columns {_listed(names, sizes, large)} and {_listed(names, sizes, small)} differ in size "
         f"by {sizes[order[-1]] / sizes[order[0]]:.0e}, which curvature has squared: "

@@ -97,7 +97,8 @@ def table(
         features = ()  # the pictures are
     ids = None if data.id is None else frame[data.id].to_numpy(object)
     source = Source(name, {}, np.empty(0), ids, line_of=line_of)
-    read = partial(numbers_of, source, frame, text_of)
+    mark = "." if text_of is None else data.csv.decimal
+    read = partial(numbers_of, source, frame, text_of, mark=mark)
     x = [decimal(read(column), **told(source, column)) for column in features]
     kept = data.keep
     if data.images is not None or (data.features.columns and not kept):
