@@ -47,8 +47,8 @@ class ConjugateGradient:
     residual (of many rows looked at in random combinations; singly where these are not what the
     iteration says, and of rows near their target), where an rtol below eight units of rounding
     counts as that (1e-6 in float32), and a residual that stopped falling before there is accepted
-    below 64 units (8e-6 in float32): the products have no more digits. With `search="own"` step lengths belong to single rows: what else
-    is in the block changes no answer.
+    below 64 units (8e-6 in float32): the products have no more digits. With `search="own"` step
+    lengths belong to single rows: what else is in the block changes no answer.
 
     With `search="shared"` every row searches in the directions of all of them (O'Leary 1980, *The
     block conjugate gradient algorithm*): for many rows and a curvature that many directions count
