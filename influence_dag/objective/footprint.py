@@ -29,6 +29,13 @@ def rows_in_cache(objective: "Objective", rows: Rows, most: int, *, of: "Of" = "
         widest = max(saved_numbers(objective, rows, of=of), default=0)
     except Exception:  # of whatever the model raises: told by the pass itself
         return most
+    return of_numbers(objective, widest, most)
+
+
+def of_numbers(objective: "Objective", widest: int, most: int) -> int:
+    """`rows_in_cache` where a row's part of the widest tensor is known."""
+    if objective.device.type != "cpu":
+        return most
     size = _WIDEST // (max(1, widest) * objective.params.element_size())
     return min(most, max(_FEWEST, size))
 
