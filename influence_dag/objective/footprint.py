@@ -1,10 +1,12 @@
 """How many numbers a differentiated pass keeps for each row, from which block sizes follow."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from influence_dag.objective.rows import Rows
+from influence_dag.structures import tensors_of
 
 if TYPE_CHECKING:
     from influence_dag.objective.batching import Of
@@ -16,6 +18,10 @@ _WIDEST = (
 _FEWEST = 16  # rows from which on a row costs the same in any batch, and meets others
 
 
+# Of each objective's rows, by their shapes: asked for again and again, and always the same.
+_KNOWN: "WeakKeyDictionary[Objective, dict[Any, int]]" = WeakKeyDictionary()
+
+
 def rows_in_cache(objective: "Objective", rows: Rows, most: int, *, of: "Of" = "loss") -> int:
     """How many rows a pass takes at once, at most `most`: fewer where activations are large.
 
@@ -25,11 +31,15 @@ def rows_in_cache(objective: "Objective", rows: Rows, most: int, *, of: "Of" = "
     """
     if objective.device.type != "cpu" or most <= _FEWEST:
         return most
-    try:
-        widest = max(saved_numbers(objective, rows, of=of), default=0)
-    except Exception:  # of whatever the model raises: told by the pass itself
-        return most
-    return of_numbers(objective, widest, most)
+    of = of if objective.measurement is not None else "loss"
+    key = of, tuple(leaf.shape[1:] for leaf in tensors_of((rows.x, rows.y)))
+    known = _KNOWN.setdefault(objective, {})
+    if key not in known:
+        try:
+            known[key] = max(saved_numbers(objective, rows, of=of), default=0)
+        except Exception:  # of whatever the model raises: told by the pass itself
+            return most
+    return of_numbers(objective, known[key], most)
 
 
 def of_numbers(objective: "Objective", widest: int, most: int) -> int:
