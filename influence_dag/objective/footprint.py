@@ -1,5 +1,6 @@
 """How many numbers a differentiated pass keeps for each row, from which block sizes follow."""
 
+import math
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -19,7 +20,7 @@ _FEWEST = 16  # rows from which on a row costs the same in any batch, and meets 
 
 
 # Of each objective's rows, by their shapes: asked for again and again, and always the same.
-_KNOWN: "WeakKeyDictionary[Objective, dict[Any, int]]" = WeakKeyDictionary()
+_KNOWN: "WeakKeyDictionary[Objective, dict[Any, list[int]]]" = WeakKeyDictionary()
 
 
 def rows_in_cache(objective: "Objective", rows: Rows, most: int, *, of: "Of" = "loss") -> int:
@@ -31,15 +32,26 @@ def rows_in_cache(objective: "Objective", rows: Rows, most: int, *, of: "Of" = "
     """
     if objective.device.type != "cpu" or most <= _FEWEST:
         return most
+    known = _known(objective, rows, of)
+    return most if known is None else of_numbers(objective, max(known, default=0), most)
+
+
+def kept_numbers(objective: "Objective", rows: Rows) -> float:
+    """How many numbers the graph of a row's loss keeps, about; ∞ where that is not known."""
+    known = _known(objective, rows, "loss")
+    return math.inf if known is None else sum(known)
+
+
+def _known(objective: "Objective", rows: Rows, of: "Of") -> list[int] | None:
     of = of if objective.measurement is not None else "loss"
     key = of, tuple(leaf.shape[1:] for leaf in tensors_of((rows.x, rows.y)))
     known = _KNOWN.setdefault(objective, {})
     if key not in known:
         try:
-            known[key] = max(saved_numbers(objective, rows, of=of), default=0)
+            known[key] = saved_numbers(objective, rows, of=of)
         except Exception:  # of whatever the model raises: told by the pass itself
-            return most
-    return of_numbers(objective, known[key], most)
+            return None
+    return known[key]
 
 
 def of_numbers(objective: "Objective", widest: int, most: int) -> int:

@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_convex_in_the_outputs_has_no_exact_fisher():
     module = nn.Linear(3, 1).double()
     objective = Objective(module, lambda f, y: -(f - y).square().sum(1))
     rows = Rows(torch.randn(4, 3).double(), torch.randn(4, 1).double())
-    with pytest.raises(ModelError, match=r"not convex .* of 1 rows .* -2\b.*fisher='empirical'"):
+    with pytest.raises(ModelError, match=r"not convex .* 4 of 4 rows .* -2\b.*fisher='empirical'"):
         factorize(EKFAC(), objective, rows)
     assert factorize(EKFAC(fisher="empirical"), objective, rows).largest_eigenvalue > 0
 
