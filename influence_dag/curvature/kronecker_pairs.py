@@ -35,11 +35,13 @@ from influence_dag.gradients.layers import is_capturable, layer_of, parameter_na
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.local import local_gradients
 from influence_dag.gradients.per_sample import own_parameters, per_sample_gradients
+from influence_dag.objective.footprint import kept_numbers
 from influence_dag.objective.objective import Objective, Rows, without_denormals
 from influence_dag.objective.outputs import Leaves, OutputSpace, flat
 from influence_dag.structures import tensors_of
 
 _NUMBERS = 2**24  # numbers captured at once
+_MARGIN = 2**6  # by which what is captured for all root vectors may be more than a graph keeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,10 @@ class FisherPairs:
 
     @property
     def rows_at_once(self) -> int:
-        return max(1, min(self.batch_size, _NUMBERS // self.numbers_per_row))
+        most = min(self.batch_size, max(1, len(self.rows)))
+        if _MARGIN * kept_numbers(self.objective, self.rows[:2]) * most <= _NUMBERS:
+            return most  # a small network's, which takes longer to try on a row
+        return max(1, min(most, _NUMBERS // self.numbers_per_row))
 
     @without_denormals
     def _batch(self, rows: Rows, generator: torch.Generator, first: int = 0) -> FisherBatch:

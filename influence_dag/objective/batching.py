@@ -38,10 +38,12 @@ def check_all_rows(objective: "Objective", rows: Rows, *, of: Of = "loss") -> No
     A model in float32 is looked at in a copy in float64, where it can be one: its own rounding
     would hide what couples rows a little.
     """
-    check = _Check(objective, of, _TOLERANCE)
+    few = rows[:2].to(dtype=objective.dtype)
+    most = rows_in_cache(objective, few, min(_BATCH, max(1, len(rows))), of=of)
+    check = _Check(objective, of, _TOLERANCE, most)
     if objective.dtype != torch.float64:
-        double = _precise(objective, rows[:2], of)
-        check = _Check(double or objective, of, _INSIDE if double else _LOOSE)
+        double = _precise(objective, few, of)
+        check = _Check(double or objective, of, _INSIDE if double else _LOOSE, most)
     check.over(rows)
 
 
@@ -70,14 +72,14 @@ class _Check:
     objective: "Objective"
     of: Of
     tolerance: float
+    most: int  # rows at once
 
     def over(self, rows: Rows) -> None:
         generator = torch.Generator().manual_seed(0)
         u = torch.randn(len(rows), generator=generator, dtype=torch.float64)
         u = u.to(self.objective.params)
         orders = [torch.arange(len(rows)), rows.shuffled(generator)]
-        size = self._size(rows)
-        sizes = [size, max(1, int(_OTHER * size))]
+        sizes = [self.most, max(1, int(_OTHER * self.most))]
         (first, first_gradient), (second, second_gradient) = (
             self._pass(rows, order.to(u.device), size, u)
             for order, size in zip(orders, sizes, strict=True)
@@ -87,10 +89,6 @@ class _Check:
         self._check_equal(first[:_SINGLE], torch.cat(alone))
         self._check_equal(first, second)
         self._check_gradients(first_gradient, second_gradient)
-
-    def _size(self, rows: Rows) -> int:
-        few = rows[:2].to(dtype=self.objective.dtype)
-        return rows_in_cache(self.objective, few, min(_BATCH, max(1, len(rows))), of=self.of)
 
     def _pass(
         self, rows: Rows, order: Tensor, size: int, u: Float[Tensor, " n"]

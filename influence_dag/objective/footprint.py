@@ -1,10 +1,13 @@
 """How many numbers a differentiated pass keeps for each row, from which block sizes follow."""
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from influence_dag.objective.rows import Rows
+from influence_dag.structures import tensors_of
 
 if TYPE_CHECKING:
     from influence_dag.objective.batching import Of
@@ -16,6 +19,10 @@ _WIDEST = (
 _FEWEST = 16  # rows from which on a row costs the same in any batch, and meets others
 
 
+# Of each objective's rows, by their shapes: asked for again and again, and always the same.
+_KNOWN: "WeakKeyDictionary[Objective, dict[Any, list[int]]]" = WeakKeyDictionary()
+
+
 def rows_in_cache(objective: "Objective", rows: Rows, most: int, *, of: "Of" = "loss") -> int:
     """How many rows a pass takes at once, at most `most`: fewer where activations are large.
 
@@ -25,9 +32,31 @@ def rows_in_cache(objective: "Objective", rows: Rows, most: int, *, of: "Of" = "
     """
     if objective.device.type != "cpu" or most <= _FEWEST:
         return most
-    try:
-        widest = max(saved_numbers(objective, rows, of=of), default=0)
-    except Exception:  # of whatever the model raises: told by the pass itself
+    known = _known(objective, rows, of)
+    return most if known is None else of_numbers(objective, max(known, default=0), most)
+
+
+def kept_numbers(objective: "Objective", rows: Rows) -> float:
+    """How many numbers the graph of a row's loss keeps, about; ∞ where that is not known."""
+    known = _known(objective, rows, "loss")
+    return math.inf if known is None else sum(known)
+
+
+def _known(objective: "Objective", rows: Rows, of: "Of") -> list[int] | None:
+    of = of if objective.measurement is not None else "loss"
+    key = of, tuple(leaf.shape[1:] for leaf in tensors_of((rows.x, rows.y)))
+    known = _KNOWN.setdefault(objective, {})
+    if key not in known:
+        try:
+            known[key] = saved_numbers(objective, rows, of=of)
+        except Exception:  # of whatever the model raises: told by the pass itself
+            return None
+    return known[key]
+
+
+def of_numbers(objective: "Objective", widest: int, most: int) -> int:
+    """`rows_in_cache` where a row's part of the widest tensor is known."""
+    if objective.device.type != "cpu":
         return most
     size = _WIDEST // (max(1, widest) * objective.params.element_size())
     return min(most, max(_FEWEST, size))

@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_convex_in_the_outputs_has_no_exact_fisher():
     module = nn.Linear(3, 1).double()
     objective = Objective(module, lambda f, y: -(f - y).square().sum(1))
     rows = Rows(torch.randn(4, 3).double(), torch.randn(4, 1).double())
-    with pytest.raises(ModelError, match=r"not convex .* of 1 rows .* -2\b.*fisher='empirical'"):
+    with pytest.raises(ModelError, match=r"not convex .* 4 of 4 rows .* -2\b.*fisher='empirical'"):
         factorize(EKFAC(), objective, rows)
     assert factorize(EKFAC(fisher="empirical"), objective, rows).largest_eigenvalue > 0
 
@@ -338,7 +338,7 @@ def test_eigenvalues_over_positions_are_squares_of_their_sums(rows, vectors, pos
     assert_close(actual, matrices.square().sum((0, 1)) / rows)
 
 
-@pytest.mark.parametrize("numbers", [1, 6_000, 2**27])
+@pytest.mark.parametrize("numbers", [1, 3_000, 2**27])
 @pytest.mark.parametrize("fisher", ["exact", "sampled"])
 def test_what_is_kept_of_the_first_pass_does_not_show(monkeypatch, fisher, numbers):
     """Nothing, the first rows of a convolution as matrices, or all of them."""
@@ -346,10 +346,10 @@ def test_what_is_kept_of_the_first_pass_does_not_show(monkeypatch, fisher, numbe
     module = nn.Sequential(
         nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
     ).double()
-    objective, x = Objective(module, "cross_entropy"), torch.randn(60, 1, 8, 8).double()
-    rows = Rows(x, torch.arange(60) % 3)
+    objective, x = Objective(module, "cross_entropy"), torch.randn(32, 1, 8, 8).double()
+    rows = Rows(x, torch.arange(32) % 3)
     layout = KroneckerLayout.of(objective, rows)
-    pairs = FisherPairs(objective, rows, layout, fisher, batch_size=16)
+    pairs = FisherPairs(objective, rows, layout, fisher, batch_size=8)
     batches = list(pairs)
     bases = eigenbases(kronecker_sums(batches, layout))
     monkeypatch.setattr(kronecker, "_KEPT", numbers)
