@@ -47,7 +47,7 @@ def ran(command: list[str], ends: float) -> int:
 
 
 def overlap(blocks: int = 24, size: int = 4096) -> str:
-    """Blocks of 64 MiB that are products of two matrices: brought to the host, and only computed."""
+    """What blocks of 64 MiB take that are only computed, and brought to the host in two ways."""
     a, b = torch.randn(2, size, size, device="cuda")
 
     def products() -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -71,9 +71,8 @@ def overlap(blocks: int = 24, size: int = 4096) -> str:
             pass
 
     taken = {make.__name__: fastest(make) for make in (bare, copied_one_by_one, beside)}
-    return "; ".join(
-        f"{name} {1e3 * seconds / blocks:.1f} ms a block" for name, seconds in taken.items()
-    )
+    each = (f"{name} {1e3 * seconds / blocks:.1f} ms" for name, seconds in taken.items())
+    return f"A block of 64 MiB: {', '.join(each)}"
 
 
 def fastest(make) -> float:

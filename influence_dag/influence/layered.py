@@ -11,6 +11,9 @@ and $P = V_1^\top g_1 + W_1^\top R g_1$. About $4 \sum_l d_l d_{l-1}$ multiply-a
 factor and a training row, all in matrix products, however many features there are.
 """
 
+from dataclasses import replace
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp, vmap
@@ -30,13 +33,29 @@ def layered_products(
     size = max(16, _NUMBERS // (chunk * widest))
     for start in range(0, len(rows), size):
         block = slice(start, start + size)
-        state = network.run(rows[block])
+        state = _with_small_products(network.run(rows[block]), len(factors))
         _, pull_back, *_ = vjp(network.prefix, rows.x[block])
         for first in range(0, len(factors), chunk):
             some = slice(first, first + chunk)
             products = _products(network, state, factors[some])
             result[some, block] = vmap(pull_back)(products)[0]
     return result
+
+
+def _with_small_products(state: NetworkPass, k: int) -> NetworkPass:
+    """The loss's Hessian in a row's outputs written out, where that takes fewer products than k.
+
+    Of rows that are not for themselves it is another one, which is found out afterwards.
+    """
+    n, c = state.gradients[-1].shape
+    if c >= k or n * c * c > _NUMBERS:
+        return state
+    H = state.output_matrix()
+
+    def product(vectors: Float[Tensor, "k n c"]) -> Float[Tensor, "k n c"]:
+        return torch.bmm(vectors.transpose(0, 1), H).transpose(0, 1)
+
+    return replace(state, output_product=product)
 
 
 def _products(
