@@ -12,7 +12,9 @@ factor and a training row, all in matrix products, however many features there a
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp, vmap
@@ -32,7 +34,7 @@ def layered_products(
     size = max(16, _NUMBERS // (chunk * widest))
     for start in range(0, len(rows), size):
         block = slice(start, start + size)
-        state = network.run(rows[block])
+        state = _with_small_products(network.run(rows[block]), len(factors))
         pull_back = _pull_back(network, rows.x[block])
         for first in range(0, len(factors), chunk):
             some = slice(first, first + chunk)
@@ -50,6 +52,22 @@ def _pull_back(network: LayeredNetwork, x: Tensor) -> Callable[[Tensor], Tensor]
         return lambda products: products
     _, pull_back, *_ = vjp(network.prefix, x)
     return lambda products: vmap(pull_back)(products)[0]
+
+
+def _with_small_products(state: NetworkPass, k: int) -> NetworkPass:
+    """The loss's Hessian in a row's outputs written out, where that takes fewer products than k.
+
+    Of rows that are not for themselves it is another one, which is found out afterwards.
+    """
+    n, c = state.gradients[-1].shape
+    if c >= k or n * c * c > _NUMBERS:
+        return state
+    H = state.output_matrix()
+
+    def product(vectors: Float[Tensor, "k n c"]) -> Float[Tensor, "k n c"]:
+        return torch.bmm(vectors.transpose(0, 1), H).transpose(0, 1)
+
+    return replace(state, output_product=product)
 
 
 def _products(

@@ -166,7 +166,7 @@ class _Rotated(_Tiles):
         if gradients is not None:
             rotated = self.of_train(train.start, train.stop)
             found = rotated.influences(gradients, damping=self.dampings[place])
-            out[torch.from_numpy(present).to(out.device)] = found
+            out[torch.from_numpy(present).to(out.device)] = found.to(out.dtype)
 
 
 class _LessMemory:

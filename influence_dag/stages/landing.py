@@ -91,15 +91,20 @@ def landed(
             yield item, arrays
             del arrays  # or it would exist for as long as the next one is computed
 
-    try:
-        for item, computed in blocks:
-            at_once = not _away(computed)
-            under_way.append((item, _begun(computed, copies)))
-            del computed
-            yield from arrived(0 if at_once else IN_FLIGHT - 1)
-    except Exception:
-        yield from arrived(0)
-        raise
+    source = iter(blocks)
+    while True:
+        try:
+            block = next(source, None)
+        except Exception:
+            yield from arrived(0)
+            raise
+        if block is None:
+            break
+        item, computed = block
+        at_once = not _away(computed)
+        under_way.append((item, _begun(computed, copies)))
+        del block, computed  # they are as large as a block
+        yield from arrived(0 if at_once else IN_FLIGHT - 1)
     yield from arrived(0)
 
 
