@@ -18,14 +18,19 @@ if TYPE_CHECKING:
 
 
 def materialize(
-    folder: str | Path, *, progress: bool | None = None, shard: str | None = None
+    folder: str | Path,
+    *,
+    progress: bool | None = None,
+    shard: str | None = None,
+    again: bool = False,
 ) -> "StudyResults":
     """Bring every artifact of a study up to date and return the opened results.
 
     The same assets and checks as in the Dagster UI, run in this process. The run is recorded in
     DAGSTER_HOME, or else in the project's `.dagster` once `make ui` has set it up, and the UI shows
     it; where there is neither, nothing is recorded. None is made where all is current and the last
-    recorded one stands: it would say the same. `progress` shows a bar on standard error
+    recorded one stands: it would say the same. `again` makes one all the same, which computes
+    nothing that is current and makes every check anew. `progress` shows a bar on standard error
     (default: when that is a terminal). With `shard="1/8"` this is the first of eight processes that
     share the blocks, which drives them; the others are `compute_shard`.
 
@@ -36,7 +41,7 @@ def materialize(
     study = load_study(folder)
     put_on_path(study.root)
     with _shared(study, shard) as executor:
-        return _materialize(study, progress, executor)
+        return _materialize(study, progress, executor, again=again)
 
 
 def compute_shard(folder: str | Path, shard: str) -> int:
@@ -72,11 +77,11 @@ def _shared(study: Study, shard: str | None) -> "Iterator[ShardExecutor | None]"
 
 
 def _materialize(
-    study: Study, progress: bool | None, executor: "ShardExecutor | None"
+    study: Study, progress: bool | None, executor: "ShardExecutor | None", *, again: bool
 ) -> "StudyResults":
     look_for_callables(study)
     home = home_of(study.root)
-    if not (home and _is_done(study, home)):
+    if again or not (home and _is_done(study, home)):
         _look(study)
         _run(study, home, progress, executor)
     from influence_dag.query.results import open_study  # here: what is wrong is told at once

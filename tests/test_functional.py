@@ -677,8 +677,17 @@ for method in ("direct", "cg", "arnoldi", "nystroem", "ekfac"):
     idag.compute_influences(model, rows, inversion_method=method, hessian_regularization=1.0)
     slow = {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
     assert not slow, (method, slow)
-sketch = {"inversion_method": "nystroem", "rank": 3, "power_iterations": 0}  # by products
-idag.compute_influences(model, rows, hessian_regularization=1.0, **sketch)
+for others in (
+    {"inversion_method": "nystroem", "rank": 3, "power_iterations": 0},  # by products
+    {"inversion_method": "ekfac", "fisher": "empirical"},
+):
+    idag.compute_influences(model, rows, hessian_regularization=1.0, **others)
+    slow = {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
+    assert not slow, (others, slow)
+network = torch.nn.Sequential(torch.nn.Linear(30, 40), torch.nn.Tanh(), torch.nn.Linear(40, 2))
+model = idag.TorchTwiceDifferentiable(network, "cross_entropy")
+rows = [(torch.randn(9, 30), torch.randint(2, (9,)))]
+idag.compute_influences(model, rows, hessian_regularization=9.0, influence_type="perturbation")
 assert not {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
 """
 

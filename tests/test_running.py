@@ -90,9 +90,24 @@ def _a_run_that_stands_is_not_made_again(project: Project, home: Path, capsys) -
     assert left_by(study) == {}, "as of a run whose files are gone when it ends"
     file.write_bytes(before)
     assert stands(study, home)
+    versions = project.data_versions()
+    asked = CliRunner().invoke(main, ["materialize", str(project.folder), "--quiet", "--again"])
+    assert asked.exit_code == 0, asked.output
+    latest, *earlier = instance.get_runs()
+    assert len(earlier) == 2
+    assert latest.status == dg.DagsterRunStatus.SUCCESS
+    assert stands(study, home), "the one that was asked for"
+    assert project.data_versions() == versions
     other = dg.AssetCheckEvaluation(asset_key(study, "model"), "at_a_minimum", True, {})
     instance.report_runless_asset_event(other)
     assert not stands(study, home)
+
+
+def test_a_shard_that_makes_no_run_makes_none_again(project):
+    words = ["materialize", str(project.folder), "--shard", "2/2", "--again"]
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 2
+    assert "--again is for the shard that makes the run, 1/n" in refused.output
 
 
 def test_the_command_line_records_where_make_ui_looks(project, monkeypatch):

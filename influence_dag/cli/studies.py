@@ -71,13 +71,17 @@ def check(folder: Path, as_json: bool) -> None:
 @click.option("--show", is_flag=True, help="Print where things are and what they say.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option("--shard", help="i/n: be the i-th of n processes that share the blocks; 1 drives.")
+@click.option("--again", is_flag=True, help="Make a run also where the last recorded one stands.")
 @as_json
-def materialize(folder: Path, show: bool, quiet: bool, shard: str | None, as_json: bool) -> None:
+def materialize(
+    folder: Path, show: bool, quiet: bool, shard: str | None, again: bool, as_json: bool
+) -> None:
     """Bring every artifact of the study in FOLDER (with a defs.yaml, or its results) up to date.
 
     The run is recorded for Dagster's UI in DAGSTER_HOME, or else in the project's .dagster once
     `make ui` has set it up; where there is neither, a line says so. Where all is current and the
-    last recorded run stands, that is said, and no other is made.
+    last recorded run stands, that is said, and no other is made, unless --again asks for one:
+    it computes nothing that is current, and makes every check anew.
     Interrupted (Ctrl-C, SIGTERM) it ends with exit code 130; run again, it goes on from there.
     """
     from influence_dag.running import materialize as run
@@ -86,10 +90,12 @@ def materialize(folder: Path, show: bool, quiet: bool, shard: str | None, as_jso
     if shard is not None and not shard.startswith("1/"):
         from influence_dag.running import compute_shard
 
+        if again:
+            raise click.UsageError("--again is for the shard that makes the run, 1/n")
         count = compute_shard(folder, shard)
         emit({"blocks": count}, f"shard {shard}: {count} blocks computed", as_json=as_json)
         return
-    results = run(folder, progress=False if quiet else None, shard=shard)
+    results = run(folder, progress=False if quiet else None, shard=shard, again=again)
     if results.project and (why := why_unrecorded(results.project)):
         click.echo(why, err=True)
     if show or as_json:

@@ -55,11 +55,7 @@ def made_from(bench: Workbench, update: Update, method: str | None) -> dict[str,
 
 def _rows(change: Difference) -> dict[str, Any]:
     """`train_rows_changed: 3: train-0004, train-0007, train-1204`, and the like."""
-    kinds = {
-        "added": change.added,
-        "removed": change.removed,
-        "changed": change.changed,
-    }
+    kinds = {"added": change.added, "removed": change.removed, "changed": change.changed}
     return {
         f"{dim}_rows_{kind}": f"{len(labels)}: {listed(labels, MOVED)}"
         for dim in ("train", "test")

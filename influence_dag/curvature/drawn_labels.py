@@ -19,6 +19,7 @@ from torch.func import grad, vjp
 
 from influence_dag.errors import ModelError
 from influence_dag.losses import LossFunction, likelihood_of
+from influence_dag.objective.twice_differentiable import plain_gradient
 from influence_dag.structures import map_tensors
 
 Draw: TypeAlias = Callable[[Any, Any, torch.Generator], Any]
@@ -52,7 +53,7 @@ def drawn_root(
     if callable(distribution):
         scale = _scale_of(loss, outputs, targets, distribution)
         drawn = distribution(outputs, targets, generator)
-        return gradient(loss, outputs, drawn) / scale**0.5
+        return output_gradient(loss, outputs, drawn) / scale**0.5
     probes = _Probes(loss, outputs, targets)
     asked = distribution or likelihood_of(loss)
     for name in [asked] if asked else _FOUND:
@@ -63,8 +64,16 @@ def drawn_root(
 
 
 def gradient(loss: LossFunction, outputs: Tensor, targets: Any) -> Tensor:
-    """Of each row's loss in its outputs."""
+    """Of each row's loss in its outputs, to be differentiated again."""
     return grad(lambda f: loss(f, targets).sum())(outputs)
+
+
+def output_gradient(loss: LossFunction, outputs: Tensor, targets: Any) -> Tensor:
+    """The same as numbers, without torch.func: its first use in a process imports a compiler."""
+    point = outputs.detach().requires_grad_()
+    with torch.enable_grad():
+        total = loss(point.clone(), targets).sum()  # it may work in place
+    return plain_gradient(total, point)
 
 
 class _Probes:

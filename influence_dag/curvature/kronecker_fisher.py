@@ -6,7 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.curvature.drawn_labels import Distribution, drawn_root, gradient, not_convex
+from influence_dag.curvature.drawn_labels import (
+    Distribution,
+    drawn_root,
+    not_convex,
+    output_gradient,
+)
 from influence_dag.losses import LossFunction
 from influence_dag.objective.twice_differentiable import plain_gradient
 
@@ -39,7 +44,7 @@ def output_roots(
     Raises `ModelError` for a loss that is not convex in the outputs, unless empirical.
     """
     if fisher == "empirical":
-        return gradient(loss, outputs, targets).unsqueeze(0)
+        return output_gradient(loss, outputs, targets).unsqueeze(0)
     if fisher == "exact":
         return _needed_roots(loss, outputs, targets)
     if fisher != "sampled":

@@ -16,7 +16,6 @@ SAMPLED = 2_000  # training rows from which the spread of columns and pixels is 
 LARGEST_PICTURE = 4_000  # pixels along a side that are still shown as a picture
 CHANNELS = (1, 3, 4)
 DIFFERS = 1.0  # standard deviations of a column by which two rows differ visibly
-LONG = 24  # characters from which on a kept column is prose
 
 
 @dataclass(frozen=True)

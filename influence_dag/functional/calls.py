@@ -1,6 +1,7 @@
 """Influences in memory, from a module, a loss and data loaders, in a few calls."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from enum import Enum
 from functools import partial
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from influence_dag.gradients.per_sample import (
     per_sample_gradients,
     with_layout,
 )
+from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.influence.points import perturbation_point
 from influence_dag.influence.positions import (
     position_gradients,
@@ -164,12 +166,14 @@ def compute_influences(
     )
     if input_data is not None:
         objective.check(rows)
-    kernel = partial(perturbation_influences, wrt=wrt) if kind == "perturbation" else _up_weighted
+    kernel = partial(_up_weighted, layout=measured[0].layout if measured else None)
     if positions in ("train", "both"):
         kernel = _at_positions
-    low_rank = None if per_block or kernel is not _up_weighted else known["low_rank"]
-    if low_rank and measured and low_rank.eigenvectors.dtype == objective.dtype:
-        return _columns(objective, rows, partial(_of_low_rank, low_rank, measured[0]))
+    elif kind == "perturbation":
+        kernel = partial(perturbation_influences, wrt=wrt)
+    elif measured and not per_block and _serves(known["low_rank"], objective):
+        low_rank = partial(_of_low_rank, known["low_rank"], measured[0])
+        return _columns(objective, rows, low_rank, layout=measured[0].layout)
 
     def found(factors: Tensor) -> Any:
         values = kernel(objective, factors, rows)
@@ -185,11 +189,29 @@ def _at_positions(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
     return position_influences(factors, objective, rows)
 
 
-def _up_weighted(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
-    return _columns(objective, rows, partial(influences, factors))
+def _up_weighted(
+    objective: Objective, factors: Tensor, rows: Rows, *, layout: GradientLayout | None = None
+) -> Tensor:
+    return _columns(objective, rows, partial(influences, factors), layout=layout)
 
 
-def _columns(objective: Objective, rows: Rows, kernel: Callable[[Gradients], Tensor]) -> Tensor:
+def _serves(low_rank: LowRank | None, objective: Objective) -> bool:
+    """Whether there is one, of the precision of the rows' gradients."""
+    return low_rank is not None and low_rank.eigenvectors.dtype == objective.dtype
+
+
+def _columns(
+    objective: Objective,
+    rows: Rows,
+    kernel: Callable[[Gradients], Tensor],
+    *,
+    layout: GradientLayout | None,
+) -> Tensor:
+    """What the kernel makes of the gradients, block by block.
+
+    In the layout of the test rows, if there is one and it serves these rows: one less to find.
+    """
+
     def columns(layout: GradientLayout) -> Tensor:
         parts = [
             kernel(per_sample_gradients(objective, batch, layout=layout))
@@ -197,6 +219,9 @@ def _columns(objective: Objective, rows: Rows, kernel: Callable[[Gradients], Ten
         ]
         return torch.cat(parts, dim=1)
 
+    with suppress(NotCaptured):
+        if layout is not None:
+            return columns(layout)
     return with_layout(objective, rows, columns)
 
 

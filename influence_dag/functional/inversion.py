@@ -194,7 +194,8 @@ class Inversion:
 
         Where it is not, LiSSA draws a batch of the loader's size a step, as published. Where it is,
         conjugate gradients without damping, which may need any number of steps, get all its
-        eigenpairs for a preconditioner; with a damping, many rows get a better sketch.
+        eigenpairs for a preconditioner; with a damping, many rows get a better sketch, and those
+        that are twice its rank a better one still.
         """
         method, formed = self.method, isinstance(operator, DenseCurvature)
         if isinstance(method, LiSSA) and not formed and method.batch_size is None and batch:
@@ -204,7 +205,8 @@ class Inversion:
             if asked == (ConjugateGradient.preconditioner, ConjugateGradient.rank):
                 return replace(method, rank=operator.size)
         elif isinstance(method, ConjugateGradient) and formed and rows >= _MANY:
-            return replace(method, power_iterations=max(1, method.power_iterations))
+            better = 2 if rows >= 2 * method.rank else 1
+            return replace(method, power_iterations=max(better, method.power_iterations))
         return method
 
     def _factorize(

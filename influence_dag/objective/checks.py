@@ -173,7 +173,10 @@ def _refuse_label(outside: Tensor, labels: Tensor, limit: str) -> None:
 
 def _check_shapes(objective: "Objective", rows: Rows) -> None:
     few = rows[:_FEW]
-    for what, function in (("loss", objective.losses), ("measurement", objective.measurements)):
+    asked = {"loss": objective.losses}
+    if objective.measurement is not None:
+        asked["measurement"] = objective.measurements
+    for what, function in asked.items():
         try:
             with torch.no_grad():
                 values = function(objective.params, few)

@@ -6,11 +6,7 @@ import torch
 from torch import nn
 
 from influence_dag.errors import ModelError
-from influence_dag.objective.checkpoints import (
-    load_checkpoint,
-    load_state,
-    save_checkpoint,
-)
+from influence_dag.objective.checkpoints import load_checkpoint, load_state, save_checkpoint
 from influence_dag.objective.fitting import FitReport, fit
 from influence_dag.objective.numbers import check_numbers
 from influence_dag.objective.seeding import seeded
@@ -36,10 +32,7 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     build = import_callable(settings.build, root, "model.build")
     context = f"model.build: {settings.build}"
     wanted = "it is called without arguments and has to return a torch.nn.Module"
-    with (
-        seeded(settings.own_fit.seed if settings.own_fit else 0),
-        named_by(context, wanted),
-    ):
+    with seeded(settings.own_fit.seed if settings.own_fit else 0), named_by(context, wanted):
         module = build()
     if not isinstance(module, nn.Module):
         raise ModelError(f"{context} returned {a_kind(module)}, expected a torch.nn.Module")

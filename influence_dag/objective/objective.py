@@ -49,9 +49,7 @@ def flushed_denormals() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def without_denormals(
-    function: Callable[_Arguments, _Result],
-) -> Callable[_Arguments, _Result]:
+def without_denormals(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """The function, run under `flushed_denormals`."""
 
     @wraps(function)

@@ -79,10 +79,7 @@ def parameter_influences(store: Store, method: str, project: Path | None = None)
 
 
 def block_influences(
-    store: Store,
-    method: str,
-    blocks: "Blocks | None" = None,
-    project: Path | None = None,
+    store: Store, method: str, blocks: "Blocks | None" = None, project: Path | None = None
 ) -> xr.DataArray:
     """The share of each block of parameters in the influences, dims `(block, …, test, train)`.
 

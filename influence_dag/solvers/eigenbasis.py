@@ -102,11 +102,16 @@ class Eigenbasis:
         held = self.eigenvalues + damping > self._floor(rows.dtype)
         if not held.any():
             return rows
-        values, vectors = self.eigenvalues[held] + damping, self.eigenvectors[:, held]
+        values, vectors = self.eigenvalues + damping, self.eigenvectors
+        if not held.all():
+            values, vectors = values[held], vectors[:, held]
         coordinates = rows.to(vectors.dtype) @ vectors
         if (self._square or self.exhausted) and damping <= self._floor(rows.dtype):
             return (((values.min() / values) * coordinates) @ vectors.T).to(rows.dtype)
-        return rows + ((coordinates * (values.min() / values - 1)) @ vectors.T).to(rows.dtype)
+        coordinates *= values.min() / values - 1
+        if rows.dtype == vectors.dtype:
+            return torch.addmm(rows, coordinates, vectors.T)
+        return rows + (coordinates @ vectors.T).to(rows.dtype)
 
     def _residual(self, x: Tensor, b: Tensor, damping: float) -> Float[Tensor, " k"]:
         absolute = (x @ self.eigenvectors * self.eigenvalues.abs()) @ self.eigenvectors.T

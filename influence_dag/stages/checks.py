@@ -7,12 +7,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.solvers.rounding import rounding
-from influence_dag.stages import (
-    automatic,
-    dampings,
-    naming,
-    reading,
-)
+from influence_dag.stages import automatic, dampings, naming, reading
 from influence_dag.stages.blocks import pieces
 from influence_dag.stages.minimum import judged
 from influence_dag.stages.workbench import Workbench
@@ -190,8 +185,7 @@ def matches_parts(bench: Workbench, method: str) -> Outcome:
         worst, scale = max(worst, abs(stored - expected)), max(scale, abs(expected))
     limit = max(1e-4, 4 * bench.settings.store.max_relative_error)
     return Outcome(
-        worst <= limit * scale,
-        f"16 random pairs: largest difference {worst:.1e} of {scale:.1e}",
+        worst <= limit * scale, f"16 random pairs: largest difference {worst:.1e} of {scale:.1e}"
     )
 
 

@@ -186,12 +186,7 @@ def _as_stored(stored: Version, split: Split, table: SplitRows, slots: np.ndarra
 
 
 def _part(
-    bench: Workbench,
-    layout: Layout,
-    split: Split,
-    table: SplitRows,
-    axis: Axis,
-    source: np.ndarray,
+    bench: Workbench, layout: Layout, split: Split, table: SplitRows, axis: Axis, source: np.ndarray
 ) -> Part:
     arrays = arrays_of(table, split)
     chunk = next(variable.chunks[0] for variable in layout.variables if variable.name in arrays)

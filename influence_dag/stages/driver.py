@@ -147,9 +147,14 @@ def _compute_part(
             }
             draft.write(name, (*tile.start, *tail), values, keys)
 
-    if work:
-        computed = _computed(bench, draft, part, work)
-        stream(told(computed, len(work), draft.artifact, bench.report), write)
+    if not work:
+        return
+    computed = told(_computed(bench, draft, part, work), len(work), draft.artifact, bench.report)
+    if len(work) > 1:
+        stream(computed, write)
+    else:  # nothing is computed while it is written: no thread has to be started
+        with closing(computed):
+            write(*next(computed))
 
 
 def _tiles(layout: Layout, part: Part, outdated: Mapping, block_bytes: int) -> list[Tile]:

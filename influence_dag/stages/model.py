@@ -8,9 +8,8 @@ from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
 from influence_dag.stages.class_order import check_order
-from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.driver import Whole, refresh_whole
-from influence_dag.stages.features import check_features, feature_names
+from influence_dag.stages.features import check_features, feature_names, unscaled_columns
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import (
     callable_key,
@@ -43,7 +42,6 @@ if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
     from torch import nn
 
     from influence_dag.objective import Objective, Rows
-    from influence_dag.objective.modules import FitReport
 
 FORMULA = FORMULAS["model"]
 
@@ -64,11 +62,7 @@ def refresh(bench: Workbench) -> Update:
     if pinned or as_it_is:
         check_features(bench, bench.undamaged(naming.MODEL), settings_key)
     update = refresh_whole(
-        bench,
-        naming.MODEL,
-        key,
-        lambda: _produce(bench, train, settings_key),
-        reusable=reusable,
+        bench, naming.MODEL, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )
     if update.is_current and not bench.is_planned("dataset") and not _has_met_rows(bench):
         check_targets(bench, load_objective(bench))
@@ -121,45 +115,19 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     from influence_dag.objective import modules
     from influence_dag.stages.rebuilt import Fitted, check_rebuilt
 
-    settings, study = bench.settings.model, bench.study
+    study = bench.study
     rows, test = (rows_of(bench, axis) for axis in (train, bench.axis("dataset", "test")))
     unscaled = unscaled_columns(bench)
     if unscaled:
         bench.report(f"warning: {unscaled}")
-    module = modules.build_module(settings, study.root, torch.float64).to(bench.device)
-    loss = study_loss(study)
+    module = modules.build_module(study.settings.model, study.root, torch.float64)
+    module = module.to(bench.device)
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
-    report: FitReport | None = None
-    moved: dict[str, float] = {}
     check_targets(bench, study_objective(study, module.eval()))
-    if settings.checkpoint:
-        _checkpoint_key(study)
-        modules.load_checkpoint(module, study.path(settings.checkpoint))
-        _checkpoint_key(study)
-        classes = list(bench.require("dataset").attrs.get("classes", ()))
-        given = study_objective(study, module.eval())
-        check_order(given, rows, classes, settings.checkpoint)
-    if settings.own_fit:
-        before = study_objective(study, module)
-        before.check(rows)
-        if settings.own_fit.warm_start:
-            _load_previous(bench, module)
-        report = modules.fit(
-            module, loss, rows, settings.own_fit, output=settings.output, report=bench.report
-        )
-        if settings.trains_on:
-            moved = movement(before, study_objective(study, module), test)
-            bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
-    elif isinstance(settings.fit, str):
-        module.train()
-        fit = import_callable(settings.fit, study.root, "model.fit")
-        wanted = "it is called with the module and its rows, and trains the module in place"
-        with modules.seeded(0), named_by(f"model.fit: {settings.fit}", wanted):
-            fit(module, rows)
-    module.eval()
-    objective = study_objective(study, module)
+    _load_given(bench, module, rows)
+    told = _fitted(bench, module, rows, test) | ({"unscaled_columns": unscaled} if unscaled else {})
+    objective = study_objective(study, module.eval())
     objective.check(rows)
-    told = _of_fit(report) | moved | ({"unscaled_columns": unscaled} if unscaled else {})
     stored = modules.save_checkpoint(objective.module)
     seen = {train: rows, bench.axis("dataset", "test"): test}
     fitted = Fitted(objective, started_from, seen, bench.settings.compute.batch_size)
@@ -167,14 +135,45 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     return _artifact(bench, train, objective, rows, settings_key, told, mean, stored)
 
 
-def _of_fit(report: "FitReport | None") -> dict[str, Any]:
-    if report is None:
+def _load_given(bench: Workbench, module: "nn.Module", rows: "Rows") -> None:
+    """Load the checkpoint where there is one, whose outputs have to be in the order of classes."""
+    from influence_dag.objective import modules
+
+    study, checkpoint = bench.study, bench.settings.model.checkpoint
+    if checkpoint:
+        _checkpoint_key(study)
+        modules.load_checkpoint(module, study.path(checkpoint))
+        _checkpoint_key(study)
+        classes = list(bench.require("dataset").attrs.get("classes", ()))
+        check_order(study_objective(study, module.eval()), rows, classes, checkpoint)
+
+
+def _fitted(bench: Workbench, module: "nn.Module", rows: "Rows", test: "Rows") -> dict[str, Any]:
+    """Fit the module in place, as the study says; what there is to say of it."""
+    from influence_dag.objective import modules
+
+    study, settings = bench.study, bench.settings.model
+    if isinstance(settings.fit, str):
+        module.train()
+        fit = import_callable(settings.fit, study.root, "model.fit")
+        wanted = "it is called with the module and its rows, and trains the module in place"
+        with modules.seeded(0), named_by(f"model.fit: {settings.fit}", wanted):
+            fit(module, rows)
+    if settings.own_fit is None:
         return {}
-    return {
-        "fit_steps": report.steps,
-        "fit_converged": report.converged,
-        "fit_seconds": round(report.seconds, 2),
-    }
+    before = study_objective(study, module)
+    before.check(rows)
+    if settings.own_fit.warm_start:
+        _load_previous(bench, module)
+    loss, output = study_loss(study), settings.output
+    fit = modules.fit(module, loss, rows, settings.own_fit, output=output, report=bench.report)
+    told = {"fit_steps": fit.steps, "fit_converged": fit.converged}
+    told["fit_seconds"] = round(fit.seconds, 2)
+    if not settings.trains_on:
+        return told
+    moved = movement(before, study_objective(study, module), test)
+    bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
+    return told | moved
 
 
 def rows_of(bench: Workbench, axis: Axis) -> "Rows":
@@ -243,11 +242,6 @@ def _artifact(
     found = stationarity(objective, rows, penalised)
     if found is not None:
         info |= {"relative_gradient": found.relative, "relative_to_rows": found.rows}
-    names = [
-        name
-        for name, shape in zip(objective.parameter_names, objective.parameter_shapes, strict=True)
-        for _ in range(int(np.prod(shape)))
-    ]
     attrs = bench.attributes(
         settings_key=settings_key,
         source_key=source_key(bench.study),
@@ -259,17 +253,10 @@ def _artifact(
         long_name="flat parameter vector θ; the module's whole state is in model.safetensors",
     )
     arrays = {"parameters": (("param",), theta.detach().cpu().numpy(), {"long_name": "θ"})}
-    coordinates = (parameter_coordinate(names),)
+    sizes = [int(np.prod(shape)) for shape in objective.parameter_shapes]
+    names = np.array(objective.parameter_names, np.dtypes.StringDType()).repeat(sizes)
+    about = {"long_name": "name of the tensor that the entry belongs to"}
+    coordinates = (Coordinate("parameter", ("param",), names, about),)
     files = {"model.safetensors": stored}
     notes = {"rows_met": met_rows(bench, train)}
     return Whole(arrays, attrs, info, coordinates, files, notes)
-
-
-def parameter_coordinate(names: list[str]) -> Coordinate:
-    values = np.array(names, dtype=np.dtypes.StringDType())
-    return Coordinate(
-        "parameter",
-        ("param",),
-        values,
-        {"long_name": "name of the tensor that the entry belongs to"},
-    )

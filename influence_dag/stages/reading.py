@@ -45,13 +45,8 @@ def load_rows(
     from influence_dag.objective import Rows
 
     version = version or bench.require("dataset")
-    slots = (
-        axis.slots
-        if index is None
-        else (np.arange(len(axis))[index] if isinstance(index, slice) else index)
-    )
+    slots = axis.slots if index is None else np.arange(len(axis))[index]
     split: Split = axis.name
-
     first, last = (int(slots[0]), int(slots[-1])) if len(slots) else (0, -1)
     is_run = last - first + 1 == len(slots) and bool((np.diff(slots) == 1).all())
 

@@ -147,29 +147,13 @@ def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
 
 def _datamodels(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
-    candidates: dict[str, dict[float | None, torch.Tensor]] = {
-        m: {d: _stored(bench, m, k) for k, d in enumerate(dampings.of_method(bench, m))}
-        for m in _methods(bench)
-    }
-    if objective.size <= LARGEST_EXACT:
-        known = settings.dampings or tuple(
-            {
-                d
-                for m in _methods(bench)
-                if bench.settings.methods[m].is_damped
-                for d in dampings.of_method(bench, m)
-            }
-        )
-        candidates |= _beside(bench, objective, train, test, tuple(sorted(known)))
-    else:
-        candidates |= representation_candidates(objective, train, test)
     start, told = _subset_starts(bench, settings)
     made = datamodels(
         objective,
         train,
         test,
         weight_decay=_weight_decay(bench),
-        candidates=candidates,
+        candidates=_candidates(bench, objective, train, test, settings.dampings),
         fraction=settings.fraction,
         count=settings.count,
         seeds=(settings.seed, settings.seed + 1),
@@ -199,6 +183,23 @@ def _datamodels(bench: Workbench, settings) -> Whole:
         **(_PROXIMAL if _is_checkpoint(bench) else {}),
     )
     return Whole(arrays, attributes, made.summary(), coordinates)
+
+
+def _candidates(
+    bench: Workbench, objective: Objective, train: Rows, test: Rows, asked: tuple[float, ...]
+) -> dict[str, dict[float | None, torch.Tensor]]:
+    """Influences of each method at each λ, and beside them exact solves and baselines."""
+    methods = _methods(bench)
+    known = {method: dampings.of_method(bench, method) for method in methods}
+    stored: dict[str, dict[float | None, torch.Tensor]] = {
+        method: {d: _stored(bench, method, k) for k, d in enumerate(known[method])}
+        for method in methods
+    }
+    if objective.size > LARGEST_EXACT:
+        return stored | representation_candidates(objective, train, test)
+    damped = [method for method in methods if bench.settings.methods[method].is_damped]
+    every = asked or {damping for method in damped for damping in known[method]}
+    return stored | _beside(bench, objective, train, test, tuple(sorted(every)))
 
 
 def _subset_starts(bench: Workbench, settings) -> tuple[torch.Tensor, str]:
@@ -285,8 +286,4 @@ def unseen(bench: Workbench, folds: int) -> OutOfFold:
     )
 
 
-_KINDS = {
-    "leave_one_out": _leave_one_out,
-    "datamodels": _datamodels,
-    "label_errors": _label_errors,
-}
+_KINDS = {"leave_one_out": _leave_one_out, "datamodels": _datamodels, "label_errors": _label_errors}

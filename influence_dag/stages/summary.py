@@ -14,13 +14,7 @@ from typing import Literal
 import numpy as np
 
 from influence_dag.fingerprints import Keys, combine, fingerprint
-from influence_dag.stages import (
-    dampings,
-    methods,
-    naming,
-    rankings,
-    seen,
-)
+from influence_dag.stages import dampings, methods, naming, rankings, seen
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.stages.driver import Part, refresh_blocks

@@ -147,13 +147,7 @@ class Workbench:
         return tuple(stored[dim] if fits else want for dim, want in ideal.items())
 
     def row_chunk(
-        self,
-        artifact: str,
-        variable: str,
-        split: Split,
-        rows: int,
-        *,
-        row_bytes: int,
+        self, artifact: str, variable: str, split: Split, rows: int, *, row_bytes: int
     ) -> int:
         """Rows a chunk of an array whose rows are kept whole.
 

@@ -104,11 +104,7 @@ def write_group(contents: Unfinished, attributes: Mapping[str, Any], arrays: Seq
     metadata = {
         "attributes": plain(attributes),
         "zarr_format": 3,
-        "consolidated_metadata": {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": members,
-        },
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": members},
         "node_type": "group",
     }
     contents.write(METADATA, json.dumps(metadata).encode())

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
 from influence_dag.fingerprints import Keys, fingerprint
-from influence_dag.store.alignment import check_whole_chunks
 from influence_dag.store.arrays import plain, round_mantissas, written
-from influence_dag.store.chunks import read_region, write_array, write_chunk
+from influence_dag.store.chunks import check_whole_chunks, read_region, write_array, write_chunk
 from influence_dag.store.contents import Unfinished
 from influence_dag.store.layout import RESERVED_NAMES, ChunkIndex, Coordinate, Layout, Variable
 from influence_dag.store.manifests import UNKNOWN

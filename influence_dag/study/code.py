@@ -20,11 +20,7 @@ from types import ModuleType
 
 from influence_dag.errors import StudyError
 from influence_dag.fingerprints import KEY_BYTES, fingerprint
-from influence_dag.study.module_files import (
-    file_of,
-    installed_version,
-    looked_through,
-)
+from influence_dag.study.module_files import file_of, installed_version, looked_through
 from influence_dag.unchanged import note
 
 TRIES = 3  # at code that is edited while it is imported

@@ -121,9 +121,7 @@ class NystroemSettings(ApproximateSettings):
     )
     seed: Seed = 0
     power_iterations: int = Field(
-        default=1,
-        ge=0,
-        description="products with H before the sketch, for flat spectra",
+        default=1, ge=0, description="products with H before the sketch, for flat spectra"
     )
 
 

@@ -15,14 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from influence_dag.study.base import (
-    CallableName,
-    Seed,
-    Settings,
-    Unit,
-    check_named,
-    path_name,
-)
+from influence_dag.study.base import CallableName, Seed, Settings, Unit, check_named, path_name
 
 
 class FitSettings(Settings):

@@ -25,8 +25,8 @@ def file_of(name: str, root: Path) -> Path | None:
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names or top == _OWN or _is_installed(top):
         return None
-    search = tuple(os.path.abspath(folder) for folder in sys.path)
-    inside = _first(name, _folders(root, search))
+    current = "" if all(map(os.path.isabs, sys.path)) else os.getcwd()
+    inside = _first(name, _folders(root, tuple(sys.path), current))
     return inside or _first(name, _outside(top))  # whose hooks cost more than the project's folders
 
 
@@ -84,10 +84,10 @@ def _version_of(top: str) -> str | None:
 
 
 def _in_folder(name: str, folder: Path) -> Path | None:
-    relative = Path(*name.split("."))
-    for file in (folder / relative / "__init__.py", folder / relative.with_suffix(".py")):
-        if file.is_file():
-            return file.resolve()
+    module = f"{folder}/{name.replace('.', '/')}"
+    for file in (f"{module}/__init__.py", f"{module}.py"):
+        if os.path.isfile(file):
+            return Path(os.path.realpath(file))
     return None
 
 
@@ -107,9 +107,13 @@ def _is_installed(top: str) -> bool:
 
 
 @lru_cache(maxsize=16)
-def _folders(root: Path, search: tuple[str, ...]) -> list[Path]:
-    """The project's folder, and those in it on Python's path (`src`), but no environment."""
-    below = (path for path in map(Path, search) if path.resolve().is_relative_to(root))
+def _folders(root: Path, search: tuple[str, ...], current: str) -> list[Path]:
+    """The project's folder, and those in it on Python's path (`src`), but no environment.
+
+    Relative ones are in the current folder.
+    """
+    paths = (Path(current) / folder for folder in search)
+    below = (path for path in paths if path.resolve().is_relative_to(root))
     return list(dict.fromkeys((root, *(path for path in below if not _is_in_environment(path)))))
 
 

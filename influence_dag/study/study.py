@@ -9,14 +9,7 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, Tag, model_validator
 
 from influence_dag.addresses import below, folder_of, scheme_of
 from influence_dag.errors import StudyError

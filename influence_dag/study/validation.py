@@ -2,13 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from influence_dag.study.base import Seed, Settings, Unit
 from influence_dag.study.curvatures import CurvatureName
@@ -69,8 +63,7 @@ class LabelErrorsSettings(Settings):
         ),
     )
     folds: Annotated[NonNegativeInt, Unit("folds")] = Field(
-        default=5,
-        description="refits without one fold each, for losses out of fold; 0: none",
+        default=5, description="refits without one fold each, for losses out of fold; 0: none"
     )
     seed: Seed = 0
 

@@ -126,11 +126,7 @@ def flip_labels(
 
 
 def self_influences(
-    objective: Objective,
-    rows: Rows,
-    *,
-    damping: float,
-    curvature: CurvatureName = "hessian",
+    objective: Objective, rows: Rows, *, damping: float, curvature: CurvatureName = "hessian"
 ) -> Float[Tensor, " n"]:
     r"""$\nabla L(z_i)^\top (H + \lambda I)^{-1} w_i \nabla L(z_i)$ of each row, exactly solved."""
     matrix = CURVATURES[curvature](objective, rows)
@@ -219,12 +215,7 @@ def points_of(objective: Objective, rows: Rows, space: Space) -> Float[Array, "n
 
 
 def _by_neighbours(
-    fitted: Objective,
-    rows: Rows,
-    test: Rows | None,
-    space: Space,
-    k: int,
-    unseen: OutOfFold | None,
+    fitted: Objective, rows: Rows, test: Rows | None, space: Space, k: int, unseen: OutOfFold | None
 ) -> tuple[Float[Array, " n"] | None, Float[Array, " n"] | None, Evidence | None]:
     """Disagreement of the neighbours, KNN-Shapley values, and what classes the rows seem to be."""
     points = points_of(fitted, rows, space) if k else None

@@ -79,7 +79,7 @@ def fresh_copy(source: Path, target: Path) -> ArtifactStore:
     return ArtifactStore(target)
 
 
-@pytest.mark.parametrize("stride", [CAMPAIGN, pytest.param(10, id="every 10th point")])
+@pytest.mark.parametrize("stride", [CAMPAIGN, pytest.param(9, id="every 9th point")])
 def test_a_kill_at_any_point_leaves_a_whole_version_and_the_next_run_resumes(
     refreshed_once, tmp_path, stride
 ):

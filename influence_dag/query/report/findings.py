@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from influence_dag.datasets.slots import SPLITS, Axis
@@ -176,6 +177,8 @@ class _Look:
             else:
                 outcome = "good" if ranks >= VALUES else "warn"
                 says = f"{other} ranks training rows alike at Spearman {ranks:.3f}"
+                if isnan(ranks):
+                    says = f"no test row ranks its training rows by both {other} and {self.method}"
                 yield Finding(f"like {other}", ranks, VALUES, outcome, says)
 
     def refits(self) -> Iterator[Finding]:

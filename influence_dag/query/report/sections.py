@@ -184,11 +184,7 @@ class Sections:
         if len(kept) < 2:
             return None
         newer = self.results.diff(artifact, kept[-2])
-        whats = {
-            "added": newer.added,
-            "removed": newer.removed,
-            "changed": newer.changed,
-        }
+        whats = {"added": newer.added, "removed": newer.removed, "changed": newer.changed}
         rows = [
             (f"{split} rows {what}", len(names[split]), listed(names[split], SHOWN))
             for what, names in whats.items()
