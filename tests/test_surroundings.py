@@ -82,3 +82,22 @@ def test_arguments_of_another_kind_are_told():
     b = torch.ones(2, 15)
     with pytest.raises(ValueError, match=r"first guess has shape \(3, 15\)"):
         idag.solve_hvp("cg", model, loader, b, hessian_perturbation=0.5, x0=torch.ones(3, 15))
+
+
+def test_what_copies_a_module_to_several_devices_is_looked_through():
+    module = wrapped().model
+    found = idag.compute_influences(
+        wrapped(nn.DataParallel(module)), [(X, Y)], hessian_regularization=0.5
+    )
+    assert torch.equal(found, answers()[1])
+
+
+def test_a_compiled_module_is_refused():
+    with pytest.raises(ModelError, match=r"compiled by torch\.jit"):
+        wrapped(nn.Sequential(torch.jit.trace(nn.Linear(4, 3), X)))
+
+
+def test_pixels_as_whole_numbers_are_told_apart_from_tokens():
+    pixels = (255 * X.abs()).to(torch.uint8)
+    with pytest.raises(ModelError, match="Whole numbers come to it as they are, as tokens do"):
+        idag.compute_influences(wrapped(), [(pixels, Y)], hessian_regularization=0.5)

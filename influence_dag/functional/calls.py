@@ -21,6 +21,7 @@ from influence_dag.functional.inversion import (
 from influence_dag.functional.loaders import read_rows
 from influence_dag.functional.sizes import check_fits
 from influence_dag.functional.surroundings import in_plain_surroundings
+from influence_dag.functional.usable import usable_module
 from influence_dag.gradients.per_sample import (
     GradientLayout,
     Gradients,
@@ -37,7 +38,6 @@ from influence_dag.influence.positions import (
 )
 from influence_dag.influence.upweighting import influences, perturbation_influences
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
-from influence_dag.objective.numbers import check_numbers
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers.base import LowRank
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
@@ -69,13 +69,11 @@ class TorchTwiceDifferentiable:
         *,
         measurement: LossFunction | None = None,
     ):
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is {a_kind(model)}; a torch.nn.Module is wanted")
+        model = usable_module(model)
         if not isinstance(loss, str) and not callable(loss):
             raise TypeError(
                 f"loss is {a_kind(loss)}; a name or a function (output, target) is wanted"
             )
-        check_numbers(model.named_parameters(), "model: ")
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.loss = loss.to(self.device) if isinstance(loss, nn.Module) else loss

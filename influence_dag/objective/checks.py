@@ -151,8 +151,18 @@ def _few_outputs(objective: "Objective", x: Inputs) -> Any:
     except Exception as error:
         raise ModelError(
             f"the model fails on inputs {described(x)}: {type(error).__name__}: {error}; it has "
-            "to take such a batch"
+            f"to take such a batch{_of_whole_numbers(x)}"
         ) from error
+
+
+def _of_whole_numbers(x: Inputs) -> str:
+    """What to do where measurements, such as pixels, are in a type for tokens."""
+    if all(leaf.is_floating_point() for leaf in tensors_of(x)):
+        return ""
+    return (
+        ". Whole numbers come to it as they are, as tokens do; what is measured, such as pixels, "
+        "has to be in decimals (x.float(); in a study a features.scale makes them so)"
+    )
 
 
 def _refuse_label(outside: Tensor, labels: Tensor, limit: str) -> None:

@@ -139,9 +139,8 @@ class InfluenceAccessor:
         if not isinstance(k, Integral) or k < 1:
             raise StoreError(f"k is {k!r:.80}; ask for a whole number of rows, at least one")
         values = array.transpose(..., "train").compute()
-        order = np.argsort(-values.values if largest else values.values, axis=-1, kind="stable")[
-            ..., :k
-        ]
+        scores = np.asarray(values.values, np.float64)  # small integers have no negative of all
+        order = np.argsort(-scores if largest else scores, axis=-1, kind="stable")[..., :k]
         if values.ndim == 1:
             return values.isel(train=order)
         rank = xr.Variable((*values.dims[:-1], "rank"), order)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_dag.errors import StoreError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.store.layout import ChunkIndex, Variable
 from influence_dag.store.plans import carried_keys, chunk_indices, is_outdated
@@ -88,6 +89,9 @@ class Difference:
         Reads the changed chunks, one at a time. Entries that are NaN in either version, and those
         that did not move, are left out.
         """
+        if variable not in self.chunks:
+            known = ", ".join(self.chunks) or "none"
+            raise StoreError(f"no variable {variable!r} in the later version; it has {known}")
         changes = (
             change
             for index in self.chunks[variable]
