@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -28,9 +29,6 @@ from influence_dag.study.methods import ConjugateGradientSettings
 
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
-_COMBINATIONS = 4  # of all rows, that confirm the residuals of the recurrence
-_MANY = 32  # rows, from which that is worth it
-_OFF = 0.25  # of their targets, by which all of them together may be off
 _LEAST = 1000  # iterations a row by default
 _ITERATIONS = 30  # that are expected at an ordinary damping
 
@@ -203,23 +201,11 @@ class PreconditionedSystem:
     def _unconfirmed(
         self, state: State, rows: Int[Tensor, " k"], rhs: Float[Tensor, "m p"], damping: float
     ) -> Int[Tensor, " few"]:
-        r"""The rows whose true residual has to be looked at, each by a product.
-
-        Products with random combinations of all rows, each over its target, say by how much the
-        recurrence's residuals are off together, $(\sum_i \lVert r_i - (b_i - A x_i) \rVert^2 /
-        t_i^2)^{1/2}$: where that is a quarter at most, all rows but those that are as near to their
-        target are on the side of it that the recurrence says.
-        """
-        strayed, state.strayed = state.strayed, False
-        if strayed or self.settings.search == "shared" or len(rows) < _MANY:
+        """The rows whose true residual has to be looked at, each by a product."""
+        if self.settings.search == "shared":
             return rows
-        generator = torch.Generator().manual_seed(self.settings.seed)
-        u = torch.randn(_COMBINATIONS, len(rows), generator=generator, dtype=torch.float64)
-        u = u.to(rhs) / state.target[rows]
-        meant = u @ (rhs[rows] - state.residual[rows])
-        off = (meant - self._apply(u @ state.x[rows], damping)).norm() / _COMBINATIONS**0.5
-        share = state.residual[rows].norm(dim=1) / state.target[rows]
-        return rows if not off <= _OFF else rows[(share - 1).abs() <= off]
+        apply = partial(self._apply, damping=damping)
+        return state.unconfirmed(rows, rhs, apply, seed=self.settings.seed)
 
     def _descend(self, state: State, rows: Int[Tensor, " k"], damping: float, maxiter: int) -> None:
         """Plain preconditioned CG from the residuals of `rows`; rows leave as they finish."""

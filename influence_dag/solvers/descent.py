@@ -1,5 +1,6 @@
 """Where the rows of an iterative solve stand, and whether they still get anywhere."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +11,9 @@ from influence_dag.solvers.base import relative
 from influence_dag.solvers.rounding import rounding
 
 _PATIENCE = 100, 300  # iterations, about p, within which a residual has to halve once
+_COMBINATIONS = 4  # of all rows, that confirm the residuals of the recurrence
+_MANY = 32  # rows, from which that is worth it
+_OFF = 0.25  # of their targets, by which all of them together may be off
 
 
 @dataclass(eq=False)
@@ -73,6 +77,32 @@ class State:
             self.x.addcmul_(step, direction)
         else:
             self.x[rows] += step * direction
+
+    def unconfirmed(
+        self,
+        rows: Int[Tensor, " m"],
+        rhs: Float[Tensor, "k p"],
+        apply: Callable[[Tensor], Tensor],
+        *,
+        seed: int,
+    ) -> Int[Tensor, " few"]:
+        r"""Those of the rows whose residual may be on another side of the target than it says.
+
+        Products with random combinations of all rows, each over its target, say by how much the
+        recurrence's residuals are off together, $(\sum_i \lVert r_i - (b_i - A x_i) \rVert^2 /
+        t_i^2)^{1/2}$: where that is a quarter at most, all rows but those that are as near to their
+        target are on the side of it that the recurrence says.
+        """
+        strayed, self.strayed = self.strayed, False
+        if strayed or len(rows) < _MANY:
+            return rows
+        generator = torch.Generator().manual_seed(seed)
+        u = torch.randn(_COMBINATIONS, len(rows), generator=generator, dtype=torch.float64)
+        u = u.to(rhs) / self.target[rows]
+        meant = u @ (rhs[rows] - self.residual[rows])
+        off = (meant - apply(u @ self.x[rows])).norm() / _COMBINATIONS**0.5
+        share = self.residual[rows].norm(dim=1) / self.target[rows]
+        return rows if not off <= _OFF else rows[(share - 1).abs() <= off]
 
     def record(self, rows: Int[Tensor, " m"], residual: Float[Tensor, "m p"]) -> Tensor:
         """The norms of some rows' residuals, noted as those of one iteration."""
