@@ -22,6 +22,7 @@ from torch.func import vjp, vmap
 from influence_dag.curvature.layered import LayeredNetwork, LinearLayer, NetworkPass
 from influence_dag.objective.objective import Rows
 
+_FEW = 32  # outputs: the Hessian of more is differentiated by torch.func, which imports a compiler
 _NUMBERS = 2**20  # of the widest temporary: smaller ones are bound by overhead, larger by memory
 
 
@@ -60,7 +61,7 @@ def _with_small_products(state: NetworkPass, k: int) -> NetworkPass:
     Of rows that are not for themselves it is another one, which is found out afterwards.
     """
     n, c = state.gradients[-1].shape
-    if c >= k or n * c * c > _NUMBERS:
+    if c >= min(k, _FEW) or n * c * c > _NUMBERS:
         return state
     H = state.output_matrix()
 
