@@ -6,6 +6,7 @@
 #   make check      lint, format, types, tests
 #   make newest     tests of what needs no torch, under the newest Python found beside this one
 #   make bench      every stage beside bare products and copies, and how it grows; the table of docs/benchmarks.md
+#   make gpu        on a machine with a CUDA device: its tests, copies beside products, every stage; ten minutes
 #   make bench-ratios  speed of single pieces, as ratios within one run that are held to bounds
 #   make bench-peers  the same work by other libraries, each in an environment of its own below .peers
 #   make campaign   the long numerical validation
@@ -42,7 +43,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 comma := ,
-.PHONY: help demo ui test lint check newest bench bench-ratios bench-peers campaign shapes fidelity suspects settings architecture commands docs audit pictures bad-input clean
+.PHONY: help demo ui test lint check newest bench gpu bench-ratios bench-peers campaign shapes fidelity suspects settings architecture commands docs audit pictures bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -93,6 +94,9 @@ lint: $(READY)
 
 bench: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/table.py --write $(BENCH)
+
+gpu: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu.py $(BENCH)
 
 bench-ratios: $(READY)
 	$(BIN)/python -m pytest benchmarks

@@ -27,6 +27,7 @@ WHOLE = Size(train=4_000, test=128, width=16, features=128, methods=METHODS)
 SHARES = Size(train=20_000, test=256, width=32, methods=METHODS)
 PERTURBED = "{methods: [direct]}"
 REDUCED = "{methods: [direct], reduce: {over: feature, by: l2}}"
+ON_A_GPU = Size(train=60_000, test=500, width=128, methods=METHODS, perturbed=REDUCED)
 AXES = {"train": "n_train", "test": "n_test", "width": "p", "features": "features"}
 # Exponents that the operations have, by axis: a stage may grow more slowly, since what it has to
 # do anyway is in its seconds, and not faster.
@@ -52,6 +53,9 @@ FASTEST, NOISE = 0.05, 0.25  # seconds that say nothing of growth; what an expon
 def main() -> None:
     options = parsed()
     torch.set_num_threads(1)
+    if options.gpu:
+        print(gpu(options))
+        return
     text = "\n".join([machine(), sizes(options), "", *table(options), "", gpu(options)])
     print(text)
     if options.write:
@@ -63,6 +67,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python benchmarks/table.py", description=__doc__)
     parser.add_argument("--short", action="store_true", help="smaller studies, two of a curve")
     parser.add_argument("--write", action="store_true", help="the table into docs/benchmarks.md")
+    parser.add_argument("--gpu", action="store_true", help="what a GPU takes, and nothing else")
     parser.add_argument("--scratch", type=Path, help="a folder on a disk, for the studies")
     return parser.parse_args()
 
@@ -175,7 +180,8 @@ def kernels() -> list[str]:
 def gpu(options: argparse.Namespace) -> str:
     if not torch.cuda.is_available():
         return "GPU: torch sees no CUDA device here, so nothing was measured on one."
-    size = replace(SHARES, perturbed=REDUCED, device="cuda")
+    size = replace(ON_A_GPU, device="cuda")
+    size = replace(size, train=4_000, test=128) if options.short else size
     counted, taken = made(size, options.scratch, count=True), made(size, options.scratch)
     a = torch.randn(8192, 8192, device="cuda")
     rate = 2 * 8192**3 / fastest(lambda: (a @ a, torch.cuda.synchronize()), time.perf_counter)
@@ -185,7 +191,8 @@ def gpu(options: argparse.Namespace) -> str:
     )
     return (
         f"GPU: {torch.cuda.get_device_name()}, {rate / 1e12:.1f} TFLOP/s in float32; wall seconds "
-        f"of the same stages, and their share of that rate: {', '.join(shares)}."
+        f"of {size.train:,} × {size.test} rows, p = {size.parameters:,}, and their share of that "
+        f"rate: {', '.join(shares)}."
     )
 
 

@@ -12,8 +12,8 @@ def scheme_of(address: str | Path) -> str:
     >>> scheme_of("memory://scratch"), scheme_of("data/store")
     ('memory', '')
     """
-    found = _SCHEME.match(address) if isinstance(address, str) else None
-    return found[1] if found else ""
+    match = _SCHEME.match(address) if isinstance(address, str) else None
+    return match[1] if match else ""
 
 
 def folder_of(address: str | Path) -> Path | None:

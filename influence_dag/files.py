@@ -56,15 +56,15 @@ def _above(path: Path) -> Path | None:
 
 def _free_inodes(path: Path) -> int:
     """How many files a file system has room for; 1 where it does not count them."""
-    found = _above(path)
-    counted = os.statvfs(found) if found else None
+    folder = _above(path)
+    counted = os.statvfs(folder) if folder else None
     return counted.f_favail if counted and counted.f_files else 1
 
 
 def _space(path: Path, size: int | None) -> str:
     """` (4,096 bytes free, 65,536 to write)`, as far as it is known."""
-    found = _above(path)
-    free = f"{shutil.disk_usage(found).free:,} bytes free" if found else ""
+    folder = _above(path)
+    free = f"{shutil.disk_usage(folder).free:,} bytes free" if folder else ""
     wanted = f"{size:,} to write" if size is not None else ""
     return f" ({', '.join(filter(None, (free, wanted)))})"
 

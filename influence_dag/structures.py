@@ -72,9 +72,9 @@ def _with_parts(value: Any, names: list[Any], parts: list[Any]) -> Any:
 
 def tensors_of(value: Any) -> list[Tensor]:
     """The tensors of a value, in order."""
-    found: list[Tensor] = []
-    map_tensors(lambda leaf: found.append(leaf) or leaf, value)
-    return found
+    tensors: list[Tensor] = []
+    map_tensors(lambda leaf: tensors.append(leaf) or leaf, value)
+    return tensors
 
 
 def with_tensors(value: Any, tensors: list[Tensor]) -> Any:

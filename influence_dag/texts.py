@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from typing import Any
 
 LONGEST = 60  # characters; beyond that a name is no name any more
 
@@ -21,9 +22,7 @@ def literal(name: object, longest: int = LONGEST) -> str:
     return seen if len(seen) <= longest else seen[: longest - 1] + "…"
 
 
-def listed(
-    names: Iterable[object], most: int = 8, *, shown: Callable[[object], str] = literal
-) -> str:
+def listed(names: Iterable[Any], most: int = 8, *, shown: Callable[[Any], str] = literal) -> str:
     """The first few names, and how many more there are.
 
     >>> listed(["a", "b", "c"], 2), listed([])

@@ -551,6 +551,28 @@ def test_the_small_eigenproblems_are_solved_where_the_caller_says(
     assert seen == [torch.device("cpu"), torch.device("cpu", 0)]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("nystroem", {"rank": 5, "curvature": "gauss_newton"}),
+        ("arnoldi", {"rank": 5}),
+        ("arnoldi", {"rank": 5, "complement": "damping"}),
+    ],
+)
+def test_influences_of_a_low_rank_are_those_of_its_factors(
+    method, settings, network, classification
+):
+    (x, y), test = classification
+    weighted = [(x, y, torch.linspace(0.1, 2, len(y)).double())]
+    arguments = TorchTwiceDifferentiable(network, "cross_entropy"), weighted, [test]
+    settings = {"inversion_method": method, "hessian_regularization": 0.3} | settings
+    factors = idag.compute_influence_factors(*arguments, **settings).x
+    gradients = reference.per_sample_gradients(network, nn.functional.cross_entropy, x, y)
+    expected = factors @ (gradients * weighted[0][2][:, None]).T
+    assert relative_error(compute_influences(*arguments, **settings), expected) <= 1e-9
+
+
 def test_names_may_be_enumerations_or_of_any_case(
     wrapped_model, training_data_loader, test_data_loader
 ):
@@ -655,8 +677,17 @@ for method in ("direct", "cg", "arnoldi", "nystroem", "ekfac"):
     idag.compute_influences(model, rows, inversion_method=method, hessian_regularization=1.0)
     slow = {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
     assert not slow, (method, slow)
-sketch = {"inversion_method": "nystroem", "rank": 3, "power_iterations": 0}  # by products
-idag.compute_influences(model, rows, hessian_regularization=1.0, **sketch)
+for others in (
+    {"inversion_method": "nystroem", "rank": 3, "power_iterations": 0},  # by products
+    {"inversion_method": "ekfac", "fisher": "empirical"},
+):
+    idag.compute_influences(model, rows, hessian_regularization=1.0, **others)
+    slow = {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
+    assert not slow, (others, slow)
+network = torch.nn.Sequential(torch.nn.Linear(30, 40), torch.nn.Tanh(), torch.nn.Linear(40, 2))
+model = idag.TorchTwiceDifferentiable(network, "cross_entropy")
+rows = [(torch.randn(9, 30), torch.randint(2, (9,)))]
+idag.compute_influences(model, rows, hessian_regularization=9.0, influence_type="perturbation")
 assert not {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
 """
 

@@ -7,6 +7,7 @@ from networks import CASES, ROWS, digits, digits_mlp
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from influence_dag.gradients import products
 from influence_dag.gradients.layouts import DenseLayout, LinearLayout
 from influence_dag.gradients.per_sample import (
     GradientLayout,
@@ -37,7 +38,7 @@ def test_gradients_are_autograds_for_any_model(case):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_inner_products_and_norms_are_those_of_the_dense_gradients(case):
+def test_inner_products_and_norms_are_those_of_the_dense_gradients(case, monkeypatch):
     objective, rows, expected = case
     gradients = per_sample_gradients(objective, rows)
     for k in (1, 40):
@@ -45,6 +46,14 @@ def test_inner_products_and_norms_are_those_of_the_dense_gradients(case):
         assert_close(gradients.inner(factors), factors @ expected.T)
         assert_close(gradients[2:7].inner(factors), factors @ expected[2:7].T)
     assert_close(gradients.norms(), expected.norm(dim=1), check_dtype=False)
+    assert_close(gradients[2:7].products(gradients), expected[2:7] @ expected.T)
+    for name, size in {"_ROWS": 3, "_BYTES": 64, "_SUM_BYTES": 1, "_COLUMNS": 2}.items():
+        monkeypatch.setattr(products, name, size)  # in pieces, into what is there
+    for k in (3, 40):
+        factors = torch.randn(k, objective.size, dtype=torch.float64)
+        out = torch.full((k, 2 * len(rows)), torch.nan, dtype=torch.float64)[:, ::2]
+        assert gradients.inner(factors, out) is out
+        assert_close(out, factors @ expected.T)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

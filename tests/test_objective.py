@@ -352,3 +352,18 @@ def test_what_a_pass_keeps_is_counted_and_let_go_of():
     assert sum(saved_numbers(objective, rows)) >= 2 + 3
     assert len(seen) == 2
     assert [each() for each in seen] == [None, None]
+
+
+def test_a_module_may_change_its_parameters_in_place_and_leaves_theta_as_it_is():
+    module = nn.Sequential(nn.Embedding(5, 3, max_norm=0.5), nn.Flatten(), nn.Linear(6, 2))
+    x = torch.tensor([[0, 1], [2, 3]])
+    objective, y = Objective(module, "cross_entropy"), torch.tensor([0, 1])
+    theta = objective.params.clone().requires_grad_()
+    values = objective.losses(theta, Rows(x, y))
+    found = torch.autograd.grad(values.sum(), theta)[0]
+    assert torch.equal(theta, objective.params)
+    with torch.no_grad():
+        module[0].weight.copy_(module[0].weight.renorm(2, 0, 0.5))  # those that x asks for
+    cut = Objective(module, "cross_entropy")
+    wanted = torch.func.grad(lambda theta: cut.losses(theta, Rows(x, y)).sum())(cut.params)
+    assert torch.allclose(found, wanted, atol=1e-6)

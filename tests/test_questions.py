@@ -9,6 +9,7 @@ from influence_dag.errors import StoreError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents
+from influence_dag.query.questions import at_damping
 from influence_dag.validation import leave_one_out
 
 
@@ -93,6 +94,10 @@ def test_the_influence_of_a_group_is_the_sum_of_its_rows(study, influences):
         (lambda study: study.plot.scores(["test-01", "test-02"]), "of one test row, not of 2"),
         (lambda study: study.plot.strongest(), "these rows are no images"),
         (lambda study: study.plot.lds(), "has no 'validation/datamodels' yet"),
+        (
+            lambda study: study.diff("dataset", 1, 1).largest_changes("x"),
+            "no variable 'x' in the later version; it has train_x",
+        ),
     ],
 )
 def test_what_there_is_not_is_answered_with_what_there_is(study, ask, words):
@@ -166,3 +171,17 @@ def test_bars_name_rows_and_columns_as_they_are(study):
     odd = plots.scores(["$x$", "<script>", "a_b"], np.array([1.0, 0.5, -1]), title="$t$")
     assert names(odd) == ["$x$", "<script>", "a_b"]
     assert not odd.axes[0].get_yticklabels()[0].get_parse_math()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, bool])
+def test_whole_numbers_are_ranked_like_any(dtype):
+    scores = np.array([1, np.iinfo(dtype).min if dtype is np.int8 else 0, 1, 0], dtype)
+    array = xr.DataArray(scores, dims="train", coords={"train": list("abcd")})
+    assert array.idag.top_k(4).train.values.tolist() == list("acdb" if scores[1] < 0 else "acbd")
+
+
+def test_a_damping_that_is_computed_is_found():
+    swept = xr.DataArray(np.eye(2), dims=("damping", "test"), coords={"damping": [0.3, 0.05]})
+    np.testing.assert_array_equal(at_damping(swept, 0.1 + 0.2), [1.0, 0.0])
+    with pytest.raises(StoreError, match=r"damping 0\.31 is none of those stored: \[0\.3, 0\.05\]"):
+        at_damping(swept, 0.31)

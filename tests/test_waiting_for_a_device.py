@@ -13,6 +13,7 @@ from torch import nn
 from torch.ops import aten
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from influence_dag.curvature import GaussNewton
 from influence_dag.curvature.layered import LayeredNetwork
 from influence_dag.gradients.per_sample import gradient_layout, per_sample_gradients
 from influence_dag.influence.layered import layered_products
@@ -20,6 +21,8 @@ from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.influence.reductions import OverTests, StrongestPairs, over_features
 from influence_dag.influence.upweighting import influences
 from influence_dag.objective.objective import Objective, Rows
+from influence_dag.solvers import EKFAC
+from influence_dag.solvers.kronecker_scores import RotatedGradients
 
 WAITING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default}
 
@@ -61,7 +64,20 @@ def test_products_of_a_block_ask_nothing(problem):
     gradients, factors = per_sample_gradients(objective, rows), torch.randn(7, objective.size)
     network = LayeredNetwork.of(objective, rows)
     assert waits(lambda: influences(factors, gradients)) == 0
+    assert waits(lambda: influences(factors[:1], gradients)) == 0
     assert waits(lambda: layered_products(network, factors, rows, chunk=2)) == 0
+
+
+def test_scores_in_an_eigenbasis_ask_for_its_ends_once(problem):
+    """Of the first block: none asks again, however many rows there are."""
+    objective, rows = problem
+    factorization = EKFAC(fisher="empirical").factorize(GaussNewton(objective, rows))
+    gradients = per_sample_gradients(objective, rows)
+    rotated = RotatedGradients.of(factorization, gradients)
+    rotated.influences(gradients[:1], damping=0.1)
+    assert waits(lambda: rotated.influences(gradients, damping=0.1)) == 0
+    assert waits(lambda: RotatedGradients.of(factorization, gradients)) == 0
+    assert waits(lambda: rotated.own_influences(damping=0.1)) == 0
 
 
 def test_reductions_ask_nothing():

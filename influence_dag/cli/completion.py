@@ -11,10 +11,10 @@ def _known(ctx: click.Context, names: Callable[[str], list[str]], begun: str) ->
 
     try:
         store = ctx.params.get("store") or next(iter(ctx.args), "")  # an option without its value
-        found = names(str(store))
+        known = names(str(store))
     except (InfluenceDagError, OSError):
         return []
-    return [CompletionItem(name) for name in found if name.startswith(begun)]
+    return [CompletionItem(name) for name in known if name.startswith(begun)]
 
 
 def _artifacts(store: str) -> list[str]:
@@ -30,10 +30,8 @@ def _methods(store: str) -> list[str]:
 
 
 def artifacts(ctx: click.Context, _: click.Parameter, incomplete: str) -> list:
-    """Names of artifacts."""
     return _known(ctx, _artifacts, incomplete)
 
 
 def methods(ctx: click.Context, _: click.Parameter, incomplete: str) -> list:
-    """Names of methods."""
     return _known(ctx, _methods, incomplete)

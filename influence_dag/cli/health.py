@@ -53,10 +53,10 @@ class Doctor:
         return [each.trouble for group in self.groups.values() for each in group if each.trouble]
 
     def to_dict(self) -> dict[str, Any]:
-        found = {
+        groups = {
             name: {each.what: each.seen for each in group} for name, group in self.groups.items()
         }
-        return {**found, "troubles": self.troubles}
+        return {**groups, "troubles": self.troubles}
 
     def print(self) -> None:
         for name, group in self.groups.items():
@@ -75,9 +75,9 @@ def _shown(value: Any) -> str:
 def _versions() -> Iterator[Finding]:
     yield Finding("python", platform.python_version())
     for name in (*NEEDED, *OPTIONAL):
-        found = _version(name)
-        missing = found == NO_VERSION and name in NEEDED
-        yield Finding(name, found, f"{name} is not installed: pip install {name}" * missing)
+        seen = _version(name)
+        missing = seen == NO_VERSION and name in NEEDED
+        yield Finding(name, seen, f"{name} is not installed: pip install {name}" * missing)
 
 
 def _version(name: str) -> str:
@@ -161,7 +161,7 @@ def doctor(store: str | None, checksums: bool, as_json: bool) -> None:
 
     Exit code 1 where something is wrong.
     """
-    found = Doctor(store, checksums).look()
-    emit(found.to_dict(), found.print, as_json=as_json)
-    if found.troubles:
+    looked = Doctor(store, checksums).look()
+    emit(looked.to_dict(), looked.print, as_json=as_json)
+    if looked.troubles:
         raise click.exceptions.Exit(REFUSED)

@@ -16,7 +16,6 @@ Made from the program itself (`make commands`); [what one does with them](comman
 
 
 def page() -> str:
-    """The page as a whole."""
     context = click.Context(main, info_name="influence-dag")
     sections = [_section(main.commands[name], context) for name in main.list_commands(context)]
     return "\n".join([HEAD, *sections])

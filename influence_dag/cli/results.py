@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from influence_dag.cli.completion import artifacts, methods
-from influence_dag.cli.printing import as_json, emit, heading, table
+from influence_dag.cli.printing import as_json, emit, table
+from influence_dag.cli.strongest import Strongest
 from influence_dag.suspicion import SUSPICIONS
 
 if TYPE_CHECKING:
-    import xarray as xr
-
-    from influence_dag.query.contents import Content
     from influence_dag.query.results import StudyResults
 
 store_argument = click.argument("store")  # a path, or an address such as memory://name/study
@@ -65,82 +63,8 @@ def top(
     """
     results = _open(store)
     row = results.influences(test_id, method=method, damping=damping).load()
-    told = _Told(results, method or results.methods[0], row, k, content)
+    told = Strongest(results, method or results.methods[0], row, k, content)
     emit(told.values(), told.print, as_json=as_json)
-
-
-class _Told:
-    """The strongest rows of one test row, as values and as tables."""
-
-    def __init__(
-        self, results: "StudyResults", method: str, row: "xr.DataArray", k: int, content: bool
-    ):
-        from influence_dag.query.contents import Contents
-
-        self.method, self.row = method, row
-        self.ends = {"helps": row.idag.top_k(k), "harms": row.idag.bottom_k(k)}
-        self.contents = Contents(results) if content else None
-
-    def _content(self, split: Any, name: Any) -> "Content | None":
-        return self.contents.of(split, [name])[0] if self.contents else None
-
-    @property
-    def _divisor(self) -> float | None:
-        """What makes changes of them; None for products of gradients, which say nothing of it."""
-        if "parameter²" in self.row.attrs["units"]:
-            return None
-        return self.row.attrs["weight_sum"]
-
-    def values(self) -> dict[str, Any]:
-        about = {name: self.row.attrs[name] for name in ("formula", "sign", "units")}
-        test = self._row("test", self.row)
-        ends = {
-            end: [self._row("train", each) for each in array] for end, array in self.ends.items()
-        }
-        used = self.row.attrs.get("damping")
-        if "damping" in self.row.coords:
-            used = self.row.coords["damping"].item()
-        return {"method": self.method, "damping": used, **about, "test": test, **ends}
-
-    def _row(self, split: Any, each: "xr.DataArray") -> dict[str, Any]:
-        name, label = each[split].item(), each.coords.get(f"{split}_label")
-        found = {"id": name, "label": None if label is None else label.item()}
-        if split == "train":
-            found["influence"] = float(each)
-            if self._divisor:
-                found["change_when_left_out"] = float(each) / self._divisor
-        content = self._content(split, name)
-        if content:
-            found |= {what: content.to_dict()[what] for what in ("kept", "inputs")}
-        return found
-
-    def print(self) -> None:
-        from influence_dag.query.pictures import named_row
-
-        heading(f"{named_row(self.row, 'test')}, influences by {self.method}")
-        self._print_content("test", self.row["test"].item())
-        for end, array in self.ends.items():
-            columns = [f"{end} most", "influence", *(["left out"] if self._divisor else [])]
-            rows = [
-                [
-                    named_row(each, "train"),
-                    f"{float(each):+.4g}",
-                    *([f"{float(each) / self._divisor:+.2g}"] if self._divisor else []),
-                ]
-                for each in array
-            ]
-            click.echo()
-            table(columns, rows, right=columns[1:])
-            for each in array if self.contents else ():
-                self._print_content("train", each["train"].item(), named_row(each, "train"))
-
-    def _print_content(self, split: Any, name: Any, title: str = "") -> None:
-        from influence_dag.query.text import content_lines
-
-        content = self._content(split, name)
-        if content:
-            lines = [*([f"\n{title}"] if title else []), *content_lines(content)]
-            click.echo("\n".join(lines))
 
 
 @click.command()
@@ -176,10 +100,10 @@ def suspects(
 
     From what is stored. --folds and --space penultimate run the project's code (model.build).
     """
-    found = _open(store).suspects(
+    ranked = _open(store).suspects(
         k, method=method, damping=damping, by=by, folds=folds, space=space
     )
-    rows = found.reset_coords().to_dataframe().reset_index()
+    rows = ranked.reset_coords().to_dataframe().reset_index()
     columns = [name for name in rows if name != "damping"]
     values = [dict(zip(columns, row, strict=True)) for row in rows[columns].values.tolist()]
 
@@ -189,7 +113,7 @@ def suspects(
         ]
         table(columns, cells, right=list(SUSPICIONS))
 
-    emit({"method": found.attrs["method"], "rows": values}, printed, as_json=as_json)
+    emit({"method": ranked.attrs["method"], "rows": values}, printed, as_json=as_json)
 
 
 @click.command()
@@ -231,8 +155,8 @@ def diff(store: str, artifact: str, before: int | None, after: int | None, as_js
 
     results = _open(store)
     if as_json:
-        found = text.difference(results, artifact, before, after)
-        emit(text.difference_as_values(found), "", as_json=True)
+        difference = text.difference(results, artifact, before, after)
+        emit(text.difference_as_values(difference), "", as_json=True)
     else:
         click.echo(text.describe_difference(results, artifact, before, after))
 

@@ -53,17 +53,17 @@ def check(folder: Path, as_json: bool) -> None:
     """
     from influence_dag.stages.foreseen import foresee
 
-    found = foresee(folder)
+    foreseen = foresee(folder)
     told = {
-        "study": found.study.name,
-        "rows": found.rows,
-        "features": found.features,
-        "classes": found.classes,
-        "parameters": found.parameters,
-        "costs": [asdict(cost) for cost in found.costs],
-        "warnings": found.warnings,
+        "study": foreseen.study.name,
+        "rows": foreseen.rows,
+        "features": foreseen.features,
+        "classes": foreseen.classes,
+        "parameters": foreseen.parameters,
+        "costs": [asdict(cost) for cost in foreseen.costs],
+        "warnings": foreseen.warnings,
     }
-    emit(told, str(found), as_json=as_json)
+    emit(told, str(foreseen), as_json=as_json)
 
 
 @click.command()
@@ -111,18 +111,13 @@ def status(folder: Path, as_json: bool) -> None:
     """What a refresh of the study in FOLDER would compute, and why. Computes nothing."""
     from influence_dag.stages.status import status as find
 
-    found = find(folder)
-    emit(_status(found), lambda: _print_status(found), as_json=as_json)
+    told = find(folder)
+    emit(_status(told), lambda: table(told.rows[0], told.rows[1:]), as_json=as_json)
 
 
-def _status(found: "StudyStatus") -> dict[str, Any]:
-    rows = [asdict(each) | {"is_current": each.is_current} for each in found.artifacts]
-    return {"study": found.study, "is_current": found.is_current, "artifacts": rows}
-
-
-def _print_status(found: "StudyStatus") -> None:
-    columns, *rows = found.rows
-    table(columns, rows)
+def _status(status: "StudyStatus") -> dict[str, Any]:
+    rows = [asdict(each) | {"is_current": each.is_current} for each in status.artifacts]
+    return {"study": status.study, "is_current": status.is_current, "artifacts": rows}
 
 
 @click.command()

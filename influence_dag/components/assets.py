@@ -36,8 +36,10 @@ def study_definitions(study: Study, *, pool: str | None = "gpu") -> dg.Definitio
         description=f"Bring every artifact of {study.name} up to date; what is current is skipped.",
         executor_def=dg.in_process_executor,
     )
+    with _beta_is_no_concern():
+        edits = edits_asset(study)
     return dg.Definitions(
-        assets=[_source(study), _edits(study), *(_asset(study, node, pool) for node in nodes)],
+        assets=[_source(study), edits, *(_asset(study, node, pool) for node in nodes)],
         asset_checks=check_definitions(study, nodes),
         jobs=[job],
         schedules=list(_schedules(study, job)),
@@ -100,11 +102,6 @@ def _source(study: Study):
         )(source)
 
 
-def _edits(study: Study):
-    with _beta_is_no_concern():
-        return edits_asset(study)
-
-
 @contextmanager
 def _beta_is_no_concern() -> Iterator[None]:
     """Of users: what may still change in Dagster is known to this package."""
@@ -118,12 +115,14 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinition:
+    reads_files = "source" in node.reads
+
     def asset(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
         from influence_dag.components.metadata import materialize_result
         from influence_dag.stages.workbench import Workbench
 
         bench = Workbench(study, context.log.info)
-        tags = _source_seen(context, bench) if "source" in node.reads else None
+        tags = _source_seen(context, bench) if reads_files else None
         update = node.refresh(bench)
         if node.name == naming.REPORT:
             _edits_seen(context, bench)
@@ -132,7 +131,10 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
     with _beta_is_no_concern():
         return dg.asset(
             key=asset_key(study, node.name),
-            deps=[*(asset_key(study, name) for name in node.reads), *_upstream(study, node)],
+            deps=[
+                *(asset_key(study, name) for name in node.reads),
+                *(upstream_keys(study) if reads_files else ()),  # what writes the files
+            ],
             description=f"{node.method} · {node.description}" if node.method else node.description,
             group_name=study.name,
             owners=study.settings.dagster.owners,
@@ -148,11 +150,6 @@ def _asset(study: Study, node: Artifact, pool: str | None) -> dg.AssetsDefinitio
             io_manager_key=IO_MANAGER,
             resource_defs={IO_MANAGER: _READER},
         )(asset)
-
-
-def _upstream(study: Study, node: Artifact) -> list[dg.AssetKey]:
-    """The assets of others that write the files, of what reads these."""
-    return upstream_keys(study) if "source" in node.reads else []
 
 
 def _source_seen(context: dg.AssetExecutionContext, bench: "Workbench") -> dict[str, str]:

@@ -23,10 +23,10 @@ def changes(bench: Workbench, update: Update) -> dict[str, Any]:
     earlier = [v for v in bench.store.versions(update.artifact) if v.number < update.version]
     if update.is_current or not earlier:
         return {}
-    found = Difference(earlier[-1], bench.require(update.artifact))
-    told = {"compared_with_version": found.before.number, **_rows(found)}
+    difference = Difference(earlier[-1], bench.require(update.artifact))
+    told = {"compared_with_version": difference.before.number, **_rows(difference)}
     if update.artifact.rpartition("/")[2] == "influences":
-        told |= _moved(found)
+        told |= _moved(difference)
     return told
 
 
@@ -53,9 +53,9 @@ def made_from(bench: Workbench, update: Update, method: str | None) -> dict[str,
     return told
 
 
-def _rows(found: Difference) -> dict[str, Any]:
+def _rows(change: Difference) -> dict[str, Any]:
     """`train_rows_changed: 3: train-0004, train-0007, train-1204`, and the like."""
-    kinds = {"added": found.added, "removed": found.removed, "changed": found.changed}
+    kinds = {"added": change.added, "removed": change.removed, "changed": change.changed}
     return {
         f"{dim}_rows_{kind}": f"{len(labels)}: {listed(labels, MOVED)}"
         for dim in ("train", "test")
@@ -64,9 +64,9 @@ def _rows(found: Difference) -> dict[str, Any]:
     }
 
 
-def _moved(found: Difference) -> dict[str, Any]:
-    variable = found.after.variables["influences"]
-    if len(found.chunks["influences"]) * math.prod(variable.chunks) > COMPARED:
+def _moved(difference: Difference) -> dict[str, Any]:
+    variable = difference.after.variables["influences"]
+    if len(difference.chunks["influences"]) * math.prod(variable.chunks) > COMPARED:
         return {"moved_most": "not looked for among so many numbers; `influence-dag diff` does"}
     records = [
         dg.TableRecord(
@@ -76,6 +76,6 @@ def _moved(found: Difference) -> dict[str, Any]:
                 "after": f"{change.after:+.4g}",
             }
         )
-        for change in found.largest_changes("influences", MOVED)
+        for change in difference.largest_changes("influences", MOVED)
     ]
     return {"moved_most": dg.MetadataValue.table(records)} if records else {}

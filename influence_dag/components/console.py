@@ -57,19 +57,18 @@ def _failed_checks(
 ) -> list[str]:
     """What the run's record says, which logging that code has switched off does not lessen."""
     records = instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
-    found = [record.get_dagster_event().asset_check_evaluation_data for record in records]
-    for each in found:
+    evaluations = [record.get_dagster_event().asset_check_evaluation_data for record in records]
+    for each in evaluations:
         handler.warn(each)
     return [
         in_a_line(each)
-        for each in found
+        for each in evaluations
         if not each.passed and each.severity == dg.AssetCheckSeverity.ERROR
     ]
 
 
-def in_a_line(found: dg.AssetCheckEvaluation) -> str:
-    """A check's result in a line."""
-    return f"{found.asset_key.to_user_string()}: {found.check_name}: {found.description}"
+def in_a_line(check: dg.AssetCheckEvaluation) -> str:
+    return f"{check.asset_key.to_user_string()}: {check.check_name}: {check.description}"
 
 
 @contextmanager
@@ -118,10 +117,10 @@ class _EventHandler(logging.Handler):
         elif event.event_type_value == "ASSET_CHECK_EVALUATION":
             self.warn(event.asset_check_evaluation_data)
 
-    def warn(self, found: dg.AssetCheckEvaluation) -> None:
+    def warn(self, evaluation: dg.AssetCheckEvaluation) -> None:
         """Print a check that only warns, once."""
-        told = f"warning: {in_a_line(found)}"
-        tolerated = not found.passed and found.severity == dg.AssetCheckSeverity.WARN
+        told = f"warning: {in_a_line(evaluation)}"
+        tolerated = not evaluation.passed and evaluation.severity == dg.AssetCheckSeverity.WARN
         if tolerated and told not in self._warned:
             self._warned.add(told)
             self.bar.write(told, file=sys.stderr)

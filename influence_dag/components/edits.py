@@ -72,11 +72,11 @@ def _outcomes(study: Study, marks: Marks) -> dict[str, Any]:
     from influence_dag.explorer.outcome import outcomes
     from influence_dag.query.results import StudyResults
 
-    found = outcomes(Opened(StudyResults(study.store_address)), marks)
-    if not found:
+    edits = outcomes(Opened(StudyResults(study.store_address)), marks)
+    if not edits:
         return {}
-    records = [dg.TableRecord(_record(each)) for each in found]
-    last = found[0]
+    records = [dg.TableRecord(_record(each)) for each in edits]
+    last = edits[0]
     charted = {
         f"{what}_change_of_mean_loss": last[f"{what}_mean"]
         for what in ("predicted", "actual")

@@ -31,13 +31,13 @@ def study_assets(
 
     Raises `StudyError` for settings that are wrong, or say when to `refresh`.
     """
-    found = _study(study, name, folder)
-    if found.settings.refresh.schedule or found.settings.refresh.automation:
+    made_of = _study(study, name, folder)
+    if made_of.settings.refresh.schedule or made_of.settings.refresh.automation:
         raise StudyError(
-            f"{found.name}: refresh needs a schedule or a sensor, and study_assets makes assets "
+            f"{made_of.name}: refresh needs a schedule or a sensor, and study_assets makes assets "
             "alone; take study_definitions, or leave refresh out and write your own"
         )
-    made = assets.study_definitions(found, pool=pool)
+    made = assets.study_definitions(made_of, pool=pool)
     return [*(made.assets or ()), *(made.asset_checks or ())]  # type: ignore[list-item]
 
 
@@ -75,9 +75,9 @@ def _settings(name: str, given: StudySettings | Mapping[str, Any]) -> StudySetti
     try:
         return StudySettings.model_validate(given)
     except ValidationError as error:
-        found = [
+        told = [
             f"{name}: {'.'.join(map(str, item['loc']))}: "
             f"{item['msg'].removeprefix('Value error, ')}"
             for item in error.errors()
         ]
-        raise StudyError("\n".join(found)) from error
+        raise StudyError("\n".join(told)) from error

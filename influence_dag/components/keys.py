@@ -15,12 +15,11 @@ def asset_key(study: Study, name: str) -> dg.AssetKey:
 
 
 def upstream_keys(study: Study) -> list[dg.AssetKey]:
-    """The assets of others that `data.deps` names."""
     own = {asset_key(study, node.name) for node in artifacts(study)} | {asset_key(study, "source")}
-    found = [dg.AssetKey.from_user_string(key) for key in study.settings.data.deps]
-    if circular := [key.to_user_string() for key in found if key in own]:
+    keys = [dg.AssetKey.from_user_string(key) for key in study.settings.data.deps]
+    if circular := [key.to_user_string() for key in keys if key in own]:
         raise StudyError(
             f"{study.name}: data.deps names {circular[0]}, which is made from this study's data; "
             "name the assets that write its files"
         )
-    return found
+    return keys

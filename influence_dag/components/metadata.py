@@ -139,14 +139,14 @@ def _solves(version: Version) -> dict[str, Any]:
 
 def _charted(version: Version, info: dict[str, Any]) -> dict[str, float]:
     """Numbers inside tables and arrays that one follows from run to run: the UI charts them."""
-    found: dict[str, float] = {}
+    charted: dict[str, float] = {}
     for name, score in info.get("scores", {}).items():
-        found[f"lds_{name}"] = float(score["lds"])
+        charted[f"lds_{name}"] = float(score["lds"])
     for name, told in info.items():
         if isinstance(told, dict) and "auc" in told:
-            found[f"auc_{name}"] = float(told["auc"])
+            charted[f"auc_{name}"] = float(told["auc"])
     for split in SPLITS:
         if f"{split}_loss" in version.variables:
             values = version.read(f"{split}_loss")[Axis.read(version, split).slots]
-            found[f"mean_{split}_loss"] = float(values.mean())
-    return {name: value for name, value in found.items() if np.isfinite(value)}
+            charted[f"mean_{split}_loss"] = float(values.mean())
+    return {name: value for name, value in charted.items() if np.isfinite(value)}

@@ -48,16 +48,16 @@ class StudyIOManager(dg.ConfigurableIOManager):
         an annotation the array, or the dataset where no array is the artifact's own.
         """
         address, artifact = self._place(context)
-        found = _opened(address, artifact)
-        wanted, own = context.dagster_type.typing_type, _own_array(found, artifact)
+        dataset = _opened(address, artifact)
+        wanted, own = context.dagster_type.typing_type, _own_array(dataset, artifact)
         if wanted is Any:
-            return found if own is None else own
-        if isinstance(found, wanted):
-            return found
+            return dataset if own is None else own
+        if isinstance(dataset, wanted):
+            return dataset
         if own is None or not isinstance(own, wanted):
             raise StoreError(
                 f"{artifact} cannot be had as {wanted.__name__}: it is an xarray.Dataset of "
-                f"{', '.join(map(str, found.data_vars)) or 'no arrays'}"
+                f"{', '.join(map(str, dataset.data_vars)) or 'no arrays'}"
                 f"{'' if own is None else ', its own array an xarray.DataArray'}; annotate the "
                 "input with one of these"
             )

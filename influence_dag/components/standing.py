@@ -69,10 +69,10 @@ def stands(study: Study, home: Path) -> bool:
         run = _last_run(instance, study)
         if run is None or not all(_materialised(instance, study, run)):
             return False
-        found = list(_checked(instance, study, run))
-    if None in found:
+        evaluations = list(_checked(instance, study, run))
+    if None in evaluations:
         return False
-    for each in filter(None, found):
+    for each in filter(None, evaluations):
         if not each.passed:
             tqdm.write(f"warning: {in_a_line(each)}", file=sys.stderr)
     tqdm.write(
@@ -111,9 +111,9 @@ def _checked(
         for node in artifacts(study)
         for check in node.checks
     ]
-    found = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    records = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
     for key in keys:
-        event = found[key].event if key in found and found[key].run_id == run else None
+        event = records[key].event if key in records and records[key].run_id == run else None
         if event is None or event.dagster_event is None:
             yield None
             continue

@@ -21,7 +21,7 @@ from influence_dag.curvature.products import (
     products_agree,
     random_vectors,
 )
-from influence_dag.objective.footprint import saved_numbers
+from influence_dag.objective.footprint import of_numbers, saved_numbers
 from influence_dag.objective.objective import Objective, Rows, without_denormals
 from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, no_derivative
 
@@ -136,9 +136,10 @@ class BatchedCurvature(ABC):
     ) -> Float[Tensor, "k p"]:
         """The sum over rows times each vector, float64."""
         total = torch.zeros_like(vectors, dtype=torch.float64)
-        for batch in rows.batches(self.batch_size):
+        widest = max(saved_numbers(self.objective, rows), default=1)
+        for batch in rows.batches(of_numbers(self.objective, widest, self.batch_size)):
             product = self._product(batch, plain=plain)
-            size = 1 if len(vectors) == 1 else self._columns(batch)
+            size = max(1, min(_COLUMNS, _NUMBERS // max(1, widest * len(batch))))
             for start in range(0, len(vectors), size):
                 chunk = slice(start, start + size)
                 total[chunk] += product(vectors[chunk])
@@ -206,10 +207,6 @@ class BatchedCurvature(ABC):
 
     def _of_random_vectors(self, rows: Rows) -> Float[Tensor, "two p"]:
         return self._sum_of(self._vectors, rows)
-
-    def _columns(self, batch: Rows) -> int:
-        widest = max(saved_numbers(self.objective, batch), default=1)
-        return max(1, min(_COLUMNS, _NUMBERS // max(1, widest * len(batch))))
 
     @abstractmethod
     def check_derivatives(self, rows: Rows) -> None:

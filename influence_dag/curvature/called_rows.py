@@ -8,7 +8,7 @@ calls that a row makes by itself, however rows are cut into batches.
 from collections import Counter
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, vmap
 
 from influence_dag.gradients.capture import NotCaptured, recorded_layers
@@ -19,22 +19,26 @@ Call = tuple[str, Tensor, Tensor]
 
 
 def uncalled_rows(
-    objective: Objective, rows: Rows, calls: list[Call], reached: dict[str, Bool[Tensor, "b ..."]]
+    objective: Objective, rows: Rows, calls: list[Call], sent: dict[str, Float[Tensor, "c b ..."]]
 ) -> dict[str, Bool[Tensor, " b"]]:
     """Of each captured layer, the rows that alone would not call it; none where all would.
 
-    `calls` are those of the batch; `reached` says from which positions of a row the outputs
-    depend on the layer: where they do, the row calls it. The others are run alone, unless one row
-    under vmap shows that the module's calls do not depend on its data. Raises `NotCaptured` for
-    layers that a row alone calls otherwise (with fewer positions, more often).
+    `calls` are those of the batch, `sent` what comes back to each layer: where it is not 0 the
+    outputs depend on the layer, and the row calls it. Rows with other positions are run alone,
+    unless one row under vmap shows that the module's calls do not depend on its data. Raises
+    `NotCaptured` for layers that a row alone calls otherwise (with fewer positions, more often).
     """
-    silent = {name: ~there.reshape(len(there), -1).all(1) for name, there in reached.items()}
+    # The first row tells most networks in which some positions are never reached.
+    early = any(bool(_silent(g[:, :1]).any()) for g in sent.values())
+    if early and _calls_are_the_same(objective, rows, calls, set(sent)):
+        return {}
+    silent = {name: _silent(g) for name, g in sent.items()}
     silent = {name: there for name, there in silent.items() if bool(there.any())}
     if not silent:
         return {}
-    shapes = {name: x.shape[1:] for name, x, _ in calls if name in silent}
-    if _calls_of_any_row(objective, rows[:1], set(silent)) == Counter(shapes.items()):
+    if _calls_are_the_same(objective, rows, calls, set(silent)):
         return {}
+    shapes = {name: x.shape[1:] for name, x, _ in calls if name in silent}
     found = {name: torch.zeros_like(there) for name, there in silent.items()}
     for row in torch.stack(list(silent.values())).any(0).nonzero().flatten().tolist():
         alone = _calls(objective, rows[row : row + 1], set(silent))
@@ -44,6 +48,20 @@ def uncalled_rows(
                 raise NotCaptured({name})
             found[name][row] = not of_layer
     return found
+
+
+def _silent(g: Float[Tensor, "c b ..."]) -> Bool[Tensor, " b"]:
+    """Rows of which some positions get nothing back."""
+    there = g.ne(0).any(-1).any(0)
+    return ~there.reshape(len(there), -1).all(1)
+
+
+def _calls_are_the_same(
+    objective: Objective, rows: Rows, calls: list[Call], names: set[str]
+) -> bool:
+    """Whether any row calls these layers as the batch does, whatever its values."""
+    shapes = {name: x.shape[1:] for name, x, _ in calls if name in names}
+    return _calls_of_any_row(objective, rows[:1], names) == Counter(shapes.items())
 
 
 def _calls(objective: Objective, row: Rows, names: set[str]) -> Counter[tuple[str, torch.Size]]:

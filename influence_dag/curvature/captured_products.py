@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from influence_dag.curvature.fisher_batches import FisherBatch, Formed
 from influence_dag.curvature.kronecker_layout import KroneckerLayer, KroneckerLayout, Place
-from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs
+from influence_dag.curvature.kronecker_pairs import FisherPairs
 from influence_dag.errors import ModelError
 from influence_dag.gradients.capture import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
@@ -127,7 +128,7 @@ class CapturedSum:
 def _blocks(batch: FisherBatch, layout: KroneckerLayout) -> Iterator["_Block"]:
     for layer, (a, g) in zip(layout.layers, batch.pairs, strict=True):
         if a.ndim == 3 and a.shape[1] > len(g):
-            dense = torch.einsum("bti,cbto->cboi", a, g).flatten(0, 1)
+            dense = Formed.of(a, g).matrices.transpose(0, 1).flatten(0, 1)
             weight = dense[..., :-1] if layer.bias else dense
             yield _Dense(layer.weight, (weight.mT if layer.transposed else weight).flatten(1))
             if layer.bias:

@@ -75,7 +75,7 @@ class GaussNewton(BatchedCurvature):
         places = list(self.objective.slices.values())
         return all(
             same_product(mine, product, places, self.dtype)
-            for mine, product in zip(answers, super()._sum_of(asked, rows), strict=True)
+            for mine, product in zip(answers, super()._sum_of(asked, rows, plain=True), strict=True)
         )
 
     def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:

@@ -1,23 +1,29 @@
 r"""Kronecker-factored curvature: K-FAC and its eigenvalue-corrected form, EK-FAC."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.finite import check_finite
+from influence_dag.curvature.fisher_batches import (
+    CondensedBatch,
+    FisherBatch,
+    Formed,
+    Pair,
+    by_positions,
+    columns_of,
+    gram,
+)
 from influence_dag.curvature.kronecker_layout import KroneckerLayout
-from influence_dag.curvature.kronecker_pairs import FisherBatch, FisherPairs
+from influence_dag.curvature.kronecker_pairs import FisherPairs
 from influence_dag.gradients.capture import NotCaptured
 from influence_dag.gradients.layouts import joined
 
-# Measured: multiply-adds in the time of gathering a number of a pair of positions, and in that of
-# writing and squaring a number of one sample's matrix.
-_GATHERING, _FORMING = 24, 16
 _FORMED = 2**21  # numbers of per-sample matrices held at once: what a processor's cache takes
-_KEPT = 2**26  # numbers captured that are kept for the second pass instead of computed again
+_KEPT = 2**27  # numbers captured that are kept for the second pass instead of computed again
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,15 +133,10 @@ def _batch_sums(batch: FisherBatch, layout: KroneckerLayout) -> KroneckerSums:
         layout,
         batch.rows,
         tuple(a.shape[1] if a.ndim == 3 else 1 for a, _ in batch.pairs),
-        tuple(_gram(batch.root_weighted(a)) for a, _ in batch.pairs),
-        tuple(_gram(g) for _, g in batch.pairs),
-        tuple(_gram(values) for values in batch.dense),
+        tuple(gram(batch.root_weighted(a)) for a, _ in batch.pairs),
+        tuple(gram(g) for _, g in batch.pairs),
+        tuple(gram(values) for values in batch.dense),
     )
-
-
-def _gram(values: Float[Tensor, "*n d"]) -> Float[Tensor, "d d"]:
-    flat = values.flatten(0, -2)
-    return (flat.T @ flat).double()
 
 
 def eigenbases(sums: KroneckerSums) -> list[KroneckerEigenbasis]:
@@ -153,7 +154,7 @@ def eigenbases(sums: KroneckerSums) -> list[KroneckerEigenbasis]:
 
 
 def corrected_eigenvalues(
-    pairs: Iterable[FisherBatch], bases: list[KroneckerEigenbasis]
+    pairs: Iterable[FisherBatch | CondensedBatch], bases: list[KroneckerEigenbasis]
 ) -> list[Float[Tensor, "_ _"]]:
     r"""EK-FAC: the Fisher's diagonal in each layer's Kronecker eigenbasis, float64.
 
@@ -163,15 +164,10 @@ def corrected_eigenvalues(
     The best diagonal in that basis in the Frobenius norm (George et al. 2018).
     """
     rows, totals = 0.0, [torch.zeros_like(basis.product_eigenvalues()) for basis in bases]
-    rotations: list[tuple[Tensor, Tensor]] = []
     for batch in pairs:
         rows += batch.rows
-        rotations = rotations or [
-            (basis.activation_vectors.to(a.dtype), basis.gradient_vectors.to(g.dtype))
-            for basis, (a, g) in zip(bases, batch.pairs, strict=True)
-        ]
-        for total, (a, g), (Q_A, Q_G) in zip(totals, batch.pairs, rotations, strict=True):
-            total += _squared_products(a, g @ Q_G, Q_A)
+        for total, basis, pair in zip(totals, bases, batch.pairs, strict=True):
+            total += _squared_products(pair, basis)
     found = [total / rows for total in totals]
     for values in found:
         check_finite("the Fisher's eigenvalues", values)
@@ -179,17 +175,29 @@ def corrected_eigenvalues(
 
 
 def _squared_products(
-    a: Float[Tensor, "b *t d_in"], g: Float[Tensor, "c b *t d_out"], Q_A: Float[Tensor, "d_in d_in"]
+    pair: Pair | Formed, basis: KroneckerEigenbasis
 ) -> Float[Tensor, "d_out d_in"]:
-    r"""$\sum_{b c} (\sum_t g\, (Q_A^\top a)^\top)^{\circ 2}$, g being rotated already."""
+    r"""$\sum_{b c} (\sum_t (Q_G^\top g) (Q_A^\top a)^\top)^{\circ 2}$."""
+    like = pair.matrices if isinstance(pair, Formed) else pair[0]
+    Q_A, Q_G = basis.activation_vectors.to(like), basis.gradient_vectors.to(like)
+    if isinstance(pair, Formed):
+        return _of_formed(pair, Q_A, Q_G)
+    a, g = pair
     if a.ndim == 2:
-        return g.square().sum(0).T @ (a @ Q_A).square()
-    c, t, (d_in, d_out) = len(g), a.shape[1], (a.shape[2], g.shape[3])
-    by_pairs = t * (t + 1) / 2 * (d_in * d_out + _GATHERING * (d_in + c * d_out))
-    by_forming = c * d_in * d_out * (t + _FORMING)
-    if by_pairs < by_forming:
-        return _by_pairs_of_positions(a @ Q_A, g)
-    return _by_forming(a, g, Q_A)
+        return (g @ Q_G).square().sum(0).T @ (a @ Q_A).square()
+    if by_positions(a, g):
+        return _by_pairs_of_positions(a @ Q_A, g @ Q_G)
+    return _by_forming(a, g, Q_A, Q_G)
+
+
+def _of_formed(
+    formed: Formed, Q_A: Float[Tensor, "d_in d_in"], Q_G: Float[Tensor, "d_out d_out"]
+) -> Float[Tensor, "d_out d_in"]:
+    total = Q_A.new_zeros(len(Q_G), len(Q_A))
+    each = formed.matrices.flatten(0, 1)
+    for part in each.split(max(1, _FORMED // total.numel())):
+        total += (Q_G.T @ (part @ Q_A)).square().sum(0)
+    return total
 
 
 def _by_pairs_of_positions(
@@ -204,17 +212,20 @@ def _by_pairs_of_positions(
 
 
 def _by_forming(
-    a: Float[Tensor, "b t d_in"], g: Float[Tensor, "c b t d_out"], Q_A: Float[Tensor, "d_in d_in"]
+    a: Float[Tensor, "b t d_in"],
+    g: Float[Tensor, "c b t d_out"],
+    Q_A: Float[Tensor, "d_in d_in"],
+    Q_G: Float[Tensor, "d_out d_out"],
 ) -> Float[Tensor, "d_out d_in"]:
     c, _, t, d_out = g.shape
-    columns = g.permute(1, 0, 3, 2).flatten(1, 2)
+    columns = columns_of(g)
     # Rotate what has fewer rows: a sample's inputs, or its matrices for all root vectors.
     rotated_first = t <= c * d_out
-    a = a @ Q_A if rotated_first else a
     size = max(1, _FORMED // (columns.shape[1] * a.shape[2]))
     total = a.new_zeros(c * d_out, a.shape[2])
     for part_a, part_g in zip(a.split(size), columns.split(size), strict=True):
-        matrices = part_g @ part_a
+        rotated = (Q_G.T @ part_g.unflatten(1, (c, d_out))).flatten(1, 2)
+        matrices = rotated @ (part_a @ Q_A if rotated_first else part_a)
         total += (matrices if rotated_first else matrices @ Q_A).square().sum(0)
     return total.view(c, d_out, -1).sum(0)
 
@@ -234,14 +245,44 @@ def kronecker_factors(
     r"""EK-FAC of a Fisher, or K-FAC with `corrected=False`.
 
     `sums` already at hand (those of the same rows, brought up to date by differences) spare the
-    first pass over the data. What the first pass captured is kept for the second where it fits
-    in 256 MiB.
+    first pass over the data. What the first pass captured is kept for the second, of as many rows
+    as fit in 512 MiB.
     """
-    kept: Iterable[FisherBatch] = pairs
-    if corrected and sums is None and pairs.numbers_per_row * len(pairs.rows) <= _KEPT:
-        kept = list(pairs)
-    sums = sums or kronecker_sums(kept, pairs.layout)
+    kept = _Kept(pairs)
+    if sums is None:
+        sums = kronecker_sums(kept.first_pass() if corrected else pairs, pairs.layout)
     bases = eigenbases(sums)
     if corrected:
-        return KroneckerFactors(sums, bases, corrected_eigenvalues(kept, bases))
+        return KroneckerFactors(sums, bases, corrected_eigenvalues(kept.second_pass(), bases))
     return KroneckerFactors(sums, bases, [basis.product_eigenvalues() for basis in bases])
+
+
+@dataclass(eq=False)
+class _Kept:
+    """What a first pass captured of the first rows, for a second."""
+
+    pairs: FisherPairs
+    _batches: list[CondensedBatch] = field(default_factory=list)
+    _rows: int = 0
+    _left: int = field(default_factory=lambda: _KEPT)
+
+    def first_pass(self) -> Iterator[FisherBatch]:
+        for batch in self.pairs:
+            self._keep(batch)
+            yield batch
+
+    def _keep(self, batch: FisherBatch) -> None:
+        """Where there is room; after one for which there is none, no more."""
+        if self._left > 0:
+            condensed = CondensedBatch.of(batch)
+            self._left -= condensed.numbers
+            if self._left > 0:
+                self._batches.append(condensed)
+                self._rows += self.pairs.rows_at_once
+            elif self.pairs.fisher == "sampled":  # labels are drawn from the first row on
+                self._batches.clear()
+                self._rows = 0
+
+    def second_pass(self) -> Iterator[FisherBatch | CondensedBatch]:
+        yield from self._batches
+        yield from self.pairs.beginning_with(self._rows)

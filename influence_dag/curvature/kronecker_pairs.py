@@ -8,12 +8,19 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from influence_dag.curvature.called_rows import uncalled_rows
 from influence_dag.curvature.drawn_labels import Distribution, Draw
 from influence_dag.curvature.finite import check_rows
+from influence_dag.curvature.fisher_batches import (
+    FisherBatch,
+    combined,
+    with_one,
+    with_positions_last,
+    without,
+)
 from influence_dag.curvature.kronecker_fisher import FisherName, output_roots
 from influence_dag.curvature.kronecker_layout import (
     DenseGroup,
@@ -28,33 +35,13 @@ from influence_dag.gradients.layers import is_capturable, layer_of, parameter_na
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.local import local_gradients
 from influence_dag.gradients.per_sample import own_parameters, per_sample_gradients
+from influence_dag.objective.footprint import kept_numbers
 from influence_dag.objective.objective import Objective, Rows, without_denormals
 from influence_dag.objective.outputs import Leaves, OutputSpace, flat
 from influence_dag.structures import tensors_of
 
-_NUMBERS = 2**25  # numbers captured at once
-
-
-@dataclass(frozen=True, eq=False)
-class FisherBatch:
-    r"""What one batch of b rows adds to each block, for c root vectors a row.
-
-    `pairs`, a layer each: inputs $\tilde a$ `(b, [t,] d_in)`, a 1 appended for the bias, and
-    gradients $g_c$ `(c, b, [t,] d_out)`. `dense`, a group each: gradients `(c b, size)`. Both
-    gradients are times the roots of the rows' weights, where there are some; `rows` is the sum of
-    the weights.
-    """
-
-    rows: float
-    pairs: list[tuple[Tensor, Tensor]]
-    dense: list[Tensor]
-    weights: Float[Tensor, " b"] | None = None
-
-    def root_weighted(self, a: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        """Inputs times the roots of the rows' weights."""
-        if self.weights is None:
-            return a
-        return a * self.weights.to(a.dtype).sqrt().reshape(-1, *[1] * (a.ndim - 1))
+_NUMBERS = 2**24  # numbers captured at once
+_MARGIN = 2**6  # by which what is captured for all root vectors may be more than a graph keeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,22 +57,25 @@ class FisherPairs:
     distribution: Distribution | None = None
 
     def __iter__(self) -> Iterator[FisherBatch]:
-        generator = torch.Generator().manual_seed(self.seed)
-        first = 0
-        for batch in self.rows.batches(self.rows_at_once):
-            yield self._batch(batch, generator, first)
-            first += len(batch)
+        return self.beginning_with(0)
+
+    def beginning_with(self, first: int) -> Iterator[FisherBatch]:
+        """The batches from a row on, whose labels, if drawn, are the first that are drawn."""
+        generator, size = torch.Generator().manual_seed(self.seed), self.rows_at_once
+        for start in range(first, len(self.rows), size):
+            yield self._batch(self.rows[start : start + size], generator, start)
 
     @cached_property
     def numbers_per_row(self) -> int:
         """How many numbers are captured a row."""
-        probe = self._batch(self.rows[:1], torch.Generator())
-        pairs = sum(t.numel() for pair in probe.pairs for t in pair)
-        return max(1, pairs + sum(values.numel() for values in probe.dense))
+        return max(1, self._batch(self.rows[:1], torch.Generator()).numbers)
 
     @property
     def rows_at_once(self) -> int:
-        return max(1, min(self.batch_size, _NUMBERS // self.numbers_per_row))
+        most = min(self.batch_size, max(1, len(self.rows)))
+        if _MARGIN * kept_numbers(self.objective, self.rows[:2]) * most <= _NUMBERS:
+            return most  # a small network's, which takes longer to try on a row
+        return max(1, min(most, _NUMBERS // self.numbers_per_row))
 
     @without_denormals
     def _batch(self, rows: Rows, generator: torch.Generator, first: int = 0) -> FisherBatch:
@@ -157,19 +147,16 @@ class FisherPairs:
             if not is_capturable(layer):
                 written |= self._local(name, x.detach(), parts, len(outputs))
                 continue
-            a, g = layer_pair(layer, x.detach(), torch.cat(parts))
-            if a.ndim < 2 or len(a) != len(outputs) or len(g) != len(outputs) * len(roots):
-                raise NotCaptured({name})
-            pairs[name] = a, g.unflatten(0, (len(roots), -1))
+            pairs[name] = _pair(name, layer, x.detach(), parts, len(outputs))
         for layer in self.layout.layers:
             if layer.name not in pairs:
                 pairs[layer.name] = self._uncalled(layer, roots)
         self._check_captured(pairs, written, theta, outputs, roots)
-        reached = {name: g.ne(0).any(-1).any(0) for name, (_, g) in pairs.items()}
-        without = uncalled_rows(self.objective, rows, calls, reached)
+        sent = {name: g for name, (_, g) in pairs.items()}
+        uncalled = uncalled_rows(self.objective, rows, calls, sent)
         biased = {layer.name for layer in self.layout.layers if layer.bias}
         ordered = [
-            (_without(without.get(name), _with_one(a) if name in biased else a), g)
+            (without(uncalled.get(name), with_one(a) if name in biased else a), g)
             for name, (a, g) in ((layer.name, pairs[layer.name]) for layer in self.layout.layers)
         ]
         return ordered, written
@@ -214,7 +201,7 @@ class FisherPairs:
         r"""Compare $\sum_{ic} u_i r_c g_{ic}$ with one backward pass of $u_i r_c v_{ic}$."""
         generator = torch.Generator().manual_seed(len(outputs))
         r = torch.randn(len(roots), generator=generator, dtype=torch.float64).to(roots)
-        mixed = {name: (a, _combined(r, g)) for name, (a, g) in pairs.items()}
+        mixed = {name: (a, combined(r, g)) for name, (a, g) in pairs.items()}
         sums = {str(at[0]): torch.einsum("c,cns->ns", r, g) for at, g in written.items()}
         blocks: list[LinearLayout | DenseLayout] = [
             LinearLayout(layer.name, layer.weight, layer.bias, 0, 0, transposed=layer.transposed)
@@ -256,6 +243,18 @@ class FisherPairs:
         return {at: torch.stack([part[f"{at[0]}.dense"] for part in parts]) for at in places}
 
 
+def _pair(
+    name: str, layer: nn.Module, x: Tensor, parts: Sequence[Tensor], rows: int
+) -> tuple[Tensor, Tensor]:
+    """A layer's inputs, and its outputs' gradients for each root vector."""
+    a, first = layer_pair(layer, x, parts[0])
+    if a.ndim < 2 or len(a) != rows or len(first) != rows:
+        raise NotCaptured({name})
+    if first.ndim == 3 and isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return a, with_positions_last([part.flatten(2) for part in parts])
+    return a, torch.stack([first, *(layer_pair(layer, x, part)[1] for part in parts[1:])])
+
+
 def _of_structure(draw: Draw, space: OutputSpace) -> Draw:
     """The draw as a function of the outputs that roots are taken in."""
     return lambda outputs, targets, generator: draw(
@@ -272,18 +271,3 @@ class _Inner:
     def __call__(self, outputs: Any, vectors: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
         tensors = tensors_of(outputs)
         return (flat(tuple(tensors[place] for place in self.places)) * vectors).sum(1)
-
-
-def _combined(r: Float[Tensor, " c"], g: Float[Tensor, "c ..."]) -> Float[Tensor, "..."]:
-    r"""$\sum_c r_c g_c$, without copying what is a transposed view, as a convolution's g is."""
-    if g.ndim == 4 and not g.is_contiguous() and g.mT.is_contiguous():
-        return _combined(r, g.mT).mT
-    return (r @ g.flatten(1)).reshape(g.shape[1:])
-
-
-def _with_one(a: Tensor) -> Tensor:
-    return torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
-
-
-def _without(rows: Bool[Tensor, " b"] | None, a: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-    return a if rows is None else a.masked_fill(rows.view(-1, *[1] * (a.ndim - 1)), 0)

@@ -30,11 +30,11 @@ def source_fingerprint(
         made = load_splits(data, root)
     digests = FileDigests(remembered)
     train, test = made or (None, None)
-    found = fingerprint(
+    content = fingerprint(
         _content(data, "train", root, digests, train), _content(data, "test", root, digests, test)
     )
     digests.save()
-    return found
+    return content
 
 
 def _content(

@@ -29,12 +29,12 @@ def check_finite(source: Source) -> None:
                 "out (data.features.columns), or let it travel along (data.keep)"
             )
         known = isinstance(values, RowsOnDemand)
-        found = source.not_finite.get(name) if known else not_finite(values)
-        if found:
-            place = f"{source.row_name(found.row)}, {_place(source, name, found.column)}"
+        first = source.not_finite.get(name) if known else not_finite(values)
+        if first:
+            place = f"{source.row_name(first.row)}, {_place(source, name, first.column)}"
             raise DataError(
-                f"{source.name}: {place}: seen {_seen(source, found.value)}, expected a finite "
-                f"number ({found.rows} such rows); repair or drop them"
+                f"{source.name}: {place}: seen {_seen(source, first.value)}, expected a finite "
+                f"number ({first.rows} such rows); repair or drop them"
             )
 
 
@@ -69,12 +69,12 @@ def _check_shape(source: Source, values: Values, shape: tuple[int, ...]) -> None
         raise DataError(
             f"{source.name}: data.features.shape is for one input; this has {list(source.inputs)}"
         )
-    found, wanted = int(np.prod(values.shape[1:])), int(np.prod(shape))
-    if found != wanted:
+    count, wanted = int(np.prod(values.shape[1:])), int(np.prod(shape))
+    if count != wanted:
         columns = source.columns or ()
         span = f" ({columns[0]} … {columns[-1]})" if columns else ""
         raise DataError(
-            f"{source.name}: {found} features a row{span}, but data.features.shape {list(shape)} "
+            f"{source.name}: {count} features a row{span}, but data.features.shape {list(shape)} "
             f"has {wanted} places; correct the shape or name data.features.columns"
         )
 

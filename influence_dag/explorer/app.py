@@ -114,10 +114,10 @@ class Explorer:
 
     def map(self, request: Request) -> Response:
         view, asked = self.view(request), request.query_params
-        found, _ = self.maps.of(view, asked.get("test", ""), asked.get("train", ""))
-        if (name := asked.get("input", "")) not in found:
+        maps, _ = self.maps.of(view, asked.get("test", ""), asked.get("train", ""))
+        if (name := asked.get("input", "")) not in maps:
             raise HTTPException(404, "no such map")
-        return _png(overlay(found[name]))
+        return _png(overlay(maps[name]))
 
     def compute(self, request: Request, body: dict[str, Any]) -> dict[str, Any]:
         """Have a pair's map computed with the study's code."""
@@ -172,11 +172,11 @@ class Explorer:
 
     def _relabel(self, view: View, wanted: dict[str, str]) -> None:
         view.check_current()
-        found = self.opened.results.relabelled_influences(view.method, wanted)
-        found = found.isel(damping=view.damping, missing_dims="ignore")
-        order = {name: place for place, name in enumerate(map(str, found.train.values))}
+        influences = self.opened.results.relabelled_influences(view.method, wanted)
+        influences = influences.isel(damping=view.damping, missing_dims="ignore")
+        order = {name: place for place, name in enumerate(map(str, influences.train.values))}
         for name, label in wanted.items():
-            values = np.asarray(found.values[:, order[name]], np.float64)
+            values = np.asarray(influences.values[:, order[name]], np.float64)
             self._relabelled[(*_numbers_of(view), name, label)] = values
         while len(self._relabelled) > RELABELLED:
             self._relabelled.popitem(last=False)
@@ -230,10 +230,10 @@ def _answered(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         try:
             given = [await _body(request)] if request.method == "POST" else []
-            found = await run_in_threadpool(answer, request, *given)
+            answered = await run_in_threadpool(answer, request, *given)
         except (InfluenceDagError, NotImplementedError) as error:
             return JSONResponse({"error": f"{error}"}, 400)
-        return found if isinstance(found, Response) else JSONResponse(found)
+        return answered if isinstance(answered, Response) else JSONResponse(answered)
 
     return endpoint
 

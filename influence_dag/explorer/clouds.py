@@ -52,11 +52,7 @@ def beside(view: View, other: View, contents: Contents, split: Split, name: str)
     x, y = mine[both], theirs[places[both]]
     step = max(1, -(-len(x) // POINTS))
     points = [[number(a), number(b)] for a, b in zip(x[::step], y[::step], strict=True)]
-    return {
-        **agreement(x, y),
-        "points": points,
-        "other": one(other, contents, split, name, {}),
-    }
+    return {**agreement(x, y), "points": points, "other": one(other, contents, split, name, {})}
 
 
 def _of(view: View, split: Split, name: str) -> NDArray[np.float64]:

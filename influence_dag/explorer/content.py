@@ -16,7 +16,6 @@ SAMPLED = 2_000  # training rows from which the spread of columns and pixels is 
 LARGEST_PICTURE = 4_000  # pixels along a side that are still shown as a picture
 CHANNELS = (1, 3, 4)
 DIFFERS = 1.0  # standard deviations of a column by which two rows differ visibly
-LONG = 24  # characters from which on a kept column is prose
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,6 @@ class Contents:
 
     @property
     def inputs(self) -> list[str]:
-        """The names of the model's inputs."""
         current = self.opened.current("dataset")
         return [] if current is None else Look(current).inputs
 
@@ -64,21 +62,21 @@ class Contents:
         kept = [
             {"name": name, "text": _text(values[position])} for name, values in rows.kept.items()
         ]
-        found = self.find(rows, position)
-        if found is None:
+        place = self.find(rows, position)
+        if place is None:
             said = "its content is in no version of the dataset that is still kept"
             return {"inputs": [], "kept": kept, "said": said}
-        look = Look(found.version)
-        inputs = [look.input(rows.axis.name, name, found.slot) for name in look.inputs]
-        return {"inputs": inputs, "kept": kept, "dataset": found.version.number}
+        look = Look(place.version)
+        inputs = [look.input(rows.axis.name, name, place.slot) for name in look.inputs]
+        return {"inputs": inputs, "kept": kept, "dataset": place.version.number}
 
     def values(self, rows: Rows, position: int, name: str) -> tuple["Look", NDArray] | None:
         """One input of a row as the model sees it."""
-        found = self.find(rows, position)
-        if found is None:
+        place = self.find(rows, position)
+        if place is None:
             return None
-        look = Look(found.version)
-        return look, look.read(rows.axis.name, name, slice(found.slot, found.slot + 1))[0]
+        look = Look(place.version)
+        return look, look.read(rows.axis.name, name, slice(place.slot, place.slot + 1))[0]
 
 
 _looks: dict[tuple[str, str], dict[str, Any]] = {}

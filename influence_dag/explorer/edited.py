@@ -30,13 +30,13 @@ def copies(opened: Opened, method: str, marks: Marked) -> tuple[dict[str, bytes]
     """Edited copies of the training files by name, and what there is to say of them."""
     try:
         data, named = _source(opened, method)
-        found = dict(_edited(data, named, marks))
+        copied = dict(_edited(data, named, marks))
     except (InfluenceDagError, OSError, ValueError, KeyError, ImportError) as error:
         return {}, [f"No copy of the training data was made: {error}"]
     acted = [name for name, mark in marks.items() if mark["action"] != "keep"]
-    missing = [name for name in acted if not any(name in rows for _, rows in found.values())]
+    missing = [name for name in acted if not any(name in rows for _, rows in copied.values())]
     said = _missing(missing) if missing else []
-    return {name: content for name, (content, _) in found.items()}, said
+    return {name: content for name, (content, _) in copied.items()}, said
 
 
 def _missing(names: list[str]) -> list[str]:
@@ -92,16 +92,16 @@ def _copy(path: Path, data: DataSettings, marks: Marked) -> tuple[bytes, set[str
 
     buffer = io.BytesIO()
     if path.name.endswith(PARQUET):
-        frame, found = _applied(pd.read_parquet(path), data, marks)
+        frame, marked = _applied(pd.read_parquet(path), data, marks)
         frame.to_parquet(buffer, index=False)
-        return buffer.getvalue(), found
+        return buffer.getvalue(), marked
     form: dict[str, Any] = {"sep": data.csv.separator, "encoding": data.csv.encoding}
     read = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, **form)
-    frame, found = _applied(read, data, _written(marks, data.csv.decimal))
+    frame, marked = _applied(read, data, _written(marks, data.csv.decimal))
     if form["encoding"].lower() == "utf-8-sig" and not path.read_bytes().startswith(BOM_UTF8):
         form["encoding"] = "utf-8"  # which reads both, and writes a mark that was not there
     frame.to_csv(buffer, index=False, lineterminator="\n", **form)
-    return buffer.getvalue(), found
+    return buffer.getvalue(), marked
 
 
 def _written(marks: Marked, decimal: str) -> Marked:
@@ -135,10 +135,10 @@ def _cell(label: str, dtype: Any) -> Any:
 def _applied(frame: Any, data: DataSettings, marks: Marked) -> tuple[Any, set[str]]:
     """The table without dropped rows and with new labels; every other cell as it was."""
     ids = frame[data.id].astype(str).str.strip()
-    found = set(ids) & set(marks)
+    marked = set(ids) & set(marks)
     target = frame[data.target].copy()
-    for name in sorted(found):
+    for name in sorted(marked):
         if marks[name]["action"] == "relabel":
             target[ids == name] = _cell(marks[name]["label"], target.dtype)
-    dropped = {name for name in found if marks[name]["action"] == "drop"}
-    return frame.assign(**{data.target: target})[~ids.isin(dropped)], found
+    dropped = {name for name in marked if marks[name]["action"] == "drop"}
+    return frame.assign(**{data.target: target})[~ids.isin(dropped)], marked

@@ -105,7 +105,6 @@ class Marks:
         return str(self.folder.relative_to(project) if project else self.folder)
 
     def place(self, number: int) -> Path:
-        """The folder of an edit."""
         if self.folder is None:
             raise StoreError("a store that is in no folder has no edits")
         return self.folder / f"{number:04d}"

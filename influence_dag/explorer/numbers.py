@@ -41,7 +41,9 @@ def agreement(x: NDArray, y: NDArray) -> dict[str, float | None]:
     """Correlations, and by how much the first has to be multiplied to fit the second best."""
     if len(x) < 3 or not x.std() or not y.std():
         return {"pearson": None, "spearman": None, "slope": None}
-    ranks = [np.argsort(np.argsort(each)) for each in (x, y)]
+    from pandas import Series  # not to draw a page
+
+    ranks = [Series(each).rank() for each in (x, y)]  # of equal numbers their mean
     return {
         "pearson": number(np.corrcoef(x, y)[0, 1]),
         "spearman": number(np.corrcoef(ranks[0], ranks[1])[0, 1]),

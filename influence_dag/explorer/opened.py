@@ -50,8 +50,8 @@ class Opened:
 
     def current(self, artifact: str) -> Version | None:
         """The version that is current now, opened once as long as it stays so."""
-        found = self.store.current(artifact)
-        return found and self._version(artifact, found.number, found.data_version)
+        version = self.store.current(artifact)
+        return version and self._version(artifact, version.number, version.data_version)
 
     def version(self, artifact: str, number: int | None = None) -> Version:
         """A kept version, by default the current one."""
@@ -195,8 +195,8 @@ class View:
         if self.opened.store.current(artifact) is None:
             return None
         kept = reversed(list(self.opened.store.versions(artifact)))
-        found = (v for v in kept if v.attrs.get("influences_version") == wanted)
-        version = next(found, None)
+        matching = (v for v in kept if v.attrs.get("influences_version") == wanted)
+        version = next(matching, None)
         return version and self.opened.version(artifact, version.number)
 
     def said(self, name: str, split: Split) -> NDArray[np.float64] | None:

@@ -61,8 +61,8 @@ def _sum_of(view: View, names: list[str]) -> NDArray[np.float64]:
 
 def outlook(view: View, marks: Marked, relabelled: Relabelled) -> dict[str, Any]:
     """The prediction as the page shows it: the sum, and the test rows that change most."""
-    found = predicted(view, marks, relabelled)
-    change = found.pop("change")
+    prediction = predicted(view, marks, relabelled)
+    change = prediction.pop("change")
     order = np.argsort(-np.abs(np.nan_to_num(change)), kind="stable")[:10]
     loss = view.said("test_loss", "test")
     mean = None if loss is None or not len(loss) else number(np.nanmean(loss))
@@ -77,7 +77,7 @@ def outlook(view: View, marks: Marked, relabelled: Relabelled) -> dict[str, Any]
         "at": at(view),
         "n": view.n,
     }
-    return found | told
+    return prediction | told
 
 
 def export(view: View, marks: Marks, relabelled: Relabelled) -> dict[str, Any]:
@@ -87,11 +87,11 @@ def export(view: View, marks: Marks, relabelled: Relabelled) -> dict[str, Any]:
         raise StoreError("nothing is marked to be dropped or relabelled")
     files, said = copies(view.opened, view.method, marked)
     copied = {f"edited-{name}": content for name, content in files.items()}
-    found = predicted(view, marked, relabelled)
-    if found["unknown"]:
+    prediction = predicted(view, marked, relabelled)
+    if unknown := len(prediction["unknown"]):
         said.append(
-            f"The prediction leaves out {len(found['unknown'])} relabelled rows: the gradients "
-            "under their new labels need the study's code, and were not computed."
+            f"The prediction leaves out {unknown} relabelled rows: the gradients under their new "
+            "labels need the study's code, and were not computed."
         )
     dataset = view.opened.version("dataset")
     told = {
@@ -100,14 +100,14 @@ def export(view: View, marks: Marks, relabelled: Relabelled) -> dict[str, Any]:
         **at(view),
         "n": view.n,
         "dataset": {"version": dataset.number, "data_version": dataset.data_version},
-        "counted": {"drop": found["drops"], "relabel": found["relabels"]},
+        "counted": {"drop": prediction["drops"], "relabel": prediction["relabels"]},
         "copies": sorted(copied),
         "said": said,
         "marks": marked,
     }
     content = {
         "marks.csv": _csv(view, marked),
-        "predicted.npz": _arrays(view, found["change"]),
+        "predicted.npz": _arrays(view, prediction["change"]),
         "edit.json": json.dumps(told, indent=1).encode(),
     }
     done = marks.freeze(content | copied)

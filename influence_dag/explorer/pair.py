@@ -13,7 +13,6 @@ from influence_dag.explorer.opened import View
 from influence_dag.explorer.shown import at, differences, project, row
 from influence_dag.stages import dampings, naming
 
-NAME = "perturbation_influences"
 KEPT = 64  # maps that were computed on demand
 BARS = 40  # columns of a table, the strongest
 
@@ -40,13 +39,13 @@ class Maps:
             return {}
         base = _made_from(view.influences)
         for version in reversed(list(opened.store.versions(artifact))):
-            found = opened.version(artifact, version.number)
-            if _made_from(found) != base or not naming.keeps_all(found.attrs):
+            kept = opened.version(artifact, version.number)
+            if _made_from(kept) != base or not naming.keeps_all(kept.attrs):
                 continue
-            places = [_slot(view, found, *each) for each in (("test", test), ("train", train))]
+            places = [_slot(view, kept, *each) for each in (("test", test), ("train", train))]
             if None in places:
                 continue
-            return {_input(view, name): _read(view, found, name, places) for name in _maps(found)}
+            return {_input(view, name): _read(view, kept, name, places) for name in _maps(kept)}
         return {}
 
     def compute(self, view: View, test: str, train: str) -> None:
@@ -62,11 +61,11 @@ class Maps:
                 self._lazy[at_] = _lazy(view)
             of_damping = {"damping": view.damping}
             place = {"test": view.test.position(test), "train": view.train.position(train)}
-            found = {
+            sliced = {
                 _input(view, name): array.isel(of_damping | place, missing_dims="ignore").load()
                 for name, array in self._lazy[at_].items()
             }
-        values = {name: each.values.astype(np.float64) for name, each in found.items()}
+        values = {name: each.values.astype(np.float64) for name, each in sliced.items()}
         self._computed[_key(view, test, train)] = values
         while len(self._computed) > KEPT:
             self._computed.popitem(last=False)
@@ -76,7 +75,7 @@ def _lazy(view: View) -> dict[str, Any]:
     """What is computed when it is sliced, by the name that its array would have."""
     results = view.opened.results
     if _are_tokens(view):
-        return {NAME: results.position_influences(view.method)}
+        return {naming.PERTURBATIONS: results.position_influences(view.method)}
     return results.lazy_perturbations(view.method)
 
 
@@ -86,8 +85,8 @@ def _key(view: View, test: str, train: str) -> tuple:
 
 def _are_tokens(view: View) -> bool:
     dataset = view.opened.version("dataset")
-    found = dataset.variables.get("train_x")
-    return found is not None and found.dtype.startswith("int")
+    inputs = dataset.variables.get("train_x")
+    return inputs is not None and inputs.dtype.startswith("int")
 
 
 def _made_from(version: Any) -> list[Any]:
@@ -95,13 +94,13 @@ def _made_from(version: Any) -> list[Any]:
 
 
 def _maps(version: Any) -> list[str]:
-    return [name for name in version.variables if name.startswith(NAME)]
+    return [name for name in version.variables if name.startswith(naming.PERTURBATIONS)]
 
 
 def _input(view: View, name: str) -> str:
     """The input of the model that a stored variable is about."""
-    if name != NAME:
-        return name.removeprefix(f"{NAME}_")
+    if name != naming.PERTURBATIONS:
+        return name.removeprefix(f"{naming.PERTURBATIONS}_")
     dataset = view.opened.current("dataset")
     assert dataset is not None
     return str(dataset.attrs["inputs"][0])
@@ -125,7 +124,7 @@ def pair(
 ) -> dict[str, Any]:
     """Both rows, the entry, and the map over the training row's features."""
     place = view.test.position(test), view.train.position(train)
-    found, source = maps.of(view, test, train)
+    shown, source = maps.of(view, test, train)
     influence = float(view.of_test(place[0])[place[1]])
     sides = ((view.train, place[1]), (view.test, place[0]))
     return {
@@ -136,7 +135,7 @@ def pair(
         "change": number(influence / view.n),
         "n": view.n,
         "source": source,
-        "maps": [_shown(view, contents, name, values, place[1]) for name, values in found.items()],
+        "maps": [_shown(view, contents, name, values, place[1]) for name, values in shown.items()],
         "differences": differences(contents, *sides),
         "project": project(view.opened),
     }

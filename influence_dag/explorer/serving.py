@@ -29,7 +29,7 @@ class Serving:
         uvicorn, app_of = _libraries()
         self._socket = _listening(host, port)
         self.host, self.port = self._socket.getsockname()[:2]
-        named = LOCAL if _is_local(host) else LOCAL | {host.lower(), *_names(host)}
+        named = LOCAL | {host.lower(), *_names(host)} if is_exposed(host) else LOCAL
         config = uvicorn.Config(
             app_of(results, named), log_level="warning", access_log=False, ws="none",
             server_header=False, timeout_graceful_shutdown=1,
@@ -110,11 +110,7 @@ def run(
 
 def is_exposed(host: str) -> bool:
     """Whether other machines reach a server that listens there."""
-    return not _is_local(host)
-
-
-def _is_local(host: str) -> bool:
-    return host in ("127.0.0.1", "localhost", "::1")
+    return host not in ("127.0.0.1", "localhost", "::1")
 
 
 def _names(host: str) -> set[str]:
@@ -123,10 +119,10 @@ def _names(host: str) -> set[str]:
         return {f"[{host.lower()}]"} if ":" in host else set()
     name = socket.gethostname().lower()
     try:
-        found = socket.gethostbyname_ex(name)
+        known = socket.gethostbyname_ex(name)
     except OSError:
         return {name}
-    return {name, found[0].lower(), *map(str.lower, found[1]), *found[2]}
+    return {name, known[0].lower(), *map(str.lower, known[1]), *known[2]}
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -55,7 +55,7 @@ def table(view: View, split: Split, asked: Asked, marks: dict[str, Any]) -> dict
 
 def _columns(view: View, split: Split) -> dict[str, NDArray | None]:
     """What is stored of every row, by what the page calls it."""
-    found = {
+    columns = {
         "loss": view.said(f"{split}_loss", split),
         "total": view.said(f"{split}_sum", split),
         "self_influence": None,
@@ -63,9 +63,9 @@ def _columns(view: View, split: Split) -> dict[str, NDArray | None]:
         "suspicion": None,
     }
     if split == "train":
-        found["self_influence"] = view.said("self_influence", split)
-        found |= {"disagreement": disagreement(view), "suspicion": suspicion(view)}
-    return found
+        columns["self_influence"] = view.said("self_influence", split)
+        columns |= {"disagreement": disagreement(view), "suspicion": suspicion(view)}
+    return columns
 
 
 def told(view: View, split: Split, place: int, marks: dict[str, Any]) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def told(view: View, split: Split, place: int, marks: dict[str, Any]) -> dict[st
 
 
 def _rank(view: View, place: int) -> int | None:
-    found = ranks(view)
-    return None if found is None else int(found[place])
+    known = ranks(view)
+    return None if known is None else int(known[place])
 
 
 def _largest(values: NDArray | None) -> float | None:
@@ -161,8 +161,8 @@ def _method(opened: Opened, name: str) -> dict[str, Any]:
 def _pictured(opened: Opened) -> dict[str, Any] | None:
     """The input that stands for a row as a small picture; None where rows are no pictures."""
     look = Look(opened.version("dataset"))
-    found = (look.pictured(name) for name in look.inputs)
-    return next(filter(None, found), None)
+    pictures = (look.pictured(name) for name in look.inputs)
+    return next(filter(None, pictures), None)
 
 
 def row(view: View, contents: Contents, split: Split, place: int, marks: dict) -> dict[str, Any]:
@@ -214,13 +214,13 @@ def _listed(
     beside: tuple[Rows, int],
 ) -> list[dict[str, Any]]:
     split: Split = other.axis.name
-    found = []
+    entries = []
     for place in places.tolist():
         entry = row(view, contents, split, place, marks)
         entry["influence"] = number(values[place])
         entry["differences"] = differences(contents, (other, place), beside)
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def differences(
@@ -242,5 +242,5 @@ def differences(
 
 def project(opened: Opened) -> str | None:
     """The project whose code would run for what is computed on demand; None where none is known."""
-    found = project_of(opened)
-    return None if found is None else str(found)
+    folder = project_of(opened)
+    return None if folder is None else str(folder)

@@ -1,6 +1,7 @@
 """Influences in memory, from a module, a loss and data loaders, in a few calls."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from enum import Enum
 from functools import partial
 from typing import Any, Literal
@@ -10,10 +11,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from influence_dag.functional.inversion import Damping, InverseHvpResult, Inversion, choice
+from influence_dag.functional.inversion import (
+    Damping,
+    InverseHvpResult,
+    Inversion,
+    choice,
+    measured_gradients,
+)
 from influence_dag.functional.loaders import read_rows
 from influence_dag.functional.sizes import check_fits
-from influence_dag.gradients.per_sample import GradientLayout, per_sample_gradients, with_layout
+from influence_dag.functional.surroundings import in_plain_surroundings
+from influence_dag.functional.usable import usable_module
+from influence_dag.gradients.per_sample import (
+    GradientLayout,
+    Gradients,
+    per_sample_gradients,
+    with_layout,
+)
+from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.influence.points import perturbation_point
 from influence_dag.influence.positions import (
     position_gradients,
@@ -24,6 +39,7 @@ from influence_dag.influence.positions import (
 from influence_dag.influence.upweighting import influences, perturbation_influences
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective.objective import Objective, Rows
+from influence_dag.solvers.base import LowRank
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
 from influence_dag.texts import a_kind
 
@@ -53,8 +69,7 @@ class TorchTwiceDifferentiable:
         *,
         measurement: LossFunction | None = None,
     ):
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model is {a_kind(model)}; a torch.nn.Module is wanted")
+        model = usable_module(model)
         if not isinstance(loss, str) and not callable(loss):
             raise TypeError(
                 f"loss is {a_kind(loss)}; a name or a function (output, target) is wanted"
@@ -78,6 +93,7 @@ class TorchTwiceDifferentiable:
         return self.objective.size
 
 
+@in_plain_surroundings
 def compute_influences(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
@@ -134,19 +150,30 @@ def compute_influences(
     at_test: tuple[int, ...] = ()
     if positions in ("test", "both"):
         at_test = positions_of_test(objective, test)
-    factors = inversion.factors(
+    measured: list[Gradients] = []
+
+    def of_test(objective: Objective, test: Rows) -> Tensor:
+        measured[:] = [measured_gradients(objective, test)]
+        return measured[0].dense()
+
+    factors, known = inversion.factors(
         objective,
         train,
         test,
         batch=_batch_size(training_data),
-        gradients=position_gradients if at_test else None,
+        gradients=position_gradients if at_test else of_test,
         told=False,
-    ).x
+    )
     if input_data is not None:
         objective.check(rows)
-    kernel = partial(perturbation_influences, wrt=wrt) if kind == "perturbation" else _up_weighted
+    kernel = partial(_up_weighted, layout=measured[0].layout if measured else None)
     if positions in ("train", "both"):
         kernel = _at_positions
+    elif kind == "perturbation":
+        kernel = partial(perturbation_influences, wrt=wrt)
+    elif measured and not per_block and _serves(known["low_rank"], objective):
+        low_rank = partial(_of_low_rank, known["low_rank"], measured[0])
+        return _columns(objective, rows, low_rank, layout=measured[0].layout)
 
     def found(factors: Tensor) -> Any:
         values = kernel(objective, factors, rows)
@@ -162,15 +189,49 @@ def _at_positions(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
     return position_influences(factors, objective, rows)
 
 
-def _up_weighted(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
+def _up_weighted(
+    objective: Objective, factors: Tensor, rows: Rows, *, layout: GradientLayout | None = None
+) -> Tensor:
+    return _columns(objective, rows, partial(influences, factors), layout=layout)
+
+
+def _serves(low_rank: LowRank | None, objective: Objective) -> bool:
+    """Whether there is one, of the precision of the rows' gradients."""
+    return low_rank is not None and low_rank.eigenvectors.dtype == objective.dtype
+
+
+def _columns(
+    objective: Objective,
+    rows: Rows,
+    kernel: Callable[[Gradients], Tensor],
+    *,
+    layout: GradientLayout | None,
+) -> Tensor:
+    """What the kernel makes of the gradients, block by block.
+
+    In the layout of the test rows, if there is one and it serves these rows: one less to find.
+    """
+
     def columns(layout: GradientLayout) -> Tensor:
         parts = [
-            influences(factors, per_sample_gradients(objective, batch, layout=layout))
+            kernel(per_sample_gradients(objective, batch, layout=layout))
             for batch in _shown(rows.batches(_TRAINING_ROWS), -(-len(rows) // _TRAINING_ROWS))
         ]
         return torch.cat(parts, dim=1)
 
+    with suppress(NotCaptured):
+        if layout is not None:
+            return columns(layout)
     return with_layout(objective, rows, columns)
+
+
+def _of_low_rank(low_rank: LowRank, test: Gradients, rows: Gradients) -> Tensor:
+    r"""$(c \, g_{test} + Y V^\top) \cdot g_i$: 2 r numbers a pair instead of 2 p.
+
+    Of a layer's pairs $g_{test} \cdot g_i$ is a product of two products of vectors.
+    """
+    found = low_rank.coordinates @ rows.inner(low_rank.eigenvectors.T.contiguous())
+    return found.add_(test.products(rows), alpha=low_rank.share) if low_rank.share else found
 
 
 def _shown(batches: Iterable[Rows], total: int) -> Iterable[Rows]:
@@ -178,6 +239,7 @@ def _shown(batches: Iterable[Rows], total: int) -> Iterable[Rows]:
     return tqdm(batches, "influences", total, unit="block", delay=MOMENT, disable=None, leave=False)
 
 
+@in_plain_surroundings
 def compute_influence_factors(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
@@ -199,6 +261,7 @@ def compute_influence_factors(
     return inversion.factors(objective, train, test, batch=_batch_size(training_data))
 
 
+@in_plain_surroundings
 def solve_hvp(
     inversion_method: str | Enum,
     differentiable_model: TorchTwiceDifferentiable,
@@ -253,7 +316,9 @@ def _batch_size(data: Loader) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _right_hand_sides(b: Tensor, objective: Objective) -> Float[Tensor, "k p"]:
+def _right_hand_sides(b: Any, objective: Objective) -> Float[Tensor, "k p"]:
+    if not isinstance(b, Tensor):
+        raise TypeError(f"b is {a_kind(b)}; a tensor (k, {objective.size}) is wanted")
     if b.ndim not in (1, 2) or b.shape[-1] != objective.size:
         raise ValueError(
             f"b has shape {tuple(b.shape)}; the model has {objective.size} trainable parameters, "

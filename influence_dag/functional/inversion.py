@@ -13,7 +13,7 @@ from torch import Tensor
 from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.errors import NotConvergedError
-from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import (
     EKFAC,
@@ -39,6 +39,7 @@ from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.forming import OF_LINEAR_LAYERS, worth_forming
 from influence_dag.solvers.rounding import rounding
 from influence_dag.study.curvatures import CURVATURE_KINDS
+from influence_dag.texts import a_kind
 
 Damping: TypeAlias = float | Literal["auto"]
 
@@ -91,6 +92,11 @@ class Inversion:
         damping = damping if hessian_perturbation is None else hessian_perturbation
         if isinstance(damping, str) and damping != "auto":
             raise ValueError(f"damping={damping!r} is unknown; use a number or 'auto'")
+        if isinstance(damping, list | tuple):
+            raise TypeError(
+                f"damping is {a_kind(damping)}; one number or 'auto' is wanted: call once for "
+                "each of several, or list them in a study"
+            )
         if not isinstance(damping, str) and not 0 <= damping < float("inf"):
             raise ValueError(f"damping={damping!r}; a finite number that is not negative is wanted")
         start = _start(name, settings)
@@ -111,13 +117,15 @@ class Inversion:
         """Solve for the gradients of the test rows, or for those that `gradients` gives instead.
 
         What is told of a solve that went well (`info`: residuals are a product more) is left out
-        where nobody is to be `told`; what it raises and warns of is the same.
+        where nobody is to be `told`, but for `low_rank`; what it raises and warns of is the same.
         """
         objective.check(test)
         objective.check(train)
         dtype = objective.dtype
         objective, train, test = self._precise(objective, train, test)
-        rhs = (gradients or measured_gradients)(objective, test)
+        rhs = (
+            gradients(objective, test) if gradients else measured_gradients(objective, test).dense()
+        )
         return _as(dtype, self._solve(objective, train, rhs, batch, told=told))
 
     def solve(
@@ -161,12 +169,13 @@ class Inversion:
     ) -> InverseHvpResult:
         operator = self._operator(CURVATURES[self.curvature](objective, rows), len(rhs))
         method = self._fitted_to(operator, batch, len(rhs))
+        _check_start(self.start, rhs)
         factorization, known = self._factorize(objective, method, operator)
         solution = factorization.solve(rhs, damping=known.value, x0=self.start)
         _check_finite(solution.x)
         _warn_of_negative(factorization, operator, known.value, rhs.dtype)
         if not told:
-            return InverseHvpResult(solution.x, {})
+            return InverseHvpResult(solution.x, {"low_rank": solution.low_rank})
         info = self._info(operator, factorization, solution, rhs, known.value)
         if self.damping == "auto":
             info |= {"damping": known.value, "damping_reason": known.reason}
@@ -185,7 +194,8 @@ class Inversion:
 
         Where it is not, LiSSA draws a batch of the loader's size a step, as published. Where it is,
         conjugate gradients without damping, which may need any number of steps, get all its
-        eigenpairs for a preconditioner; with a damping, many rows get a better sketch.
+        eigenpairs for a preconditioner; with a damping, many rows get a better sketch, and those
+        that are twice its rank a better one still.
         """
         method, formed = self.method, isinstance(operator, DenseCurvature)
         if isinstance(method, LiSSA) and not formed and method.batch_size is None and batch:
@@ -195,7 +205,8 @@ class Inversion:
             if asked == (ConjugateGradient.preconditioner, ConjugateGradient.rank):
                 return replace(method, rank=operator.size)
         elif isinstance(method, ConjugateGradient) and formed and rows >= _MANY:
-            return replace(method, power_iterations=max(1, method.power_iterations))
+            better = 2 if rows >= 2 * method.rank else 1
+            return replace(method, power_iterations=max(better, method.power_iterations))
         return method
 
     def _factorize(
@@ -247,9 +258,13 @@ class Inversion:
         return info
 
 
-def measured_gradients(objective: Objective, test: Rows) -> Tensor:
-    """Of each test row's loss, or of what is measured of it, `(test, p)`."""
-    return per_sample_gradients(objective, test, of="measurement").dense()
+def measured_gradients(objective: Objective, test: Rows) -> Gradients:
+    """Of each test row's loss, or of what is measured of it."""
+    return per_sample_gradients(objective, test, of="measurement")
+
+
+def _dense_gradients(objective: Objective, test: Rows) -> Tensor:
+    return measured_gradients(objective, test).dense()
 
 
 def _as(dtype: torch.dtype, result: InverseHvpResult) -> InverseHvpResult:
@@ -288,6 +303,14 @@ def _start(name: str, settings: dict[str, Any]) -> Tensor | None:
             raise ValueError("h0 is a first guess for scale * x: give scale along with it")
         start = start / settings["scale"]
     return torch.atleast_2d(start)
+
+
+def _check_start(start: Tensor | None, rhs: Tensor) -> None:
+    if start is not None and start.shape not in (rhs.shape, (1, rhs.shape[1])):
+        raise ValueError(
+            f"the first guess has shape {tuple(start.shape)}; wanted one for each of the "
+            f"right-hand sides {tuple(rhs.shape)}, or one for all"
+        )
 
 
 def _check_finite(x: Tensor) -> None:

@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout, joined
+from influence_dag.gradients.products import add_assembled, add_projected, row_pieces
 
-_ASSEMBLED_BYTES = 2**26  # dense gradients held at once while products are taken
+_ASSEMBLED_BYTES = 2**26  # dense gradients held at once while norms are taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,21 +80,22 @@ class LinearGradients:
         if self.weight is None:
             return
         # Forming g aᵀ costs d_in·d_out a row whatever the number of factors, contracting with a
-        # first costs d_out a row and factor: fewer numbers when there are fewer factors than d_in.
-        V = factors[:, self.weight]
-        if self.activations.ndim == 2 and len(factors) < self.activations.shape[-1]:
-            self._add_projected(V, out)
-            return
-        rows = _rows_within(_ASSEMBLED_BYTES, V[0])
-        for start in range(0, len(self), rows):
-            chunk = slice(start, start + rows)
-            out[:, chunk].addmm_(V, self[chunk].weight_gradients().T)
+        # first costs d_out a row and factor: measured, they meet at a quarter to a half of d_in.
+        V, a, g = factors[:, self.weight], self.activations, self.output_gradients
+        if a.ndim == 2 and 2 * len(factors) < a.shape[1]:
+            add_projected(V, a, g, out, transposed=self.transposed)
+        elif self.transposed:
+            add_assembled(V, a, g, out)
+        else:
+            add_assembled(V, g, a, out)
 
-    def _add_projected(self, V: Float[Tensor, "k weights"], out: Tensor) -> None:
-        a, g = self.activations, self.output_gradients
-        for row, factor in zip(out, V, strict=True):
-            W = factor.view(a.shape[1], -1) if self.transposed else factor.view(g.shape[1], -1).T
-            row += ((a @ W) * g).sum(1)
+    def add_products(self, other: "LinearGradients", out: Float[Tensor, "k n"]) -> None:
+        r"""Add $\langle g a^\top, g' a'^\top \rangle = (g \cdot g')(a \cdot a')$ of all pairs."""
+        of_g = self.output_gradients @ other.output_gradients.T
+        if self.weight is not None:
+            out.addcmul_(self.activations @ other.activations.T, of_g)
+        if self.bias is not None:
+            out += of_g
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,9 @@ class DenseGradients:
 
     def add_inner(self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"]) -> None:
         out.addmm_(factors[:, self.slice], self.values.T)
+
+    def add_products(self, other: "DenseGradients", out: Float[Tensor, "k n"]) -> None:
+        out.addmm_(self.values, other.values.T)
 
 
 def _rows_within(size: int, row: Tensor) -> int:
@@ -182,12 +187,30 @@ class Gradients:
         """The length of each row's gradient, float64."""
         return torch.stack([block.squared_norms() for block in self.blocks]).sum(0).sqrt()
 
-    def inner(self, factors: Float[Tensor, "k p"]) -> Float[Tensor, "k n"]:
-        """`factors @ dense().T`, without holding the dense gradients of all rows."""
-        out = factors.new_zeros(len(factors), len(self))
-        for block in self.blocks:
-            block.add_inner(factors, out)
+    def inner(
+        self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"] | None = None
+    ) -> Float[Tensor, "k n"]:
+        """`factors @ dense().T`, without holding the dense gradients of all rows; into `out`."""
+        if out is None:
+            out = factors.new_empty(len(factors), len(self))
+        for some in row_pieces(out):
+            part = out[:, some].zero_()
+            for block in self[some].blocks:
+                block.add_inner(factors, part)
         return out
+
+    def products(self, other: "Gradients") -> Float[Tensor, "k n"]:
+        """`dense() @ other.dense().T`; of layers kept as one product a row, by its vectors."""
+        if self.layout != other.layout or any(map(_has_positions, self.blocks)):
+            return other.inner(self.dense())
+        out = self._example.new_zeros(len(self), len(other))
+        for mine, others in zip(self.blocks, other.blocks, strict=True):
+            mine.add_products(others, out)  # pyright: ignore[reportArgumentType]: of one layout
+        return out
+
+
+def _has_positions(block: GradientBlock) -> bool:
+    return isinstance(block, LinearGradients) and block.activations.ndim > 2
 
 
 def _assembled(block: LinearLayout | DenseLayout, tensors: dict[str, Tensor]) -> GradientBlock:

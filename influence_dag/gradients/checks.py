@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.errors import ModelError
-from influence_dag.gradients.capture import NotCaptured, Pair, pair_norms, pair_sums
+from influence_dag.gradients.capture import NotCaptured, Pair, pair_norms, pair_sums, squared_norms
 from influence_dag.gradients.layouts import DenseLayout, LinearLayout
 
 # Of random sums over rows, relative to the norm of their terms: float64, and float32 and below.
@@ -40,7 +40,7 @@ def check_batch(
     """
     none = torch.zeros_like(values.detach(), dtype=torch.float64)
     squares = sum((pair_norms(*pair) for pair in pairs.values()), none) + sum(
-        (_squares(part) for part in written.values()), none
+        (squared_norms(part) for part in written.values()), none
     )
     _check_finite(squares)
     u = random_weights(squares.sqrt().to(values.dtype), seed)
@@ -102,11 +102,6 @@ def _is_sum(
     )
 
 
-def _squares(values: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Squared norms of rows in float64, in which no float32 number's square is lost."""
-    return torch.linalg.vector_norm(values, dim=1, dtype=torch.float64).square()
-
-
 def _sums(
     block: LinearLayout | DenseLayout, u: Tensor, pair: Pair
 ) -> list[tuple[tuple[int, int], Tensor]]:
@@ -121,7 +116,7 @@ def _sums(
 
 def _off(block: DenseLayout, u: Tensor, values: Tensor, truth: Tensor) -> tuple[float, float]:
     """By how much the random sum of written gradients is off, and the norm of its terms."""
-    scale = (u.double().square() * _squares(values)).sum().sqrt()
+    scale = (u.double().square() * squared_norms(values)).sum().sqrt()
     return float((u @ values - truth[block.start : block.stop]).norm()), float(scale)
 
 

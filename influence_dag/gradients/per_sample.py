@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -38,8 +39,9 @@ from influence_dag.gradients.layers import (
 )
 from influence_dag.gradients.local import is_local, local_gradients
 from influence_dag.objective.batching import Of
+from influence_dag.objective.footprint import rows_in_cache
 from influence_dag.objective.objective import Objective, Rows, without_denormals
-from influence_dag.structures import map_tensors
+from influence_dag.structures import map_tensors, tensors_of
 
 __all__ = [
     "DenseGradients",
@@ -88,9 +90,10 @@ def per_sample_gradients(
                 objective, rows, layout=found, of=of, batch_size=batch_size
             ),
         )
+    size = rows_in_cache(objective, rows, min(batch_size, len(rows)), of=of)
     parts = [
         _batch(objective, batch, layout, of, seed)
-        for seed, batch in enumerate(rows.batches(batch_size))
+        for seed, batch in enumerate(rows.batches(max(1, size)))
     ]
     tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Gradients.assembled(layout, tensors)
@@ -268,7 +271,24 @@ class _Candidate:
     transposed: bool
 
 
-@without_denormals
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A layout with all that it was found from."""
+
+    few: list[Tensor]
+    params: Tensor
+    without: frozenset[str]
+    layout: GradientLayout
+
+    def is_of(self, few: Rows, params: Tensor, without: frozenset[str]) -> bool:
+        tensors = tensors_of((few.x, few.y))
+        return self.without == without and _are_equal([*self.few, self.params], [*tensors, params])
+
+
+# Of each objective: Kronecker factors and gradients of the same rows ask for it in turn.
+_FOUND: "WeakKeyDictionary[Objective, _Found]" = WeakKeyDictionary()
+
+
 def gradient_layout(
     objective: Objective, sample: Rows, *, without: Iterable[str] = ()
 ) -> GradientLayout:
@@ -280,9 +300,24 @@ def gradient_layout(
     Other layers without trained layers inside (norms, embeddings, adapters) are captured on the
     same terms and kept dense. Layers named in `without` are not.
     """
-    few = sample[:_SAMPLE].unweighted
-    candidates = [c for c in _candidates(objective) if c.name not in set(without)]
-    local = _local_layers(objective) - set(without) - _shared(objective)
+    few, named = sample[:_SAMPLE].unweighted, frozenset(without)
+    known = _FOUND.get(objective)
+    if known is None or not known.is_of(few, objective.params, named):
+        layout = _found_layout(objective, few, named)
+        tensors = [leaf.clone() for leaf in tensors_of((few.x, few.y))]
+        known = _FOUND[objective] = _Found(tensors, objective.params.clone(), named, layout)
+    return known.layout
+
+
+def _are_equal(mine: list[Tensor], others: list[Tensor]) -> bool:
+    pairs = zip(mine, others, strict=False)
+    return len(mine) == len(others) and all(a.dtype == b.dtype and a.equal(b) for a, b in pairs)
+
+
+@without_denormals
+def _found_layout(objective: Objective, few: Rows, without: frozenset[str]) -> GradientLayout:
+    candidates = [c for c in _candidates(objective) if c.name not in without]
+    local = _local_layers(objective) - without - _shared(objective)
     theta = objective.params.clone().requires_grad_()
     names = {candidate.name for candidate in candidates} | local
     losses = partial(objective.losses, theta, few)

@@ -11,6 +11,10 @@ and $P = V_1^\top g_1 + W_1^\top R g_1$. About $4 \sum_l d_l d_{l-1}$ multiply-a
 factor and a training row, all in matrix products, however many features there are.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp, vmap
@@ -30,13 +34,40 @@ def layered_products(
     size = max(16, _NUMBERS // (chunk * widest))
     for start in range(0, len(rows), size):
         block = slice(start, start + size)
-        state = network.run(rows[block])
-        _, pull_back, *_ = vjp(network.prefix, rows.x[block])
+        state = _with_small_products(network.run(rows[block]), len(factors))
+        pull_back = _pull_back(network, rows.x[block])
         for first in range(0, len(factors), chunk):
             some = slice(first, first + chunk)
-            products = _products(network, state, factors[some])
-            result[some, block] = vmap(pull_back)(products)[0]
+            result[some, block] = pull_back(_products(network, state, factors[some]))
     return result
+
+
+def _pull_back(network: LayeredNetwork, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """From (k, n, d), of the first layer's inputs, to (k, n, *features), of the rows'.
+
+    Where these are those nothing is differentiated: the first use of torch.func in a process
+    imports a compiler, 1 CPU s.
+    """
+    if not network.prefix.nodes:
+        return lambda products: products
+    _, pull_back, *_ = vjp(network.prefix, x)
+    return lambda products: vmap(pull_back)(products)[0]
+
+
+def _with_small_products(state: NetworkPass, k: int) -> NetworkPass:
+    """The loss's Hessian in a row's outputs written out, where that takes fewer products than k.
+
+    Of rows that are not for themselves it is another one, which is found out afterwards.
+    """
+    n, c = state.gradients[-1].shape
+    if c >= k or n * c * c > _NUMBERS:
+        return state
+    H = state.output_matrix()
+
+    def product(vectors: Float[Tensor, "k n c"]) -> Float[Tensor, "k n c"]:
+        return torch.bmm(vectors.transpose(0, 1), H).transpose(0, 1)
+
+    return replace(state, output_product=product)
 
 
 def _products(

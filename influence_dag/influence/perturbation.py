@@ -13,6 +13,7 @@ from torch.func import grad, jacrev, vjp, vmap
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.errors import ModelError
 from influence_dag.gradients.checks import random_weights
+from influence_dag.influence.differences import check_input_derivatives
 from influence_dag.influence.layered import layered_products
 from influence_dag.influence.points import InputPoint, Point, perturbation_point
 from influence_dag.objective.footprint import saved_numbers
@@ -54,9 +55,11 @@ def perturbation_influences(
     $h_i$ an embedding's vectors, say: `(k, n, *output)`. `chunk` factors are differentiated at a
     time: it bounds memory and changes no answer.
 
-    Raises `ModelError` when there is nothing to differentiate in, naming what there is.
+    Raises `ModelError` when there is nothing to differentiate in, naming what there is, and where
+    a part of the model takes its inputs without their derivative.
     """
     point = perturbation_point(objective, rows, wrt)
+    check_input_derivatives(objective, factors, rows, wrt)
     if wrt is not None and route not in ("auto", "autograd"):
         raise ModelError(f"route={route!r} takes inputs; with wrt={wrt!r} use route='autograd'")
     found = None if wrt else _by_a_short_cut(objective, factors, rows, route, chunk)
@@ -187,7 +190,7 @@ def _by_autograd(
     # A row has the results, two passes through the graph and the gradients that run along it.
     kept = max(sum(leaf.numel() for leaf in one), 3 * sum(saved_numbers(objective, rows)))
     for batch, block in _blocks(rows, chunk * kept):
-        pull_back = _mixed_products(objective, batch, point)
+        pull_back = _mixed_products(objective, batch, point, alone=len(factors) == 1)
         for first in range(0, len(factors), chunk):
             some = slice(first, first + chunk)
             for result, values in zip(results, pull_back(factors[some]), strict=True):
@@ -196,19 +199,30 @@ def _by_autograd(
 
 
 def _mixed_products(
-    objective: Objective, rows: Rows, point: Point
+    objective: Objective, rows: Rows, point: Point, *, alone: bool = False
 ) -> Callable[[Float[Tensor, "k p"]], tuple[Tensor, ...]]:
-    """The function s ↦ ∂/∂x (s · ∇θ Σ L) for the tensors x of the point, recorded once."""
+    """The function s ↦ ∂/∂x (s · ∇θ Σ L) for the tensors x of the point, recorded once.
+
+    Of one factor `alone` by plain autograd first: torch.func's first use in a process imports a
+    compiler, 1 CPU s.
+    """
 
     def total(theta: Tensor, leaves: tuple[Tensor, ...]) -> Tensor:
         return rows.weighted(point.losses(objective, theta, rows, list(leaves))).sum()
 
-    with suppress(*NOT_FOLLOWED):
+    def batched() -> Callable[[Tensor], tuple[Tensor, ...]]:
         _, pull_back, *_ = vjp(lambda *x: grad(total)(objective.params, x), *point.leaves(rows))
         pull_back(objective.params)  # some operators fail when they are asked only
         return vmap(pull_back)
-    try:
+
+    def plain() -> Callable[[Tensor], tuple[Tensor, ...]]:
         return _plain_mixed_products(objective, point.leaves(rows), total)
+
+    first, second = (plain, batched) if alone else (batched, plain)
+    with suppress(*NOT_FOLLOWED):
+        return first()
+    try:
+        return second()
     except NOT_FOLLOWED as error:
         raise no_derivative("mixed second", objective, error) from error
 
@@ -216,7 +230,7 @@ def _mixed_products(
 def _plain_mixed_products(
     objective: Objective, leaves: list[Tensor], total: Callable[..., Tensor]
 ) -> Callable[[Float[Tensor, "k p"]], tuple[Tensor, ...]]:
-    """The same by autograd as it stands, a factor at a time, where torch.func cannot follow."""
+    """The same by autograd as it stands, a factor at a time; torch.func may not follow."""
     theta = objective.params.clone().requires_grad_()
     points = tuple(leaf.detach().clone().requires_grad_() for leaf in leaves)
     with torch.enable_grad():

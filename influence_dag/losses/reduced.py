@@ -135,6 +135,8 @@ class ReducedLoss:
                 f"{type(error).__name__}: {error}; torch wants class labels as int64 (n,) and "
                 "numbers in the outputs' type and shape: convert them in the data or in the loss"
             ) from error
+        if not shares.any():
+            return  # rows without a label alone, of which torch's mean is 0 / 0
         if whole.shape == losses.shape:
             pairs = [(losses, losses.abs() + losses.abs().mean())]
         elif whole.numel() == 1:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from influence_dag.errors import ModelError
 from influence_dag.losses import LossFunction, ReducedLoss
+from influence_dag.objective.footprint import rows_in_cache
 from influence_dag.objective.rows import Rows
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ def check_all_rows(objective: "Objective", rows: Rows, *, of: Of = "loss") -> No
     A model in float32 is looked at in a copy in float64, where it can be one: its own rounding
     would hide what couples rows a little.
     """
-    check = _Check(objective, of, _TOLERANCE)
+    few = rows[:2].to(dtype=objective.dtype)
+    most = rows_in_cache(objective, few, min(_BATCH, max(1, len(rows))), of=of)
+    check = _Check(objective, of, _TOLERANCE, most)
     if objective.dtype != torch.float64:
-        double = _precise(objective, rows[:2], of)
-        check = _Check(double or objective, of, _INSIDE if double else _LOOSE)
+        double = _precise(objective, few, of)
+        check = _Check(double or objective, of, _INSIDE if double else _LOOSE, most)
     check.over(rows)
 
 
@@ -69,14 +72,14 @@ class _Check:
     objective: "Objective"
     of: Of
     tolerance: float
+    most: int  # rows at once
 
     def over(self, rows: Rows) -> None:
         generator = torch.Generator().manual_seed(0)
         u = torch.randn(len(rows), generator=generator, dtype=torch.float64)
         u = u.to(self.objective.params)
         orders = [torch.arange(len(rows)), rows.shuffled(generator)]
-        size = min(_BATCH, max(1, len(rows)))
-        sizes = [size, max(1, int(_OTHER * size))]
+        sizes = [self.most, max(1, int(_OTHER * self.most))]
         (first, first_gradient), (second, second_gradient) = (
             self._pass(rows, order.to(u.device), size, u)
             for order, size in zip(orders, sizes, strict=True)
@@ -111,7 +114,8 @@ class _Check:
             return values.detach(), None
         if not values.requires_grad:  # a batch of which no row depends on θ
             return values.detach(), torch.zeros_like(theta)
-        (gradient,) = torch.autograd.grad((u * values).sum(), theta)
+        with torch.enable_grad():  # whatever the caller's mode is
+            (gradient,) = torch.autograd.grad((u * values).sum(), theta)
         return values.detach(), gradient
 
     def _check_equal(self, first: Tensor, second: Tensor) -> None:

@@ -43,7 +43,6 @@ def load_state(module: nn.Module, content: bytes, name: str) -> None:
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """The module's state dict on the processor."""
     return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 

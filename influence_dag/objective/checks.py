@@ -151,8 +151,18 @@ def _few_outputs(objective: "Objective", x: Inputs) -> Any:
     except Exception as error:
         raise ModelError(
             f"the model fails on inputs {described(x)}: {type(error).__name__}: {error}; it has "
-            "to take such a batch"
+            f"to take such a batch{_of_whole_numbers(x)}"
         ) from error
+
+
+def _of_whole_numbers(x: Inputs) -> str:
+    """What to do where measurements, such as pixels, are in a type for tokens."""
+    if all(leaf.is_floating_point() for leaf in tensors_of(x)):
+        return ""
+    return (
+        ". Whole numbers come to it as they are, as tokens do; what is measured, such as pixels, "
+        "has to be in decimals (x.float(); in a study a features.scale makes them so)"
+    )
 
 
 def _refuse_label(outside: Tensor, labels: Tensor, limit: str) -> None:
@@ -163,7 +173,10 @@ def _refuse_label(outside: Tensor, labels: Tensor, limit: str) -> None:
 
 def _check_shapes(objective: "Objective", rows: Rows) -> None:
     few = rows[:_FEW]
-    for what, function in (("loss", objective.losses), ("measurement", objective.measurements)):
+    functions = {"loss": objective.losses}
+    if objective.measurement is not None:
+        functions["measurement"] = objective.measurements
+    for what, function in functions.items():
         try:
             with torch.no_grad():
                 values = function(objective.params, few)
@@ -206,13 +219,8 @@ def _check_axis_of_rows(objective: "Objective", rows: Rows) -> None:
 
 
 def _check_repeats(objective: "Objective", rows: Rows) -> None:
-    few = rows[:_FEW]
-    gradient = _gradient_of_mean
-    pairs = {
-        "loss": [objective.losses(objective.params, few) for _ in range(2)],
-        "gradient": [gradient(objective, few) for _ in range(2)],
-    }
-    for what, (first, second) in pairs.items():
+    runs = [_losses_with_gradient(objective, rows[:_FEW]) for _ in range(2)]
+    for what, first, second in zip(("loss", "gradient"), *runs, strict=True):
         if not torch.allclose(first, second, rtol=1e-3, atol=1e-6, equal_nan=True):
             raise ModelError(
                 f"the {what} of the same rows differs between two calls by "
@@ -221,16 +229,18 @@ def _check_repeats(objective: "Objective", rows: Rows) -> None:
             )
 
 
-def _gradient_of_mean(objective: "Objective", rows: Rows) -> Tensor:
+def _losses_with_gradient(objective: "Objective", rows: Rows) -> tuple[Tensor, Tensor]:
+    """The loss of each row, and the gradient of their mean."""
     theta = objective.params.clone().requires_grad_()
     with torch.enable_grad():
-        loss = objective.mean_loss(theta, rows)
+        losses = objective.losses(theta, rows)
+        loss = rows.weighted(losses).sum() / rows.weight_sum
     if not loss.requires_grad:
         raise ModelError(
             "the loss does not depend on the parameters that autograd sees: something in the model "
             "or the loss detaches them (detach(), .data, numpy, torch.no_grad())"
         )
     try:
-        return torch.autograd.grad(loss, theta)[0]
+        return losses.detach(), torch.autograd.grad(loss, theta)[0]
     except RuntimeError as error:
         raise no_derivative("first", objective, error) from error

@@ -1,23 +1,80 @@
 """How many numbers a differentiated pass keeps for each row, from which block sizes follow."""
 
+import math
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
 import torch
 
-from influence_dag.objective.objective import Objective, Rows
+from influence_dag.objective.rows import Rows
+from influence_dag.structures import tensors_of
+
+if TYPE_CHECKING:
+    from influence_dag.objective.batching import Of
+    from influence_dag.objective.objective import Objective
+
+_WIDEST = (
+    2**23
+)  # bytes of the widest tensor of a pass: a convolution's patches are several times it
+_FEWEST = 16  # rows from which on a row costs the same in any batch, and meets others
 
 
-def saved_numbers(objective: Objective, rows: Rows) -> list[int]:
-    """What one more row adds to each tensor that the loss's graph saves, about.
+# Of each objective's rows, by their shapes: asked for again and again, and always the same.
+_KNOWN: "WeakKeyDictionary[Objective, dict[Any, list[int]]]" = WeakKeyDictionary()
+
+
+def rows_in_cache(objective: "Objective", rows: Rows, most: int, *, of: "Of" = "loss") -> int:
+    """How many rows a pass takes at once, at most `most`: fewer where activations are large.
+
+    The memory of tensors of tens of MiB goes back to the system each time, to be mapped page by
+    page again: in such batches a convolution's pass takes twice the time a row. Memory of other
+    devices stays with them. `rows` are some to try it on.
+    """
+    if objective.device.type != "cpu" or most <= _FEWEST:
+        return most
+    known = _known(objective, rows, of)
+    return most if known is None else of_numbers(objective, max(known, default=0), most)
+
+
+def kept_numbers(objective: "Objective", rows: Rows) -> float:
+    """How many numbers the graph of a row's loss keeps, about; ∞ where that is not known."""
+    known = _known(objective, rows, "loss")
+    return math.inf if known is None else sum(known)
+
+
+def _known(objective: "Objective", rows: Rows, of: "Of") -> list[int] | None:
+    of = of if objective.measurement is not None else "loss"
+    key = of, tuple(leaf.shape[1:] for leaf in tensors_of((rows.x, rows.y)))
+    known = _KNOWN.setdefault(objective, {})
+    if key not in known:
+        try:
+            known[key] = saved_numbers(objective, rows, of=of)
+        except Exception:  # of whatever the model raises: told by the pass itself
+            return None
+    return known[key]
+
+
+def of_numbers(objective: "Objective", widest: int, most: int) -> int:
+    """`rows_in_cache` where a row's part of the widest tensor is known."""
+    if objective.device.type != "cpu":
+        return most
+    size = _WIDEST // (max(1, widest) * objective.params.element_size())
+    return min(most, max(_FEWEST, size))
+
+
+def saved_numbers(objective: "Objective", rows: Rows, *, of: "Of" = "loss") -> list[int]:
+    """What one more row adds to each tensor that the graph of the loss saves, about.
 
     Parameters and other tensors without a row axis add nothing. Taken from a run on one row and
     one on two; where those save different tensors, one row's are counted whole.
     """
-    one, two = (_saved(objective, rows[:count]) for count in (1, 2))
+    one, two = (_saved(objective, rows[:count], of) for count in (1, 2))
     if len(one) != len(two):
         return one
     return [max(0, after - before) for before, after in zip(one, two, strict=True)]
 
 
-def _saved(objective: Objective, rows: Rows) -> list[int]:
+def _saved(objective: "Objective", rows: Rows, of: "Of") -> list[int]:
     sizes: list[int] = []
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -25,6 +82,7 @@ def _saved(objective: Objective, rows: Rows) -> list[int]:
         return tensor.detach()  # itself, it would be in a ring with its own graph, and never freed
 
     theta = objective.params.clone().requires_grad_()
+    values = objective.losses if of == "loss" else objective.measurements
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
-        objective.losses(theta, rows)
+        values(theta, rows)
     return sizes

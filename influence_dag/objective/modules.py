@@ -4,18 +4,14 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from influence_dag.errors import ModelError
-from influence_dag.objective.checkpoints import (
-    load_checkpoint,
-    load_state,
-    save_checkpoint,
-)
+from influence_dag.objective.checkpoints import load_checkpoint, load_state, save_checkpoint
 from influence_dag.objective.fitting import FitReport, fit
+from influence_dag.objective.numbers import check_numbers
 from influence_dag.objective.seeding import seeded
 from influence_dag.study.imported import import_callable
-from influence_dag.study.model import FitSettings, ModelSettings
+from influence_dag.study.model import ModelSettings
 from influence_dag.study.users_code import named_by
 from influence_dag.texts import a_kind
 
@@ -36,25 +32,9 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     build = import_callable(settings.build, root, "model.build")
     context = f"model.build: {settings.build}"
     wanted = "it is called without arguments and has to return a torch.nn.Module"
-    with (
-        seeded(settings.fit.seed if isinstance(settings.fit, FitSettings) else 0),
-        named_by(context, wanted),
-    ):
+    with seeded(settings.own_fit.seed if settings.own_fit else 0), named_by(context, wanted):
         module = build()
     if not isinstance(module, nn.Module):
         raise ModelError(f"{context} returned {a_kind(module)}, expected a torch.nn.Module")
-    _check_numbers(module, context)
+    check_numbers((*module.named_parameters(), *module.named_buffers()), f"{context}: ")
     return module.to(dtype=dtype)
-
-
-def _check_numbers(module: nn.Module, context: str) -> None:
-    """A `ModelError` for tensors that are no real numbers, or none yet."""
-    for name, value in (*module.named_parameters(), *module.named_buffers()):
-        if is_lazy(value):
-            raise ModelError(
-                f"{context}: the size of {name} is not known before the first batch; give lazy "
-                "layers their sizes, or call the module once in build"
-            )
-        if value.is_meta or value.is_complex() or value.layout != torch.strided:
-            seen = "on the meta device" if value.is_meta else f"{value.dtype}, {value.layout}"
-            raise ModelError(f"{context}: {name} is {seen}; expected dense tensors of real numbers")

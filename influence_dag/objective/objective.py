@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Num
@@ -49,9 +49,7 @@ def flushed_denormals() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def without_denormals(
-    function: Callable[_Arguments, _Result],
-) -> Callable[_Arguments, _Result]:
+def without_denormals(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """The function, run under `flushed_denormals`."""
 
     @wraps(function)
@@ -139,8 +137,9 @@ class Objective:
         return Objective(module, self.loss, measurement=self.measurement, output=self.output)
 
     def unflatten(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
-        """θ as named tensors, views of it."""
-        parts = theta.split(self._sizes)  # one step, also of a gradient
+        """θ as named tensors: copies, since modules may change theirs in place (`max_norm`)."""
+        # One step, also of a gradient; views of one split could not be changed.
+        parts = cast(tuple[Tensor, ...], torch.split_with_sizes_copy(theta, self._sizes))
         return {
             name: part.view(shape)
             for name, part, shape in zip(

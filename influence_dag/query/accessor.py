@@ -66,11 +66,11 @@ class InfluenceAccessor:
         """
         divisor = self._divisor("to_loo")
         told = "change of the test loss on leaving the training row out, to first order"
-        found = (self._array / divisor).rename("leave_one_out")
-        found.attrs = self._about() | {"long_name": told, "sign": "positive: it grows without it"}
-        found.attrs["units"] = self._array.attrs["units"].partition(";")[0]
-        found.attrs["formula"] = f"{self._array.attrs['formula']} / {divisor:g}"
-        return found
+        changes = (self._array / divisor).rename("leave_one_out")
+        changes.attrs = self._about() | {"long_name": told, "sign": "positive: it grows without it"}
+        changes.attrs["units"] = self._array.attrs["units"].partition(";")[0]
+        changes.attrs["formula"] = f"{self._array.attrs['formula']} / {divisor:g}"
+        return changes
 
     def to_koh_liang(self) -> xr.DataArray:
         r"""The same influences with the sign of Koh & Liang (2017), eq. 2: positive harms.
@@ -78,11 +78,11 @@ class InfluenceAccessor:
         $$ I_{up,loss}(z_i, z_j) = - \nabla L_j^\top (H + \lambda I)^{-1} \nabla L_i $$
         """
         self._divisor("to_koh_liang")
-        found = (-self._array).rename("koh_liang_influences")
+        influences = (-self._array).rename("koh_liang_influences")
         sign = "positive: up-weighting the training row raises the test loss (Koh & Liang 2017)"
-        found.attrs = self._about() | {"sign": sign, "units": self._array.attrs["units"]}
-        found.attrs["formula"] = f"−{self._array.attrs['formula']}"
-        return found
+        influences.attrs = self._about() | {"sign": sign, "units": self._array.attrs["units"]}
+        influences.attrs["formula"] = f"−{self._array.attrs['formula']}"
+        return influences
 
     def per_unit(self) -> xr.DataArray:
         """Perturbation influences per unit of the file's columns, of a standardised input.
@@ -96,8 +96,8 @@ class InfluenceAccessor:
                 "true}; without it the model sees the columns times `scale`"
             )
         with xr.set_options(keep_attrs=True):
-            found = self._array / self._array.coords["feature_unit"]
-        return found.assign_attrs(per="unit of the file's column")
+            derivatives = self._array / self._array.coords["feature_unit"]
+        return derivatives.assign_attrs(per="unit of the file's column")
 
     @property
     def self_influence(self) -> xr.DataArray:
@@ -139,9 +139,8 @@ class InfluenceAccessor:
         if not isinstance(k, Integral) or k < 1:
             raise StoreError(f"k is {k!r:.80}; ask for a whole number of rows, at least one")
         values = array.transpose(..., "train").compute()
-        order = np.argsort(-values.values if largest else values.values, axis=-1, kind="stable")[
-            ..., :k
-        ]
+        scores = np.asarray(values.values, np.float64)  # small integers have no negative of all
+        order = np.argsort(-scores if largest else scores, axis=-1, kind="stable")[..., :k]
         if values.ndim == 1:
             return values.isel(train=order)
         rank = xr.Variable((*values.dims[:-1], "rank"), order)

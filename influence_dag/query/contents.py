@@ -42,16 +42,15 @@ class Content:
     @property
     def features(self) -> dict[str, Any]:
         """Numbers by name, of a row that is a line of a table."""
-        found: dict[str, Any] = {}
+        features: dict[str, Any] = {}
         for name, array in self.inputs.items():
             if array.ndim == 1 and array.size <= MOST_NAMED:
                 given = array.indexes.get(str(array.dims[0]))
                 labels = (f"{name}[{k}]" for k in range(array.size)) if given is None else given
-                found |= dict(zip(map(str, labels), array.values.tolist(), strict=True))
-        return found
+                features |= dict(zip(map(str, labels), array.values.tolist(), strict=True))
+        return features
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
         return {
             "id": self.id,
             "label": self.label,
@@ -71,12 +70,12 @@ class Contents:
         """Standard deviation of each named feature over the first training rows."""
         some = self._dataset.isel(train=slice(0, SAMPLE))
         arrays = {name: self._of_the_file(some[f"train_{name}"]) for name in self._inputs("train")}
-        found: dict[str, float] = {}
+        spreads: dict[str, float] = {}
         for name, array in arrays.items():
             if array.ndim == 2 and array.shape[1] <= MOST_NAMED:
                 spread = array.std("train").rename(name)
-                found |= Content(None, inputs={name: spread}).features
-        return found
+                spreads |= Content(None, inputs={name: spread}).features
+        return spreads
 
     @cached_property
     def _dataset(self) -> xr.Dataset:
@@ -97,13 +96,13 @@ class Contents:
 
     def of(self, split: Split, names: Sequence[Any]) -> list[Content]:
         """Several rows; one that has left the dataset is known by its id alone."""
-        found = []
+        rows = []
         for name in names:
             try:
-                found.append(self[split, name])
+                rows.append(self[split, name])
             except StoreError:
-                found.append(Content(name))
-        return found
+                rows.append(Content(name))
+        return rows
 
     def _of_the_file(self, seen: xr.DataArray) -> xr.DataArray:
         """What the model sees, in the units of the file's columns again."""

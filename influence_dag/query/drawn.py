@@ -160,10 +160,10 @@ def _list(sentences: Iterable[str]) -> str:
     return "".join("- " + "  \n  ".join(lines) + "\n" for lines in items)
 
 
-def _numbers(found: dict[str, dict[str, float]]) -> str:
+def _numbers(table: dict[str, dict[str, float]]) -> str:
     """Numbers that a person reads, of each method or pair of methods."""
     said = {
         name: ", ".join(f"{what.replace('_', ' ')} {value:.4g}" for what, value in values.items())
-        for name, values in found.items()
+        for name, values in table.items()
     }
     return _list(f"**{name}**: {values}" for name, values in said.items())

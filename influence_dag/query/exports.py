@@ -248,8 +248,4 @@ def _columns(method: str, block: xr.DataArray) -> dict[str, Any]:
 
 
 _Format = Callable[["StudyResults", Path, list[str]], list[str]]
-FORMATS: dict[str, _Format] = {
-    ".zarr": _zarr,
-    ".nc": _netcdf,
-    ".parquet": _parquet,
-}
+FORMATS: dict[str, _Format] = {".zarr": _zarr, ".nc": _netcdf, ".parquet": _parquet}

@@ -42,15 +42,15 @@ def _cut_out(figure: Figure, dpi: float) -> NDArray | None:
     figure.set(dpi=dpi, facecolor="white")
     try:
         canvas.draw()
-        found = np.asarray(figure.get_tightbbox(canvas.get_renderer()).extents) * dpi
+        edges = np.asarray(figure.get_tightbbox(canvas.get_renderer()).extents) * dpi
         pixels = np.array(canvas.buffer_rgba())
     finally:
         figure.set(dpi=before[0], facecolor=before[1])
     height, width = pixels.shape[:2]
-    if (found[:2] < -1).any() or (found[2:] > (width + 1, height + 1)).any():
+    if (edges[:2] < -1).any() or (edges[2:] > (width + 1, height + 1)).any():
         return None
-    left, bottom = np.maximum(0, np.floor(found[:2]).astype(int) - LINE)
-    right, top = np.minimum((width, height), np.ceil(found[2:]).astype(int) + LINE)
+    left, bottom = np.maximum(0, np.floor(edges[:2]).astype(int) - LINE)
+    right, top = np.minimum((width, height), np.ceil(edges[2:]).astype(int) + LINE)
     cut = pixels[height - top : height - bottom, left:right]
     margin = round(MARGIN * dpi) - LINE
     return np.pad(cut, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
@@ -81,7 +81,6 @@ def markdown(figure: Figure, alt: str) -> str:
 
 
 def data_uri(figure: Figure, *, dpi: float = 90) -> str:
-    """The figure as an address that holds it."""
     return f"data:image/png;base64,{base64.b64encode(png(figure, dpi=dpi)).decode()}"
 
 

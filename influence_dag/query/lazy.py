@@ -33,6 +33,7 @@ def lazy_perturbations(
     blocks are those that the store would use then.
     """
     from influence_dag.stages.derivatives import DerivativesOfPairs
+    from influence_dag.stages.landing import landed
     from influence_dag.stages.perturbation import whole_layout
 
     bench = workbench_of(store, method, project)
@@ -45,7 +46,8 @@ def lazy_perturbations(
         def block(tile: Tile) -> np.ndarray:
             compute = bench.once(kernel, lambda: kernel.at(bench))
             cut = Tile(tile.start[:3], tile.stop[:3], ())  # features are whole
-            return compute(cut)[variable.name]
+            _, arrays = next(landed([(cut, compute(cut))]))
+            return arrays[variable.name]
 
         return block
 
@@ -79,10 +81,7 @@ def parameter_influences(store: Store, method: str, project: Path | None = None)
 
 
 def block_influences(
-    store: Store,
-    method: str,
-    blocks: "Blocks | None" = None,
-    project: Path | None = None,
+    store: Store, method: str, blocks: "Blocks | None" = None, project: Path | None = None
 ) -> xr.DataArray:
     """The share of each block of parameters in the influences, dims `(block, …, test, train)`.
 

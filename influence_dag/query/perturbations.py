@@ -6,20 +6,19 @@ from typing import Any
 import xarray as xr
 
 from influence_dag.errors import StoreError
+from influence_dag.stages.naming import LONGEST_PAIRS, PERTURBATIONS
 from influence_dag.store import Version
 from influence_dag.texts import did_you_mean
-
-NAME, TOP = "perturbation_influences", "top_train"
 
 
 def variable_of(names: Iterable[str], input: str | None, asked: str) -> str:
     """The variable of an input of the model, which has to be named where there are several."""
-    known = [name for name in names if name.startswith(NAME)]
+    known = [name for name in names if name.startswith(PERTURBATIONS)]
     if input is None and len(known) == 1:
         return known[0]
-    if (name := f"{NAME}_{input}") in known:
+    if (name := f"{PERTURBATIONS}_{input}") in known:
         return name
-    inputs = [name.removeprefix(f"{NAME}_") for name in known if name != NAME]
+    inputs = [name.removeprefix(f"{PERTURBATIONS}_") for name in known if name != PERTURBATIONS]
     if not inputs:
         raise StoreError(
             f"{asked}: the model has one input, without a name; leave out input={input!r}"
@@ -38,18 +37,18 @@ def of_input(dataset: xr.Dataset, input: str | None, asked: str) -> xr.DataArray
 
 def with_rows(dataset: xr.Dataset, name: str) -> xr.DataArray:
     """An array; of the longest pairs with the training rows that they are of."""
-    found = dataset[name]
-    if TOP not in dataset or "rank" not in found.dims:
-        return found
+    array = dataset[name]
+    if LONGEST_PAIRS not in dataset or "rank" not in array.dims:
+        return array
     of_rows = [name for name, each in dataset.coords.items() if each.dims == ("train",)]
-    places = dataset[TOP].reset_coords(drop=True).compute()
+    places = dataset[LONGEST_PAIRS].reset_coords(drop=True).compute()
     chosen = dataset.coords.to_dataset()[of_rows].isel(train=places)
-    return found.assign_coords(chosen.coords)
+    return array.assign_coords(chosen.coords)
 
 
 def example(version: Version, method: str) -> str:
     """What to write to see some of it."""
-    names = [name for name in version.variables if name.startswith(NAME)]
-    inner = names[0].removeprefix(f"{NAME}_")
+    names = [name for name in version.variables if name.startswith(PERTURBATIONS)]
+    inner = names[0].removeprefix(f"{PERTURBATIONS}_")
     told: Any = "" if len(names) == 1 else f', input="{inner}"'
     return f'study.perturbation("{method}"{told})'

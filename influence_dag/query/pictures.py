@@ -168,14 +168,14 @@ def _images(rows: Sequence[Content]) -> list[tuple[str, np.ndarray]]:
 
 def dampings(store: Store, methods: Sequence[str]) -> tuple[float, ...]:
     """Every λ that these methods' solves were with."""
-    found: set[float] = set()
+    dampings: set[float] = set()
     for method in methods:
         version = store.current(naming.factors(method))
         given = version.attrs.get("damping") if version else None
         given = list(given.values()) if isinstance(given, dict) else given
         for each in given if isinstance(given, list) else [given]:
-            found |= {float(each)} if isinstance(each, int | float) else set()
-    return tuple(sorted(found))
+            dampings |= {float(each)} if isinstance(each, int | float) else set()
+    return tuple(sorted(dampings))
 
 
 def _has_spectrum(store: Store, method: str) -> bool:
@@ -234,14 +234,13 @@ def leave_one_out(version: Version) -> Figure:
 
 
 def datamodels(version: Version) -> Figure:
-    """Scores with their intervals."""
-    found = version.attrs["info"]["scores"]
+    scores = version.attrs["info"]["scores"]
     names = [
         name if score["damping"] is None else f"{name} (λ = {score['damping']:g})"
-        for name, score in found.items()
+        for name, score in scores.items()
     ]
-    values = np.array([score["lds"] for score in found.values()])
-    lower, upper = np.array([score["interval"] for score in found.values()]).T
+    values = np.array([score["lds"] for score in scores.values()])
+    lower, upper = np.array([score["interval"] for score in scores.values()]).T
     return plots.intervals(names, values, lower, upper)
 
 

@@ -179,7 +179,6 @@ def _place(axes: Axes, row: int, column: int, label: str, image: NDArray, colour
 
 
 def thumbnail(image: NDArray) -> Figure:
-    """One image and nothing else."""
     figure = Picture(figsize=(0.6, 0.6))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.imshow(image, cmap="gray_r", interpolation="nearest")
@@ -198,8 +197,8 @@ def agreement(predictions: Mapping[str, NDArray], actual: NDArray, *, title: str
     for (name, predicted), colour in zip(predictions.items(), (HELPS, HARMS), strict=False):
         x, y = predicted.ravel(), actual.ravel()
         with np.errstate(invalid="ignore"):
-            found = f"Pearson {np.corrcoef(x, y)[0, 1]:.3f}, slope {x @ y / (x @ x):.2f}"
-        axes.scatter(x, y, s=4, alpha=0.4, color=colour, label=f"{name}: {found}", rasterized=True)
+            fit = f"Pearson {np.corrcoef(x, y)[0, 1]:.3f}, slope {x @ y / (x @ x):.2f}"
+        axes.scatter(x, y, s=4, alpha=0.4, color=colour, label=f"{name}: {fit}", rasterized=True)
     axes.set(xlabel="predicted change of the test loss", ylabel="change after a refit", title=title)
     axes.legend(frameon=False, fontsize=7, loc="upper left")
     return figure
@@ -226,8 +225,8 @@ def detection(rankings: Mapping[str, NDArray], positive: NDArray, *, title: str)
     looked_at = np.linspace(0, 1, len(positive) + 1)
     for (name, scores), colour in zip(rankings.items(), cycle(RANKINGS), strict=False):
         hits = positive[np.argsort(-scores, kind="stable")]
-        found = np.concatenate([[0.0], np.cumsum(hits) / max(1, hits.sum())])
-        axes.plot(looked_at, found, color=colour, label=name)
+        recall = np.concatenate([[0.0], np.cumsum(hits) / max(1, hits.sum())])
+        axes.plot(looked_at, recall, color=colour, label=name)
     axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="by chance")
     axes.set(xlabel="share of rows looked at", ylabel="share of wrong labels found", title=title)
     axes.legend(frameon=False, fontsize=8)

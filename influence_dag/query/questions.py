@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import xarray as xr
 
 from influence_dag.datasets.slots import Split
@@ -19,6 +20,7 @@ from influence_dag.texts import did_you_mean
 if TYPE_CHECKING:
     from influence_dag.query.pictures import Pictures
 
+_ROUNDING = 1e-9  # by which a damping that is computed may be off
 Rows = object  # the id of one row, or several
 
 
@@ -140,9 +142,10 @@ def at_damping(array: xr.DataArray, damping: float | None) -> xr.DataArray:
     values = array["damping"].values
     if damping is None:
         return array.isel(damping=-1)
-    if damping not in values:
+    same = np.flatnonzero(np.isclose(values, damping, rtol=_ROUNDING, atol=0.0))
+    if not len(same):
         raise StoreError(f"damping {damping:g} is none of those stored: {values.tolist()}")
-    return array.sel(damping=damping)
+    return array.isel(damping=same[0])
 
 
 def _selected(array: xr.DataArray, split: Split, rows: Any) -> xr.DataArray:

@@ -66,12 +66,12 @@ def _check_code(store: Store, study: Study, *, named: bool) -> None:
     if not any(not code_hashes(name.partition(":")[0], study.root) for name in callables.values()):
         from influence_dag.stages.keys import files_key, key_of_source
 
-        found = key_of_source(
+        key = key_of_source(
             study.settings.model,
             lambda name: code_key(name.partition(":")[0], study.root),
             files_key(study),
         )
-        if found != wanted:
+        if key != wanted:
             raise StoreError(
                 f"{store.address}: the code behind {', '.join(callables.values())} in {study.root} "
                 "is not the code that the stored model was made with; materialise the study again, "

@@ -42,12 +42,11 @@ class ResultDataset(_NamedByTheirFirst, xr.Dataset):
     __slots__ = ()
 
     def __getitem__(self, key: Any) -> Any:
-        found = super().__getitem__(key)
-        return ResultArray(found) if type(found) is xr.DataArray else found
+        array = super().__getitem__(key)
+        return ResultArray(array) if type(array) is xr.DataArray else array
 
 
 def of_results(dataset: xr.Dataset) -> ResultDataset:
-    """The dataset as one of results."""
     return ResultDataset(dataset.data_vars, dataset.coords, dataset.attrs)
 
 

@@ -1,6 +1,5 @@
 """Stored results as labelled xarray objects, opened lazily; no torch, no Dagster."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,11 +9,12 @@ import numpy as np
 import xarray as xr
 
 from influence_dag.addresses import folder_of
-from influence_dag.datasets.slots import SPLITS, Axis, Split
+from influence_dag.datasets.slots import SPLITS, Axis
 from influence_dag.errors import StoreError
 from influence_dag.query.accessor import InfluenceAccessor
 from influence_dag.query.holes import without_holes
 from influence_dag.query.questions import Questions
+from influence_dag.query.rows import row_info
 from influence_dag.stages import naming
 from influence_dag.store import Store, Variable, Version, open_store
 from influence_dag.store.differences import Difference
@@ -83,10 +83,8 @@ class StudyResults(Questions):
     def _contents(self) -> Iterator[tuple[str, int, str]]:
         for name in self.artifacts:
             version = self.store.version(name)
-            largest = max(
-                version.variables.values(), key=lambda each: np.prod(each.shape), default=None
-            )
-            shape = "" if largest is None else _shape(largest)
+            array = largest(version)
+            shape = "" if array is None else f"{array.name}: {spelled(array)}"
             yield name, version.number, shape
 
     @property
@@ -114,7 +112,7 @@ class StudyResults(Questions):
                 f"{did_you_mean(str(method), self.methods)}; it has {stored}"
             )
         dataset = self.open(naming.influences(method))
-        return dataset.assign_coords(self._row_info(method, dataset))
+        return dataset.assign_coords(row_info(self.store, method, dataset))
 
     def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
         """Any artifact as a lazy dataset without holes; by default its current version."""
@@ -243,22 +241,6 @@ class StudyResults(Questions):
             for v in self.versions(artifact)
         ]
 
-    def _row_info(self, method: str, dataset: xr.Dataset) -> Mapping[str, Any]:
-        """Per-row results of other artifacts, matched by id (they may be of another age)."""
-        info: dict[str, Any] = {}
-        places: dict[str, tuple[tuple[str, ...], Split]] = {
-            naming.factors(method): (("residual", "niter", "converged"), "test"),
-            naming.summary(method): (("self_influence",), "train"),
-        }
-        for artifact, (names, split) in places.items():
-            try:
-                if version := self.store.current(artifact):
-                    known = [name for name in names if name in version.variables]
-                    info |= {name: _matched(version, name, split, dataset) for name in known}
-            except StoreError as error:  # the influences are sound by themselves
-                warnings.warn(f"left out {', '.join(names)}: {error}", RuntimeWarning, stacklevel=4)
-        return info
-
 
 def _no_study(store: Store, stored: list[str]) -> str:
     """Why an address cannot be opened, and what could be meant."""
@@ -272,11 +254,15 @@ def _no_study(store: Store, stored: list[str]) -> str:
     )
 
 
-def _shape(variable: Variable) -> str:
-    """`influences: test 10 × train 40, float64`."""
+def largest(version: Version) -> Variable | None:
+    """The variable with the most numbers; None where there is none."""
+    return max(version.variables.values(), key=lambda each: np.prod(each.shape), default=None)
+
+
+def spelled(variable: Variable) -> str:
+    """`test 10 × train 40, float64`."""
     pairs = zip(variable.dims, variable.shape, strict=True)
-    sizes = " × ".join(f"{dim} {size:,}" for dim, size in pairs)
-    return f"{variable.name}: {sizes}, {variable.dtype}"
+    return f"{' × '.join(f'{dim} {size:,}' for dim, size in pairs)}, {variable.dtype}"
 
 
 def _sizes(version: Version) -> dict[str, int]:
@@ -285,18 +271,6 @@ def _sizes(version: Version) -> dict[str, int]:
         for split in SPLITS
         if split in version.coordinates
     }
-
-
-def _matched(
-    version: Version, name: str, split: Split, dataset: xr.Dataset
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """A stored per-row array in the order of the dataset's rows; NaN for rows that it lacks."""
-    axis = Axis.read(version, split)
-    slots = {str(axis.ids[slot]): slot for slot in axis.slots}
-    at = np.array([slots.get(str(row), -1) for row in dataset[split].values], dtype=np.int64)
-    values = np.asarray(version.read(name), np.float64)[..., np.maximum(at, 0)]
-    values[..., at < 0] = np.nan
-    return tuple(version.variables[name].dims), values
 
 
 def _in_blocks(dataset: xr.Dataset) -> xr.Dataset:

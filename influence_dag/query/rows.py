@@ -1,11 +1,16 @@
-"""Rows by their names, as people write them."""
+"""Rows by their names, as people write them, and what other artifacts say of them."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import numpy as np
 import xarray as xr
 
-from influence_dag.datasets.slots import Split
+from influence_dag.datasets.slots import Axis, Split
 from influence_dag.errors import StoreError
+from influence_dag.stages import naming
+from influence_dag.store import Store, Version
 from influence_dag.texts import did_you_mean, literal
 
 
@@ -27,3 +32,32 @@ def rows_named(labelled: xr.DataArray | xr.Dataset, split: Split, rows: Iterable
     if not given:
         raise StoreError(f"no {split} row is named; name at least one")
     return [known[name] for name in dict.fromkeys(map(str, given))]
+
+
+def row_info(store: Store, method: str, dataset: xr.Dataset) -> Mapping[str, Any]:
+    """Per-row results of other artifacts, matched by id (they may be of another age)."""
+    info: dict[str, Any] = {}
+    places: dict[str, tuple[tuple[str, ...], Split]] = {
+        naming.factors(method): (("residual", "niter", "converged"), "test"),
+        naming.summary(method): (("self_influence",), "train"),
+    }
+    for artifact, (names, split) in places.items():
+        try:
+            if version := store.current(artifact):
+                known = [name for name in names if name in version.variables]
+                info |= {name: _matched(version, name, split, dataset) for name in known}
+        except StoreError as error:  # the influences are sound by themselves
+            warnings.warn(f"left out {', '.join(names)}: {error}", RuntimeWarning, stacklevel=4)
+    return info
+
+
+def _matched(
+    version: Version, name: str, split: Split, dataset: xr.Dataset
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """A stored per-row array in the order of the dataset's rows; NaN for rows that it lacks."""
+    axis = Axis.read(version, split)
+    slots = {str(axis.ids[slot]): slot for slot in axis.slots}
+    at = np.array([slots.get(str(row), -1) for row in dataset[split].values], dtype=np.int64)
+    values = np.asarray(version.read(name), np.float64)[..., np.maximum(at, 0)]
+    values[..., at < 0] = np.nan
+    return tuple(version.variables[name].dims), values

@@ -63,16 +63,16 @@ def suspect_rows(
         raise StoreError(f"k is {k}; ask for at least one row")
     scores = study.self_influence(method=method, damping=damping)
     rows = _Rows(study, scores)
-    found = rows.said | rows.neighbours(asked) | rows.out_of_fold(asked)
-    rankings = {n: -v if n == "knn_shapley" else v for n, v in found.items() if n in SUSPICIONS}
-    found["combined"] = rankings["combined"] = combined_suspicion(rankings, rows.evidence(asked))
+    columns = rows.said | rows.neighbours(asked) | rows.out_of_fold(asked)
+    rankings = {n: -v if n == "knn_shapley" else v for n, v in columns.items() if n in SUSPICIONS}
+    columns["combined"] = rankings["combined"] = combined_suspicion(rankings, rows.evidence(asked))
     if asked.by not in rankings:
         raise StoreError(_missing(asked.by))
     order = np.argsort(-np.nan_to_num(rankings[asked.by], nan=-np.inf), kind="stable")[:k]
     first = scores.isel(train=order)
     values = {
         name: ("train", column[order], {"long_name": SUSPICIONS.get(name, "predicted class")})
-        for name, column in found.items()
+        for name, column in columns.items()
         if name != "self_influence"
     }
     ranked = first.to_dataset(name="self_influence").assign(values)
@@ -105,11 +105,11 @@ class _Rows:
                 f"the summary of {self.method} holds no losses of training rows; materialise the "
                 "study again"
             )
-        found = {"self_influence": self.scores.values, "loss": summary["train_loss"].values}
+        said = {"self_influence": self.scores.values, "loss": summary["train_loss"].values}
         predicted = summary["train_predicted"].values
         if self.dataset.variables["train_y"].dtype.startswith("int") and len(predicted):
-            found["predicted"] = self._in_words(predicted)
-        return found
+            said["predicted"] = self._in_words(predicted)
+        return said
 
     def _in_words(self, predicted: NDArray) -> NDArray:
         classes = predicted.astype(np.int64)
@@ -151,11 +151,11 @@ class _Rows:
             return {}
         (train, test), labels = self.points(asked.space), self.labels
         of_rows = neighbour_disagreement(train, labels[0], near=self._near(asked))
-        found = {"neighbour_disagreement": of_rows[self.places]}
+        scores = {"neighbour_disagreement": of_rows[self.places]}
         if labels[0].dtype.kind == "i":
             values = knn_shapley(train, labels[0], test, labels[1], k=asked.neighbours)
-            found["knn_shapley"] = values[self.places]
-        return found
+            scores["knn_shapley"] = values[self.places]
+        return scores
 
     def evidence(self, asked: Asked) -> Evidence | None:
         """What neighbours, and models that have not seen the rows, take the rows' classes to be."""
@@ -202,8 +202,8 @@ class _Rows:
         axis, objective = Axis.read(self.dataset, split), load_objective(self.bench)
         blocks = [axis.slots[start : start + BLOCK] for start in range(0, axis.count, BLOCK)]
         rows = (load_rows(self.bench, axis, slots) for slots in blocks)
-        found = (points_of(objective, few, "penultimate") for few in rows)
-        return np.concatenate([part for part in found if part is not None])
+        points = (points_of(objective, few, "penultimate") for few in rows)
+        return np.concatenate([part for part in points if part is not None])
 
     def out_of_fold(self, asked: Asked) -> dict[str, NDArray]:
         if not asked.folds:

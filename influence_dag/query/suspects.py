@@ -52,11 +52,5 @@ def suspects(
     """
     results = study if isinstance(study, StudyResults) else open_study(study)
     return results.suspects(
-        k,
-        method=method,
-        damping=damping,
-        by=by,
-        neighbours=neighbours,
-        space=space,
-        folds=folds,
+        k, method=method, damping=damping, by=by, neighbours=neighbours, space=space, folds=folds
     )

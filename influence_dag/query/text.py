@@ -15,7 +15,7 @@ from influence_dag.datasets.slots import Axis, Split, shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query.contents import Content
 from influence_dag.query.perturbations import example
-from influence_dag.query.results import StudyResults
+from influence_dag.query.results import StudyResults, largest, spelled
 from influence_dag.stages import naming
 from influence_dag.store.differences import Change, Difference
 from influence_dag.texts import listed, literal
@@ -54,13 +54,8 @@ def _artifact_lines(results: StudyResults) -> list[str]:
 
 def _contents(results: StudyResults, name: str) -> str:
     version = results.store.version(name)
-    if not version.variables:
-        return f"version {version.number}, no arrays"
-    largest = max(version.variables.values(), key=lambda entry: np.prod(entry.shape))
-    shape = " × ".join(
-        f"{dim} {size:,}" for dim, size in zip(largest.dims, largest.shape, strict=True)
-    )
-    return f"version {version.number}, {shape}, {largest.dtype}"
+    array = largest(version)
+    return f"version {version.number}, {'no arrays' if array is None else spelled(array)}"
 
 
 def _sizes(array: xr.DataArray) -> str:
@@ -194,23 +189,23 @@ def difference(
     return results.diff(artifact, before, after)
 
 
-def difference_as_values(found: Difference) -> dict[str, Any]:
+def difference_as_values(change: Difference) -> dict[str, Any]:
     """The same as `describe_difference` says, as plain values."""
     return {
-        "artifact": found.after.artifact,
-        "before": found.before.number,
-        "after": found.after.number,
-        "rows": {"added": found.added, "removed": found.removed, "changed": found.changed},
+        "artifact": change.after.artifact,
+        "before": change.before.number,
+        "after": change.after.number,
+        "rows": {"added": change.added, "removed": change.removed, "changed": change.changed},
         "arrays": {
             name: {
-                "chunks": int(np.prod(found.after.variables[name].grid)),
+                "chunks": int(np.prod(change.after.variables[name].grid)),
                 "chunks_changed": len(chunks),
                 "largest_changes": [
                     {"at": each.labels, "before": each.before, "after": each.after}
-                    for each in found.largest_changes(name)
+                    for each in change.largest_changes(name)
                 ],
             }
-            for name, chunks in found.chunks.items()
+            for name, chunks in change.chunks.items()
         },
     }
 

@@ -14,14 +14,30 @@ from influence_dag.curvature.operators import Curvature
 
 
 @dataclass(frozen=True, eq=False)
+class LowRank:
+    r"""Rows $x = c \, b + Y V^\top$: what products with many vectors are cheaper by."""
+
+    share: float  # c, the same for all rows; 0 where what V leaves out is dropped
+    coordinates: Float[Tensor, "k rank"]
+    eigenvectors: Float[Tensor, "p rank"]
+
+    def of(self, rhs: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
+        """The rows, written out."""
+        inside = self.coordinates @ self.eigenvectors.T
+        return inside.add_(rhs, alpha=self.share) if self.share else inside
+
+
+@dataclass(frozen=True, eq=False)
 class Solution:
     r"""Rows `x` with $(H + \lambda I)\, x = b$, and what is known about them.
 
-    Entries of `info` that belong to single rows are tensors with leading axis `k`.
+    Entries of `info` that belong to single rows are tensors with leading axis `k`. `low_rank` has x
+    in fewer numbers, where the method is of a low rank.
     """
 
     x: Float[Tensor, "k p"]
     info: dict[str, Any] = field(default_factory=dict)
+    low_rank: LowRank | None = None
 
 
 @runtime_checkable

@@ -28,6 +28,9 @@ from influence_dag.study.methods import ConjugateGradientSettings
 
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
+_COMBINATIONS = 4  # of all rows, that confirm the residuals of the recurrence
+_MANY = 32  # rows, from which that is worth it
+_OFF = 0.25  # of their targets, by which all of them together may be off
 _LEAST = 1000  # iterations a row by default
 _ITERATIONS = 30  # that are expected at an ordinary damping
 
@@ -41,10 +44,11 @@ class ConjugateGradient:
 
     Hestenes & Stiefel (1952), preconditioned. A row stops when
     $\lVert r \rVert \le \max(\mathtt{rtol} \lVert b \rVert, \mathtt{atol})$ holds for its *true*
-    residual, where an rtol below eight units of rounding counts as that (1e-6 in float32), and a
-    residual that stopped falling before there is accepted below 64 units (8e-6 in float32): the
-    products have no more digits. With `search="own"` step lengths belong to single rows: what else
-    is in the block changes no answer.
+    residual (of many rows looked at in random combinations; singly where these are not what the
+    iteration says, and of rows near their target), where an rtol below eight units of rounding
+    counts as that (1e-6 in float32), and a residual that stopped falling before there is accepted
+    below 64 units (8e-6 in float32): the products have no more digits. With `search="own"` step
+    lengths belong to single rows: what else is in the block changes no answer.
 
     With `search="shared"` every row searches in the directions of all of them (O'Leary 1980, *The
     block conjugate gradient algorithm*): for many rows and a curvature that many directions count
@@ -141,7 +145,7 @@ class PreconditionedSystem:
     ) -> Solution:
         r"""Solve every row, from `x0` (one row for all, or one each) or from zero.
 
-        Info per row: `niter`, `converged`, `residual` (true, over $\lVert b \rVert$) and
+        Info per row: `niter`, `converged`, `residual` (over $\lVert b \rVert$) and
         `residual_history`, the recurrence's after each iteration (NaN once the row has stopped).
         Raises `IndefiniteError` on meeting negative curvature, else `NotConvergedError` for rows
         that miss the tolerance.
@@ -183,7 +187,8 @@ class PreconditionedSystem:
             if self.settings.search == "shared" and len(rows) > 1:
                 left = self._descend_together(state, rows, damping, maxiter)
             self._descend(state, left, damping, maxiter)
-            state.residual[rows] = rhs[rows] - self._apply(state.x[rows], damping)
+            for some in self._unconfirmed(state, rows, rhs, damping).split(len(rows)):
+                state.residual[some] = rhs[some] - self._apply(state.x[some], damping)
             now = state.residual[rows].norm(dim=1)
             worse = ~(now <= before) & (state.niter[rows] < maxiter)
             if worse.any():
@@ -195,26 +200,51 @@ class PreconditionedSystem:
             state.stalled[rows] = again & ~(now < before / 2)
             rows = rows[again & (now < before / 2)]
 
+    def _unconfirmed(
+        self, state: State, rows: Int[Tensor, " k"], rhs: Float[Tensor, "m p"], damping: float
+    ) -> Int[Tensor, " few"]:
+        r"""The rows whose true residual has to be looked at, each by a product.
+
+        Products with random combinations of all rows, each over its target, say by how much the
+        recurrence's residuals are off together, $(\sum_i \lVert r_i - (b_i - A x_i) \rVert^2 /
+        t_i^2)^{1/2}$: where that is a quarter at most, all rows but those that are as near to their
+        target are on the side of it that the recurrence says.
+        """
+        strayed, state.strayed = state.strayed, False
+        if strayed or self.settings.search == "shared" or len(rows) < _MANY:
+            return rows
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        u = torch.randn(_COMBINATIONS, len(rows), generator=generator, dtype=torch.float64)
+        u = u.to(rhs) / state.target[rows]
+        meant = u @ (rhs[rows] - state.residual[rows])
+        off = (meant - self._apply(u @ state.x[rows], damping)).norm() / _COMBINATIONS**0.5
+        share = state.residual[rows].norm(dim=1) / state.target[rows]
+        return rows if not off <= _OFF else rows[(share - 1).abs() <= off]
+
     def _descend(self, state: State, rows: Int[Tensor, " k"], damping: float, maxiter: int) -> None:
         """Plain preconditioned CG from the residuals of `rows`; rows leave as they finish."""
         residual, preconditioner = state.residual[rows], self._at(damping)
-        direction = z = preconditioner.precondition(residual, damping=damping)
-        rz, progress = (residual * z).sum(1), Progress.of(residual, state.x[rows])
+        z = preconditioner.precondition(residual, damping=damping)
+        direction, rz = z.clone(), _inner(residual, z)
+        progress = Progress.of(residual, state.x[rows])
         while len(rows):
             product = self._apply(direction, damping)
-            curvature = (direction * product).sum(1)
+            curvature = _inner(direction, product)
             zero = progress.rounding(direction, product)
             negative, flat = curvature < -zero, curvature <= zero
             step = torch.where(flat, 0, rz / curvature)[:, None]
-            state.x[rows] += step * direction
-            residual = residual - step * product
+            state.move(rows, step, direction)
+            residual.addcmul_(step, product, value=-1)
             state.niter[rows] += 1
             state.negative[rows] = negative
             go_on = self._unfinished(state, rows, residual, progress, maxiter, over=flat)
-            rows, residual, progress = rows[go_on], residual[go_on], progress.of_rows(go_on)
+            if not go_on.all():
+                state.residual[rows[~go_on]] = residual[~go_on]
+                rows, residual, progress = rows[go_on], residual[go_on], progress.of_rows(go_on)
+                direction, rz = direction[go_on], rz[go_on]
             z = preconditioner.precondition(residual, damping=damping)
-            rz, previous = (residual * z).sum(1), rz[go_on]
-            direction = z + (rz / previous)[:, None] * direction[go_on]
+            rz, previous = _inner(residual, z), rz
+            direction.mul_((rz / previous)[:, None]).add_(z)
 
     def _unfinished(
         self,
@@ -233,6 +263,7 @@ class PreconditionedSystem:
         over = stalled if over is None else over | stalled
         back = unfinished & over & (length > progress.mark)
         state.x[rows[back]] = progress.best[back]
+        state.strayed |= bool(back.any())
         return unfinished & ~over & (state.niter[rows] < maxiter)
 
     def _descend_together(
@@ -272,7 +303,7 @@ class PreconditionedSystem:
         return self.preconditioner if damping > least else Unpreconditioned()
 
     def _apply(self, vectors: Tensor, damping: float) -> Tensor:
-        return self.curvature.apply(vectors).add(vectors, alpha=damping)
+        return self.curvature.apply(vectors).add_(vectors, alpha=damping)
 
     def _report(
         self, state: State, residual: Tensor, converged: Bool[Tensor, " k"], damping: float
@@ -309,3 +340,8 @@ class PreconditionedSystem:
             f"atol={self.settings.atol:g} after {int(state.niter.max())} iterations "
             f"(rows {{rows}}; worst relative residual {residual[failed].max():.1e}); {cure}"
         )
+
+
+def _inner(left: Float[Tensor, "k p"], right: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:
+    """Of each row, without a block of products."""
+    return torch.bmm(left.unsqueeze(1), right.unsqueeze(2)).flatten()

@@ -37,9 +37,9 @@ class Progress:
 
         $\lVert A \rVert$ is known from below, by the products that the row has seen.
         """
-        square = direction.square().sum(1)
-        self.norm = torch.maximum(self.norm, (product.square().sum(1) / square).sqrt().nan_to_num())
-        return rounding(direction.dtype, direction.shape[1]) * self.norm * square
+        length = direction.norm(dim=1)
+        self.norm = torch.maximum(self.norm, (product.norm(dim=1) / length).nan_to_num())
+        return rounding(direction.dtype, direction.shape[1]) * self.norm * length.square()
 
     def stalled(self, length: Float[Tensor, " k"], x: Float[Tensor, "k p"]) -> Bool[Tensor, " k"]:
         """Note one more iteration, and where it has led."""
@@ -63,6 +63,16 @@ class State:
     negative: Bool[Tensor, " k"]
     stalled: Bool[Tensor, " k"]
     lengths: list[Float[Tensor, " k"]] = field(default_factory=list)
+    strayed: bool = False  # whether a row was set back: its residual is not x's
+
+    def move(
+        self, rows: Int[Tensor, " m"], step: Float[Tensor, "m 1"], direction: Float[Tensor, "m p"]
+    ) -> None:
+        """Some rows along a direction each; all of them in place: to gather them takes longer."""
+        if len(rows) == len(self.x):
+            self.x.addcmul_(step, direction)
+        else:
+            self.x[rows] += step * direction
 
     def record(self, rows: Int[Tensor, " m"], residual: Float[Tensor, "m p"]) -> Tensor:
         """The norms of some rows' residuals, noted as those of one iteration."""

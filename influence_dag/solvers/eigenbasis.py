@@ -8,8 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from influence_dag.solvers.base import Solution, relative
-from influence_dag.solvers.rounding import check_in_range, indefinite_error, rounding
+from influence_dag.solvers.base import LowRank, Solution, relative
+from influence_dag.solvers.rounding import (
+    check_in_range,
+    check_left_out,
+    indefinite_error,
+    rounding,
+)
 
 Indefinite = Literal["raise", "allow", "absolute"]
 
@@ -67,22 +72,24 @@ class Eigenbasis:
         b = rhs.to(self.eigenvectors.dtype)
         coordinates = b @ self.eigenvectors
         inverse = torch.where(held, shifted, 1.0).reciprocal() * held
-        x = (coordinates * inverse) @ self.eigenvectors.T
-        outside = (coordinates * ~held).norm(dim=1)
+        outside, share = (coordinates * ~held).norm(dim=1), 0.0
         if self.complement == "damping" and not self._square:
-            rest = b - coordinates @ self.eigenvectors.T
             if self._divides(damping, rhs.dtype):
-                x += rest / damping
+                share = 1 / damping
             else:
+                rest = b - coordinates @ self.eigenvectors.T
                 outside = torch.hypot(outside, rest.norm(dim=1))
+        low_rank = LowRank(share, coordinates * (inverse - share), self.eigenvectors)
+        x = low_rank.of(b)
         used = int(held.sum())
         if self.complement == "damping" or self._square:  # else what is outside is dropped anyway
             zeros = len(self.eigenvectors) - used
             check_in_range(outside, rhs, self.eigenvalues, zeros=zeros, damping=damping)
+            check_left_out(coordinates, shifted, held, rhs, damping=damping)
         info = {**self.info, "rank": used}
         if self.indefinite == "absolute":
             info["residual"] = self._residual(x, b, damping).to(rhs.dtype)
-        return Solution(x.to(rhs.dtype), info)
+        return Solution(x.to(rhs.dtype), info, None if self._square else low_rank)
 
     def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
         r"""$P^{-1} = (\mu_r + \lambda)\, V (\mu + \lambda)^{-1} V^\top + (I - V V^\top)$.
@@ -95,11 +102,16 @@ class Eigenbasis:
         held = self.eigenvalues + damping > self._floor(rows.dtype)
         if not held.any():
             return rows
-        values, vectors = self.eigenvalues[held] + damping, self.eigenvectors[:, held]
+        values, vectors = self.eigenvalues + damping, self.eigenvectors
+        if not held.all():
+            values, vectors = values[held], vectors[:, held]
         coordinates = rows.to(vectors.dtype) @ vectors
         if (self._square or self.exhausted) and damping <= self._floor(rows.dtype):
             return (((values.min() / values) * coordinates) @ vectors.T).to(rows.dtype)
-        return rows + ((coordinates * (values.min() / values - 1)) @ vectors.T).to(rows.dtype)
+        coordinates *= values.min() / values - 1
+        if rows.dtype == vectors.dtype:
+            return torch.addmm(rows, coordinates, vectors.T)
+        return rows + (coordinates @ vectors.T).to(rows.dtype)
 
     def _residual(self, x: Tensor, b: Tensor, damping: float) -> Float[Tensor, " k"]:
         absolute = (x @ self.eigenvectors * self.eigenvalues.abs()) @ self.eigenvectors.T

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -231,11 +232,11 @@ class KroneckerFactorization:
         values = torch.cat([block.eigenvalues.flatten().double() for block in self.blocks])
         return AutomaticDamping(values.mean().item(), "trace / p of the Kronecker factors")
 
-    @property
+    @cached_property  # asked for at every block, and a device is asked once
     def smallest_eigenvalue(self) -> float:
         return min(block.eigenvalues.min().item() for block in self.blocks)
 
-    @property
+    @cached_property
     def largest_eigenvalue(self) -> float:
         return max(block.eigenvalues.max().item() for block in self.blocks)
 

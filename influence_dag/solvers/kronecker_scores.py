@@ -97,24 +97,6 @@ class RotatedGradients:
     def _blocks(self) -> Iterator[tuple[GradientBlock, KroneckerBlock | DenseBlock]]:
         return zip(self.gradients.blocks, self.factorization.blocks, strict=True)
 
-    def low_rank_influences(
-        self, test: Gradients, *, damping: float, rank: int, seed: int = 0
-    ) -> tuple[Float[Tensor, "k n"], Float[Tensor, " k"]]:
-        r"""Influences with each layer's factor S cut to `rank`, and the error of the factors.
-
-        $\tilde g^\top S \tilde a \approx \sum_r (q_r \cdot \tilde g)(b_r \cdot \tilde a)$ costs
-        $r (d_{out} + d_{in})$ a pair instead of $d_{out} d_{in}$. The error of a test row is
-        $\epsilon = \lVert S - \hat S \rVert / \lVert S \rVert$ over all layers: no score is off
-        by more than $\epsilon \lVert S \rVert \lVert \nabla L(z_i) \rVert$. Randomised range
-        finder with two power iterations (Halko, Martinsson & Tropp 2011), repeatable by `seed`.
-        """
-        scores, errors = [], []
-        for S in self._factors(test, damping):
-            part, lost = self._cut_scores(S, rank, seed)
-            scores.append(part)
-            errors.append((lost.clamp(min=0) / _squared(S).clamp(min=1e-300)).sqrt())
-        return torch.cat(scores), torch.cat(errors)
-
     def _factors(self, test: Gradients, damping: float) -> Iterator[Float[Tensor, "k p"]]:
         """Rotated factors of a few test rows at a time."""
         self._check(damping, test)
@@ -131,23 +113,6 @@ class RotatedGradients:
 
     def _check(self, damping: float, rows: Gradients) -> None:
         self.factorization.check(damping, next(iter(rows.tensors().values())).dtype)
-
-    def _cut_scores(self, S: Float[Tensor, "k p"], rank: int, seed: int) -> tuple[Tensor, Tensor]:
-        scores = S.new_zeros(len(S), len(self.gradients))
-        lost = torch.zeros(len(S), dtype=torch.float64, device=S.device)
-        for block in self.gradients.blocks:
-            if isinstance(block, LinearGradients) and rank < min(_widths(block)):
-                V = S[:, block.weight].unflatten(1, _widths(block))
-                Q, B = _range(V, rank, seed)
-                lost += _squared(V) - _squared(B)
-                _add_low_rank(block, Q, B, scores)
-            else:
-                block.add_inner(S, scores)
-        return scores, lost
-
-
-def _widths(block: LinearGradients) -> tuple[int, int]:
-    return block.output_gradients.shape[-1], block.activations.shape[-1]
 
 
 def _is_single(block: GradientBlock) -> bool:
@@ -205,34 +170,3 @@ def _part(gradients: Gradients, place: Place) -> Float[Tensor, "n size"]:
         f"the gradients have no parameter at {place[0]}:{place[1]} of θ: they are of another "
         "network than the factors"
     )
-
-
-# Low rank -------------------------------------------------------------------------------------
-
-
-def _range(
-    S: Float[Tensor, "k d_out d_in"], rank: int, seed: int
-) -> tuple[Float[Tensor, "k d_out r"], Float[Tensor, "k r d_in"]]:
-    """Orthonormal Q and B = Qᵀ S with Q B ≈ S."""
-    generator = torch.Generator().manual_seed(seed)
-    omega = torch.randn(S.shape[2], rank, generator=generator, dtype=torch.float64).to(S)
-    Q = torch.linalg.qr(S @ omega).Q
-    for _ in range(2):
-        Q = torch.linalg.qr(S @ torch.linalg.qr(S.mT @ Q).Q).Q
-    return Q, Q.mT @ S
-
-
-def _squared(rows: Float[Tensor, "k ..."]) -> Float[Tensor, " k"]:
-    """Squared norms; in float64, because small differences of them are wanted."""
-    return torch.linalg.vector_norm(rows.flatten(1), dim=1, dtype=torch.float64).square()
-
-
-def _add_low_rank(block: LinearGradients, Q: Tensor, B: Tensor, out: Float[Tensor, "k n"]) -> None:
-    a, g = block.activations, block.output_gradients
-    size = max(1, _NUMBERS // (a[..., 0].numel() * Q.shape[2]))
-    for part, q, b in zip(out.split(size), Q.split(size), B.split(size), strict=True):
-        k, _, rank = q.shape
-        left = g @ q.transpose(0, 1).flatten(1)
-        right = a @ b.flatten(0, 1).T
-        products = (left * right).unflatten(-1, (k, rank)).sum(-1)
-        part += (products if a.ndim == 2 else products.sum(1)).T

@@ -84,8 +84,7 @@ class Nystroem:
             rank, curvature.size, seed=self.seed, dtype=curvature.dtype, device=curvature.device
         )
         for _ in range(self.power_iterations):
-            omega = torch.linalg.qr(curvature.apply(omega).double().T).Q.T
-            omega = omega.to(curvature.dtype).contiguous()
+            omega = torch.linalg.qr(curvature.apply(omega).T).Q.T.contiguous()
         return omega
 
 

@@ -3,13 +3,14 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from influence_dag.errors import IndefiniteError
 
 _NOISE = 16  # units of rounding, of the longest right-hand side, that any of them may be off
 _OUTSIDE = 1e-6, 1e-2  # share of ‖b‖ that may lie outside the range, in float64 and in float32
+_LEFT_OUT = 0.05  # share of bᵀ(H + λI)⁻¹b that rounding may leave out
 
 
 def rounding(dtype: torch.dtype, size: int) -> float:
@@ -51,17 +52,72 @@ def check_in_range(
         return
     worst = (outside / lengths)[bad].max().item()
     which = bad.nonzero()[:, 0].tolist()
-    largest = eigenvalues.abs().max().item() if len(eigenvalues) else 0.0
-    enough = round_up(100 * torch.finfo(rhs.dtype).eps * largest)
-    raise IndefiniteError(
-        f"H + λI is singular to rounding at damping={damping:g}: {zeros} of {rhs.shape[1]} "
-        f"eigenvalues are below {rounding(rhs.dtype, rhs.shape[1]) * largest:.1e} (the largest is "
-        f"{largest:.3g}), and {len(which)} of {len(rhs)} right-hand sides (rows "
-        f"{', '.join(map(str, which[:10]))}{', …' if len(which) > 10 else ''}) have up to "
-        f"{worst:.1e} of their length along them: no x solves that; {_cure(rhs.dtype)}",
-        smallest_eigenvalue=eigenvalues.min().item() if len(eigenvalues) else 0.0,
-        suggested_damping=enough,
+    raise _singular(
+        f"and {len(which)} of {len(rhs)} right-hand sides (rows {_first(which)}) have up to "
+        f"{worst:.1e} of their length along them: no x solves that",
+        eigenvalues,
+        rhs,
+        zeros=zeros,
+        damping=damping,
     )
+
+
+def check_left_out(
+    coordinates: Float[Tensor, "k rank"],
+    shifted: Float[Tensor, " rank"],
+    held: Bool[Tensor, " rank"],
+    rhs: Float[Tensor, "k p"],
+    *,
+    damping: float,
+) -> None:
+    r"""Raise `IndefiniteError` where what counts as zero decides the answer.
+
+    `coordinates` are those of `rhs` along eigenvectors, of which only those `held` are used. A
+    small part of b along an eigenvector of a small eigenvalue can be most of
+
+    $$ b^\top (H + \lambda I)^{-1} b = \sum_i c_i^2 / (\mu_i + \lambda) , $$
+
+    as where columns are of very different sizes. Parts within `noise` count as none.
+    """
+    if damping <= 0 or bool(held.all()) or not len(rhs):
+        return
+    real = (coordinates.abs() - noise(rhs).to(coordinates)).clamp(min=0)
+    terms = real.square() / shifted.abs().clamp(min=damping)
+    left = (terms * ~held).sum(1) / terms.sum(1).clamp(min=torch.finfo(terms.dtype).tiny)
+    bad = (left > _LEFT_OUT).nonzero()[:, 0].tolist()
+    if bad:
+        raise _singular(
+            f"and {len(bad)} of {len(rhs)} right-hand sides (rows {_first(bad)}) have up to "
+            f"{left.max().item():.0%} of their answer along them, which would be lost",
+            shifted - damping,
+            rhs,
+            zeros=int((~held).sum()),
+            damping=damping,
+        )
+
+
+def _singular(
+    told: str,
+    eigenvalues: Float[Tensor, " rank"],
+    rhs: Float[Tensor, "k p"],
+    *,
+    zeros: int,
+    damping: float,
+) -> IndefiniteError:
+    """The error for `H + λI` of which some eigenvalues are zero to rounding, and b along them."""
+    largest = eigenvalues.abs().max().item() if len(eigenvalues) else 0.0
+    floor = rounding(rhs.dtype, rhs.shape[1]) * largest
+    return IndefiniteError(
+        f"H + λI is singular to rounding at damping={damping:g}: {zeros} of {rhs.shape[1]} "
+        f"eigenvalues are below {floor:.1e} (the largest is {largest:.3g}), {told}; "
+        f"{_cure(rhs.dtype)}",
+        smallest_eigenvalue=eigenvalues.min().item() if len(eigenvalues) else 0.0,
+        suggested_damping=round_up(100 * torch.finfo(rhs.dtype).eps * largest),
+    )
+
+
+def _first(rows: list[int]) -> str:
+    return ", ".join(map(str, rows[:10])) + (", …" if len(rows) > 10 else "")
 
 
 def indefinite_error(

@@ -27,9 +27,9 @@ def _function(name: str, home: str) -> Any:
 
 @dataclass(frozen=True)
 class Promise:
-    """A check: a function of `stages.checks` that is given a workbench, or makes one that is.
+    """A check: a function of `stages.checks` that is given a workbench and these arguments.
 
-    With `arguments` it is made of these. What fails stops what is downstream.
+    What fails stops what is downstream.
     """
 
     name: str
@@ -38,8 +38,7 @@ class Promise:
     description: str
 
     def outcome(self, bench: "Workbench") -> "Outcome":
-        function = _function(self.function, "stages.checks:{}")
-        return (function(*self.arguments) if self.arguments else function)(bench)
+        return _function(self.function, "stages.checks:{}")(bench, *self.arguments)
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,10 @@ class Artifact:
             return {name: each for name, each in dumped["model"].items() if name != "minimum"}
         if path == "method":
             return dumped["methods"][self.method]
-        found: Any = dumped
+        setting: Any = dumped
         for part in path.split("."):
-            found = found[part]
-        return found
+            setting = setting[part]
+        return setting
 
     def refresh(self, bench: "Workbench") -> "Update":
         """Bring the artifact up to date, with code and files that stay as they are meanwhile."""

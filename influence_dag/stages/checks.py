@@ -1,6 +1,5 @@
 """What must hold of the stored arrays, whatever computed them. Each check reads the store alone."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -8,12 +7,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.solvers.rounding import rounding
-from influence_dag.stages import (
-    automatic,
-    dampings,
-    naming,
-    reading,
-)
+from influence_dag.stages import automatic, dampings, naming, reading
 from influence_dag.stages.blocks import pieces
 from influence_dag.stages.minimum import judged
 from influence_dag.stages.workbench import Workbench
@@ -30,27 +24,21 @@ class Outcome:
     tolerated: bool = False  # a failure that the study said it would live with
 
 
-Check = Callable[[Workbench], Outcome]
-
 REFITS = 0.9  # correlation of predicted and actual changes
 FAR = 1000  # how far λ may be from the mean |eigenvalue|
 RESIDUAL = {"float32": 1e-4, "float64": 1e-8}
 
 
-def complete(artifact: str, *splits: str) -> Check:
+def complete(bench: Workbench, artifact: str, *splits: str) -> Outcome:
     """Every block has been computed, and every row that exists is finite."""
-
-    def check(bench: Workbench) -> Outcome:
-        version = bench.require(artifact)
-        damage = version.verify()
-        if damage:
-            return Outcome(False, f"{len(damage)} damaged or missing files, first {damage[0].file}")
-        counts = {name: _not_finite(version, name, splits) for name in version.variables}
-        bad = {name: count for name, count in counts.items() if count}
-        message = f"not finite: {bad}" if bad else "all blocks present, all numbers finite"
-        return Outcome(not bad, message, {"not_finite": counts})
-
-    return check
+    version = bench.require(artifact)
+    damage = version.verify()
+    if damage:
+        return Outcome(False, f"{len(damage)} damaged or missing files, first {damage[0].file}")
+    counts = {name: _not_finite(version, name, splits) for name in version.variables}
+    bad = {name: count for name, count in counts.items() if count}
+    message = f"not finite: {bad}" if bad else "all blocks present, all numbers finite"
+    return Outcome(not bad, message, {"not_finite": counts})
 
 
 def _not_finite(version: Version, name: str, splits: tuple[str, ...]) -> int:
@@ -93,37 +81,29 @@ def gradient_norm(bench: Workbench) -> Outcome:
     return Outcome(passed, verdict.message, known, tolerated=verdict.tolerated)
 
 
-def symmetric(kind: str) -> Check:
+def symmetric(bench: Workbench, kind: str) -> Outcome:
     """The stored matrix equals its transpose."""
-
-    def check(bench: Workbench) -> Outcome:
-        matrix = bench.require(kind).read(kind)
-        worst = scale = 0.0
-        for rows in pieces(0, len(matrix), 256):
-            worst = max(worst, float(np.abs(matrix[rows] - matrix[:, rows].T).max()))
-            scale = max(scale, float(np.abs(matrix[rows]).max()))
-        message = f"largest asymmetry {worst:.1e} of {scale:.1e}"
-        return Outcome(worst <= 1e-12 * scale, message, {"asymmetry": worst})
-
-    return check
+    matrix = bench.require(kind).read(kind)
+    worst = scale = 0.0
+    for rows in pieces(0, len(matrix), 256):
+        worst = max(worst, float(np.abs(matrix[rows] - matrix[:, rows].T).max()))
+        scale = max(scale, float(np.abs(matrix[rows]).max()))
+    message = f"largest asymmetry {worst:.1e} of {scale:.1e}"
+    return Outcome(worst <= 1e-12 * scale, message, {"asymmetry": worst})
 
 
-def positive_definite(kind: str) -> Check:
+def positive_definite(bench: Workbench, kind: str) -> Outcome:
     """`H + λI` has only positive eigenvalues, so that `(H + λI)⁻¹` is what the theory means."""
-
-    def check(bench: Workbench) -> Outcome:
-        info = bench.require(kind).attrs["info"]
-        smallest, damping = info.get("smallest_eigenvalue"), min(automatic.of_matrix(bench, kind))
-        if smallest is None:
-            return Outcome(True, "no spectrum at this size; a factorisation will tell")
-        return _damped(info, smallest, damping, rounding(bench.dtype, info["parameters"]))
-
-    return check
+    info = bench.require(kind).attrs["info"]
+    smallest, damping = info.get("smallest_eigenvalue"), min(automatic.of_matrix(bench, kind))
+    if smallest is None:
+        return Outcome(True, "no spectrum at this size; a factorisation will tell")
+    return _damped(info, smallest, damping, rounding(bench.dtype, info["parameters"]))
 
 
 def _damped(info: dict[str, Any], smallest: float, damping: float, share: float) -> Outcome:
     message = f"smallest eigenvalue {smallest:.3g}, damping {damping:g}"
-    found = {"smallest_eigenvalue": smallest, "damping": damping}
+    numbers = {"smallest_eigenvalue": smallest, "damping": damping}
     floor = share * abs(info["largest_eigenvalue"])
     if smallest < -floor and damping < -2 * smallest:
         # Positive or not, the most negative direction then has the largest weight of all.
@@ -131,61 +111,53 @@ def _damped(info: dict[str, Any], smallest: float, damping: float, share: float)
             f"; a damping of {-2 * smallest:.2g} or more, on_indefinite: absolute or curvature: "
             "gauss_newton come nearer to what refits find"
         )
-        return Outcome(False, message, found, tolerated=smallest + damping > 0)
+        return Outcome(False, message, numbers, tolerated=smallest + damping > 0)
     if smallest + damping <= floor:
         message += "; eigenvalues that rounding cannot tell from zero count as zero"
-    return Outcome(True, message, found)
+    return Outcome(True, message, numbers)
 
 
-def damping_near_spectrum(method: str) -> Check:
+def damping_near_spectrum(bench: Workbench, method: str) -> Outcome:
     """λ is of the order of the curvature's eigenvalues, where there is no weight decay to be it."""
-
-    def check(bench: Workbench) -> Outcome:
-        info = bench.require(naming.curvature(method)).attrs["info"]
-        known, mean = dampings.of_method(bench, method), info.get("mean_eigenvalue")
-        if not mean or max(known) == 0:
-            return Outcome(True, "no spectrum to compare λ with")
-        largest = info.get("largest_eigenvalue", FAR * mean)
-        message = f"λ = {_listed(known)}, mean |eigenvalue| {mean:.2g}"
-        small = bench.settings.model.is_given and 0 < min(known) < mean / FAR
-        if small:
-            message += (
-                "; of a λ so small the directions decide of which the data say least, and θ is no "
-                "minimum at which that would be right: damping: auto takes the mean"
-            )
-        if max(known) > largest:
-            message += "; above the spectrum influences are little but dot products of gradients"
-        found = {"damping": list(known), "mean_eigenvalue": mean}
-        return Outcome(not small and max(known) <= largest, message, found, tolerated=True)
-
-    return check
+    info = bench.require(naming.curvature(method)).attrs["info"]
+    known, mean = dampings.of_method(bench, method), info.get("mean_eigenvalue")
+    if not mean or max(known) == 0:
+        return Outcome(True, "no spectrum to compare λ with")
+    largest = info.get("largest_eigenvalue", FAR * mean)
+    message = f"λ = {_listed(known)}, mean |eigenvalue| {mean:.2g}"
+    small = bench.settings.model.is_given and 0 < min(known) < mean / FAR
+    if small:
+        message += (
+            "; of a λ so small the directions decide of which the data say least, and θ is no "
+            "minimum at which that would be right: damping: auto takes the mean"
+        )
+    if max(known) > largest:
+        message += "; above the spectrum influences are little but dot products of gradients"
+    numbers = {"damping": list(known), "mean_eigenvalue": mean}
+    return Outcome(not small and max(known) <= largest, message, numbers, tolerated=True)
 
 
 def _listed(known: tuple[float, ...]) -> str:
     return ", ".join(f"{each:.3g}" for each in known)
 
 
-def residual_below(method: str) -> Check:
+def residual_below(bench: Workbench, method: str) -> Outcome:
     """Every solve reached its tolerance."""
-
-    def check(bench: Workbench) -> Outcome:
-        version = bench.require(naming.factors(method))
-        values = np.asarray(version.read("residual"), np.float64)
-        valid = bench.axis_of(version, "test").valid
-        worst = float(values[..., valid].max()) if valid.any() else 0.0
-        settings = bench.settings.methods[method]
-        limit = max(RESIDUAL[bench.settings.compute.dtype], getattr(settings, "rtol", 0.0))
-        message = f"worst relative residual {worst:.1e}, limit {limit:.0e}"
-        if not worst <= limit:
-            message += f"; {_cause_of_residual(bench)}"
-        return Outcome(
-            worst <= limit,
-            message,
-            {"worst_residual": worst},
-            tolerated=getattr(settings, "on_failure", "raise") == "warn",
-        )
-
-    return check
+    version = bench.require(naming.factors(method))
+    values = np.asarray(version.read("residual"), np.float64)
+    valid = bench.axis_of(version, "test").valid
+    worst = float(values[..., valid].max()) if valid.any() else 0.0
+    settings = bench.settings.methods[method]
+    limit = max(RESIDUAL[bench.settings.compute.dtype], getattr(settings, "rtol", 0.0))
+    message = f"worst relative residual {worst:.1e}, limit {limit:.0e}"
+    if not worst <= limit:
+        message += f"; {_cause_of_residual(bench)}"
+    return Outcome(
+        worst <= limit,
+        message,
+        {"worst_residual": worst},
+        tolerated=getattr(settings, "on_failure", "raise") == "warn",
+    )
 
 
 def _cause_of_residual(bench: Workbench) -> str:
@@ -197,51 +169,42 @@ def _cause_of_residual(bench: Workbench) -> str:
     return "the system is ill-conditioned: raise `damping`, or standardise the features"
 
 
-def matches_parts(method: str) -> Check:
+def matches_parts(bench: Workbench, method: str) -> Outcome:
     """A few stored influences equal the product of the stored factors and gradients."""
+    from influence_dag.stages.reading import load_gradients
 
-    def check(bench: Workbench) -> Outcome:
-        from influence_dag.stages.reading import load_gradients
-
-        version = bench.require(naming.influences(method))
-        test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
-        rng = np.random.default_rng(0)
-        worst = scale = 0.0
-        for i, j in zip(rng.choice(test.slots, 16), rng.choice(train.slots, 16), strict=True):
-            s = reading.load_factors(bench, method, slice(i, i + 1), -1)
-            expected = load_gradients(bench, slice(j, j + 1)).inner(s).item()
-            pair = slice(i, i + 1), slice(j, j + 1)
-            stored = dampings.at(version, "influences", -1, *pair).item()
-            worst, scale = max(worst, abs(stored - expected)), max(scale, abs(expected))
-        limit = max(1e-4, 4 * bench.settings.store.max_relative_error)
-        return Outcome(
-            worst <= limit * scale,
-            f"16 random pairs: largest difference {worst:.1e} of {scale:.1e}",
-        )
-
-    return check
+    version = bench.require(naming.influences(method))
+    test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
+    rng = np.random.default_rng(0)
+    worst = scale = 0.0
+    for i, j in zip(rng.choice(test.slots, 16), rng.choice(train.slots, 16), strict=True):
+        s = reading.load_factors(bench, method, slice(i, i + 1), -1)
+        expected = load_gradients(bench, slice(j, j + 1)).inner(s).item()
+        pair = slice(i, i + 1), slice(j, j + 1)
+        stored = dampings.at(version, "influences", -1, *pair).item()
+        worst, scale = max(worst, abs(stored - expected)), max(scale, abs(expected))
+    limit = max(1e-4, 4 * bench.settings.store.max_relative_error)
+    return Outcome(
+        worst <= limit * scale, f"16 random pairs: largest difference {worst:.1e} of {scale:.1e}"
+    )
 
 
-def methods_agree(*methods: str) -> Check:
+def methods_agree(bench: Workbench, *methods: str) -> Outcome:
     """Methods that solve the same system exactly give the same influences."""
-
-    def check(bench: Workbench) -> Outcome:
-        agreement = bench.require(naming.REPORT).attrs["info"]["agreement"]
-        pairs = [f"{a} vs {b}" for a, b in combinations(methods, 2)]
-        errors = {pair: agreement[pair]["relative_error"] for pair in pairs}
-        worst = max(errors.values())
-        limit = max(1e-3, 100 * max(getattr(bench.settings.methods[m], "rtol", 0) for m in methods))
-        message = f"largest relative error {worst:.1e}, limit {limit:.0e}"
-        return Outcome(worst <= limit, message, {"relative_errors": errors})
-
-    return check
+    agreement = bench.require(naming.REPORT).attrs["info"]["agreement"]
+    pairs = [f"{a} vs {b}" for a, b in combinations(methods, 2)]
+    errors = {pair: agreement[pair]["relative_error"] for pair in pairs}
+    worst = max(errors.values())
+    limit = max(1e-3, 100 * max(getattr(bench.settings.methods[m], "rtol", 0) for m in methods))
+    message = f"largest relative error {worst:.1e}, limit {limit:.0e}"
+    return Outcome(worst <= limit, message, {"relative_errors": errors})
 
 
 def predicts_refits(bench: Workbench) -> Outcome:
     """Predicted and actual changes correlate; of a network not every row's need to."""
-    found = bench.require("validation/leave_one_out").attrs["info"]
-    pearson = found["pearson"]
-    message = f"Pearson {pearson:.4f}, slope {found['slope']:.3f}, limit {REFITS:g}"
+    info = bench.require("validation/leave_one_out").attrs["info"]
+    pearson = info["pearson"]
+    message = f"Pearson {pearson:.4f}, slope {info['slope']:.3f}, limit {REFITS:g}"
     if pearson < REFITS:
         message += "; a damping nearer to the fit's weight decay, or the leverage, may come nearer"
     return Outcome(pearson >= REFITS, message, {"pearson": pearson}, tolerated=True)

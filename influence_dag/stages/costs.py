@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from influence_dag.stages.graph import matrix_of
 from influence_dag.study.curvatures import CURVATURE_KINDS
-from influence_dag.study.study import FitSettings, Study
+from influence_dag.study.study import Study
 
 FIT_PASSES, SOLVE_STEPS = 100, 30  # what fits and iterative solves take, about
 
@@ -48,7 +48,7 @@ def cost_of(name: str, study: Study, rates: Rates) -> Cost:
             memory = min(3 * bytes_, 6 * block) if rates.on_demand else 3 * bytes_
             return Cost(name, bytes_, memory, 1e-7 * bytes_)
         case "model":
-            fits = isinstance(study.settings.model.fit, FitSettings)
+            fits = study.settings.model.own_fit is not None
             work = FIT_PASSES * n * rates.gradient * 2 if fits else n * rates.gradient
             held = (
                 n if study.settings.model.fit is not None else min(n, 2 * _block_rows(study, rates))

@@ -87,11 +87,7 @@ def refresh(bench: Workbench, method: str) -> Update:
         return Whole(arrays, attrs, info, notes=notes)
 
     return refresh_whole(
-        bench,
-        naming.curvature(method),
-        key,
-        produce,
-        reusable=matrices.pinned(bench, settings_key),
+        bench, naming.curvature(method), key, produce, reusable=matrices.pinned(bench, settings_key)
     )
 
 

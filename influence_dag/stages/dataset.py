@@ -82,10 +82,10 @@ def look(bench: Workbench) -> None:
     data, root = bench.settings.data, bench.study.root
     if data.makes_rows:
         return
-    found = [path for split in SPLITS for path in files(data, split, root).values()]
-    if any(path.is_dir() for path in found):
+    paths = [path for split in SPLITS for path in files(data, split, root).values()]
+    if any(path.is_dir() for path in paths):
         return
-    if sum(path.stat().st_size for path in found) > LOOKED_AT:
+    if sum(path.stat().st_size for path in paths) > LOOKED_AT:
         return
     with suppress(StoreError):  # what is damaged is mended by the refresh
         stored = bench.store.current(naming.DATASET)
@@ -186,12 +186,7 @@ def _as_stored(stored: Version, split: Split, table: SplitRows, slots: np.ndarra
 
 
 def _part(
-    bench: Workbench,
-    layout: Layout,
-    split: Split,
-    table: SplitRows,
-    axis: Axis,
-    source: np.ndarray,
+    bench: Workbench, layout: Layout, split: Split, table: SplitRows, axis: Axis, source: np.ndarray
 ) -> Part:
     arrays = arrays_of(table, split)
     chunk = next(variable.chunks[0] for variable in layout.variables if variable.name in arrays)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
 
     from influence_dag.objective import Rows
 
-NAME = "perturbation_influences"
 _FEWEST = 32  # training rows differentiated together: their graph serves a block of factors
 
 
@@ -85,8 +84,8 @@ class Derivatives:
         with self._named(slots):
             values = perturbation_influences(self.objective, s, rows, wrt=self.wrt)
         if isinstance(values, dict):
-            return {f"{NAME}_{name}": each for name, each in values.items()}
-        return {NAME: values}
+            return {f"{naming.PERTURBATIONS}_{name}": each for name, each in values.items()}
+        return {naming.PERTURBATIONS: values}
 
     def cut(self, tests: slice, trains: slice, numbers: int) -> tuple[int, int]:
         """Into how many test and training rows to cut, so that pairs of `numbers` are a block."""
@@ -94,6 +93,19 @@ class Derivatives:
         fewest = min(_FEWEST, max(1, trains.stop - trains.start))
         few = max(1, min(self.tests, tests.stop - tests.start, pairs // fewest))
         return few, max(1, pairs // few)
+
+    def missing(self, *shape: int) -> "Tensor":
+        """NaN, where nothing has been computed yet, on the study's device."""
+        import torch
+
+        return torch.full(shape, torch.nan, dtype=self.bench.dtype, device=self.bench.device)
+
+    def put(self, found: "Tensor", into: "Tensor", *places: np.ndarray) -> None:
+        """Write where places on one axis meet those on the next."""
+        import torch
+
+        at = tuple(torch.from_numpy(each).to(into.device) for each in np.ix_(*places))
+        into[at] = found.to(into.dtype)
 
     @contextmanager
     def _named(self, slots: np.ndarray) -> Iterator[None]:
@@ -116,20 +128,23 @@ class _Whole:
     def __init__(self, derivatives: Derivatives, kernel: DerivativesOfPairs):
         self.derivatives, self.kernel = derivatives, kernel
 
-    def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
+    def __call__(self, tile: Tile) -> "dict[str, Tensor]":
+        import torch
+
         places, tests, trains = tile.region
         blocks = [self._one(tests, trains, k) for k in range(places.start, places.stop)]
-        return {self.kernel.variable: np.stack(blocks)}
+        return {self.kernel.variable: blocks[0][None] if len(blocks) == 1 else torch.stack(blocks)}
 
-    def _one(self, tests: slice, trains: slice, place: int) -> np.ndarray:
+    def _one(self, tests: slice, trains: slice, place: int) -> "Tensor":
         of, shape = self.derivatives, (tests.stop - tests.start, trains.stop - trains.start)
-        block = np.full((*shape, *self.kernel.feature), np.nan, of.bench.settings.compute.dtype)
         present, rows = of.rows(trains)
-        if rows is None:
-            return block
+        block = None
         for test in pieces(tests.start, tests.stop, of.tests):
             asked, s = of.factors(test.start, test.stop, place)
-            if len(asked):
+            if rows is not None and len(asked):
                 found = of.of(s, rows, trains.start + present)[self.kernel.variable]
-                block[np.ix_(test.start - tests.start + asked, present)] = found.cpu().numpy()
-        return block
+                if found.shape[:2] == shape:
+                    return found
+                block = of.missing(*shape, *self.kernel.feature) if block is None else block
+                of.put(found, block, test.start - tests.start + asked, present)
+        return of.missing(*shape, *self.kernel.feature) if block is None else block

@@ -41,13 +41,13 @@ class Shard:
         >>> Shard.parse("2/8")
         Shard(number=2, of=8)
         """
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise StudyError(
                 f"shard is {text!r}; write i/n with i from 1 to n, such as 2/8 (of an array job: "
                 "--array=1-8 and --shard $SLURM_ARRAY_TASK_ID/8)"
             )
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     @property
     def drives(self) -> bool:
@@ -111,7 +111,7 @@ class Exchange:
         path.mkdir(exist_ok=True)
         for old in set(path.iterdir()) - {path / f"{name_of(task)}.arrays" for task in tasks}:
             old.unlink(missing_ok=True)  # of another age
-        write_atomically(path / "plan", packed((shard.of, uuid.uuid4().hex, tasks)))
+        write_atomically(path / "plan", pickle.dumps((shard.of, uuid.uuid4().hex, tasks)))
         return path
 
     def end(self, error: BaseException | None) -> None:
@@ -140,10 +140,6 @@ class Exchange:
 
     def alive(self, number: int) -> Path:
         return self.folder / f"shard-{number}.alive"
-
-
-def packed(value: Any) -> bytes:
-    return pickle.dumps(value)
 
 
 def unpacked(left: bytes) -> Any:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
-from influence_dag.stages.tasks import BlockTask, Results, run
+from influence_dag.stages.landing import landed
+from influence_dag.stages.tasks import BlockTask, Results, started
 from influence_dag.stages.workbench import Workbench
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Computes in this process, on the thread that asks, in order and when asked for the next."""
+    """Computes in this process, on the thread that asks, in order and when asked for the next.
+
+    A GPU is given a block before the one before it is handed on.
+    """
 
     def run(self, tasks: Iterable[BlockTask], /) -> Results:
-        for task in tasks:
-            yield task, run(task)
+        return landed((task, started(task)) for task in tasks)
 
 
 _Asked = tuple[int, str, int | None, bool]

@@ -177,8 +177,8 @@ def _rows_of(split: "SplitRows", count: int, dtype: Any) -> "Rows":
     from influence_dag.objective.objective import Rows
 
     def tensor(values: "Values") -> torch.Tensor:
-        found = torch.from_numpy(np.ascontiguousarray(values[:count]))
-        return found.to(dtype) if found.is_floating_point() else found.long()
+        tensor = torch.from_numpy(np.ascontiguousarray(values[:count]))
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor.long()
 
     x = {name: tensor(values) for name, values in split.x.items()}
     weights = None if split.weights is None else tensor(split.weights)
@@ -191,7 +191,7 @@ def _warnings(study: Study, train: "SplitRows", costs: tuple[Cost, ...]) -> Iter
     from influence_dag.datasets.scales import unscaled
 
     features = study.settings.data.features
-    if not getattr(features, "standardise", False) and (names := unscaled(train)):
+    if not features.standardise and (names := unscaled(train)):
         told = "" if study.settings.compute.dtype == "float64" else "compute: {dtype: float64} or "
         yield (
             f"columns of very different scales ({', '.join(names)}) leave few digits to the "
@@ -229,5 +229,5 @@ def _memory() -> int | None:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return None
-    found = {line.split(":")[0]: line.split()[1] for line in lines}
-    return 1024 * int(found["MemAvailable"]) if "MemAvailable" in found else None
+    fields = {line.split(":")[0]: line.split()[1] for line in lines}
+    return 1024 * int(fields["MemAvailable"]) if "MemAvailable" in fields else None

@@ -13,5 +13,5 @@ FORMULAS = {
     "perturbation": 1,
     "summary": 3,
     "validation": 5,
-    "report": 3,
+    "report": 4,
 }

@@ -14,7 +14,7 @@ from influence_dag.stages import naming
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.keys import model_key
+from influence_dag.stages.keys import model_key, were_met
 from influence_dag.stages.reading import check_rows, load_rows, shared_objective, stored_rows
 from influence_dag.stages.symbols import gradients_formula
 from influence_dag.stages.tasks import Compute, Kernel
@@ -23,6 +23,8 @@ from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from influence_dag.objective import Objective
 
 FORMULA = FORMULAS["gradients"]
@@ -142,7 +144,7 @@ class GradientsOfRows(Kernel):
         captured = GradientLayout.from_json(json.loads(self.captured))
         objective, train = shared_objective(bench), bench.axis("dataset", "train")
 
-        def compute(tile: Tile) -> dict[str, np.ndarray]:
+        def compute(tile: Tile) -> "dict[str, Tensor]":
             return _block(bench, train, objective, captured, slice(tile.start[0], tile.stop[0]))
 
         return compute
@@ -150,8 +152,10 @@ class GradientsOfRows(Kernel):
 
 def _block(
     bench: Workbench, train: Axis, objective: "Objective", captured: GradientLayout, slots: slice
-) -> dict[str, np.ndarray]:
+) -> "dict[str, Tensor]":
     """The captured tensors of a run of slots; NaN where a row is missing."""
+    import torch
+
     from influence_dag.gradients import per_sample_gradients
 
     present = np.flatnonzero(train.valid[slots])
@@ -159,15 +163,19 @@ def _block(
     count = slots.stop - slots.start
     tensors = {}
     if len(present):
-        check_rows(objective, rows, train, slots.start + present)
+        if not were_met(bench, train):
+            check_rows(objective, rows, train, slots.start + present)
         gradients = per_sample_gradients(
             objective, rows, layout=captured, batch_size=bench.settings.compute.batch_size
         )
         tensors = gradients.tensors()
-    dtype = np.dtype(bench.settings.compute.dtype)
+    if len(present) == count:
+        return tensors
+    at, place = torch.from_numpy(present).to(bench.device), {"device": bench.device}
     block = {
-        name: np.full((count, *shape), np.nan, dtype) for name, shape in captured.row_shapes.items()
+        name: torch.full((count, *shape), torch.nan, dtype=bench.dtype, **place)
+        for name, shape in captured.row_shapes.items()
     }
     for name, tensor in tensors.items():
-        block[name][present] = tensor.detach().cpu().numpy()
+        block[name][at] = tensor.detach()
     return block

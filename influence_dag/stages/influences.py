@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Layout, Variable
+
+if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
+    from torch import Tensor
 
 FORMULA = FORMULAS["influences"]
 
@@ -103,20 +107,22 @@ class _Tiles(ABC):
         """How many rows of so many numbers are a block."""
         return max(1, self.bench.settings.compute.block_bytes // (numbers * self.itemsize))
 
-    def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
+    def __call__(self, tile: Tile) -> "dict[str, Tensor]":
+        import torch
+
         places, tests, trains = tile.region
-        block = np.empty(tile.shape, np.dtype(self.bench.settings.compute.dtype))
+        block = torch.empty(tile.shape, dtype=self.bench.dtype, device=self.bench.device)
         for train in pieces(trains.start, trains.stop, self.trains):
             columns = slice(train.start - trains.start, train.stop - trains.start)
             for k, place in enumerate(range(places.start, places.stop)):
                 for test in pieces(tests.start, tests.stop, self.tests):
                     rows = slice(test.start - tests.start, test.stop - tests.start)
-                    block[k, rows, columns] = self.values(test, train, place)
+                    self.write(test, train, place, block[k, rows, columns])
         return {"influences": block}
 
     @abstractmethod
-    def values(self, test: slice, train: slice, place: int) -> np.ndarray:
-        """The influences of a piece at one λ, the one at this place of the axis."""
+    def write(self, test: slice, train: slice, place: int, out: "Tensor") -> None:
+        """The influences of a piece at one λ, the one at this place of the axis, into `out`."""
 
 
 class _Products(_Tiles):
@@ -132,11 +138,9 @@ class _Products(_Tiles):
             lambda start, stop: reading.load_gradients(bench, slice(start, stop))
         )
 
-    def values(self, test: slice, train: slice, place: int) -> np.ndarray:
-        from influence_dag.influence import influences as influences_block
-
+    def write(self, test: slice, train: slice, place: int, out: "Tensor") -> None:
         G = self.gradients(train.start, train.stop)
-        return influences_block(self.factors(test.start, test.stop, place), G).cpu().numpy()
+        G.inner(self.factors(test.start, test.stop, place), out)
 
 
 class _Rotated(_Tiles):
@@ -154,15 +158,15 @@ class _Rotated(_Tiles):
             )
         )
 
-    def values(self, test: slice, train: slice, place: int) -> np.ndarray:
-        shape = test.stop - test.start, train.stop - train.start
-        found = np.full(shape, np.nan, np.dtype(self.bench.settings.compute.dtype))
+    def write(self, test: slice, train: slice, place: int, out: "Tensor") -> None:
+        import torch
+
+        out.fill_(torch.nan)
         present, gradients = self.of_test(test.start, test.stop)
         if gradients is not None:
             rotated = self.of_train(train.start, train.stop)
-            damping = self.dampings[place]
-            found[present] = rotated.influences(gradients, damping=damping).cpu().numpy()
-        return found
+            found = rotated.influences(gradients, damping=self.dampings[place])
+            out[torch.from_numpy(present).to(out.device)] = found.to(out.dtype)
 
 
 class _LessMemory:
@@ -177,6 +181,6 @@ class _LessMemory:
         test_rows = eigenbasis.GradientsOfTests.of(self.bench, method)
         return test_rows and _Rotated(self.bench, method, test_rows)
 
-    def __call__(self, tile: Tile) -> dict[str, np.ndarray]:
+    def __call__(self, tile: Tile) -> "dict[str, Tensor]":
         many = tile.stop[-2] - tile.start[-2] > self.products.tests
         return ((many and self.rotated) or self.products)(tile)

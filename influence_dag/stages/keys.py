@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
 from influence_dag.stages.workbench import Workbench
@@ -104,6 +105,16 @@ def column_kinds(bench: Workbench) -> dict[str, str]:
         for name, variable in bench.require("dataset").variables.items()
         if name.startswith("train_x") or (own_loss and name == "train_y")
     }
+
+
+def met_rows(bench: Workbench, train: Axis) -> str:
+    """Which training rows there are and how code sees them: what the model's stage notes."""
+    return fingerprint(train.fingerprint, column_kinds(bench))
+
+
+def were_met(bench: Workbench, train: Axis) -> bool:
+    """Whether all training rows are those that the model's stage has looked at, one by one."""
+    return bench.require(naming.MODEL).attrs.get("rows_met") == met_rows(bench, train)
 
 
 def measurement_key(study: Study) -> str:

@@ -34,9 +34,7 @@ def refresh(bench: Workbench, kind: str) -> Update:
     or the old rows are no longer kept, all are summed again. So are those of a difference that
     would be refused further on.
     """
-    train = bench.axis("dataset", "train")
-    settings_key = fingerprint(kind, FORMULA, model_key(bench))
-    key = fingerprint(settings_key, train.fingerprint)
+    train, settings_key, key = _keys(bench, kind)
     return refresh_whole(
         bench,
         kind,
@@ -44,6 +42,15 @@ def refresh(bench: Workbench, kind: str) -> Update:
         lambda: _produce(bench, kind, train, settings_key),
         reusable=pinned(bench, settings_key),
     )
+
+
+def _keys(bench: Workbench, kind: str) -> tuple[Axis, str, str]:
+    """The rows, the key of all but these, and the key of everything."""
+    train, settings_key = (
+        bench.axis("dataset", "train"),
+        fingerprint(kind, FORMULA, model_key(bench)),
+    )
+    return train, settings_key, fingerprint(settings_key, train.fingerprint)
 
 
 def pinned(bench: Workbench, settings_key: str):
@@ -134,11 +141,7 @@ def _whole(
     attrs = attributes(bench, settings_key, train, curvature=kind)
     about = {"formula": matrix_formula(kind, attrs["weights"])}
     arrays: dict[str, Result] = {kind: (("param", "param_t"), matrix.cpu().numpy(), about)}
-    info = {
-        "parameters": len(matrix),
-        "n_train": train.count,
-        "rows_differentiated": summed.rows,
-    }
+    info = {"parameters": len(matrix), "n_train": train.count, "rows_differentiated": summed.rows}
     if values is not None:
         named = {"long_name": "eigenvalues, largest first"}
         arrays["eigenvalues"] = (("rank",), values.flip(0).cpu().numpy(), named)
@@ -209,9 +212,7 @@ def is_difference(bench: Workbench, kind: str) -> bool:
 
 def make_anew(bench: Workbench, kind: str) -> Update:
     """Sum the stored matrix over all rows again, although it is the one that is asked for."""
-    train = bench.axis("dataset", "train")
-    settings_key = fingerprint(kind, FORMULA, model_key(bench))
-    key = fingerprint(settings_key, train.fingerprint)
+    train, settings_key, key = _keys(bench, kind)
 
     def produce() -> Whole:
         summed = _over_all(bench, kind, train, load_objective(bench))

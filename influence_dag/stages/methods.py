@@ -76,7 +76,6 @@ def _factorised_for(bench: Workbench, method: str) -> float | None:
 
 
 def factorization_settings(bench: Workbench, method: str) -> dict:
-    """The settings that the factorisation depends on."""
     settings, known = bench.settings.methods[method].factorization, bench.settings.dampings
     if bench.settings.is_auto_damped:
         settings["damping"] = "auto"
@@ -169,7 +168,6 @@ def load_factorization(
 
 
 def stored_tensor(bench: Workbench, version: Version, name: str) -> "torch.Tensor":
-    """A stored array on the study's device."""
     import torch
 
     tensor = torch.from_numpy(version.read(name)).to(bench.device)

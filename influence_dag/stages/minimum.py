@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from influence_dag.stages.wording import NO_MINIMUM
-from influence_dag.study.model import FitSettings, ModelSettings
+from influence_dag.study.model import ModelSettings
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +51,8 @@ def _message(model: ModelSettings, norm: float, relative: float | None, is_minim
         said += f", {relative:.2g} of the mean norm of the rows' gradients (a minimum: {SMALL:g})"
     if is_minimum:
         return said
-    if isinstance(model.fit, FitSettings):
-        missed = f"the fit missed its tolerance {model.fit.tolerance:g}"
+    if model.own_fit:
+        missed = f"the fit missed its tolerance {model.own_fit.tolerance:g}"
         return f"{said}; {missed}: train longer (max_steps), or say minimum: warn"
     meant = "influences are then of a small step from θ, not of training anew; trust ranks of rows"
     return f"{said}; {meant} more than sizes. {_CURES}"

@@ -8,14 +8,14 @@ from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
 from influence_dag.stages.class_order import check_order
-from influence_dag.stages.conditioning import unscaled_columns
 from influence_dag.stages.driver import Whole, refresh_whole
-from influence_dag.stages.features import check_features, feature_names
+from influence_dag.stages.features import check_features, feature_names, unscaled_columns
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import (
     callable_key,
     column_kinds,
     hash_of_file,
+    met_rows,
     model_key,
     source_key,
 )
@@ -33,12 +33,12 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
 from influence_dag.study.imported import import_callable
-from influence_dag.study.model import FitSettings
 from influence_dag.study.study import Study
 from influence_dag.study.users_code import named_by
 from influence_dag.unchanged import note
 
 if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
+    import torch
     from torch import nn
 
     from influence_dag.objective import Objective, Rows
@@ -62,11 +62,7 @@ def refresh(bench: Workbench) -> Update:
     if pinned or as_it_is:
         check_features(bench, bench.undamaged(naming.MODEL), settings_key)
     update = refresh_whole(
-        bench,
-        naming.MODEL,
-        key,
-        lambda: _produce(bench, train, settings_key),
-        reusable=reusable,
+        bench, naming.MODEL, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )
     if update.is_current and not bench.is_planned("dataset") and not _has_met_rows(bench):
         check_targets(bench, load_objective(bench))
@@ -94,7 +90,7 @@ def _has_met_rows(bench: Workbench) -> bool:
 
 def _settings_key(study: Study) -> str:
     model = study.settings.model
-    parameters = model.fit.model_dump() if isinstance(model.fit, FitSettings) else model.fit
+    parameters = model.own_fit.model_dump() if model.own_fit else model.fit
     checkpoint = _checkpoint_key(study) if model.checkpoint else None
     return fingerprint(
         naming.MODEL,
@@ -119,50 +115,65 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     from influence_dag.objective import modules
     from influence_dag.stages.rebuilt import Fitted, check_rebuilt
 
-    settings, study = bench.settings.model, bench.study
+    study = bench.study
     rows, test = (rows_of(bench, axis) for axis in (train, bench.axis("dataset", "test")))
     unscaled = unscaled_columns(bench)
     if unscaled:
         bench.report(f"warning: {unscaled}")
-    module = modules.build_module(settings, study.root, torch.float64).to(bench.device)
-    loss = study_loss(study)
+    module = modules.build_module(study.settings.model, study.root, torch.float64)
+    module = module.to(bench.device)
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
-    report: Any = None
-    moved: dict[str, float] = {}
     check_targets(bench, study_objective(study, module.eval()))
-    if settings.checkpoint:
+    _load_given(bench, module, rows)
+    told = _fitted(bench, module, rows, test) | ({"unscaled_columns": unscaled} if unscaled else {})
+    objective = study_objective(study, module.eval())
+    objective.check(rows)
+    stored = modules.save_checkpoint(objective.module)
+    seen = {train: rows, bench.axis("dataset", "test"): test}
+    fitted = Fitted(objective, started_from, seen, bench.settings.compute.batch_size)
+    mean = check_rebuilt(study, fitted, stored)
+    return _artifact(bench, train, objective, rows, settings_key, told, mean, stored)
+
+
+def _load_given(bench: Workbench, module: "nn.Module", rows: "Rows") -> None:
+    """Load the checkpoint where there is one, whose outputs have to be in the order of classes."""
+    from influence_dag.objective import modules
+
+    study, checkpoint = bench.study, bench.settings.model.checkpoint
+    if checkpoint:
         _checkpoint_key(study)
-        modules.load_checkpoint(module, study.path(settings.checkpoint))
+        modules.load_checkpoint(module, study.path(checkpoint))
         _checkpoint_key(study)
         classes = list(bench.require("dataset").attrs.get("classes", ()))
-        given = study_objective(study, module.eval())
-        check_order(given, rows, classes, settings.checkpoint)
-    if isinstance(settings.fit, FitSettings):
-        before = study_objective(study, module)
-        before.check(rows)
-        if settings.fit.warm_start:
-            _load_previous(bench, module)
-        report = modules.fit(
-            module, loss, rows, settings.fit, output=settings.output, report=bench.report
-        )
-        if settings.trains_on:
-            moved = movement(before, study_objective(study, module), test)
-            bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
-    elif settings.fit is not None:
+        check_order(study_objective(study, module.eval()), rows, classes, checkpoint)
+
+
+def _fitted(bench: Workbench, module: "nn.Module", rows: "Rows", test: "Rows") -> dict[str, Any]:
+    """Fit the module in place, as the study says; what there is to say of it."""
+    from influence_dag.objective import modules
+
+    study, settings = bench.study, bench.settings.model
+    if isinstance(settings.fit, str):
         module.train()
         fit = import_callable(settings.fit, study.root, "model.fit")
         wanted = "it is called with the module and its rows, and trains the module in place"
         with modules.seeded(0), named_by(f"model.fit: {settings.fit}", wanted):
             fit(module, rows)
-    module.eval()
-    objective = study_objective(study, module)
-    objective.check(rows)
-    told: dict[str, Any] = moved | ({"unscaled_columns": unscaled} if unscaled else {})
-    made = _artifact(bench, train, objective, rows, settings_key, report, told)
-    seen = {train: rows, bench.axis("dataset", "test"): test}
-    fitted = Fitted(objective, started_from, seen, bench.settings.compute.batch_size)
-    check_rebuilt(study, fitted, made.files["model.safetensors"])
-    return made
+    if settings.own_fit is None:
+        return {}
+    before = study_objective(study, module)
+    before.check(rows)
+    if settings.own_fit.warm_start:
+        _load_previous(bench, module)
+    loss, output = study_loss(study), settings.output
+    fit = modules.fit(module, loss, rows, settings.own_fit, output=output, report=bench.report)
+    told = {"fit_steps": fit.steps, "fit_converged": fit.converged}
+    told["fit_seconds"] = round(fit.seconds, 2)
+    if not settings.trains_on:
+        return told
+    moved = movement(before, study_objective(study, module), test)
+    bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
+    return told | moved
 
 
 def rows_of(bench: Workbench, axis: Axis) -> "Rows":
@@ -207,21 +218,17 @@ def _artifact(
     objective: "Objective",
     rows: "Rows",
     settings_key: str,
-    report: Any,
     told: dict[str, Any],
+    mean: "tuple[torch.Tensor, torch.Tensor]",
+    stored: bytes,
 ) -> Whole:
+    """`mean` is the rows' mean loss with its gradient, `stored` the module's state."""
     from influence_dag.gradients.stationarity import stationarity
-    from influence_dag.objective import modules
-    from influence_dag.stages.rebuilt import loss_and_gradient
 
-    weight_decay = (
-        bench.settings.model.fit.weight_decay
-        if isinstance(bench.settings.model.fit, FitSettings)
-        else 0.0
-    )
+    fit = bench.settings.model.own_fit
+    weight_decay = fit.weight_decay if fit else 0.0
     theta = objective.params
-    size = bench.settings.compute.batch_size
-    losses, gradient = loss_and_gradient(objective, rows, size)
+    losses, gradient = mean
     penalised = gradient + weight_decay * theta
     info = {
         "parameters": objective.size,
@@ -229,24 +236,12 @@ def _artifact(
         "mean_loss": float(losses),
         "gradient_norm": float(penalised.norm()),
         "weight_decay": weight_decay,
-    }
-    if report is not None:
-        info |= {
-            "fit_steps": report.steps,
-            "fit_converged": report.converged,
-            "fit_seconds": round(report.seconds, 2),
-        }
-    info |= told
+    } | told
     if objective.run_otherwise:
         info["run_otherwise"] = objective.run_otherwise
     found = stationarity(objective, rows, penalised)
     if found is not None:
         info |= {"relative_gradient": found.relative, "relative_to_rows": found.rows}
-    names = [
-        name
-        for name, shape in zip(objective.parameter_names, objective.parameter_shapes, strict=True)
-        for _ in range(int(np.prod(shape)))
-    ]
     attrs = bench.attributes(
         settings_key=settings_key,
         source_key=source_key(bench.study),
@@ -258,16 +253,10 @@ def _artifact(
         long_name="flat parameter vector θ; the module's whole state is in model.safetensors",
     )
     arrays = {"parameters": (("param",), theta.detach().cpu().numpy(), {"long_name": "θ"})}
-    coordinates = (parameter_coordinate(names),)
-    files = {"model.safetensors": modules.save_checkpoint(objective.module)}
-    return Whole(arrays, attrs, info, coordinates, files)
-
-
-def parameter_coordinate(names: list[str]) -> Coordinate:
-    values = np.array(names, dtype=np.dtypes.StringDType())
-    return Coordinate(
-        "parameter",
-        ("param",),
-        values,
-        {"long_name": "name of the tensor that the entry belongs to"},
-    )
+    sizes = [int(np.prod(shape)) for shape in objective.parameter_shapes]
+    names = np.array(objective.parameter_names, np.dtypes.StringDType()).repeat(sizes)
+    about = {"long_name": "name of the tensor that the entry belongs to"}
+    coordinates = (Coordinate("parameter", ("param",), names, about),)
+    files = {"model.safetensors": stored}
+    notes = {"rows_met": met_rows(bench, train)}
+    return Whole(arrays, attrs, info, coordinates, files, notes)

@@ -8,6 +8,11 @@ if TYPE_CHECKING:
 
 DATASET, MODEL, GRADIENTS, REPORT = "dataset", "model", "gradients", "report"
 
+PERTURBATIONS = "perturbation_influences"
+"""The array of perturbation influences, of several inputs the beginning of each array's name."""
+LONGEST_PAIRS = "top_train"
+"""Beside it, where a study keeps the longest pairs: the slots of the training rows."""
+
 
 def curvature(method: str) -> str:
     return f"{method}/curvature"
@@ -22,7 +27,7 @@ def influences(method: str) -> str:
 
 
 def perturbation(method: str) -> str:
-    return f"{method}/perturbation_influences"
+    return f"{method}/{PERTURBATIONS}"
 
 
 def summary(method: str) -> str:

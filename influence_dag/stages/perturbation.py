@@ -9,9 +9,10 @@ from influence_dag.errors import StudyError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import methods, naming
 from influence_dag.stages.dampings import DAMPING, DampingAxis, stored
-from influence_dag.stages.derivatives import NAME, DerivativesOfPairs, axes, point
+from influence_dag.stages.derivatives import DerivativesOfPairs, axes, point
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
+from influence_dag.stages.naming import PERTURBATIONS
 from influence_dag.stages.reading import load_rows, shared_objective
 from influence_dag.stages.reduced import Form, Inputs
 from influence_dag.stages.updates import Update
@@ -88,7 +89,7 @@ def _layout(
 
 def _base_key(bench: Workbench, method: str, *form: Any) -> str:
     key = bench.require(naming.factors(method)).attrs["base_key"]
-    return fingerprint(NAME, FORMULA, key, *form)
+    return fingerprint(PERTURBATIONS, FORMULA, key, *form)
 
 
 def _part(bench: Workbench, method: str, variable: Variable, base: str) -> Part:
@@ -108,15 +109,18 @@ def _inputs(bench: Workbench) -> Inputs:
         return _output(bench, bench.axis("dataset", "train"), wrt)
     names = list(dataset.attrs["inputs"])
     if len(names) == 1:
-        return {
-            NAME: (tuple(dataset.attrs["feature_dims"]), dataset.variables["train_x"].shape[1:])
-        }
+        shape = dataset.variables["train_x"].shape[1:]
+        return {PERTURBATIONS: (tuple(dataset.attrs["feature_dims"]), shape)}
     stored = {name: dataset.variables[f"train_x_{name}"] for name in names}
     return {
-        f"{NAME}_{name}": (tuple(f"{name}_{k}" for k in range(len(each.shape) - 1)), each.shape[1:])
+        f"{PERTURBATIONS}_{name}": _numbered(name, each.shape[1:])
         for name, each in stored.items()
         if np.dtype(each.dtype).kind == "f"  # nothing can be differentiated by tokens
-    } or {NAME: ((), ())}
+    } or {PERTURBATIONS: ((), ())}
+
+
+def _numbered(name: str, shape: tuple[int, ...]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    return tuple(f"{name}_{k}" for k in range(len(shape))), shape
 
 
 def _output(bench: Workbench, train: Axis, wrt: str) -> Inputs:
@@ -125,8 +129,7 @@ def _output(bench: Workbench, train: Axis, wrt: str) -> Inputs:
 
     rows = load_rows(bench, train, train.slots[:2])
     shape = tuple(module_output(shared_objective(bench), rows, wrt).shape[1:])
-    name = wrt.replace(".", "_")
-    return {NAME: (tuple(f"{name}_{k}" for k in range(len(shape))), shape)}
+    return {PERTURBATIONS: _numbered(wrt.replace(".", "_"), shape)}
 
 
 def _variable(bench, method, name, dampings, pairs, feature_dims, feature_shape) -> Variable:

@@ -17,7 +17,7 @@ class NotComputedError(Exception):
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedVersion:
     """Stands for the next version of an artifact while planning: labels and attributes.
 
     Without a layout nothing is known of it. Whoever asks for more gets a `NotComputedError`: its

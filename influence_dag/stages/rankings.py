@@ -19,13 +19,13 @@ def strongest(block: np.ndarray, columns: np.ndarray, count: int) -> tuple[np.nd
             [5, 7]]])
     """
     values = np.full((len(block), len(ENDS), count), np.nan)
-    found = np.full(values.shape, -1, np.int64)
+    slots = np.full(values.shape, -1, np.int64)
     few = min(count, block.shape[1])
     for end, signed in enumerate((-block, block)):
         order = _smallest(signed, few)
         values[:, end, :few] = np.take_along_axis(block, order, axis=1)
-        found[:, end, :few] = columns[order]
-    return values, found
+        slots[:, end, :few] = columns[order]
+    return values, slots
 
 
 def merged(values: np.ndarray, columns: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

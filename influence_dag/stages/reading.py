@@ -45,13 +45,8 @@ def load_rows(
     from influence_dag.objective import Rows
 
     version = version or bench.require("dataset")
-    slots = (
-        axis.slots
-        if index is None
-        else (np.arange(len(axis))[index] if isinstance(index, slice) else index)
-    )
+    slots = axis.slots if index is None else np.arange(len(axis))[index]
     split: Split = axis.name
-
     first, last = (int(slots[0]), int(slots[-1])) if len(slots) else (0, -1)
     is_run = last - first + 1 == len(slots) and bool((np.diff(slots) == 1).all())
 
@@ -122,8 +117,8 @@ def check_rows(
 ) -> None:
     """Raise `ModelError` for rows, named by their ids, that do not stand for themselves.
 
-    Those that the model was fitted on were seen then; others, of the test split or added since at
-    a pinned θ, are seen when they are first differentiated.
+    Those that the model's stage has met were seen then (`were_met`); others, of the test split or
+    added since at a pinned θ, are seen when they are first differentiated.
     """
     from influence_dag.objective.batching import check_all_rows
 

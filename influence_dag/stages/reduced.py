@@ -15,7 +15,6 @@ from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.stages.derivatives import axes
 from influence_dag.stages.driver import Part
 from influence_dag.stages.reducing import (
-    TOP,
     LongestPairs,
     MapsOfRows,
     NumbersOfPairs,
@@ -205,7 +204,7 @@ class _Pairs(Form):
         told = {"long_name": "places on the train axis of the training rows, longest first"}
         axis = len(DampingAxis.of(bench, self.method))
         cut = (DAMPING, "test", "rank"), (axis, rows, rank), "int64", (1, chunk, rank)
-        return (*kept, Variable(TOP, *cut, told))
+        return (*kept, Variable(naming.LONGEST_PAIRS, *cut, told))
 
     def part(self, bench: Workbench, variables: tuple[Variable, ...], base: str) -> Part:
         test, train = axes(bench, self.method)
@@ -213,7 +212,11 @@ class _Pairs(Form):
         axis = DampingAxis.of(bench, self.method)
         keys = axis.keys(base, test.digests(variables[0].chunks[1]))
         rank = variables[0].shape[2]
-        return Part((*self._names(), TOP), keys, LongestPairs(self.method, self.shapes, rank))
+        return Part(
+            (*self._names(), naming.LONGEST_PAIRS),
+            keys,
+            LongestPairs(self.method, self.shapes, rank),
+        )
 
 
 def _whole(shape: tuple[int, ...]) -> tuple[int, ...]:

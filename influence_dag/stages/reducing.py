@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from influence_dag.stages import naming
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.derivatives import Derivatives
-from influence_dag.stages.tasks import Arrays, Compute, Kernel
+from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.workbench import Workbench
 from influence_dag.study.groups import By
 
@@ -17,9 +18,7 @@ if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
 
     from influence_dag.influence.reductions import StrongestPairs
 
-
-TOP = "top_train"
-
+    Arrays = dict[str, Tensor]
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -34,8 +33,8 @@ class _Reducing(Kernel):
     def at(self, bench: Workbench) -> Compute:
         of = Derivatives(bench, self.method)
 
-        def compute(tile: Tile) -> Arrays:
-            arrays = self.empty(tile, np.dtype(bench.settings.compute.dtype))
+        def compute(tile: Tile) -> "Arrays":
+            arrays = self.empty(tile, of)
             for k, place in enumerate(range(tile.start[0], tile.stop[0])):
                 one = {name: array[k] for name, array in arrays.items()}
                 self.fill(one, of, tile.region[1:], place)
@@ -44,11 +43,13 @@ class _Reducing(Kernel):
         return compute
 
     @abstractmethod
-    def empty(self, tile: Tile, dtype: np.dtype) -> dict[str, np.ndarray]:
+    def empty(self, tile: Tile, of: Derivatives) -> "Arrays":
         """What a tile is without any row that exists."""
 
     @abstractmethod
-    def fill(self, arrays: Arrays, of: Derivatives, region: tuple[slice, ...], place: int) -> None:
+    def fill(
+        self, arrays: "Arrays", of: Derivatives, region: tuple[slice, ...], place: int
+    ) -> None:
         """Write what is there at one λ."""
 
     def cut(self, of: Derivatives, tests: slice, trains: slice) -> tuple[int, int]:
@@ -62,10 +63,12 @@ class NumbersOfPairs(_Reducing):
 
     by: By
 
-    def empty(self, tile: Tile, dtype: np.dtype) -> dict[str, np.ndarray]:
-        return {name: np.full(tile.shape, np.nan, dtype) for name, _ in self.shapes}
+    def empty(self, tile: Tile, of: Derivatives) -> "Arrays":
+        return {name: of.missing(*tile.shape) for name, _ in self.shapes}
 
-    def fill(self, arrays: Arrays, of: Derivatives, region: tuple[slice, ...], place: int) -> None:
+    def fill(
+        self, arrays: "Arrays", of: Derivatives, region: tuple[slice, ...], place: int
+    ) -> None:
         from influence_dag.influence.reductions import over_features
 
         tests, trains = region
@@ -78,9 +81,9 @@ class NumbersOfPairs(_Reducing):
                 asked, s = of.factors(test.start, test.stop, place)
                 if not len(asked):
                     continue
-                at = np.ix_(test.start - tests.start + asked, train.start - trains.start + present)
+                at = test.start - tests.start + asked, train.start - trains.start + present
                 for name, values in of.of(s, rows, train.start + present).items():
-                    arrays[name][at] = over_features(values, self.by).cpu().numpy()
+                    of.put(over_features(values, self.by), arrays[name], *at)
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,12 @@ class MapsOfRows(_Reducing):
 
     by: By
 
-    def empty(self, tile: Tile, dtype: np.dtype) -> dict[str, np.ndarray]:
-        return {name: np.full((*tile.shape, *shape), np.nan, dtype) for name, shape in self.shapes}
+    def empty(self, tile: Tile, of: Derivatives) -> "Arrays":
+        return {name: of.missing(*tile.shape, *shape) for name, shape in self.shapes}
 
-    def fill(self, arrays: Arrays, of: Derivatives, region: tuple[slice, ...], place: int) -> None:
+    def fill(
+        self, arrays: "Arrays", of: Derivatives, region: tuple[slice, ...], place: int
+    ) -> None:
         (trains,) = region
         few, many = self.cut(of, slice(0, len(of.test)), trains)
         for train in pieces(trains.start, trains.stop, many):
@@ -105,7 +110,7 @@ class MapsOfRows(_Reducing):
             else:
                 found = self._over_tests(of, rows, train.start + present, place, few)
             for name, values in found.items():
-                arrays[name][train.start - trains.start + present] = values.cpu().numpy()
+                of.put(values, arrays[name], train.start - trains.start + present)
 
     def _over_tests(
         self, of: Derivatives, rows: Any, slots: np.ndarray, place: int, few: int
@@ -142,12 +147,16 @@ class LongestPairs(_Reducing):
 
     rank: int
 
-    def empty(self, tile: Tile, dtype: np.dtype) -> dict[str, np.ndarray]:
-        shape = (*tile.shape, self.rank)
-        kept = {name: np.full((*shape, *each), np.nan, dtype) for name, each in self.shapes}
-        return {**kept, TOP: np.full(shape, -1, np.int64)}
+    def empty(self, tile: Tile, of: Derivatives) -> "Arrays":
+        import torch
 
-    def fill(self, arrays: Arrays, of: Derivatives, region: tuple[slice, ...], place: int) -> None:
+        shape = (*tile.shape, self.rank)
+        kept = {name: of.missing(*shape, *each) for name, each in self.shapes}
+        return {**kept, naming.LONGEST_PAIRS: torch.full(shape, -1, device=of.bench.device)}
+
+    def fill(
+        self, arrays: "Arrays", of: Derivatives, region: tuple[slice, ...], place: int
+    ) -> None:
         (tests,) = region
         few, many = self.cut(of, tests, slice(0, len(of.train)))
         for test in pieces(tests.start, tests.stop, few):
@@ -155,9 +164,9 @@ class LongestPairs(_Reducing):
             if not len(asked):
                 continue
             found, at = self._longest(of, s, many), test.start - tests.start + asked
-            arrays[TOP][at] = found.slots.cpu().numpy()
+            of.put(found.slots, arrays[naming.LONGEST_PAIRS], at)
             for (name, _), values in zip(self.shapes, found.parts, strict=True):
-                arrays[name][at] = values.cpu().numpy()
+                of.put(values, arrays[name], at)
 
     def _longest(self, of: Derivatives, s: "Tensor", many: int) -> "StrongestPairs":
         import torch

@@ -14,7 +14,6 @@ from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
 from influence_dag.study.imported import import_callable
-from influence_dag.study.model import FitSettings
 from influence_dag.suspicion import SUSPICIONS
 from influence_dag.validation.candidates import exact_candidates, representation_candidates
 from influence_dag.validation.datamodels import datamodels, initial_params
@@ -46,8 +45,7 @@ def _loaded(bench: Workbench) -> tuple[Objective, Rows, Rows]:
 
 def _weight_decay(bench: Workbench, method: str | None = None) -> float:
     """The L2 term of the refits: the fit's own, else the damping that stands for it."""
-    fit = bench.settings.model.fit
-    if isinstance(fit, FitSettings):
+    if fit := bench.settings.model.own_fit:
         return fit.weight_decay
     damped = [each for each in _methods(bench) if bench.settings.methods[each].is_damped]
     named = method if method in damped else next(iter(damped), _methods(bench)[0])
@@ -77,8 +75,8 @@ def _built(bench: Workbench) -> str:
 
 
 def _seed(bench: Workbench) -> int:
-    fit = bench.settings.model.fit
-    return fit.seed if isinstance(fit, FitSettings) else 0
+    fit = bench.settings.model.own_fit
+    return fit.seed if fit else 0
 
 
 def _stored(bench: Workbench, method: str, place: int) -> torch.Tensor:
@@ -103,7 +101,7 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     known = dampings.of_method(bench, method)
     decay, given = _weight_decay(bench, method), bench.settings.model.is_given
     nearest = int(np.abs(np.array(known) - decay).argmin())
-    found = leave_one_out(
+    refits = leave_one_out(
         objective,
         train,
         test,
@@ -120,19 +118,19 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     judged = f"{method} at λ = {known[nearest]:g}"
     what = "measurement" if bench.settings.model.measurement else "loss"
     arrays: dict[str, Result] = {
-        "predicted": (dims, found.predicted, {"formula": formula, "long_name": judged}),
-        "actual": (dims, found.actual, {"long_name": f"change of the test {what} after a refit"}),
+        "predicted": (dims, refits.predicted, {"formula": formula, "long_name": judged}),
+        "actual": (dims, refits.actual, {"long_name": f"change of the test {what} after a refit"}),
     }
-    if found.corrected is not None:
+    if refits.corrected is not None:
         told = f"exact, with leverage, at λ = {decay:g}"
-        arrays["corrected"] = (dims, found.corrected, {"long_name": told})
+        arrays["corrected"] = (dims, refits.corrected, {"long_name": told})
     coordinates = (
         Coordinate("test", ("test",), _ids(bench, "test")),
-        Coordinate("left_out", ("left_out",), _ids(bench, "train")[found.index]),
+        Coordinate("left_out", ("left_out",), _ids(bench, "train")[refits.index]),
     )
     start = "at the given θ" if given else "at θ, the fit to all rows"
     attributes = bench.attributes(method=method, refits_start=start, **(_PROXIMAL if given else {}))
-    return Whole(arrays, attributes, found.summary(), coordinates)
+    return Whole(arrays, attributes, refits.summary(), coordinates)
 
 
 def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
@@ -149,29 +147,13 @@ def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
 
 def _datamodels(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
-    candidates: dict[str, dict[float | None, torch.Tensor]] = {
-        m: {d: _stored(bench, m, k) for k, d in enumerate(dampings.of_method(bench, m))}
-        for m in _methods(bench)
-    }
-    if objective.size <= LARGEST_EXACT:
-        known = settings.dampings or tuple(
-            {
-                d
-                for m in _methods(bench)
-                if bench.settings.methods[m].is_damped
-                for d in dampings.of_method(bench, m)
-            }
-        )
-        candidates |= _beside(bench, objective, train, test, tuple(sorted(known)))
-    else:
-        candidates |= representation_candidates(objective, train, test)
     start, told = _subset_starts(bench, settings)
-    found = datamodels(
+    made = datamodels(
         objective,
         train,
         test,
         weight_decay=_weight_decay(bench),
-        candidates=candidates,
+        candidates=_candidates(bench, objective, train, test, settings.dampings),
         fraction=settings.fraction,
         count=settings.count,
         seeds=(settings.seed, settings.seed + 1),
@@ -181,26 +163,43 @@ def _datamodels(bench: Workbench, settings) -> Whole:
         on_failure="keep",
         proximal=_is_checkpoint(bench),
     )
-    per_test = np.stack([score.per_test for score in found.scores.values()])
+    per_test = np.stack([score.per_test for score in made.scores.values()])
     what = "measurement" if bench.settings.model.measurement else "loss"
     arrays: dict[str, Result] = {
         "lds": (("candidate", "test"), per_test, {"long_name": "Spearman over subsets"}),
-        "found": (("subset", "test"), found.fits.values, {"long_name": f"{what} after the refit"}),
-        "membership": (("subset", "train"), found.fits.membership.numpy(), {}),
+        "found": (("subset", "test"), made.fits.values, {"long_name": f"{what} after the refit"}),
+        "membership": (("subset", "train"), made.fits.membership.numpy(), {}),
     }
     coordinates = (
-        Coordinate("candidate", ("candidate",), np.array(list(found.scores), STRING)),
+        Coordinate("candidate", ("candidate",), np.array(list(made.scores), STRING)),
         Coordinate("test", ("test",), _ids(bench, "test")),
         Coordinate("train", ("train",), _ids(bench, "train")),
     )
-    chosen = "not chosen" if found.chosen_on is None else f"subsets drawn from seed {settings.seed}"
+    chosen = "not chosen" if made.chosen_on is None else f"subsets drawn from seed {settings.seed}"
     attributes = bench.attributes(
         refits_start=told,
         dampings_chosen_on=chosen,
         scored_on=f"subsets drawn from seed {settings.seed + 1}",
         **(_PROXIMAL if _is_checkpoint(bench) else {}),
     )
-    return Whole(arrays, attributes, found.summary(), coordinates)
+    return Whole(arrays, attributes, made.summary(), coordinates)
+
+
+def _candidates(
+    bench: Workbench, objective: Objective, train: Rows, test: Rows, asked: tuple[float, ...]
+) -> dict[str, dict[float | None, torch.Tensor]]:
+    """Influences of each method at each λ, and beside them exact solves and baselines."""
+    methods = _methods(bench)
+    known = {method: dampings.of_method(bench, method) for method in methods}
+    stored: dict[str, dict[float | None, torch.Tensor]] = {
+        method: {d: _stored(bench, method, k) for k, d in enumerate(known[method])}
+        for method in methods
+    }
+    if objective.size > LARGEST_EXACT:
+        return stored | representation_candidates(objective, train, test)
+    damped = [method for method in methods if bench.settings.methods[method].is_damped]
+    every = asked or {damping for method in damped for damping in known[method]}
+    return stored | _beside(bench, objective, train, test, tuple(sorted(every)))
 
 
 def _subset_starts(bench: Workbench, settings) -> tuple[torch.Tensor, str]:
@@ -236,7 +235,7 @@ def _beside(
 
 def _label_errors(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
-    found = label_errors(
+    ranked = label_errors(
         objective,
         train,
         weight_decay=_weight_decay(bench),
@@ -253,17 +252,17 @@ def _label_errors(bench: Workbench, settings) -> Whole:
         space=settings.space,
         folds=settings.folds,
     )
-    rankings = found.rankings | {"combined": found.combined}
-    if found.knn_shapley is not None:
-        rankings["knn_shapley"] = found.knn_shapley
+    rankings = ranked.rankings | {"combined": ranked.combined}
+    if ranked.knn_shapley is not None:
+        rankings["knn_shapley"] = ranked.knn_shapley
     arrays: dict[str, Result] = {
         name: (("train",), values, {"long_name": f"{SUSPICIONS[name]}, after flipping labels"})
         for name, values in rankings.items()
     }
-    arrays["flipped"] = (("train",), found.flipped, {"long_name": "whether its label was flipped"})
+    arrays["flipped"] = (("train",), ranked.flipped, {"long_name": "whether its label was flipped"})
     coordinates = (Coordinate("train", ("train",), _ids(bench, "train")),)
     attributes = bench.attributes(curvature=settings.curvature, refits_start=_built(bench))
-    return Whole(arrays, attributes, found.summary(), coordinates)
+    return Whole(arrays, attributes, ranked.summary(), coordinates)
 
 
 def unseen(bench: Workbench, folds: int) -> OutOfFold:
@@ -287,8 +286,4 @@ def unseen(bench: Workbench, folds: int) -> OutOfFold:
     )
 
 
-_KINDS = {
-    "leave_one_out": _leave_one_out,
-    "datamodels": _datamodels,
-    "label_errors": _label_errors,
-}
+_KINDS = {"leave_one_out": _leave_one_out, "datamodels": _datamodels, "label_errors": _label_errors}

@@ -50,8 +50,8 @@ def refresh(bench: Workbench) -> Update:
     return refresh_whole(bench, naming.REPORT, key, produce)
 
 
-def _table(found: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -> np.ndarray:
-    rows = [[row[name] for name in columns] for row in found.values()]
+def _table(by_name: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -> np.ndarray:
+    rows = [[row[name] for name in columns] for row in by_name.values()]
     return np.array(rows, np.float64).reshape(-1, len(columns))
 
 
@@ -73,17 +73,18 @@ def strength(bench: Workbench, method: str) -> dict[str, float]:
 
 def compare(bench: Workbench, first: str, second: str) -> dict[str, float]:
     """Agreement of two methods' influences, read by runs of test rows (the last λ of a sweep)."""
-    sums, ranks = np.zeros(7), []
+    sums, ranks = np.zeros(7), list[np.ndarray]()
     for a, b in zip(_blocks(bench, first), _blocks(bench, second), strict=True):
         moments = (a.sum(), b.sum(), (a * a).sum(), (b * b).sum(), (a * b).sum())
         sums += [a.size, *moments, np.square(a - b).sum()]
-        ranks += [_spearman(x, y) for x, y in zip(a, b, strict=True)]
+        ranks.append(rank_correlations(a, b))
     n, sa, sb, saa, sbb, sab, difference = sums
+    ranked = (of_rows := np.concatenate(ranks))[~np.isnan(of_rows)]
     spread = np.sqrt((saa - sa**2 / n) * (sbb - sb**2 / n))
     return {
         "relative_error": float(np.sqrt(difference / sbb)),
         "pearson": float((sab - sa * sb / n) / spread),
-        "spearman_per_test": float(np.mean(ranks)),
+        "spearman_per_test": float(ranked.mean()) if len(ranked) else np.nan,
     }
 
 
@@ -96,5 +97,15 @@ def _blocks(bench: Workbench, method: str) -> Iterator[np.ndarray]:
         yield block[test.valid[slots]][:, train.valid].astype(np.float64)
 
 
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
+def rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each row's entries, which share their mean rank where they tie.
+
+    Rows of the training data that are alike have equal influences. NaN for a row in which all
+    entries of a side are equal: it ranks nothing.
+    """
+    from pandas import DataFrame  # a plan ranks nothing
+
+    x, y = (DataFrame(values.T).rank().to_numpy() for values in (a, b))
+    x, y = (ranks - (len(ranks) + 1) / 2 for ranks in (x, y))
+    lengths = np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
+    return np.where(lengths > 0, (x * y).sum(axis=0) / np.where(lengths > 0, lengths, 1), np.nan)

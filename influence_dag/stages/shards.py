@@ -7,6 +7,7 @@ and go: what they left stays for the next run, and what is missing is theirs aga
 """
 
 import os
+import pickle
 import socket
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.files import content_of, write_atomically
-from influence_dag.stages.exchange import Exchange, Shard, name_of, packed, unpacked
+from influence_dag.stages.exchange import Exchange, Shard, name_of, unpacked
 from influence_dag.stages.tasks import BlockTask, Results, run
 from influence_dag.study.study import Study
 
@@ -130,7 +131,7 @@ def compute_share(
     exchange, began, done = Exchange(study), time.time(), 0
     exchange.enter()
     last, seen = time.monotonic(), set[tuple[str, int]]()
-    with _beating(exchange.alive(shard.number)):
+    with beating(study, shard.number):
         while True:
             for folder, of, plan, tasks in exchange.plans():
                 own = {k for k in range(len(tasks)) if shard.owns(k)} - {
@@ -194,19 +195,13 @@ def _compute_own(folder: Path, of: int, tasks: dict[int, BlockTask], shard: Shar
 
 def _leave(path: Path, value: Any) -> None:
     with suppress(FileNotFoundError):  # the first shard has ended meanwhile
-        write_atomically(path, packed(value))
+        write_atomically(path, pickle.dumps(value))
 
 
 @contextmanager
 def beating(study: Study, number: int) -> Iterator[None]:
-    with _beating(Exchange(study).alive(number)):
-        yield
-
-
-@contextmanager
-def _beating(path: Path) -> Iterator[None]:
-    """Inside, the file is touched every few seconds."""
-    ended = threading.Event()
+    """Inside, the file that says a shard is alive is touched every few seconds."""
+    path, ended = Exchange(study).alive(number), threading.Event()
 
     def beat() -> None:
         while True:

@@ -105,10 +105,10 @@ def status(folder: str | Path) -> StudyStatus:
     study = load_study(folder)
     put_on_path(study.root)
     look_for_callables(study)
-    return planned(study)
+    return status_of(study)
 
 
-def planned(study: Study) -> StudyStatus:
+def status_of(study: Study) -> StudyStatus:
     """The status of a study whose settings are read and whose project is on Python's path.
 
     Code that has not made what is stored is imported, to tell what is wrong with it; of what is
@@ -118,10 +118,10 @@ def planned(study: Study) -> StudyStatus:
     from influence_dag.stages.workbench import Workbench
 
     bench = Workbench(study, plan_only=True)
-    found = StudyStatus(study.name, tuple(each_status(bench)))
-    if not found.is_current and not has_run(bench):
+    status = StudyStatus(study.name, tuple(each_status(bench)))
+    if not status.is_current and not has_run(bench):
         import_named(study)
-    return found
+    return status
 
 
 def each_status(bench: "Workbench") -> Iterator[ArtifactStatus]:
@@ -135,15 +135,15 @@ def _status_of(node: Artifact, bench: "Workbench") -> ArtifactStatus:
     stored = bench.store.current(node.name)
     version = stored.number if stored else None
     try:
-        planned = node.refresh(bench)
+        update = node.refresh(bench)
     except NotComputedError as missing:
         bench.plan(node.name)
         return ArtifactStatus(node.name, version, waits_for=missing.artifact)
     return ArtifactStatus(
         node.name,
         version,
-        blocks_current=planned.blocks_reused,
-        blocks_outdated=planned.blocks_computed,
-        reasons=planned.reasons,
-        info=planned.info,
+        blocks_current=update.blocks_reused,
+        blocks_outdated=update.blocks_computed,
+        reasons=update.reasons,
+        info=update.info,
     )

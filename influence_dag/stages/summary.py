@@ -14,13 +14,7 @@ from typing import Literal
 import numpy as np
 
 from influence_dag.fingerprints import Keys, combine, fingerprint
-from influence_dag.stages import (
-    dampings,
-    methods,
-    naming,
-    rankings,
-    seen,
-)
+from influence_dag.stages import dampings, methods, naming, rankings, seen
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.stages.driver import Part, refresh_blocks
@@ -212,11 +206,11 @@ class _Summary:
         size = self.chunks[1]
         trains = slice(block * size, min((block + 1) * size, len(self.train)))
         slots = trains.start + np.flatnonzero(self.train.valid[trains])
-        found = self._read(place, tests, trains)[self.test.valid[tests]]
-        found = found[:, slots - trains.start]
-        sums = [found.sum(axis=1), np.abs(found).sum(axis=1)]
-        strongest = rankings.strongest(found, slots, self.few)
-        flat = (len(found), len(rankings.ENDS) * self.few)  # no -1: there may be no row at all
+        values = self._read(place, tests, trains)[self.test.valid[tests]]
+        values = values[:, slots - trains.start]
+        sums = [values.sum(axis=1), np.abs(values).sum(axis=1)]
+        strongest = rankings.strongest(values, slots, self.few)
+        flat = (len(values), len(rankings.ENDS) * self.few)  # no -1: there may be no row at all
         return np.column_stack([*sums, *(each.reshape(flat) for each in strongest)])
 
     def merged(self, tile: Tile, draft: Draft) -> Arrays:

@@ -9,27 +9,26 @@ import copy
 import pickle
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 from pydantic import ValidationError
 
 from influence_dag.errors import InfluenceDagError, StoreError, StudyError
 from influence_dag.stages.allocation import keep_freed_memory
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.graph import reads_of
+from influence_dag.stages.landing import Arrays, Computed, landed
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Version
 from influence_dag.study.code import put_on_path
 from influence_dag.study.study import Study, StudySettings
 from influence_dag.study.users_code import ended
 
-Arrays = Mapping[str, np.ndarray]
-Compute = Callable[[Tile], Arrays]
+Compute = Callable[[Tile], Computed]
 
 
 class Kernel(ABC):
@@ -197,6 +196,11 @@ def run(task: BlockTask) -> Arrays:
     raised as it is, with a note of the artifact and tile; one block at a time is computed with one
     workbench, because a module's parameters are swapped while it is evaluated.
     """
+    return next(landed([(task, started(task))]))[1]
+
+
+def started(task: BlockTask) -> Computed:
+    """As `run`, but what is given may be on a GPU, and not yet computed: see `stages.landing`."""
     try:
         bench = _bench(task.inputs)
         with bench.busy:

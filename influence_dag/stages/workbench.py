@@ -10,7 +10,7 @@ from influence_dag.datasets.slots import Axis, Split, StoredAxis
 from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.splits import load_splits
 from influence_dag.errors import StoreError, StudyError
-from influence_dag.stages.planned import Planned
+from influence_dag.stages.planned import PlannedVersion
 from influence_dag.store import Layout, Store, Version, open_store
 from influence_dag.store.layout import pair_chunks, row_chunks
 from influence_dag.study.study import Study
@@ -26,7 +26,7 @@ class Workbench:
     """A study opened for work: its store, and its model and rows read back from there.
 
     With `plan_only` a refresh says what it would compute, and computes and writes nothing; what it
-    would publish then stands in for the artifact (`Planned`), so that later stages can be planned.
+    would publish then stands in for the artifact (`PlannedVersion`), so that later stages can plan.
     Blocks are computed by `executor`, by default in this process.
     """
 
@@ -49,7 +49,7 @@ class Workbench:
         )
         self._required: dict[str, Version] = {}
         self._axes: dict[tuple[str, ...], Axis] = {}
-        self._planned: dict[str, Planned] = {}
+        self._planned: dict[str, PlannedVersion] = {}
         self._readable: tuple[str, ...] | None = None
         self._once: dict[Hashable, Any] = {}
         self.busy = threading.Lock()
@@ -101,7 +101,7 @@ class Workbench:
 
     def plan(self, artifact: str, layout: Layout | None = None) -> None:
         """Note that an artifact is not current, and what is known of its next version."""
-        self._planned[artifact] = Planned(artifact, layout)
+        self._planned[artifact] = PlannedVersion(artifact, layout)
 
     def is_planned(self, artifact: str) -> bool:
         """Whether an artifact is to be computed, so that its numbers cannot be asked for."""
@@ -147,13 +147,7 @@ class Workbench:
         return tuple(stored[dim] if fits else want for dim, want in ideal.items())
 
     def row_chunk(
-        self,
-        artifact: str,
-        variable: str,
-        split: Split,
-        rows: int,
-        *,
-        row_bytes: int,
+        self, artifact: str, variable: str, split: Split, rows: int, *, row_bytes: int
     ) -> int:
         """Rows a chunk of an array whose rows are kept whole.
 

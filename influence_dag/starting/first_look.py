@@ -86,7 +86,6 @@ def _path(start: Start, which: str) -> Path | None:
 
 
 def located(folder: Path, path: Path) -> str:
-    """A path as it stands in the study's settings."""
     return Path(os.path.relpath(path, folder)).as_posix()
 
 
@@ -210,8 +209,8 @@ def _look_at_arrays(path: Path, plan: Plan) -> None:
 
 
 def _look_at_pictures(folder: Path, plan: Plan) -> None:
-    found = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
-    _look_at_some(list(found), plan)
+    pictures = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    _look_at_some(list(pictures), plan)
 
 
 def _pictures_of(frame: pd.DataFrame, path: Path, plan: Plan) -> list[str] | None:

@@ -14,7 +14,7 @@ from influence_dag.errors import StudyError
 from influence_dag.starting.first_look import Plan, Start, located, look_at_files
 from influence_dag.study.base import is_callable_name
 from influence_dag.study.commented import commented
-from influence_dag.study.data import DataSettings, FeatureSettings
+from influence_dag.study.data import DataSettings
 from influence_dag.study.named_code import look_for
 from influence_dag.study.places import project_around
 from influence_dag.study.study import StudySettings, study_name
@@ -201,14 +201,10 @@ def _write_model(plan: Plan, train: SplitRows, size: int, outputs: int, package:
 
 
 def _of_unscaled(plan: Plan, names: list[str]) -> dict[str, Any]:
-    """Settings for columns of very different sizes: standardised where that is a setting."""
-    listed = ", ".join(names)
-    if "standardise" in FeatureSettings.model_fields:
-        plan.data["features"] = {"standardise": True}
-        plan.told.append(f"  columns of very different scales ({listed}): standardised")
-        return {"data": plan.data}
-    plan.told.append(f"  columns of very different scales ({listed}): computed in float64")
-    return {"compute": {"dtype": "float64"}}
+    """Settings for columns of very different sizes: standardised."""
+    plan.data["features"] = {"standardise": True}
+    plan.told.append(f"  columns of very different scales ({', '.join(names)}): standardised")
+    return {"data": plan.data}
 
 
 def _write(folder: Path, files: dict[str, Any]) -> None:

@@ -100,24 +100,21 @@ def write_group(contents: Unfinished, attributes: Mapping[str, Any], arrays: Seq
     As `zarr.consolidate_metadata` writes them, an extension of the format that Zarr and xarray
     read and other implementations ignore.
     """
-    members = {name: json.loads(_metadata(contents, name)) for name in sorted(arrays)}
+    members = {name: json.loads(written(contents, f"{name}/{METADATA}")) for name in sorted(arrays)}
     metadata = {
         "attributes": plain(attributes),
         "zarr_format": 3,
-        "consolidated_metadata": {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": members,
-        },
+        "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": members},
         "node_type": "group",
     }
     contents.write(METADATA, json.dumps(metadata).encode())
 
 
-def _metadata(contents: Contents, array: str) -> bytes:
-    content = contents.read(f"{array}/{METADATA}")
+def written(contents: Contents, file: str) -> bytes:
+    """What a file holds that was written; a `StoreError` where it is gone."""
+    content = contents.read(file)
     if content is None:
-        raise vanished(contents, f"{array}/{METADATA}")
+        raise vanished(contents, file)
     return content
 
 
@@ -150,7 +147,6 @@ def checksum(file: str, content: Content) -> int:
 
 
 def last_checksum(content: bytes) -> int:
-    """The checksum that a chunk's file ends in."""
     return int.from_bytes(content[-_CHECKSUM_BYTES:], "little")
 
 
@@ -167,7 +163,6 @@ def is_sound(file: str, content: Content, expected: int) -> bool:
 
 
 def crc32c(content: Content) -> int:
-    """CRC-32C of some bytes, without copying them."""
     return google_crc32c.value(cast(bytes, np.frombuffer(content, np.uint8)))
 
 

@@ -74,5 +74,5 @@ class CheckedAtHand(Checked[Files]):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         options = {"prototype": prototype, "byte_range": byte_range}
-        found = super().get_sync(key, **options) if self.can_read(key) else None  # type: ignore
-        return self.checked(key, found)
+        content = super().get_sync(key, **options) if self.can_read(key) else None  # type: ignore
+        return self.checked(key, content)

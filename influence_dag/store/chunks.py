@@ -5,7 +5,7 @@ milliseconds. Whoever else reads goes through Zarr.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from numcodecs import blosc  # pyright: ignore[reportAttributeAccessIssue]
 from numcodecs.vlen import VLenUTF8
 from numpy.typing import NDArray
 
+from influence_dag.errors import StoreError
 from influence_dag.store.arrays import BLOSC, chunk_file, crc32c, last_checksum, write_metadata
 from influence_dag.store.contents import Unfinished
 from influence_dag.store.layout import ChunkIndex, Coordinate, Variable
@@ -25,6 +26,34 @@ class Written(NamedTuple):
 
     size: int
     checksum: int
+
+
+def check_whole_chunks(
+    variable: Variable, start: tuple[int, ...], values: NDArray, keys: Mapping[ChunkIndex, bytes]
+) -> None:
+    """A `StoreError` unless values at `start` fill whole chunks and `keys` names just those.
+
+    Two writers of one chunk would lose each other's values silently.
+    """
+    dimensions = {len(variable.shape), len(start), values.ndim}
+    if values.dtype != variable.dtype or len(dimensions) > 1:
+        raise StoreError(
+            f"{variable.name!r} takes {variable.dtype} of {len(variable.shape)} dimensions, "
+            f"got {values.dtype} of {values.ndim} at {start}"
+        )
+    stop = tuple(first + length for first, length in zip(start, values.shape, strict=True))
+    edges = list(zip(start, stop, variable.chunks, variable.shape, strict=True))
+    if any(first % c or (last % c and last != n) or last > n for first, last, c, n in edges):
+        raise StoreError(
+            f"{variable.name!r}: region {start} to {stop} is not whole chunks of {variable.chunks} "
+            f"in {variable.shape}; begin and end at multiples of the chunks or at the array's edge"
+        )
+    covered = set(itertools.product(*(range(f // c, -(-last // c)) for f, last, c, _ in edges)))
+    if set(keys) != covered or not all(len(key) == 16 and any(key) for key in keys.values()):
+        raise StoreError(
+            f"{variable.name!r}: region {start} to {stop} covers chunks {sorted(covered)}, keys of "
+            f"16 bytes (not zeros) are needed for exactly these, got {sorted(keys)}"
+        )
 
 
 def write_chunk(
@@ -82,13 +111,7 @@ def write_array(contents: Unfinished, item: Coordinate) -> None:
     """Write a small array whole: its metadata and its one chunk."""
     values, chunk = item.values, whole_chunk(item.values.shape)
     write_metadata(
-        contents,
-        item.name,
-        values.dtype,
-        values.shape,
-        chunk,
-        dims=item.dims,
-        attrs=item.attrs,
+        contents, item.name, values.dtype, values.shape, chunk, dims=item.dims, attrs=item.attrs
     )
     if values.size:
         contents.write(chunk_file(item.name, (0,) * values.ndim), encoded(values, chunk))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_dag.errors import StoreError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.store.layout import ChunkIndex, Variable
 from influence_dag.store.plans import carried_keys, chunk_indices, is_outdated
@@ -42,11 +43,11 @@ class Difference:
     @cached_property
     def chunks(self) -> dict[str, list[ChunkIndex]]:
         """For each variable of the later version, its chunks that the earlier one did not have."""
-        found = {}
+        chunks = {}
         for name, variable in self.after.variables.items():
             earlier = carried_keys(self.before, variable)
-            found[name] = chunk_indices(is_outdated(self.after.keys(name), earlier))
-        return found
+            chunks[name] = chunk_indices(is_outdated(self.after.keys(name), earlier))
+        return chunks
 
     @cached_property
     def added(self) -> dict[str, list[Any]]:
@@ -67,11 +68,11 @@ class Difference:
     @cached_property
     def changed(self) -> dict[str, list[Any]]:
         """Labels that both versions have, whose content hash (coordinate `<dim>_key`) differs."""
-        found = {}
+        changed = {}
         for dim in self._new_labels:
             old, new = (_row_keys(version, dim) for version in (self.before, self.after))
-            found[dim] = [label for label, key in new.items() if old.get(label, key) != key]
-        return found
+            changed[dim] = [label for label, key in new.items() if old.get(label, key) != key]
+        return changed
 
     @cached_property
     def attrs(self) -> dict[str, tuple[Any, Any]]:
@@ -88,6 +89,9 @@ class Difference:
         Reads the changed chunks, one at a time. Entries that are NaN in either version, and those
         that did not move, are left out.
         """
+        if variable not in self.chunks:
+            known = ", ".join(self.chunks) or "none"
+            raise StoreError(f"no variable {variable!r} in the later version; it has {known}")
         changes = (
             change
             for index in self.chunks[variable]
@@ -159,14 +163,14 @@ class Difference:
 
 def _labels(version: "Version") -> dict[str, list[Any]]:
     """The labels of each dimension that has some; "" where `<dim>_valid` says that no row is."""
-    dataset, found = version.open(), {}
+    dataset, labels = version.open(), {}
     for dim, index in dataset.indexes.items():
         valid = dataset.coords.get(f"{dim}_valid")
         there = np.ones(len(index), bool) if valid is None else valid.values
         # Ids are compared as text: they may be whole numbers in one version alone.
         names = index.tolist() if valid is None else map(str, index.tolist())
-        found[str(dim)] = [x if ok else "" for x, ok in zip(names, there, strict=True)]
-    return found
+        labels[str(dim)] = [x if ok else "" for x, ok in zip(names, there, strict=True)]
+    return labels
 
 
 def _row_keys(version: "Version", dim: str) -> dict[Any, int]:

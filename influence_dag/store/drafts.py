@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,8 @@ from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
 from influence_dag.fingerprints import Keys, fingerprint
-from influence_dag.store.alignment import check_whole_chunks
-from influence_dag.store.arrays import plain, round_mantissas, vanished
-from influence_dag.store.chunks import read_region, write_array, write_chunk
+from influence_dag.store.arrays import plain, round_mantissas, written
+from influence_dag.store.chunks import check_whole_chunks, read_region, write_array, write_chunk
 from influence_dag.store.contents import Unfinished
 from influence_dag.store.layout import RESERVED_NAMES, ChunkIndex, Coordinate, Layout, Variable
 from influence_dag.store.manifests import UNKNOWN
@@ -98,13 +98,7 @@ class StoredDraft:
 
     def read(self, variable: str, *region: slice) -> NDArray:
         """Values of a region as they are now, given by slices along the leading dimensions."""
-        return read_region(self.layout[variable], region, self._chunk)
-
-    def _chunk(self, file: str) -> bytes:
-        content = self.contents.read(file)
-        if content is None:
-            raise vanished(self.contents, file)
-        return content
+        return read_region(self.layout[variable], region, partial(written, self.contents))
 
     def write(
         self,

@@ -230,7 +230,6 @@ def row_chunks(n: int, row_bytes: int) -> int:
 
 
 def chunk_budget(array_bytes: int) -> int:
-    """Bytes a chunk should have in an array of this size."""
     return _MIB if array_bytes < _SMALL_ARRAY else 4 * _MIB
 
 

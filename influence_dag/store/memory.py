@@ -61,16 +61,16 @@ class Memory:
         return name in self.files
 
     def read(self, name: str) -> bytes | None:
-        found = self.files.get(name)
-        return found and found.content
+        file = self.files.get(name)
+        return file and file.content
 
     def ahead(self, names: Iterable[str]) -> Reader:
         return self.read
 
     def stamp(self, name: str) -> Stamp | None:
         """Size and generation."""
-        found = self.files.get(name)
-        return found and (len(found.content), found.generation)
+        file = self.files.get(name)
+        return file and (len(file.content), file.generation)
 
     def doubt(self, name: str) -> None:
         if found := self.files.get(name):

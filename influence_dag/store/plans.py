@@ -35,7 +35,6 @@ class Plan:
 
     @property
     def computed(self) -> int:
-        """How many chunks there are to compute."""
         return sum(map(len, self.outdated.values()))
 
     @property
@@ -102,7 +101,6 @@ def holds_layout(base: "StoredVersion", layout: Layout) -> bool:
 
 
 def is_present(keys: Keys) -> NDArray[np.bool_]:
-    """Which chunks have a key at all."""
     return np.asarray(keys.any(axis=-1))
 
 

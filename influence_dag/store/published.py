@@ -38,7 +38,8 @@ if TYPE_CHECKING:  # whoever only compares keys does not pay for their import
 class StoredVersion:
     """One complete version: arrays, coordinates, attributes, and the keys they are right under.
 
-    What its files say is the same in every backend; `contents` knows where they are.
+    What its files say is the same in every backend; `contents` knows where they are. What readers
+    may ask is told in `protocol.Version`.
     """
 
     contents: Contents
@@ -50,11 +51,9 @@ class StoredVersion:
 
     @property
     def address(self) -> str:
-        """Where it is, for messages; what reads Zarr finds it there if that is a path."""
         return self.contents.address
 
     def zarr_store(self) -> "ZarrStore":
-        """The version as Zarr and xarray open it; what is missing or damaged is a `StoreError`."""
         return self._store
 
     def open(self, *, chunks: Literal["auto"] | None = "auto") -> "xr.Dataset":
@@ -109,11 +108,9 @@ class StoredVersion:
 
     @property
     def coordinates(self) -> list[str]:
-        """Names of everything that labels the variables."""
         return self._metadata["attributes"].get("coordinates", "").split()
 
     def coordinate(self, name: str) -> NDArray:
-        """The values of a coordinate or a result, read at once."""
         if name not in self.coordinates:
             known = ", ".join(self.coordinates)
             raise StoreError(f"{self.artifact} has no coordinate {name!r}; it has {known}")
@@ -125,7 +122,6 @@ class StoredVersion:
         return read_array(name, dtype, tuple(array["shape"]), self._chunk)
 
     def keys(self, variable: str) -> Keys:
-        """The keys under which the chunks were computed, `(*grid, 16)`."""
         return self._bookkeeping(variable, KEYS)
 
     def file(self, name: str) -> bytes:
@@ -138,7 +134,6 @@ class StoredVersion:
 
     @property
     def attrs(self) -> dict[str, Any]:
-        """The group's attributes, provenance and results included."""
         return self._attrs
 
     @cached_property
@@ -154,7 +149,6 @@ class StoredVersion:
 
     @property
     def data_version(self) -> str:
-        """Stands for everything that a reader of this version could depend on."""
         return self.manifest["data_version"]
 
     @property
@@ -163,7 +157,6 @@ class StoredVersion:
 
     @property
     def variables(self) -> dict[str, Variable]:
-        """The variables that are kept by chunks and keys: shapes and encodings, no attributes."""
         return self._variables
 
     @cached_property
@@ -178,12 +171,10 @@ class StoredVersion:
 
     @property
     def parts(self) -> dict[str, str]:
-        """The fingerprints of its variables and coordinates, as `Layout.parts`."""
         return self.manifest["parts"]
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Length of every dimension of the variables and coordinates."""
         return self.manifest["sizes"]
 
     @property
@@ -213,12 +204,12 @@ class StoredVersion:
         the manifest.
         """
         try:
-            found = list(self.damaged_files(checksums=checksums))
+            damage = list(self.damaged_files(checksums=checksums))
             for variable in self.variables:
-                found += self.damaged_chunks(variable, checksums=checksums)
+                damage += self.damaged_chunks(variable, checksums=checksums)
         except StoreError:
             return (Damage(MANIFEST, missing=not self.contents.has(MANIFEST)),)
-        return tuple(found)
+        return tuple(damage)
 
     @property
     def is_complete(self) -> bool:
@@ -267,16 +258,16 @@ class StoredVersion:
     @cached_property
     def _checksums(self) -> dict[str, int]:
         """What every file of the version was published with."""
-        found = {name: entry[2] for name, entry in self.manifest["files"].items()}
+        checksums = {name: entry[2] for name, entry in self.manifest["files"].items()}
         for variable in self.variables:
             stamps = self.stamps(variable)
             indices = np.ndindex(stamps.shape[:-1])
             values = stamps[..., 2].ravel().tolist()
-            found |= {
+            checksums |= {
                 chunk_file(variable, index): value
                 for index, value in zip(indices, values, strict=True)
             }
-        return found
+        return checksums
 
     def stamps(self, variable: str) -> NDArray[np.int64]:
         """Size, time of modification and checksum of a variable's chunks as they were published."""

@@ -13,6 +13,7 @@ from influence_dag.store.arrays import (
     last_checksum,
     vanished,
     write_group,
+    written,
 )
 from influence_dag.store.layout import Variable
 from influence_dag.store.manifests import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, UNKNOWN, sealed
@@ -67,15 +68,8 @@ def _stamps(draft: "StoredDraft", variable: Variable) -> np.ndarray:
             raise vanished(draft.contents, file)
         stamps[index][:2] = seen
         if stamps[index][2] == UNKNOWN:
-            stamps[index][2] = last_checksum(_content(draft, file))
+            stamps[index][2] = last_checksum(written(draft.contents, file))
     return stamps
-
-
-def _content(draft: "StoredDraft", file: str) -> bytes:
-    content = draft.contents.read(file)
-    if content is None:
-        raise vanished(draft.contents, file)
-    return content
 
 
 def _write_attributes(draft: "StoredDraft", data_version: str) -> None:
@@ -123,7 +117,10 @@ def _small_files(draft: "StoredDraft") -> dict[str, tuple[int, int, int]]:
         if seen is None:
             raise vanished(draft.contents, name)
         known = _linked_checksum(draft, name, seen)
-        files[name] = (*seen, checksum(name, _content(draft, name)) if known is None else known)
+        files[name] = (
+            *seen,
+            checksum(name, written(draft.contents, name)) if known is None else known,
+        )
     return files
 
 

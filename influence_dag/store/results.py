@@ -19,7 +19,6 @@ class Results:
         return Results(self.arrays | newer.arrays, self.attrs | newer.attrs, [*kept, *newer.files])
 
     def without(self, names: Iterable[str]) -> "Results":
-        """Without the arrays and files of these names."""
         names = set(names)
         arrays = {name: dims for name, dims in self.arrays.items() if name not in names}
         return Results(arrays, self.attrs, [name for name in self.files if name not in names])

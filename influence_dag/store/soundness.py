@@ -24,29 +24,29 @@ class Damage:
 
 def damaged_files(version: "StoredVersion", *, checksums: bool) -> list[Damage]:
     """Damage among metadata, coordinates, results and added files."""
-    found = []
+    damage = []
     for name, (size, modified, expected) in version.manifest["files"].items():
         seen = version.contents.stamp(name)
         if seen is None:
-            found.append(Damage(name, missing=True))
+            damage.append(Damage(name, missing=True))
         elif (checksums or seen != (size, modified)) and not _holds(version, name, expected):
-            found.append(Damage(name, missing=False))
-    return found
+            damage.append(Damage(name, missing=False))
+    return damage
 
 
 def damaged_chunks(version: "StoredVersion", variable: str, *, checksums: bool) -> list[Damage]:
     """Damage among a variable's chunks."""
     stamps = version.stamps(variable)
     known = stamps.reshape(-1, 3).tolist()
-    found = []
+    damage = []
     for index, published in zip(np.ndindex(stamps.shape[:-1]), known, strict=True):
         file = chunk_file(variable, index)
         seen = version.contents.stamp(file)
         if seen is None:
-            found.append(Damage(file, True, variable, index))
+            damage.append(Damage(file, True, variable, index))
         elif (checksums or list(seen) != published[:2]) and not _holds(version, file, published[2]):
-            found.append(Damage(file, False, variable, index))
-    return found
+            damage.append(Damage(file, False, variable, index))
+    return damage
 
 
 def _holds(version: "StoredVersion", file: str, expected: int) -> bool:

@@ -134,11 +134,9 @@ class VersionedStore(ABC, Generic[Kept]):
     # What follows from it
 
     def names(self) -> list[str]:
-        """The artifacts that have a current version, sorted."""
         return [name for name in self._begun() if self.current(name)]
 
     def unfinished(self) -> dict[str, int]:
-        """How many finished chunks interrupted runs have left for the next one, by artifact."""
         return {name: count for name in self._begun() if (count := self._left(name))}
 
     def base(self, name: str) -> Kept | None:
@@ -161,11 +159,9 @@ class VersionedStore(ABC, Generic[Kept]):
         return versions[number]
 
     def diff(self, name: str, before: int, after: int | None = None) -> Difference:
-        """What changed from one version to another, by default to the current one."""
         return Difference(self.version(name, before), self.version(name, after))
 
     def plan(self, name: str, layout: Layout, expected: Expected) -> Plan:
-        """What would have to be computed; takes no lock and changes nothing."""
         return make_plan(self.base(name), layout, expected)
 
     @contextmanager
@@ -212,13 +208,13 @@ class VersionedStore(ABC, Generic[Kept]):
             self._abandon(draft)
         draft.version = self.current(draft.artifact)
 
-    def _known(self, found: Kept) -> Kept:
+    def _known(self, opened: Kept) -> Kept:
         """The same object as before, with what it has read, while its bookkeeping is untouched."""
-        seen = found.contents.stamp(MANIFEST), found.contents.stamp(BLOCKS)
-        known, version = self._opened.get(found.address, (None, None))
+        seen = opened.contents.stamp(MANIFEST), opened.contents.stamp(BLOCKS)
+        known, version = self._opened.get(opened.address, (None, None))
         if version is None or known != seen:
-            version = found
-            self._opened[found.address] = seen, version
+            version = opened
+            self._opened[opened.address] = seen, version
         return version
 
     def _next_number(self, name: str) -> int:

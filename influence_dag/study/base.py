@@ -196,7 +196,7 @@ class Settings(BaseModel):
     @classmethod
     def _not_numbers(cls, values: Mapping[str, Any]) -> list[InitErrorDetails]:
         """YAML reads `yes` and `on` as true, and a number would take that for 1."""
-        found = []
+        errors = []
         for name, given in values.items():
             field, said = cls.model_fields.get(name), None
             truths = [each for each in _each(given) if isinstance(each, bool)]
@@ -209,10 +209,10 @@ class Settings(BaseModel):
                 )
             if said:
                 context = {"error": ValueError(said)}
-                found.append(
+                errors.append(
                     InitErrorDetails(type="value_error", loc=(name,), input=given, ctx=context)
                 )
-        return found
+        return errors
 
     @model_validator(mode="wrap")
     @classmethod
@@ -223,8 +223,8 @@ class Settings(BaseModel):
         try:
             return handler(value)
         except ValidationError as error:
-            found = [cls._told(item) for item in error.errors()]
-            raise ValidationError.from_exception_data(cls.__name__, found) from error
+            errors = [cls._told(item) for item in error.errors()]
+            raise ValidationError.from_exception_data(cls.__name__, errors) from error
 
     @classmethod
     def _told(cls, item: ErrorDetails) -> InitErrorDetails:

@@ -20,11 +20,7 @@ from types import ModuleType
 
 from influence_dag.errors import StudyError
 from influence_dag.fingerprints import KEY_BYTES, fingerprint
-from influence_dag.study.module_files import (
-    file_of,
-    installed_version,
-    looked_through,
-)
+from influence_dag.study.module_files import file_of, installed_version, looked_through
 from influence_dag.unchanged import note
 
 TRIES = 3  # at code that is edited while it is imported
@@ -155,12 +151,12 @@ def opened_key(paths: Sequence[Path], modules: Sequence[str], root: Path, field:
 
     They may have read it when they were imported. Raises `StudyError` for what is no file.
     """
-    found = {path: _opened_hash(path, field) for path in paths}
-    if any(_opened.get(path, content) != content for path, content in found.items()):
+    hashes = {path: _opened_hash(path, field) for path in paths}
+    if any(_opened.get(path, content) != content for path, content in hashes.items()):
         names = {name for module in modules for name in code_hashes(module, root)}
         for name in names & sys.modules.keys():
             del sys.modules[name]
-    _opened.update(found)
+    _opened.update(hashes)
     return fingerprint([str(note(f"{field}: {path}", lambda p=path: _hash(p))) for path in paths])
 
 

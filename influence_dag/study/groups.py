@@ -15,15 +15,7 @@ from pydantic import (
 
 from influence_dag.addresses import scheme_of
 from influence_dag.errors import StoreError
-from influence_dag.study.base import (
-    Bytes,
-    Settings,
-    Split,
-    Unit,
-    is_cron,
-    parse_bytes,
-    path_name,
-)
+from influence_dag.study.base import Bytes, Settings, Split, Unit, is_cron, parse_bytes, path_name
 
 By = Literal["mean", "absmax", "l2"]
 

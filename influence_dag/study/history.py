@@ -10,8 +10,8 @@ def home_of(project: Path) -> Path | None:
     """DAGSTER_HOME, else the project's `.dagster` where that has been set up; None for neither."""
     if home := os.environ.get("DAGSTER_HOME"):
         return Path(home).absolute()
-    found = project / FOLDER
-    return found if (found / "dagster.yaml").is_file() else None
+    folder = project / FOLDER
+    return folder if (folder / "dagster.yaml").is_file() else None
 
 
 def why_unrecorded(project: Path) -> str:

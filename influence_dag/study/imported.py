@@ -26,14 +26,14 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
     module = import_as_hashed(
         module_name, root, lambda: _import_from(module_name, root, context), context
     )
-    found: Any = module
+    value: Any = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise no_name(context, module.__file__, part, vars(found))
-        found = getattr(found, part)
-    if not callable(found):
-        raise StudyError(f"{field}: {name} is {a_kind(found)}, expected a callable")
-    return found
+        if not hasattr(value, part):
+            raise no_name(context, module.__file__, part, vars(value))
+        value = getattr(value, part)
+    if not callable(value):
+        raise StudyError(f"{field}: {name} is {a_kind(value)}, expected a callable")
+    return value
 
 
 def _import_from(module_name: str, root: Path, context: str) -> Any:

@@ -51,7 +51,6 @@ def load_study(folder: str | Path) -> Study:
 
 
 def _studies_in(folder: Path) -> list[str]:
-    """The names of the studies in a folder of studies."""
     return [path.parent.name for path in folder.glob("*/defs.yaml")]
 
 
@@ -87,12 +86,12 @@ def _study_of_store(store: Path) -> Path | None:
 
 def _explained(path: Path, nodes: yaml.Node | None, error: ValidationError) -> str:
     """Pydantic's findings, each with its line in the file."""
-    found = []
+    lines = []
     for item in error.errors():
         line, where = _place(nodes, item["loc"], missing=item["type"] == "missing")
         said = item["msg"].removeprefix("Value error, ")
-        found.append(f"{path}:{line}: {where}: {said}{_seen(item)}")
-    return "\n".join(found)
+        lines.append(f"{path}:{line}: {where}: {said}{_seen(item)}")
+    return "\n".join(lines)
 
 
 def _seen(item: Any) -> str:

@@ -121,9 +121,7 @@ class NystroemSettings(ApproximateSettings):
     )
     seed: Seed = 0
     power_iterations: int = Field(
-        default=1,
-        ge=0,
-        description="products with H before the sketch, for flat spectra",
+        default=1, ge=0, description="products with H before the sketch, for flat spectra"
     )
 
 
@@ -209,7 +207,6 @@ class MethodsSettings(Settings):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The methods that are asked for."""
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)
 
     @property

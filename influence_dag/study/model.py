@@ -15,14 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from influence_dag.study.base import (
-    CallableName,
-    Seed,
-    Settings,
-    Unit,
-    check_named,
-    path_name,
-)
+from influence_dag.study.base import CallableName, Seed, Settings, Unit, check_named, path_name
 
 
 class FitSettings(Settings):
@@ -149,14 +142,19 @@ class ModelSettings(Settings):
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
     @property
+    def own_fit(self) -> FitSettings | None:
+        """How the pipeline itself fits; None where θ is another's."""
+        return self.fit if isinstance(self.fit, FitSettings) else None
+
+    @property
     def trains_on(self) -> bool:
         """Whether the fit starts from the checkpoint."""
-        return isinstance(self.fit, FitSettings) and self.fit.start == "checkpoint"
+        return self.own_fit is not None and self.own_fit.start == "checkpoint"
 
     @property
     def is_given(self) -> bool:
         """Whether θ is another's: a checkpoint as it is, or what code of the project trained."""
-        return not isinstance(self.fit, FitSettings)
+        return self.own_fit is None
 
     @property
     def wanted_minimum(self) -> Literal["require", "warn", "ignore"]:

@@ -65,7 +65,7 @@ MOVED = {
     "store.fingerprints": "fingerprints",
     "store.journal": "store.posix.journal",
     "store.locks": "store.posix.locks",
-    "store.partials": "store.posix.partials",
+    "store.partials": "store.posix.journal",
     "store.pointers": "store.posix.pointers",
     "store.versions": "store.posix.versions",
     "study_files": "study.files",

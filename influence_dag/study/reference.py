@@ -29,7 +29,6 @@ _WORDS = {"integer": "whole number", "number": "number", "string": "text", "bool
 
 
 def reference() -> str:
-    """The whole page."""
     return "\n".join([HEAD, *_table(StudySettings), *_sections(StudySettings, "")])
 
 

@@ -9,14 +9,7 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Discriminator,
-    Field,
-    NonNegativeFloat,
-    Tag,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, Tag, model_validator
 
 from influence_dag.addresses import below, folder_of, scheme_of
 from influence_dag.errors import StudyError
@@ -33,7 +26,7 @@ from influence_dag.study.groups import (
     store_settings,
 )
 from influence_dag.study.methods import MethodsSettings, built_on_methods
-from influence_dag.study.model import FitSettings, ModelSettings
+from influence_dag.study.model import ModelSettings
 from influence_dag.study.places import placed_name
 from influence_dag.study.validation import ValidationSettings
 
@@ -128,8 +121,7 @@ class StudySettings(Settings):
     def dampings(self) -> tuple[float, ...]:
         """The λ of each solve, one or several; none where the curvature decides (`auto`)."""
         if self.damping is None:
-            fit = self.model.fit
-            return (fit.weight_decay,) if isinstance(fit, FitSettings) else ()
+            return (self.model.own_fit.weight_decay,) if self.model.own_fit else ()
         if self.damping == "auto":
             return ()
         return self.damping if isinstance(self.damping, tuple) else (self.damping,)

@@ -2,13 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from influence_dag.study.base import Seed, Settings, Unit
 from influence_dag.study.curvatures import CurvatureName
@@ -69,8 +63,7 @@ class LabelErrorsSettings(Settings):
         ),
     )
     folds: Annotated[NonNegativeInt, Unit("folds")] = Field(
-        default=5,
-        description="refits without one fold each, for losses out of fold; 0: none",
+        default=5, description="refits without one fold each, for losses out of fold; 0: none"
     )
     seed: Seed = 0
 
@@ -91,5 +84,4 @@ class ValidationSettings(Settings):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The validations that are asked for."""
         return tuple(name for name in type(self).model_fields if getattr(self, name) is not None)

@@ -9,12 +9,7 @@ from influence_dag.suspicion.neighbours import (
     neighbour_disagreement,
 )
 from influence_dag.suspicion.noise import confident_joint, doubt, noise_matrix
-from influence_dag.suspicion.rankings import (
-    SUSPICIONS,
-    combined,
-    combined_suspicion,
-    normal_scores,
-)
+from influence_dag.suspicion.rankings import SUSPICIONS, combined, combined_suspicion, normal_scores
 from influence_dag.suspicion.votes import Evidence, Votes, log_shares, trusted, votes
 
 __all__ = [

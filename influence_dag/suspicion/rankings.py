@@ -47,11 +47,11 @@ def combined_suspicion(
     the label, and the views count as much as they are trusted. Where models have not seen the rows,
     their doubt and the neighbours', pooled, stands beside that, as its equal.
     """
-    found = dict(rankings)
+    known = dict(rankings)
     if evidence is not None:
-        found["neighbour_disagreement"] = doubt([evidence.neighbours], evidence.labels)
-    of_model = [found[name] for name in MODEL_VIEW if name in found]
-    near = [found[name] for name in ("neighbour_disagreement",) if name in found]
+        known["neighbour_disagreement"] = doubt([evidence.neighbours], evidence.labels)
+    of_model = [known[name] for name in MODEL_VIEW if name in known]
+    near = [known[name] for name in ("neighbour_disagreement",) if name in known]
     views = [*near, *([combined(*of_model)] if of_model else [])]
     trust = evidence.trust if evidence is not None and len(views) == 2 else None
     said = combined(*views, weights=trust)

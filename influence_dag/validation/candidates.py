@@ -86,12 +86,12 @@ def _swept(
     """Influences at each damping at which the curvature is positive definite."""
     method = Direct(damping=dampings[0] if len(dampings) == 1 else None)
     factorization, refused = method.factorize(curvature), None
-    found: dict[float | None, Tensor] = {}
+    influences: dict[float | None, Tensor] = {}
     for damping in dampings:
         try:
-            found[damping] = factorization.solve(measured, damping=damping).x @ gradients.T
+            influences[damping] = factorization.solve(measured, damping=damping).x @ gradients.T
         except IndefiniteError as error:
             refused = error
-    if not found and refused is not None:
+    if not influences and refused is not None:
         raise refused
-    return found
+    return influences

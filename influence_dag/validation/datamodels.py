@@ -149,11 +149,11 @@ def linear_datamodelling_score(
     seed: int = 0,
 ) -> Score:
     """Spearman's correlation over subsets, per test row, of predicted and found losses."""
-    predicted, found = fits.predicted(influences), np.ascontiguousarray(fits.values.T)
+    predicted, actual = fits.predicted(influences), np.ascontiguousarray(fits.values.T)
     return Score(
-        spearman(predicted, found),
-        bootstrap_spearman(predicted, found, replicates=replicates, seed=seed),
-        float(np.nanmean(pearson(predicted, found))),
+        spearman(predicted, actual),
+        bootstrap_spearman(predicted, actual, replicates=replicates, seed=seed),
+        float(np.nanmean(pearson(predicted, actual))),
         damping,
     )
 
@@ -241,8 +241,8 @@ def _best_damping(
 ) -> float | None:
     if fits is None or len(by_damping) == 1:
         return next(iter(by_damping))
-    found = np.ascontiguousarray(fits.values.T)
+    actual = np.ascontiguousarray(fits.values.T)
     return max(
         by_damping,
-        key=lambda damping: np.nanmean(spearman(fits.predicted(by_damping[damping]), found)),
+        key=lambda damping: np.nanmean(spearman(fits.predicted(by_damping[damping]), actual)),
     )

@@ -69,14 +69,14 @@ class LabelErrors:
     def rankings(self) -> dict[str, Float[Array, " n"]]:
         """What each says by itself, large where the label is suspect."""
         value = self.knn_shapley
-        found = {
+        rankings = {
             "self_influence": self.self_influence,
             "loss": self.loss,
             "out_of_fold_loss": self.out_of_fold_loss,
             "neighbour_disagreement": self.neighbour_disagreement,
             "knn_shapley": None if value is None else -value,
         }
-        return {name: values for name, values in found.items() if values is not None}
+        return {name: values for name, values in rankings.items() if values is not None}
 
     def summary(self) -> dict[str, Any]:
         """ROC-AUC, and the share of flipped rows among the first 10 and 20 % of each ranking."""
@@ -126,11 +126,7 @@ def flip_labels(
 
 
 def self_influences(
-    objective: Objective,
-    rows: Rows,
-    *,
-    damping: float,
-    curvature: CurvatureName = "hessian",
+    objective: Objective, rows: Rows, *, damping: float, curvature: CurvatureName = "hessian"
 ) -> Float[Tensor, " n"]:
     r"""$\nabla L(z_i)^\top (H + \lambda I)^{-1} w_i \nabla L(z_i)$ of each row, exactly solved."""
     matrix = CURVATURES[curvature](objective, rows)
@@ -209,22 +205,17 @@ def points_of(objective: Objective, rows: Rows, space: Space) -> Float[Array, "n
         )
     if plain and space != "penultimate":
         return rows.x.flatten(1).numpy(force=True)
-    found = representations(objective, rows)
-    if found is None and space == "penultimate":
+    points = representations(objective, rows)
+    if points is None and space == "penultimate":
         raise ModelError(
             "the outputs are of no linear layer that takes one vector a row, so that there is no "
             "penultimate space; take space='input', or neighbours=0"
         )
-    return None if found is None else found.numpy(force=True)
+    return None if points is None else points.numpy(force=True)
 
 
 def _by_neighbours(
-    fitted: Objective,
-    rows: Rows,
-    test: Rows | None,
-    space: Space,
-    k: int,
-    unseen: OutOfFold | None,
+    fitted: Objective, rows: Rows, test: Rows | None, space: Space, k: int, unseen: OutOfFold | None
 ) -> tuple[Float[Array, " n"] | None, Float[Array, " n"] | None, Evidence | None]:
     """Disagreement of the neighbours, KNN-Shapley values, and what classes the rows seem to be."""
     points = points_of(fitted, rows, space) if k else None

@@ -101,7 +101,7 @@ def leave_one_out(
     which $H + \lambda I$ is the Hessian of what was minimised).
 
     `leverage` adds the exact prediction that knows that the row's own curvature goes with it, see
-    `ExactPredictions.corrected_gradients`: to second order for a model linear in θ, and on a
+    `ExactPredictions.corrected_influences`: to second order for a model linear in θ, and on a
     network at its minimum nearer than the plain one, too. `"auto"`: where $H + \lambda I$ is
     positive definite and either H takes at most 1 GiB in float64 (p = 11,585) or its factor is at
     hand: made for `influences` that were not given, or given as `factorization` (exact, for this

@@ -1,7 +1,7 @@
 r"""Many smooth minimisations in lockstep: limited-memory BFGS with one row for each problem.
 
 Every problem has its own line search, its own curvature pairs and stops on its own; what they
-share is the evaluation of value and gradient (one call for all that are still running) and the
+share is the evaluation of value and gradient (one call for all that are unfinished) and the
 metric, an approximation of the inverse Hessian from which the recursion starts. For refits near
 a known minimum that metric is $(H + \lambda I)^{-1}$, and the steps are Newton's but for the few
 rows that differ.
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Problems (positions of those still running) and their points → values and gradients.
+# Problems (positions of those unfinished) and their points → values and gradients.
 Evaluate = Callable[[Int[Tensor, " m"], Float[Tensor, "m p"]], tuple[Tensor, Tensor]]
 Metric = Callable[[Float[Tensor, "m p"]], Float[Tensor, "m p"]]
 
@@ -54,11 +54,11 @@ def minimise(
     )
     memory = _Memory(history, metric)
     for _ in range(max_steps):
-        running = (result.gradient_norms[state.problem] > tolerance) & (state.failures < 2)
-        if not running.any():
+        unfinished = (result.gradient_norms[state.problem] > tolerance) & (state.failures < 2)
+        if not unfinished.any():
             break
-        if not running.all():
-            state, memory = state[running], memory[running]
+        if not unfinished.all():
+            state, memory = state[unfinished], memory[unfinished]
         state = _step(evaluate, state, memory)
         result.points[state.problem] = state.points
         result.values[state.problem] = state.values
@@ -69,7 +69,7 @@ def minimise(
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """The problems still running; `failures` counts line searches in a row that gave up."""
+    """The problems unfinished; `failures` counts line searches in a row that gave up."""
 
     problem: Int[Tensor, " m"]
     points: Float[Tensor, "m p"]
@@ -145,10 +145,10 @@ def _step(evaluate: Evaluate, state: _State, memory: _Memory) -> _State:
     if uphill.any():
         memory.forget(uphill)
         direction = memory.direction(state.gradients)
-    found = _line_search(evaluate, state, direction)
-    memory.add(found.points - state.points, found.gradients - state.gradients)
-    memory.forget(found.failures > 0)
-    return found
+    there = _line_search(evaluate, state, direction)
+    memory.add(there.points - state.points, there.gradients - state.gradients)
+    memory.forget(there.failures > 0)
+    return there
 
 
 def _line_search(evaluate: Evaluate, state: _State, direction: Float[Tensor, "m p"]) -> _State:

@@ -59,14 +59,14 @@ def out_of_fold(
     if not has_classes(rows):
         return OutOfFold(losses, None)
     classes = rows.y.unique()
-    found = np.empty((len(rows), len(classes)))
+    chances = np.empty((len(rows), len(classes)))
     for member in range(folds):
         unseen = (fold == member).nonzero().flatten()
         of_fold = rows[unseen.to(rows.y.device)]
-        found[unseen.numpy()] = class_log_chances(
+        chances[unseen.numpy()] = class_log_chances(
             objective, refits.params[member], of_fold, classes
         )
-    return OutOfFold(losses, found)
+    return OutOfFold(losses, chances)
 
 
 def has_classes(rows: Rows) -> bool:

@@ -56,13 +56,7 @@ class ExactPredictions:
         return self.factors(test) @ self.gradients(rows).T
 
     def corrected_influences(self, test: Rows, rows: Rows) -> Float[Tensor, "k m"]:
-        """The same with each row's leverage: a Newton step without the row."""
-        factors = self.factors(test)
-        parts = [factors @ self._corrected(*part).T for part in self._jacobians(rows)]
-        return torch.cat(parts, dim=1)
-
-    def corrected_gradients(self, rows: Rows) -> Float[Tensor, "m p"]:
-        r"""Gradients whose influence is a Newton step without the row, for rows of `train`.
+        r"""The same with each row's leverage: of gradients that are a Newton step without the row.
 
         $$ \tilde g_i = w_i J_i^\top \big(I - \tfrac{w_i}{W} S_i K_i\big)^{-1} \nabla_f L_i , \qquad
            K_i = J_i (H + \lambda I)^{-1} J_i^\top, \quad S_i = \nabla_f^2 L_i $$
@@ -73,7 +67,9 @@ class ExactPredictions:
         the Gauss-Newton part of the row is left out. With squared loss and one output the residual
         is divided by one minus its leverage.
         """
-        return torch.cat([self._corrected(*part) for part in self._jacobians(rows)])
+        factors = self.factors(test)
+        parts = [factors @ self._corrected(*part).T for part in self._jacobians(rows)]
+        return torch.cat(parts, dim=1)
 
     def _corrected(
         self,

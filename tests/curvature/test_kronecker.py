@@ -7,10 +7,12 @@ from networks import CASES, CLASSES
 from torch import nn
 from torch.testing import assert_close
 
-from influence_dag.curvature import GaussNewton
+from influence_dag.curvature import GaussNewton, kronecker
 from influence_dag.curvature.kronecker import (
     KroneckerEigenbasis,
     corrected_eigenvalues,
+    eigenbases,
+    kronecker_factors,
     kronecker_sums,
 )
 from influence_dag.curvature.kronecker_fisher import output_roots
@@ -196,7 +198,7 @@ def test_a_loss_that_is_not_convex_in_the_outputs_has_no_exact_fisher():
     module = nn.Linear(3, 1).double()
     objective = Objective(module, lambda f, y: -(f - y).square().sum(1))
     rows = Rows(torch.randn(4, 3).double(), torch.randn(4, 1).double())
-    with pytest.raises(ModelError, match=r"not convex .* of 1 rows .* -2\b.*fisher='empirical'"):
+    with pytest.raises(ModelError, match=r"not convex .* 4 of 4 rows .* -2\b.*fisher='empirical'"):
         factorize(EKFAC(), objective, rows)
     assert factorize(EKFAC(fisher="empirical"), objective, rows).largest_eigenvalue > 0
 
@@ -334,3 +336,25 @@ def test_eigenvalues_over_positions_are_squares_of_their_sums(rows, vectors, pos
     (actual,) = corrected_eigenvalues([FisherBatch(rows, [(a, g)], [])], [basis])
     matrices = G.eigenvectors.T @ torch.einsum("cnto,nti->cnoi", g, a) @ A.eigenvectors
     assert_close(actual, matrices.square().sum((0, 1)) / rows)
+
+
+@pytest.mark.parametrize("numbers", [1, 3_000, 2**27])
+@pytest.mark.parametrize("fisher", ["exact", "sampled"])
+def test_what_is_kept_of_the_first_pass_does_not_show(monkeypatch, fisher, numbers):
+    """Nothing, the first rows of a convolution as matrices, or all of them."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
+    ).double()
+    objective, x = Objective(module, "cross_entropy"), torch.randn(32, 1, 8, 8).double()
+    rows = Rows(x, torch.arange(32) % 3)
+    layout = KroneckerLayout.of(objective, rows)
+    pairs = FisherPairs(objective, rows, layout, fisher, batch_size=8)
+    batches = list(pairs)
+    bases = eigenbases(kronecker_sums(batches, layout))
+    monkeypatch.setattr(kronecker, "_KEPT", numbers)
+    found = kronecker_factors(pairs)
+    for mine, expected in zip(
+        found.eigenvalues, corrected_eigenvalues(batches, bases), strict=True
+    ):
+        assert_close(mine, expected)

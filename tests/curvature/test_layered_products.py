@@ -108,10 +108,8 @@ def test_a_wrong_part_of_a_small_tensor_is_noticed(scale, monkeypatch):
 def test_batches_are_kept_for_products_to_come(room, again, monkeypatch):
     monkeypatch.setattr(layered_products, "_KEPT_BYTES", room)
     objective, rows = make_weighted("deep")
-    hessian, vectors = (
-        Hessian(objective, rows, batch_size=1 + len(rows) // 2),
-        vectors_of(objective),
-    )
+    vectors, eighth = vectors_of(objective), (len(rows) + 7) // 8
+    hessian = Hessian(objective, rows, batch_size=eighth)  # four of them at once
     hessian.apply(vectors)
     passes = passes_of(monkeypatch)
     assert_close(hessian.apply(vectors[:2]), by_autograd(objective, rows, vectors[:2]))

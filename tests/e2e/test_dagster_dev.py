@@ -193,6 +193,18 @@ def test_the_graph_after_an_edit_says_what_is_unsynced(page, server, edited, alb
     assert_not_blank(album / "unsynced.png")
 
 
+def assert_shown_with_why(page, picture: str, file: Path) -> None:
+    """The picture of an asset that is open, in its dialog, with why it matters below it."""
+    page.wait_for("[Show Markdown]")
+    page.click("[Show Markdown]")
+    page.wait_for("Close")
+    assert picture_appears(page), "no picture within 30 s"
+    assert WHY[picture] in " ".join(page.run("document.body.innerText").split())
+    page.photograph(file)
+    assert_not_blank(file)
+    page.click("Close")
+
+
 def picture_appears(page, timeout: float = 30.0) -> bool:
     """The dialog is there before its picture is decoded."""
     deadline = time.monotonic() + timeout
@@ -223,15 +235,7 @@ def test_an_asset_shows_its_numbers_and_its_picture_and_why(
     assert_unobstructed(text)
     if "/" in asset:
         page.wait_for(f"{asset.partition('/')[0]} · ")  # the method is named
-    page.wait_for("[Show Markdown]")
-    page.click("[Show Markdown]")
-    page.wait_for("Close")
-    assert picture_appears(page), "no picture within 30 s"
-    assert WHY[picture] in " ".join(page.run("document.body.innerText").split())
-    file = album / f"{asset.replace('/', '-')}.png"
-    page.photograph(file)
-    assert_not_blank(file)
-    page.click("Close")
+    assert_shown_with_why(page, picture, album / f"{asset.replace('/', '-')}.png")
 
 
 @with_browser
@@ -248,13 +252,7 @@ def test_refits_are_shown_against_what_was_predicted(
     page, server, validated, album, asset, picture
 ):
     page.open(f"{server.url}/assets/tiny/{asset}?view=overview", showing="[Show Markdown]")
-    page.click("[Show Markdown]")
-    page.wait_for("Close")
-    assert picture_appears(page), "no picture within 30 s"
-    assert WHY[picture] in " ".join(page.run("document.body.innerText").split())
-    page.photograph(album / f"{picture}.png")
-    assert_not_blank(album / f"{picture}.png")
-    page.click("Close")
+    assert_shown_with_why(page, picture, album / f"{picture}.png")
 
 
 @with_browser

@@ -108,6 +108,14 @@ def test_ignored_positions_are_left_out_of_a_rows_mean_however_the_loss_is_writt
     assert_close(reduced_loss(nn.CrossEntropyLoss(ignore_index=-100))(output, target), expected)
 
 
+def test_a_batch_of_rows_without_a_label_says_nothing_against_torchs_mean():
+    output, target = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, -100, 2, -100])
+    for rows in ([0, 1, 2, 3], [1], [1, 3]):
+        check(nn.CrossEntropyLoss(), output[rows], target[rows])
+    labelled = F.cross_entropy(output[::2], target[::2], reduction="none")
+    assert_close(reduced_loss(nn.CrossEntropyLoss())(output, target)[::2], labelled)
+
+
 def test_a_mean_over_all_labelled_positions_weighs_rows_by_their_number():
     output, target = torch.randn(3, 3, 4, dtype=torch.float64), torch.randint(0, 3, (3, 4))
     check(nn.CrossEntropyLoss(), output, target)

@@ -84,6 +84,40 @@ def test_the_true_residual_counts_where_the_recurrence_drifts():
         system.solve(rhs, damping=1e-5)
 
 
+def test_many_rows_whose_recurrence_drifts_are_looked_at_singly():
+    H, rhs = spd_matrix(P, decay=0.2).float(), random_rhs(60, P).float()
+    system = ConjugateGradient(rtol=1e-7).factorize(DenseCurvature(H))
+    with pytest.raises(NotConvergedError, match=r"float32 holds no more digits"):
+        system.solve(rhs, damping=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1e-3])
+def test_residuals_of_many_rows_are_confirmed_in_random_combinations(wrong):
+    """One product that is off for one row is noticed among sixty, and mended."""
+
+    class Off(Counted):
+        def apply(self, vectors):
+            products = super().apply(vectors)
+            if self.calls == 3:
+                products[17] += wrong * products[17].norm()
+            return products
+
+    curvature, rhs = Off(spd_matrix(P)), random_rhs(60, P)
+    rhs[17] *= 1e-6  # a row as small as a test row that is fitted well
+    solution = (
+        ConjugateGradient(rtol=1e-6, preconditioner="none")
+        .factorize(curvature)
+        .solve(rhs, damping=0.1)
+    )
+    left = curvature.inner.matrix @ solution.x.T + 0.1 * solution.x.T - rhs.T
+    residual = left.norm(dim=0) / rhs.norm(dim=1)
+    assert residual.max() <= 1e-6
+    torch.testing.assert_close(solution.info["residual"], residual, rtol=1e-3, atol=0)
+    iterations = int(solution.info["niter"].sum())
+    looked_at = sum(curvature.rows_seen) - iterations
+    assert looked_at > 60 if wrong else looked_at < 30
+
+
 def test_nystroem_saves_iterations():
     H, rhs = spd_matrix(P), random_rhs(4, P)
 

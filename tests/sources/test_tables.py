@@ -47,6 +47,23 @@ def test_a_csv_as_it_is_written(tmp_path, form, written):
     check(read(tmp_path, "t.csv", csv=form))
 
 
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("x", ["1.500", "2.750", "3"]),
+        ("label", ["1.500", "2.750", "3"]),
+        ("weight", ["1,5", "1.500", "3"]),
+    ],
+)
+def test_points_where_decimals_have_commas_are_no_decimals(tmp_path, cells, column):
+    frame = pd.DataFrame({"id": ["r0", "r1", "r2"], "x": 1, "label": 2, "weight": 1})
+    frame[column] = cells
+    frame.to_csv(tmp_path / "t.csv", index=False, sep=";")
+    line = 2 + next(k for k, cell in enumerate(cells) if "." in cell)
+    with pytest.raises(DataError, match=rf"line {line} .*1\.500.*decimals are written with ','"):
+        read(tmp_path, "t.csv", csv={"separator": ";", "decimal": ","}, weight="weight")
+
+
 def test_lines_are_told_in_any_form(tmp_path):
     bad = FRAME.astype({"n": object})
     bad.loc[1, "n"] = "zwei"

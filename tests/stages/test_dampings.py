@@ -176,7 +176,7 @@ def test_negative_curvature_counts_by_its_size_when_asked_for(tmp_path, damping)
     expected = [((rhs @ V) / (values.abs() + d)) @ V.T @ gradients.T for d in known]
     found = stored(project, "direct")
     assert_close(found, torch.stack(expected).reshape(found.shape))
-    assert checks.residual_below("direct")(project.bench()).passed
+    assert checks.residual_below(project.bench(), "direct").passed
     project.edit("test", 0, height=0.3)
     assert project.refresh()["direct/curvature"].is_current
 
@@ -193,5 +193,5 @@ def test_a_damping_that_leaves_little_of_negative_curvature_is_told(tmp_path):
     assert smallest < 0
     for factor, passed, tolerated in ((0.9, False, False), (1.5, False, True), (2.1, True, False)):
         project.write_settings(damping=-factor * smallest)
-        outcome = checks.positive_definite("hessian")(project.bench())
+        outcome = checks.positive_definite(project.bench(), "hessian")
         assert (outcome.passed, outcome.tolerated) == (passed, tolerated)

@@ -153,7 +153,7 @@ def test_a_sample_of_residuals_is_complete_and_drawn(project, monkeypatch, free)
     version = bench.published(node.name)
     every = sampling.of_method(bench, "ekfac").every
     assert f"multiple of {every};" in version.array("residual").attrs["sample"]
-    assert checks.complete(node.name, "test")(bench).passed
+    assert checks.complete(bench, node.name, "test").passed
     of_rows = sampling.values_of_rows(version, "residual")
     keys = version.coordinate("test_key")[version.coordinate("test_valid")]
     assert len(of_rows) == 2 * (keys % np.uint64(every) == 0).sum()

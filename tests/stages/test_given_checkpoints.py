@@ -187,7 +187,7 @@ def test_a_damping_far_from_the_spectrum_is_told(project, method, damping, words
     project.settings["methods"] = {method: METHODS[method]}
     project.write_settings(damping=damping)
     project.refresh()
-    outcome = checks.damping_near_spectrum(method)(project.bench())
+    outcome = checks.damping_near_spectrum(project.bench(), method)
     assert outcome.passed is (words is None)
     assert outcome.tolerated
     assert words is None or words in outcome.message

@@ -11,6 +11,8 @@ from tiny_project import Project
 
 from influence_dag.errors import DataError, ModelError
 from influence_dag.objective.modules import seeded
+from influence_dag.stages import gradients
+from influence_dag.stages.graph import artifacts
 
 FITTING = """
 def minimise(module, rows):
@@ -267,3 +269,43 @@ def test_a_data_set_may_draw_when_it_is_made(tmp_path):
     torch.manual_seed(77)
     updates = project.refresh()
     assert all(update.is_current for update in updates.values())
+
+
+def test_rows_are_seen_to_stand_for_themselves_once_and_new_ones_when_they_come(
+    tmp_path, monkeypatch
+):
+    """The model's stage looks at all that it meets; at a pinned θ later rows are looked at then."""
+    coupled = """\
+from torch import nn
+
+
+class Coupled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x):
+        far = (x > 50).any().to(x)
+        return self.layer(x) + far * x.mean(0)
+
+
+def build():
+    return Coupled()
+"""
+    project = Project(tmp_path, model=coupled)
+    project.write_settings(model={"refit": "pinned"})
+    looked, look = [], gradients.check_rows
+    monkeypatch.setattr(gradients, "check_rows", lambda *args: (looked.append(1), look(*args)))
+
+    def refresh():
+        bench = project.bench()
+        for node in artifacts(bench.study):
+            if node.name in ("dataset", "model", "gradients"):
+                node.refresh(bench)
+
+    refresh()
+    assert not looked
+    project.edit("train", 3, height=60.0)
+    with pytest.raises(ModelError, match="other rows of its batch"):
+        refresh()
+    assert looked

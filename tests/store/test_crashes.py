@@ -198,7 +198,7 @@ def test_what_a_kill_left_of_publishing_goes_when_the_version_is_found_current(s
 
 def test_an_unfinished_version_of_another_boot_is_not_trusted(store, monkeypatch):
     interrupted_run(store, NEW, 1)
-    monkeypatch.setattr("influence_dag.store.posix.partials.boot_id", lambda: "another")
+    monkeypatch.setattr("influence_dag.store.posix.journal.boot_id", lambda: "another")
     draft = refresh(store, NEW)
     assert not draft.resumed
     assert draft.chunks_written == NEW_CHUNKS

@@ -50,7 +50,6 @@ def columns_of_lists(frame: pd.DataFrame) -> list[str]:
 
 
 def source_of_lists(frame: pd.DataFrame, wide: list[str], name: str, data: DataSettings) -> Source:
-    """A table with columns of lists, as arrays."""
     arrays = {
         str(column): (
             stacked(name, str(column), [np.asarray(cell) for cell in frame[column]])

@@ -43,8 +43,13 @@ def numbers_of(
     frame: pd.DataFrame,
     text_of: Callable[[str], np.ndarray] | None,
     name: str,
+    *,
+    mark: str = ".",
 ) -> np.ndarray:
-    """The column as int64 if all are whole numbers or booleans, else float64; empty is NaN."""
+    """The column as int64 if all are whole numbers or booleans, else float64; empty is NaN.
+
+    `mark` is what stands before decimals in texts.
+    """
     column = plain_categories(frame, name)
     is_whole = pd.api.types.is_integer_dtype(column) or pd.api.types.is_bool_dtype(column)
     if is_whole and not column.isna().any():
@@ -54,7 +59,7 @@ def numbers_of(
         if text_of is not None and (np.abs(numbers) >= EXACT).any():
             from_text(text_of(name), numbers, **told(source, name))
         return numbers
-    return _parsed(source, name, column)
+    return _parsed(source, name, column, mark)
 
 
 def _plain(column: pd.Series) -> np.ndarray:
@@ -63,13 +68,14 @@ def _plain(column: pd.Series) -> np.ndarray:
     return column.to_numpy(np.uint64 if unsigned else np.int64, copy=True)
 
 
-def _parsed(source: Source, name: str, column: pd.Series) -> np.ndarray:
+def _parsed(source: Source, name: str, column: pd.Series, mark: str) -> np.ndarray:
     """The numbers that stand in a column of texts."""
     text = column.map(str, na_action="ignore")
-    numbers = pd.Series(pd.to_numeric(text, errors="coerce"))
+    plain = text if mark == "." else text.str.replace(".", "?").str.replace(mark, ".")
+    numbers = pd.Series(pd.to_numeric(plain, errors="coerce"))
     wrong = (numbers.isna() & text.notna()).to_numpy()
     if wrong.any():
-        _not_a_number(source, name, text.to_numpy(object), wrong)
+        _not_a_number(source, name, text.to_numpy(object), wrong, mark)
     values = numbers.to_numpy(np.float64, copy=True, na_value=np.nan)
     from_text(text.to_numpy(object), values, **told(source, name))
     return values
@@ -78,10 +84,14 @@ def _parsed(source: Source, name: str, column: pd.Series) -> np.ndarray:
 _WITH_COMMAS = re.compile(r"[-+]?\d+(,\d+)+(\.\d*)?")
 
 
-def _not_a_number(source: Source, column: str, seen: np.ndarray, wrong: np.ndarray) -> NoReturn:
+def _not_a_number(
+    source: Source, column: str, seen: np.ndarray, wrong: np.ndarray, mark: str
+) -> NoReturn:
     first = int(np.argmax(wrong))
     cure = f"encode text as numbers first, or let the column travel along: data.keep: [{column}]"
-    if _WITH_COMMAS.fullmatch(str(seen[first]).strip()):
+    if mark != "." and "." in str(seen[first]):
+        cure = f"decimals are written with {mark!r} (data.csv), at thousands stands nothing"
+    elif _WITH_COMMAS.fullmatch(str(seen[first]).strip()):
         cure = "decimal commas: data.csv: {decimal: ','}; at thousands write none"
     raise DataError(
         f"{source.name}: {source.row_name(first)}, column {column!r}: seen {seen[first]!r}, "

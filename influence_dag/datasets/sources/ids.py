@@ -1,6 +1,5 @@
 """The ids of rows as text: one rule for every format."""
 
-from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
@@ -9,6 +8,7 @@ import pandas as pd
 
 from influence_dag.datasets.sources.base import Source
 from influence_dag.errors import DataError
+from influence_dag.texts import listed
 
 SHOWN = 5  # how many offending rows an error lists
 
@@ -27,9 +27,7 @@ def checked_ids(source: Source) -> np.ndarray:
         raise DataError(_other_kind(source, seen))
     ids = [_as_text(source, position, each) for position, each in enumerate(source.ids.tolist())]
     if empty := [position for position, identity in enumerate(ids) if not identity]:
-        raise DataError(
-            f"{source.name}: no id at {some(source.line_of, empty)}; every row needs its own"
-        )
+        raise DataError(f"{source.name}: no id at {_lines(source, empty)}; every row needs its own")
     if len(set(ids)) < len(ids):
         raise DataError(_repeated(source, ids))
     return np.array(ids, dtype=np.dtypes.StringDType())
@@ -90,11 +88,9 @@ def _repeated(source: Source, ids: list[str]) -> str:
     for position, identity in enumerate(ids):
         positions.setdefault(identity, []).append(position)
     repeated = [(identity, at) for identity, at in positions.items() if len(at) > 1]
-    shown = "; ".join(f"{name!r} at {some(source.line_of, at)}" for name, at in repeated[:SHOWN])
+    shown = "; ".join(f"{name!r} at {_lines(source, at)}" for name, at in repeated[:SHOWN])
     return f"{source.name}: {len(repeated)} ids appear more than once: {shown}; ids must be unique"
 
 
-def some(line_of: Callable[[int], str], positions: list[int]) -> str:
-    """The first few rows of a list, and how many more there are."""
-    rest = f" and {len(positions) - SHOWN} more" if len(positions) > SHOWN else ""
-    return ", ".join(map(line_of, positions[:SHOWN])) + rest
+def _lines(source: Source, positions: list[int]) -> str:
+    return listed(positions, SHOWN, shown=source.line_of)

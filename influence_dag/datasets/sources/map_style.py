@@ -90,10 +90,10 @@ def in_parts(item: Any, target: str) -> Any:
     if not isinstance(item, Mapping):
         return item
     inputs = dict(item)
-    found = next((name for name in (target, *TARGETS) if name in inputs), None)
-    if found is None:
+    named = next((name for name in (target, *TARGETS) if name in inputs), None)
+    if named is None:
         return item
-    y = inputs.pop(found)
+    y = inputs.pop(named)
     weight = next((name for name in WEIGHTS if name in inputs), None)
     parts = [y, *([inputs.pop(weight)] if weight else [])]
     return (next(iter(inputs.values())) if len(inputs) == 1 else inputs, *parts)

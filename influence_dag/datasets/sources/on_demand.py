@@ -29,8 +29,8 @@ class RowsOnDemand:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         positions = np.arange(len(self))[rows]
-        found = self.read(np.atleast_1d(positions))
-        return found[0] if np.ndim(positions) == 0 else found
+        values = self.read(np.atleast_1d(positions))
+        return values[0] if np.ndim(positions) == 0 else values
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)

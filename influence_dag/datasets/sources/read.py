@@ -49,7 +49,7 @@ def files(data: DataSettings, which: Split, root: Path) -> dict[str, Path]:
 
     Raises `DataError` for a name or a pattern that nothing has.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for written in data.names(which):
         name = os.path.expanduser(written)
         matching = [name]
@@ -57,8 +57,8 @@ def files(data: DataSettings, which: Split, root: Path) -> dict[str, Path]:
             matching = glob(name, root_dir=root, recursive=True)
             if not matching:
                 raise DataError(f"data.{which}: no file in {root} matches {name!r} ({RULE})")
-        found |= {each: _existing(each, which, root) for each in matching}
-    return dict(sorted(found.items()))
+        paths |= {each: _existing(each, which, root) for each in matching}
+    return dict(sorted(paths.items()))
 
 
 def _read(path: Path, name: str, data: DataSettings, which: Split, root: Path) -> Source:

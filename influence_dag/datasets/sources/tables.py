@@ -97,7 +97,8 @@ def table(
         features = ()  # the pictures are
     ids = None if data.id is None else frame[data.id].to_numpy(object)
     source = Source(name, {}, np.empty(0), ids, line_of=line_of)
-    read = partial(numbers_of, source, frame, text_of)
+    mark = "." if text_of is None else data.csv.decimal
+    read = partial(numbers_of, source, frame, text_of, mark=mark)
     x = [decimal(read(column), **told(source, column)) for column in features]
     kept = data.keep
     if data.images is not None or (data.features.columns and not kept):
@@ -132,8 +133,8 @@ def _target(frame: pd.DataFrame, name: str, read: Callable[[str], np.ndarray]) -
         return column.to_numpy(bool, copy=True)
     if pd.api.types.is_numeric_dtype(column):
         return read(name)
-    found = numbers_or_words(column.to_numpy(object))
-    return found if found.dtype.kind == "O" else read(name)
+    values = numbers_or_words(column.to_numpy(object))
+    return values if values.dtype.kind == "O" else read(name)
 
 
 def _texts_beside(frame: pd.DataFrame, data: DataSettings) -> tuple[str, ...]:

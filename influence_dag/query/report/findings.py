@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from influence_dag.datasets.slots import SPLITS, Axis
@@ -36,11 +37,9 @@ class Findings:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """What may be trusted."""
         return verdict(self.found)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
         return asdict(self) | {"verdict": asdict(self.verdict)}
 
 
@@ -178,6 +177,8 @@ class _Look:
             else:
                 outcome = "good" if ranks >= VALUES else "warn"
                 says = f"{other} ranks training rows alike at Spearman {ranks:.3f}"
+                if isnan(ranks):
+                    says = f"no test row ranks its training rows by both {other} and {self.method}"
                 yield Finding(f"like {other}", ranks, VALUES, outcome, says)
 
     def refits(self) -> Iterator[Finding]:
@@ -186,14 +187,14 @@ class _Look:
             return
         predicted, actual = version.read("predicted"), version.read("actual")
         rows = predicted.shape[1]
-        found = pearson(predicted, actual)
+        r = pearson(predicted, actual)
         interval = over_columns(pearson, predicted, actual)
-        outcome: Outcome = "good" if found >= VALUES else ("warn" if found >= RANKS else "bad")
+        outcome: Outcome = "good" if r >= VALUES else ("warn" if r >= RANKS else "bad")
         says = (
             f"over {rows} rows left out and refitted, predicted and actual changes correlate at "
-            f"Pearson {_with(found, interval)}"
+            f"Pearson {_with(r, interval)}"
         )
-        yield Finding("refits", found, VALUES, outcome, says, interval)
+        yield Finding("refits", r, VALUES, outcome, says, interval)
         size, interval = slope(predicted, actual), over_columns(slope, predicted, actual)
         outcome = "good" if SIZES[0] <= size <= SIZES[1] else "warn"
         says = f"actual changes are {_with(size, interval)} times as large as predicted"

@@ -18,8 +18,10 @@ def over_columns(
     """
     rng = np.random.default_rng(0)
     columns = rng.integers(predicted.shape[1], size=(DRAWS, predicted.shape[1]))
-    found = [score(predicted[:, drawn], actual[:, drawn]) for drawn in columns]
-    low, high = np.nanquantile(found, [0.025, 0.975]) if np.isfinite(found).any() else (np.nan,) * 2
+    of_draws = [score(predicted[:, drawn], actual[:, drawn]) for drawn in columns]
+    low, high = (
+        np.nanquantile(of_draws, [0.025, 0.975]) if np.isfinite(of_draws).any() else (np.nan,) * 2
+    )
     return float(low), float(high)
 
 

@@ -35,7 +35,6 @@ def write_report(
 
 
 def as_html(results: "StudyResults", findings: Findings) -> str:
-    """The page's text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

@@ -78,8 +78,8 @@ class ShownRows:
     def tests(self) -> list[Any]:
         """The test rows with the strongest influences, strongest first."""
         summary = self.results.open(naming.summary(self.method))
-        found = [abs(summary[f"{end}_influence"]).max("position") for end in ("top", "bottom")]
-        strength = np.maximum(*(_last(each).values for each in found))
+        ends = [abs(summary[f"{end}_influence"]).max("position") for end in ("top", "bottom")]
+        strength = np.maximum(*(_last(each).values for each in ends))
         order = np.argsort(-np.nan_to_num(strength), kind="stable")[:TESTS]
         return summary["test"].values[order].tolist()
 
@@ -135,10 +135,10 @@ class ShownRows:
     def suspects(self) -> list[Suspect]:
         """The most suspicious training rows, by what is stored; none without self-influence."""
         try:
-            found = self.results.suspects(SUSPECTS, neighbours=self._neighbours)
+            ranked = self.results.suspects(SUSPECTS, neighbours=self._neighbours)
         except StoreError:
             return []
-        return [self._suspect(found.isel(train=k)) for k in range(found.sizes["train"])]
+        return [self._suspect(ranked.isel(train=k)) for k in range(ranked.sizes["train"])]
 
     @property
     def _neighbours(self) -> int:

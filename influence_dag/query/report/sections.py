@@ -183,8 +183,8 @@ class Sections:
         kept = [version.number for version in self.results.versions(artifact)]
         if len(kept) < 2:
             return None
-        found = self.results.diff(artifact, kept[-2])
-        whats = {"added": found.added, "removed": found.removed, "changed": found.changed}
+        newer = self.results.diff(artifact, kept[-2])
+        whats = {"added": newer.added, "removed": newer.removed, "changed": newer.changed}
         rows = [
             (f"{split} rows {what}", len(names[split]), listed(names[split], SHOWN))
             for what, names in whats.items()
@@ -197,9 +197,9 @@ class Sections:
                 f"{change.before:+.3g}",
                 f"{change.after:+.3g}",
             )
-            for change in found.largest_changes("influences", 8)
+            for change in newer.largest_changes("influences", 8)
         ]
-        return {"before": kept[-2], "after": found.after.number, "rows": rows, "moved": moved}
+        return {"before": kept[-2], "after": newer.after.number, "rows": rows, "moved": moved}
 
 
 def _label_counts(axes: dict) -> list[dict[str, Any]]:

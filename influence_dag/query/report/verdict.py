@@ -34,25 +34,25 @@ class Verdict:
         return f"{self.headline}, because {'; '.join(self.reasons)}."
 
 
-def verdict(found: Sequence[Finding]) -> Verdict:
+def verdict(findings: Sequence[Finding]) -> Verdict:
     """What is broken decides first, then refits of single rows, then of subsets, then what is left.
 
     Values need a correlation of 0.9 and sizes right to a fifth; ranks a correlation of 0.5, by
     rows or by subsets. It is the worse end of the interval that counts.
     """
-    named = {each.name: each for each in found}
-    broken = [each for each in found if each.outcome == "bad"]
+    named = {each.name: each for each in findings}
+    broken = [each for each in findings if each.outcome == "bad"]
     refits, sizes, subsets = map(named.get, ("refits", "sizes", "subsets"))
     measured = refits is not None or subsets is not None
     if broken:
         return _verdict("neither", measured, broken)
     if refits is not None and sizes is not None:
         trust = _by_refits(refits, sizes)
-        return _verdict(trust, measured, [refits, sizes, *_doubts(found, subsets)])
+        return _verdict(trust, measured, [refits, sizes, *_doubts(findings, subsets)])
     if subsets is not None:
         trust = "ranks" if _surely(subsets) else "neither"
-        return _verdict(trust, measured, [subsets, *_doubts(found)])
-    doubts = _doubts(found) or [each for each in found if each.name == "minimum"]
+        return _verdict(trust, measured, [subsets, *_doubts(findings)])
+    doubts = _doubts(findings) or [each for each in findings if each.name == "minimum"]
     says = [NO_REFITS, *(each.says for each in doubts)]
     return Verdict("ranks", False, UNMEASURED, tuple(says))
 
@@ -64,14 +64,14 @@ def _by_refits(refits: Finding, sizes: Finding) -> Trust:
     return "ranks" if _surely(refits) else "neither"
 
 
-def _surely(found: Finding, least: float = RANKS) -> bool:
+def _surely(finding: Finding, least: float = RANKS) -> bool:
     """Whether even the lower end of the interval is enough."""
-    return found.interval is not None and found.interval[0] >= least
+    return finding.interval is not None and finding.interval[0] >= least
 
 
-def _doubts(found: Sequence[Finding], *others: Finding | None) -> list[Finding]:
+def _doubts(findings: Sequence[Finding], *others: Finding | None) -> list[Finding]:
     told = ("refits", "sizes", "subsets")
-    doubts = [f for f in found if f.outcome == "warn" and f.name not in told]
+    doubts = [f for f in findings if f.outcome == "warn" and f.name not in told]
     return [*(each for each in others if each is not None), *doubts]
 
 

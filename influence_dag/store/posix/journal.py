@@ -12,9 +12,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from influence_dag.files import write_atomically
+from influence_dag.files import boot_id, write_atomically
+from influence_dag.store.layout import Layout
 from influence_dag.store.progress import Progress
 from influence_dag.store.progress import finished_chunks as count_finished
+from influence_dag.store.published import StoredVersion
+from influence_dag.store.versioned import begun_for
+
+JOURNALS = ".partial-*.journal"
+
+
+def header(layout: Layout, base: StoredVersion | None) -> dict[str, object]:
+    """What a journal begins with: a run with another one begins anew."""
+    return {"format": 1, **begun_for(layout, base), "boot": boot_id()}
+
+
+def published_path(partial: Path) -> Path:
+    """The folder that an unfinished version will be."""
+    return partial.with_name(partial.name.removeprefix(".partial-"))
 
 
 class Journal(Progress):

@@ -28,8 +28,8 @@ def numbered(folder: Path) -> list[Path]:
     versions = folder / "versions"
     if not versions.is_dir():
         return []
-    found = [path for path in versions.iterdir() if _NUMBER.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name))
+    kept = [path for path in versions.iterdir() if _NUMBER.fullmatch(path.name) and path.is_dir()]
+    return sorted(kept, key=lambda path: int(path.name))
 
 
 def is_pointer(current: Path) -> bool:

@@ -19,9 +19,14 @@ from influence_dag.store.cloning import clone
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.layout import Layout
 from influence_dag.store.posix.folders import Folder, FolderVersion, version_in
-from influence_dag.store.posix.journal import Journal, finished_chunks
+from influence_dag.store.posix.journal import (
+    JOURNALS,
+    Journal,
+    finished_chunks,
+    header,
+    published_path,
+)
 from influence_dag.store.posix.locks import Locks, locked
-from influence_dag.store.posix.partials import JOURNALS, header, published_path
 from influence_dag.store.posix.pointers import CURRENT, is_pointer, numbered, point, pointed_to
 from influence_dag.store.publishing import finish
 from influence_dag.store.versioned import (
@@ -86,8 +91,8 @@ class ArtifactStore(VersionedStore[FolderVersion]):
         return shutil.disk_usage(there).free
 
     def beside(self, artifact: str) -> list[str]:
-        found = self.root.parent.glob(f"*/{artifact}")
-        return [path.relative_to(self.root.parent).parts[0] for path in found]
+        folders = self.root.parent.glob(f"*/{artifact}")
+        return [path.relative_to(self.root.parent).parts[0] for path in folders]
 
     def _begun(self) -> list[str]:
         """The artifacts that have a version or the beginning of one, sorted.
@@ -96,15 +101,15 @@ class ArtifactStore(VersionedStore[FolderVersion]):
         `Copy of direct`) are passed over. Who opens `/` is not to wait until all of it has been
         looked at.
         """
-        found = []
+        names = []
         for folder, inside, _ in os.walk(self.root):
             relative = Path(folder).relative_to(self.root)
             if not TAKEN.isdisjoint(inside):
-                found.append(relative.as_posix())
+                names.append(relative.as_posix())
             inside[:] = filter(is_part, inside)
             if len(relative.parts) >= DEEPEST:
                 inside.clear()
-        return sorted(found)
+        return sorted(names)
 
     def _left(self, name: str) -> int:
         return sum(map(finished_chunks, (self._folder(name) / "versions").glob(JOURNALS)))

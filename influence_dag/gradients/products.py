@@ -1,0 +1,90 @@
+r"""Products of vectors with gradients that are kept as pairs, $V_j \cdot \sum_t g_t a_t^\top$.
+
+Gradients are written out a piece at a time, in one buffer that is small enough for a cache: on the
+way to the matrix product they are neither written to memory nor read from it.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_ROWS, _BYTES = 512, 2**22  # of a piece: fewer rows make a thin product, more bytes leave the cache
+_DEVICE_ROWS, _DEVICE_BYTES = 8192, 2**28  # where starting an operation is what costs
+_SUM_BYTES, _DEVICE_SUMS = 2**21, 2**62  # of sums over layers; rows of them elsewhere
+_COLUMNS = 256  # of a product that is contracted afterwards
+
+
+def add_assembled(
+    V: Float[Tensor, "k lr"],
+    left: Float[Tensor, "n *t l"],
+    right: Float[Tensor, "n *t r"],
+    out: Float[Tensor, "k n"],
+) -> None:
+    r"""Add $V_j \cdot \sum_t l_t r_t^\top$ by writing out the gradients: best for many vectors.
+
+    >>> out = torch.zeros(1, 2)
+    >>> l, r = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])
+    >>> add_assembled(torch.tensor([[1.0, 1.0]]), l, r, out)
+    >>> out
+    tensor([[ 7., 22.]])
+    """
+    n, width = len(left), right.shape[-1]
+    rows, units = _piece(left, width)
+    buffer = right.new_empty(min(rows, n) * units * width)
+    for some in _runs(n, rows):
+        for places in _runs(left.shape[-1], units):
+            written = _outer(left[some][..., places], right[some], buffer)
+            columns = slice(places.start * width, places.stop * width)
+            out[:, some].addmm_(V[:, columns], written.T)
+
+
+def add_projected(
+    V: Float[Tensor, "k lr"],
+    a: Float[Tensor, "n d_in"],
+    g: Float[Tensor, "n d_out"],
+    out: Float[Tensor, "k n"],
+    *,
+    transposed: bool,
+) -> None:
+    """The same of one position by contracting `a` with V first: best for few vectors."""
+    d_in, d_out = a.shape[1], g.shape[1]
+    some_vectors = max(1, _COLUMNS // d_out) if a.device.type == "cpu" else len(V)
+    for some in _runs(len(V), some_vectors):
+        W = V[some].view(-1, d_in, d_out).mT if transposed else V[some].view(-1, d_out, d_in)
+        W = W.reshape(-1, d_in).T
+        for rows in _runs(len(a), _piece(g, W.shape[1] // d_out)[0]):
+            projected = (a[rows] @ W).view(-1, len(V[some]), d_out)
+            out[some, rows] += projected.mul_(g[rows].unsqueeze(1)).sum(2).T
+
+
+def row_pieces(out: Float[Tensor, "k n"]) -> Iterator[slice]:
+    """Runs of rows whose products with all vectors are added up in a cache, layer after layer."""
+    size = _SUM_BYTES // max(1, out.element_size() * len(out))
+    return _runs(out.shape[1], max(_ROWS, size) if out.device.type == "cpu" else _DEVICE_SUMS)
+
+
+def _piece(left: Tensor, width: int) -> tuple[int, int]:
+    """How many rows, and how many units of the left vectors, are written out at once."""
+    on_cpu = left.device.type == "cpu"
+    rows, size = (_ROWS, _BYTES) if on_cpu else (_DEVICE_ROWS, _DEVICE_BYTES)
+    numbers, width = size // left.element_size(), max(1, width)
+    units = max(1, min(left.shape[-1], numbers // (rows * width)))
+    return max(rows, numbers // (units * width)), units
+
+
+def _outer(left: Tensor, right: Tensor, buffer: Tensor) -> Float[Tensor, "n lr"]:
+    """Σ_t l_t r_tᵀ of each row, in the buffer."""
+    shape = len(left), left.shape[-1], right.shape[-1]
+    out = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+    if left.ndim == 2:
+        torch.mul(left.unsqueeze(2), right.unsqueeze(1), out=out)
+    else:
+        torch.bmm(left.mT, right, out=out)
+    return out.flatten(1)
+
+
+def _runs(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))

@@ -1,0 +1,101 @@
+"""Perturbation influences are slopes of what the model does with its inputs, or refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from influence_dag import Objective, Rows, perturbation_influences
+from influence_dag.errors import ModelError
+
+ROWS, FEATURES = 12, 4
+SEED = torch.Generator().manual_seed(0)
+NUMBERS = torch.randn(ROWS, FEATURES, generator=SEED)
+PIXELS = (2 * torch.rand(ROWS, FEATURES, generator=SEED) - 0.5).clamp(0, 1)  # many at the ends
+CATEGORIES = torch.randint(0, 4, (ROWS, FEATURES), generator=SEED).float()
+
+
+class Network(nn.Module):
+    """A linear layer behind a function of the inputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.body, self.head = function, nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.function(self, x))
+
+
+def frozen_body(network, x):
+    with torch.no_grad():
+        return network.body(x).tanh()
+
+
+def centred_by_a_constant(network, x):
+    return x - x.mean(1, keepdim=True).detach()
+
+
+def rounded_straight_through(network, x):
+    return x + (x.round() - x).detach()
+
+
+def through_numpy(network, x):
+    return torch.from_numpy(x.detach().numpy()).tanh()
+
+
+def asked(function, x, dtype=torch.float64, **of):
+    torch.manual_seed(0)
+    objective = Objective(Network(function).to(dtype), "cross_entropy")
+    factors = torch.randn(3, objective.size, dtype=dtype)
+    rows = Rows(x.to(dtype), torch.arange(ROWS) % 3)
+    return objective, factors, rows, perturbation_influences(objective, factors, rows, **of)
+
+
+@pytest.mark.parametrize(
+    ("x", "dtype"),
+    [(NUMBERS, torch.float32), (PIXELS, torch.float64)],
+    ids=["numbers in float32", "pixels"],
+)
+@pytest.mark.parametrize(
+    "function", [frozen_body, centred_by_a_constant, rounded_straight_through, through_numpy]
+)
+def test_inputs_that_autograd_does_not_see_are_refused(function, x, dtype):
+    with pytest.raises(ModelError, match=r"derivatives in the inputs .*torch\.no_grad"):
+        asked(function, x, dtype)
+
+
+def test_a_modules_output_that_autograd_does_not_see_is_refused():
+    def detached(network, x):
+        return network.body(x).detach().tanh()
+
+    with pytest.raises(ModelError, match="in the output of module 'body'"):
+        asked(detached, NUMBERS, wrt="body")
+
+
+@pytest.mark.parametrize("x", [PIXELS, CATEGORIES], ids=["pixels", "codes"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda network, x: x.clamp(0, 1),
+        lambda network, x: x.abs(),
+        lambda network, x: network.body(x).relu(),
+        lambda network, x: (2 * x).round() / 2,
+        lambda network, x: x * x.amax(1, keepdim=True),
+        lambda network, x: nn.functional.one_hot(x[:, 0].abs().clamp(max=3).long(), 4).to(x) + x,
+    ],
+    ids=["clamped", "absolute", "relu", "rounded", "largest", "categories"],
+)
+def test_kinks_and_jumps_are_no_fault(function, x):
+    objective, factors, rows, _ = asked(function, x)
+    away = Rows(rows.x + 1e-3 * torch.rand(rows.x.shape, generator=SEED), rows.y)
+    found = perturbation_influences(objective, factors, away)
+    v = torch.randn(FEATURES, generator=SEED, dtype=torch.float64)
+    ends = [inner_products(objective, factors, away, step * v) for step in (1e-6, -1e-6)]
+    assert torch.allclose(found @ v, (ends[0] - ends[1]) / 2e-6, rtol=1e-5, atol=1e-7)
+
+
+def inner_products(objective, factors, rows, step):
+    """s · ∇L of each row where it is moved to, by autograd row by row."""
+    theta = objective.params.clone().requires_grad_()
+    values = objective.losses(theta, Rows(rows.x + step, rows.y))
+    gradients = [torch.autograd.grad(value, theta, retain_graph=True)[0] for value in values]
+    return factors @ torch.stack(gradients).T

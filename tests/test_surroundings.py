@@ -1,0 +1,103 @@
+"""Calls in memory: the same answers whatever torch's modes are around them; what they refuse."""
+
+import pytest
+import torch
+from torch import nn
+
+import influence_dag as idag
+from influence_dag.errors import ModelError
+
+SEED = torch.Generator().manual_seed(0)
+X, Y = torch.randn(9, 4, generator=SEED), torch.arange(9) % 3
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+def wrapped(module=None):
+    torch.manual_seed(0)
+    module = module or nn.Linear(4, 3)
+    return idag.TorchTwiceDifferentiable(module, "cross_entropy")
+
+
+def answers():
+    model, loader = wrapped(), [(X, Y)]
+    factors = idag.compute_influence_factors(model, loader, hessian_regularization=0.5).x
+    return (
+        factors,
+        idag.compute_influences(model, loader, hessian_regularization=0.5),
+        idag.compute_influences(
+            model, loader, influence_type="perturbation", hessian_regularization=0.5
+        ),
+        idag.solve_hvp("cg", model, loader, factors, hessian_perturbation=0.5).x,
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_around_a_call_change_nothing(mode):
+    wanted = answers()
+    with MODES[mode]():
+        found = answers()
+        outside = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
+        assert outside == (mode == "autocast", mode == "autocast")
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_check_works_where_no_gradients_are_kept():
+    objective = idag.Objective(wrapped().model, "cross_entropy")
+    with torch.no_grad():
+        objective.check(idag.Rows(X, Y))
+        with pytest.raises(ModelError, match="row 1 has label 7"):
+            objective.check(idag.Rows(X, torch.tensor([0, 7, *Y[2:]])))
+
+
+def complex_numbers():
+    module = nn.Linear(4, 3)
+    module.weight = nn.Parameter(torch.zeros(3, 4, dtype=torch.complex64))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        (nn.LazyLinear(3), "the size of weight is not known before the first batch"),
+        (nn.Linear(4, 3, device="meta"), "weight is on the meta device"),
+        (complex_numbers(), "weight is torch.complex64"),
+    ],
+)
+def test_parameters_that_are_no_numbers_are_refused(module, told):
+    with pytest.raises(ModelError, match=told):
+        wrapped(module)
+
+
+def test_arguments_of_another_kind_are_told():
+    model, loader = wrapped(), [(X, Y)]
+    with pytest.raises(TypeError, match="damping is a list; one number or 'auto' is wanted"):
+        idag.compute_influences(model, loader, hessian_regularization=[0.1, 0.5])  # type: ignore
+    with pytest.raises(TypeError, match=r"b is a list; a tensor \(k, 15\) is wanted"):
+        idag.solve_hvp("direct", model, loader, [1.0] * 15)  # type: ignore[arg-type]
+    b = torch.ones(2, 15)
+    with pytest.raises(ValueError, match=r"first guess has shape \(3, 15\)"):
+        idag.solve_hvp("cg", model, loader, b, hessian_perturbation=0.5, x0=torch.ones(3, 15))
+
+
+def test_what_copies_a_module_to_several_devices_is_looked_through():
+    module = wrapped().model
+    found = idag.compute_influences(
+        wrapped(nn.DataParallel(module)), [(X, Y)], hessian_regularization=0.5
+    )
+    assert torch.equal(found, answers()[1])
+
+
+def test_a_compiled_module_is_refused():
+    with pytest.raises(ModelError, match=r"compiled by torch\.jit"):
+        wrapped(nn.Sequential(torch.jit.trace(nn.Linear(4, 3), X)))
+
+
+def test_pixels_as_whole_numbers_are_told_apart_from_tokens():
+    pixels = (255 * X.abs()).to(torch.uint8)
+    with pytest.raises(ModelError, match="Whole numbers come to it as they are, as tokens do"):
+        idag.compute_influences(wrapped(), [(pixels, Y)], hessian_regularization=0.5)
