@@ -97,6 +97,10 @@ class BatchedCurvature(ABC):
             check_sum(total, self.objective, self.rows, lambda some: self._sum_of(vectors, some))
         return total.div_(self.rows.weight_sum).to(vectors.dtype)
 
+    def for_one_product(self) -> Self:
+        """The curvature for who asks `apply` once."""
+        return self
+
     def dense(self) -> Float[Tensor, "p p"]:
         """The matrix, exactly symmetric."""
         precise = torch.promote_types(self.dtype, torch.float32)

@@ -52,19 +52,23 @@ class CapturedSum:
     """The sum over rows times vectors, again and again, as an iterative solver asks for it.
 
     What is captured of the first rows is kept, up to `_KEPT_BYTES`; of the others it is captured
-    again each time.
+    again each time. One that does not keep serves a single product.
     """
 
     objective: Objective
     rows: Rows
     captured: CapturedLayout
     batch_size: int = field(kw_only=True)
+    keeps: bool = field(default=True, kw_only=True)
     serves: bool = field(default=True, init=False)
     confirmed: bool = field(default=False, init=False)  # what is kept, held against autograd
     _asked: int = field(default=0, init=False)
     _kept: "list[list[_Block]]" = field(default_factory=list, init=False)
     _rows_kept: int = field(default=0, init=False)
-    _bytes_left: int = field(default_factory=lambda: _KEPT_BYTES, init=False)
+    _bytes_left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._bytes_left = _KEPT_BYTES if self.keeps else 0
 
     def is_worth(self, vectors: int) -> bool:
         """Whether these vectors, with those before, make up for what there is to capture.

@@ -1,7 +1,7 @@
 """The generalised Gauss-Newton matrix of the mean training loss."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -28,6 +28,12 @@ class GaussNewton(BatchedCurvature):
     Positive semidefinite where the loss is convex in the outputs f; equal to the Hessian for
     a model linear in θ (Schraudolph, 2002; Martens, 2020).
     """
+
+    keeps: bool = field(default=True, kw_only=True)
+
+    def for_one_product(self) -> "GaussNewton":
+        """The same, which keeps nothing of the rows for products to come."""
+        return replace(self, keeps=False)
 
     def check_derivatives(self, rows: Rows) -> None:
         """Nothing: of the network it takes first derivatives alone."""
@@ -63,7 +69,9 @@ class GaussNewton(BatchedCurvature):
         layout = CapturedLayout.of(self.objective, rows) if self.route == "auto" else None
         if layout is None:
             return None
-        return CapturedSum(self.objective, rows, layout, batch_size=self.batch_size)
+        return CapturedSum(
+            self.objective, rows, layout, batch_size=self.batch_size, keeps=self.keeps
+        )
 
     def _agrees(self, pairs: CapturedSum, found: Tensor, vectors: Tensor, rows: Rows) -> bool:
         """Whether a random combination is autograd's, and of pairs that others meet, any vector."""

@@ -305,13 +305,18 @@ class _Solver:
         """
         import torch
 
+        from influence_dag.curvature.batched import BatchedCurvature
         from influence_dag.solvers.base import residuals
         from influence_dag.solvers.blocks import BlockFactorization
 
+        bench, method = self.bench, self.method
         found = torch.full((len(x),), torch.nan, dtype=torch.float64, device=x.device)
         if not len(sample):
             return found
         index, operator = torch.from_numpy(sample).to(x.device), self._operator
+        once = len(x) == self.test.count and len(list(dampings.of_method(bench, method))) == 1
+        if once and isinstance(operator, BatchedCurvature):
+            operator = operator.for_one_product()  # no other block will ask
         s, b = (part.to(operator.dtype) for part in (x[index], gradients[index].dense()))
         if isinstance(factorization := self._factorization, BlockFactorization):
             known = factorization.residuals(operator, s, b, damping)
