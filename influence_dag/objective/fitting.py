@@ -20,7 +20,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
-from influence_dag.objective.lbfgs import Lbfgs
 from influence_dag.objective.objective import LossFunction, Objective, Rows
 from influence_dag.objective.twice_differentiable import plain_gradient
 from influence_dag.study.model import FitSettings
@@ -151,23 +150,37 @@ def _fit_on_all_rows(
 
 def _lbfgs(problem: _Problem, max_steps: int, tolerance: float) -> tuple[Tensor, int]:
     """Limited-memory BFGS with a strong-Wolfe search, started afresh where the search gives up."""
-    search, is_new, steps = _search(problem, problem.objective.params, tolerance), True, 0
+    theta = problem.objective.params.clone().requires_grad_()
+
+    def closure() -> Tensor:
+        value, theta.grad = problem.value_and_gradient(theta)
+        return value
+
+    optimizer, steps = _new_lbfgs(theta, tolerance), 0
     while steps < max_steps:
-        taken = search.run(wanted := min(LBFGS_STEPS, max_steps - steps))
+        before = optimizer.state[theta].get("n_iter", 0)
+        optimizer.param_groups[0]["max_iter"] = wanted = min(LBFGS_STEPS, max_steps - steps)
+        optimizer.step(closure)
+        taken = optimizer.state[theta]["n_iter"] - before
         steps += taken
-        if search.gradient.norm() <= tolerance:
+        if problem.value_and_gradient(theta)[1].norm() <= tolerance:
             break
         if taken < wanted:
-            if is_new and taken <= 1:
+            if before == 0 and taken <= 1:
                 break  # not even the steepest descent moves
-            search = _search(problem, search.theta, tolerance)
-        is_new = taken < wanted
-    return search.theta, steps
+            optimizer = _new_lbfgs(theta, tolerance)
+    return theta.detach(), steps
 
 
-def _search(problem: _Problem, theta: Float[Tensor, " p"], tolerance: float) -> Lbfgs:
-    largest = tolerance / math.sqrt(len(theta))  # of its entries
-    return Lbfgs(problem.value_and_gradient, theta, history=HISTORY, tolerance=largest)
+def _new_lbfgs(theta: Tensor, tolerance: float) -> torch.optim.LBFGS:
+    return torch.optim.LBFGS(
+        [theta],
+        max_eval=25 * LBFGS_STEPS,
+        tolerance_grad=tolerance / math.sqrt(len(theta)),  # torch's is the largest entry's
+        tolerance_change=1e-15,
+        history_size=HISTORY,
+        line_search_fn="strong_wolfe",
+    )
 
 
 def _newton(
