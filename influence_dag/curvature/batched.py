@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -86,7 +86,7 @@ class BatchedCurvature(ABC):
             check_sum(total, self.objective, self.rows, lambda some: self._sum_of(vectors, some))
         return total.div_(self.rows.weight_sum).to(vectors.dtype)
 
-    def for_one_product(self) -> "BatchedCurvature":
+    def for_one_product(self) -> Self:
         """The curvature for who asks `apply` once."""
         return self
 
