@@ -8,9 +8,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from influence_dag.errors import ModelError
+from influence_dag.gradients.found_layouts import (
+    gradient_layout,
+    layer_places,
+    uncalled_layers,
+)
 from influence_dag.gradients.layers import is_capturable, is_transposed, layer_of
 from influence_dag.gradients.layouts import LinearLayout, joined
-from influence_dag.gradients.per_sample import gradient_layout, layer_places, uncalled_layers
 from influence_dag.objective.objective import Objective, Rows
 
 _LARGEST_DENSE = 2**13  # parameters of one dense block: 512 MiB in float64, a minute of eigh
