@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import influence_dag as idag
-from influence_dag.functional import calls
+from influence_dag.functional import columns
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation import refits
 
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 def shown_on(screen: io.StringIO, monkeypatch) -> io.StringIO:
     """The screen in the place of stderr, where bars begin at once."""
     monkeypatch.setattr(sys, "stderr", screen)
-    for module in (calls, refits):
+    for module in (columns, refits):
         monkeypatch.setattr(module, "MOMENT", 0.0)
     return screen
 
@@ -35,7 +35,7 @@ SCREENS = pytest.mark.parametrize(
 @SCREENS
 def test_influences_in_memory_are_counted_in_blocks(kind, wanted, monkeypatch):
     screen = shown_on(kind(), monkeypatch)
-    monkeypatch.setattr(calls, "_TRAINING_ROWS", 8)
+    monkeypatch.setattr(columns, "_TRAINING_ROWS", 8)
     data = TensorDataset(torch.randn(20, 3), torch.arange(20) % 3)
     wrapped = idag.TorchTwiceDifferentiable(nn.Linear(3, 3).eval(), nn.CrossEntropyLoss())
     loader = DataLoader(data, batch_size=10)

@@ -1,7 +1,6 @@
 """Influences in memory, from a module, a loss and data loaders, in a few calls."""
 
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from enum import Enum
 from functools import partial
 from typing import Any, Literal
@@ -9,8 +8,14 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from influence_dag.functional.columns import (
+    at_positions,
+    columns_of,
+    of_low_rank,
+    serves,
+    up_weighted,
+)
 from influence_dag.functional.inversion import (
     Damping,
     InverseHvpResult,
@@ -23,30 +28,21 @@ from influence_dag.functional.sizes import check_fits
 from influence_dag.functional.surroundings import in_plain_surroundings
 from influence_dag.functional.usable import usable_module
 from influence_dag.gradients.per_sample import (
-    GradientLayout,
     Gradients,
-    per_sample_gradients,
-    with_layout,
 )
-from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.influence.points import perturbation_point
 from influence_dag.influence.positions import (
     position_gradients,
-    position_influences,
     positions_of,
     positions_of_test,
 )
-from influence_dag.influence.upweighting import influences, perturbation_influences
+from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective.objective import Objective, Rows
-from influence_dag.solvers.base import LowRank
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
 from influence_dag.texts import a_kind
 
 Loader = Iterable[tuple[Any, Any]]
-
-_TRAINING_ROWS = 4096  # whose gradients are held at once
-MOMENT = 2.0  # seconds after which a bar tells how far one is
 
 
 class TorchTwiceDifferentiable:
@@ -166,14 +162,14 @@ def compute_influences(
     )
     if input_data is not None:
         objective.check(rows)
-    kernel = partial(_up_weighted, layout=measured[0].layout if measured else None)
+    kernel = partial(up_weighted, layout=measured[0].layout if measured else None)
     if positions in ("train", "both"):
-        kernel = _at_positions
+        kernel = at_positions
     elif kind == "perturbation":
         kernel = partial(perturbation_influences, wrt=wrt)
-    elif measured and not per_block and _serves(known["low_rank"], objective):
-        low_rank = partial(_of_low_rank, known["low_rank"], measured[0])
-        return _columns(objective, rows, low_rank, layout=measured[0].layout)
+    elif measured and not per_block and serves(known["low_rank"], objective):
+        low_rank = partial(of_low_rank, known["low_rank"], measured[0])
+        return columns_of(objective, rows, low_rank, layout=measured[0].layout)
 
     def found(factors: Tensor) -> Any:
         values = kernel(objective, factors, rows)
@@ -183,60 +179,6 @@ def compute_influences(
         return found(factors)
     shares = split_by_block(factors, parameter_blocks(objective.slices, blocks))
     return {name: found(share) for name, share in shares.items()}
-
-
-def _at_positions(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
-    return position_influences(factors, objective, rows)
-
-
-def _up_weighted(
-    objective: Objective, factors: Tensor, rows: Rows, *, layout: GradientLayout | None = None
-) -> Tensor:
-    return _columns(objective, rows, partial(influences, factors), layout=layout)
-
-
-def _serves(low_rank: LowRank | None, objective: Objective) -> bool:
-    """Whether there is one, of the precision of the rows' gradients."""
-    return low_rank is not None and low_rank.eigenvectors.dtype == objective.dtype
-
-
-def _columns(
-    objective: Objective,
-    rows: Rows,
-    kernel: Callable[[Gradients], Tensor],
-    *,
-    layout: GradientLayout | None,
-) -> Tensor:
-    """What the kernel makes of the gradients, block by block.
-
-    In the layout of the test rows, if there is one and it serves these rows: one less to find.
-    """
-
-    def columns(layout: GradientLayout) -> Tensor:
-        parts = [
-            kernel(per_sample_gradients(objective, batch, layout=layout))
-            for batch in _shown(rows.batches(_TRAINING_ROWS), -(-len(rows) // _TRAINING_ROWS))
-        ]
-        return torch.cat(parts, dim=1)
-
-    with suppress(NotCaptured):
-        if layout is not None:
-            return columns(layout)
-    return with_layout(objective, rows, columns)
-
-
-def _of_low_rank(low_rank: LowRank, test: Gradients, rows: Gradients) -> Tensor:
-    r"""$(c \, g_{test} + Y V^\top) \cdot g_i$: 2 r numbers a pair instead of 2 p.
-
-    Of a layer's pairs $g_{test} \cdot g_i$ is a product of two products of vectors.
-    """
-    found = low_rank.coordinates @ rows.inner(low_rank.eigenvectors.T.contiguous())
-    return found.add_(test.products(rows), alpha=low_rank.share) if low_rank.share else found
-
-
-def _shown(batches: Iterable[Rows], total: int) -> Iterable[Rows]:
-    """With a bar on a terminal, once it takes longer than a moment."""
-    return tqdm(batches, "influences", total, unit="block", delay=MOMENT, disable=None, leave=False)
 
 
 @in_plain_surroundings

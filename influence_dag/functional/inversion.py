@@ -1,6 +1,5 @@
 """One inverse of the curvature in memory: from the arguments of a call to x and its info."""
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.curvature.batched import BatchedCurvature
-from influence_dag.errors import NotConvergedError
+from influence_dag.functional.outcomes import check_finite, check_start, warn_of_negative
 from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import (
@@ -34,10 +33,7 @@ from influence_dag.solvers import (
 from influence_dag.solvers.base import residuals
 from influence_dag.solvers.blocks import BlockFactorization, Blocks
 from influence_dag.solvers.dampings import AutomaticDamping, automatic_damping
-from influence_dag.solvers.direct import CholeskyFactor
-from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.forming import OF_LINEAR_LAYERS, worth_forming
-from influence_dag.solvers.rounding import rounding
 from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.texts import a_kind
 
@@ -169,11 +165,11 @@ class Inversion:
     ) -> InverseHvpResult:
         operator = self._operator(CURVATURES[self.curvature](objective, rows), len(rhs))
         method = self._fitted_to(operator, batch, len(rhs))
-        _check_start(self.start, rhs)
+        check_start(self.start, rhs)
         factorization, known = self._factorize(objective, method, operator)
         solution = factorization.solve(rhs, damping=known.value, x0=self.start)
-        _check_finite(solution.x)
-        _warn_of_negative(factorization, operator, known.value, rhs.dtype)
+        check_finite(solution.x)
+        warn_of_negative(factorization, operator, known.value, rhs.dtype)
         if not told:
             return InverseHvpResult(solution.x, {"low_rank": solution.low_rank})
         info = self._info(operator, factorization, solution, rhs, known.value)
@@ -263,10 +259,6 @@ def measured_gradients(objective: Objective, test: Rows) -> Gradients:
     return per_sample_gradients(objective, test, of="measurement")
 
 
-def _dense_gradients(objective: Objective, test: Rows) -> Tensor:
-    return measured_gradients(objective, test).dense()
-
-
 def _as(dtype: torch.dtype, result: InverseHvpResult) -> InverseHvpResult:
     """The result in the caller's precision, whichever it was found in."""
 
@@ -303,54 +295,3 @@ def _start(name: str, settings: dict[str, Any]) -> Tensor | None:
             raise ValueError("h0 is a first guess for scale * x: give scale along with it")
         start = start / settings["scale"]
     return torch.atleast_2d(start)
-
-
-def _check_start(start: Tensor | None, rhs: Tensor) -> None:
-    if start is not None and start.shape not in (rhs.shape, (1, rhs.shape[1])):
-        raise ValueError(
-            f"the first guess has shape {tuple(start.shape)}; wanted one for each of the "
-            f"right-hand sides {tuple(rhs.shape)}, or one for all"
-        )
-
-
-def _check_finite(x: Tensor) -> None:
-    if not x.isfinite().all():
-        bad = (~x.isfinite().all(1)).nonzero().flatten().tolist()
-        raise NotConvergedError(
-            "the solutions of right-hand sides {rows} are not finite: the solve overflows; take a "
-            "larger damping, scale the columns, or compute in float64",
-            rows=bad,
-        )
-
-
-def _warn_of_negative(
-    factorization: Factorization, operator: Curvature, damping: float, dtype: torch.dtype
-) -> None:
-    r"""Say where $\lambda$ leaves so little of negative curvature that it rules the answer.
-
-    With $\lambda + \mu_{min} < |\mu_{min}|$ the direction of most negative curvature gets the
-    largest weight of all, and it has no more of a claim to it than to its negative.
-    """
-    if isinstance(factorization, CholeskyFactor):
-        if damping <= 0:
-            return
-        smallest = factorization.smallest_size - damping
-        largest = operator.dense().diagonal().max().item() + damping  # direct solves have it
-        floor = rounding(dtype, len(factorization.cholesky)) * largest
-    elif isinstance(factorization, Eigenbasis) and len(factorization.eigenvalues):
-        if factorization.indefinite == "absolute":
-            return
-        smallest = factorization.eigenvalues.min().item()
-        largest = factorization.eigenvalues.abs().max().item()
-        floor = rounding(dtype, len(factorization.eigenvectors)) * largest
-    else:
-        return
-    if smallest < -floor and damping < -2 * smallest:
-        warnings.warn(
-            f"the smallest eigenvalue is {smallest:.3g}, and the damping {damping:g} leaves "
-            f"{smallest + damping:.3g} of it: a damping of {-2 * smallest:.2g} or more, "
-            "curvature='gauss_newton' or direct's on_indefinite='absolute' come nearer to what "
-            "refits find",
-            RuntimeWarning,
-            stacklevel=5,
-        )

@@ -1,0 +1,78 @@
+"""Influences of test rows on training rows, block by block of these: each is columns."""
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from influence_dag.gradients.per_sample import (
+    GradientLayout,
+    Gradients,
+    per_sample_gradients,
+    with_layout,
+)
+from influence_dag.gradients.uncaptured import NotCaptured
+from influence_dag.influence.positions import position_influences
+from influence_dag.influence.upweighting import influences
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.solvers.base import LowRank
+
+_TRAINING_ROWS = 4096  # whose gradients are held at once
+MOMENT = 2.0  # seconds after which a bar tells how far one is
+
+
+def at_positions(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
+    return position_influences(factors, objective, rows)
+
+
+def up_weighted(
+    objective: Objective, factors: Tensor, rows: Rows, *, layout: GradientLayout | None = None
+) -> Tensor:
+    return columns_of(objective, rows, partial(influences, factors), layout=layout)
+
+
+def serves(low_rank: LowRank | None, objective: Objective) -> bool:
+    """Whether there is one, of the precision of the rows' gradients."""
+    return low_rank is not None and low_rank.eigenvectors.dtype == objective.dtype
+
+
+def columns_of(
+    objective: Objective,
+    rows: Rows,
+    kernel: Callable[[Gradients], Tensor],
+    *,
+    layout: GradientLayout | None,
+) -> Tensor:
+    """What the kernel makes of the gradients, block by block.
+
+    In the layout of the test rows, if there is one and it serves these rows: one less to find.
+    """
+
+    def columns(layout: GradientLayout) -> Tensor:
+        parts = [
+            kernel(per_sample_gradients(objective, batch, layout=layout))
+            for batch in _shown(rows.batches(_TRAINING_ROWS), -(-len(rows) // _TRAINING_ROWS))
+        ]
+        return torch.cat(parts, dim=1)
+
+    with suppress(NotCaptured):
+        if layout is not None:
+            return columns(layout)
+    return with_layout(objective, rows, columns)
+
+
+def of_low_rank(low_rank: LowRank, test: Gradients, rows: Gradients) -> Tensor:
+    r"""$(c \, g_{test} + Y V^\top) \cdot g_i$: 2 r numbers a pair instead of 2 p.
+
+    Of a layer's pairs $g_{test} \cdot g_i$ is a product of two products of vectors.
+    """
+    found = low_rank.coordinates @ rows.inner(low_rank.eigenvectors.T.contiguous())
+    return found.add_(test.products(rows), alpha=low_rank.share) if low_rank.share else found
+
+
+def _shown(batches: Iterable[Rows], total: int) -> Iterable[Rows]:
+    """With a bar on a terminal, once it takes longer than a moment."""
+    return tqdm(batches, "influences", total, unit="block", delay=MOMENT, disable=None, leave=False)

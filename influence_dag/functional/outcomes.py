@@ -1,0 +1,64 @@
+"""What a solve begins with and comes to: refused, or warned of."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from influence_dag.curvature import Curvature
+from influence_dag.errors import NotConvergedError
+from influence_dag.solvers.base import Factorization
+from influence_dag.solvers.direct import CholeskyFactor
+from influence_dag.solvers.eigenbasis import Eigenbasis
+from influence_dag.solvers.rounding import rounding
+
+
+def check_start(start: Tensor | None, rhs: Tensor) -> None:
+    if start is not None and start.shape not in (rhs.shape, (1, rhs.shape[1])):
+        raise ValueError(
+            f"the first guess has shape {tuple(start.shape)}; wanted one for each of the "
+            f"right-hand sides {tuple(rhs.shape)}, or one for all"
+        )
+
+
+def check_finite(x: Tensor) -> None:
+    if not x.isfinite().all():
+        bad = (~x.isfinite().all(1)).nonzero().flatten().tolist()
+        raise NotConvergedError(
+            "the solutions of right-hand sides {rows} are not finite: the solve overflows; take a "
+            "larger damping, scale the columns, or compute in float64",
+            rows=bad,
+        )
+
+
+def warn_of_negative(
+    factorization: Factorization, operator: Curvature, damping: float, dtype: torch.dtype
+) -> None:
+    r"""Say where $\lambda$ leaves so little of negative curvature that it rules the answer.
+
+    With $\lambda + \mu_{min} < |\mu_{min}|$ the direction of most negative curvature gets the
+    largest weight of all, and it has no more of a claim to it than to its negative.
+    """
+    if isinstance(factorization, CholeskyFactor):
+        if damping <= 0:
+            return
+        smallest = factorization.smallest_size - damping
+        largest = operator.dense().diagonal().max().item() + damping  # direct solves have it
+        floor = rounding(dtype, len(factorization.cholesky)) * largest
+    elif isinstance(factorization, Eigenbasis) and len(factorization.eigenvalues):
+        if factorization.indefinite == "absolute":
+            return
+        smallest = factorization.eigenvalues.min().item()
+        largest = factorization.eigenvalues.abs().max().item()
+        floor = rounding(dtype, len(factorization.eigenvectors)) * largest
+    else:
+        return
+    if smallest < -floor and damping < -2 * smallest:
+        warnings.warn(
+            f"the smallest eigenvalue is {smallest:.3g}, and the damping {damping:g} leaves "
+            f"{smallest + damping:.3g} of it: a damping of {-2 * smallest:.2g} or more, "
+            "curvature='gauss_newton' or direct's on_indefinite='absolute' come nearer to what "
+            "refits find",
+            RuntimeWarning,
+            stacklevel=5,
+        )
