@@ -8,9 +8,9 @@ from influence_dag.components import metadata
 from influence_dag.stages import checks, dataset, reading, sampling, summary
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.eigenbasis import GradientsOfTests
-from influence_dag.stages.factors import SolvesOfRows
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.influences import ProductsOfPairs
+from influence_dag.stages.solving import SolvesOfRows
 
 TWO_FACTORS = "512B"  # of the 10, 248 bytes each
 

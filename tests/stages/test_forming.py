@@ -5,7 +5,7 @@ import pytest
 
 from influence_dag.curvature import DenseCurvature, Hessian
 from influence_dag.solvers import Arnoldi, ConjugateGradient, forming
-from influence_dag.stages import curvature, factors
+from influence_dag.stages import curvature, solving
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.methods import load_operator
 
@@ -28,7 +28,7 @@ def products(monkeypatch):
 def solved(project, *, start):
     """The factors of all test rows by `cg`, from nothing or from what is stored."""
     bench = project.bench()
-    compute = factors.SolvesOfRows("cg", NAMES).at(bench)
+    compute = solving.SolvesOfRows("cg", NAMES).at(bench)
     if not start:
         compute._stored = None  # pyright: ignore[reportAttributeAccessIssue]
     tile = Tile((0, 0), (1, len(bench.axis("dataset", "test"))), ())

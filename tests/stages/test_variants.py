@@ -16,7 +16,7 @@ from influence_dag.explorer.content import Contents
 from influence_dag.explorer.opened import Opened
 from influence_dag.explorer.pair import Maps
 from influence_dag.influence import perturbation as derivatives
-from influence_dag.stages.factors import SolvesOfRows
+from influence_dag.stages.solving import SolvesOfRows
 
 DIRECT_ONLY = {"cg": None}
 
