@@ -1,5 +1,6 @@
 """The two kernels on one block: up-weighting and perturbation influences."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -10,7 +11,10 @@ __all__ = ["influences", "perturbation_influences"]
 
 
 def influences(
-    factors: Float[Tensor, "k p"], gradients: Gradients | Float[Tensor, "n p"]
+    factors: Float[Tensor, "k p"],
+    gradients: Gradients | Float[Tensor, "n p"],
+    *,
+    out: Float[Tensor, "k n"] | None = None,
 ) -> Float[Tensor, "k n"]:
     r"""Influence of each training row on each test loss, up-weighting.
 
@@ -19,6 +23,7 @@ def influences(
 
     Positive means helpful: fitting again without $z_i$ changes the test loss by about
     $+1/n$ times the entry. (Koh & Liang 2017, eq. 2, has the opposite sign.) Not divided by n.
+    Written into `out` if it is given.
 
     >>> import torch
     >>> influences(torch.eye(2), torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
@@ -26,5 +31,5 @@ def influences(
             [0., 4.]])
     """
     if isinstance(gradients, Gradients):
-        return gradients.inner(factors)
-    return factors @ gradients.T
+        return gradients.inner(factors, out)
+    return torch.matmul(factors, gradients.T, out=out)

@@ -26,6 +26,7 @@ from influence_dag.study.groups import (
     store_settings,
 )
 from influence_dag.study.methods import MethodsSettings, built_on_methods
+from influence_dag.study.model import FitSettings as FitSettings  # named from here in tutorials
 from influence_dag.study.model import ModelSettings
 from influence_dag.study.places import placed_name
 from influence_dag.study.validation import ValidationSettings

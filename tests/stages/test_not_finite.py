@@ -70,8 +70,8 @@ def test_every_stage_looks_at_what_it_writes(project, monkeypatch):
 
     right = influence.influences
 
-    def wrong(factors, gradients):
-        values = right(factors, gradients)
+    def wrong(factors, gradients, *, out=None):
+        values = right(factors, gradients, out=out)
         values[1, 2] = np.nan
         return values
 
