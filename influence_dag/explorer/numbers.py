@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_dag.stages.ranks import rank_correlations
+
 BINS = 61
 POINTS = 3_000  # of a scatter plot
 
@@ -41,11 +43,8 @@ def agreement(x: NDArray, y: NDArray) -> dict[str, float | None]:
     """Correlations, and by how much the first has to be multiplied to fit the second best."""
     if len(x) < 3 or not x.std() or not y.std():
         return {"pearson": None, "spearman": None, "slope": None}
-    from pandas import Series  # not to draw a page
-
-    ranks = [Series(each).rank() for each in (x, y)]  # of equal numbers their mean
     return {
         "pearson": number(np.corrcoef(x, y)[0, 1]),
-        "spearman": number(np.corrcoef(ranks[0], ranks[1])[0, 1]),
+        "spearman": number(rank_correlations(x[None], y[None])[0]),
         "slope": number((x @ y) / (x @ x)),
     }

@@ -11,6 +11,7 @@ from influence_dag.stages.blocks import pieces
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.rankings import ENDS
+from influence_dag.stages.ranks import rank_correlations
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
@@ -95,17 +96,3 @@ def _blocks(bench: Workbench, method: str) -> Iterator[np.ndarray]:
     for slots in pieces(0, len(test), version.variables["influences"].chunks[-2]):
         block = dampings.at(version, "influences", -1, slots)
         yield block[test.valid[slots]][:, train.valid].astype(np.float64)
-
-
-def rank_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each row's entries, which share their mean rank where they tie.
-
-    Rows of the training data that are alike have equal influences. NaN for a row in which all
-    entries of a side are equal: it ranks nothing.
-    """
-    from pandas import DataFrame  # a plan ranks nothing
-
-    x, y = (DataFrame(values.T).rank().to_numpy() for values in (a, b))
-    x, y = (ranks - (len(ranks) + 1) / 2 for ranks in (x, y))
-    lengths = np.sqrt((x * x).sum(axis=0) * (y * y).sum(axis=0))
-    return np.where(lengths > 0, (x * y).sum(axis=0) / np.where(lengths > 0, lengths, 1), np.nan)

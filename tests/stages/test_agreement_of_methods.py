@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from influence_dag.explorer.numbers import agreement
-from influence_dag.stages.report import rank_correlations
+from influence_dag.stages.ranks import rank_correlations
 
 
 def test_rows_of_equal_influence_share_their_rank():
@@ -20,3 +20,11 @@ def test_what_ranks_nothing_agrees_with_nothing():
     a = np.stack([np.zeros(6), np.arange(6.0)])
     assert np.isnan(rank_correlations(a, a)[0])
     assert rank_correlations(a, a)[1] == pytest.approx(1)
+
+
+def test_rows_without_equal_numbers_are_ranked_beside_rows_with_them():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 4, 30))
+    a[2] = a[2].round(0)
+    expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(rank_correlations(a, b), expected)
