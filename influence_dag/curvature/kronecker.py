@@ -23,7 +23,7 @@ from influence_dag.gradients.capture import NotCaptured
 from influence_dag.gradients.layouts import joined
 
 _FORMED = 2**21  # numbers of per-sample matrices held at once: what a processor's cache takes
-_KEPT = 2**27  # numbers captured that are kept for the second pass instead of computed again
+_KEPT = 2**25  # numbers captured that are kept for the second pass instead of computed again
 
 
 @dataclass(frozen=True, eq=False)
