@@ -13,11 +13,8 @@ if TYPE_CHECKING:
     from influence_dag.objective.batching import Of
     from influence_dag.objective.objective import Objective
 
-_WIDEST = (
-    2**23
-)  # bytes of the widest tensor of a pass: a convolution's patches are several times it
+_WIDEST = 2**23  # bytes of a pass's widest tensor: a convolution's patches are several times it
 _FEWEST = 16  # rows from which on a row costs the same in any batch, and meets others
-
 
 # Of each objective's rows, by their shapes: asked for again and again, and always the same.
 _KNOWN: "WeakKeyDictionary[Objective, dict[Any, list[int]]]" = WeakKeyDictionary()

@@ -41,7 +41,7 @@ def cost_of(name: str, study: Study, rates: Rates) -> Cost:
     lambdas = max(len(study.settings.dampings), 1)
     method, _, what = name.rpartition("/")
     exact = bool(method) and method != "validation" and matrix_of(study, method) is not None
-    passes = {"solve": 0.0 if exact else SOLVE_STEPS * m * n * rates.gradient * lambdas}
+    steps = 0.0 if exact else SOLVE_STEPS * m * n * rates.gradient * lambdas
     match what:
         case "dataset":
             bytes_ = 8 * (n + m) * (rates.values + 1)
@@ -64,7 +64,7 @@ def cost_of(name: str, study: Study, rates: Rates) -> Cost:
                 return Cost(name, p * p * size, 3 * p * p * size, p**3 * rates.product)
             return Cost(name, 100 * p * size, 200 * p * size, 100 * n * rates.gradient)
         case "influence_factors":
-            work = passes["solve"] + lambdas * m * p * p * rates.product * exact
+            work = steps + lambdas * m * p * p * rates.product * exact
             return Cost(name, lambdas * m * p * size, 3 * m * p * size, work)
         case "influences":
             work = lambdas * m * n * p * rates.product

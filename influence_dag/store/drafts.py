@@ -1,6 +1,5 @@
 """A version in the making: a clone of the current one that is written chunk by chunk."""
 
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -27,6 +26,7 @@ from influence_dag.store.plans import (
 )
 from influence_dag.store.progress import Progress
 from influence_dag.store.results import Results
+from influence_dag.store.under_way import UnderWay
 
 if TYPE_CHECKING:
     from influence_dag.store.published import StoredVersion
@@ -55,9 +55,8 @@ class StoredDraft:
         self.chunks_written = self.bytes_written = 0
         self.resumed = bool(progress.recovered)
         self._progress = progress
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
-        self._active, self._closed = 0, False
+        self._under_way, self._closed = UnderWay(), False
+        self._lock = self._under_way.lock
         self._expected: Expected = {}
         self._keys = {v.name: carry(base, v)[0] for v in layout.variables}
         self._checksums = {v.name: _carried(base, v, self._keys[v.name]) for v in layout.variables}
@@ -198,27 +197,25 @@ class StoredDraft:
 
     def close(self) -> None:
         """Take no more writes and wait for those under way, interrupted or not."""
-        with self._idle:
+        with self._lock:
             closed, self._closed = self._closed, True
-            while self._active:
+            while self._under_way.others():
                 with suppress(BaseException):  # an impatient second interrupt
-                    self._idle.wait()
+                    self._under_way.wait()
         if not closed:
             self._progress.close()
 
     @contextmanager
     def _writing(self, name: str, size: int) -> Iterator[None]:
-        with self._idle:
+        with self._lock:
             if self._closed:
                 raise StoreError(f"{self.artifact} is closed: write inside its `with` block")
-            self._active += 1
+            self._under_way.begin()
         try:
             with self.contents.explained(f"writing {self.artifact}/{name} in", size=size):
                 yield
         finally:
-            with self._idle:
-                self._active -= 1
-                self._idle.notify_all()
+            self._under_way.end()
 
     def _recover(self) -> None:
         for entry in self._progress.recovered:

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -18,7 +19,7 @@ import pytest
 from stored_sample import NAME, Sample, chunk_files, refresh, refresh_with_results, write_chunk
 
 from influence_dag.errors import StoreError
-from influence_dag.store import ArtifactStore, drafts
+from influence_dag.store import ArtifactStore, drafts, under_way
 from influence_dag.store.testing.interruption import interrupted_run
 
 OLD = Sample()
@@ -167,6 +168,48 @@ def test_a_signal_at_a_random_moment_leaves_a_whole_version(store, sign, times):
         assert running.end_by(sign).exit_code in (-sign, 1)
         assert_whole(store, OLD, NEW)
     refresh(store, NEW)
+    assert_whole(store, NEW)
+    assert_tidy(store)
+
+
+def interrupted_at_line(line: int, work) -> bool:
+    """Run `work` with a Ctrl-C before the n-th line of a draft's bookkeeping; False beyond all."""
+    seen = 0
+
+    def lines(frame, event, argument):
+        nonlocal seen
+        seen += event == "line"
+        if event == "line" and seen == line:
+            raise KeyboardInterrupt
+        return lines
+
+    def calls(frame, event, argument):
+        code = frame.f_code
+        watched = code.co_name == "_writing" or code.co_filename == under_way.__file__
+        return lines if watched and not seen >= line else None
+
+    sys.settrace(calls)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def test_wherever_ctrl_c_meets_a_write_its_draft_is_left(store):
+    def run(ended: threading.Event, line: int, more: list[bool]) -> None:
+        more.append(interrupted_at_line(line, lambda: refresh(store, NEW)))
+        ended.set()
+
+    line, more = 1, [True]
+    while more[-1] and line < 200:
+        ended = threading.Event()
+        threading.Thread(target=run, args=(ended, line, more), daemon=True).start()
+        assert ended.wait(20), f"interrupted before line {line}, it hangs"
+        line += 1
+    assert line > 10
     assert_whole(store, NEW)
     assert_tidy(store)
 

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from influence_dag.store.icechunk.repositories import (
     told,
 )
 from influence_dag.store.icechunk.waiting import waited
+from influence_dag.store.under_way import UnderWay
 
 if TYPE_CHECKING:
     from icechunk import IcechunkStore, Session
@@ -124,8 +124,7 @@ class Draft:
         self._session, self._before = session, list(before)
         self.names: set[str] = set()
         self._written: set[str] = set()
-        self._idle = threading.Condition()
-        self._active = 0
+        self._under_way = UnderWay()
 
     @property
     def address(self) -> str:
@@ -170,7 +169,7 @@ class Draft:
             if not is_chunk(name):
                 _put(store, f"{node_of(name)}/{METADATA}", _bytes_array(len(content)))
             _put(store, key_of(name), content)
-        with self._idle:
+        with self._under_way.lock:
             self.names.add(name)
             self._written.add(name)
 
@@ -216,9 +215,9 @@ class Draft:
 
     def keep(self, why: str) -> None:
         """Let what was written be there for the next run."""
-        with self._idle:
-            while self._active:
-                self._idle.wait()
+        with self._under_way.lock:
+            while self._under_way.others():
+                self._under_way.wait()
             if not self._session.has_uncommitted_changes:
                 return
             with told(f"writing {self.repository.address}"):
@@ -228,14 +227,11 @@ class Draft:
     @contextmanager
     def _using(self) -> Iterator["IcechunkStore"]:
         """The store, which nobody commits meanwhile."""
-        with self._idle:
-            self._active += 1
+        self._under_way.begin()
         try:
             yield self._session.store
         finally:
-            with self._idle:
-                self._active -= 1
-                self._idle.notify_all()
+            self._under_way.end()
 
     def explained(self, doing: str, *, size: int | None = None) -> AbstractContextManager[None]:
         return told(f"{doing} {self.repository.address}")
