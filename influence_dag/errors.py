@@ -73,3 +73,11 @@ class StoreError(InfluenceDagError):
 
 def _listed(names: Sequence[object], most: int = 10) -> str:
     return ", ".join(map(str, names[:most])) + (", …" if len(names) > most else "")
+
+
+def interrupt_behind(error: BaseException) -> BaseException | None:
+    """The interrupt (`KeyboardInterrupt`, Dagster's own) in whose course an error was raised."""
+    behind = error.__context__
+    while isinstance(behind, Exception | GeneratorExit):
+        behind = behind.__context__
+    return behind

@@ -1,20 +1,16 @@
-"""The file system's part: hard links, durable writes. Nothing here knows about arrays."""
+"""The file system's part: hard links, whole writes. Nothing here knows about arrays."""
 
 import errno
 import os
 import shutil
 import stat
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from influence_dag.errors import StoreError
+from influence_dag.errors import StoreError, interrupt_behind
 
-_SLOW = 2e-4  # seconds; a thread costs as much
-_NO_FOLDERS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space",
     errno.EDQUOT: "the disk quota is used up; free some space",
@@ -33,11 +29,14 @@ _CAUSES = {
 def explained(path: Path, doing: str, *, size: int | None = None) -> Iterator[None]:
     """Turn the operating system's errors into a `StoreError` that says what to do.
 
-    `size` is how many bytes are being written, at most; a full disk is then told in numbers.
+    `size` is how many bytes are being written, at most; a full disk is then told in numbers. What
+    fails in the course of an interrupt (a second `close` of the same file) remains an interrupt.
     """
     try:
         yield
     except OSError as error:
+        if interrupt := interrupt_behind(error):
+            raise interrupt from None
         cause = _CAUSES.get(error.errno or 0, f"{error.strerror or error}")
         if error.errno == errno.ENOSPC and not _free_inodes(path):
             cause = "the file system has no room for one more file (no inodes left); remove files"
@@ -148,40 +147,6 @@ def files_below(folder: Path | str) -> Iterator[str]:
     """Every file in a folder and in those inside it."""
     for parent, _, names in os.walk(folder):
         yield from (f"{parent}/{name}" for name in names)
-
-
-def make_durable(folder: Path) -> None:
-    """Have the disk itself hold a folder's own files and all folder entries.
-
-    Files with a second hard link belong to an older version, which was durable before.
-    """
-    paths = []
-    for parent, _, names in os.walk(folder):
-        paths += [path for name in names if os.stat(path := f"{parent}/{name}").st_nlink == 1]
-        paths.append(parent)
-    waiting = iter(paths)
-    if any(_took(sync, path) > _SLOW for path in waiting):
-        with ThreadPoolExecutor(8) as pool:  # a disk takes several at once
-            list(pool.map(sync, waiting))
-
-
-def _took(act: Callable[[Path | str], None], path: Path | str) -> float:
-    """Seconds that it takes."""
-    before = time.perf_counter()
-    act(path)
-    return time.perf_counter() - before
-
-
-def sync(path: Path | str) -> None:
-    """Wait until a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:  # some file systems put folders on the disk by themselves
-        if error.errno not in _NO_FOLDERS or not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def remove(paths: Iterable[Path]) -> None:

@@ -7,12 +7,12 @@ length of the job nor on which side is slower.
 
 import itertools
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
+
+from influence_dag.store.threads import Workers
 
 ChunkIndex = tuple[int, ...]
 Item = TypeVar("Item")
@@ -101,29 +101,22 @@ def stream(
     """
     if in_flight < 1:
         raise ValueError(f"in_flight is {in_flight}; at least one block has to exist at a time")
-    pending: deque[Future[None]] = deque()
+    with closing(results), Workers(write, writers) as pool:
+        given = ended = 0
 
-    def settle(limit: int) -> None:
-        while pending and (len(pending) > limit or pending[0].done()):
-            _result(pending)
+        def settle(limit: int) -> None:
+            nonlocal ended
+            while given - ended > limit or pool.has_ended:
+                ended += 1
+                pool.end()
 
-    with closing(results), ThreadPoolExecutor(writers, thread_name_prefix="writer") as pool:
         settle(in_flight - 1)
         while (result := next(results, None)) is not None:
-            pending.append(pool.submit(write, *result))
+            given += 1
+            pool.give(*result)
             del result  # or it would exist for as long as the next one is computed
             settle(in_flight - 1)
         settle(0)
-
-
-def _result(pending: deque[Future[None]]) -> None:
-    """Wait for the oldest write; its error cancels those that have not begun."""
-    try:
-        pending.popleft().result()
-    except BaseException:
-        for future in pending:
-            future.cancel()
-        raise
 
 
 def _grow(

@@ -9,7 +9,6 @@ and go: what they left stays for the next run, and what is missing is theirs aga
 import os
 import pickle
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.files import content_of, write_atomically
 from influence_dag.stages.exchange import Exchange, Shard, name_of, unpacked
 from influence_dag.stages.tasks import BlockTask, Results, run
+from influence_dag.store.threads import repeated
 from influence_dag.study.study import Study
 
 PATIENCE = 600.0  # seconds without a sign of a shard that has blocks left
@@ -201,19 +201,12 @@ def _leave(path: Path, value: Any) -> None:
 @contextmanager
 def beating(study: Study, number: int) -> Iterator[None]:
     """Inside, the file that says a shard is alive is touched every few seconds."""
-    path, ended = Exchange(study).alive(number), threading.Event()
+    path = Exchange(study).alive(number)
 
     def beat() -> None:
-        while True:
-            with suppress(OSError):
-                path.write_text(f"{socket.gethostname()} {os.getpid()} {time.time()}")
-            if ended.wait(BEAT):
-                return
+        with suppress(OSError):
+            path.write_text(f"{socket.gethostname()} {os.getpid()} {time.time()}")
 
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
+    beat()
+    with repeated(beat, BEAT):
         yield
-    finally:
-        ended.set()
-        thread.join()

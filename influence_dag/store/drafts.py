@@ -1,5 +1,6 @@
 """A version in the making: a clone of the current one that is written chunk by chunk."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -26,7 +27,7 @@ from influence_dag.store.plans import (
 )
 from influence_dag.store.progress import Progress
 from influence_dag.store.results import Results
-from influence_dag.store.under_way import UnderWay
+from influence_dag.store.under_way import POLL_SECONDS, UnderWay
 
 if TYPE_CHECKING:
     from influence_dag.store.published import StoredVersion
@@ -199,9 +200,9 @@ class StoredDraft:
         """Take no more writes and wait for those under way, interrupted or not."""
         with self._lock:
             closed, self._closed = self._closed, True
-            while self._under_way.others():
-                with suppress(BaseException):  # an impatient second interrupt
-                    self._under_way.wait()
+        while self._under_way.others():
+            with suppress(BaseException):  # an impatient second interrupt
+                time.sleep(POLL_SECONDS)
         if not closed:
             self._progress.close()
 

@@ -1,7 +1,12 @@
 """Writes that threads have begun, for those who have to wait for their end."""
 
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+POLL_SECONDS = 1e-3
 
 
 class UnderWay:
@@ -9,12 +14,12 @@ class UnderWay:
 
     An interrupt can fall between any two steps of the thread that it comes to, also after a write
     was counted and before anything would count it off again. That thread is the one that then
-    closes what it was writing: of itself it knows that it writes no more, and waits for others.
+    closes what it was writing: of itself it knows that it writes no more, and waits for others. It
+    looks again and again, since an interrupted wait for a `Condition` can leave its lock to nobody.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self._ended = threading.Condition(self.lock)
         self._counts: Counter[int] = Counter()
 
     def begin(self) -> None:
@@ -24,13 +29,19 @@ class UnderWay:
     def end(self) -> None:
         with self.lock:
             self._counts[threading.get_ident()] -= 1
-            self._ended.notify_all()
 
     def others(self) -> bool:
-        """Whether another thread is at one; for who holds the lock."""
+        """Whether another thread is at one."""
         me = threading.get_ident()
-        return any(count for thread, count in self._counts.items() if thread != me)
+        with self.lock:
+            return any(count for thread, count in self._counts.items() if thread != me)
 
-    def wait(self) -> None:
-        """For the end of one; for who holds the lock, which is given away meanwhile."""
-        self._ended.wait()
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock at a moment when no other thread is at a write."""
+        while True:
+            with self.lock:
+                if not self.others():
+                    yield
+                    return
+            time.sleep(POLL_SECONDS)

@@ -30,8 +30,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def fsynced(monkeypatch) -> list[str]:
     """Files and folders that were fsynced, in order; without the wait for a shared disk."""
     paths: list[str] = []
-    for module in ("files", "store.posix.versions"):
-        monkeypatch.setattr(f"influence_dag.{module}.sync", lambda path: paths.append(str(path)))
+    for module in ("durable", "versions"):
+        monkeypatch.setattr(f"influence_dag.store.posix.{module}.sync", lambda path: paths.append(str(path)))
     return paths
 
 

@@ -7,11 +7,13 @@ removed: they live in processes of their own.
 
 import contextlib
 import errno
+import faulthandler
 import multiprocessing
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -40,6 +42,7 @@ class Outcome(NamedTuple):
 class Running(NamedTuple):
     process: BaseProcess
     report: Any
+    stacks: Path
 
     def end_by(self, sign: int) -> Outcome:
         """Send a signal every second until it is heard, as a person would.
@@ -56,8 +59,11 @@ class Running(NamedTuple):
     def end(self) -> Outcome:
         self.process.join(60)
         if self.process.exitcode is None:
+            os.kill(self.process.pid or 0, signal.SIGUSR1)
+            time.sleep(1)
             self.process.kill()
-            raise AssertionError("the process hangs")
+            raise AssertionError(f"the process hangs\n{self.stacks.read_text()}")
+        self.stacks.unlink()
         error = self.report.recv() if self.process.exitcode == 3 else ""
         return Outcome(self.process.exitcode, error)
 
@@ -65,10 +71,11 @@ class Running(NamedTuple):
 def start(target: Callable[..., None], *arguments: Any) -> Running:
     """Run a function in a process of its own, begun; a `StoreError` in it is exit code 3."""
     receiver, sender = _context.Pipe(duplex=False)
-    process = _context.Process(target=_report, args=(sender, target, *arguments))
+    stacks = Path(tempfile.mkstemp()[1])
+    process = _context.Process(target=_report, args=(sender, stacks, target, *arguments))
     process.start()
     receiver.recv()  # before, signals would meet the handlers of the process that forks
-    return Running(process, receiver)
+    return Running(process, receiver, stacks)
 
 
 def refresh_with(fault: Fault, at: int, root: Path, sample: Sample) -> None:
@@ -128,7 +135,8 @@ def hold_lock(root: Path, sample: Sample, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def _report(sender: Any, target: Callable[..., None], *arguments: Any) -> None:
+def _report(sender: Any, stacks: Path, target: Callable[..., None], *arguments: Any) -> None:
+    faulthandler.register(signal.SIGUSR1, file=stacks.open("w"), all_threads=True)
     # Also where a shell had interrupts ignored, and Dagster with them SIGTERM.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

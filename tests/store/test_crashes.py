@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -16,10 +15,12 @@ from pathlib import Path
 import faults
 import numpy as np
 import pytest
+from interrupts import each_interruption
 from stored_sample import NAME, Sample, chunk_files, refresh, refresh_with_results, write_chunk
 
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore, drafts, under_way
+from influence_dag.store.posix import locks
 from influence_dag.store.testing.interruption import interrupted_run
 
 OLD = Sample()
@@ -172,44 +173,13 @@ def test_a_signal_at_a_random_moment_leaves_a_whole_version(store, sign, times):
     assert_tidy(store)
 
 
-def interrupted_at_line(line: int, work) -> bool:
-    """Run `work` with a Ctrl-C before the n-th line of a draft's bookkeeping; False beyond all."""
-    seen = 0
-
-    def lines(frame, event, argument):
-        nonlocal seen
-        seen += event == "line"
-        if event == "line" and seen == line:
-            raise KeyboardInterrupt
-        return lines
-
-    def calls(frame, event, argument):
-        code = frame.f_code
-        watched = code.co_name == "_writing" or code.co_filename == under_way.__file__
-        return lines if watched and not seen >= line else None
-
-    sys.settrace(calls)
-    try:
-        work()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
-
-
 def test_wherever_ctrl_c_meets_a_write_its_draft_is_left(store):
-    def run(ended: threading.Event, line: int, more: list[bool]) -> None:
-        more.append(interrupted_at_line(line, lambda: refresh(store, NEW)))
-        ended.set()
+    def watched(code):
+        return code.co_name == "_writing" or code.co_filename == under_way.__file__
 
-    line, more = 1, [True]
-    while more[-1] and line < 200:
-        ended = threading.Event()
-        threading.Thread(target=run, args=(ended, line, more), daemon=True).start()
-        assert ended.wait(20), f"interrupted before line {line}, it hangs"
-        line += 1
-    assert line > 10
+    steps = list(each_interruption(lambda: refresh(store, NEW), watched))
+    assert len(steps) > 10
+    refresh(store, NEW)
     assert_whole(store, NEW)
     assert_tidy(store)
 
@@ -421,3 +391,16 @@ def test_a_file_system_without_locks_is_an_error_that_says_so(store, monkeypatch
     words = "local disk" if number == errno.EIO else "file system has no locks"
     with pytest.raises(StoreError, match=rf"locking .*\.lock failed: .*{words}"):
         refresh(store, Sample())
+
+
+def test_a_lock_is_let_go_wherever_ctrl_c_meets_its_release(store):
+    def hold():
+        with store.exclusive(NAME):
+            pass
+
+    def watched(code):
+        return code.co_filename == locks.__file__ and code.co_name in ("release", "locked")
+
+    for _ in each_interruption(hold, watched):
+        with ArtifactStore(store.root, lock_timeout=0.0).exclusive(NAME):
+            pass

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from stored_sample import NAME, Sample, refresh, write_chunk
 
-from influence_dag import files
 from influence_dag.errors import StoreError
-from influence_dag.files import make_durable, sync
 from influence_dag.store import ArtifactStore
-from influence_dag.store.posix import folders, locks
+from influence_dag.store.posix import durable, folders, locks
+from influence_dag.store.posix.durable import make_durable, sync
 
 SAMPLE = Sample()
 NO_LOCKS = [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP]
@@ -228,8 +227,8 @@ def test_every_file_is_put_on_the_disk_by_threads_where_that_takes_time(
         by[str(path)] = threading.get_ident()
         time.sleep(seconds)
 
-    monkeypatch.setattr(files, "sync", noted)
-    monkeypatch.setattr(files, "_SLOW", 0.001 if seconds else 1.0)
+    monkeypatch.setattr(durable, "sync", noted)
+    monkeypatch.setattr(durable, "_SLOW", 0.001 if seconds else 1.0)
     make_durable(tmp_path)
     assert by.keys() == {str(path) for path in (tmp_path, tmp_path / "inner", *paths)}
     assert (set(by.values()) > {threading.get_ident()}) is bool(seconds)

@@ -215,9 +215,7 @@ class Draft:
 
     def keep(self, why: str) -> None:
         """Let what was written be there for the next run."""
-        with self._under_way.lock:
-            while self._under_way.others():
-                self._under_way.wait()
+        with self._under_way.alone():
             if not self._session.has_uncommitted_changes:
                 return
             with told(f"writing {self.repository.address}"):

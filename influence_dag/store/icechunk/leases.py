@@ -7,7 +7,6 @@ do is not its business: a version is published under a number that is given once
 """
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +14,7 @@ from typing import Any
 
 from influence_dag.errors import StoreError
 from influence_dag.store.posix.locks import Report, is_dead, this_process
+from influence_dag.store.threads import repeated
 
 RENEWED = 30.0  # seconds
 FORGOTTEN = 180.0
@@ -26,14 +26,10 @@ def leased(files: Any, path: str, *, told: str, timeout: float, report: Report) 
     """Hold the object; after `timeout` seconds of waiting a `StoreError` names the holder."""
     lease = _Lease(files, path)
     _acquire(lease, told, timeout, report)
-    ended = threading.Event()
-    thread = threading.Thread(target=lease.renewed_until, args=(ended,), daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(lease.renew, RENEWED):
+            yield
     finally:
-        ended.set()
-        thread.join()
         lease.release()
 
 
@@ -75,10 +71,9 @@ class _Lease:
         self.tag = self._tag()
         return True
 
-    def renewed_until(self, ended: threading.Event) -> None:
-        while not ended.wait(RENEWED):
-            with suppress(Exception):  # what cannot be renewed is taken over, and told then
-                self._written_over(self.tag)
+    def renew(self) -> None:
+        with suppress(Exception):  # what cannot be renewed is taken over, and told then
+            self._written_over(self.tag)
 
     def release(self) -> None:
         with suppress(FileNotFoundError):

@@ -12,12 +12,12 @@ from influence_dag.files import (
     explained,
     files_below,
     link_or_copy,
-    make_durable,
     remove,
     stamp,
     write_atomically,
 )
 from influence_dag.store.contents import Contents, Reader, Stamp
+from influence_dag.store.posix.durable import make_durable
 from influence_dag.store.published import StoredVersion
 
 if TYPE_CHECKING:

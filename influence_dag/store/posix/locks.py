@@ -16,8 +16,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
+from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 from influence_dag.errors import StoreError
 from influence_dag.files import content_of, explained
@@ -52,21 +54,24 @@ def locked(
     """
     with explained(path.parent, "writing to"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    _held.add(descriptor)
-    lock = _Lock(path, descriptor, locks, told or str(path.parent))
+        opened = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+    _held.add(opened)
+    lock = _Lock(path, opened, locks, told or str(path.parent))
     try:
         _acquire(lock, timeout, report)
         yield
     finally:
-        lock.release()
+        try:
+            lock.release()
+        finally:  # or a process that outlives an interrupt in its course would go on holding it
+            lock.release()
 
 
 class _Lock:
     """A lock that is tried for, held and let go."""
 
-    def __init__(self, path: Path, descriptor: int, locks: Locks, told: str):
-        self.path, self.descriptor, self.locks, self.told = path, descriptor, locks, told
+    def __init__(self, path: Path, opened: FileIO, locks: Locks, told: str):
+        self.path, self.opened, self.locks, self.told = path, opened, locks, told
         self.file = path.with_name(f"{path.name}.held")
         self.holder = this_process()
         self.has_file = False
@@ -77,11 +82,11 @@ class _Lock:
             return False
         self.has_file = self.locks == "files" and self._made()
         if self.has_file or (self.locks == "flock" and not self._is_held_by_file()):
-            os.ftruncate(self.descriptor, 0)
-            os.pwrite(self.descriptor, json.dumps(self.holder).encode(), 0)
+            os.ftruncate(self.opened.fileno(), 0)
+            os.pwrite(self.opened.fileno(), json.dumps(self.holder).encode(), 0)
             return True
         with suppress(OSError):
-            fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+            fcntl.flock(self.opened.fileno(), fcntl.LOCK_UN)
         return False
 
     def _made(self) -> bool:
@@ -93,7 +98,7 @@ class _Lock:
 
     def _flocked(self) -> bool:
         try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.opened.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -112,21 +117,22 @@ class _Lock:
         return "another process"
 
     def release(self) -> None:
-        if self.descriptor not in _held:  # of a forked child, in which it is closed
+        """Let it go, if that has not been done."""
+        if self.opened.closed:  # also of a forked child
             return
         if self.has_file:
             self.file.unlink(missing_ok=True)
-        _held.remove(self.descriptor)
-        os.close(self.descriptor)
+        self.opened.close()
+        _held.discard(self.opened)
 
 
-_held: set[int] = set()
+_held: WeakSet[FileIO] = WeakSet()  # what an interrupt cuts off is closed with its frames
 
 
 def _close_held() -> None:
     """A child that was forked while its parent held a lock would go on holding it after it."""
-    while _held:
-        os.close(_held.pop())
+    for opened in list(_held):
+        opened.close()
 
 
 os.register_at_fork(after_in_child=_close_held)

@@ -14,10 +14,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Unpack
 
-from influence_dag.files import explained, remove, sync
+from influence_dag.files import explained, remove
 from influence_dag.store.cloning import clone
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.layout import Layout
+from influence_dag.store.posix.durable import sync
 from influence_dag.store.posix.folders import Folder, FolderVersion, version_in
 from influence_dag.store.posix.journal import (
     JOURNALS,
