@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +26,14 @@ from stored_sample import Sample, refresh, refresh_with_results
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore
 
+_IMPORTED = os.getpid(), frozenset(sys.modules)  # by the process that forks
 Fault = Callable[[str], None]
 
 _CHANGES = {"os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir"}
 _GROWS = {"open", "os.link", "os.symlink", "os.mkdir"}
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["influence_dag.store", "stored_sample", "faults"])
+_context.set_forkserver_preload(["faults", "multiprocessing.synchronize"])
 
 
 class Outcome(NamedTuple):
@@ -70,6 +72,7 @@ class Running(NamedTuple):
 
 def start(target: Callable[..., None], *arguments: Any) -> Running:
     """Run a function in a process of its own, begun; a `StoreError` in it is exit code 3."""
+    _serve()
     receiver, sender = _context.Pipe(duplex=False)
     stacks = Path(tempfile.mkstemp()[1])
     process = _context.Process(target=_report, args=(sender, stacks, target, *arguments))
@@ -130,9 +133,31 @@ def refresh_forever(root: Path, samples: list[Sample]) -> None:
             refresh(ArtifactStore(root), sample)
 
 
+def refresh_telling_imports(root: Path, sample: Sample, said: Path) -> None:
+    """Refresh, and write down what this process had to import itself."""
+    refresh_with_results(ArtifactStore(root), sample)
+    importer, before = _IMPORTED
+    own = sys.modules if importer == os.getpid() else sys.modules.keys() - before
+    said.write_text(" ".join(sorted({name.partition(".")[0] for name in own})))
+
+
 def hold_lock(root: Path, sample: Sample, seconds: float) -> None:
     with ArtifactStore(root).new_version("direct/influences", sample.layout):
         time.sleep(seconds)
+
+
+def _serve() -> None:
+    """Have the process that forks, with this one's path: Python 3.11 does not hand it on itself,
+    and what cannot be imported beforehand is imported by each process anew, without a word.
+    """
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 def _report(sender: Any, stacks: Path, target: Callable[..., None], *arguments: Any) -> None:

@@ -75,6 +75,14 @@ def store(refreshed_once, tmp_path):
     return fresh_copy(refreshed_once, tmp_path / "store")
 
 
+def test_a_process_that_is_to_fail_imports_nothing_itself(store, tmp_path):
+    """Some 60 are started here: of a second each, most would be imports of numpy and Zarr."""
+    said = tmp_path / "said"
+    outcome = faults.start(faults.refresh_telling_imports, store.root, NEW, said).end()
+    assert outcome.exit_code == 0
+    assert set(said.read_text().split()) <= {"__mp_main__", "encodings", "multiprocessing"}
+
+
 def fresh_copy(source: Path, target: Path) -> ArtifactStore:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, symlinks=True)
