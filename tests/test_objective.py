@@ -303,6 +303,53 @@ def test_the_measurement_is_checked_too(rows):
         objective.check(rows)
 
 
+class Holding(nn.Module):
+    """A weight that is used as the module's own and from elsewhere."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        weight = self.linear.weight
+        self.held = {
+            "list": lambda h, held=(weight,): h @ held[0],
+            "doubled once": lambda h, doubled=2 * weight: h @ doubled,
+        }[how]
+
+    def forward(self, x):
+        return self.held(torch.tanh(self.linear(x)))
+
+
+@pytest.mark.parametrize("how", ["list", "doubled once"])
+def test_a_weight_that_is_held_elsewhere_is_refused_by_name(how, rows):
+    """Its value would stay as it is when θ is exchanged: half of the derivative would be missing"""
+    with pytest.raises(ModelError, match=r"the loss reaches linear\.weight past the module"):
+        Objective(Holding(how), "cross_entropy").check(rows)
+
+
+@pytest.mark.parametrize("what", ["loss", "measurement"])
+def test_a_sum_over_the_modules_parameters_is_refused(what, rows):
+    module = network()
+
+    def penalised(f, y):
+        squares = sum(each.square().sum() for each in module.parameters())
+        return F.cross_entropy(f, y, reduction="none") + 0.1 * squares
+
+    loss = penalised if what == "loss" else "cross_entropy"
+    measurement = penalised if what == "measurement" else None
+    objective = Objective(module, loss, measurement=measurement)
+    with pytest.raises(ModelError, match=rf"the {what} reaches .*\(w/2\)‖θ‖² in a fit is λ = w"):
+        objective.check(rows)
+
+
+def test_parameters_of_another_module_in_the_loss_are_constants(rows):
+    anchor = nn.Linear(3, 1)
+
+    def pulled(f, y):
+        return F.cross_entropy(f, y, reduction="none") + (f @ anchor.weight[0]).square()
+
+    Objective(network(), pulled).check(rows)
+
+
 def test_a_label_out_of_range_is_named_with_its_row(rows):
     rows.y[5] = 3
     with pytest.raises(ModelError, match=r"row 5 has label 3.*3 outputs \(labels 0 to 2\)"):

@@ -13,7 +13,7 @@ from influence_dag.objective.chosen_output import predicts_next
 from influence_dag.objective.rows import Inputs, Rows
 from influence_dag.objective.twice_differentiable import no_derivative
 from influence_dag.structures import described, map_tensors, tensors_of
-from influence_dag.texts import a_kind
+from influence_dag.texts import a_kind, listed
 
 if TYPE_CHECKING:
     from influence_dag.objective.objective import Objective
@@ -45,6 +45,7 @@ def check_objective(objective: "Objective", rows: Rows) -> None:
     check_labels(objective, rows[:_FEW].x, rows.y)
     _check_shapes(objective, rows)
     _check_axis_of_rows(objective, rows)
+    _check_reached(objective, rows)
     _check_repeats(objective, rows)
     check_all_rows(objective, rows)
 
@@ -215,6 +216,34 @@ def _check_axis_of_rows(objective: "Objective", rows: Rows) -> None:
                 f"the model returns {tuple(alone.shape)} for one row and {tuple(pair.shape)} for "
                 "two: it loses the axis of rows, as squeeze() does; name the axis to take away, "
                 "for example squeeze(-1)"
+            )
+
+
+def _check_reached(objective: "Objective", rows: Rows) -> None:
+    """Values depend on the module's parameters as θ's entries alone, which stand in for them.
+
+    What a loss, a closure or a list holds of them itself stays as it is when θ is exchanged, and
+    would be missing from every derivative.
+    """
+    named = dict(objective.module.named_parameters())
+    own = [named[name] for name in objective.parameter_names]
+    functions = {"loss": objective.losses}
+    if objective.measurement is not None:
+        functions["measurement"] = objective.measurements
+    for what, function in functions.items():
+        with torch.enable_grad():
+            total = function(objective.params, rows[:_FEW]).sum()
+        if not total.requires_grad:
+            continue
+        found = torch.autograd.grad(total, own, allow_unused=True)
+        names = [n for n, g in zip(objective.parameter_names, found, strict=True) if g is not None]
+        if names:
+            raise ModelError(
+                f"the {what} reaches {listed(names, 3)} past the module's own attributes (a sum "
+                "over model.parameters() in the loss, a list, a closure, something kept of an "
+                "earlier call), which would be missing from its derivatives; let the module use "
+                "self.weight and its layers, and give the weight of an L2 penalty as the damping: "
+                "(w/2)‖θ‖² in a fit is λ = w"
             )
 
 

@@ -36,6 +36,18 @@ class Own(torch.nn.Linear):
         raise ValueError("no such table")
 
 
+class Holding(torch.nn.Linear):
+    """A weight that its `forward` has from elsewhere than the module's attribute."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        weight = self.weight
+        self.product = lambda x: x @ weight
+
+    def forward(self, x):
+        return self.product(x) + self.bias
+
+
 def solve(b, **settings):
     return lambda project: idag.solve_hvp(
         "direct",
@@ -71,6 +83,7 @@ MEMORY = [
         influences(loss=lambda output, target: output.sum(1).detach()),
     ),
     Kind("a module that raises", nothing, influences(Own)),
+    Kind("a module that holds a weight in a closure", nothing, influences(Holding)),
     Kind("a module without parameters", nothing, influences(torch.nn.Flatten)),
     Kind("something that is no module", nothing, influences(lambda: 3)),
     Kind("a loader without rows", nothing, influences(data=list)),
