@@ -31,7 +31,9 @@ def fsynced(monkeypatch) -> list[str]:
     """Files and folders that were fsynced, in order; without the wait for a shared disk."""
     paths: list[str] = []
     for module in ("durable", "versions"):
-        monkeypatch.setattr(f"influence_dag.store.posix.{module}.sync", lambda path: paths.append(str(path)))
+        monkeypatch.setattr(
+            f"influence_dag.store.posix.{module}.sync", lambda path: paths.append(str(path))
+        )
     return paths
 
 
