@@ -1,5 +1,7 @@
 """Calls in memory: the same answers whatever torch's modes are around them; what they refuse."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,25 @@ from influence_dag.errors import ModelError
 
 SEED = torch.Generator().manual_seed(0)
 X, Y = torch.randn(9, 4, generator=SEED), torch.arange(9) % 3
+
+
+@contextmanager
+def rounding(precision):
+    """As scripts for a GPU begin; on a processor that has them, products are of bfloat16 here."""
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == precision
+        assert torch.backends.mkldnn.conv.fp32_precision == "bf16"
+    finally:
+        torch.backends.mkldnn.conv.fp32_precision = "none"
+        torch.set_float32_matmul_precision("highest")
+
+
 MODES = {
+    "medium": lambda: rounding("medium"),
+    "high": lambda: rounding("high"),
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
@@ -32,6 +52,12 @@ def answers():
             model, loader, influence_type="perturbation", hessian_regularization=0.5
         ),
         idag.solve_hvp("cg", model, loader, factors, hessian_perturbation=0.5).x,
+        idag.compute_influences(
+            wrapped(nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 3))),
+            loader,
+            inversion_method="ekfac",
+            hessian_regularization=0.5,
+        ),
     )
 
 
@@ -41,7 +67,7 @@ def test_modes_around_a_call_change_nothing(mode):
     with MODES[mode]():
         found = answers()
         outside = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
-        assert outside == (mode == "autocast", mode == "autocast")
+        assert outside == ("no" not in mode and "inf" not in mode, mode == "autocast")
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other)
 

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from influence_dag.errors import interrupt_behind
+
 
 @dataclass(frozen=True, eq=False)
 class Segment:
@@ -66,12 +68,28 @@ class Chain:
     segments: tuple[Segment, ...]
 
 
+def _traced(root: nn.Module) -> fx.Graph:
+    """Its graph; every module of the process is then called as before.
+
+    While it traces, torch's tracer has `__call__` and `__getattr__` of all modules replaced, and an
+    interrupt in the wrong moment would leave them so.
+    """
+    before = {name: getattr(nn.Module, name) for name in ("__call__", "__getattr__")}
+    try:
+        return fx.Tracer().trace(root)
+    finally:
+        for name, method in before.items():
+            setattr(nn.Module, name, method)
+
+
 def linear_chain(module: nn.Module) -> Chain | None:
     """The module as a chain of Linear layers with closed segments between, or None."""
     root = nn.Sequential(module) if is_linear(module) else module
     try:
-        graph = fx.Tracer().trace(root)
-    except Exception:  # whatever data-dependent Python code raises when it is traced
+        graph = _traced(root)
+    except Exception as error:  # whatever data-dependent Python code raises when it is traced
+        if interrupt := interrupt_behind(error):
+            raise interrupt from None
         return None
     nodes = list(graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder" and node.users]

@@ -25,7 +25,6 @@ from influence_dag.functional.inversion import (
 )
 from influence_dag.functional.loaders import read_rows
 from influence_dag.functional.sizes import check_fits
-from influence_dag.functional.surroundings import in_plain_surroundings
 from influence_dag.functional.usable import usable_module
 from influence_dag.gradients.per_sample import (
     Gradients,
@@ -40,6 +39,7 @@ from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
+from influence_dag.study.torch_modes import in_plain_modes
 from influence_dag.texts import a_kind
 
 Loader = Iterable[tuple[Any, Any]]
@@ -89,7 +89,7 @@ class TorchTwiceDifferentiable:
         return self.objective.size
 
 
-@in_plain_surroundings
+@in_plain_modes
 def compute_influences(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
@@ -181,7 +181,7 @@ def compute_influences(
     return {name: found(share) for name, share in shares.items()}
 
 
-@in_plain_surroundings
+@in_plain_modes
 def compute_influence_factors(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
@@ -203,7 +203,7 @@ def compute_influence_factors(
     return inversion.factors(objective, train, test, batch=_batch_size(training_data))
 
 
-@in_plain_surroundings
+@in_plain_modes
 def solve_hvp(
     inversion_method: str | Enum,
     differentiable_model: TorchTwiceDifferentiable,

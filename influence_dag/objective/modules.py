@@ -12,6 +12,7 @@ from influence_dag.objective.numbers import check_numbers
 from influence_dag.objective.seeding import seeded
 from influence_dag.study.imported import import_callable
 from influence_dag.study.model import ModelSettings
+from influence_dag.study.torch_modes import kept_modes
 from influence_dag.study.users_code import named_by
 from influence_dag.texts import a_kind
 
@@ -32,7 +33,8 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     build = import_callable(settings.build, root, "model.build")
     context = f"model.build: {settings.build}"
     wanted = "it is called without arguments and has to return a torch.nn.Module"
-    with seeded(settings.own_fit.seed if settings.own_fit else 0), named_by(context, wanted):
+    seed = settings.own_fit.seed if settings.own_fit else 0
+    with seeded(seed), kept_modes(), named_by(context, wanted):
         module = build()
     if not isinstance(module, nn.Module):
         raise ModelError(f"{context} returned {a_kind(module)}, expected a torch.nn.Module")

@@ -15,6 +15,7 @@ from influence_dag.stages import methods, naming, reading
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import DAMPING, DampingAxis, of_method, stored
 from influence_dag.store import Coordinate, Layout, Store, Variable, Version
+from influence_dag.study.torch_modes import plain_modes
 
 if TYPE_CHECKING:
     from influence_dag.solvers.blocks import Blocks
@@ -214,7 +215,7 @@ def _labelled(layout: Layout, whole: Variable, compute: Block) -> xr.DataArray:
         where = list(block_info[None]["array-location"])
         where[place:place] = [(0, 1)] if hidden else []
         start, stop = zip(*where, strict=True)
-        with one_at_a_time:
+        with one_at_a_time, plain_modes():
             values = compute(Tile(start, stop, ()))
         return values.squeeze(place) if hidden else values
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from influence_dag.errors import StudyError
 from influence_dag.stages.allocation import keep_freed_memory
 from influence_dag.study.study import Study
+from influence_dag.study.torch_modes import plain_modes
 from influence_dag.study.users_code import ended
 from influence_dag.unchanged import ChangedError, watching
 
@@ -108,7 +109,7 @@ class Artifact:
         changed = ""
         for _ in range(TRIES):
             try:
-                with watching(), bench.at(self.name, self.reads):
+                with watching(), bench.at(self.name, self.reads), plain_modes():
                     return stage(bench, *([self.argument] if self.argument else []))
             except SystemExit as error:
                 raise ended(error) from error

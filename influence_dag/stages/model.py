@@ -34,6 +34,7 @@ from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
 from influence_dag.study.imported import import_callable
 from influence_dag.study.study import Study
+from influence_dag.study.torch_modes import kept_modes
 from influence_dag.study.users_code import named_by
 from influence_dag.unchanged import note
 
@@ -157,7 +158,8 @@ def _fitted(bench: Workbench, module: "nn.Module", rows: "Rows", test: "Rows") -
         module.train()
         fit = import_callable(settings.fit, study.root, "model.fit")
         wanted = "it is called with the module and its rows, and trains the module in place"
-        with modules.seeded(0), named_by(f"model.fit: {settings.fit}", wanted):
+        named = named_by(f"model.fit: {settings.fit}", wanted)
+        with modules.seeded(0), kept_modes(), named:
             fit(module, rows)
     if settings.own_fit is None:
         return {}

@@ -14,6 +14,7 @@ from influence_dag.stages.planned import PlannedVersion
 from influence_dag.store import Layout, Store, Version, open_store
 from influence_dag.store.layout import pair_chunks, row_chunks
 from influence_dag.study.study import Study
+from influence_dag.study.torch_modes import keep_digits
 
 if TYPE_CHECKING:
     from influence_dag.stages.executors import Executor
@@ -195,8 +196,7 @@ class Workbench:
                 f"{self.study.name}: compute.device is {wanted}, and torch sees {there} CUDA "
                 "devices here; write cpu, auto, or the number of one that there is"
             )
-        if device.type == "cuda":  # torch lets convolutions round to TF32's ten bits by default
-            torch.backends.cudnn.allow_tf32 = False
+        keep_digits(torch)
         return device
 
     @cached_property

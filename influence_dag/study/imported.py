@@ -11,6 +11,7 @@ from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.study.code import code_hashes, forget_outdated, import_as_hashed
 from influence_dag.study.module_files import is_of_project
 from influence_dag.study.named_code import no_module, no_name, not_python, on_path
+from influence_dag.study.torch_modes import kept_modes
 from influence_dag.study.users_code import place_of
 from influence_dag.texts import a_kind
 
@@ -41,7 +42,7 @@ def _import_from(module_name: str, root: Path, context: str) -> Any:
     if (loaded := sys.modules.get(module_name)) is not None:
         return loaded
     try:
-        with on_path(root):
+        with on_path(root), kept_modes():
             return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):

@@ -1,9 +1,11 @@
 import pytest
 import torch
+from interrupts import each_interruption
 from networks import CASES, LAYERED
 from torch import nn
 
 from influence_dag.curvature.layered import LayeredNetwork
+from influence_dag.curvature.tracing import linear_chain
 from influence_dag.objective.objective import Objective, Rows
 
 
@@ -56,3 +58,17 @@ def test_a_learned_activation_is_not_layered():
     assert network_of(module, x, y) is None
     module[1].weight.requires_grad_(False)
     assert network_of(module, x, y) is not None
+
+
+def test_wherever_ctrl_c_meets_a_trace_modules_are_called_as_before():
+    net, before = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), nn.Module.__call__
+
+    def watched(code):
+        ends = code.co_name in ("revert", "revert_all_patches", "__exit__", "_new_patcher")
+        return ends and code.co_filename.endswith("_symbolic_trace.py")
+
+    steps = 0
+    for _ in each_interruption(lambda: linear_chain(net), watched):
+        assert nn.Module.__call__ is before
+        steps += 1
+    assert steps > 10

@@ -1,0 +1,113 @@
+"""Modes of torch that change derivatives or digits, and that whoever runs first has set for all.
+
+Scripts and notebooks switch gradients off, compute under autocast, and round products of float32
+to TF32 or bfloat16 (a GPU's convolutions do so by default); a model's module sets it when it is
+imported. Numbers here are those of the settings alone. Torch is never imported here: where nobody
+has, it has no modes.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+_OPERATIONS = (  # which torch rounds the operands of, each as it is told, from 2.9 on
+    *(("mkldnn", operation) for operation in ("matmul", "conv", "rnn")),
+    *(("cudnn", operation) for operation in ("conv", "rnn")),
+    ("cuda", "matmul"),
+)
+
+
+@contextmanager
+def plain_modes() -> Iterator[None]:
+    """Inside, torch has derivatives, and computes in all digits that its tensors have."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    rounding = _roundings(torch)
+    with ExitStack() as modes:
+        modes.callback(_restore, torch, rounding)
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                modes.enter_context(torch.autocast(device, enabled=False))
+        keep_digits(torch)
+        yield
+
+
+def in_plain_modes(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """The function, run in `plain_modes`, whoever calls it."""
+
+    @wraps(function)
+    def plain(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with plain_modes():
+            return function(*args, **kwargs)
+
+    return plain
+
+
+@contextmanager
+def kept_modes() -> Iterator[None]:
+    """What is set inside ends here: people's code sets it when it is imported."""
+    before: Any = sys.modules.get("torch")
+    rounding = before and _roundings(before)
+    grads = before is None or before.is_grad_enabled()
+    try:
+        yield
+    finally:
+        if (torch := sys.modules.get("torch")) is not None:
+            torch.set_grad_enabled(grads)
+            if rounding:
+                _restore(torch, rounding)
+            else:
+                keep_digits(torch)
+
+
+@dataclass(frozen=True)
+class _Roundings:
+    """What operations on float32 round their operands to: in all, and one by one."""
+
+    matmul: str | None
+    cudnn: bool | None
+    operations: dict[tuple[str, str], str]
+
+
+def _roundings(torch: Any) -> _Roundings:
+    operations = {each: _operation(torch, *each).fp32_precision for each in _known(torch)}
+    try:
+        return _Roundings(
+            torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, operations
+        )
+    except RuntimeError:  # some were set one by one, and torch has no word for all
+        return _Roundings(None, None, operations)
+
+
+def _restore(torch: Any, roundings: _Roundings) -> None:
+    if roundings.matmul is not None:
+        torch.set_float32_matmul_precision(roundings.matmul)
+        torch.backends.cudnn.allow_tf32 = roundings.cudnn
+    for each, precision in roundings.operations.items():
+        _operation(torch, *each).fp32_precision = precision
+
+
+def keep_digits(torch: Any) -> None:
+    """Round nothing. Both of torch's ways to say so, which are told to agree."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    for each in _known(torch):
+        _operation(torch, *each).fp32_precision = "ieee"
+
+
+def _known(torch: Any) -> Sequence[tuple[str, str]]:
+    return _OPERATIONS if hasattr(torch.backends.cuda.matmul, "fp32_precision") else ()
+
+
+def _operation(torch: Any, backend: str, operation: str) -> Any:
+    return getattr(getattr(torch.backends, backend), operation)

@@ -1,0 +1,74 @@
+"""What scripts and modules set in torch for the whole process is no part of a study's numbers."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_project import MODEL, Project
+
+SETTINGS = {
+    "methods": {"direct": {"curvature": "gauss_newton"}, "ekfac": {}},
+    "perturbation": {"methods": ["direct"]},
+    "compute": {"dtype": "float32"},
+}
+LINES = """\
+torch.set_grad_enabled(False)
+torch.set_float32_matmul_precision("medium")
+torch.backends.mkldnn.conv.fp32_precision = "bf16"
+"""
+
+
+def numbers(project: Project) -> dict[str, np.ndarray]:
+    project.refresh()
+    found = {"perturbation": project.results.perturbation("direct").values}
+    for method in SETTINGS["methods"]:
+        found[method] = project.results.influences(method=method).values
+        found[f"factors of {method}"] = project.results.influence_factors(method).values
+    return found
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory):
+    return numbers(Project(tmp_path_factory.mktemp("plain"), **SETTINGS))
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    yield
+    torch.set_grad_enabled(True)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.mkldnn.conv.fp32_precision = "none"
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, wanted[name], err_msg=name)
+
+
+@pytest.mark.parametrize("place", ["module", "build"])
+def test_what_a_models_code_sets_is_not_computed_with(tmp_path, wanted, place):
+    if place == "module":
+        source = MODEL.replace("\n\n", f"\n{LINES}\n", 1)
+    else:
+        body = "".join(f"    {line}\n" for line in LINES.splitlines())
+        source = MODEL.replace("def build():\n", f"def build():\n{body}")
+    assert_same(numbers(Project(tmp_path, model=source, **SETTINGS)), wanted)
+    assert torch.is_grad_enabled()
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.set_float32_matmul_precision("medium"),
+    ],
+    ids=["no_grad", "inference_mode", "autocast", "medium"],
+)
+def test_modes_around_a_refresh_change_nothing(tmp_path, wanted, mode):
+    project = Project(tmp_path, **SETTINGS)
+    with mode() or torch.enable_grad():
+        found = numbers(project)
+    assert_same(found, wanted)
