@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import databases
 import pytest
 from buckets import served
 from hypothesis import settings
@@ -75,6 +76,11 @@ def _python_path() -> Iterator[None]:
     before = sys.path.copy()
     yield
     sys.path[:] = before
+
+
+@pytest.fixture(autouse=True)
+def _databases() -> None:
+    databases.prepare()
 
 
 @pytest.fixture(scope="session")

@@ -689,8 +689,15 @@ model = idag.TorchTwiceDifferentiable(network, "cross_entropy")
 rows = [(torch.randn(9, 30), torch.randint(2, (9,)))]
 idag.compute_influences(model, rows, hessian_regularization=9.0, influence_type="perturbation")
 assert not {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
+from influence_dag.objective import Rows
+from influence_dag.objective.modules import fit
+from influence_dag.study.model import FitSettings
+found = fit(network, "cross_entropy", Rows(*rows[0]), FitSettings(weight_decay=0.1))
+assert found.converged
+assert not {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
 """
 
 
 def test_the_first_call_of_a_process_imports_no_compiler_and_no_algebra():
+    """Nor does the first fit on all rows."""
     subprocess.run([sys.executable, "-W", "ignore", "-c", FIRST_CALLS], check=True)

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import unwrap
 
 import torch
 from jaxtyping import Float
@@ -172,8 +173,14 @@ def _lbfgs(problem: _Problem, max_steps: int, tolerance: float) -> tuple[Tensor,
     return theta.detach(), steps
 
 
+class _LBFGS(torch.optim.LBFGS):
+    """torch's own, which does not import torch's compiler to be made: that takes a second."""
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)  # of what keeps it uncompiled
+
+
 def _new_lbfgs(theta: Tensor, tolerance: float) -> torch.optim.LBFGS:
-    return torch.optim.LBFGS(
+    return _LBFGS(
         [theta],
         max_eval=25 * LBFGS_STEPS,
         tolerance_grad=tolerance / math.sqrt(len(theta)),  # torch's is the largest entry's

@@ -163,13 +163,13 @@ class Difference:
 
 def _labels(version: "Version") -> dict[str, list[Any]]:
     """The labels of each dimension that has some; "" where `<dim>_valid` says that no row is."""
-    dataset, labels = version.open(), {}
-    for dim, index in dataset.indexes.items():
-        valid = dataset.coords.get(f"{dim}_valid")
-        there = np.ones(len(index), bool) if valid is None else valid.values
+    labels, known = {}, version.coordinates
+    for dim in sorted({*known} & version.sizes.keys()):
+        names, valid = version.coordinate(dim).tolist(), f"{dim}_valid"
+        there = version.coordinate(valid).tolist() if valid in known else [True] * len(names)
         # Ids are compared as text: they may be whole numbers in one version alone.
-        names = index.tolist() if valid is None else map(str, index.tolist())
-        labels[str(dim)] = [x if ok else "" for x, ok in zip(names, there, strict=True)]
+        shown = map(str, names) if valid in known else names
+        labels[dim] = [x if ok else "" for x, ok in zip(shown, there, strict=True)]
     return labels
 
 

@@ -238,7 +238,7 @@ class VersionedStore(ABC, Generic[Kept]):
         return [each for each in versions if each.number not in needed][:surplus]
 
     def _made_from(self, name: str) -> set[int]:
-        versions = (self.base(other) for other in self.names())
+        versions = (self.base(other) for other in self._begun())
         return {version.attrs.get(f"{name}_version", 0) for version in versions if version}
 
 

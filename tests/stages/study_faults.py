@@ -21,6 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import databases
+
 FAULT = "fault while refreshing"
 _CHANGES = {"os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir"}
 
@@ -240,6 +242,7 @@ def _serve() -> None:
             continue
         if request["call"] in OF_DAGSTER:
             _import(*DAGSTERS)
+            databases.prepare()
         if pid := os.fork():
             print(pid, flush=True)
         else:

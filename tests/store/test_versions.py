@@ -12,6 +12,7 @@ import zarr
 from stored_sample import NAME, Sample, chunk_files, refresh, write_chunk
 
 from influence_dag.store import ArtifactStore
+from influence_dag.store.published import StoredVersion
 from influence_dag.store.results import Results
 from influence_dag.store.testing.planning import SHAPES
 
@@ -142,6 +143,16 @@ def test_a_current_link_that_was_set_back_is_never_removed(tmp_path):
     assert store.gc(NAME) == [f"{NAME}/versions/000002"]
     assert store.version(NAME).number == 1
     assert refresh(store, SAMPLE.with_train({0: 2.0})).version.number == 2
+
+
+def test_what_came_and_went_is_told_without_opening_a_dataset(store, monkeypatch):
+    """Each materialisation says it of its artifact, and xarray takes as long as a small refresh."""
+    refresh(store, SAMPLE)
+    refresh(store, replace(SAMPLE, train=tuple(range(22)), test=tuple(range(9))))
+    monkeypatch.delattr(StoredVersion, "open")
+    difference = store.diff(NAME, 1)
+    assert difference.added == {"test": [], "train": ["r20", "r21"]}
+    assert difference.removed == {"test": ["t9"], "train": []}
 
 
 def test_an_artifact_can_be_moved_and_copied(store, tmp_path):
