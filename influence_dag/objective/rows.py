@@ -59,7 +59,7 @@ class Rows:
         `weights`; what is left of it goes to the model by name. Arrays and lists of numbers
         become tensors. Raises `ModelError` for anything else, saying what was seen.
         """
-        batches = [batch_rows(batch) for batch in loader]
+        batches = [rows for rows in map(batch_rows, loader) if len(rows)]
         if not batches:
             raise ModelError("the data loader is empty; at least one (x, y) batch is needed")
         rows = cls.joined(batches)
