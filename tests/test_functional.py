@@ -725,3 +725,22 @@ def test_influences_follow_the_scale_of_the_loss(method, scale):
         )
 
     torch.testing.assert_close(influences(scale) / scale, influences(1.0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("measurement", "said"),
+    [
+        (lambda f, y: f[:, 0] - f[:, 0].mean(), "not that of its rows"),
+        (lambda f, y: f[:, 0] * f[:, 0].argsort(), "not that of its rows"),
+        (lambda f, y: nn.functional.dropout(f).sum(1), "the measurement of the same rows differs"),
+        (lambda f, y: f[:, 0].detach(), "the measurement does not depend on the parameters"),
+    ],
+    ids=["centred", "ranked", "random", "detached"],
+)
+def test_a_measurement_that_is_no_function_of_its_row_is_refused(
+    model, train, test, measurement, said
+):
+    """Each is differentiated on its own: of one that is centred, zero would come."""
+    wrapped = TorchTwiceDifferentiable(model, "mse", measurement=measurement)
+    with pytest.raises(ModelError, match=said):
+        compute_influences(wrapped, [train], [test], hessian_regularization=0.1)
