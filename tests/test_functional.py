@@ -701,3 +701,53 @@ assert not {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
 def test_the_first_call_of_a_process_imports_no_compiler_and_no_algebra():
     """Nor does the first fit on all rows."""
     subprocess.run([sys.executable, "-W", "ignore", "-c", FIRST_CALLS], check=True)
+
+
+def test_products_that_float32_cannot_hold_are_refused(model, train):
+    def scaled(output, target):
+        return 1e20 * (output - target).square().mean(1)
+
+    wrapped = TorchTwiceDifferentiable(model, scaled)
+    with pytest.raises(ModelError, match=r"test row 0 are not finite .*overflow torch\.float32"):
+        compute_influences(wrapped, [train], inversion_method="identity")
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e12])
+@pytest.mark.parametrize("method", ["cg", "lissa"])
+def test_influences_follow_the_scale_of_the_loss(method, scale):
+    """A loss c times as large has c times the influences at c times the damping."""
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 4), torch.randint(0, 3, (20,))
+    model = nn.Linear(4, 3)
+
+    def influences(c):
+        def scaled(output, target):
+            return c * nn.functional.cross_entropy(output, target, reduction="none")
+
+        return compute_influences(
+            TorchTwiceDifferentiable(model, scaled),
+            [(x, y)],
+            inversion_method=method,
+            hessian_regularization=0.5 * c,
+        )
+
+    torch.testing.assert_close(influences(scale) / scale, influences(1.0), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("measurement", "said"),
+    [
+        (lambda f, y: f[:, 0] - f[:, 0].mean(), "not that of its rows"),
+        (lambda f, y: f[:, 0] * f[:, 0].argsort(), "not that of its rows"),
+        (lambda f, y: nn.functional.dropout(f).sum(1), "the measurement of the same rows differs"),
+        (lambda f, y: f[:, 0].detach(), "the measurement does not depend on the parameters"),
+    ],
+    ids=["centred", "ranked", "random", "detached"],
+)
+def test_a_measurement_that_is_no_function_of_its_row_is_refused(
+    model, train, test, measurement, said
+):
+    """Each is differentiated on its own: of one that is centred, zero would come."""
+    wrapped = TorchTwiceDifferentiable(model, "mse", measurement=measurement)
+    with pytest.raises(ModelError, match=said):
+        compute_influences(wrapped, [train], [test], hessian_regularization=0.1)

@@ -63,6 +63,29 @@ def test_inputs_that_autograd_does_not_see_are_refused(function, x, dtype):
         asked(function, x, dtype)
 
 
+class Beside(nn.Module):
+    """A second input that autograd does not see, and that counts for little."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.body, self.head, self.share = nn.Linear(4, 4), nn.Linear(4, 3), share
+
+    def forward(self, x, z):
+        with torch.no_grad():
+            aside = self.share * z.tanh()
+        return self.head(self.body(x).tanh() + aside)
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-5])
+def test_each_of_several_inputs_is_looked_at(share):
+    torch.manual_seed(0)
+    objective = Objective(Beside(share).double(), "cross_entropy")
+    factors = torch.randn(3, objective.size, dtype=torch.float64)
+    rows = Rows((NUMBERS.double(), NUMBERS.flip(0).double()), torch.arange(ROWS) % 3)
+    with pytest.raises(ModelError, match=r"derivatives in the inputs .*torch\.no_grad"):
+        perturbation_influences(objective, factors, rows)
+
+
 def test_a_modules_output_that_autograd_does_not_see_is_refused():
     def detached(network, x):
         return network.body(x).detach().tanh()

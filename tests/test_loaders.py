@@ -53,3 +53,22 @@ def test_an_order_of_its_own_is_refused_only_where_rows_are_labelled_by_it():
         read_rows(Passes(ALL, LAST_TWO_CHANGED), what="training_data", ordered=True)
     rows = read_rows(Passes(ALL, LAST_TWO_CHANGED), what="training_data", ordered=False)
     assert torch.equal(rows.y, Y)
+
+
+def test_batches_without_rows_are_passed_over():
+    batches = [(X[:0], Y[:0]), (X[:7], Y[:7]), (X[7:7], Y[7:7]), (X[7:], Y[7:])]
+    assert torch.equal(read_rows(batches, what="training_data").y, Y)
+
+
+def test_rows_that_are_not_there_again_are_missed_beside_a_batch_without_rows():
+    class Fewer(Passes):
+        def __iter__(self):
+            return iter([*super().__iter__(), (X[:0], Y[:0])])
+
+    with pytest.raises(ModelError, match="12 rows, then 11"):
+        read_rows(Fewer(ALL, range(11)), what="training_data")
+
+
+def test_batches_that_all_are_without_rows_are_an_empty_loader():
+    with pytest.raises(ModelError, match="the data loader is empty"):
+        read_rows([(X[:0], Y[:0])], what="test_data")

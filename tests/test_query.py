@@ -1,6 +1,7 @@
 """Stored results as xarray: through `open_study`, and with xarray alone."""
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
@@ -148,6 +149,31 @@ def test_rows_of_artifacts_of_different_age_are_matched_by_id(project):
     assert np.isnan(now.sel(train="new"))
     same = now.train.values[1:]
     np.testing.assert_array_equal(now.sel(train=same), before.sel(train=same))
+
+
+def test_what_is_older_than_the_rows_or_theta_beside_it_is_said(project):
+    def told(name):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            project.results.open(name)
+        return " ".join(str(each.message) for each in caught)
+
+    every = ("cg/influences", "cg/summary", "direct/influences", "direct/perturbation_influences")
+    assert not any(map(told, every))
+    project.write_settings(methods={"cg": None}, model={"refit": "pinned"})
+    project.edit("test", 1, height=3.0)
+    project.refresh()
+    for name in every:
+        assert ("before the test rows that are stored" in told(name)) is name.startswith("cg/")
+    with pytest.warns(RuntimeWarning, match="cg/influences was computed before the test rows"):
+        project.results["cg"]
+    project.write_settings(model={"refit": "on_change"})
+    project.edit("train", 1, height=3.0)
+    project.refresh()
+    assert "before the stored model and the test rows that are stored and the train" in told(
+        every[0]
+    )
+    assert not any(map(told, every[2:]))
 
 
 def test_versions_can_be_listed_and_opened(project):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag import suspects
+from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StoreError
 from influence_dag.objective.fitting import fit
 from influence_dag.objective.objective import Rows
@@ -96,7 +97,10 @@ def test_neighbours_in_the_penultimate_space_and_losses_out_of_fold_run_the_stud
     x, y = project.tensors("train")
     hidden = module[:2](x).detach().numpy()
     assert np.allclose(found.neighbour_disagreement, neighbour_disagreement(hidden, y.numpy()))
-    fold = draw_folds(40, folds=4)
+    fold = torch.empty(40, dtype=torch.long)
+    fold[Axis.read(project.results.store.version("dataset"), "train").drawn] = draw_folds(
+        40, folds=4
+    )
     torch.manual_seed(0)
     fresh = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     settings = FitSettings(weight_decay=0.05, tolerance=1e-5, seed=0)

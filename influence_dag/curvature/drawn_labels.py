@@ -10,10 +10,11 @@ curvature.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import grad, vjp
 
@@ -38,7 +39,7 @@ def drawn_root(
     targets: Any,
     *,
     distribution: Distribution | None,
-    generator: torch.Generator,
+    generator: "torch.Generator | Ranked",
 ) -> Float[Tensor, "n ..."]:
     """The vector of each row, of the distribution that is named, or that the loss is found to have.
 
@@ -51,6 +52,8 @@ def drawn_root(
             "function (output, target, generator) -> target"
         )
     if callable(distribution):
+        if isinstance(generator, Ranked):
+            raise ValueError("what a function draws follows the order of the rows it is given")
         scale = _scale_of(loss, outputs, targets, distribution)
         drawn = distribution(outputs, targets, generator)
         return output_gradient(loss, outputs, drawn) / scale**0.5
@@ -205,18 +208,48 @@ def _repeated(values: Any, rows: int, times: int) -> Any:
 # Random numbers --------------------------------------------------------------------------------
 
 
-def uniform(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+@dataclass(eq=False)
+class Ranked:
+    """Uniform numbers for some of all rows: those that a seed draws at the rows' `ranks`.
+
+    All are drawn at once, in the order of the ranks, so that what falls to a row does not depend on
+    where it is stored.
+    """
+
+    seed: int
+    ranks: Int[Tensor, " n"]
+    _drawn: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _first: int = 0
+
+    def of_rows(self, first: int) -> "Ranked":
+        """The numbers of the rows from a position on."""
+        return Ranked(self.seed, self.ranks, self._drawn, first)
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """One draw a row; another of the same shape is the same one."""
+        if (each := shape[1:]) not in self._drawn:
+            generator = torch.Generator().manual_seed(self.seed)
+            drawn = torch.rand((len(self.ranks), *each), generator=generator, dtype=torch.float64)
+            self._drawn[each] = drawn
+        return self._drawn[each][self.ranks[self._first : self._first + shape[0]]]
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator | Ranked, like: Tensor) -> Tensor:
     """On the processor, in float64: the same draws for every device, dtype and batch size."""
+    if isinstance(generator, Ranked):
+        return generator.uniform(shape).to(like.device)
     return torch.rand(shape, generator=generator, dtype=torch.float64).to(like.device)
 
 
-def normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
+def normal(shape: tuple[int, ...], generator: torch.Generator | Ranked, like: Tensor) -> Tensor:
     """Standard normal numbers from uniform ones."""
     u = uniform(shape, generator, like).clamp(min=torch.finfo(torch.float64).eps)
     return torch.special.ndtri(u).to(like.dtype)
 
 
-def _of_class(outputs: Float[Tensor, "n classes *t"], generator: torch.Generator) -> Tensor:
+def _of_class(
+    outputs: Float[Tensor, "n classes *t"], generator: torch.Generator | Ranked
+) -> Tensor:
     shape = (len(outputs), *outputs.shape[2:])
     p = outputs.double().softmax(1)
     below = p.cumsum(1) < uniform(shape, generator, outputs).unsqueeze(1)
@@ -224,16 +257,16 @@ def _of_class(outputs: Float[Tensor, "n classes *t"], generator: torch.Generator
     return (p - torch.zeros_like(p).scatter_(1, drawn, 1.0)).to(outputs.dtype)
 
 
-def _of_coin(outputs: Tensor, generator: torch.Generator) -> Tensor:
+def _of_coin(outputs: Tensor, generator: torch.Generator | Ranked) -> Tensor:
     p = outputs.double().sigmoid()
     return (p - (uniform(tuple(outputs.shape), generator, outputs) < p).double()).to(outputs.dtype)
 
 
-def _of_gaussian(outputs: Tensor, generator: torch.Generator) -> Tensor:
+def _of_gaussian(outputs: Tensor, generator: torch.Generator | Ranked) -> Tensor:
     return normal(tuple(outputs.shape), generator, outputs)
 
 
-_ROOTS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+_ROOTS: dict[str, Callable[[Tensor, torch.Generator | Ranked], Tensor]] = {
     "categorical": _of_class,
     "gaussian": _of_gaussian,
     "bernoulli": _of_coin,

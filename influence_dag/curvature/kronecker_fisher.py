@@ -9,6 +9,7 @@ from torch import Tensor
 from influence_dag.curvature.drawn_labels import (
     Distribution,
     Probes,
+    Ranked,
     drawn_root,
     not_convex,
     output_gradient,
@@ -27,7 +28,7 @@ def output_roots(
     targets: Tensor,
     *,
     fisher: FisherName,
-    generator: torch.Generator,
+    generator: torch.Generator | Ranked,
     distribution: Distribution | None = None,
 ) -> Float[Tensor, "c b ..."]:
     r"""Vectors $v_c$ in the space of each sample's outputs, with $\sum_c v_c v_c^\top$ its Fisher.

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from influence_dag.curvature.called_rows import uncalled_rows
-from influence_dag.curvature.drawn_labels import Distribution, Draw
+from influence_dag.curvature.drawn_labels import Distribution, Draw, Ranked
 from influence_dag.curvature.finite import check_rows
 from influence_dag.curvature.fisher_batches import (
     FisherBatch,
@@ -63,8 +63,11 @@ class FisherPairs:
     def beginning_with(self, first: int) -> Iterator[FisherBatch]:
         """The batches from a row on, whose labels, if drawn, are the first that are drawn."""
         generator, size = torch.Generator().manual_seed(self.seed), self.rows_at_once
+        ranks = None if callable(self.distribution) else self.rows.ranks
+        ranked = None if ranks is None else Ranked(self.seed, ranks)
         for start in range(first, len(self.rows), size):
-            yield self._batch(self.rows[start : start + size], generator, start)
+            draws = generator if ranked is None else ranked.of_rows(start)
+            yield self._batch(self.rows[start : start + size], draws, start)
 
     @cached_property
     def numbers_per_row(self) -> int:
@@ -79,7 +82,9 @@ class FisherPairs:
         return max(1, min(most, _NUMBERS // self.numbers_per_row))
 
     @without_denormals
-    def _batch(self, rows: Rows, generator: torch.Generator, first: int = 0) -> FisherBatch:
+    def _batch(
+        self, rows: Rows, generator: torch.Generator | Ranked, first: int = 0
+    ) -> FisherBatch:
         local = {group.name for group in self.layout.dense if group.local}
         names = {layer.name for layer in self.layout.layers} | local
         theta = self.objective.params.clone().requires_grad_()
@@ -101,7 +106,7 @@ class FisherPairs:
         return FisherBatch(rows.weight_sum, pairs, dense, rows.weights)
 
     def _roots(
-        self, space: OutputSpace, leaves: Leaves, generator: torch.Generator
+        self, space: OutputSpace, leaves: Leaves, generator: torch.Generator | Ranked
     ) -> Float[Tensor, "c n m"]:
         """Root vectors in the flat outputs; a loss of one tensor is asked in its own shape."""
         loss, outputs, draw = space.loss_of_flat, flat(leaves), self.distribution

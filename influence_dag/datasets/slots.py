@@ -53,6 +53,16 @@ class Axis:
         """The slots that hold a row, in order."""
         return np.flatnonzero(self.valid)
 
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """Positions among `slots`, in the order in which whatever is drawn falls to the rows.
+
+        That of their content (of their ids where it is the same), so that the same rows are drawn,
+        however edits have led to their slots.
+        """
+        by_id = np.argsort(self.ids[self.valid], kind="stable")
+        return by_id[np.argsort(self.keys[self.valid][by_id], kind="stable")]
+
     @property
     def count(self) -> int:
         """The number of rows, holes not counted."""

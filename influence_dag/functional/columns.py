@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import (
     GradientLayout,
     Gradients,
@@ -24,8 +25,19 @@ _TRAINING_ROWS = 4096  # whose gradients are held at once
 MOMENT = 2.0  # seconds after which a bar tells how far one is
 
 
+def _finite(values: Tensor) -> Tensor:
+    """Influences as they are; `ModelError` where products of gradients have left the numbers."""
+    if not values.isfinite().all():
+        bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten()
+        raise ModelError(
+            f"the influences on test row {int(bad[0])} are not finite ({len(bad)} of {len(values)} "
+            f"rows): their products overflow {values.dtype}; compute in float64, or scale the loss"
+        )
+    return values
+
+
 def at_positions(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
-    return position_influences(factors, objective, rows)
+    return _finite(position_influences(factors, objective, rows))
 
 
 def up_weighted(
@@ -56,7 +68,7 @@ def columns_of(
             kernel(per_sample_gradients(objective, batch, layout=layout))
             for batch in _shown(rows.batches(_TRAINING_ROWS), -(-len(rows) // _TRAINING_ROWS))
         ]
-        return torch.cat(parts, dim=1)
+        return _finite(torch.cat(parts, dim=1))
 
     with suppress(NotCaptured):
         if layout is not None:

@@ -13,6 +13,7 @@ from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.functional.outcomes import check_finite, check_start, warn_of_negative
 from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
+from influence_dag.objective.batching import check_all_rows
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import (
     EKFAC,
@@ -116,6 +117,8 @@ class Inversion:
         where nobody is to be `told`, but for `low_rank`; what it raises and warns of is the same.
         """
         objective.check(test)
+        if objective.measurement is not None:
+            check_all_rows(objective, test, of="measurement")
         objective.check(train)
         dtype = objective.dtype
         objective, train, test = self._precise(objective, train, test)

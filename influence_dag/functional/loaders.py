@@ -73,6 +73,8 @@ def _check_again(rows: Rows, loader: Iterable[Any], what: str, ordered: bool) ->
     moved: list[Any] = []
     for batch in batches:
         again = batch_rows(batch)
+        if not len(again):
+            continue
         if start + len(again) > len(rows) or not _same(rows[start : start + len(again)], again):
             moved = [again]
             break
@@ -109,7 +111,8 @@ def _compare(first: list[bytes], second: list[bytes], what: str, ordered: bool) 
 def _digests(batches: Iterable[Any]) -> Iterator[bytes]:
     """A hash of each row's tensors, in the order in which they come."""
     for batch in batches:
-        arrays = [leaf.numpy() for leaf in _bytes(batch_rows(batch))]
+        rows = batch_rows(batch)
+        arrays = [leaf.numpy() for leaf in _bytes(rows)] if len(rows) else []
         for parts in zip(*arrays, strict=True):
             digest = blake2b(digest_size=_DIGEST_BYTES)
             for part in parts:

@@ -1,5 +1,6 @@
 """Derivatives in inputs by autograd against differences of gradients, in float64, on a few rows."""
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -38,11 +39,13 @@ def check_input_derivatives(
     s = (random_weights(factors.norm(dim=1), len(rows)) @ factors).double()
     try:
         along = _Along(objective, s, rows[some].to(dtype=torch.float64), wrt)
-        right, told = along.verdicts()
+        verdicts = [each.verdicts() for each in along.of_each_input()]
     except Exception:  # whatever a model of the caller's raises when its dtype changes
         return
-    wrong = int((told & ~right).sum())
-    if 2 * wrong > int(told.sum()):
+    for right, told in verdicts:
+        wrong = int((told & ~right).sum())
+        if 2 * wrong <= int(told.sum()):
+            continue
         where = "the inputs" if wrt is None else f"the output of module {wrt!r}"
         raise ModelError(
             f"the derivatives in {where} that torch gives of {type(objective.module).__name__} are "
@@ -62,6 +65,13 @@ class _Along:
         self.point = perturbation_point(self.objective, rows, wrt)
         self.start = self.point.leaves(rows)
         self.direction = list(_directions(self.start))
+
+    def of_each_input(self) -> "Iterator[_Along]":
+        """Along one of several inputs at a time: a small slope is not lost beside a large one."""
+        for moved in range(len(self.direction)):
+            along = copy.copy(self)
+            along.direction = [v * (k == moved) for k, v in enumerate(self.direction)]
+            yield along
 
     def verdicts(self) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
         """Which rows agree, and of which rows that can be told."""

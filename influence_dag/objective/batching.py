@@ -84,7 +84,7 @@ class _Check:
             self._pass(rows, order.to(u.device), size, u)
             for order, size in zip(orders, sizes, strict=True)
         )
-        _check_finite(first)
+        _check_finite(first, self.of)
         alone = [self._losses(row, None)[0] for row in rows[:_SINGLE].batches(1)]
         self._check_equal(first[:_SINGLE], torch.cat(alone))
         self._check_equal(first, second)
@@ -124,9 +124,9 @@ class _Check:
         if differs.any():
             row = int(differs.nonzero()[0])
             raise ModelError(
-                "the loss of a row depends on the other rows of its batch (largest difference "
-                f"{(first - second).abs().max():.1e}, first at row {row}); every row has to stand "
-                "for itself",
+                f"the {self.of} of a row depends on the other rows of its batch (largest "
+                f"difference {(first - second).abs().max():.1e}, first at row {row}); every row "
+                "has to stand for itself",
                 row=row,
             )
 
@@ -139,17 +139,17 @@ class _Check:
             )
         if not difference <= self.tolerance * 10 * scale:
             raise ModelError(
-                "the gradient of a row's loss depends on the other rows of its batch (relative "
-                f"difference {difference / scale:.1e} between two batchings), though the loss "
-                "itself does not; every row has to stand for itself"
+                f"the gradient of a row's {self.of} depends on the other rows of its batch "
+                f"(relative difference {difference / scale:.1e} between two batchings), though the "
+                f"{self.of} itself does not; every row has to stand for itself"
             )
 
 
-def _check_finite(values: Float[Tensor, " n"]) -> None:
+def _check_finite(values: Float[Tensor, " n"], of: Of) -> None:
     bad = (~torch.isfinite(values)).nonzero().flatten()
     if len(bad):
         raise ModelError(
-            f"the loss of row {int(bad[0])} is {values[bad[0]].item()} "
+            f"the {of} of row {int(bad[0])} is {values[bad[0]].item()} "
             f"({len(bad)} of {len(values)} rows are not finite); look at its inputs, "
             "and whether the model has diverged",
             row=int(bad[0]),

@@ -1,5 +1,6 @@
 """What makes a model unusable for influence functions, found before work is lost."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -174,10 +175,7 @@ def _refuse_label(outside: Tensor, labels: Tensor, limit: str) -> None:
 
 def _check_shapes(objective: "Objective", rows: Rows) -> None:
     few = rows[:_FEW]
-    functions = {"loss": objective.losses}
-    if objective.measurement is not None:
-        functions["measurement"] = objective.measurements
-    for what, function in functions.items():
+    for what, function in _asked(objective).items():
         try:
             with torch.no_grad():
                 values = function(objective.params, few)
@@ -227,10 +225,7 @@ def _check_reached(objective: "Objective", rows: Rows) -> None:
     """
     named = dict(objective.module.named_parameters())
     own = [named[name] for name in objective.parameter_names]
-    functions = {"loss": objective.losses}
-    if objective.measurement is not None:
-        functions["measurement"] = objective.measurements
-    for what, function in functions.items():
+    for what, function in _asked(objective).items():
         with torch.enable_grad():
             total = function(objective.params, rows[:_FEW]).sum()
         if not total.requires_grad:
@@ -248,28 +243,38 @@ def _check_reached(objective: "Objective", rows: Rows) -> None:
 
 
 def _check_repeats(objective: "Objective", rows: Rows) -> None:
-    runs = [_losses_with_gradient(objective, rows[:_FEW]) for _ in range(2)]
-    for what, first, second in zip(("loss", "gradient"), *runs, strict=True):
-        if not torch.allclose(first, second, rtol=1e-3, atol=1e-6, equal_nan=True):
-            raise ModelError(
-                f"the {what} of the same rows differs between two calls by "
-                f"{(first - second).abs().max():.1e}; something in the model or the loss is "
-                "random (functional dropout, sampling, noise): switch it off"
-            )
+    for name, function in _asked(objective).items():
+        runs = [_values_with_gradient(objective, rows[:_FEW], name, function) for _ in range(2)]
+        said = (name, "gradient" if name == "loss" else f"gradient of the {name}")
+        for what, first, second in zip(said, *runs, strict=True):
+            if not torch.allclose(first, second, rtol=1e-3, atol=1e-6, equal_nan=True):
+                raise ModelError(
+                    f"the {what} of the same rows differs between two calls by "
+                    f"{(first - second).abs().max():.1e}; something in the model or the {name} is "
+                    "random (functional dropout, sampling, noise): switch it off"
+                )
 
 
-def _losses_with_gradient(objective: "Objective", rows: Rows) -> tuple[Tensor, Tensor]:
-    """The loss of each row, and the gradient of their mean."""
+def _asked(objective: "Objective") -> dict[str, Callable[[Tensor, Rows], Tensor]]:
+    """What is differentiated of rows, by its name."""
+    measured = {"measurement": objective.measurements} if objective.measurement else {}
+    return {"loss": objective.losses, **measured}
+
+
+def _values_with_gradient(
+    objective: "Objective", rows: Rows, name: str, function: Callable[[Tensor, Rows], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The value of each row, and the gradient of their mean."""
     theta = objective.params.clone().requires_grad_()
     with torch.enable_grad():
-        losses = objective.losses(theta, rows)
-        loss = rows.weighted(losses).sum() / rows.weight_sum
-    if not loss.requires_grad:
+        values = function(theta, rows)
+        mean = rows.weighted(values).sum() / rows.weight_sum
+    if not mean.requires_grad:
         raise ModelError(
-            "the loss does not depend on the parameters that autograd sees: something in the model "
-            "or the loss detaches them (detach(), .data, numpy, torch.no_grad())"
+            f"the {name} does not depend on the parameters that autograd sees: something in the "
+            f"model or the {name} detaches them (detach(), .data, numpy, torch.no_grad())"
         )
     try:
-        return losses.detach(), torch.autograd.grad(loss, theta)[0]
+        return values.detach(), torch.autograd.grad(mean, theta)[0]
     except RuntimeError as error:
         raise no_derivative("first", objective, error) from error

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from influence_dag.errors import ModelError
@@ -59,7 +59,7 @@ class Rows:
         `weights`; what is left of it goes to the model by name. Arrays and lists of numbers
         become tensors. Raises `ModelError` for anything else, saying what was seen.
         """
-        batches = [batch_rows(batch) for batch in loader]
+        batches = [rows for rows in map(batch_rows, loader) if len(rows)]
         if not batches:
             raise ModelError("the data loader is empty; at least one (x, y) batch is needed")
         rows = cls.joined(batches)
@@ -110,6 +110,11 @@ class Rows:
             return values
         weights = self.weights.to(values.dtype)
         return values * weights.reshape(-1, *[1] * (values.ndim - 1))
+
+    @property
+    def ranks(self) -> Int[Tensor, " n"] | None:
+        """Which of the draws of a seed falls to each row; None where that of its position does."""
+        return None
 
     @property
     def unweighted(self) -> "Rows":

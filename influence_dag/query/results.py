@@ -13,6 +13,7 @@ from influence_dag.datasets.slots import SPLITS, Axis
 from influence_dag.errors import StoreError
 from influence_dag.query.accessor import InfluenceAccessor
 from influence_dag.query.holes import without_holes
+from influence_dag.query.older import warn_of_older
 from influence_dag.query.questions import Questions
 from influence_dag.query.rows import row_info
 from influence_dag.stages import naming
@@ -115,8 +116,14 @@ class StudyResults(Questions):
         return dataset.assign_coords(row_info(self.store, method, dataset))
 
     def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
-        """Any artifact as a lazy dataset without holes; by default its current version."""
-        return _in_blocks(without_holes(self.store.version(artifact, version).open(chunks=None)))
+        """Any artifact as a lazy dataset without holes; by default its current version.
+
+        A `RuntimeWarning` says where that is older than the rows, θ or curvature stored beside it.
+        """
+        found = self.store.version(artifact, version)
+        if version is None:
+            warn_of_older(self.store, found)
+        return _in_blocks(without_holes(found.open(chunks=None)))
 
     def perturbation(
         self, method: str, version: int | None = None, *, input: str | None = None

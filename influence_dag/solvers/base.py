@@ -1,5 +1,6 @@
 """A solver: settings, then a factorisation that is plain tensors, then many cheap solves."""
 
+import math
 from collections import UserDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -133,7 +134,23 @@ def residuals(
     damping: float,
 ) -> Float[Tensor, " k"]:
     r"""$\lVert (H + \lambda I) x - b \rVert / \lVert b \rVert$ of each row (0 where $b = 0$)."""
+    rhs, size = of_unit_size(rhs)
+    x = x / size.to(x)
     return relative(curvature.apply(x).add_(x, alpha=damping).sub_(rhs).norm(dim=1), rhs)
+
+
+def of_unit_size(rows: Float[Tensor, "k p"]) -> tuple[Float[Tensor, "k p"], Float[Tensor, "k 1"]]:
+    """The rows over a power of two each, and these: largest entries are then from 1 to 2.
+
+    That is exact, and squares of their entries neither vanish (as of the gradients of a test row
+    that a float32 model is sure of) nor overflow. Zeros stay as they are.
+    """
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    exponent = torch.frexp(largest).exponent - 1
+    least = math.frexp(torch.finfo(rows.dtype).tiny)[1] - 1
+    size = torch.ldexp(torch.ones_like(largest), exponent.clamp(min=least))
+    size = torch.where((largest > 0) & largest.isfinite(), size, 1.0)
+    return rows / size, size
 
 
 def relative(residual: Float[Tensor, "k ..."], rhs: Float[Tensor, "k p"]) -> Float[Tensor, "k ..."]:

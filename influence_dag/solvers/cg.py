@@ -12,7 +12,7 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
-from influence_dag.solvers.base import Solution, build, needed, relative
+from influence_dag.solvers.base import Solution, build, needed, of_unit_size, relative
 from influence_dag.solvers.descent import Progress, State
 from influence_dag.solvers.nystroem import Nystroem
 from influence_dag.solvers.preconditioners import (
@@ -148,16 +148,19 @@ class PreconditionedSystem:
         Raises `IndefiniteError` on meeting negative curvature, else `NotConvergedError` for rows
         that miss the tolerance.
         """
+        given, (rhs, size) = rhs, of_unit_size(rhs)
+        x0 = None if x0 is None else x0.to(rhs) / size
         rtol = max(self.settings.rtol, _ROUNDING * torch.finfo(rhs.dtype).eps)
-        target = (rtol * rhs.norm(dim=1)).clamp(min=self.settings.atol)
+        target = torch.maximum(rtol * rhs.norm(dim=1), self.settings.atol / size[:, 0])
         state = self._start(rhs, target, damping, x0)
         self._iterate(state, rhs, damping)
         length = state.residual.norm(dim=1)
         residual = relative(length, rhs)
         converged = length <= target
         if state.stalled.any():
-            lowest = (_STALLED * torch.finfo(rhs.dtype).eps * rhs.norm(dim=1)).clamp(min=noise(rhs))
-            converged |= state.stalled & (length <= lowest)
+            lowest = _STALLED * torch.finfo(rhs.dtype).eps * rhs.norm(dim=1)
+            met = (length <= lowest) | (length.double() <= noise(given.double()) / size[:, 0])
+            converged |= state.stalled & met
         if not converged.all():
             self._report(state, residual, converged, damping)
         info = {
@@ -166,7 +169,7 @@ class PreconditionedSystem:
             "residual": residual,
             "residual_history": state.history(rhs),
         }
-        return Solution(state.x, info)
+        return Solution(state.x.mul_(size), info)
 
     def _start(self, rhs: Tensor, target: Tensor, damping: float, x0: Tensor | None) -> State:
         x = torch.zeros_like(rhs) if x0 is None else x0.to(rhs).expand_as(rhs).clone()

@@ -14,6 +14,7 @@ from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.base import (
     Solution,
     needed,
+    of_unit_size,
     relative,
 )
 from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
@@ -155,15 +156,15 @@ class NeumannSeries:
         Raises `NotConvergedError` for rows that miss `rtol`, and with a scale that would do
         when the series diverges; `IndefiniteError` when no scale would.
         """
-        scale = self.scale(damping)
-        start = rhs.clone() if x0 is None else scale * x0.to(rhs).expand_as(rhs)
+        scale, (rhs, size) = self.scale(damping), of_unit_size(rhs)
+        start = rhs.clone() if x0 is None else scale * (x0.to(rhs) / size)
         h, lengths = self._run(start, rhs, damping, scale)
         niter = (~lengths.isnan()).sum(dim=1)
         step = self._step(self.curvature, h, rhs, damping, scale)
         info = {"scale": scale, "niter": niter, "residual_history": relative(lengths, rhs)}
         info |= _quality(step, h, rhs, self.settings.rtol)
         self._report(info, step, h)
-        return Solution(h / scale, info)
+        return Solution(h / scale * size, info)
 
     def _step(
         self, curvature: Curvature, h: Tensor, rhs: Tensor, damping: float, scale: float

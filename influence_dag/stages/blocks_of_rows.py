@@ -23,16 +23,29 @@ class BlocksOfRows(Rows):
 
     _load: Load
     _size: int
+    _ranks: Tensor | None
     _last: tuple[int, Rows] | None
 
-    def __init__(self, load: Load, y: Tensor, weights: Tensor | None, size: int):
-        for name, value in (("y", y), ("weights", weights), ("_load", load), ("_size", size)):
+    def __init__(
+        self,
+        load: Load,
+        y: Tensor,
+        weights: Tensor | None,
+        size: int,
+        ranks: Tensor | None = None,
+    ):
+        of_all = {"y": y, "weights": weights, "_load": load, "_size": size, "_ranks": ranks}
+        for name, value in of_all.items():
             object.__setattr__(self, name, value)
         object.__setattr__(self, "_last", None)
 
     @property
     def x(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self._load(np.arange(len(self))).x
+
+    @property
+    def ranks(self) -> Tensor | None:
+        return self._ranks
 
     def __len__(self) -> int:
         return len(self.y)
@@ -56,7 +69,9 @@ class BlocksOfRows(Rows):
     def unweighted(self) -> Rows:
         if self.weights is None:
             return self
-        return BlocksOfRows(lambda at: self._load(at).unweighted, self.y, None, self._size)
+        return BlocksOfRows(
+            lambda at: self._load(at).unweighted, self.y, None, self._size, self._ranks
+        )
 
     def shuffled(self, generator: torch.Generator) -> Tensor:
         starts = range(0, len(self), self._size)

@@ -16,6 +16,7 @@ from influence_dag.stages.keys import model_key
 from influence_dag.stages.methods import (
     build_method,
     curvature_over,
+    draws_in_order,
     factorization_settings,
     formed,
     kind,
@@ -50,12 +51,13 @@ def refresh(bench: Workbench, method: str) -> Update:
         from influence_dag.stages import automatic
 
         operator = load_operator(bench, method)
-        with naming_rows(train):
+        slots = train.slots[train.drawn] if draws_in_order(bench, method) else None
+        with naming_rows(train, slots):
             auto = automatic.settled(bench, method, operator)
         single = auto is not None and not bench.settings.methods[method].block_damping
         solver = build_method(bench, method, auto.value if auto and single else None)
         updated = _updated_sums(bench, method, solver, train, settings_key)
-        with naming_rows(train):
+        with naming_rows(train, slots):
             worked_on = _worked_on(operator, solver)
             factorization = _factorized(bench, method, solver, worked_on, updated)
         for name, tensor in factorization.tensors().items():

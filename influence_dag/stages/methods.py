@@ -84,6 +84,8 @@ def factorization_settings(bench: Workbench, method: str) -> dict:
     field = f"methods.{method}.distribution"
     if name := bench.settings.methods.drawn_by.get(field):
         settings["distribution_code"] = callable_key(bench.study, name, field)
+    if settings.get("fisher") == "sampled" or settings.get("batch_size"):
+        settings["drawn"] = "in the order of the rows' content"
     return settings
 
 
@@ -117,9 +119,21 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
         if seen
         else (bench.axis("dataset", "train"), bench.require("dataset"))
     )
+    slots = axis.slots[axis.drawn] if draws_in_order(bench, method) else None
     if bench.settings.methods[method].of_layers:  # goes through its rows once or twice
-        return curvature_over(bench, method, rows_in_blocks(bench, axis, version, bench.dtype))
-    return curvature_over(bench, method, load_rows(bench, axis, version=version))
+        rows = rows_in_blocks(bench, axis, version, bench.dtype, slots)
+    else:
+        rows = load_rows(bench, axis, slots, version=version)
+    return curvature_over(bench, method, rows)
+
+
+def draws_in_order(bench: Workbench, method: str) -> bool:
+    """Whether a method draws as it goes through its rows, which then come as `Axis.drawn` says.
+
+    (Labels that are drawn from a distribution of ours find their place among the draws.)
+    """
+    of_function = f"methods.{method}.distribution" in bench.settings.methods.drawn_by
+    return of_function or bool(getattr(bench.settings.methods[method], "batch_size", None))
 
 
 def curvature_over(bench: Workbench, method: str, rows: "Rows") -> "Curvature":

@@ -101,6 +101,7 @@ def _settings_key(study: Study) -> str:
         callable_key(study, model.fit, "model.fit"),
         checkpoint,
         *([model.output] if model.output else []),
+        *(["batches by content"] if model.own_fit and model.own_fit.batch_size else []),
     )
 
 
@@ -126,7 +127,9 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
     check_targets(bench, study_objective(study, module.eval()))
     _load_given(bench, module, rows)
-    told = _fitted(bench, module, rows, test) | ({"unscaled_columns": unscaled} if unscaled else {})
+    told = _fitted(bench, train, module, rows, test) | (
+        {"unscaled_columns": unscaled} if unscaled else {}
+    )
     objective = study_objective(study, module.eval())
     objective.check(rows)
     stored = modules.save_checkpoint(objective.module)
@@ -149,8 +152,12 @@ def _load_given(bench: Workbench, module: "nn.Module", rows: "Rows") -> None:
         check_order(study_objective(study, module.eval()), rows, classes, checkpoint)
 
 
-def _fitted(bench: Workbench, module: "nn.Module", rows: "Rows", test: "Rows") -> dict[str, Any]:
+def _fitted(
+    bench: Workbench, train: Axis, module: "nn.Module", rows: "Rows", test: "Rows"
+) -> dict[str, Any]:
     """Fit the module in place, as the study says; what there is to say of it."""
+    import torch
+
     from influence_dag.objective import modules
 
     study, settings = bench.study, bench.settings.model
@@ -168,7 +175,8 @@ def _fitted(bench: Workbench, module: "nn.Module", rows: "Rows", test: "Rows") -
     if settings.own_fit.warm_start:
         _load_previous(bench, module)
     loss, output = study_loss(study), settings.output
-    fit = modules.fit(module, loss, rows, settings.own_fit, output=output, report=bench.report)
+    drawn = rows[torch.from_numpy(train.drawn)] if settings.own_fit.batch_size else rows
+    fit = modules.fit(module, loss, drawn, settings.own_fit, output=output, report=bench.report)
     told = {"fit_steps": fit.steps, "fit_converged": fit.converged}
     told["fit_seconds"] = round(fit.seconds, 2)
     if not settings.trains_on:

@@ -68,14 +68,24 @@ def load_rows(
     return Rows(x, read(f"{split}_y"), weights)
 
 
-def rows_in_blocks(bench: Workbench, axis: Axis, version: Version, dtype: "torch.dtype") -> "Rows":
-    """Every row that exists, of whose inputs a block is in memory at a time."""
+def rows_in_blocks(
+    bench: Workbench,
+    axis: Axis,
+    version: Version,
+    dtype: "torch.dtype",
+    slots: np.ndarray | None = None,
+) -> "Rows":
+    """Every row that exists, of whose inputs a block is in memory at a time.
+
+    In the order of `slots`, if given. As they are stored they know which draw is each row's.
+    """
     import torch
 
     from influence_dag.stages.blocks_of_rows import FEWEST, BlocksOfRows
     from influence_dag.structures import tensors_of
 
-    slots = axis.slots
+    ranks = torch.from_numpy(np.argsort(axis.drawn)) if slots is None else None
+    slots = axis.slots if slots is None else slots
 
     def load(positions: np.ndarray) -> "Rows":
         return load_rows(bench, axis, slots[positions], dtype=dtype, version=version)
@@ -91,6 +101,7 @@ def rows_in_blocks(bench: Workbench, axis: Axis, version: Version, dtype: "torch
         whole(f"{axis.name}_y"),
         whole(weights) if weights in version.variables else None,
         max(FEWEST, bench.settings.compute.block_bytes // max(row_bytes, 1)),
+        ranks,
     )
 
 

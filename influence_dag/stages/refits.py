@@ -96,7 +96,8 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
     generator = torch.Generator().manual_seed(settings.seed)
     count = min(settings.rows, len(train))
-    index = torch.randperm(len(train), generator=generator)[:count].sort().values
+    chosen = torch.randperm(len(train), generator=generator)[:count].numpy()
+    index = torch.from_numpy(np.sort(bench.axis("dataset", "train").drawn[chosen]))
     method = settings.method or _methods(bench)[0]
     known = dampings.of_method(bench, method)
     decay, given = _weight_decay(bench, method), bench.settings.model.is_given
@@ -147,13 +148,18 @@ def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
 
 def _datamodels(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
+    order = bench.axis("dataset", "train").drawn
     start, told = _subset_starts(bench, settings)
+    candidates = _candidates(bench, objective, train, test, settings.dampings)
     made = datamodels(
         objective,
-        train,
+        train[torch.from_numpy(order)],
         test,
         weight_decay=_weight_decay(bench),
-        candidates=_candidates(bench, objective, train, test, settings.dampings),
+        candidates={
+            name: {damping: values[:, order] for damping, values in by_damping.items()}
+            for name, by_damping in candidates.items()
+        },
         fraction=settings.fraction,
         count=settings.count,
         seeds=(settings.seed, settings.seed + 1),
@@ -168,7 +174,7 @@ def _datamodels(bench: Workbench, settings) -> Whole:
     arrays: dict[str, Result] = {
         "lds": (("candidate", "test"), per_test, {"long_name": "Spearman over subsets"}),
         "found": (("subset", "test"), made.fits.values, {"long_name": f"{what} after the refit"}),
-        "membership": (("subset", "train"), made.fits.membership.numpy(), {}),
+        "membership": (("subset", "train"), made.fits.membership.numpy()[:, order.argsort()], {}),
     }
     coordinates = (
         Coordinate("candidate", ("candidate",), np.array(list(made.scores), STRING)),
@@ -235,9 +241,10 @@ def _beside(
 
 def _label_errors(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
+    order = bench.axis("dataset", "train").drawn
     ranked = label_errors(
         objective,
-        train,
+        train[torch.from_numpy(order)],
         weight_decay=_weight_decay(bench),
         damping=min(dampings.of_method(bench, _methods(bench)[0])) or None,
         share=settings.share,
@@ -255,11 +262,12 @@ def _label_errors(bench: Workbench, settings) -> Whole:
     rankings = ranked.rankings | {"combined": ranked.combined}
     if ranked.knn_shapley is not None:
         rankings["knn_shapley"] = ranked.knn_shapley
+    said = {name: f"{SUSPICIONS[name]}, after flipping labels" for name in rankings}
+    said["flipped"] = "whether its label was flipped"
     arrays: dict[str, Result] = {
-        name: (("train",), values, {"long_name": f"{SUSPICIONS[name]}, after flipping labels"})
-        for name, values in rankings.items()
+        name: (("train",), values[order.argsort()], {"long_name": said[name]})
+        for name, values in (rankings | {"flipped": ranked.flipped}).items()
     }
-    arrays["flipped"] = (("train",), ranked.flipped, {"long_name": "whether its label was flipped"})
     coordinates = (Coordinate("train", ("train",), _ids(bench, "train")),)
     attributes = bench.attributes(curvature=settings.curvature, refits_start=_built(bench))
     return Whole(arrays, attributes, ranked.summary(), coordinates)
@@ -276,14 +284,17 @@ def unseen(bench: Workbench, folds: int) -> OutOfFold:
             "start is known; leave folds away, or give the study a fit"
         )
     objective, train, _ = _loaded(bench)
-    return out_of_fold(
+    order = bench.axis("dataset", "train").drawn
+    found = out_of_fold(
         objective,
-        train,
+        train[torch.from_numpy(order)],
         folds=folds,
         weight_decay=_weight_decay(bench),
         start=_initial(bench)[0],
         tolerance=STATIONARY,
     )
+    classes = None if found.classes is None else found.classes[order.argsort()]
+    return OutOfFold(found.losses[order.argsort()], classes)
 
 
 _KINDS = {"leave_one_out": _leave_one_out, "datamodels": _datamodels, "label_errors": _label_errors}

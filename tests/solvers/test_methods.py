@@ -75,6 +75,20 @@ def test_solve_is_linear_in_the_right_hand_side(method, seed, a, b):
 
 
 @exact
+@pytest.mark.parametrize("power", [-110, -70, 70])
+def test_a_row_whose_squares_float32_cannot_hold_is_solved_as_any_other(method, power):
+    """Such as the gradient of a test row that a model is sure of: 2^-70 squared is zero."""
+    H, rhs = spd_matrix(P).float(), random_rhs(3, P).float()
+    if isinstance(method, LiSSA | ConjugateGradient):
+        method = replace(method, rtol=1e-6)
+    expected = solve(method, H, rhs).x
+    rhs[1] *= 2.0**power
+    found = solve(method, H, rhs).x
+    found[1] /= 2.0**power
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@exact
 def test_solve_is_symmetric(method):
     H = spd_matrix(P)
     u, v = random_rhs(3, P, seed=2), random_rhs(4, P, seed=3)
