@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence_dag.curvature.finite import check_sum
+from influence_dag.curvature.finite import all_finite, check_sum
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.curvature.products import (
     balanced_vector,
@@ -93,7 +93,7 @@ class BatchedCurvature(ABC):
         """
         total = self._sum_of(vectors, self.rows)
         self._check_products()
-        if not total.isfinite().all() and vectors.isfinite().all():
+        if not all_finite(total) and all_finite(vectors):
             check_sum(total, self.objective, self.rows, lambda some: self._sum_of(vectors, some))
         return total.div_(self.rows.weight_sum).to(vectors.dtype)
 

@@ -29,8 +29,8 @@ _KEPT_BYTES = 2**28  # of batches, for products to come
 _LANES = 16  # of a register: products with fewer columns take three times as long as with these
 _OUTPUTS = 64  # of a row, whose second derivatives are written out
 _MIXED = 2**17  # mixed derivatives of the first two layers, which are summed once
-_ROWS = 512  # at once, on a processor, or more of few vectors
-_PIECE = 2**19  # numbers in the widest of a piece's temporaries
+_ROWS = 256  # at once, on a processor, or more of few vectors
+_PIECE = 2**18  # numbers in the widest of a piece's temporaries
 
 
 @dataclass(eq=False)
