@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.linalg import vecdot
 
 from influence_dag.curvature.operators import Curvature, DenseCurvature
 
@@ -124,7 +123,7 @@ class Descent:
         norm, pairs = self.h[rows].norm(dim=1), int((self.most - self.taken[rows]).min()) // 2
         for _ in range(min(pairs, _PAIRS)):
             following = torch.addmm(step, step, self._of_two, alpha=-1)
-            square, between = vecdot(step, step), vecdot(step, following)
+            square, between = step.norm(dim=1).square(), (step * following).sum(dim=1)
             first, second = square.sqrt(), between.clamp(min=0).sqrt()
             norm = norm + first + second
             go_on = (torch.minimum(first, second) > self.rtol * norm) & (between > _SHRUNK * square)
