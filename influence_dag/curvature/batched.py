@@ -30,6 +30,7 @@ from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, no_deriva
 # temporaries of tens of MiB go back to the system each time, to be mapped page by page again.
 _COLUMNS = 32
 _NUMBERS = 2**21
+_PLAIN = 4  # times as many rows where one vector alone is multiplied
 
 Route = Literal["auto", "layered", "autograd"]
 
@@ -141,7 +142,8 @@ class BatchedCurvature(ABC):
         """The sum over rows times each vector, float64."""
         total = torch.zeros_like(vectors, dtype=torch.float64)
         widest = max(saved_numbers(self.objective, rows), default=1)
-        for batch in rows.batches(of_numbers(self.objective, widest, self.batch_size)):
+        most = self.batch_size * (_PLAIN if plain else 1)
+        for batch in rows.batches(of_numbers(self.objective, widest, most)):
             product = self._product(batch, plain=plain)
             size = max(1, min(_COLUMNS, _NUMBERS // max(1, widest * len(batch))))
             for start in range(0, len(vectors), size):

@@ -30,7 +30,7 @@ _LANES = 16  # of a register: products with fewer columns take three times as lo
 _OUTPUTS = 64  # of a row, whose second derivatives are written out
 _MIXED = 2**17  # mixed derivatives of the first two layers, which are summed once
 _ROWS = 256  # at once, on a processor, or more of few vectors
-_PIECE = 2**18  # numbers in the widest of a piece's temporaries
+_PIECE = 2**19  # numbers in the widest of a piece's temporaries
 
 
 @dataclass(eq=False)
@@ -171,6 +171,7 @@ class _Batch:
         size = max(_ROWS, _PIECE // (vectors * widest))
         if self.output_matrix.device.type != "cpu":
             size = rows
+        size = -(-rows // -(-rows // size))  # pieces of one size
         for start in range(0, rows, size):
             yield slice(start, start + size)
 
