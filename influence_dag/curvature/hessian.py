@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad, vjp, vmap
 
 from influence_dag.curvature.batched import BatchedCurvature
+from influence_dag.curvature.finite import all_finite
 from influence_dag.curvature.finite_differences import check_second_derivatives
 from influence_dag.curvature.layered import LayeredNetwork
 from influence_dag.curvature.layered_products import LayeredSum
@@ -49,7 +50,7 @@ class Hessian(BatchedCurvature):
             return super()._sum_of(vectors, rows, plain=plain)
         with suppress(*NOT_FOLLOWED):  # a loss without a second derivative: for autograd to tell
             found = layered.products(vectors)
-            if found.isfinite().all() and (layered.confirmed or self._confirm(layered)):
+            if all_finite(found) and (layered.confirmed or self._confirm(layered)):
                 return found
         layered.give_up()
         return super()._sum_of(vectors, rows, plain=plain)

@@ -12,7 +12,7 @@ What does not depend on V is kept of each batch, so that no vector runs the netw
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -28,8 +28,9 @@ _BATCHES = 4  # of autograd's size at once: there is no graph to keep of them
 _KEPT_BYTES = 2**28  # of batches, for products to come
 _LANES = 16  # of a register: products with fewer columns take three times as long as with these
 _OUTPUTS = 64  # of a row, whose second derivatives are written out
-
-_Step = tuple[Tensor, Tensor]  # of weight (k, o, i) and bias (k, o)
+_MIXED = 2**17  # mixed derivatives of the first two layers, which are summed once
+_ROWS = 256  # at once, on a processor, or more of few vectors
+_PIECE = 2**19  # numbers in the widest of a piece's temporaries
 
 
 @dataclass(eq=False)
@@ -90,62 +91,130 @@ class LayeredSum:
             batch = _Batch.of(self.network, self.network.run(rows))
             left -= batch.bytes
             if left > 0:
+                batch = batch.mixing()
                 self._kept.append(batch)
             yield batch
 
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """What products need of a batch; vectors come after its rows, `(n, k, width)`."""
+    r"""What products need of a batch; vectors come after its rows, `(n, k, width)`.
+
+    `inputs` end with the 1 of the bias. `mixed` are the first two layers' mixed derivatives that
+    the second one's gradients g make, of weights $W_{2,oj}$ and $[W_1, b_1]_{ji}$,
+
+    $$ M_{joi} = \sum g_{2,o} \, \varphi'_j \, \tilde a_{0,i} , $$
+
+    where they are few: no product then has to go through the rows for them.
+    """
 
     network: LayeredNetwork
-    state: NetworkPass
+    inputs: list[Float[Tensor, "n _"]]
+    gradients: list[Float[Tensor, "n _"]]
+    slopes: list[Float[Tensor, "n _"]]
+    bends: list[Float[Tensor, "n _"]]
     output_matrix: Float[Tensor, "n c c"]
+    mixed: Float[Tensor, "j o i"] | None = None
 
     @classmethod
     def of(cls, network: LayeredNetwork, state: NetworkPass) -> "_Batch":
-        return cls(network, state, state.output_matrix().contiguous())
+        inputs = [nn.functional.pad(a, (0, 1), value=1.0) for a in state.inputs]
+        curved = state.output_matrix().contiguous()
+        return cls(network, inputs, state.gradients, state.slopes, state.bends, curved)
+
+    def mixing(self) -> "_Batch":
+        """With what is summed once: for more vectors than one product's."""
+        if len(self.inputs) == 1:
+            return self
+        g, slope, a = self.gradients[1], self.slopes[0], self.inputs[0]
+        sizes = slope.shape[1], g.shape[1], a.shape[1]
+        if math.prod(sizes) > _MIXED:
+            return self
+        pairs = (slope.unsqueeze(2) * g.unsqueeze(1)).flatten(1)
+        return replace(self, mixed=(pairs.T @ a).view(sizes))
 
     @property
     def bytes(self) -> int:
-        state = self.state
-        kept = [*state.inputs, *state.gradients, *state.slopes, *state.bends, self.output_matrix]
+        kept = [*self.inputs, *self.gradients, *self.slopes, *self.bends, self.output_matrix]
         return sum(each.nbytes for each in kept)
 
     @property
     def vectors_at_once(self) -> int:
         widest = max(max(layer.weight.shape) for layer in self.network.layers)
-        rows = len(self.output_matrix)
+        rows = min(_ROWS, len(self.output_matrix))
         return max(1, min(_COLUMNS, _NUMBERS // max(1, widest * rows)))
 
     def add_products(
         self, vectors: Float[Tensor, "k p"], out: Float[Tensor, "k p"], scratch: "_Scratch"
     ) -> None:
         steps = [_step_of(layer, vectors) for layer in self.network.layers]
-        moves, inputs = self._forward(steps, scratch)
-        back = torch.bmm(moves[-1], self.output_matrix, out=scratch.like("curved", moves[-1]))
+        sums = [step.new_zeros(step.shape[2], *step.shape[:2]) for step in steps]
+        sent = [step.new_zeros(step.shape[1], len(vectors), step.shape[2] - 1) for step in steps]
+        for some in self._pieces(len(vectors)):
+            self._add_rows(some, steps, sums, sent, scratch)
+        if self.mixed is not None:
+            later = steps[1][..., :-1].permute(2, 0, 1).contiguous()
+            sums[0] += torch.bmm(later, self.mixed).permute(2, 1, 0)
+            sent[1] += torch.bmm(steps[0].transpose(0, 1), self.mixed.mT).permute(2, 1, 0)
+        for layer, total, through in zip(self.network.layers, sums, sent, strict=True):
+            if layer.weight_place is not None:
+                weight = out[:, layer.weight_place].unflatten(1, (total.shape[2], -1))
+                weight += total[:-1].permute(1, 2, 0)
+                weight += through.transpose(0, 1)
+            if layer.bias_place is not None:
+                out[:, layer.bias_place] += total[-1]
+
+    def _pieces(self, vectors: int) -> Iterator[slice]:
+        """Rows whose temporaries fit into a cache; on other devices all at once."""
+        rows = len(self.output_matrix)
+        widest = max(len(layer.weight) for layer in self.network.layers)
+        size = max(_ROWS, _PIECE // (vectors * widest))
+        if self.output_matrix.device.type != "cpu":
+            size = rows
+        size = -(-rows // -(-rows // size))  # pieces of one size
+        for start in range(0, rows, size):
+            yield slice(start, start + size)
+
+    def _add_rows(
+        self,
+        some: slice,
+        steps: list[Tensor],
+        sums: list[Float[Tensor, "_ k _"]],
+        sent: list[Float[Tensor, "_ k _"]],
+        scratch: "_Scratch",
+    ) -> None:
+        """Of some rows, to what layers' inputs and their gradients are multiplied into."""
+        moves, moved = self._forward(some, steps, scratch)
+        curved = scratch.like("curved", moves[-1])
+        back = torch.bmm(moves[-1], self.output_matrix[some], out=curved)
         for m in range(len(steps) - 1, -1, -1):
-            self._add_of_layer(m, back, inputs[m], out)
+            sums[m].flatten(1).addmm_(self.inputs[m][some].T, back.flatten(1))
+            if m > self._first:
+                sent[m].flatten(1).addmm_(self.gradients[m][some].T, moved[m].flatten(1))
             if m:
-                back = self._back(m, back, steps[m], moves[m - 1], scratch)
+                back = self._back(m, some, back, steps[m], moves[m - 1], scratch)
+
+    @property
+    def _first(self) -> int:
+        """The last layer of which nothing is left to be sent through the rows."""
+        return 0 if self.mixed is None else 1
 
     def _forward(
-        self, steps: list[_Step], scratch: "_Scratch"
-    ) -> tuple[list[Tensor], list[Tensor | None]]:
-        """R{z} of each layer and R{a} of its inputs, the first of which do not move."""
+        self, some: slice, steps: list[Tensor], scratch: "_Scratch"
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """R{z} of each layer, and R{a} of its inputs, of which the first do not move."""
         moves: list[Tensor] = []
-        inputs: list[Tensor | None] = [None]
-        for m, ((weight, bias), a) in enumerate(zip(steps, self.state.inputs, strict=True)):
-            move = scratch.take(f"move {m}", a, len(a), *weight.shape[:2])
-            torch.addmm(bias.flatten(), a, weight.flatten(0, 1).T, out=move.flatten(1))
-            moved = inputs[m]
-            if moved is not None:
-                move += self._through(m, moved, scratch)
+        moved: list[Tensor] = [steps[0][:0]]
+        for m, (step, a) in enumerate(zip(steps, self.inputs, strict=True)):
+            move = scratch.take(f"move {m}", a, len(a[some]), *step.shape[:2])
+            torch.mm(a[some], step.flatten(0, 1).T, out=move.flatten(1))
+            if m:
+                move += self._through(m, moved[m], scratch)
             moves.append(move)
-            if m < len(self.state.slopes):
-                slope = self.state.slopes[m].unsqueeze(1)
-                inputs.append(torch.mul(slope, move, out=scratch.like(f"input {m}", move)))
-        return moves, inputs
+            if m < len(self.slopes):
+                slope = self.slopes[m][some].unsqueeze(1)
+                moved.append(torch.mul(slope, move, out=scratch.like(f"input {m}", move)))
+        return moves, moved
 
     def _through(
         self, m: int, moved: Float[Tensor, "n k i"], scratch: "_Scratch"
@@ -161,40 +230,31 @@ class _Batch:
     def _back(
         self,
         m: int,
+        some: slice,
         back: Float[Tensor, "n k o"],
-        step: _Step,
+        step: Float[Tensor, "k o _"],
         move: Float[Tensor, "n k i"],
         scratch: "_Scratch",
     ) -> Float[Tensor, "n k i"]:
         """R{g} of the layer before."""
         sent = scratch.like(f"back {m}", move)
         torch.mm(back.flatten(0, 1), self.network.layers[m].weight, out=sent.flatten(0, 1))
-        sent.flatten(1).addmm_(self.state.gradients[m], step[0].transpose(0, 1).flatten(1))
-        sent.mul_(self.state.slopes[m - 1].unsqueeze(1))
-        return sent.addcmul_(self.state.bends[m - 1].unsqueeze(1), move)
-
-    def _add_of_layer(
-        self, m: int, back: Float[Tensor, "n k o"], moved: Tensor | None, out: Tensor
-    ) -> None:
-        layer, k = self.network.layers[m], back.shape[1]
-        if layer.weight_place is not None:
-            # Of few inputs the upright way takes a quarter less than its transpose.
-            part = (self.state.inputs[m].T @ back.flatten(1)).unflatten(1, back.shape[1:])
-            out[:, layer.weight_place].unflatten(1, (back.shape[2], -1)).add_(part.permute(1, 2, 0))
-            if moved is not None:
-                part = self.state.gradients[m].T @ moved.flatten(1)
-                part = part.unflatten(1, (k, -1)).transpose(0, 1).flatten(1)
-                out[:, layer.weight_place] += part
-        if layer.bias_place is not None:
-            out[:, layer.bias_place] += back.sum(0)
+        if m > self._first:
+            weight = step[..., :-1].transpose(0, 1).flatten(1)
+            sent.flatten(1).addmm_(self.gradients[m][some], weight)
+        sent.mul_(self.slopes[m - 1][some].unsqueeze(1))
+        return sent.addcmul_(self.bends[m - 1][some].unsqueeze(1), move)
 
 
-def _step_of(layer: LinearLayer, vectors: Float[Tensor, "k p"]) -> _Step:
-    """The vectors' parts of a layer: no step of what is frozen or not there."""
-    weight, bias = layer.weight_place, layer.bias_place
-    shape = (len(vectors), *layer.weight.shape)
-    step = vectors.new_zeros(shape) if weight is None else vectors[:, weight].reshape(shape)
-    return step, vectors.new_zeros(shape[:2]) if bias is None else vectors[:, bias]
+def _step_of(layer: LinearLayer, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k o i"]:
+    """The vectors' parts of a layer's weight and bias: no step of what is frozen or not there."""
+    outputs, inputs = layer.weight.shape
+    step = vectors.new_zeros(len(vectors), outputs, inputs + 1)
+    if layer.weight_place is not None:
+        step[..., :-1] = vectors[:, layer.weight_place].unflatten(1, (outputs, inputs))
+    if layer.bias_place is not None:
+        step[..., -1] = vectors[:, layer.bias_place]
+    return step
 
 
 @dataclass(frozen=True, eq=False)

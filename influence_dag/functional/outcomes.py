@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from influence_dag.curvature import Curvature
+from influence_dag.curvature.finite import all_finite
 from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.base import Factorization
 from influence_dag.solvers.direct import CholeskyFactor
@@ -22,7 +23,7 @@ def check_start(start: Tensor | None, rhs: Tensor) -> None:
 
 
 def check_finite(x: Tensor) -> None:
-    if not x.isfinite().all():
+    if not all_finite(x):
         bad = (~x.isfinite().all(1)).nonzero().flatten().tolist()
         raise NotConvergedError(
             "the solutions of right-hand sides {rows} are not finite: the solve overflows; take a "

@@ -3,27 +3,25 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.base import Solution, build, needed, of_unit_size, relative
-from influence_dag.solvers.descent import Progress, State
+from influence_dag.solvers.conjugate_directions import Iteration
+from influence_dag.solvers.descent import State
 from influence_dag.solvers.nystroem import Nystroem
 from influence_dag.solvers.preconditioners import (
     Jacobi,
-    OfAllDirections,
     Preconditioner,
     PreconditionerName,
     Unpreconditioned,
 )
-from influence_dag.solvers.rounding import indefinite_error, noise, round_up, rounding
-from influence_dag.solvers.shared_directions import orthonormal, step_of
+from influence_dag.solvers.rounding import indefinite_error, noise, round_up
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 from influence_dag.study.methods import ConjugateGradientSettings
 
@@ -152,8 +150,15 @@ class PreconditionedSystem:
         x0 = None if x0 is None else x0.to(rhs) / size
         rtol = max(self.settings.rtol, _ROUNDING * torch.finfo(rhs.dtype).eps)
         target = torch.maximum(rtol * rhs.norm(dim=1), self.settings.atol / size[:, 0])
-        state = self._start(rhs, target, damping, x0)
-        self._iterate(state, rhs, damping)
+        iteration = Iteration(
+            self.curvature,
+            self.preconditioner,
+            damping=damping,
+            maxiter=self.settings.most(rhs.shape[1]),
+            shared=self.settings.search == "shared",
+            seed=self.settings.seed,
+        )
+        state = iteration.run(rhs, target, x0)
         length = state.residual.norm(dim=1)
         residual = relative(length, rhs)
         converged = length <= target
@@ -170,129 +175,6 @@ class PreconditionedSystem:
             "residual_history": state.history(rhs),
         }
         return Solution(state.x.mul_(size), info)
-
-    def _start(self, rhs: Tensor, target: Tensor, damping: float, x0: Tensor | None) -> State:
-        x = torch.zeros_like(rhs) if x0 is None else x0.to(rhs).expand_as(rhs).clone()
-        residual = rhs.clone() if x0 is None else rhs - self._apply(x, damping)
-        niter = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
-        negative, stalled = (torch.zeros_like(niter, dtype=torch.bool) for _ in range(2))
-        return State(x, residual, target, niter, negative, stalled)
-
-    def _iterate(self, state: State, rhs: Tensor, damping: float) -> None:
-        """Descend; where the recurrence's residual strayed from the true one, start again there."""
-        maxiter = self.settings.most(rhs.shape[1])
-        rows = (state.residual.norm(dim=1) > state.target).nonzero()[:, 0]
-        while len(rows):
-            before, start = state.residual[rows].norm(dim=1), state.x[rows]
-            left = rows
-            if self.settings.search == "shared" and len(rows) > 1:
-                left = self._descend_together(state, rows, damping, maxiter)
-            self._descend(state, left, damping, maxiter)
-            for some in self._unconfirmed(state, rows, rhs, damping).split(len(rows)):
-                state.residual[some] = rhs[some] - self._apply(state.x[some], damping)
-            now = state.residual[rows].norm(dim=1)
-            worse = ~(now <= before) & (state.niter[rows] < maxiter)
-            if worse.any():
-                state.x[rows[worse]] = start[worse]
-                state.residual[rows[worse]] = rhs[rows[worse]] - self._apply(start[worse], damping)
-            again = (now > state.target[rows]) & (state.niter[rows] < maxiter)
-            again &= ~state.negative[rows]
-            # Less than halved by a whole descent: the dtype holds no more digits.
-            state.stalled[rows] = again & ~(now < before / 2)
-            rows = rows[again & (now < before / 2)]
-
-    def _unconfirmed(
-        self, state: State, rows: Int[Tensor, " k"], rhs: Float[Tensor, "m p"], damping: float
-    ) -> Int[Tensor, " few"]:
-        """The rows whose true residual has to be looked at, each by a product."""
-        if self.settings.search == "shared":
-            return rows
-        apply = partial(self._apply, damping=damping)
-        return state.unconfirmed(rows, rhs, apply, seed=self.settings.seed)
-
-    def _descend(self, state: State, rows: Int[Tensor, " k"], damping: float, maxiter: int) -> None:
-        """Plain preconditioned CG from the residuals of `rows`; rows leave as they finish."""
-        residual, preconditioner = state.residual[rows], self._at(damping)
-        z = preconditioner.precondition(residual, damping=damping)
-        direction, rz = z.clone(), _inner(residual, z)
-        progress = Progress.of(residual, state.x[rows])
-        while len(rows):
-            product = self._apply(direction, damping)
-            curvature = _inner(direction, product)
-            zero = progress.rounding(direction, product)
-            negative, flat = curvature < -zero, curvature <= zero
-            step = torch.where(flat, 0, rz / curvature)[:, None]
-            state.move(rows, step, direction)
-            residual.addcmul_(step, product, value=-1)
-            state.niter[rows] += 1
-            state.negative[rows] = negative
-            go_on = self._unfinished(state, rows, residual, progress, maxiter, over=flat)
-            if not go_on.all():
-                state.residual[rows[~go_on]] = residual[~go_on]
-                rows, residual, progress = rows[go_on], residual[go_on], progress.of_rows(go_on)
-                direction, rz = direction[go_on], rz[go_on]
-            z = preconditioner.precondition(residual, damping=damping)
-            rz, previous = _inner(residual, z), rz
-            direction.mul_((rz / previous)[:, None]).add_(z)
-
-    def _unfinished(
-        self,
-        state: State,
-        rows: Int[Tensor, " k"],
-        residual: Float[Tensor, "k p"],
-        progress: Progress,
-        maxiter: int,
-        *,
-        over: Bool[Tensor, " k"] | None = None,
-    ) -> Bool[Tensor, " k"]:
-        """Which rows go on after an iteration; who got nowhere is set back to its best."""
-        length = state.record(rows, residual)
-        unfinished = length > state.target[rows]
-        stalled = progress.stalled(length, state.x[rows])
-        over = stalled if over is None else over | stalled
-        back = unfinished & over & (length > progress.mark)
-        state.x[rows[back]] = progress.best[back]
-        state.strayed |= bool(back.any())
-        return unfinished & ~over & (state.niter[rows] < maxiter)
-
-    def _descend_together(
-        self, state: State, rows: Int[Tensor, " k"], damping: float, maxiter: int
-    ) -> Int[Tensor, " m"]:
-        """The same in directions that the rows share; those left for whom there are none.
-
-        That is where the curvature is negative along one of them: single rows tell more of it.
-        """
-        residual, preconditioner = state.residual[rows], self._at(damping)
-        progress = Progress.of(residual, state.x[rows])
-        directions = orthonormal(preconditioner.precondition(residual, damping=damping))
-        largest = 0.0
-        while len(rows) and len(directions):
-            products = self._apply(directions, damping)
-            largest = max(largest, products.norm(dim=1).max().item())
-            zero = rounding(directions.dtype, directions.shape[1]) * largest
-            inverse = step_of(directions, products, zero=zero)
-            if inverse is None:
-                return rows
-            steps = (directions @ residual.mT).mT @ inverse
-            state.x[rows] += steps @ directions
-            residual = residual - steps @ products
-            state.niter[rows] += 1
-            go_on = self._unfinished(state, rows, residual, progress, maxiter)
-            rows, residual, progress = rows[go_on], residual[go_on], progress.of_rows(go_on)
-            z = preconditioner.precondition(residual, damping=damping)
-            directions = orthonormal(z - (z @ products.mT) @ inverse @ directions)
-        return rows[:0]
-
-    def _at(self, damping: float) -> Preconditioner:
-        """Without a damping above rounding only what keeps rows of the range of H within it."""
-        if not isinstance(self.preconditioner, OfAllDirections):
-            return self.preconditioner
-        least = rounding(self.curvature.dtype, self.curvature.size)
-        least *= self.preconditioner.largest_eigenvalue
-        return self.preconditioner if damping > least else Unpreconditioned()
-
-    def _apply(self, vectors: Tensor, damping: float) -> Tensor:
-        return self.curvature.apply(vectors).add_(vectors, alpha=damping)
 
     def _report(
         self, state: State, residual: Tensor, converged: Bool[Tensor, " k"], damping: float
@@ -329,8 +211,3 @@ class PreconditionedSystem:
             f"atol={self.settings.atol:g} after {int(state.niter.max())} iterations "
             f"(rows {{rows}}; worst relative residual {residual[failed].max():.1e}); {cure}"
         )
-
-
-def _inner(left: Float[Tensor, "k p"], right: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:
-    """Of each row, without a block of products."""
-    return torch.bmm(left.unsqueeze(1), right.unsqueeze(2)).flatten()

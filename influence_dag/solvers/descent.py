@@ -45,11 +45,15 @@ class Progress:
         self.norm = torch.maximum(self.norm, (product.norm(dim=1) / length).nan_to_num())
         return rounding(direction.dtype, direction.shape[1]) * self.norm * length.square()
 
-    def stalled(self, length: Float[Tensor, " k"], x: Float[Tensor, "k p"]) -> Bool[Tensor, " k"]:
-        """Note one more iteration, and where it has led."""
+    def stalled(
+        self, length: Float[Tensor, " k"], x: Float[Tensor, "n p"], rows: Int[Tensor, " k"]
+    ) -> Bool[Tensor, " k"]:
+        """Note one more iteration of these rows of x, and where it has led."""
         halved = length <= self.mark / 2
-        if halved.any():
-            self.best = torch.where(halved[:, None], x, self.best)
+        if halved.all():
+            self.best = x[rows]
+        elif halved.any():
+            self.best[halved] = x[rows[halved]]
         self.mark = torch.where(halved, length, self.mark)
         self.age = torch.where(halved, 0, self.age + 1)
         least, most = _PATIENCE

@@ -1,5 +1,7 @@
 """Block Krylov: the eigenpairs of largest magnitude from products with blocks of rows."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +15,8 @@ from influence_dag.solvers.base import random_rows
 _PROBES = 8  # rows that look for what a converged basis has missed
 _PROBE_STEPS = 3
 _LONGEST = 4  # basis rows per wanted pair, above which the basis is compressed
+_UNSEEN = 8  # blocks at most between two looks at the residuals
+_TINY = torch.finfo(torch.float64).tiny
 _COMBINATIONS = 4  # of pairs, of which products are taken to confirm all residuals
 
 
@@ -68,10 +72,10 @@ class Subspace:
         last = rotation[len(rotation) - self.coupling.shape[1] :]
         return values, rotation, (self.coupling @ last).norm(dim=0)
 
-    def reaches(self, rank: int, tol: float) -> bool:
-        """Whether the leading pairs' residuals are within the tolerance."""
+    def distance(self, rank: int, tol: float) -> float:
+        """The worst residual of the leading pairs over the tolerance: there at 1."""
         values, _, residuals = self.ritz()
-        return bool(residuals[:rank].max() <= tol * values[0].abs())
+        return (residuals[:rank].max() / (tol * values[0].abs()).clamp(min=_TINY)).item()
 
     def residuals(
         self, vectors: Float[Tensor, "rank p"], ritz: "_Ritz", tol: float, seed: int
@@ -194,14 +198,14 @@ def leading_eigenpairs(
     width = max(1, -(-rank // 4))
     place = {"dtype": curvature.dtype, "device": curvature.device}
     block = random_rows(width, curvature.size, seed=seed, **place)
-    space = Subspace.start(curvature, block, small_device)
+    space, search = Subspace.start(curvature, block, small_device), _Search()
     while True:
         space.grow()
         enough = len(space.basis) >= rank
         exhausted = not enough and not len(space.block)
         spent = space.products >= max_products
         whole = len(space.basis) == curvature.size
-        if spent or whole or (enough and space.reaches(rank, tol)):
+        if spent or whole or (enough and search.ends(lambda: space.distance(rank, tol))):
             pairs = _leading(space, rank, seed, tol)
             if spent or whole or pairs.left_out <= (1 + 1e-3) * pairs.values[-1].abs():
                 return pairs
@@ -210,6 +214,41 @@ def leading_eigenpairs(
             space.refresh(seed + space.products)
         if len(space.basis) + len(space.block) > _LONGEST * rank + 2 * width:
             space.compress(rank + width)
+
+
+@dataclass(eq=False)
+class _Search:
+    """When to look at the residuals: each time is an eigenproblem of the whole projected matrix.
+
+    Not before they can be there if each block brings them nearer by the square of the factor of
+    the one before, which is faster than they come.
+    """
+
+    before: float = math.inf
+    grown: int = 0  # blocks since
+    wanted: int = 1  # blocks until the next look
+
+    def ends(self, distance: Callable[[], float]) -> bool:
+        self.grown += 1
+        if self.grown < self.wanted:
+            return False
+        now = distance()
+        factor = (now / self.before) ** (1 / self.grown) if self.before > 0 else 1.0
+        self.wanted = _earliest(now, factor)
+        self.before, self.grown = now, 0
+        return now <= 1
+
+
+def _earliest(distance: float, factor: float) -> int:
+    """Blocks until a distance of 1, at least."""
+    blocks = 1
+    while 0 < factor < 1 and blocks < _UNSEEN:
+        factor *= factor
+        distance *= factor
+        if not distance > 1:
+            break
+        blocks += 1
+    return blocks
 
 
 def _leading(space: Subspace, rank: int, seed: int, tol: float) -> Eigenpairs:

@@ -11,13 +11,9 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
-from influence_dag.solvers.base import (
-    Solution,
-    needed,
-    of_unit_size,
-    relative,
-)
+from influence_dag.solvers.base import Solution, needed, of_unit_size, relative
 from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
+from influence_dag.solvers.neumann import Damped, Descent
 from influence_dag.solvers.rounding import indefinite_error, round_up
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 from influence_dag.study.methods import LissaSettings
@@ -42,8 +38,9 @@ class LiSSA:
 
     $H_B$ is the curvature of all rows, or of `batch_size` of them drawn anew for each step
     (`seed`). A row is converged when a step with all rows changes h by at most
-    `rtol` of its norm. With all rows it stops there; mini-batches take `maxiter` steps, and the
-    answer is the mean of the last half of h. Rows that are not converged then raise
+    `rtol` of its norm. With all rows it stops there (two steps of a matrix at hand take one
+    product: see `neumann`); mini-batches take `maxiter` steps, and the answer is the mean of the
+    last half of h. Rows that are not converged then raise
     `NotConvergedError`, or with `on_failure="warn"` are kept and marked in `converged`.
 
     `anchored` mini-batches: after each pass ($n / B$ steps) one product with all rows says what is
@@ -169,9 +166,7 @@ class NeumannSeries:
     def _step(
         self, curvature: Curvature, h: Tensor, rhs: Tensor, damping: float, scale: float
     ) -> Float[Tensor, "k p"]:
-        product = curvature.apply(h).add(h, alpha=damping)
-        step = torch.sub(rhs, product, alpha=1 / scale)
-        return step.sub_(h, alpha=self.settings.dampen) if self.settings.dampen else step
+        return self._damped(curvature, damping, scale).step(h, rhs)
 
     def _run(
         self, h: Tensor, rhs: Tensor, damping: float, scale: float
@@ -186,21 +181,18 @@ class NeumannSeries:
         self, h: Tensor, rhs: Tensor, damping: float, scale: float, *, taken: int = 0
     ) -> tuple[Tensor, Float[Tensor, "k steps"]]:
         """Steps with all rows; each right-hand side leaves when its step is small enough."""
-        h, rows = h.clone(), torch.arange(len(rhs), device=rhs.device)
-        lengths: list[Tensor] = []
-        while len(rows) and taken + len(lengths) < self.settings.maxiter:
-            # All of them as they stand: to gather and put back rows is a tenth of a step.
-            of_all = len(rows) == len(rhs)
-            before, b = (h, rhs) if of_all else (h[rows], rhs[rows])
-            step = self._step(self.curvature, before, b, damping, scale)
-            length = step.norm(dim=1)
-            lengths.append(_of_rows(rhs, rows, length))
-            self._check_growth(length, lengths[0][rows], _GROWTH, damping, scale)
-            after = before.add_(step)
-            if not of_all:
-                h[rows] = after
-            rows = rows[length > self.settings.rtol * after.norm(dim=1)]
-        return h, torch.stack(lengths, dim=1) if lengths else rhs[:, :0]
+        descent = Descent(
+            self._damped(self.curvature, damping, scale),
+            h,
+            rhs,
+            rtol=self.settings.rtol,
+            most=self.settings.maxiter - taken,
+            check=lambda length, first: self._check_growth(length, first, _GROWTH, damping, scale),
+        ).run()
+        return descent.h, descent.lengths
+
+    def _damped(self, curvature: Curvature, damping: float, scale: float) -> Damped:
+        return Damped(curvature, damping, scale, self.settings.dampen)
 
     def _average(
         self, h: Tensor, rhs: Tensor, damping: float, scale: float

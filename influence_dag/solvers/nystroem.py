@@ -99,19 +99,22 @@ def _all_eigenpairs(curvature: Curvature) -> tuple[tuple[Tensor, Tensor], int]:
 def _eigenpairs(
     omega: Float[Tensor, "r p"], sketch: Float[Tensor, "r p"], eps: float
 ) -> tuple[tuple[Tensor, Tensor], int]:
-    """Eigenvectors (p × rank), eigenvalues in descending order; discarded directions."""
+    """Eigenvectors (p × rank), eigenvalues in descending order; discarded directions.
+
+    The sketch is written over.
+    """
     shift = sketch.shape[1] ** 0.5 * eps * torch.linalg.norm(sketch)
-    shifted = sketch + shift * omega
+    shifted = sketch.addcmul_(shift, omega)
     core = omega @ shifted.T
     # eigh where the paper has Cholesky: it shows which directions are not positive.
     values, rotation = torch.linalg.eigh((core + core.T) / 2)
     positive = values > eps * values.abs().max()
-    factor = (rotation.T @ shifted)[positive] / values[positive].sqrt()[:, None]
+    factor = (rotation[:, positive] / values[positive].sqrt()).T @ shifted
     vectors, squares = _left_singular(factor.T, eps)
     eigenvalues = squares - shift
-    held = eigenvalues > 0
+    held = int((eigenvalues > 0).sum())  # they descend
     discarded = int((values < -2 * shift).sum())
-    return (vectors[:, held], eigenvalues[held]), discarded
+    return (vectors[:, :held], eigenvalues[:held]), discarded
 
 
 def _left_singular(
@@ -129,4 +132,4 @@ def _left_singular(
     squares, rotation = torch.linalg.eigh(upright.T @ upright)
     squares, rotation = squares.flip(0).clamp(min=0), rotation.flip(1)
     lengths = squares.sqrt().clamp(min=torch.finfo(upright.dtype).tiny)
-    return (upright @ rotation) / lengths, squares
+    return upright @ (rotation / lengths), squares

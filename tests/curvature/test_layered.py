@@ -72,3 +72,36 @@ def test_wherever_ctrl_c_meets_a_trace_modules_are_called_as_before():
         assert nn.Module.__call__ is before
         steps += 1
     assert steps > 10
+
+
+@pytest.mark.parametrize("column", [False, True], ids=["labels", "labels in a column"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_second_derivatives_of_cross_entropy_are_autograds(weighted, column, monkeypatch):
+    """Written out, and through a graph; of a row without a label they are zero."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 5)).double()
+    y = torch.tensor([0, 4, -100, 2, 2, 1])
+    rows = Rows(
+        torch.randn(6, 3).double(),
+        y[:, None] if column else y,
+        torch.rand(6).double() if weighted else None,
+    )
+    network = LayeredNetwork.of(Objective(module, "cross_entropy"), rows)
+    written = network.run(rows).output_matrix()
+    assert network._softmax_product(torch.zeros(6, 5).double(), rows) is not None
+    monkeypatch.setattr(LayeredNetwork, "_softmax_product", lambda *_: None)
+    torch.testing.assert_close(written, network.run(rows).output_matrix())
+    assert written[2].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("loss", ["mse", lambda f, y: torch.logsumexp(f, 1) - f[:, 0]])
+def test_other_losses_go_through_a_graph(loss):
+    module, rows = nn.Linear(3, 2), Rows(torch.randn(5, 3), torch.randn(5, 2))
+    network = LayeredNetwork.of(Objective(module, loss), rows)
+    assert network._softmax_product(torch.zeros(5, 2), rows) is None
+
+
+def test_probabilities_of_classes_go_through_a_graph():
+    module, rows = nn.Linear(3, 2), Rows(torch.randn(5, 3), torch.rand(5, 2))
+    network = LayeredNetwork.of(Objective(module, "cross_entropy"), rows)
+    assert network._softmax_product(torch.zeros(5, 2), rows) is None

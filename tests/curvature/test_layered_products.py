@@ -41,6 +41,23 @@ def test_products_over_weighted_rows_are_autograds(name):
     assert hessian._layered.confirmed
 
 
+@pytest.mark.parametrize("mixed", [0, 2**17], ids=["through the rows", "summed once"])
+@pytest.mark.parametrize("name", LAYERED)
+def test_rows_are_taken_piece_by_piece(name, mixed, monkeypatch):
+    monkeypatch.setattr(layered_products, "_ROWS", 2)
+    monkeypatch.setattr(layered_products, "_PIECE", 0)
+    monkeypatch.setattr(layered_products, "_COLUMNS", 7)
+    monkeypatch.setattr(layered_products, "_MIXED", mixed)
+    objective, rows = make_weighted(name)
+    hessian, vectors = Hessian(objective, rows, batch_size=2), vectors_of(objective)
+    assert_close(hessian.apply(vectors), by_autograd(objective, rows, vectors))
+    assert hessian._layered.confirmed
+    layers = len(hessian.layered_network.layers)
+    assert all(
+        (batch.mixed is None) == (layers == 1 or not mixed) for batch in hessian._layered._kept
+    )
+
+
 def test_networks_of_other_kinds_go_through_autograd():
     objective, rows = make_weighted("norms")
     hessian, vectors = Hessian(objective, rows), vectors_of(objective)

@@ -7,7 +7,8 @@ from solver_systems import Counted, random_rhs, relative_error, spd_matrix
 
 from influence_dag.curvature import DenseCurvature
 from influence_dag.errors import IndefiniteError, NotConvergedError
-from influence_dag.solvers import Arnoldi
+from influence_dag.solvers import Arnoldi, krylov
+from influence_dag.solvers.krylov import Subspace
 
 
 def leading(H, rank):
@@ -160,3 +161,23 @@ def test_an_eigenvalue_at_minus_the_damping_is_refused():
     basis = Arnoldi(rank=2).factorize(DenseCurvature(with_spectrum([2.0, -1.0, *[0.1] * 10])))
     with pytest.raises(IndefiniteError, match="smallest eigenvalue of H is -1 "):
         basis.solve(random_rhs(1, 12), damping=1.0)
+
+
+@pytest.mark.parametrize("decay", [0.02, 0.1, 0.5])
+def test_residuals_are_looked_at_seldom_and_the_search_ends_where_it_did(decay, monkeypatch):
+    matrix, rank, tol = spd_matrix(300, decay=decay), 12, 1e-7
+    looks, distance = [], Subspace.distance
+
+    def seen(self, rank, tol):
+        found = distance(self, rank, tol)
+        looks.append((len(self.basis), found))
+        return found
+
+    monkeypatch.setattr(Subspace, "distance", seen)
+    basis = Arnoldi(rank=rank, tol=tol).factorize(Counted(matrix))
+    seldom, looks[:] = list(looks), []
+    monkeypatch.setattr(krylov, "_UNSEEN", 1)
+    again = Arnoldi(rank=rank, tol=tol).factorize(Counted(matrix))
+    assert len(seldom) < len(looks)
+    assert [size for size, found in seldom if found <= 1] == [s for s, found in looks if found <= 1]
+    torch.testing.assert_close(basis.eigenvalues, again.eigenvalues)
