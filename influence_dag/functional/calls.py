@@ -38,7 +38,7 @@ from influence_dag.influence.positions import (
 )
 from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
-from influence_dag.objective.objective import Objective, Rows
+from influence_dag.objective.objective import Objective, Rows, without_denormal_entries
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
 from influence_dag.texts import a_kind
 
@@ -160,6 +160,7 @@ def compute_influences(
         gradients=position_gradients if at_test else of_test,
         told=False,
     )
+    without_denormal_entries(factors)
     if input_data is not None:
         objective.check(rows)
     kernel = partial(up_weighted, layout=measured[0].layout if measured else None)

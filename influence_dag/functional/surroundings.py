@@ -7,6 +7,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from influence_dag.objective.objective import flushed_denormals
+
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
@@ -18,6 +20,7 @@ def in_plain_surroundings(
 
     Code that evaluates a model is often under all of them. The first two have no derivatives, and
     autocast computes in fewer digits than the model's own, which second derivatives do not survive.
+    Inside, numbers below the smallest normal one are zero.
     """
 
     @wraps(function)
@@ -28,6 +31,7 @@ def in_plain_surroundings(
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
                     modes.enter_context(torch.autocast(device, enabled=False))
+            modes.enter_context(flushed_denormals())
             return function(*args, **kwargs)
 
     return plain
