@@ -33,7 +33,8 @@ def uncalled_rows(
     `calls` are those of the batch, `sent` what comes back to each layer: where it is not 0 the
     outputs depend on the layer, and the row calls it. Rows with other positions are run alone,
     unless one row under vmap shows that the module's calls do not depend on its data, which is
-    noted in `known` for the batches that follow. Raises `NotCaptured` for layers that a row alone calls otherwise (with fewer positions, more often).
+    noted in `known` for the batches that follow. Raises `NotCaptured` for layers that a row alone
+    calls otherwise (with fewer positions, more often).
     """
     # The first row tells most networks in which some positions are never reached.
     early = any(bool(_silent(g[:, :1]).any()) for g in sent.values())

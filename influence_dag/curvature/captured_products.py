@@ -227,7 +227,7 @@ class _Vectors:
 
 @dataclass(frozen=True, eq=False)
 class _Total:
-    r"""The sum, float64, and of layers the vectors whose products $\sum s a^\top$ are still to come.
+    r"""The sum, float64, and of layers the vectors whose products $\sum s a^\top$ are to come.
 
     Of a few hundred rows they are one product, and one addition to as many numbers as there are.
     """
