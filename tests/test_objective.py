@@ -14,6 +14,7 @@ from influence_dag.objective.objective import (
     flushed_denormals,
     per_sample_loss,
     reduced_loss,
+    without_denormal_entries,
 )
 
 
@@ -244,6 +245,19 @@ def test_denormals_are_flushed_inside_and_as_before_outside(before):
         assert (halved() == 0) is before
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_denormal_entries_become_zero_and_no_others(dtype):
+    tiny = torch.finfo(dtype).tiny
+    kept = torch.tensor([1.0, -2 * tiny, 2 * tiny, torch.inf, torch.nan, 0.0], dtype=dtype)
+    lost = torch.tensor([tiny / 2, -tiny / 8], dtype=dtype)
+    assert (lost != 0).all()
+    values = torch.cat([kept, lost])
+    found = without_denormal_entries(values)
+    assert found is values
+    torch.testing.assert_close(found[:6], kept, rtol=0, atol=0, equal_nan=True)
+    assert (found[6:] == 0).all()
 
 
 # What cannot be used --------------------------------------------------------------------------

@@ -72,6 +72,20 @@ def test_modes_around_a_call_change_nothing(mode):
         assert torch.equal(one, other)
 
 
+def test_denormal_numbers_are_zero_within_a_call():
+    seen = []
+
+    def loss(output, target):
+        seen.append(float(torch.tensor(torch.finfo(torch.float32).tiny) / 2))
+        return nn.functional.cross_entropy(output, target, reduction="none")
+
+    model = idag.TorchTwiceDifferentiable(nn.Linear(4, 3), loss)
+    idag.compute_influences(model, [(X, Y)], hessian_regularization=0.5)
+    assert seen
+    assert not any(seen)
+    assert torch.tensor(torch.finfo(torch.float32).tiny) / 2 > 0
+
+
 def test_a_check_works_where_no_gradients_are_kept():
     objective = idag.Objective(wrapped().model, "cross_entropy")
     with torch.no_grad():

@@ -16,27 +16,35 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.structures import map_tensors, tensors_of
 
 Call = tuple[str, Tensor, Tensor]
+Calls = Counter[tuple[str, torch.Size]]
+# Of the layers of some names, for rows of some shapes; None where that depends on the row.
+Known = dict[tuple[frozenset[str], tuple[torch.Size, ...]], Calls | None]
 
 
 def uncalled_rows(
-    objective: Objective, rows: Rows, calls: list[Call], sent: dict[str, Float[Tensor, "c b ..."]]
+    objective: Objective,
+    rows: Rows,
+    calls: list[Call],
+    sent: dict[str, Float[Tensor, "c b ..."]],
+    known: Known,
 ) -> dict[str, Bool[Tensor, " b"]]:
     """Of each captured layer, the rows that alone would not call it; none where all would.
 
     `calls` are those of the batch, `sent` what comes back to each layer: where it is not 0 the
     outputs depend on the layer, and the row calls it. Rows with other positions are run alone,
-    unless one row under vmap shows that the module's calls do not depend on its data. Raises
-    `NotCaptured` for layers that a row alone calls otherwise (with fewer positions, more often).
+    unless one row under vmap shows that the module's calls do not depend on its data, which is
+    noted in `known` for the batches that follow. Raises `NotCaptured` for layers that a row alone
+    calls otherwise (with fewer positions, more often).
     """
     # The first row tells most networks in which some positions are never reached.
     early = any(bool(_silent(g[:, :1]).any()) for g in sent.values())
-    if early and _calls_are_the_same(objective, rows, calls, set(sent)):
+    if early and _calls_are_the_same(objective, rows, calls, frozenset(sent), known):
         return {}
     silent = {name: _silent(g) for name, g in sent.items()}
     silent = {name: there for name, there in silent.items() if bool(there.any())}
     if not silent:
         return {}
-    if _calls_are_the_same(objective, rows, calls, set(silent)):
+    if _calls_are_the_same(objective, rows, calls, frozenset(silent), known):
         return {}
     shapes = {name: x.shape[1:] for name, x, _ in calls if name in silent}
     found = {name: torch.zeros_like(there) for name, there in silent.items()}
@@ -57,14 +65,17 @@ def _silent(g: Float[Tensor, "c b ..."]) -> Bool[Tensor, " b"]:
 
 
 def _calls_are_the_same(
-    objective: Objective, rows: Rows, calls: list[Call], names: set[str]
+    objective: Objective, rows: Rows, calls: list[Call], names: frozenset[str], known: Known
 ) -> bool:
     """Whether any row calls these layers as the batch does, whatever its values."""
     shapes = {name: x.shape[1:] for name, x, _ in calls if name in names}
-    return _calls_of_any_row(objective, rows[:1], names) == Counter(shapes.items())
+    asked = names, tuple(leaf.shape[1:] for leaf in tensors_of(rows.x))
+    if asked not in known:
+        known[asked] = _calls_of_any_row(objective, rows[:1], set(names))
+    return known[asked] == Counter(shapes.items())
 
 
-def _calls(objective: Objective, row: Rows, names: set[str]) -> Counter[tuple[str, torch.Size]]:
+def _calls(objective: Objective, row: Rows, names: set[str]) -> Calls:
     """The layers that a row calls, with the shapes of what they take, its axis of rows left out."""
     theta = objective.params.clone().requires_grad_()  # without, torch may fuse layers
     with torch.enable_grad(), recorded_layers(objective.module, names, 1) as seen:
@@ -72,11 +83,9 @@ def _calls(objective: Objective, row: Rows, names: set[str]) -> Counter[tuple[st
     return Counter((name, x.shape[1:]) for name, x, _ in seen.calls)
 
 
-def _calls_of_any_row(
-    objective: Objective, row: Rows, names: set[str]
-) -> Counter[tuple[str, torch.Size]] | None:
+def _calls_of_any_row(objective: Objective, row: Rows, names: set[str]) -> Calls | None:
     """The same for every row; None where it may depend on the row's values: vmap hides them."""
-    found: Counter[tuple[str, torch.Size]] = Counter()
+    found: Calls = Counter()
     theta = objective.params.clone().requires_grad_()
 
     def alone(x: object) -> tuple[Tensor, ...]:

@@ -24,6 +24,7 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.objective.outputs import OutputSpace
 
 _NUMBERS = 2**23  # of temporaries
+_WRITTEN = 2**20  # of a product that is added to the sum: what a processor's cache takes
 _KEPT_BYTES = 2**30  # of captured pairs, for products to come
 
 
@@ -97,12 +98,13 @@ class CapturedSum:
 
     def summed(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """As `products`; raises `NotCaptured`, `ModelError`."""
-        total = torch.zeros_like(vectors, dtype=torch.float64)
+        asked = _Vectors(vectors)
+        total = _Total(torch.zeros_like(vectors, dtype=torch.float64))
         for blocks in self._batches():
-            shares = sum((block.projected(vectors) for block in blocks), vectors.new_zeros(()))
+            shares = sum((block.projected(asked) for block in blocks), vectors.new_zeros(()))
             for block in blocks:
                 block.add(shares, total)
-        return total
+        return total.finished()
 
     def give_up(self) -> None:
         """Keep nothing, and serve no more."""
@@ -153,9 +155,9 @@ class _Block(Protocol):
     @property
     def bytes(self) -> int: ...
 
-    def projected(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k cb"]: ...
+    def projected(self, vectors: "_Vectors") -> Float[Tensor, "k cb"]: ...
 
-    def add(self, shares: Float[Tensor, "k cb"], out: Float[Tensor, "k p"]) -> None: ...
+    def add(self, shares: Float[Tensor, "k cb"], total: "_Total") -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,11 +169,11 @@ class _Dense:
     def bytes(self) -> int:
         return self.values.nbytes
 
-    def projected(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k cb"]:
-        return vectors[:, slice(*self.place)] @ self.values.T
+    def projected(self, vectors: "_Vectors") -> Float[Tensor, "k cb"]:
+        return vectors.rows[:, slice(*self.place)] @ self.values.T
 
-    def add(self, shares: Float[Tensor, "k cb"], out: Float[Tensor, "k p"]) -> None:
-        out[:, slice(*self.place)] += shares @ self.values
+    def add(self, shares: Float[Tensor, "k cb"], total: "_Total") -> None:
+        total.rows[:, slice(*self.place)] += shares @ self.values
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,36 +188,79 @@ class _Product:
     def bytes(self) -> int:
         return self.a.nbytes + self.g.nbytes
 
-    def projected(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k cb"]:
+    def projected(self, vectors: "_Vectors") -> Float[Tensor, "k cb"]:
         found = []
-        for part in vectors.split(self._at_once):
-            weight = self._weights(part)
+        for weight in vectors.of_layer(self.layer, self.g.shape[-1]).split(self._at_once):
             through = torch.einsum("bti,koi->btko", self.a, weight)
             # One product a row and position: (k, o) with (o, c).
             sent = torch.einsum("btko,cbto->kcb", through, self.g)
             found.append(sent.flatten(1))
         return torch.cat(found)
 
-    def add(self, shares: Float[Tensor, "k cb"], out: Float[Tensor, "k p"]) -> None:
+    def add(self, shares: Float[Tensor, "k cb"], total: "_Total") -> None:
         c, b = self.g.shape[:2]
-        for part, target in zip(shares.split(self._at_once), out.split(self._at_once), strict=True):
-            sent = torch.einsum("kcb,cbto->btko", part.view(-1, c, b), self.g)
-            weight = torch.einsum("btko,bti->koi", sent, self.a)
-            if self.layer.bias:
-                target[:, slice(*self.layer.bias)] += weight[..., -1]
-                weight = weight[..., :-1]
-            weight = weight.mT if self.layer.transposed else weight
-            target[:, slice(*self.layer.weight)] += weight.flatten(1)
+        sent = torch.einsum("kcb,cbto->btko", shares.view(-1, c, b), self.g)
+        total.wait(self.layer, sent.flatten(0, 1), self.a.flatten(0, 1))
 
     @property
     def _at_once(self) -> int:
         return max(1, _NUMBERS // max(1, math.prod(self.g.shape[1:])))
 
-    def _weights(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k d_out d_in"]:
-        weight, d_out = vectors[:, slice(*self.layer.weight)], self.g.shape[-1]
-        shape = (-1, d_out) if self.layer.transposed else (d_out, -1)
-        weight = weight.unflatten(1, shape)
-        weight = weight.mT if self.layer.transposed else weight
-        if not self.layer.bias:
-            return weight
-        return torch.cat([weight, vectors[:, slice(*self.layer.bias), None]], dim=2)
+
+@dataclass(frozen=True, eq=False)
+class _Vectors:
+    """What is multiplied, and its parts of layers as matrices, each written once."""
+
+    rows: Float[Tensor, "k p"]
+    _matrices: dict[Place, Tensor] = field(default_factory=dict)
+
+    def of_layer(self, layer: KroneckerLayer, d_out: int) -> Float[Tensor, "k d_out d_in"]:
+        if layer.weight not in self._matrices:
+            weight = self.rows[:, slice(*layer.weight)]
+            weight = weight.unflatten(1, (-1, d_out) if layer.transposed else (d_out, -1))
+            weight = weight.mT if layer.transposed else weight
+            if layer.bias:
+                weight = torch.cat([weight, self.rows[:, slice(*layer.bias), None]], dim=2)
+            self._matrices[layer.weight] = weight.contiguous()
+        return self._matrices[layer.weight]
+
+
+@dataclass(frozen=True, eq=False)
+class _Total:
+    r"""The sum, float64, and of layers the vectors whose products $\sum s a^\top$ are to come.
+
+    Of a few hundred rows they are one product, and one addition to as many numbers as there are.
+    """
+
+    rows: Float[Tensor, "k p"]
+    _waiting: dict[KroneckerLayer, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+    def wait(
+        self, layer: KroneckerLayer, s: Float[Tensor, "n k d_out"], a: Float[Tensor, "n d_in"]
+    ) -> None:
+        held = self._waiting.setdefault(layer, [])
+        held.append((s, a))
+        if sum(each.numel() for each, _ in held) > _NUMBERS:
+            self._add(layer, held)
+
+    def finished(self) -> Float[Tensor, "k p"]:
+        for layer, held in self._waiting.items():
+            self._add(layer, held)
+        return self.rows
+
+    def _add(self, layer: KroneckerLayer, held: list[tuple[Tensor, Tensor]]) -> None:
+        """What waits, some vectors at a time."""
+        if not held:
+            return
+        s, a = (torch.cat(parts) for parts in zip(*held, strict=True))
+        held.clear()
+        size = max(1, _WRITTEN // max(1, s.shape[2] * a.shape[1]))
+        for start in range(0, s.shape[1], size):
+            some = slice(start, start + size)
+            part = (s[:, some].flatten(1).T @ a).unflatten(0, (-1, s.shape[2]))
+            if layer.bias:
+                self.rows[some, slice(*layer.bias)] += part[..., -1]
+                part = part[..., :-1]
+            part = part.mT if layer.transposed else part
+            target = self.rows[some, slice(*layer.weight)].unflatten(1, part.shape[1:])
+            target += part

@@ -17,6 +17,8 @@ from influence_dag.objective.objective import Rows
 from influence_dag.objective.outputs import OutputSpace, flat
 from influence_dag.objective.twice_differentiable import plain_gradient
 
+_SHOWN = 256  # rows at most over which products of pairs are held against autograd
+
 
 @dataclass(frozen=True, eq=False)
 class GaussNewton(BatchedCurvature):
@@ -43,8 +45,9 @@ class GaussNewton(BatchedCurvature):
     ) -> Float[Tensor, "k p"]:
         """From captured pairs, where they make up for what it costs to capture them.
 
-        If a random combination of the products agrees with autograd over all of the rows; pairs
-        that are kept are held against it once. What agrees is symmetric, as sums of squares are.
+        Every row's pairs are held against a backward pass where they are captured, and its root
+        vectors against the loss; what is made of both against autograd (`_agrees`), of pairs that
+        are kept once. What agrees is symmetric, as sums of squares are.
         """
         pairs = self._pairs_of(rows)
         if pairs is None or not pairs.is_worth(len(vectors)):
@@ -74,12 +77,22 @@ class GaussNewton(BatchedCurvature):
         )
 
     def _agrees(self, pairs: CapturedSum, found: Tensor, vectors: Tensor, rows: Rows) -> bool:
-        """Whether a random combination is autograd's, and of pairs that others meet, any vector."""
+        """Whether a random combination is autograd's, and of pairs that others meet, any vector.
+
+        Of many rows over some that are drawn: the algebra is the same for all.
+        """
         u, v = random_vectors(1, len(vectors)), random_vectors(1, self.size)
-        asked, answers = u.to(vectors) @ vectors, u.to(found) @ found
-        if pairs.is_kept:
-            v = v.to(vectors)
-            asked, answers = torch.cat([asked, v]), torch.cat([answers, pairs.summed(v)])
+        asked, v = u.to(vectors) @ vectors, v.to(vectors)
+        if len(rows) > _SHOWN:
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+            rows, asked = rows[order[:_SHOWN].sort().values], torch.cat([asked, v])
+            answers = replace(pairs, rows=rows, keeps=False).products(asked)
+            if answers is None:
+                return False
+        else:
+            answers = u.to(found) @ found
+            if pairs.is_kept:
+                asked, answers = torch.cat([asked, v]), torch.cat([answers, pairs.summed(v)])
         places = list(self.objective.slices.values())
         return all(
             same_product(mine, product, places, self.dtype)
@@ -93,10 +106,10 @@ class GaussNewton(BatchedCurvature):
         )
 
     def plain_product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
-        space = OutputSpace.of(self.objective, batch)
         theta = self.objective.params.clone().requires_grad_()
         with torch.enable_grad():
-            outputs = flat(space.leaves(theta))
+            space, returned = OutputSpace.run(self.objective, theta, batch)
+            outputs = flat(space.leaves_of(returned))
             u = torch.zeros_like(outputs).requires_grad_()
             pulled = plain_gradient(outputs, theta, u, create_graph=True)
             point = outputs.detach().requires_grad_()

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from influence_dag.curvature.called_rows import uncalled_rows
+from influence_dag.curvature.called_rows import Known, uncalled_rows
 from influence_dag.curvature.drawn_labels import Distribution, Draw, Ranked
 from influence_dag.curvature.finite import check_rows
 from influence_dag.curvature.fisher_batches import (
@@ -70,6 +70,10 @@ class FisherPairs:
             yield self._batch(self.rows[start : start + size], draws, start)
 
     @cached_property
+    def _known_calls(self) -> Known:
+        return {}
+
+    @cached_property
     def numbers_per_row(self) -> int:
         """How many numbers are captured a row."""
         return max(1, self._batch(self.rows[:1], torch.Generator()).numbers)
@@ -88,13 +92,15 @@ class FisherPairs:
         local = {group.name for group in self.layout.dense if group.local}
         names = {layer.name for layer in self.layout.layers} | local
         theta = self.objective.params.clone().requires_grad_()
-        space = OutputSpace.of(self.objective, rows).used()
         recording = recorded_layers(self.objective.module, names, len(rows))
         with torch.enable_grad(), recording as seen, seen.telling_failures():
-            leaves = space.leaves(theta)
+            space, returned = OutputSpace.run(self.objective, theta, rows)
+        space = space.used()
+        with torch.enable_grad():
+            leaves = space.leaves_of(returned)
             outputs = flat(leaves)
         if seen.rebuilt:
-            seen.check(outputs, space.values)
+            seen.check(outputs, OutputSpace.of(self.objective, rows).used().values)
         roots = self._roots(space, leaves, generator)
         check_rows(roots.transpose(0, 1), first)
         if rows.weights is not None:
@@ -159,7 +165,7 @@ class FisherPairs:
                 pairs[layer.name] = self._uncalled(layer, roots)
         self._check_captured(pairs, written, theta, outputs, roots)
         sent = {name: g for name, (_, g) in pairs.items()}
-        uncalled = uncalled_rows(self.objective, rows, calls, sent)
+        uncalled = uncalled_rows(self.objective, rows, calls, sent, self._known_calls)
         biased = {layer.name for layer in self.layout.layers if layer.bias}
         ordered = [
             (without(uncalled.get(name), with_one(a) if name in biased else a), g)

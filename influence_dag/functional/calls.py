@@ -37,7 +37,12 @@ from influence_dag.influence.positions import (
 )
 from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
-from influence_dag.objective.objective import Objective, Rows
+from influence_dag.objective.objective import (
+    Objective,
+    Rows,
+    without_denormal_entries,
+    without_denormals,
+)
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
 from influence_dag.study.torch_modes import in_plain_modes
 from influence_dag.texts import a_kind
@@ -90,6 +95,7 @@ class TorchTwiceDifferentiable:
 
 
 @in_plain_modes
+@without_denormals
 def compute_influences(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
@@ -160,6 +166,7 @@ def compute_influences(
         gradients=position_gradients if at_test else of_test,
         told=False,
     )
+    without_denormal_entries(factors)
     if input_data is not None:
         objective.check(rows)
     kernel = partial(up_weighted, layout=measured[0].layout if measured else None)
@@ -182,6 +189,7 @@ def compute_influences(
 
 
 @in_plain_modes
+@without_denormals
 def compute_influence_factors(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
@@ -204,6 +212,7 @@ def compute_influence_factors(
 
 
 @in_plain_modes
+@without_denormals
 def solve_hvp(
     inversion_method: str | Enum,
     differentiable_model: TorchTwiceDifferentiable,

@@ -6,10 +6,12 @@ from torch import Tensor
 
 from influence_dag.gradients.per_sample import Gradients
 from influence_dag.influence.perturbation import perturbation_influences
+from influence_dag.objective.objective import without_denormals
 
 __all__ = ["influences", "perturbation_influences"]
 
 
+@without_denormals
 def influences(
     factors: Float[Tensor, "k p"],
     gradients: Gradients | Float[Tensor, "n p"],

@@ -10,7 +10,13 @@ from torch import Tensor
 from influence_dag.errors import ModelError
 from influence_dag.objective.objective import Objective
 from influence_dag.objective.rows import Rows
-from influence_dag.structures import described, differentiable, tensors_of, with_tensors
+from influence_dag.structures import (
+    described,
+    differentiable,
+    map_tensors,
+    tensors_of,
+    with_tensors,
+)
 
 Leaves = tuple[Tensor, ...]
 
@@ -33,6 +39,11 @@ class OutputSpace:
         """Raises `ModelError` for outputs among which there is no floating-point tensor."""
         with torch.no_grad():
             outputs = objective.outputs(objective.params, rows.x)
+        return cls.among(objective, rows, outputs)
+
+    @classmethod
+    def among(cls, objective: Objective, rows: Rows, outputs: Any) -> "OutputSpace":
+        """That of what the model has returned for the rows. Raises as `of`."""
         places = tuple(differentiable(outputs))
         if not places:
             raise ModelError(
@@ -41,9 +52,22 @@ class OutputSpace:
             )
         return cls(objective, rows, outputs, places)
 
+    @classmethod
+    def run(
+        cls, objective: Objective, theta: Float[Tensor, " p"], rows: Rows
+    ) -> tuple["OutputSpace", Any]:
+        """As `of`, and the outputs as functions of θ, for `leaves_of`: one pass for both."""
+        outputs = objective.outputs(theta, rows.x)
+        numbers = map_tensors(lambda tensor: tensor.detach().clone(), outputs)
+        return cls.among(objective, rows, numbers), outputs
+
     def leaves(self, theta: Float[Tensor, " p"]) -> Leaves:
         """The tensors as functions of θ."""
-        tensors = tensors_of(self.objective.outputs(theta, self.rows.x))
+        return self.leaves_of(self.objective.outputs(theta, self.rows.x))
+
+    def leaves_of(self, outputs: Any) -> Leaves:
+        """The tensors among what the model has returned for the rows."""
+        tensors = tensors_of(outputs)
         return tuple(tensors[place] for place in self.places)
 
     @property

@@ -270,6 +270,8 @@ def load_factors(bench: Workbench, method: str, slots: slice, place: int) -> "to
     """A run of stored factors, `(test, param)`, at the λ at this place of the axis."""
     import torch
 
+    from influence_dag.objective.objective import without_denormal_entries
+
     version = bench.require(naming.factors(method))
     values = dampings.at(version, "influence_factors", place, slots)
-    return torch.from_numpy(values).to(bench.device)
+    return without_denormal_entries(torch.from_numpy(values).to(bench.device))

@@ -52,6 +52,12 @@ class OwnSolves:
         return methods.load_factorization(self.bench, self.method)
 
     def __call__(self, tile: Tile) -> Arrays:
+        from influence_dag.objective.objective import flushed_denormals
+
+        with flushed_denormals():
+            return self._of_rows(tile)
+
+    def _of_rows(self, tile: Tile) -> Arrays:
         import torch
 
         start, stop = tile.start[-1], tile.stop[-1]

@@ -120,6 +120,7 @@ class _Solver:
 
     def _solve(self, slots: slice, place: int, damping: float) -> dict[str, np.ndarray]:
         from influence_dag.gradients import per_sample_gradients
+        from influence_dag.objective.objective import without_denormal_entries
 
         objective = self._objective
         present = np.flatnonzero(self.test.valid[slots])
@@ -141,6 +142,7 @@ class _Solver:
         on = self._factorization_for(slots.start + present, damping)
         with named_rows(self.test.ids[slots.start + present], f"{self.method}, test rows"):
             x, info = self._solved(on, gradients, damping, x0)
+        without_denormal_entries(x)
         if "residual" not in info:
             keys = self.test.keys[slots.start + present]
             info["residual"] = self._residuals(gradients, x, damping, self._sample.rows(keys))
@@ -185,14 +187,16 @@ class _Solver:
         x0: "torch.Tensor | None",
     ) -> "tuple[torch.Tensor, dict[str, torch.Tensor]]":
         """The solution for each row, and what the method says of it."""
+        from influence_dag.objective.objective import flushed_denormals
         from influence_dag.solvers.ekfac import KroneckerFactorization
         from influence_dag.solvers.kronecker_scores import RotatedGradients
 
-        if isinstance(factorization, KroneckerFactorization):
-            rotated = RotatedGradients.of(factorization, gradients)
-            return rotated.solved(damping=damping), {}
-        solution = factorization.solve(gradients.dense(), damping=damping, x0=x0)
-        return solution.x, dict(solution.info)
+        with flushed_denormals():
+            if isinstance(factorization, KroneckerFactorization):
+                rotated = RotatedGradients.of(factorization, gradients)
+                return rotated.solved(damping=damping), {}
+            solution = factorization.solve(gradients.dense(), damping=damping, x0=x0)
+            return solution.x, dict(solution.info)
 
     def _residuals(
         self, gradients: "Gradients", x: "torch.Tensor", damping: float, sample: np.ndarray

@@ -9,7 +9,12 @@ from networks import make_weighted as make
 from torch import nn
 from torch.testing import assert_close
 
-from influence_dag.curvature import GaussNewton, captured_products
+from influence_dag.curvature import (
+    GaussNewton,
+    captured_products,
+    gauss_newton,
+    kronecker_pairs,
+)
 from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.curvature.captured_products import CapturedSum
 from influence_dag.curvature.kronecker_pairs import FisherPairs
@@ -121,8 +126,10 @@ def test_a_loss_that_is_not_convex_in_the_outputs_goes_through_the_network():
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize("shown", [256, 5], ids=["all rows", "some"])
 @pytest.mark.parametrize("wrong", [None, 1.001], ids=["not captured", "wrong"])
-def test_products_that_are_not_confirmed_are_autograds(wrong):
+def test_products_that_are_not_confirmed_are_autograds(wrong, shown, monkeypatch):
+    monkeypatch.setattr(gauss_newton, "_SHOWN", shown)
     objective, rows = make("pooled signal")
     real = CapturedSum.summed
 
@@ -135,6 +142,54 @@ def test_products_that_are_not_confirmed_are_autograds(wrong):
         found, expected, given = both(objective, rows)
     assert given >= 40
     assert_close(found, expected)
+
+
+def test_of_many_rows_some_go_through_the_network(monkeypatch):
+    monkeypatch.setattr(gauss_newton, "_SHOWN", 5)
+    objective, rows = make("pooled signal")
+    given, plain = [], BatchedCurvature._sum_of
+
+    def counted(self, vectors, rows, **how):
+        given.append((len(vectors), len(rows)))
+        return plain(self, vectors, rows, **how)
+
+    vectors = torch.randn(40, objective.size, dtype=torch.float64)
+    with mock.patch.object(BatchedCurvature, "_sum_of", counted):
+        found = GaussNewton(objective, rows, checked=True).apply(vectors)
+    assert given == [(2, 5)]
+    assert len(rows) > 5
+    assert_close(found, GaussNewton(objective, rows, route="autograd").apply(vectors))
+
+
+def test_a_row_whose_pair_is_another_is_seen_wherever_it_is(monkeypatch):
+    """Not by the few rows that go through the network: by the pass that all are held against."""
+    monkeypatch.setattr(gauss_newton, "_SHOWN", 2)
+    objective, rows = make("pooled signal")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    row, real = int(order[-1]), kronecker_pairs._pair  # drawn last: none of the two
+
+    def other(name, layer, x, parts, count):
+        a, g = real(name, layer, x, parts, count)
+        if count == len(rows):
+            g = g.clone()
+            g[:, row] *= 1.01
+        return a, g
+
+    monkeypatch.setattr(kronecker_pairs, "_pair", other)
+    found, expected, given = both(objective, rows)
+    assert given >= 40
+    assert_close(found, expected)
+
+
+def test_products_of_many_batches_wait_for_each_other_and_are_the_same(monkeypatch):
+    objective, rows = make("pooled signal")
+    vectors = torch.randn(9, objective.size, dtype=torch.float64)
+    expected = GaussNewton(objective, rows, route="autograd").apply(vectors)
+    for numbers, written in ((2**23, 2**20), (100, 2**20), (2**23, 1)):
+        monkeypatch.setattr(captured_products, "_NUMBERS", numbers)
+        monkeypatch.setattr(captured_products, "_WRITTEN", written)
+        found = GaussNewton(objective, rows, checked=True, batch_size=4).apply(vectors)
+        assert_close(found, expected)
 
 
 def test_pairs_that_are_right_for_some_vectors_alone_are_not_kept():
