@@ -689,10 +689,14 @@ model = idag.TorchTwiceDifferentiable(network, "cross_entropy")
 rows = [(torch.randn(9, 30), torch.randint(2, (9,)))]
 idag.compute_influences(model, rows, hessian_regularization=9.0, influence_type="perturbation")
 assert not {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
+images = torch.nn.Sequential(torch.nn.Flatten(), *network)
+rows = [(torch.randn(9, 5, 6), torch.randint(2, (9,)))]
+model = idag.TorchTwiceDifferentiable(images, "cross_entropy")
+idag.compute_influences(model, rows, hessian_regularization=9.0, influence_type="perturbation")
 from influence_dag.objective import Rows
 from influence_dag.objective.modules import fit
 from influence_dag.study.model import FitSettings
-found = fit(network, "cross_entropy", Rows(*rows[0]), FitSettings(weight_decay=0.1))
+found = fit(images, "cross_entropy", Rows(*rows[0]), FitSettings(weight_decay=0.1))
 assert found.converged
 assert not {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
 """

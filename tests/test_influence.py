@@ -10,8 +10,10 @@ from torch.testing import assert_close
 
 import influence_dag as idag
 from influence_dag.curvature import Hessian
+from influence_dag.curvature.layered import LayeredNetwork
 from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.influence.layered import layered_products
 from influence_dag.influence.upweighting import influences, perturbation_influences
 from influence_dag.objective.objective import Objective, Rows
 
@@ -204,6 +206,43 @@ def test_perturbation_influences_are_the_slope_of_the_influences():
     )
     slope = (perturbation_influences(objective, factors, rows) * direction).flatten(2).sum(2)
     assert_close(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+class After(nn.Module):
+    """A network that sees its inputs through a function."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.before = before
+        self.rest = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.rest(self.before(x))
+
+
+PREFIXES = {
+    "another shape": lambda x: x.flatten(1),
+    "another order": lambda x: x.transpose(1, 2).flatten(1),
+    "back to front": lambda x: x.flip(1).flatten(1),
+    "another size": lambda x: 3 * x.flatten(1),
+    "a constant": lambda x: x.detach().flatten(1),
+}
+
+
+@pytest.mark.parametrize("before", PREFIXES.values(), ids=PREFIXES)
+def test_what_stands_before_the_first_layer_is_differentiated_too(before):
+    module = After(before).double()
+    objective = Objective(module, "cross_entropy")
+    rows = Rows(torch.randn(5, 2, 3, dtype=torch.float64), torch.randint(3, (5,)))
+    factors = torch.randn(4, objective.size, dtype=torch.float64)
+    network = LayeredNetwork.of(objective, rows)
+    assert network
+    found = layered_products(network, factors, rows, chunk=3)
+    if before is PREFIXES["a constant"]:
+        assert not found.any()
+        return
+    expected = reference.mixed_products(module, F.cross_entropy, factors, rows.x, rows.y)
+    assert_close(found, expected)
 
 
 def test_the_layered_route_is_refused_for_other_models():

@@ -46,13 +46,29 @@ def layered_products(
 def _pull_back(network: LayeredNetwork, x: Tensor) -> Callable[[Tensor], Tensor]:
     """From (k, n, d), of the first layer's inputs, to (k, n, *features), of the rows'.
 
-    Where these are those nothing is differentiated: the first use of torch.func in a process
-    imports a compiler, 1 CPU s.
+    Where these are those, or those in another shape, nothing is differentiated: the first use of
+    torch.func in a process imports a compiler, 1 CPU s.
     """
     if not network.prefix.nodes:
         return lambda products: products
+    if _only_reshapes(network.prefix, x):
+        return lambda products: products.reshape(len(products), *x.shape)
     _, pull_back, *_ = vjp(network.prefix, x)
     return lambda products: vmap(pull_back)(products)[0]
+
+
+def _only_reshapes(prefix: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether what comes out is a view of all that goes in, in its order, for autograd as well."""
+    with torch.enable_grad():
+        at = x.detach().requires_grad_()
+        out = prefix(at)
+    return (
+        out.requires_grad
+        and out.data_ptr() == at.data_ptr()
+        and out.numel() == at.numel()
+        and out.is_contiguous()
+        and at.is_contiguous()
+    )
 
 
 def _with_small_products(state: NetworkPass, k: int) -> NetworkPass:
