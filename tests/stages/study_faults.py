@@ -311,7 +311,7 @@ if __name__ == "__main__":
                 *("influences", "perturbation", "summary", "report"),
             )
         ),
-        "torch._dynamo",  # as the first fit and the first gradient would
+        "torch._dynamo",  # as the first use of torch.func would
         "torch.fx.experimental.symbolic_shapes",
     )
     _serve()
