@@ -61,9 +61,8 @@ class LayeredSum:
         """Float64; of a batch in the network's own precision."""
         total = torch.zeros_like(vectors, dtype=torch.float64)
         for batch in self._batches():
-            for start in range(0, len(vectors), batch.vectors_at_once):
-                chunk = slice(start, start + batch.vectors_at_once)
-                batch.add_products(vectors[chunk], total[chunk], self._scratch)
+            for some in _even(len(vectors), batch.vectors_at_once):
+                batch.add_products(vectors[some], total[some], self._scratch)
         return total
 
     def balanced_vector(self, places: list[slice]) -> Float[Tensor, " p"]:
@@ -171,9 +170,7 @@ class _Batch:
         size = max(_ROWS, _PIECE // (vectors * widest))
         if self.output_matrix.device.type != "cpu":
             size = rows
-        size = -(-rows // -(-rows // size))  # pieces of one size
-        for start in range(0, rows, size):
-            yield slice(start, start + size)
+        return _even(rows, size)
 
     def _add_rows(
         self,
@@ -244,6 +241,13 @@ class _Batch:
             sent.flatten(1).addmm_(self.gradients[m][some], weight)
         sent.mul_(self.slopes[m - 1][some].unsqueeze(1))
         return sent.addcmul_(self.bends[m - 1][some].unsqueeze(1), move)
+
+
+def _even(length: int, most: int) -> Iterator[slice]:
+    """Pieces of one size, but for what division leaves."""
+    size = max(1, -(-length // max(1, -(-length // most))))
+    for start in range(0, length, size):
+        yield slice(start, start + size)
 
 
 def _step_of(layer: LinearLayer, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k o i"]:

@@ -65,16 +65,16 @@ def _terms(
     for m in range(len(network.layers) - 1, -1, -1):
         if network.layers[m].is_trainable:
             yield (m, m), [_diagonal_term(curvature, features[m])]
-        shifts = {k: curvature @ (network.layers[m].weight @ jacobians[m, k]) for k in range(m)}
+        forward = [_forward(network, state, jacobians, m, k) for k in range(m)]
+        shifts = [curvature @ each for each in forward]
         for k in range(m):
             if network.layers[m].is_trainable and network.layers[k].is_trainable:
                 terms = [_outer(shifts[k]).T @ _outer(features[m], features[k])]
                 if not gauss_newton and network.layers[m].weight_place is not None:
-                    terms.append(_input_term(state, features[k], m, k, jacobians[m, k]))
+                    terms.append(_input_term(state, features[k], m, k, jacobians.get((m, k))))
                 yield (m, k), terms
         if m:
-            step = network.layers[m].weight * state.slopes[m - 1].unsqueeze(1)
-            curvature = step.mT @ shifts[m - 1]
+            curvature = forward[m - 1].mT @ shifts[m - 1]
             if not gauss_newton:
                 curvature.diagonal(dim1=1, dim2=2).add_(state.bends[m - 1])
 
@@ -87,15 +87,23 @@ def _features(layer: LinearLayer, a: Float[Tensor, "n d_in"]) -> Float[Tensor, "
 
 
 def _jacobians(network: LayeredNetwork, state: NetworkPass) -> dict[_Pair, Tensor]:
-    r"""$\partial a_m / \partial z_k$, a_m being the inputs of layer m, for k < m."""
+    r"""$\partial a_m / \partial z_k$, a_m being the inputs of layer m, for k < m - 1."""
     jacobians: dict[_Pair, Tensor] = {}
-    for m in range(1, len(network.layers)):
-        slope = state.slopes[m - 1]
-        jacobians[m, m - 1] = torch.diag_embed(slope)
+    for m in range(2, len(network.layers)):
         for k in range(m - 1):
-            forward = network.layers[m - 1].weight @ jacobians[m - 1, k]
-            jacobians[m, k] = slope.unsqueeze(2) * forward
+            forward = _forward(network, state, jacobians, m - 1, k)
+            jacobians[m, k] = state.slopes[m - 1].unsqueeze(2) * forward
     return jacobians
+
+
+def _forward(
+    network: LayeredNetwork, state: NetworkPass, jacobians: dict[_Pair, Tensor], m: int, k: int
+) -> Float[Tensor, "n o p"]:
+    r"""$\partial z_m / \partial z_k$: of the layer before, its weights times the slopes."""
+    weight = network.layers[m].weight
+    if m - k == 1:
+        return weight * state.slopes[k].unsqueeze(1)
+    return weight @ jacobians[m, k]
 
 
 def _outer(left: Tensor, right: Tensor | None = None) -> Float[Tensor, "n pairs"]:
@@ -119,10 +127,14 @@ def _products_of_pairs(a: Float[Tensor, "n i"]) -> Float[Tensor, "n ij"]:
 
 
 def _input_term(
-    state: NetworkPass, a: Float[Tensor, "n j"], m: int, k: int, jacobian: Float[Tensor, "n i p"]
+    state: NetworkPass,
+    a: Float[Tensor, "n j"],
+    m: int,
+    k: int,
+    jacobian: Float[Tensor, "n i p"] | None,
 ) -> Tensor:
     """Sum of g_o ∂a_i/∂z_p ã_j as (oj, ip); for adjacent layers only i = p counts: (oi, j)."""
-    if m - k == 1:
+    if jacobian is None:
         return _outer(state.gradients[m], state.slopes[k]).T @ a
     return _outer(state.gradients[m], a).T @ _outer(jacobian)
 

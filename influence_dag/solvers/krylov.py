@@ -134,10 +134,12 @@ class Subspace:
         rounding = 10 * torch.finfo(image.dtype).eps * self.projected.abs().max()
         held = lengths > rounding.to(lengths)
         held &= torch.arange(len(held), device=held.device) < image.shape[1] - len(self.basis)
-        block = block[held] - (block[held] @ self.basis.T) @ self.basis
+        if not held.all():
+            block, left, lengths = block[held], left[:, held], lengths[held]
+        block = block - (block @ self.basis.T) @ self.basis
         self.block = torch.linalg.qr(block.T).Q.T.contiguous()
         triangle = self.block @ block.T
-        self.coupling = (triangle @ (left[:, held] * lengths[held]).T).to(self.projected)
+        self.coupling = (triangle @ (left * lengths).T).to(self.projected)
 
 
 def orthogonal_rows(basis: Float[Tensor, "m p"], rows: int, seed: int) -> Float[Tensor, "rows p"]:

@@ -152,3 +152,10 @@ def test_many_outputs_go_through_autograd(monkeypatch):
     passes = passes_of(monkeypatch)
     assert_close(hessian.apply(vectors), by_autograd(objective, rows, vectors))
     assert not passes
+
+
+def test_no_vectors_have_no_products():
+    objective, rows = make_weighted("deep")
+    hessian = Hessian(objective, rows)
+    hessian.apply(vectors_of(objective))
+    assert hessian.apply(vectors_of(objective)[:0]).shape == (0, objective.size)
