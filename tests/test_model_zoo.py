@@ -53,6 +53,36 @@ def close(actual, wanted):
 # Models ---------------------------------------------------------------------------------------
 
 
+class Forces(nn.Module):
+    """The slope of an energy, taken inside by torch.func, row by row."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def energy(self, x):
+        return self.outer(torch.tanh(self.inner(x))).sum()
+
+    def forward(self, x):
+        return torch.func.vmap(torch.func.grad(self.energy))(x)
+
+
+class ForcesByHand(Forces):
+    def forward(self, x):
+        slope = 1 - torch.tanh(self.inner(x)).square()
+        return (slope * self.outer.weight) @ self.inner.weight
+
+
+@pytest.mark.parametrize("kind", ["up", "perturbation"])
+def test_a_model_that_differentiates_by_torch_func(kind):
+    torch.manual_seed(0)
+    module, by_hand = Forces().double(), ForcesByHand().double()
+    by_hand.load_state_dict(module.state_dict())
+    x, y = torch.randn(2, ROWS, 3, dtype=torch.float64)
+    wanted = expected(kind, by_hand, F.mse_loss, x, y)
+    close(computed(module, F.mse_loss, x, y, kind), wanted)
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_influences_of_every_kind_of_model(name):

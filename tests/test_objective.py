@@ -364,6 +364,48 @@ def test_parameters_of_another_module_in_the_loss_are_constants(rows):
     Objective(network(), pulled).check(rows)
 
 
+class Keeping(nn.Module):
+    """What a call leaves behind: a mean or a weight that later ones use, or what nobody reads."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.linear, self.what, self.kept, self.calls = nn.Linear(4, 4), what, None, 0
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x):
+        self.calls += 1
+        if self.what == "first mean" and not self.mean.any():
+            self.mean.copy_(x.detach().mean(0))
+        if self.what == "first weight" and self.kept is None:
+            self.kept = self.linear.weight.detach().mT
+        if self.what == "first weight":
+            return torch.tanh(self.linear(x)) @ self.kept
+        if self.what == "last output":
+            self.kept = self.linear(x)
+        if self.what == "ones" and self.kept is None:
+            self.kept = torch.ones(4)
+            x = x * self.kept
+        return self.linear(x - self.mean)
+
+
+@pytest.mark.parametrize(("what", "where"), [("first mean", "mean"), ("first weight", "kept")])
+def test_a_module_that_remembers_its_first_call_is_refused_by_what_it_keeps(what, where, rows):
+    with pytest.raises(ModelError, match=rf"remembers a call \(.*{where}.*\)"):
+        Objective(Keeping(what), "cross_entropy").check(rows)
+
+
+@pytest.mark.parametrize("what", ["nothing", "last output", "ones"])
+def test_a_module_may_keep_what_changes_no_output(what, rows):
+    Objective(Keeping(what), "cross_entropy").check(rows)
+
+
+def test_a_module_that_was_called_before_is_taken_as_it_is(rows):
+    module = Keeping("first mean")
+    with torch.no_grad():
+        module(rows.x)
+    Objective(module, "cross_entropy").check(rows)
+
+
 def test_a_label_out_of_range_is_named_with_its_row(rows):
     rows.y[5] = 3
     with pytest.raises(ModelError, match=r"row 5 has label 3.*3 outputs \(labels 0 to 2\)"):

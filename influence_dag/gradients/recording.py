@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from influence_dag.gradients.attention import RecordedAttention
 from influence_dag.gradients.uncaptured import NotCaptured
 
+_IS_WRAPPED = vars(torch._C)["_functorch"].is_functorch_wrapped_tensor
 _ROUNDING = 1000  # units: of values of the same network in another order of operations
 
 
@@ -58,6 +59,8 @@ def recorded_layers(module: nn.Module, names: set[str], rows: int) -> Iterator[R
                 len(given) != 1
                 or not isinstance(given[0], Tensor)
                 or not isinstance(output, Tensor)
+                or _is_wrapped(given[0])
+                or _is_wrapped(output)
             ):
                 return output  # not captured: no call is seen
             x = given[0]
@@ -77,6 +80,11 @@ def recorded_layers(module: nn.Module, names: set[str], rows: int) -> Iterator[R
             if name in names:
                 hooks.callback(layer.register_forward_hook(record(name), with_kwargs=True).remove)
         yield seen
+
+
+def _is_wrapped(value: Tensor) -> bool:
+    """Whether the layer runs within a `torch.func` transform of the network's own."""
+    return _IS_WRAPPED(value)
 
 
 def _is_of_positions(x: Tensor, rows: int) -> bool:

@@ -11,6 +11,7 @@ from influence_dag.errors import ModelError
 from influence_dag.losses import ignored_class
 from influence_dag.objective.batching import check_all_rows
 from influence_dag.objective.chosen_output import predicts_next
+from influence_dag.objective.remembered import check_remembers_nothing
 from influence_dag.objective.rows import Inputs, Rows
 from influence_dag.objective.twice_differentiable import no_derivative
 from influence_dag.structures import described, map_tensors, tensors_of
@@ -76,6 +77,12 @@ def _uses_batch_statistics(layer: nn.Module) -> bool:
 def _check_inputs_are_kept(objective: "Objective", rows: Rows) -> None:
     """Run first, and on a copy: the other checks would change the rows that they are given."""
     kept, given = rows[:_FEW].x, map_tensors(torch.clone, rows[:_FEW].x)
+    try:
+        check_remembers_nothing(objective, Rows(map_tensors(torch.clone, kept), rows[:_FEW].y))
+    except ModelError:
+        raise
+    except Exception:
+        return  # told with its cause by the checks that follow
     try:
         with torch.no_grad():
             objective.outputs(objective.params, given)

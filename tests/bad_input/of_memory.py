@@ -16,13 +16,13 @@ def loader(x=X, y=Y, **options):
     )
 
 
-def influences(module=None, loss="cross_entropy", data=None, **settings):
+def influences(module=None, loss="cross_entropy", data=None, measurement=None, **settings):
     """Influences in memory, of a small module, with something wrong."""
 
     def run(project: Project) -> None:
         of = torch.nn.Linear(3, 3) if module is None else module()
         given = loader() if data is None else data()
-        wrapped = idag.TorchTwiceDifferentiable(of, loss)
+        wrapped = idag.TorchTwiceDifferentiable(of, loss, measurement=measurement)
         idag.compute_influences(wrapped, given, **{"hessian_regularization": 0.5, **settings})
 
     return run
@@ -34,6 +34,19 @@ class Own(torch.nn.Linear):
 
     def forward(self, x):
         raise ValueError("no such table")
+
+
+class Keeping(torch.nn.Linear):
+    """Centred by the mean of the batch that it saw first."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+        self.mean = None
+
+    def forward(self, x):
+        if self.mean is None:
+            self.mean = x.detach().mean(0)
+        return super().forward(x - self.mean)
 
 
 class Holding(torch.nn.Linear):
@@ -84,6 +97,20 @@ MEMORY = [
     ),
     Kind("a module that raises", nothing, influences(Own)),
     Kind("a module that holds a weight in a closure", nothing, influences(Holding)),
+    Kind("a module that keeps the mean of its first batch", nothing, influences(Keeping)),
+    Kind(
+        "a measurement that does not see the parameters",
+        nothing,
+        influences(measurement=lambda output, target: output.detach().sum(1)),
+    ),
+    Kind(
+        "products of gradients beyond the precision",
+        nothing,
+        influences(
+            loss=lambda output, target: 1e20 * output.square().mean(1),
+            inversion_method="identity",
+        ),
+    ),
     Kind("a module without parameters", nothing, influences(torch.nn.Flatten)),
     Kind("something that is no module", nothing, influences(lambda: 3)),
     Kind("a loader without rows", nothing, influences(data=list)),
