@@ -13,6 +13,7 @@ from influence_dag.curvature import Hessian
 from influence_dag.curvature.layered import LayeredNetwork
 from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.influence import perturbation
 from influence_dag.influence.layered import layered_products
 from influence_dag.influence.upweighting import influences, perturbation_influences
 from influence_dag.objective.objective import Objective, Rows
@@ -62,6 +63,23 @@ def test_denormal_numbers_are_zero_in_products():
     denormal = torch.full((1, 3), torch.finfo(torch.float32).tiny / 4)
     assert influences(denormal, torch.full((2, 3), 1e30)).tolist() == [[0.0, 0.0]]
     assert (denormal * 1e30 > 0).all(), "outside they are what they were"
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_products_in_closed_form_that_are_not_finite_are_autograds(digits_run, monkeypatch, wrong):
+    objective, train, factors = digits_run
+    real = perturbation.layered_products
+
+    def other(*args, **kwargs):
+        found = real(*args, **kwargs)
+        found[2, 7, 11] = wrong
+        return found
+
+    monkeypatch.setattr(perturbation, "layered_products", other)
+    with pytest.warns(RuntimeWarning, match="differentiated by autograd"):
+        found = perturbation_influences(objective, factors[:20], train[:40], route="layered")
+    expected = perturbation_influences(objective, factors[:20], train[:40], route="autograd")
+    assert torch.equal(found, expected)
 
 
 # Closed forms ---------------------------------------------------------------------------------

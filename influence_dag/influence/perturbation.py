@@ -62,8 +62,10 @@ def perturbation_influences(
     if wrt is not None and route not in ("auto", "autograd"):
         raise ModelError(f"route={route!r} takes inputs; with wrt={wrt!r} use route='autograd'")
     found = None if wrt else _by_a_short_cut(objective, factors, rows, route, chunk)
-    if found is None:
-        found = _by_autograd(objective, factors, rows, chunk, point)
+    if found is not None:
+        check_input_derivatives(objective, factors, rows, wrt)
+        return found
+    found = _by_autograd(objective, factors, rows, chunk, point)
     if wrt is not None:
         _check_order(objective, factors, rows, point, wrt)
     check_input_derivatives(objective, factors, rows, wrt)
@@ -77,7 +79,7 @@ def _by_a_short_cut(
     """The products by a route for some models only; None where there is none, or it is wrong.
 
     A random combination of the factors is taken through every row by autograd, and has to give
-    the same combination of the products.
+    the same combination of the products, which are then finite as it is.
     """
     found = _first_products(objective, factors, rows, route, chunk)
     if found is None or _confirmed(objective, factors, rows, found):
@@ -118,7 +120,8 @@ def _confirmed(
     terms = torch.einsum("k,knf->nf", u[some].square(), flat[some].square())
     scale = (terms.sum(1) * len(u) / len(u[some])).sqrt() + truth.norm(dim=1)
     tolerance = _TOLERANCE.get(objective.dtype, _LOOSE)
-    return bool((difference <= tolerance * (scale + _SMALL_ROWS * scale.max())).all())
+    within = difference <= tolerance * (scale + _SMALL_ROWS * scale.max())
+    return bool((within & difference.isfinite()).all())
 
 
 def _check_order(
