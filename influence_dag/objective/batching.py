@@ -38,13 +38,13 @@ def check_all_rows(objective: "Objective", rows: Rows, *, of: Of = "loss") -> No
     A model in float32 is looked at in a copy in float64, where it can be one: its own rounding
     would hide what couples rows a little.
     """
-    few = rows[:2].to(dtype=objective.dtype)
-    most = rows_in_cache(objective, few, min(_BATCH, max(1, len(rows))), of=of)
-    check = _Check(objective, of, _TOLERANCE, most)
+    few, looked_at, tolerance = rows[:2].to(dtype=objective.dtype), objective, _TOLERANCE
     if objective.dtype != torch.float64:
         double = _precise(objective, few, of)
-        check = _Check(double or objective, of, _INSIDE if double else _LOOSE, most)
-    check.over(rows)
+        looked_at, tolerance = double or objective, _INSIDE if double else _LOOSE
+    few = few.to(dtype=looked_at.dtype)
+    most = rows_in_cache(looked_at, few, min(_BATCH, max(1, len(rows))), of=of)
+    _Check(looked_at, of, tolerance, most).over(rows)
 
 
 def _precise(objective: "Objective", rows: Rows, of: Of) -> "Objective | None":

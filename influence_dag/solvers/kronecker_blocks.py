@@ -71,7 +71,7 @@ class KroneckerBlock:
             out[:, slice(*self.layer.bias)] = V[:, :, -1]
             V = V[:, :, :-1]
         V = V.mT if self.layer.transposed else V
-        out[:, slice(*self.layer.weight)] = V.flatten(1)
+        out[:, slice(*self.layer.weight)].unflatten(1, V.shape[1:]).copy_(V)
 
 
 @dataclass(frozen=True, eq=False)
