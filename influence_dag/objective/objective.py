@@ -1,6 +1,7 @@
 """The loss of one sample and of the mean over samples, as pure functions of the parameters θ."""
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -41,8 +42,7 @@ def flushed_denormals() -> Iterator[None]:
     computation rather than at import: it is a processor flag that all of the thread's code feels.
     Torch's own worker threads keep theirs, which is why θ is rid of them too.
     """
-    smallest = torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64)
-    before = bool(smallest / 2 == 0)
+    before = sys.float_info.min / 2 == 0  # Python's own: of a tensor a device might be waited for
     torch.set_flush_denormal(True)
     try:
         yield
