@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from influence_dag.gradients.attention import RecordedAttention
 from influence_dag.gradients.uncaptured import NotCaptured
 
-_IS_WRAPPED = vars(torch._C)["_functorch"].is_functorch_wrapped_tensor
+_INNERMOST = vars(torch._C)["_functorch"].peek_interpreter_stack
 _ROUNDING = 1000  # units: of values of the same network in another order of operations
 
 
@@ -50,7 +50,7 @@ def recorded_layers(module: nn.Module, names: set[str], rows: int) -> Iterator[R
     alone, `(t,)` or `(1, t)`, is repeated for each row, where the network would broadcast it; and
     the products of an `nn.MultiheadAttention` are taken one by one.
     """
-    seen = Recorded()
+    seen, around = Recorded(), _transforms()
 
     def record(name: str) -> Callable[..., Tensor]:
         def hook(layer: nn.Module, inputs: tuple[Any, ...], kwargs: Any, output: Any) -> Any:
@@ -59,8 +59,7 @@ def recorded_layers(module: nn.Module, names: set[str], rows: int) -> Iterator[R
                 len(given) != 1
                 or not isinstance(given[0], Tensor)
                 or not isinstance(output, Tensor)
-                or _is_wrapped(given[0])
-                or _is_wrapped(output)
+                or _transforms() > around
             ):
                 return output  # not captured: no call is seen
             x = given[0]
@@ -82,9 +81,10 @@ def recorded_layers(module: nn.Module, names: set[str], rows: int) -> Iterator[R
         yield seen
 
 
-def _is_wrapped(value: Tensor) -> bool:
-    """Whether the layer runs within a `torch.func` transform of the network's own."""
-    return _IS_WRAPPED(value)
+def _transforms() -> int:
+    """How many `torch.func` transforms are around what runs, the network's own inside of ours."""
+    innermost = _INNERMOST()
+    return innermost.level() if innermost else 0
 
 
 def _is_of_positions(x: Tensor, rows: int) -> bool:

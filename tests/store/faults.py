@@ -33,7 +33,8 @@ _CHANGES = {"os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.r
 _GROWS = {"open", "os.link", "os.symlink", "os.mkdir"}
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["faults", "multiprocessing.synchronize"])
+_server: Any = forkserver._forkserver  # of which a process has one: Dask's workers come from it too
+_served: set[int] = set()  # its pid, once it is ours
 
 
 class Outcome(NamedTuple):
@@ -150,6 +151,11 @@ def _serve() -> None:
     """Have the process that forks, with this one's path: Python 3.11 does not hand it on itself,
     and what cannot be imported beforehand is imported by each process anew, without a word.
     """
+    if _server._forkserver_pid in _served:
+        return
+    if _server._forkserver_pid is not None:
+        _server._stop()
+    _context.set_forkserver_preload(["faults", "multiprocessing.synchronize"])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     try:
@@ -158,6 +164,7 @@ def _serve() -> None:
         os.environ.pop("PYTHONPATH")
         if before is not None:
             os.environ["PYTHONPATH"] = before
+    _served.add(_server._forkserver_pid)
 
 
 def _report(sender: Any, stacks: Path, target: Callable[..., None], *arguments: Any) -> None:
