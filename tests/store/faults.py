@@ -34,7 +34,7 @@ _GROWS = {"open", "os.link", "os.symlink", "os.mkdir"}
 
 _context = multiprocessing.get_context("forkserver")
 _server: Any = forkserver._forkserver  # of which a process has one: Dask's workers come from it too
-_served: set[int] = set()  # its pid, once it is ours
+_served: set[Any] = set()  # its pid, once it is ours
 
 
 class Outcome(NamedTuple):
