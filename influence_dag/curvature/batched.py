@@ -22,7 +22,7 @@ from influence_dag.curvature.products import (
     random_vectors,
 )
 from influence_dag.objective.footprint import of_numbers, saved_numbers
-from influence_dag.objective.objective import Objective, Rows, without_denormals
+from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, no_derivative
 
 # Columns differentiated together, and numbers in the widest of their temporaries: a backward pass
@@ -85,7 +85,7 @@ class BatchedCurvature(ABC):
             vars(some)["layered_network"] = self.layered_network
         return some
 
-    @without_denormals
+    @flushed_denormals()
     def apply(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """The curvature times each row.
 
@@ -115,7 +115,7 @@ class BatchedCurvature(ABC):
         """
         return self._sum(rows, torch.float64)
 
-    @without_denormals
+    @flushed_denormals()
     def _sum(self, rows: Rows, dtype: torch.dtype) -> Float[Tensor, "p p"]:
         """In closed form handed on in `dtype`, half the memory to go through for float32."""
         self.check_derivatives(rows)

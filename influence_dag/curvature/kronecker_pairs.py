@@ -37,7 +37,7 @@ from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearL
 from influence_dag.gradients.local import local_gradients
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.footprint import kept_numbers
-from influence_dag.objective.objective import Objective, Rows, without_denormals
+from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.outputs import Leaves, OutputSpace, flat
 from influence_dag.structures import tensors_of
 
@@ -85,7 +85,7 @@ class FisherPairs:
             return most  # a small network's, which takes longer to try on a row
         return max(1, min(most, _NUMBERS // self.numbers_per_row))
 
-    @without_denormals
+    @flushed_denormals()
     def _batch(
         self, rows: Rows, generator: torch.Generator | Ranked, first: int = 0
     ) -> FisherBatch:

@@ -40,11 +40,11 @@ from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective.objective import (
     Objective,
     Rows,
+    flushed_denormals,
     without_denormal_entries,
-    without_denormals,
 )
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
-from influence_dag.study.torch_modes import in_plain_modes
+from influence_dag.study.torch_modes import plain_modes
 from influence_dag.texts import a_kind
 
 Loader = Iterable[tuple[Any, Any]]
@@ -94,8 +94,8 @@ class TorchTwiceDifferentiable:
         return self.objective.size
 
 
-@in_plain_modes
-@without_denormals
+@plain_modes()
+@flushed_denormals()
 def compute_influences(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
@@ -188,8 +188,8 @@ def compute_influences(
     return {name: found(share) for name, share in shares.items()}
 
 
-@in_plain_modes
-@without_denormals
+@plain_modes()
+@flushed_denormals()
 def compute_influence_factors(
     differentiable_model: TorchTwiceDifferentiable,
     training_data: Loader,
@@ -211,8 +211,8 @@ def compute_influence_factors(
     return inversion.factors(objective, train, test, batch=_batch_size(training_data))
 
 
-@in_plain_modes
-@without_denormals
+@plain_modes()
+@flushed_denormals()
 def solve_hvp(
     inversion_method: str | Enum,
     differentiable_model: TorchTwiceDifferentiable,

@@ -23,7 +23,7 @@ from influence_dag.gradients.layers import (
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.local import is_local, local_gradients
 from influence_dag.gradients.row_by_row import plain_gradient
-from influence_dag.objective.objective import Objective, Rows, without_denormals
+from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.structures import tensors_of
 
 _SAMPLE = 3  # rows on which captured gradients are compared with autograd's
@@ -101,7 +101,7 @@ def _are_equal(mine: list[Tensor], others: list[Tensor]) -> bool:
     return len(mine) == len(others) and all(a.dtype == b.dtype and a.equal(b) for a, b in pairs)
 
 
-@without_denormals
+@flushed_denormals()
 def _found_layout(objective: Objective, few: Rows, without: frozenset[str]) -> GradientLayout:
     candidates = [c for c in _candidates(objective) if c.name not in without]
     local = local_layers(objective) - without - _shared(objective)

@@ -20,7 +20,7 @@ from influence_dag.gradients.found_layouts import gradient_layout, local_layers,
 from influence_dag.gradients.row_by_row import dense_gradients, values_of
 from influence_dag.objective.batching import Of
 from influence_dag.objective.footprint import rows_in_cache
-from influence_dag.objective.objective import Objective, Rows, without_denormals
+from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 
 __all__ = [
     "DenseGradients",
@@ -36,7 +36,7 @@ __all__ = [
 _Result = TypeVar("_Result")
 
 
-@without_denormals
+@flushed_denormals()
 def per_sample_gradients(
     objective: Objective,
     rows: Rows,

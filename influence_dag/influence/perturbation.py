@@ -17,7 +17,7 @@ from influence_dag.influence.differences import check_input_derivatives
 from influence_dag.influence.layered import layered_products
 from influence_dag.influence.points import InputPoint, Point, perturbation_point
 from influence_dag.objective.footprint import saved_numbers
-from influence_dag.objective.objective import Objective, Rows, without_denormals
+from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, no_derivative, plain_gradient
 from influence_dag.structures import map_tensors, tensors_of
 
@@ -31,7 +31,7 @@ _SMALL_ROWS = 1e-3  # of the largest row's terms: what rounding may amount to in
 _SMALL = 2048  # parameters × features up to which the mixed Jacobian is the fastest
 
 
-@without_denormals
+@flushed_denormals()
 def perturbation_influences(
     objective: Objective,
     factors: Float[Tensor, "k p"],

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.losses.positions import position_losses
-from influence_dag.objective.objective import Objective, Rows, without_denormals
+from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, plain_gradient
 
 _ROWS = 64  # training rows whose graph is held at once
 _FACTORS = 32  # differentiated together
 
 
-@without_denormals
+@flushed_denormals()
 def position_influences(
     factors: Float[Tensor, "k p"], objective: Objective, rows: Rows
 ) -> Float[Tensor, "k n *positions"]:

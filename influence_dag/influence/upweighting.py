@@ -6,12 +6,12 @@ from torch import Tensor
 
 from influence_dag.gradients.per_sample import Gradients
 from influence_dag.influence.perturbation import perturbation_influences
-from influence_dag.objective.objective import without_denormals
+from influence_dag.objective.objective import flushed_denormals
 
 __all__ = ["influences", "perturbation_influences"]
 
 
-@without_denormals
+@flushed_denormals()
 def influences(
     factors: Float[Tensor, "k p"],
     gradients: Gradients | Float[Tensor, "n p"],

@@ -2,10 +2,9 @@
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Num
@@ -29,9 +28,6 @@ __all__ = [
     "without_denormal_entries",
 ]
 
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
-
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
@@ -48,17 +44,6 @@ def flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
-
-
-def without_denormals(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """The function, run under `flushed_denormals`."""
-
-    @wraps(function)
-    def flushed(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        with flushed_denormals():
-            return function(*args, **kwargs)
-
-    return flushed
 
 
 def without_denormal_entries(values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:

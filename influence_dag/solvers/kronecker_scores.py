@@ -16,7 +16,7 @@ from influence_dag.gradients.blocks import (
     LinearLayout,
 )
 from influence_dag.gradients.per_sample import Gradients, LinearGradients
-from influence_dag.objective.objective import without_denormal_entries, without_denormals
+from influence_dag.objective.objective import flushed_denormals, without_denormal_entries
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class RotatedGradients:
         whole = GradientLayout(tuple(layouts), start)
         return cls(factorization, Gradients.assembled(whole, tensors))
 
-    @without_denormals
+    @flushed_denormals()
     def influences(self, test: Gradients, *, damping: float) -> Float[Tensor, "k n"]:
         r"""$\nabla L(z_{test})^\top (F + \lambda I)^{-1} \nabla L(z_i)$ of all pairs.
 
@@ -80,7 +80,7 @@ class RotatedGradients:
         own, squares = torch.stack(sums).sum(0)
         return own, squares.sqrt()
 
-    @without_denormals
+    @flushed_denormals()
     def solved(self, *, damping: float) -> Float[Tensor, "n p"]:
         r"""Factors $(F + \lambda I)^{-1} \nabla L$, dense, as `solve` has them in half the time."""
         self._check(damping, self.gradients)

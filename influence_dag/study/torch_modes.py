@@ -7,14 +7,10 @@ has, it has no modes.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, ParamSpec, TypeVar
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
+from typing import Any
 
 _OPERATIONS = (  # which torch rounds the operands of, each as it is told, from 2.9 on
     *(("mkldnn", operation) for operation in ("matmul", "conv", "rnn")),
@@ -40,17 +36,6 @@ def plain_modes() -> Iterator[None]:
                 modes.enter_context(torch.autocast(device, enabled=False))
         keep_digits(torch)
         yield
-
-
-def in_plain_modes(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """The function, run in `plain_modes`, whoever calls it."""
-
-    @wraps(function)
-    def plain(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-        with plain_modes():
-            return function(*args, **kwargs)
-
-    return plain
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import vmap
 
-from influence_dag.objective.objective import Objective, Rows, without_denormals
+from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.structures import map_tensors
 
 _NUMBERS = 2**23  # of the largest temporary of a batch of members, about
@@ -136,7 +136,7 @@ class WeightedLosses:
         rows, width = self.weights.shape[1], _width(self.objective, self.rows)
         return member_chunks(len(self.weights), max(rows * width, 64 * self.objective.size))
 
-    @without_denormals
+    @flushed_denormals()
     def value_and_gradient(
         self, theta: Float[Tensor, "m p"]
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, "m p"]]:
