@@ -29,18 +29,16 @@ class Workers(Generic[*Arguments]):
         self._left: SimpleQueue[None] = SimpleQueue()
 
     def __enter__(self) -> "Workers[*Arguments]":
-        begun = 0
         try:
-            while begun < self._threads:
+            for _ in range(self._threads):
                 start_new_thread(self._work, ())
-                begun += 1
         except BaseException:
-            self._dismiss(begun)
+            self._dismiss()
             raise
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._dismiss(self._threads)
+        self._dismiss()
         for _ in range(self._threads):
             self._left.get()
 
@@ -64,8 +62,8 @@ class Workers(Generic[*Arguments]):
             while True:
                 self._given.get_nowait()
 
-    def _dismiss(self, threads: int) -> None:
-        for _ in range(threads):
+    def _dismiss(self) -> None:
+        for _ in range(self._threads):
             self._given.put(None)
 
     def _work(self) -> None:
