@@ -108,7 +108,7 @@ class LayeredNetwork:
             seconds.append(second)
         z = self.layers[-1](a)
         gradient, output_product = self._head(z, rows)
-        if gauss_newton:
+        if gauss_newton and self.tail.nodes:  # else the outputs are the pre-activations
             output_product = gauss_newton_product(
                 lambda z: (self.tail(z),), z, lambda f: rows.weighted(self.loss(f[0], rows.y))
             )
