@@ -755,3 +755,27 @@ def test_a_measurement_that_is_no_function_of_its_row_is_refused(
     wrapped = TorchTwiceDifferentiable(model, "mse", measurement=measurement)
     with pytest.raises(ModelError, match=said):
         compute_influences(wrapped, [train], [test], hessian_regularization=0.1)
+
+
+def test_a_loader_that_shuffles_is_refused_for_every_axis_that_its_rows_name(
+    wrapped_model, train, test_data_loader
+):
+    shuffled = DataLoader(TensorDataset(*train), batch_size=5, shuffle=True)
+    for others in ({}, {"input_data": test_data_loader}, {"test_data": test_data_loader}):
+        with pytest.raises(ModelError, match="in another order when it is read again"):
+            compute_influences(wrapped_model, shuffled, hessian_regularization=1.0, **others)
+    both = {"test_data": test_data_loader, "input_data": test_data_loader}
+    found = compute_influences(wrapped_model, shuffled, hessian_regularization=1.0, **both)
+    assert found.shape == (TEST, TEST)
+
+
+def test_lists_of_decimals_keep_the_digits_that_they_have():
+    tenth = [0.1, 0.3, 0.7, -0.2]
+    double = TorchTwiceDifferentiable(nn.Linear(1, 1).double(), "mse")
+    numbers = torch.tensor(tenth, dtype=torch.float64)
+    lists = [(numbers[:, None], tenth), (numbers[:, None], list(numbers))]
+    tensors = [(numbers[:, None], numbers)] * 2
+    found, right = (
+        compute_influences(double, rows, hessian_regularization=0.1) for rows in (lists, tensors)
+    )
+    assert torch.equal(found, right)

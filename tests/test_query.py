@@ -9,6 +9,7 @@ import xarray as xr
 
 import influence_dag as idag
 from influence_dag.errors import StoreError
+from influence_dag.stages.graph import artifacts
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +136,13 @@ def test_a_summary_names_the_rows_that_its_numbers_are_of(project, removed):
 
 
 def test_rows_of_artifacts_of_different_age_are_matched_by_id(project):
-    """A summary that lacks the newest rows says nothing of them, and nothing wrong."""
+    """A summary that lacks the newest rows says nothing of them, and nothing wrong.
+
+    Nor of one that has another content since.
+    """
     before = project.results["direct"].influences.idag.self_influence
     project.write("train", [*project.rows["train"][1:], ["new", 1.0, 0.0, 0.0, 0]])
+    project.edit("train", 5, height=9.0)
     bench = project.bench()
     from influence_dag.stages import dataset, gradients, influences
 
@@ -146,9 +151,31 @@ def test_rows_of_artifacts_of_different_age_are_matched_by_id(project):
         refresh(bench)
     influences.refresh(bench, "direct")
     now = project.results["direct"].influences.idag.self_influence
-    assert np.isnan(now.sel(train="new"))
-    same = now.train.values[1:]
+    assert np.isnan(now.sel(train=["new", "train-06"])).all()
+    same = [name for name in now.train.values if name not in ("new", "train-06")]
+    assert len(same) == 38
     np.testing.assert_array_equal(now.sel(train=same), before.sel(train=same))
+
+
+@pytest.mark.parametrize("what", ["theta", "damping", "sweep"])
+def test_what_is_of_another_system_does_not_stand_beside_the_influences(project, what):
+    """A run that ended between the influences and their summary."""
+    if what == "theta":
+        project.edit("train", 1, height=3.0)
+    else:
+        project.write_settings(damping=0.5 if what == "damping" else [0.05, 0.5])
+    bench = project.bench()
+    for node in artifacts(bench.study):
+        node.refresh(bench)
+        if node.name == "direct/influences":
+            break
+    said = "left out self_influence: direct/summary and direct/influences are not of the same θ"
+    with pytest.warns(RuntimeWarning, match=said):
+        found = project.results["direct"]
+    assert "self_influence" not in found.coords
+    assert "residual" in found.coords
+    project.refresh()
+    assert project.results["direct"].self_influence.notnull().all()
 
 
 def test_what_is_older_than_the_rows_or_theta_beside_it_is_said(project):

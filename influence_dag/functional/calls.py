@@ -141,7 +141,8 @@ def compute_influences(
             raise ValueError("positions are of influence_type='up'")
     inversion = Inversion.of(inversion_method, hessian_regularization, blocks=blocks, **settings)
     objective = differentiable_model.objective
-    train = _rows(training_data, objective, "training_data", ordered=input_data is None)
+    labelling = test_data is None or input_data is None  # an axis by the training rows
+    train = _rows(training_data, objective, "training_data", ordered=labelling)
     test = train if test_data is None else _rows(test_data, objective, "test_data")
     rows = train if input_data is None else _rows(input_data, objective, "input_data")
     if kind == "perturbation":

@@ -77,13 +77,22 @@ def number_targets(name: str, output: Tensor, target: Tensor) -> Tensor:
     """Targets in the shape and type of the outputs.
 
     (batch, 1) against (batch,) is what a regression usually has: torch would broadcast it to
-    (batch, batch) and go on. `ModelError` where a sample has another number of targets.
+    (batch, batch) and go on. So axes of length 1 do not count, and one side may be flat, row-major.
+    `ModelError` where a sample has another number of targets, or as many in axes of other lengths:
+    which output each of these belongs to is not to be seen.
     """
     if len(output) != len(target) or output[0].numel() != target[0].numel():
         raise ModelError(
             f"{name}: the model returns {output[0].numel()} numbers a sample "
             f"{tuple(output.shape)}, the target has {target[0].numel()} {tuple(target.shape)}; "
             "each target needs an output"
+        )
+    axes = [[size for size in each.shape[1:] if size != 1] for each in (output, target)]
+    if axes[0] != axes[1] and min(map(len, axes)) > 1:
+        raise ModelError(
+            f"{name}: the model returns {tuple(output.shape)}, the target is "
+            f"{tuple(target.shape)}: as many numbers a sample, in axes of other lengths; bring "
+            "the target's axes into the order of the output's (permute, movedim)"
         )
     return target.reshape(output.shape).to(output.dtype)
 

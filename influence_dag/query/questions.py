@@ -102,8 +102,9 @@ class Questions(ABC):
                 "study and materialise <method>/summary"
             )
         method = method or stored[0]
-        scores = self.open(naming.summary(method))["self_influence"].load()
-        return at_damping(scores.assign_attrs(method=method), damping)
+        summary = self.open(naming.summary(method))
+        about = {name: summary.attrs[name] for name in ("method", "damping")}
+        return at_damping(summary["self_influence"].load().assign_attrs(about), damping)
 
     def suspects(
         self,
@@ -136,16 +137,24 @@ class Questions(ABC):
 
 
 def at_damping(array: xr.DataArray, damping: float | None) -> xr.DataArray:
-    """One λ of a sweep, by default the last; an array of one λ as it is."""
-    if "damping" not in array.dims:
-        return array
-    values = array["damping"].values
+    """One λ of a sweep, by default the last; an array of one λ, which it says itself, as it is.
+
+    Raises `StoreError` for a λ that there is not.
+    """
     if damping is None:
-        return array.isel(damping=-1)
-    same = np.flatnonzero(np.isclose(values, damping, rtol=_ROUNDING, atol=0.0))
-    if not len(same):
-        raise StoreError(f"damping {damping:g} is none of those stored: {values.tolist()}")
-    return array.isel(damping=same[0])
+        return array.isel(damping=-1, missing_dims="ignore")
+    swept = "damping" in array.dims
+    stored = array["damping"].values.tolist() if swept else [array.attrs.get("damping")]
+    same = [place for place, each in enumerate(stored) if _is(each, damping)]
+    if not same:
+        raise StoreError(f"damping {damping:g} is none of those stored: {stored}")
+    return array.isel(damping=same[0]) if swept else array
+
+
+def _is(stored: Any, asked: float) -> bool:
+    """Whether a stored λ is the one that is asked for; blocks' own and none are no number."""
+    known = isinstance(stored, int | float)
+    return known and bool(np.isclose(stored, asked, rtol=_ROUNDING, atol=0.0))
 
 
 def _selected(array: xr.DataArray, split: Split, rows: Any) -> xr.DataArray:
