@@ -116,6 +116,33 @@ def test_rows_without_ids_get_some(folder):
     assert frame.id.tolist()[:2] == ["train-00", "train-01"]
 
 
+def test_rows_that_get_ids_are_copied_cell_by_cell(folder):
+    lines = ["a;b;code;label", "1,50;1e3;007;NA", '2,5;2;010;"x; ""y"""', "0,1;3;011;NA"]
+    for name in ("train.csv", "test.csv"):
+        (folder / name).write_text("\n".join(lines) + "\n")
+    start(classes=("NA", 'x; "y"'))
+    copied = (folder / "iris/train.csv").read_text().splitlines()
+    assert copied == ["id;" + lines[0], *(f"train-{k};{line}" for k, line in enumerate(lines[1:]))]
+    foresee("iris")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (",a,label\n0,1,x\n1,2,y\n", r"train\.csv: column 1 of 3 has no name of its own"),
+        ("a,a,label\n1,2,x\n3,4,y\n", r"train\.csv: line 1 names the column 'a' more than once"),
+        ("a,label\n1,x\n,y\n", r"train\.csv: line 3 \(id 'train-1'\), column 'a': seen an empty"),
+    ],
+    ids=["row numbers saved along", "a column twice", "an empty cell"],
+)
+def test_a_table_that_is_refused_leaves_no_copy_behind(folder, lines, words):
+    for name in ("train.csv", "test.csv"):
+        (folder / name).write_text(lines)
+    with pytest.raises(DataError, match=f"^{words}"):
+        start()
+    assert not (folder / "iris").exists()
+
+
 def test_other_separators_and_decimal_commas_are_found(folder):
     write_tables(folder, WORDS)
     for name in ("train.csv", "test.csv"):

@@ -30,7 +30,7 @@ from influence_dag.explorer.marks import Marks
 from influence_dag.explorer.numbers import number
 from influence_dag.explorer.opened import Opened, Results, View
 from influence_dag.explorer.pair import Maps, pair
-from influence_dag.explorer.predictions import is_label, labels_of
+from influence_dag.explorer.predictions import is_label, labels_of, predictions
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -195,11 +195,13 @@ def _check_label(view: View, name: str, label: Any) -> None:
     labels = view.train.labels
     if labels is None:
         raise StoreError(f"{name}: rows whose target is not one number cannot be relabelled")
-    if labels.dtype.kind == "f":
+    if labels.dtype.kind == "f" or not predictions(view, "train").are_classes:
         if number(_number(label, "label")) is None:
             raise StoreError(f"{name}: the label {label!r:.80} is not a number")
     elif not any(is_label(each, str(label)) for each in set(labels.tolist())):
-        known = ", ".join(labels_of(view.train)) or f"{len(set(labels.tolist())):,} that there are"
+        known = (
+            ", ".join(labels_of(view, "train")) or f"{len(set(labels.tolist())):,} that there are"
+        )
         raise StoreError(f"{name}: {label!r:.80} is none of the labels {known}")
 
 
