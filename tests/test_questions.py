@@ -185,3 +185,11 @@ def test_a_damping_that_is_computed_is_found():
     np.testing.assert_array_equal(at_damping(swept, 0.1 + 0.2), [1.0, 0.0])
     with pytest.raises(StoreError, match=r"damping 0\.31 is none of those stored: \[0\.3, 0\.05\]"):
         at_damping(swept, 0.31)
+
+
+def test_a_damping_that_the_one_stored_is_not_is_refused(study):
+    assert study.top_k("test-03", 2, damping=0.05).equals(study.top_k("test-03", 2))
+    assert study.self_influence(damping=0.05).equals(study.self_influence())
+    for ask in (study.top_k, study.self_influence, study.suspects):
+        with pytest.raises(StoreError, match=r"damping 0\.5 is none of those stored: \[0\.05\]"):
+            ask(damping=0.5)

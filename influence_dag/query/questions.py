@@ -63,7 +63,8 @@ class Questions(ABC):
         if method is None and not self.methods:
             raise StoreError(f"{self.store.address} has no influences yet; materialise the study")
         array = self[method or self.methods[0]]["influences"]
-        return _selected(at_damping(array, damping), "test", test)
+        array = at_damping(array, damping, array.attrs.get("damping"))
+        return _selected(array, "test", test)
 
     def top_k(self, test: Rows = None, k: int = 10, **of: Any) -> xr.DataArray:
         """The `k` training rows that help most: `study.top_k("test-0003", 5)`."""
@@ -103,7 +104,8 @@ class Questions(ABC):
             )
         method = method or stored[0]
         scores = self.open(naming.summary(method))["self_influence"].load()
-        return at_damping(scores.assign_attrs(method=method), damping)
+        single = self.store.version(naming.influences(method)).attrs.get("damping")
+        return at_damping(scores.assign_attrs(method=method), damping, single)
 
     def suspects(
         self,
@@ -135,17 +137,17 @@ class Questions(ABC):
         return Pictures(self)
 
 
-def at_damping(array: xr.DataArray, damping: float | None) -> xr.DataArray:
-    """One λ of a sweep, by default the last; an array of one λ as it is."""
-    if "damping" not in array.dims:
-        return array
-    values = array["damping"].values
+def at_damping(array: xr.DataArray, damping: float | None, single: object = None) -> xr.DataArray:
+    """One λ of a sweep, by default the last; what is of a `single` one as it is."""
+    is_sweep = "damping" in array.dims
     if damping is None:
-        return array.isel(damping=-1)
-    same = np.flatnonzero(np.isclose(values, damping, rtol=_ROUNDING, atol=0.0))
+        return array.isel(damping=-1) if is_sweep else array
+    numbers = [single] if isinstance(single, int | float) else []
+    known = array["damping"].values.tolist() if is_sweep else numbers
+    same = np.flatnonzero(np.isclose(known, damping, rtol=_ROUNDING, atol=0.0))
     if not len(same):
-        raise StoreError(f"damping {damping:g} is none of those stored: {values.tolist()}")
-    return array.isel(damping=same[0])
+        raise StoreError(f"damping {damping:g} is none of those stored: {known or single}")
+    return array.isel(damping=same[0]) if is_sweep else array
 
 
 def _selected(array: xr.DataArray, split: Split, rows: Any) -> xr.DataArray:

@@ -14,7 +14,7 @@ from influence_dag.components.edits import observed
 from influence_dag.errors import StoreError
 from influence_dag.explorer.edited import _copy, copies
 from influence_dag.explorer.marks import Marks
-from influence_dag.explorer.outcome import export, outcome, predicted
+from influence_dag.explorer.outcome import export, outcome, outcomes, predicted
 from influence_dag.study.data import DataSettings
 
 pytest.importorskip("starlette")
@@ -47,6 +47,7 @@ def test_a_mark_is_kept_until_it_is_taken_away(client, looked_at):
         ({"id": "train-01", "action": "relabel"}, "none of the labels 0, 1, 2"),
         ({"id": "train-01", "action": "relabel", "label": "7"}, "none of the labels 0, 1, 2"),
         ({"id": 1, "action": "drop"}, "a text is wanted"),
+        ({"id": "train-01", "action": "relabel", "label": 1}, "label is 1; a text is wanted"),
         ({"id": "train-01", "action": "drop", "note": "x" * 3000}, "3,000 characters"),
         ([], "no JSON object"),
     ],
@@ -228,6 +229,20 @@ def test_marks_that_the_data_have_followed_are_not_predicted_again(loop):
     _, explorer, *_ = loop
     found = predicted(explorer.opened.view("direct"), explorer.marks.all(), {})
     assert (found["drops"], found["unknown"], found["done"]) == (0, {}, 3)
+
+
+def test_an_edit_by_a_method_that_is_gone_does_not_hide_the_others(loop):
+    _, explorer, folder, *_ = loop
+    other = folder.with_name("0002")
+    shutil.copytree(folder, other)
+    told = json.loads((folder / "edit.json").read_text())
+    (other / "edit.json").write_text(json.dumps(told | {"method": "lissa", "damping": 7.0}))
+    latest, first = outcomes(explorer.opened, explorer.marks)
+    assert (latest["state"], first["state"]) == ("unreadable", "done")
+    assert "no influences of 'lissa'" in latest["why"]
+    (other / "edit.json").write_text(json.dumps(told | {"damping": 7.0}))
+    assert outcome(explorer.opened, explorer.marks, 2)["state"] == "done", "losses have no λ"
+    shutil.rmtree(other)
 
 
 def test_data_that_changed_otherwise_too_are_told(loop):
