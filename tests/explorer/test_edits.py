@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+from datetime import date
 
 import dagster as dg
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 from tiny_project import Project
 
 from influence_dag.components.edits import observed
-from influence_dag.errors import StoreError
-from influence_dag.explorer.edited import _copy, copies
+from influence_dag.errors import DataError, StoreError
+from influence_dag.explorer.edited import _cell, _copy, copies
 from influence_dag.explorer.marks import Marks
 from influence_dag.explorer.outcome import export, outcome, outcomes, predicted
 from influence_dag.study.data import DataSettings
@@ -294,6 +295,11 @@ def test_a_copy_is_written_as_the_file_is(tmp_path):
     assert copy == "id;x;y\na;0,5;1\nb;1,5;1,5\n"
 
 
+def test_a_file_that_has_lost_its_target_is_not_copied(tmp_path):
+    with pytest.raises(DataError, match=r"rows\.csv: no target column 'y' \(data\.target\)"):
+        edited("id,a\n1,2\n", tmp_path, {}, target="y")
+
+
 def test_a_parquet_file_keeps_the_types_of_its_columns(tmp_path):
     pd = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
@@ -305,6 +311,58 @@ def test_a_parquet_file_keeps_the_types_of_its_columns(tmp_path):
     copy = pd.read_parquet(io.BytesIO(content))
     assert copy.dtypes.to_dict() == frame.dtypes.to_dict()
     assert copy.values.tolist() == [["b", 1.0, 1], ["c", 2.0, 1]]
+
+
+def test_a_parquet_file_is_copied_in_its_own_types(tmp_path):
+    """Whole numbers with a gap, as Arrow has them, are decimals in pandas."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {
+        "id": [b"a", b" b ", b"c"],
+        "code": pa.array([2**60 + 1, None, 3]),
+        "day": pa.array([1, 2, 3], pa.date32()),
+        "few": pa.array([[1], [2, 3], []], pa.list_(pa.int8())),
+        "y": pa.array(["u", "v", "u"]).dictionary_encode(),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    settings = DataSettings(train="rows.parquet", test="t.parquet", id="id", target="y")
+    marks = {"b": {"action": "relabel", "label": "u"}, "c": {"action": "drop"}}
+    content, found = _copy(tmp_path / "rows.parquet", settings, marks)
+    copy, before = parquet.read_table(io.BytesIO(content)), pa.table(columns)
+    assert found == {"b", "c"}
+    assert copy.schema == before.schema
+    assert copy.drop(["y"]).equals(before.drop(["y"])[:2])
+    assert copy["y"].to_pylist() == ["u", "u"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "cell"),
+    [
+        ("bool", "False", False),
+        ("int64", "2", 2),
+        ("int64", "2.0", 2),
+        ("double", "2.5", 2.5),
+        ("string", "2.0", "2.0"),
+        ("date32", "2024-05-01", date(2024, 5, 1)),
+    ],
+)
+def test_a_label_is_written_as_its_column_is(kind, label, cell):
+    pa = pytest.importorskip("pyarrow")
+    assert _cell(label, pa.type_for_alias(kind)) == cell
+    with pytest.raises(StoreError, match=r"2\.5 is none that a column of int64 can hold"):
+        _cell("2.5", pa.int64())
+
+
+def test_ids_that_pandas_kept_as_its_index_are_found(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"x": [0.5, 1], "y": [0, 1]}, index=pd.Index(["a", "b"], name="id"))
+    frame.to_parquet(tmp_path / "rows.parquet")
+    settings = DataSettings(train="rows.parquet", test="t.parquet", id="id", target="y")
+    content, found = _copy(tmp_path / "rows.parquet", settings, {"a": {"action": "drop"}})
+    assert found == {"a"}
+    assert pd.read_parquet(io.BytesIO(content)).equals(frame[1:])
 
 
 @pytest.mark.parametrize(
