@@ -90,8 +90,8 @@ def materialize(
     if shard is not None and not shard.startswith("1/"):
         from influence_dag.running import compute_shard
 
-        if again:
-            raise click.UsageError("--again is for the shard that makes the run, 1/n")
+        if given := [name for name, each in (("--again", again), ("--show", show)) if each]:
+            raise click.UsageError(f"{given[0]} is for the shard that makes the run, 1/n")
         count = compute_shard(folder, shard)
         emit({"blocks": count}, f"shard {shard}: {count} blocks computed", as_json=as_json)
         return

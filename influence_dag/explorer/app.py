@@ -64,7 +64,7 @@ class Explorer:
         return self.opened.view(
             asked.get("method") or None,
             _number(damping, "damping") if damping else None,
-            int(_number(version, "version")) if version else None,
+            _whole(version, "version") if version else None,
         )
 
     def study(self, request: Request) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Explorer:
             search=asked.get("search", "")[:200],
             sort=asked.get("sort") or shown.SORTS[split][0],
             up=asked.get("up") == "1",
-            page=max(0, int(_number(asked.get("page") or "0", "page"))),
+            page=max(0, _whole(asked.get("page") or "0", "page")),
         )
         return shown.table(view, split, wanted, self.marks.all())
 
@@ -127,6 +127,8 @@ class Explorer:
     def mark(self, request: Request, body: dict[str, Any]) -> dict[str, Any]:
         view, name = self.view(request), _text(body, "id")
         label, action = body.get("label"), body.get("action")
+        if label is not None:
+            _text(body, "label")
         if action is not None:
             view.train.position(name)
             if action == "relabel":
@@ -214,6 +216,13 @@ def _number(text: Any, what: str) -> float:
         return float(text)
     except (TypeError, ValueError) as error:
         raise StoreError(f"{what} is {text!r:.80}; a number is wanted") from error
+
+
+def _whole(text: str, what: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise StoreError(f"{what} is {text!r:.80}; a whole number is wanted") from error
 
 
 def _text(body: dict[str, Any], name: str) -> str:

@@ -92,11 +92,11 @@ class Opened:
 
 def _damping(influences: Version, asked: float | None) -> int:
     """The place of λ on the axis, by default the last."""
-    known = dampings.stored_values(influences)
-    if asked is None or not known:
+    known, single = dampings.stored_values(influences), influences.attrs.get("damping")
+    if asked is None or asked == single:
         return len(known) - 1
     if asked not in known:
-        raise StoreError(f"damping {asked:g} is none of those stored: {known}")
+        raise StoreError(f"damping {asked:g} is none of those stored: {known or single}")
     return known.index(asked)
 
 

@@ -160,10 +160,13 @@ def outcome(opened: Opened, marks: Marks, number_: int) -> dict[str, Any]:
             before = dict(arrays)
     except (OSError, ValueError) as error:
         return shown | {"state": "unreadable", "why": f"predicted.npz cannot be read: {error}"}
-    if waiting := _waits_for(opened, told):
-        return shown | {"state": "waiting", "why": waiting}
-    view = opened.view(told["method"], told["damping"])
-    return shown | _compared(view, before, told["marks"])
+    try:
+        if waiting := _waits_for(opened, told):
+            return shown | {"state": "waiting", "why": waiting}
+        view = opened.view(told["method"])  # of its losses, which are the same at every λ
+        return shown | _compared(view, before, told["marks"])
+    except StoreError as error:  # the other edits, and the marks, can be looked at all the same
+        return shown | {"state": "unreadable", "why": str(error)}
 
 
 def _waits_for(opened: Opened, told: dict[str, Any]) -> str | None:
@@ -173,7 +176,7 @@ def _waits_for(opened: Opened, told: dict[str, Any]) -> str | None:
         return "the data are as they were: put the edited copy in their place and refresh the study"
     if model.attrs.get("train_rows") != opened.rows(dataset, "train").axis.fingerprint:
         return "the model was not fitted to the data as they are now (pinned, given, or not yet)"
-    summary = opened.view(told["method"], told["damping"]).summary
+    summary = opened.view(told["method"]).summary
     if summary is None or summary.attrs.get("model_data_version") != model.data_version:
         return f"the refresh has not reached {told['method']} yet"
     return None

@@ -8,7 +8,7 @@ import pytest
 from stored_sample import NAME, Sample, refresh
 
 from influence_dag.errors import StoreError
-from influence_dag.files import stamp
+from influence_dag.files import stamp, write_atomically
 from influence_dag.store import ArtifactStore
 
 SAMPLE = Sample()
@@ -25,6 +25,17 @@ def test_a_file_that_was_only_touched_is_sound(store, version):
         os.utime(path, (later, later))
     assert version.verify() == ()
     assert store.plan(NAME, SAMPLE.layout, SAMPLE.expected).up_to_date
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise OSError("refused")
+
+    write_atomically(tmp_path / "file", b"old")
+    monkeypatch.setattr("os.replace", refused)
+    with pytest.raises(OSError, match="refused"):
+        write_atomically(tmp_path / "file", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
 
 
 def test_a_dataset_whose_version_was_removed_says_so(store, tmp_path):

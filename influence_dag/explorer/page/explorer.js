@@ -59,13 +59,13 @@ function head() {
   const tab = (name, words) =>
     h("a", { href: address([name]), class: page === name ? "on" : "", "aria-current": page === name ? "page" : null }, words);
   const badge = state.marks ? h("span", { class: "badge" }, count(state.marks)) : null;
-  const pick = (name, options, value) =>
-    options.length > 1 ? h("label", {}, h("span", {}, name), choose(options, value, (to) => change({ [name]: to }), { "aria-label": name })) : null;
+  const pick = (name, options, value, also = {}) =>
+    options.length > 1 ? h("label", {}, h("span", {}, name), choose(options, value, (to) => change({ [name]: to, ...also }), { "aria-label": name })) : null;
   document.getElementById("head").replaceChildren(
     h("a", { class: "brand", href: "#/test", title: state.study.address }, state.study.name, h("span", {}, "influence explorer")),
     h("nav", {}, tab("test", "Test rows"), tab("train", "Training rows"), tab("edits", ["Edits ", badge])),
     h("div", { class: "settings" },
-      pick("method", state.study.methods.map((each) => [each.name, each.name]), chosen.name),
+      pick("method", state.study.methods.map((each) => [each.name, each.name]), chosen.name, { damping: "", version: "" }),
       pick("damping", chosen.dampings.map((each) => [each, `λ ${fmt(each)}`]), damping || chosen.dampings.at(-1)),
       pick("version", chosen.versions.map((each) => [each, each === chosen.version ? `${each} (current)` : each]).reverse(), version || chosen.version)),
   );
@@ -295,12 +295,12 @@ async function pairPage(test, train) {
     h("dl", { class: "stats" }, row.label === null ? null : stat("label", row.label), row.predicted === null ? null : stat("prediction", verdict(row)),
       row.loss === null ? null : stat("loss", fmt(row.loss))),
     path === "train" ? markBox(row, context, { full: true }) : null);
-  const words = found.influence > 0 ? "helps" : "harms";
+  const words = tone(found.influence);
   show(
     h("div", { class: "rowhead" },
       h("p", { class: "crumb" }, h("a", { href: address(["test", test]) }, test), " / "),
       h("h1", {}, train, h("b", { class: `entry-value ${words}` }, signed(found.influence))),
-      h("p", { class: "lead" }, h("b", { class: words }, words === "helps" ? "It helps. " : "It harms. "),
+      h("p", { class: "lead" }, h("b", { class: words }, { helps: "It helps. ", harms: "It harms. " }[words] ?? "It neither helps nor harms. "),
         `Fitted again without ${train}, the loss of ${test} would change by about `,
         h("b", {}, signed(found.change)), ` (the influence, divided by n = ${count(found.n)}).`)),
     h("div", { class: "pair" }, card(found.test, "The test row", "test"), card(found.train, "The training row", "train"), mapCard(found)),
@@ -427,8 +427,27 @@ function outlookCard(found) {
         h("td", {}, h("b", { class: tone(-each.change) }, signed(each.change))))))) : null,
     h("p", { class: "actions" },
       h("button", { class: "primary", disabled: !parts.length && !unknown, onclick: (event) => run(event, "export", (answer) => `Edit ${answer.number} is in ${answer.folder}`) }, "Export this edit"),
-      h("button", { onclick: async () => { try { const answer = await tell("clear", at(), {}); context.marked(answer.marks); await render(); } catch (error) { toast(error.message, "bad"); } } }, "Clear marks")),
+      h("button", { onclick: clearMarks(found.marks.length) }, "Clear marks")),
     found.folder ? h("p", { class: "quiet" }, `Kept in ${found.folder}`) : h("p", { class: "quiet" }, "The store is in no folder, so these marks are kept in memory."));
+}
+
+// Marks are work of hours: the first click asks, the second one clears.
+function clearMarks(marks) {
+  let asked = false;
+  return async (event) => {
+    if (!asked) {
+      asked = true;
+      event.target.textContent = marks === 1 ? "Clear the mark for good?" : `Clear all ${count(marks)} marks for good?`;
+      return;
+    }
+    try {
+      const answer = await tell("clear", at(), {});
+      context.marked(answer.marks);
+      await render();
+    } catch (error) {
+      toast(error.message, "bad");
+    }
+  };
 }
 
 function outcomeCard(edit) {
