@@ -21,8 +21,9 @@ from influence_dag.curvature import DenseCurvature, Hessian
 from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.functional import sizes
 from influence_dag.functional.inversion import Inversion
+from influence_dag.gradients import found_layouts
 from influence_dag.losses import reduced_loss
-from influence_dag.objective.objective import Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Nystroem, build
 from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.ekfac import KroneckerFactorization
@@ -579,6 +580,25 @@ def test_influences_by_a_shorter_way_are_those_of_the_factors(
     gradients = reference.per_sample_gradients(network, nn.functional.cross_entropy, x, y)
     expected = factors @ (gradients * weighted[0][2][:, None]).T
     assert relative_error(compute_influences(*arguments, **settings), expected) <= 1e-9
+
+
+def test_what_is_found_of_a_network_is_found_once_for_both_sets_of_rows(
+    network, classification, monkeypatch
+):
+    train, test = classification
+    wrapped = TorchTwiceDifferentiable(network.float(), "cross_entropy")
+    copies, layouts = [], []
+    in_float64, found = Objective.in_float64, found_layouts._found_layout
+    monkeypatch.setattr(
+        Objective, "in_float64", lambda self: copies.append(self) or in_float64(self)
+    )
+    monkeypatch.setattr(
+        found_layouts, "_found_layout", lambda *of: layouts.append(of) or found(*of)
+    )
+    loaders = [(train[0].float(), train[1])], [(test[0].float(), test[1])]
+    settings = {"inversion_method": "ekfac", "hessian_regularization": 0.1}
+    compute_influences(wrapped, *loaders, **settings)
+    assert (len(copies), len(layouts)) == (1, 1)
 
 
 @pytest.mark.parametrize("rows", [40, 4000])
