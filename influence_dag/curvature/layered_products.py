@@ -29,6 +29,7 @@ _BATCHES = 4  # of autograd's size at once: there is no graph to keep of them
 _KEPT_BYTES = 2**28  # of batches, for products to come
 _LANES = 16  # of a register: products with fewer columns take three times as long as with these
 _OUTPUTS = 64  # of a row, whose second derivatives are written out
+_OUTPUTS_A_VECTOR = 2  # of which that takes as long as a vector takes autograd
 _MIXED = 2**17  # mixed derivatives of the first two layers, which are summed once
 _ROWS = 256  # at once, on a processor, or more of few vectors
 _PIECE = 2**19  # numbers in the widest of a piece's temporaries
@@ -53,10 +54,10 @@ class LayeredSum:
     def is_worth(self, vectors: int) -> bool:
         """Whether these vectors, with those before, make up for what is kept of each batch.
 
-        A vector costs autograd about what an output's second derivatives do.
+        A vector costs autograd what the second derivatives of two outputs do, or more.
         """
         self._asked += vectors
-        return self.serves and self._asked > len(self.network.layers[-1].weight)
+        return self.serves and _OUTPUTS_A_VECTOR * self._asked > len(self.network.layers[-1].weight)
 
     def products(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """Float64; of a batch in the network's own precision."""
