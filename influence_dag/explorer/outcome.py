@@ -135,6 +135,7 @@ def _arrays(view: View, change: NDArray) -> bytes:
     np.savez_compressed(
         buffer,
         test=np.array(test.ids, str),
+        test_keys=test.keys,
         predicted=change,
         before=np.full(len(test), np.nan) if losses is None else losses,
         wrong=np.zeros(0, bool) if wrong is None else wrong,
@@ -162,7 +163,7 @@ def outcome(opened: Opened, marks: Marks, number_: int) -> dict[str, Any]:
         return shown | {"state": "unreadable", "why": f"predicted.npz cannot be read: {error}"}
     if waiting := _waits_for(opened, told):
         return shown | {"state": "waiting", "why": waiting}
-    view = opened.view(told["method"], told["damping"])
+    view = opened.view(told["method"])  # losses are of no λ, and that one may be gone
     return shown | _compared(view, before, told["marks"])
 
 
@@ -173,16 +174,14 @@ def _waits_for(opened: Opened, told: dict[str, Any]) -> str | None:
         return "the data are as they were: put the edited copy in their place and refresh the study"
     if model.attrs.get("train_rows") != opened.rows(dataset, "train").axis.fingerprint:
         return "the model was not fitted to the data as they are now (pinned, given, or not yet)"
-    summary = opened.view(told["method"], told["damping"]).summary
+    summary = opened.view(told["method"]).summary
     if summary is None or summary.attrs.get("model_data_version") != model.data_version:
         return f"the refresh has not reached {told['method']} yet"
     return None
 
 
 def _compared(view: View, before: dict[str, NDArray], marked: Marked) -> dict[str, Any]:
-    now = view.said("test_loss", "test")
-    places = [view.test.positions.get(name, -1) for name in before["test"].tolist()]
-    at_ = np.array(places, np.int64)
+    now, at_ = view.said("test_loss", "test"), _same_tests(view.test, before)
     if now is None:
         return {"state": "unreadable", "why": "the losses of the test rows are not stored"}
     actual = np.where(at_ < 0, np.nan, now[np.maximum(at_, 0)]) - before["before"]
@@ -208,6 +207,14 @@ def _compared(view: View, before: dict[str, NDArray], marked: Marked) -> dict[st
         **agreement(x, y),
         **_done(view.train, before, marked),
     }
+
+
+def _same_tests(now: Rows, before: dict[str, NDArray]) -> NDArray[np.int64]:
+    """Where each test row is now, −1 where it is gone or another row has its name."""
+    places = np.array([now.positions.get(name, -1) for name in before["test"].tolist()], np.int64)
+    if "test_keys" not in before:  # of an edit that was exported without them
+        return places
+    return np.where(now.keys[places] == before["test_keys"], places, -1)
 
 
 def _done(now: Rows, before: dict[str, NDArray], marked: Marked) -> dict[str, Any]:
