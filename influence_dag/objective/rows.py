@@ -206,7 +206,7 @@ def _tensors(value: Any, batch: Any) -> Any:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.ascontiguousarray(value))
+        return torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     if isinstance(value, Mapping):
         return {name: _tensors(part, batch) for name, part in value.items()}
     if isinstance(value, tuple | list) and value:
