@@ -164,6 +164,17 @@ class View:
         told = known[self.damping]
         return float(told) if isinstance(told, int | float) else None
 
+    @cached_property
+    def no_change(self) -> str | None:
+        """Why these numbers foretell no change of a loss; None where they do."""
+        about = self.influences.array("influences").attrs
+        if "parameter²" not in str(about.get("units")):
+            return None
+        return (
+            f"These are products of gradients ({about['formula']}), which say nothing of leaving "
+            "rows out; take a method with a curvature."
+        )
+
     def check_current(self) -> None:
         """Raise `StoreError` unless this is the current version: one computes with no other."""
         current = self.opened.version(self.influences.artifact)

@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from datetime import date
+from urllib.parse import urlencode
 
 import dagster as dg
 import numpy as np
@@ -20,7 +21,10 @@ from influence_dag.study.data import DataSettings
 
 pytest.importorskip("starlette")
 
+from starlette.requests import Request
+
 from influence_dag.explorer.app import Explorer
+from influence_dag.explorer.pair import pair
 from influence_dag.study.loading import load_study
 
 
@@ -173,6 +177,32 @@ def test_the_edited_copy_is_the_file_but_for_the_marks(loop):
     expected = [list(map(str, row)) for row in project.rows["train"]]
     expected[4][-1] = "2"
     assert rows[1:] == [row for row in expected if row[0] not in ("train-03", "train-21")]
+
+
+def test_products_of_gradients_foretell_no_change(tmp_path):
+    methods = {"direct": None, "cg": None, "identity": {}}
+    project = Project(tmp_path, methods=methods, perturbation=None)
+    project.refresh()
+    explorer = Explorer(project.results)
+    explorer.marks.put("train-03", "drop")
+    view = explorer.opened.view()
+    shown = pair(view, explorer.contents, explorer.maps, "test-01", "train-03", {})
+    assert shown["change"] is None
+    assert "say nothing of leaving rows out" in shown["no_change"]
+    outlook = explorer.edits(asked(method="identity"))["outlook"]
+    assert (outlook["no_change"], outlook["mean"]) == (shown["no_change"], None)
+    assert any(
+        "Nothing is predicted" in words for words in export(view, explorer.marks, {})["said"]
+    )
+    project.write("train", [row for row in project.rows["train"] if row[0] != "train-03"])
+    project.refresh()
+    (edit,) = outcomes(explorer.opened, explorer.marks)
+    assert (edit["state"], edit["predicted_mean"]) == ("done", None)
+    assert edit["actual_mean"] == pytest.approx(edit["loss_now"] - edit["loss_before"])
+
+
+def asked(**query: str) -> Request:
+    return Request({"type": "http", "query_string": urlencode(query).encode()})
 
 
 def test_marks_are_exported_as_a_table(loop):

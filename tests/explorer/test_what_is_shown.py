@@ -154,6 +154,7 @@ def test_two_methods_stand_beside_each_other(client):
 
 def test_self_influence_is_drawn_against_loss(client, summary):
     found = client.get("scatter")
+    assert (found["shown"], found["largest"], found["all"]) == (40, 40, 40)
     assert found["ids"] == summary.train.values.tolist()
     np.testing.assert_allclose(found["loss"], summary.train_loss, rtol=1e-12)
     np.testing.assert_allclose(found["self_influence"], summary.self_influence, rtol=1e-12)

@@ -1,7 +1,9 @@
 """What folders add to the contract about damage: times, clocks, links."""
 
+import errno
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +38,25 @@ def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_
     with pytest.raises(OSError, match="refused"):
         write_atomically(tmp_path / "file", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+
+
+@pytest.mark.parametrize("closed", ["direct", "."])
+def test_a_folder_that_may_not_be_read_is_told_and_not_left_out(
+    store, version, closed, monkeypatch
+):
+    refresh(store, SAMPLE, "dataset")
+    opened = os.scandir
+
+    def scandir(path):
+        if Path(path) == store.root / closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path)
+
+    said = "may not be read: Permission denied; ask its owner"
+    with monkeypatch.context() as patched:
+        patched.setattr("os.scandir", scandir)
+        with pytest.raises(StoreError, match=said):
+            store.names()
 
 
 def test_a_dataset_whose_version_was_removed_says_so(store, tmp_path):

@@ -133,7 +133,7 @@ function cloudOf(cloud) {
     scatter(points, { width: 1180, height: 250, xName: "loss of the training row", yName: "self-influence", log: true, onpick: (point) => go(["train", point.id]) }),
     h("p", { class: "quiet legend" },
       cloud.wrong ? [h("i", { class: "dot wrong" }), "the model predicts another label ", h("i", { class: "dot" }), "as labelled"] : "each dot is a training row",
-      cloud.shown < cloud.all ? ` · the ${count(cloud.shown)} with the largest self-influence and some of the other ${count(cloud.all)}` : ""));
+      cloud.shown < cloud.all ? ` · the ${count(cloud.largest)} with the largest self-influence, and ${count(cloud.shown - cloud.largest)} of the other ${count(cloud.all - cloud.largest)}` : ""));
 }
 
 const MEASURES = new Set(["neighbours", "self-influence", "loss", "measurement", "total influence", "on all tests"]);
@@ -301,8 +301,9 @@ async function pairPage(test, train) {
       h("p", { class: "crumb" }, h("a", { href: address(["test", test]) }, test), " / "),
       h("h1", {}, train, h("b", { class: `entry-value ${words}` }, signed(found.influence))),
       h("p", { class: "lead" }, h("b", { class: words }, { helps: "It helps. ", harms: "It harms. " }[words] ?? "It neither helps nor harms. "),
-        `Fitted again without ${train}, the loss of ${test} would change by about `,
-        h("b", {}, signed(found.change)), ` (the influence, divided by n = ${count(found.n)}).`)),
+        found.no_change ?? [
+          `Fitted again without ${train}, the loss of ${test} would change by about `,
+          h("b", {}, signed(found.change)), ` (the influence, divided by n = ${count(found.n)}).`])),
     h("div", { class: "pair" }, card(found.test, "The test row", "test"), card(found.train, "The training row", "train"), mapCard(found)),
     differencesCard(found));
 }
@@ -399,8 +400,8 @@ async function editsPage() {
 function outlookCard(found) {
   const { outlook } = found;
   if (!outlook) return h("section", { class: "card" }, h("h2", {}, "Predicted"), h("p", { class: "empty" }, "What the marked edit would do to the test losses stands here."));
-  const unknown = Object.keys(outlook.unknown).length;
-  const parts = [[outlook.drops, "dropped"], [outlook.relabels, "relabelled"]].filter(([number]) => number).map(([number, word]) => `${count(number)} ${word}`);
+  const unknown = outlook.no_change ? 0 : Object.keys(outlook.unknown).length;
+  const parts = outlook.no_change ? [] : [[outlook.drops, "dropped"], [outlook.relabels, "relabelled"]].filter(([number]) => number).map(([number, word]) => `${count(number)} ${word}`);
   const run = async (event, path, words) => {
     event.target.disabled = true;
     try {
@@ -417,6 +418,7 @@ function outlookCard(found) {
       h("b", { class: outlook.mean < 0 ? "helps" : "harms" }, signed(outlook.mean)),
       outlook.mean_loss === null ? "." : ` (it is ${fmt(outlook.mean_loss)}).`) : null,
     parts.length ? h("p", { class: "quiet" }, `${count(outlook.better)} test rows better, ${count(outlook.worse)} worse; to first order, sum of influences over n = ${count(outlook.n)}.`) : null,
+    outlook.no_change ? h("p", { class: "note" }, outlook.no_change) : null,
     outlook.done ? h("p", { class: "note" }, `${count(outlook.done)} of the marks are in these data already.`) : null,
     unknown ? h("p", { class: "note" }, `${count(unknown)} relabelled ${unknown > 1 ? "rows are" : "row is"} not counted yet: gradients under new labels are not stored. `,
       found.project ? h("button", { onclick: (event) => run(event, "relabels", ({ computed }) => `${computed} computed`) }, "Compute them") : "Name the project (--project) to compute them.",
@@ -426,7 +428,7 @@ function outlookCard(found) {
       h("tbody", {}, outlook.strongest.slice(0, 6).map((each) => h("tr", {}, h("td", {}, h("a", { href: address(["test", each.id]) }, each.id)),
         h("td", {}, h("b", { class: tone(-each.change) }, signed(each.change))))))) : null,
     h("p", { class: "actions" },
-      h("button", { class: "primary", disabled: !parts.length && !unknown, onclick: (event) => run(event, "export", (answer) => `Edit ${answer.number} is in ${answer.folder}`) }, "Export this edit"),
+      h("button", { class: "primary", disabled: !outlook.drops && !outlook.relabels && !Object.keys(outlook.unknown).length, onclick: (event) => run(event, "export", (answer) => `Edit ${answer.number} is in ${answer.folder}`) }, "Export this edit"),
       h("button", { onclick: clearMarks(found.marks.length) }, "Clear marks")),
     found.folder ? h("p", { class: "quiet" }, `Kept in ${found.folder}`) : h("p", { class: "quiet" }, "The store is in no folder, so these marks are kept in memory."));
 }
