@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from influence_dag.functional import scores
 from influence_dag.functional.arguments import choice
 from influence_dag.functional.columns import (
     at_positions,
@@ -19,13 +20,13 @@ from influence_dag.functional.inversion import Damping, InverseHvpResult, Invers
 from influence_dag.functional.loaders import read_rows
 from influence_dag.functional.sizes import check_fits
 from influence_dag.functional.usable import usable_module
+from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.influence.points import perturbation_point
 from influence_dag.influence.positions import (
     position_gradients,
     positions_of,
     positions_of_test,
 )
-from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective.objective import (
     Objective,
@@ -145,7 +146,7 @@ def compute_influences(
         at_test = positions_of_test(objective, test)
     batch = _batch_size(training_data)
     if kind == "up" and positions is None and not per_block:
-        up, layout = inversion.kernel(objective, train, test, rows=len(rows), batch=batch)
+        up, layout = scores.kernel(inversion, objective, train, test, rows=len(rows), batch=batch)
         if input_data is not None:
             objective.check(rows)
         return columns_of(objective, rows, up, layout=layout)
