@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -114,6 +115,41 @@ def test_rows_without_ids_get_some(folder):
     frame = pd.read_csv(folder / "iris/train.csv")
     assert frame.columns.tolist() == ["id", "a", "b", "label"]
     assert frame.id.tolist()[:2] == ["train-00", "train-01"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"train": "bad.parquet"}, r"^bad\.parquet: not a readable \.parquet: "),
+        ({"train": "bad.feather"}, r"^bad\.feather: not a readable \.feather: "),
+        ({"train": "nothing"}, r"nothing has no pictures \(\.png, "),
+        ({"target": "id"}, r"iris: id and target both name 'id'; each needs a column"),
+        ({"classes": ("red", "")}, r"iris: classes are names of outputs: each once, none empty"),
+    ],
+    ids=["parquet", "feather", "an empty folder", "the target as id", "an empty class"],
+)
+def test_what_cannot_be_read_or_contradicts_itself_is_told(folder, options, words):
+    write_tables(folder, WORDS)
+    for name in ("bad.parquet", "bad.feather"):
+        (folder / name).write_text("id,a,label\n")
+    (folder / "nothing").mkdir()
+    with pytest.raises((DataError, StudyError), match=words):
+        start(**options)
+    assert not (folder / "iris").exists()
+
+
+@pytest.mark.parametrize("ending", [".csv.gz", ".csv.zst"])
+def test_packed_tables_are_looked_at_as_others_are(folder, ending):
+    write_tables(folder, WORDS, note=["some text"] * 24)
+    for name in ("train", "test"):
+        content = pa.py_buffer((folder / f"{name}.csv").read_bytes())
+        codec = {".csv.gz": "gzip", ".csv.zst": "zstd"}[ending]
+        with pa.output_stream(folder / f"{name}{ending}", compression=codec) as packed:
+            packed.write(content)
+    said = start(train=f"train{ending}", test=f"test{ending}")
+    assert "ids: column 'id'" in said
+    assert "no input, travels along: note" in said
+    foresee("iris")
 
 
 def test_rows_that_get_ids_are_copied_cell_by_cell(folder):

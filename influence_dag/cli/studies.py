@@ -21,7 +21,9 @@ folder_argument = click.argument("folder", type=click.Path(path_type=Path))
 )
 @click.option("--test", required=True, help="Test rows, likewise.")
 @click.option("--target", help="The column that the model predicts; not of folders of pictures.")
-@click.option("--id", "id_", help="The column of row ids; default: one that is called so.")
+@click.option(
+    "--id", "id_", help="The column of row ids; default, of files: one that is called so."
+)
 @click.option("--model", help="module:callable that builds the torch module.")
 @click.option("--checkpoint", help="A file with the model's fitted parameters.")
 @click.option("--classes", help="The labels in the order of the model's outputs: benign,malignant.")

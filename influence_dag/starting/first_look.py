@@ -14,13 +14,15 @@ import pandas as pd
 from influence_dag.datasets.sources.arrays import columns_of_lists
 from influence_dag.datasets.sources.base import demand, did_you_mean
 from influence_dag.datasets.sources.images import SUFFIXES
+from influence_dag.datasets.sources.packed import content_of
 from influence_dag.datasets.sources.tables import check_names
 from influence_dag.datasets.sources.texts import TEXT_KINDS
 from influence_dag.errors import DataError
 from influence_dag.study.base import is_callable_name
 from influence_dag.study.data import DataSettings
 
-TABLES = (".csv", ".parquet", ".feather", ".arrow")
+TEXTS = (".csv", ".csv.gz", ".csv.zst")
+TABLES = (*TEXTS, ".parquet", ".feather", ".arrow")
 PICTURES = 50  # that are opened to see of what size and colours they are
 LARGEST = 64  # rows and columns of pictures, if nobody says more
 IDS = ("id", "row_id", "rowid", "uuid", "index", "key")
@@ -74,7 +76,7 @@ def look_at_files(start: Start, folder: Path, plan: Plan) -> None:
         raise DataError(f"{start.train}: which of its columns is the target? Name it: --target")
     if train.suffix == ".npz":
         _look_at_arrays(train, plan)
-    if all(path and path.is_file() and path.suffix in TABLES for path in paths.values()):
+    if all(path and path.is_file() and path.name.endswith(TABLES) for path in paths.values()):
         _look_at_tables(start, {w: p for w, p in paths.items() if p}, folder, plan)
 
 
@@ -113,22 +115,28 @@ def _look_at_tables(start: Start, paths: dict[str, Path], folder: Path, plan: Pl
 
 
 def _table(path: Path, name: str, plan: Plan) -> pd.DataFrame:
-    if path.suffix != ".csv":
-        read = pd.read_parquet if path.suffix == ".parquet" else pd.read_feather
-        return read(path)
+    content = content_of(path, name)
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            head = file.readline()
+        if not path.name.endswith(TEXTS):
+            read = pd.read_parquet if path.suffix == ".parquet" else pd.read_feather
+            return read(io.BytesIO(content))
+        head = next(_text(content), "")
         separator = max(",;\t|", key=head.count)
         if separator != ",":
             plan.data["csv"] = {"separator": separator}
-            frame = pd.read_csv(path, sep=separator)
+            frame = pd.read_csv(io.BytesIO(content), sep=separator)
             if any(_has_decimal_commas(pd.Series(frame[column])) for column in frame):
                 plan.data["csv"]["decimal"] = ","
         options = plan.data.get("csv", {})
-        return pd.read_csv(path, sep=separator, decimal=options.get("decimal", "."))
-    except (OSError, ValueError) as error:  # pandas' and of encodings
-        raise DataError(f"{name}: not a readable .csv: {error}") from error
+        decimal = options.get("decimal", ".")
+        return pd.read_csv(io.BytesIO(content), sep=separator, decimal=decimal)
+    except (OSError, ValueError) as error:  # pandas' and Arrow's, and of encodings
+        kind = "".join(path.suffixes[-2 if path.suffix in (".gz", ".zst") else -1 :])
+        raise DataError(f"{name}: not a readable {kind}: {str(error).strip()}") from error
+
+
+def _text(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
 
 
 def _has_decimal_commas(column: pd.Series) -> bool:
@@ -155,7 +163,7 @@ def _identify(
             plan.data["id"] = column
             plan.told.append(f"  ids: column {column!r}")
             return
-    if any(not plan.data[which].endswith(".csv") for which in tables):
+    if any(not plan.data[which].endswith(TEXTS) for which in tables):
         plan.told.append("  ids: no column is called like one, so positions are; --id names one")
         return
     if not copies:
@@ -177,8 +185,8 @@ def _with_ids(path: Path, name: str, which: str, plan: Plan) -> str:
     settings = DataSettings.model_validate(plan.data)
     separator = settings.csv.separator
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, *rows = filter(None, csv.reader(file, delimiter=separator))
+        text = _text(content_of(path, name))
+        header, *rows = filter(None, csv.reader(text, delimiter=separator))
     except csv.Error as error:
         raise DataError(f"{name}: not a readable .csv: {error}") from error
     check_names(name, header, settings)
@@ -237,7 +245,12 @@ def _look_at_arrays(path: Path, plan: Plan) -> None:
 
 def _look_at_pictures(folder: Path, plan: Plan) -> None:
     pictures = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
-    _look_at_some(list(pictures), plan)
+    if not (found := list(pictures)):
+        raise DataError(
+            f"{folder} has no pictures ({', '.join(SUFFIXES)}); give a folder of pictures with a "
+            "folder a class, a table or arrays"
+        )
+    _look_at_some(found, plan)
 
 
 def _pictures_of(frame: pd.DataFrame, path: Path, plan: Plan) -> list[str] | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from influence_dag.datasets.scales import unscaled
 from influence_dag.datasets.split_rows import SplitRows
@@ -45,6 +46,14 @@ def init(start: Start) -> str:
 
     Raises `DataError` or `StudyError` for what would not become a study. Nothing is overwritten.
     """
+    try:
+        return _init(start)
+    except ValidationError as error:  # of options that contradict one another, or are empty
+        said = [each["msg"].removeprefix("Value error, ") for each in error.errors()]
+        raise StudyError(f"{start.folder}: {'; '.join(said)}") from error
+
+
+def _init(start: Start) -> str:
     folder = Path(os.path.abspath(start.folder))
     study_name(folder)
     if taken := [name for name in ("defs.yaml", "model.py") if (folder / name).exists()]:
