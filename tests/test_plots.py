@@ -134,7 +134,10 @@ def test_titles_are_drawn_as_they_are(name):
 
 
 def test_names_of_features_and_rows_are_drawn_as_they_are():
-    assert_drawn(plots.feature_bars(ODD, np.arange(1.0, len(ODD) + 1), title=ODD[0]), *ODD)
+    long = max(ODD, key=len)
+    for names in ([name for name in ODD if name != long], [long, "b"]):
+        values = np.arange(1.0, len(names) + 1)
+        assert_drawn(plots.feature_bars(names, values, title=names[0]), *names)
     test, *rows = [(name, DIGIT[1]) for name in ODD]
     assert_drawn(plots.image_grid([test], [rows[:6]], [rows[6:]]), *ODD)
 
