@@ -22,7 +22,8 @@ from influence_dag.gradients.capture import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.objective.outputs import OutputSpace
 
-_COLUMNS = 64  # vectors at once on a processor: their shares stay there as well
+_COLUMNS = 64  # vectors at once on a processor: their shares stay in its cache
+_LONG = 512  # numbers of a vector for which there is one more: it does not stay there anyway
 _KEPT_BYTES = 2**30  # of captured pairs, for products to come
 
 
@@ -96,7 +97,9 @@ class CapturedSum:
 
     def summed(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """As `products`; raises `NotCaptured`, `ModelError`."""
-        columns = _COLUMNS if vectors.device.type == "cpu" else max(1, len(vectors))
+        columns = max(_COLUMNS, vectors.shape[1] // _LONG)
+        if vectors.device.type != "cpu":
+            columns = max(1, len(vectors))
         total = torch.zeros_like(vectors, dtype=torch.float64)
         asked = [*map(Vectors, vectors.split(columns))]
         totals = [Total(part, len(asked)) for part in total.split(columns)]
