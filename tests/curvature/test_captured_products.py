@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from influence_dag.curvature import (
     GaussNewton,
+    captured_blocks,
     captured_products,
     gauss_newton,
     kronecker_pairs,
@@ -193,7 +194,8 @@ def test_products_are_the_same_however_rows_and_vectors_are_cut(monkeypatch):
     }
     for chosen in zip(*cuts.values(), strict=True):
         for name, value in zip(cuts, chosen, strict=True):
-            monkeypatch.setattr(captured_products, name, value)
+            where = captured_products if name == "_COLUMNS" else captured_blocks
+            monkeypatch.setattr(where, name, value)
         found = GaussNewton(objective, rows, checked=True, batch_size=4).apply(vectors)
         assert_close(found, expected)
 
