@@ -17,6 +17,7 @@ from influence_dag.functional.columns import (
 )
 from influence_dag.functional.inversion import Damping, InverseHvpResult, Inversion
 from influence_dag.functional.loaders import read_rows
+from influence_dag.functional.scores import kernel
 from influence_dag.functional.sizes import check_fits
 from influence_dag.functional.usable import usable_module
 from influence_dag.influence.points import perturbation_point
@@ -144,7 +145,7 @@ def compute_influences(
         at_test = positions_of_test(objective, test)
     batch = _batch_size(training_data)
     if kind == "up" and positions is None and not per_block:
-        up, layout = inversion.kernel(objective, train, test, rows=len(rows), batch=batch)
+        up, layout = kernel(inversion, objective, train, test, rows=len(rows), batch=batch)
         if input_data is not None:
             objective.check(rows)
         return columns_of(objective, rows, up, layout=layout)
@@ -159,14 +160,14 @@ def compute_influences(
     without_denormal_entries(factors)
     if input_data is not None:
         objective.check(rows)
-    kernel = up_weighted
+    of_factors = up_weighted
     if positions in ("train", "both"):
-        kernel = at_positions
+        of_factors = at_positions
     elif kind == "perturbation":
-        kernel = partial(perturbation_influences, wrt=wrt)
+        of_factors = partial(perturbation_influences, wrt=wrt)
 
     def found(factors: Tensor) -> Any:
-        values = kernel(objective, factors, rows)
+        values = of_factors(objective, factors, rows)
         return values.unflatten(0, (len(test), *at_test)) if at_test else values
 
     if not per_block:

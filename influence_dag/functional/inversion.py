@@ -1,7 +1,6 @@
 """One inverse of the curvature in memory: from the arguments of a call to x and its info."""
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
@@ -14,17 +13,9 @@ from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.functional.arguments import choice, method_of, start_of
 from influence_dag.functional.outcomes import Solver, check_start
-from influence_dag.functional.scores import Kernel, shortcut
-from influence_dag.gradients.per_sample import (
-    GradientLayout,
-    Gradients,
-    gradient_layout,
-    per_sample_gradients,
-)
-from influence_dag.gradients.uncaptured import NotCaptured
-from influence_dag.influence.upweighting import influences
+from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
 from influence_dag.objective.batching import check_all_rows
-from influence_dag.objective.objective import Objective, Rows, without_denormal_entries
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import (
     EKFAC,
     KFAC,
@@ -101,31 +92,6 @@ class Inversion:
         method = method_of(name, known, settings)
         return cls(name, method, damping, kind, blocks, block_damping or {}, start)
 
-    def kernel(
-        self,
-        objective: Objective,
-        train: Rows,
-        test: Rows,
-        *,
-        rows: int,
-        batch: int | None = None,
-    ) -> tuple[Kernel, GradientLayout]:
-        """What makes influences on the test rows of the gradients of so many `rows`.
-
-        And the layout that the test rows' own gradients have. Of the solve nothing is told; it
-        raises and warns as `factors` does.
-        """
-        precise, train, test = self._checked(objective, train, test)
-        measured = _measured_as(gradient_layout(precise, train), precise, test)
-        solver = self._solver(precise, train, len(test), batch)
-        if precise.dtype == objective.dtype:
-            found = shortcut(solver.factorization, measured, damping=solver.damping, rows=rows)
-            if found is not None:
-                solver.warn(objective.dtype)
-                return found, measured.layout
-        x = solver.solve(measured.dense(), self.start).x.to(objective.dtype)
-        return partial(influences, without_denormal_entries(x)), measured.layout
-
     def factors(
         self,
         objective: Objective,
@@ -142,11 +108,11 @@ class Inversion:
         where nobody is to be `told`; what it raises and warns of is the same.
         """
         dtype = objective.dtype
-        objective, train, test = self._checked(objective, train, test)
+        objective, train, test = self.checked(objective, train, test)
         rhs = (
             gradients(objective, test) if gradients else measured_gradients(objective, test).dense()
         )
-        solver = self._solver(objective, train, len(rhs), batch)
+        solver = self.solver(objective, train, len(rhs), batch)
         solution = solver.solve(rhs, self.start)
         info = self._info(solver, solution, rhs) if told else {}
         return _as(dtype, InverseHvpResult(solution.x, info))
@@ -159,13 +125,14 @@ class Inversion:
         dtype = objective.dtype
         objective, rows, _ = self._precise(objective, rows, rows[:1])
         rhs = rhs.to(objective.dtype)
-        solver = self._solver(objective, rows, len(rhs), batch)
+        solver = self.solver(objective, rows, len(rhs), batch)
         solution = solver.solve(rhs, self.start)
         return _as(dtype, InverseHvpResult(solution.x, self._info(solver, solution, rhs)))
 
-    def _checked(
+    def checked(
         self, objective: Objective, train: Rows, test: Rows
     ) -> tuple[Objective, Rows, Rows]:
+        """The problem as it is solved, in the precision that this takes, if it can be used."""
         if objective.measurement is None:
             objective.check(test, train)
         else:
@@ -195,7 +162,7 @@ class Inversion:
             return objective, train, test
         return double, *rows
 
-    def _solver(self, objective: Objective, rows: Rows, count: int, batch: int | None) -> Solver:
+    def solver(self, objective: Objective, rows: Rows, count: int, batch: int | None) -> Solver:
         """For `count` right-hand sides."""
         if self.start is not None:
             check_start(self.start, (count, objective.size))
@@ -279,13 +246,6 @@ class Inversion:
 def measured_gradients(objective: Objective, test: Rows) -> Gradients:
     """Of each test row's loss, or of what is measured of it."""
     return per_sample_gradients(objective, test, of="measurement")
-
-
-def _measured_as(layout: GradientLayout, objective: Objective, test: Rows) -> Gradients:
-    """The same, in the layout of other rows if it serves these: one less to find."""
-    with suppress(NotCaptured):
-        return per_sample_gradients(objective, test, layout=layout, of="measurement")
-    return measured_gradients(objective, test)
 
 
 def _as(dtype: torch.dtype, result: InverseHvpResult) -> InverseHvpResult:

@@ -1,25 +1,67 @@
 """Influences on test rows by a shorter way than factors that a solve writes out."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
 from influence_dag.functional.outcomes import check_finite
-from influence_dag.gradients.per_sample import Gradients
-from influence_dag.influence.upweighting import influences
-from influence_dag.objective.objective import without_denormal_entries
+from influence_dag.gradients.per_sample import (
+    GradientLayout,
+    Gradients,
+    gradient_layout,
+    per_sample_gradients,
+)
+from influence_dag.gradients.uncaptured import NotCaptured
+from influence_dag.objective.objective import Objective, Rows, without_denormal_entries
 from influence_dag.solvers.base import Factorization, LowRank
 from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.ekfac import KroneckerFactorization
 from influence_dag.solvers.identity import IdentityFactor
 from influence_dag.solvers.kronecker_scores import RotatedGradients, pays_to_rotate
 
+if TYPE_CHECKING:
+    from influence_dag.functional.inversion import Inversion
+
 Kernel: TypeAlias = Callable[[Gradients], Tensor]
 
 
-def shortcut(
+def kernel(
+    inversion: "Inversion",
+    objective: Objective,
+    train: Rows,
+    test: Rows,
+    *,
+    rows: int,
+    batch: int | None = None,
+) -> tuple[Kernel, GradientLayout]:
+    """What makes influences on the test rows of the gradients of so many `rows`.
+
+    And the layout that the test rows' own gradients have. Of the solve nothing is told; it raises
+    and warns as `Inversion.factors` does.
+    """
+    precise, train, test = inversion.checked(objective, train, test)
+    measured = _measured(precise, test, gradient_layout(precise, train))
+    solver = inversion.solver(precise, train, len(test), batch)
+    if precise.dtype == objective.dtype:
+        found = _shortcut(solver.factorization, measured, damping=solver.damping, rows=rows)
+        if found is not None:
+            solver.warn(objective.dtype)
+            return found, measured.layout
+    x = solver.solve(measured.dense(), inversion.start).x.to(objective.dtype)
+    return partial(_by_factors, without_denormal_entries(x)), measured.layout
+
+
+def _measured(objective: Objective, test: Rows, layout: GradientLayout) -> Gradients:
+    """The test rows' gradients, in the layout of others if it serves them: one less to find."""
+    with suppress(NotCaptured):
+        return per_sample_gradients(objective, test, layout=layout, of="measurement")
+    return per_sample_gradients(objective, test, of="measurement")
+
+
+def _shortcut(
     factorization: Factorization, test: Gradients, *, damping: float, rows: int
 ) -> Kernel | None:
     """Influences on the test rows as a function of the gradients of `rows` others, if there is one.
@@ -39,8 +81,14 @@ def shortcut(
             return partial(_in_eigenbasis, factorization, test, damping)
         factors = RotatedGradients.of(factorization, test).solved(damping=damping)
         check_finite(factors)
-        return partial(influences, without_denormal_entries(factors))
+        without_denormal_entries(factors)
+        return partial(_by_factors, factors)
     return None
+
+
+def _by_factors(factors: Tensor, rows: Gradients) -> Tensor:
+    """`influence_dag.influences`, of gradients that are kept as they are made."""
+    return rows.inner(factors)
 
 
 def _of_low_rank(low_rank: LowRank, test: Gradients, rows: Gradients) -> Tensor:
