@@ -6,7 +6,9 @@ from networks import digits_mlp
 from torch import nn
 from torch.nn import functional as F
 
+from influence_dag.curvature import Hessian
 from influence_dag.errors import ModelError
+from influence_dag.objective import footprint
 from influence_dag.objective.footprint import saved_numbers
 from influence_dag.objective.objective import (
     Objective,
@@ -470,3 +472,16 @@ def test_a_module_may_change_its_parameters_in_place_and_leaves_theta_as_it_is()
     cut = Objective(module, "cross_entropy")
     wanted = torch.func.grad(lambda theta: cut.losses(theta, Rows(x, y)).sum())(cut.params)
     assert torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_a_network_is_measured_once_for_all_products(monkeypatch):
+    seen, measure = [], footprint.saved_numbers
+    monkeypatch.setattr(
+        footprint, "saved_numbers", lambda *of, **how: seen.append(of) or measure(*of, **how)
+    )
+    objective = Objective(nn.Linear(4, 3), "cross_entropy")
+    rows = Rows(torch.randn(9, 4), torch.arange(9) % 3)
+    hessian = Hessian(objective, rows, route="autograd")
+    for _ in range(3):
+        hessian.apply(objective.params[None])
+    assert len(seen) == 1

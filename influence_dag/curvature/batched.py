@@ -21,7 +21,7 @@ from influence_dag.curvature.products import (
     products_agree,
     random_vectors,
 )
-from influence_dag.objective.footprint import of_numbers, saved_numbers
+from influence_dag.objective.footprint import of_numbers, widest_numbers
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, no_derivative
 
@@ -141,7 +141,7 @@ class BatchedCurvature(ABC):
     ) -> Float[Tensor, "k p"]:
         """The sum over rows times each vector, float64."""
         total = torch.zeros_like(vectors, dtype=torch.float64)
-        widest = max(saved_numbers(self.objective, rows), default=1)
+        widest = widest_numbers(self.objective, rows)
         most = self.batch_size * (_PLAIN if plain else 1)
         for batch in rows.batches(of_numbers(self.objective, widest, most)):
             product = self._product(batch, plain=plain)

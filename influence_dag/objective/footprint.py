@@ -39,6 +39,11 @@ def kept_numbers(objective: "Objective", rows: Rows) -> float:
     return math.inf if known is None else sum(known)
 
 
+def widest_numbers(objective: "Objective", rows: Rows) -> int:
+    """How many numbers the widest tensor that it keeps has a row; 1 where that is not known."""
+    return max(_known(objective, rows, "loss") or [1])
+
+
 def _known(objective: "Objective", rows: Rows, of: "Of") -> list[int] | None:
     of = of if objective.measurement is not None else "loss"
     key = of, tuple(leaf.shape[1:] for leaf in tensors_of((rows.x, rows.y)))
