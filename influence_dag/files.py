@@ -6,7 +6,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from influence_dag.errors import StoreError, interrupt_behind
@@ -127,13 +127,18 @@ def _read_all(descriptor: int) -> bytes | None:
 
 
 def write_atomically(path: Path | str, content: bytes) -> None:
-    """Replace a file as a whole; a reader sees the old or the new content."""
+    """Replace a file as a whole; a reader sees the old or the new content, and no rest is left."""
     temporary = f"{path}.{uuid.uuid4().hex}.partial"
-    with open(temporary, "xb", buffering=0) as file:
-        rest = memoryview(content)
-        while rest:  # a call writes 2 GiB at most
-            rest = rest[file.write(rest) :]
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "xb", buffering=0) as file:
+            rest = memoryview(content)
+            while rest:  # a call writes 2 GiB at most
+                rest = rest[file.write(rest) :]
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def replace_link(link: Path, target: str) -> None:

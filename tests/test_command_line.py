@@ -1,5 +1,6 @@
 """The command line on stored results: what it prints for people and for programs, how it ends."""
 
+import errno
 import io
 import json
 import shlex
@@ -17,6 +18,7 @@ from tiny_project import Project
 
 from influence_dag.__main__ import INTERRUPTED, main
 from influence_dag.cli.printing import plain, table
+from influence_dag.errors import StoreError
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "command-line.md").read_text()
@@ -83,6 +85,7 @@ def test_what_is_shown_ends_with_the_commands_that_open_it(store, monkeypatch, t
         (["export", "{store}", "x.parquet", "--artifact", "model"], "model is no table of pairs"),
         (["export", "{store}", "none/x.zarr"], "is no folder"),
         (["report", "{store}", "-o", "none/x.html"], "is no folder"),
+        (["top", "{store}", "test-03", "--damping", "7"], "none of those stored: [0.05]"),
     ],
     ids=lambda value: value[1] if isinstance(value, list) else "",
 )
@@ -101,6 +104,29 @@ def test_what_is_refused_is_told_in_a_line_with_the_nearest_right_name(
 def test_wrong_usage_ends_with_its_own_code(store):
     assert "Did you mean 'top'?" in run("tops", store, code=2)
     assert "x>=1" in run("top", store, "test-03", "-k", 0, code=2)
+
+
+def test_what_the_system_refuses_is_told_in_a_line(store, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("click.echo", full)
+    assert run("show", store, code=1) == "OSError: [Errno 28] No space left on device\n"
+
+
+def test_a_study_that_was_interrupted_before_its_influences_is_shown(finished_project, tmp_path):
+    begun = finished_project.copy(tmp_path / "p", artifacts=["dataset", "model"])
+    assert run("show", begun.store).endswith("No influences yet: materialise the study.\n")
+    for arguments in (["top", begun.store, "test-03"], ["export", begun.store, "x.parquet"]):
+        assert "has no influences yet" in run(*arguments, code=1)
+    with pytest.raises(StoreError, match="has no influences yet"):
+        begun.results.plot.convergence()
+
+
+def test_shards_that_make_no_run_take_no_options_of_one(finished_project):
+    for option in ("--again", "--show"):
+        said = run("materialize", finished_project.folder, "--shard", "2/2", option, code=2)
+        assert f"{option} is for the shard that makes the run" in said
 
 
 def test_interruptions_end_with_their_own_code(store, monkeypatch):

@@ -1,7 +1,10 @@
 """A study on one page: its verdict follows from numbers, and it shows names as they are."""
 
 import base64
+import os
 import re
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 
 import numpy as np
@@ -58,6 +61,30 @@ def page(project, tmp_path_factory) -> Page:
     path = tmp_path_factory.mktemp("page") / "tiny.html"
     write_report(project.results, path)
     return Page(path.read_text())
+
+
+def test_a_report_takes_the_place_of_a_file_and_of_nothing_else(project, tmp_path):
+    target, link = tmp_path / "page.html", tmp_path / "link.html"
+    link.symlink_to(target)
+    before = os.umask(0o077)
+    try:
+        write_report(project.results, link)
+    finally:
+        os.umask(before)
+    assert link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600, "nobody else's, as the umask says"
+    os.mkfifo(pipe := tmp_path / "pipe")
+    with ThreadPoolExecutor() as other:
+        read = other.submit(pipe.read_bytes)
+        write_report(project.results, pipe)
+        assert read.result().startswith(b"<!DOCTYPE html>")
+    assert pipe.is_fifo()
+
+
+def test_a_report_that_cannot_be_written_says_so_and_leaves_nothing(project, tmp_path):
+    with pytest.raises(StoreError, match=r"writing .* failed: File name too long; name a file"):
+        write_report(project.results, tmp_path / f"{'x' * 300}.html")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_are_shown_as_they_are(page):

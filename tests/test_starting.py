@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -114,6 +115,68 @@ def test_rows_without_ids_get_some(folder):
     frame = pd.read_csv(folder / "iris/train.csv")
     assert frame.columns.tolist() == ["id", "a", "b", "label"]
     assert frame.id.tolist()[:2] == ["train-00", "train-01"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"train": "bad.parquet"}, r"^bad\.parquet: not a readable \.parquet: "),
+        ({"train": "bad.feather"}, r"^bad\.feather: not a readable \.feather: "),
+        ({"train": "nothing"}, r"nothing has no pictures \(\.png, "),
+        ({"target": "id"}, r"iris: id and target both name 'id'; each needs a column"),
+        ({"classes": ("red", "")}, r"iris: classes are names of outputs: each once, none empty"),
+    ],
+    ids=["parquet", "feather", "an empty folder", "the target as id", "an empty class"],
+)
+def test_what_cannot_be_read_or_contradicts_itself_is_told(folder, options, words):
+    write_tables(folder, WORDS)
+    for name in ("bad.parquet", "bad.feather"):
+        (folder / name).write_text("id,a,label\n")
+    (folder / "nothing").mkdir()
+    with pytest.raises((DataError, StudyError), match=words):
+        start(**options)
+    assert not (folder / "iris").exists()
+
+
+@pytest.mark.parametrize("ending", [".csv.gz", ".csv.zst"])
+def test_packed_tables_are_looked_at_as_others_are(folder, ending):
+    write_tables(folder, WORDS, note=["some text"] * 24)
+    for name in ("train", "test"):
+        content = pa.py_buffer((folder / f"{name}.csv").read_bytes())
+        codec = {".csv.gz": "gzip", ".csv.zst": "zstd"}[ending]
+        with pa.output_stream(folder / f"{name}{ending}", compression=codec) as packed:
+            packed.write(content)
+    said = start(train=f"train{ending}", test=f"test{ending}")
+    assert "ids: column 'id'" in said
+    assert "no input, travels along: note" in said
+    foresee("iris")
+
+
+def test_rows_that_get_ids_are_copied_cell_by_cell(folder):
+    lines = ["a;b;code;label", "1,50;1e3;007;NA", '2,5;2;010;"x; ""y"""', "0,1;3;011;NA"]
+    for name in ("train.csv", "test.csv"):
+        (folder / name).write_text("\n".join(lines) + "\n")
+    start(classes=("NA", 'x; "y"'))
+    copied = (folder / "iris/train.csv").read_text().splitlines()
+    assert copied == ["id;" + lines[0], *(f"train-{k};{line}" for k, line in enumerate(lines[1:]))]
+    foresee("iris")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (",a,label\n0,1,x\n1,2,y\n", r"train\.csv: column 1 of 3 has no name of its own"),
+        ("a,a,label\n1,2,x\n3,4,y\n", r"train\.csv: line 1 names the column 'a' more than once"),
+        ("a,label\n1,x\n,y\n", r"train\.csv: line 3 \(id 'train-1'\), column 'a': seen an empty"),
+    ],
+    ids=["row numbers saved along", "a column twice", "an empty cell"],
+)
+def test_a_table_that_is_refused_leaves_no_copy_behind(folder, lines, words):
+    for name in ("train.csv", "test.csv"):
+        (folder / name).write_text(lines)
+    with pytest.raises(DataError, match=f"^{words}"):
+        start()
+    assert not (folder / "iris").exists()
 
 
 def test_other_separators_and_decimal_commas_are_found(folder):

@@ -1,5 +1,6 @@
 """How a command ends: exit codes, and errors as sentences without a traceback."""
 
+import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ def errors_in_a_line() -> Iterator[None]:
     except SystemExit as error:
         sys.exit(f"StudyError: {ended(error)}")
     except InfluenceDagError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except OSError as error:  # what the system says of where a person wants to read or write
+        if error.errno == errno.EPIPE:  # `| head` has seen enough, which click ends quietly
+            raise
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt as interrupt:
         click.echo(str(interrupt) or "interrupted", err=True)

@@ -21,7 +21,9 @@ folder_argument = click.argument("folder", type=click.Path(path_type=Path))
 )
 @click.option("--test", required=True, help="Test rows, likewise.")
 @click.option("--target", help="The column that the model predicts; not of folders of pictures.")
-@click.option("--id", "id_", help="The column of row ids; default: one that is called so.")
+@click.option(
+    "--id", "id_", help="The column of row ids; default, of files: one that is called so."
+)
 @click.option("--model", help="module:callable that builds the torch module.")
 @click.option("--checkpoint", help="A file with the model's fitted parameters.")
 @click.option("--classes", help="The labels in the order of the model's outputs: benign,malignant.")
@@ -90,8 +92,8 @@ def materialize(
     if shard is not None and not shard.startswith("1/"):
         from influence_dag.running import compute_shard
 
-        if again:
-            raise click.UsageError("--again is for the shard that makes the run, 1/n")
+        if given := [name for name, each in (("--again", again), ("--show", show)) if each]:
+            raise click.UsageError(f"{given[0]} is for the shard that makes the run, 1/n")
         count = compute_shard(folder, shard)
         emit({"blocks": count}, f"shard {shard}: {count} blocks computed", as_json=as_json)
         return

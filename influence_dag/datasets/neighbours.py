@@ -28,17 +28,37 @@ def points(dataset: Version, split: Split) -> NDArray:
     return values.reshape(len(slots), -1)
 
 
-def targets(dataset: Version, split: Split) -> NDArray:
-    """Classes or numbers of the rows that exist, by slot."""
-    return dataset.read(f"{split}_y")[Axis.read(dataset, split).slots]
+def have_classes(dataset: Version, loss: str | None, predicted: NDArray | None) -> bool:
+    """Whether whole numbers that are targets are classes, rather than amounts (an age, a count).
+
+    They have names, or the loss says so. One of a study's own does not: then what the model has
+    `predicted` of the training rows (NaN where nothing is known) is the number of a class, or is
+    no whole number.
+    """
+    if not dataset.variables["train_y"].dtype.startswith("int"):
+        return False
+    if dataset.attrs.get("classes") or loss in ("cross_entropy", "bce_with_logits", "next_token"):
+        return True
+    return loss != "mse" and (predicted is None or are_whole(predicted))
+
+
+def are_whole(values: NDArray) -> bool:
+    """Whether numbers, as far as they are known, are whole ones."""
+    return not np.mod(values[np.isfinite(values)], 1).any()
+
+
+def targets(dataset: Version, split: Split, *, are_classes: bool) -> NDArray:
+    """Classes as integers or numbers as floats, of the rows that exist, by slot."""
+    values = dataset.read(f"{split}_y")[Axis.read(dataset, split).slots]
+    return values if are_classes else values.astype(np.float64)
 
 
 def stored_neighbours(
-    dataset: Version, k: int = NEIGHBOURS
+    dataset: Version, k: int = NEIGHBOURS, *, are_classes: bool
 ) -> tuple[NDArray[np.float64], Votes | None]:
     """`suspicion.neighbour_disagreement` and, of classes, `votes` of the training rows, by slot."""
     train, test = (points(dataset, split) for split in ("train", "test"))
-    labels, truth = (targets(dataset, split) for split in ("train", "test"))
+    labels, truth = (targets(dataset, s, are_classes=are_classes) for s in ("train", "test"))
     near = nearest(train, k)
     disagreement = neighbour_disagreement(train, labels, near=near)
     if labels.dtype.kind != "i":

@@ -30,7 +30,7 @@ from influence_dag.explorer.marks import Marks
 from influence_dag.explorer.numbers import number
 from influence_dag.explorer.opened import Opened, Results, View
 from influence_dag.explorer.pair import Maps, pair
-from influence_dag.explorer.predictions import is_label, labels_of
+from influence_dag.explorer.predictions import is_label, labels_of, predictions
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -64,7 +64,7 @@ class Explorer:
         return self.opened.view(
             asked.get("method") or None,
             _number(damping, "damping") if damping else None,
-            int(_number(version, "version")) if version else None,
+            _whole(version, "version") if version else None,
         )
 
     def study(self, request: Request) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Explorer:
             search=asked.get("search", "")[:200],
             sort=asked.get("sort") or shown.SORTS[split][0],
             up=asked.get("up") == "1",
-            page=max(0, int(_number(asked.get("page") or "0", "page"))),
+            page=max(0, _whole(asked.get("page") or "0", "page")),
         )
         return shown.table(view, split, wanted, self.marks.all())
 
@@ -127,6 +127,8 @@ class Explorer:
     def mark(self, request: Request, body: dict[str, Any]) -> dict[str, Any]:
         view, name = self.view(request), _text(body, "id")
         label, action = body.get("label"), body.get("action")
+        if label is not None:
+            _text(body, "label")
         if action is not None:
             view.train.position(name)
             if action == "relabel":
@@ -195,11 +197,13 @@ def _check_label(view: View, name: str, label: Any) -> None:
     labels = view.train.labels
     if labels is None:
         raise StoreError(f"{name}: rows whose target is not one number cannot be relabelled")
-    if labels.dtype.kind == "f":
+    if labels.dtype.kind == "f" or not predictions(view, "train").are_classes:
         if number(_number(label, "label")) is None:
             raise StoreError(f"{name}: the label {label!r:.80} is not a number")
     elif not any(is_label(each, str(label)) for each in set(labels.tolist())):
-        known = ", ".join(labels_of(view.train)) or f"{len(set(labels.tolist())):,} that there are"
+        known = (
+            ", ".join(labels_of(view, "train")) or f"{len(set(labels.tolist())):,} that there are"
+        )
         raise StoreError(f"{name}: {label!r:.80} is none of the labels {known}")
 
 
@@ -212,6 +216,13 @@ def _number(text: Any, what: str) -> float:
         return float(text)
     except (TypeError, ValueError) as error:
         raise StoreError(f"{what} is {text!r:.80}; a number is wanted") from error
+
+
+def _whole(text: str, what: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise StoreError(f"{what} is {text!r:.80}; a whole number is wanted") from error
 
 
 def _text(body: dict[str, Any], name: str) -> str:

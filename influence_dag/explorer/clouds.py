@@ -25,10 +25,12 @@ def scatter(view: View) -> dict[str, Any]:
     seen = predictions(view, "train")
     wrong = seen.wrong
     places = np.flatnonzero(np.isfinite(own) & np.isfinite(loss))
+    largest = len(places)
     if len(places) > POINTS:
+        largest = POINTS // 3
         ranked = places[np.argsort(-own[places], kind="stable")]
-        rest = np.random.default_rng(0).choice(ranked[POINTS // 3 :], POINTS * 2 // 3, False)
-        places = np.concatenate([ranked[: POINTS // 3], np.sort(rest)])
+        rest = np.random.default_rng(0).choice(ranked[largest:], POINTS - largest, False)
+        places = np.concatenate([ranked[:largest], np.sort(rest)])
     rows = view.train
     return {
         "ids": [rows.ids[place] for place in places.tolist()],
@@ -37,6 +39,7 @@ def scatter(view: View) -> dict[str, Any]:
         "loss": numbers(loss[places]),
         "wrong": None if wrong is None else wrong[places].tolist(),
         "shown": len(places),
+        "largest": largest,
         "all": len(rows),
     }
 

@@ -3,12 +3,13 @@
 import io
 import json
 from codecs import BOM_UTF8
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from influence_dag.addresses import folder_of
 from influence_dag.datasets.sources import files
+from influence_dag.datasets.sources.base import demand
 from influence_dag.errors import InfluenceDagError, StoreError
 from influence_dag.explorer.opened import Opened
 from influence_dag.stages import naming
@@ -31,7 +32,7 @@ def copies(opened: Opened, method: str, marks: Marked) -> tuple[dict[str, bytes]
     try:
         data, named = _source(opened, method)
         copied = dict(_edited(data, named, marks))
-    except (InfluenceDagError, OSError, ValueError, KeyError, ImportError) as error:
+    except (InfluenceDagError, OSError, ValueError, ImportError) as error:
         return {}, [f"No copy of the training data was made: {error}"]
     acted = [name for name, mark in marks.items() if mark["action"] != "keep"]
     missing = [name for name in acted if not any(name in rows for _, rows in copied.values())]
@@ -88,15 +89,14 @@ def _edited(
 
 
 def _copy(path: Path, data: DataSettings, marks: Marked) -> tuple[bytes, set[str]]:
+    if path.name.endswith(PARQUET):
+        return _copy_of_parquet(path, data, marks)
     import pandas as pd
 
     buffer = io.BytesIO()
-    if path.name.endswith(PARQUET):
-        frame, marked = _applied(pd.read_parquet(path), data, marks)
-        frame.to_parquet(buffer, index=False)
-        return buffer.getvalue(), marked
     form: dict[str, Any] = {"sep": data.csv.separator, "encoding": data.csv.encoding}
     read = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, **form)
+    _demand(path, read.columns, data)
     frame, marked = _applied(read, data, _written(marks, data.csv.decimal))
     if form["encoding"].lower() == "utf-8-sig" and not path.read_bytes().startswith(BOM_UTF8):
         form["encoding"] = "utf-8"  # which reads both, and writes a mark that was not there
@@ -124,21 +124,59 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _cell(label: str, dtype: Any) -> Any:
-    """A label as a cell of its column."""
-    kind = getattr(dtype, "kind", "O")
-    if kind == "b":
-        return bool(float(label)) if label.lower() not in ("true", "false") else label[0] in "tT"
-    return int(label) if kind in "iu" else float(label) if kind == "f" else label
-
-
 def _applied(frame: Any, data: DataSettings, marks: Marked) -> tuple[Any, set[str]]:
-    """The table without dropped rows and with new labels; every other cell as it was."""
-    ids = frame[data.id].astype(str).str.strip()
+    """The table of texts without dropped rows and with new labels; every other cell as it was."""
+    ids = frame[data.id].str.strip()
     marked = set(ids) & set(marks)
     target = frame[data.target].copy()
     for name in sorted(marked):
         if marks[name]["action"] == "relabel":
-            target[ids == name] = _cell(marks[name]["label"], target.dtype)
+            target[ids == name] = marks[name]["label"]
     dropped = {name for name in marked if marks[name]["action"] == "drop"}
     return frame.assign(**{data.target: target})[~ids.isin(dropped)], marked
+
+
+def _copy_of_parquet(path: Path, data: DataSettings, marks: Marked) -> tuple[bytes, set[str]]:
+    """The same of a table in Arrow's own types, which are kept, as is an index of pandas."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    _demand(path, table.column_names, data)
+    ids = list(map(_as_text, table[data.id].to_pylist()))
+    place, target = table.schema.get_field_index(data.target), table[data.target]
+    new = [k for k, name in enumerate(ids) if marks.get(name, {}).get("action") == "relabel"]
+    if new:
+        cells = target.to_pylist()
+        for k in new:
+            cells[k] = _cell(marks[ids[k]]["label"], target.type)
+        table = table.set_column(place, table.schema.field(place), pa.array(cells, target.type))
+    kept = [marks.get(name, {}).get("action") != "drop" for name in ids]
+    buffer = io.BytesIO()
+    parquet.write_table(table.filter(pa.array(kept)), buffer)
+    return buffer.getvalue(), set(ids) & set(marks)
+
+
+def _demand(path: Path, columns: Iterable[str], data: DataSettings) -> None:
+    """Raise `DataError` for a file that has lost its ids or its target since it was read."""
+    demand(path.name, columns, str(data.id), "id", "data.id")
+    demand(path.name, columns, data.target, "target", "data.target")
+
+
+def _as_text(identity: Any) -> str:
+    """An id as rows are known by it."""
+    return (identity.decode() if isinstance(identity, bytes) else str(identity)).strip()
+
+
+def _cell(label: str, kind: Any) -> Any:
+    """A label as a value of its column."""
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
+        number = {"true": 1.0, "false": 0.0}.get(label.lower())
+        number = float(label) if number is None else number
+        if not number.is_integer():
+            raise StoreError(f"the label {label} is none that a column of {kind} can hold")
+        return bool(number) if pa.types.is_boolean(kind) else int(number)
+    return pa.scalar(label).cast(kind).as_py()

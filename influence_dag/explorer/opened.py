@@ -92,11 +92,11 @@ class Opened:
 
 def _damping(influences: Version, asked: float | None) -> int:
     """The place of λ on the axis, by default the last."""
-    known = dampings.stored_values(influences)
-    if asked is None or not known:
+    known, single = dampings.stored_values(influences), influences.attrs.get("damping")
+    if asked is None or asked == single:
         return len(known) - 1
     if asked not in known:
-        raise StoreError(f"damping {asked:g} is none of those stored: {known}")
+        raise StoreError(f"damping {asked:g} is none of those stored: {known or single}")
     return known.index(asked)
 
 
@@ -163,6 +163,17 @@ class View:
         known = dampings.stored_values(self.influences) or [self.influences.attrs.get("damping")]
         told = known[self.damping]
         return float(told) if isinstance(told, int | float) else None
+
+    @cached_property
+    def no_change(self) -> str | None:
+        """Why these numbers foretell no change of a loss; None where they do."""
+        about = self.influences.array("influences").attrs
+        if "parameter²" not in str(about.get("units")):
+            return None
+        return (
+            f"These are products of gradients ({about['formula']}), which say nothing of leaving "
+            "rows out; take a method with a curvature."
+        )
 
     def check_current(self) -> None:
         """Raise `StoreError` unless this is the current version: one computes with no other."""

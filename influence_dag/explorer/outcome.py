@@ -28,7 +28,7 @@ Relabelled = Mapping[tuple[str, str], NDArray]  # (id, new label) → I' of ever
 
 
 def predicted(view: View, marks: Marked, relabelled: Relabelled) -> dict[str, Any]:
-    """The change of each test row's loss, and which marks it is of."""
+    """The change of each test row's loss, and which marks it is of; NaN where none is foretold."""
     there = {name: mark for name, mark in marks.items() if name in view.train.positions}
     present = {name: mark for name, mark in there.items() if not _followed(view.train, name, mark)}
     drops = [name for name, mark in present.items() if mark["action"] == "drop"]
@@ -38,7 +38,7 @@ def predicted(view: View, marks: Marked, relabelled: Relabelled) -> dict[str, An
     for pair in known.items():
         change = change - relabelled[pair]
     return {
-        "change": change / view.n,
+        "change": np.full(len(view.test), np.nan) if view.no_change else change / view.n,
         "drops": len(drops),
         "relabels": len(known),
         "unknown": {name: label for name, label in wanted.items() if name not in known},
@@ -76,6 +76,7 @@ def outlook(view: View, marks: Marked, relabelled: Relabelled) -> dict[str, Any]
         "strongest": rows,
         "at": at(view),
         "n": view.n,
+        "no_change": view.no_change,
     }
     return prediction | told
 
@@ -88,7 +89,9 @@ def export(view: View, marks: Marks, relabelled: Relabelled) -> dict[str, Any]:
     files, said = copies(view.opened, view.method, marked)
     copied = {f"edited-{name}": content for name, content in files.items()}
     prediction = predicted(view, marked, relabelled)
-    if unknown := len(prediction["unknown"]):
+    if view.no_change:
+        said.append(f"Nothing is predicted. {view.no_change}")
+    elif unknown := len(prediction["unknown"]):
         said.append(
             f"The prediction leaves out {unknown} relabelled rows: the gradients under their new "
             "labels need the study's code, and were not computed."
@@ -161,10 +164,13 @@ def outcome(opened: Opened, marks: Marks, number_: int) -> dict[str, Any]:
             before = dict(arrays)
     except (OSError, ValueError) as error:
         return shown | {"state": "unreadable", "why": f"predicted.npz cannot be read: {error}"}
-    if waiting := _waits_for(opened, told):
-        return shown | {"state": "waiting", "why": waiting}
-    view = opened.view(told["method"])  # losses are of no λ, and that one may be gone
-    return shown | _compared(view, before, told["marks"])
+    try:
+        if waiting := _waits_for(opened, told):
+            return shown | {"state": "waiting", "why": waiting}
+        view = opened.view(told["method"])  # of its losses, which are the same at every λ
+        return shown | _compared(view, before, told["marks"])
+    except StoreError as error:  # the other edits, and the marks, can be looked at all the same
+        return shown | {"state": "unreadable", "why": str(error)}
 
 
 def _waits_for(opened: Opened, told: dict[str, Any]) -> str | None:
@@ -186,7 +192,7 @@ def _compared(view: View, before: dict[str, NDArray], marked: Marked) -> dict[st
         return {"state": "unreadable", "why": "the losses of the test rows are not stored"}
     actual = np.where(at_ < 0, np.nan, now[np.maximum(at_, 0)]) - before["before"]
     both = np.isfinite(actual) & np.isfinite(before["predicted"])
-    x, y = before["predicted"][both], actual[both]
+    x, y, known = before["predicted"][both], actual[both], np.isfinite(actual)
     few = np.flatnonzero(both)[:: max(1, -(-int(both.sum()) // POINTS))]
     wrong = predictions(view, "test").wrong
     return {
@@ -198,9 +204,9 @@ def _compared(view: View, before: dict[str, NDArray], marked: Marked) -> dict[st
         },
         "rows": int(both.sum()),
         "predicted_mean": number(x.mean()) if len(x) else None,
-        "actual_mean": number(y.mean()) if len(y) else None,
-        "loss_before": number(before["before"][both].mean()) if len(x) else None,
-        "loss_now": number((before["before"] + actual)[both].mean()) if len(x) else None,
+        "actual_mean": number(actual[known].mean()) if known.any() else None,
+        "loss_before": number(before["before"][known].mean()) if known.any() else None,
+        "loss_now": number((before["before"] + actual)[known].mean()) if known.any() else None,
         "wrong_before": int(before["wrong"].sum()) if len(before["wrong"]) else None,
         "wrong_now": None if wrong is None else int(wrong.sum()),
         "test_rows": len(view.test),

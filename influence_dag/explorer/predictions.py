@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from influence_dag.datasets.neighbours import are_whole, have_classes
 from influence_dag.datasets.slots import Split, shown_label
-from influence_dag.explorer.opened import Rows, View
+from influence_dag.explorer.opened import View
 
 MOST_LABELS = 200  # distinct ones that are still offered as a choice
 
@@ -22,9 +23,10 @@ class Predictions:
         self.classes = list(dataset.attrs.get("classes", ()))
         values = view.said(f"{split}_predicted", split)
         self.values = np.full(len(self.rows), np.nan) if values is None else values
-        loss = view.influences.attrs.get("loss")
-        whole = dataset.variables[f"{split}_y"].dtype.startswith("int")
-        self.are_classes = whole or loss in ("cross_entropy", "bce_with_logits")
+        loss, known = view.influences.attrs.get("loss"), view.said("train_predicted", "train")
+        named = loss in ("cross_entropy", "bce_with_logits")  # also of 0.0 and 1.0
+        self.are_classes = named or have_classes(dataset, loss, known)
+        self._says_classes = self.are_classes and are_whole(self.values)
 
     def label(self, position: int) -> str | None:
         labels = self.rows.labels
@@ -34,7 +36,7 @@ class Predictions:
         value = self.values[position]
         if not np.isfinite(value):
             return None
-        if not self.are_classes:
+        if not self._says_classes:
             return f"{value:.4g}"
         place = int(value)
         return str(self.classes[place]) if place < len(self.classes) else str(place)
@@ -42,7 +44,7 @@ class Predictions:
     @cached_property
     def wrong(self) -> NDArray[np.bool_] | None:
         """Of each row whether the class is another than its label; None of numbers."""
-        if not self.are_classes or self.rows.labels is None:
+        if not self._says_classes or self.rows.labels is None:
             return None
         labels = self.rows.labels
         if self.classes:
@@ -74,9 +76,10 @@ def is_label(value: Any, text: str) -> bool:
         return False
 
 
-def labels_of(rows: Rows) -> list[str]:
+def labels_of(view: View, split: Split) -> list[str]:
     """The distinct labels, where they are few; numbers of a regression are no classes."""
-    if rows.labels is None or rows.labels.dtype.kind == "f":
+    labels = view.split(split).labels
+    if labels is None or labels.dtype.kind == "f" or not predictions(view, split).are_classes:
         return []
-    distinct = sorted(set(rows.labels.tolist()))
+    distinct = sorted(set(labels.tolist()))
     return [shown_label(each) for each in distinct] if len(distinct) <= MOST_LABELS else []

@@ -137,7 +137,7 @@ def study(opened: Opened) -> dict[str, Any]:
         "methods": [_method(opened, name) for name in opened.results.methods],
         "measurement": None if measured == "the loss" else measured,
         "n": view.n,
-        "labels": {"test": labels_of(view.test), "train": labels_of(view.train)},
+        "labels": {split: labels_of(view, split) for split in SPLITS},
         "classes": predictions(view, "train").are_classes,
         "assumes": attrs.get("assumes"),
         "pictured": {split: _pictured(opened) for split in SPLITS},

@@ -29,7 +29,9 @@ def _disagreement(view: View) -> NDArray[np.float64] | None:
         return None
     by_slot = np.full(dataset.variables["train_y"].shape[0], np.nan)
     rows = view.opened.rows(dataset, "train")
-    by_slot[rows.slots], view.known["votes"] = neighbours.stored_neighbours(dataset)
+    by_slot[rows.slots], view.known["votes"] = neighbours.stored_neighbours(
+        dataset, are_classes=predictions(view, "train").are_classes
+    )
     return view.placed(by_slot, rows)
 
 

@@ -60,6 +60,19 @@ def class_targets(output: Tensor, target: Tensor) -> Tensor:
     return target.long()
 
 
+def softmax_weights(loss: LossFunction, output: Tensor, target: Any) -> Tensor | None:
+    r"""The w of each row's curvature in its outputs, $w (\mathrm{diag}(p) - p p^\top)$.
+
+    Of cross-entropy with one class a row it is 1, and 0 where none counts; None for other losses.
+    """
+    if loss is not cross_entropy or output.ndim != 2 or not isinstance(target, Tensor):
+        return None
+    classes = class_targets(output, target)
+    if classes.is_floating_point() or classes.ndim != 1:
+        return None
+    return (classes != IGNORED).to(output.dtype)
+
+
 def mse(output: Tensor, target: Tensor) -> Tensor:
     """Mean over the outputs of the squared error of each sample (torch's convention)."""
     values = (output - number_targets("mse", output, target)).square()

@@ -195,6 +195,8 @@ def _parquet(results: "StudyResults", target: Path, artifacts: list[str]) -> lis
     from pyarrow.parquet import ParquetWriter
 
     names = artifacts or [naming.influences(method) for method in results.methods]
+    if not names:
+        raise StoreError(f"{results.store.address} has no influences yet; materialise the study")
     if others := [name for name in names if not name.endswith(naming.influences(""))]:
         raise StoreError(
             f"{others[0]} is no table of pairs; parquet takes "

@@ -139,6 +139,8 @@ class Pictures:
         return self._study.lazy_perturbation(method)
 
     def _method(self, method: str | None) -> str:
+        if method is None and not self._study.methods:
+            raise StoreError(f"{self._study.store.address} has no influences yet; materialise it")
         return method or self._study.methods[0]
 
     def _by(self, of: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from influence_dag.datasets.neighbours import have_classes
 from influence_dag.errors import StoreError
 from influence_dag.query.holes import without_holes
 from influence_dag.query.reopened import check_influences, workbench_of
@@ -36,7 +37,7 @@ def relabelled_influences(
     """
     bench = workbench_of(store, method, project)
     check_influences(bench, method, rows="dataset")
-    names, gradients = _gradients(bench, labels)
+    names, gradients = _gradients(bench, method, labels)
     axis = DampingAxis.of(bench, method)
     values = _products(bench, method, gradients, (len(axis), len(names)))
     axes = (*bench.axis(naming.factors(method), "test").coordinates, axis.coordinate)
@@ -50,7 +51,7 @@ def relabelled_influences(
     return without_holes(dataset)["relabelled_influences"]
 
 
-def _gradients(bench: "Workbench", labels: Labels) -> "tuple[list[str], Gradients]":
+def _gradients(bench: "Workbench", method: str, labels: Labels) -> "tuple[list[str], Gradients]":
     """The rows' ids, and their gradients under the new labels, in the order of their slots."""
     import torch
 
@@ -62,7 +63,9 @@ def _gradients(bench: "Workbench", labels: Labels) -> "tuple[list[str], Gradient
     rows, names = reading.load_rows(bench, train, slots), train.ids[slots].tolist()
     if rows.y.ndim != 1:
         raise StoreError("rows whose target is not one number cannot be relabelled")
-    y = torch.tensor(_targets(bench, names, labels), dtype=rows.y.dtype, device=rows.y.device)
+    targets = _targets(bench, method, names, labels)
+    whole = all(float(each).is_integer() for each in targets)  # else an amount, as others are not
+    y = torch.tensor(targets, dtype=rows.y.dtype if whole else bench.dtype, device=rows.y.device)
     return names, per_sample_gradients(reading.load_objective(bench), Rows(rows.x, y, rows.weights))
 
 
@@ -92,7 +95,7 @@ def _slots(ids: list[str], valid: np.ndarray, labels: Labels) -> np.ndarray:
     return np.sort(np.array([places[name] for name in labels], np.int64))
 
 
-def _targets(bench: "Workbench", names: list[str], labels: Labels) -> list[float]:
+def _targets(bench: "Workbench", method: str, names: list[str], labels: Labels) -> list[float]:
     """Labels as the loss takes them: numbers of classes, or numbers."""
     dataset = bench.require("dataset")
     classes = list(map(str, dataset.attrs.get("classes", ())))
@@ -103,9 +106,17 @@ def _targets(bench: "Workbench", names: list[str], labels: Labels) -> list[float
                 f"{', '.join(classes)}"
             )
         return [classes.index(str(labels[name])) for name in names]
-    are_classes = dataset.variables["train_y"].dtype.startswith("int")
+    are_classes = have_classes(dataset, bench.settings.model.loss, _predicted(bench, method))
     most = int(dataset.read("train_y").max()) if are_classes else None
     return [_number(name, labels[name], most) for name in names]
+
+
+def _predicted(bench: "Workbench", method: str) -> np.ndarray | None:
+    """What the model says of the training rows, where that is stored."""
+    summary = bench.store.current(naming.summary(method))
+    if summary is None or "train_predicted" not in summary.variables:
+        return None
+    return summary.read("train_predicted")
 
 
 def _number(name: str, label: str | float, most: int | None) -> float:

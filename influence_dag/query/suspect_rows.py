@@ -109,9 +109,18 @@ class _Rows:
             )
         said = {"self_influence": self.scores.values, "loss": summary["train_loss"].values}
         predicted = summary["train_predicted"].values
-        if self.dataset.variables["train_y"].dtype.startswith("int") and len(predicted):
+        numbered = np.isfinite(predicted).all() and stored.are_whole(predicted)
+        if self.have_classes and numbered and len(predicted):
             said["predicted"] = self._in_words(predicted)
         return said
+
+    @cached_property
+    def have_classes(self) -> bool:
+        """Whether labels are classes, rather than numbers of a regression."""
+        summary = self.study.store.version(naming.summary(self.method))
+        predicted = self.study.open(naming.summary(self.method)).get("train_predicted")
+        known = None if predicted is None else predicted.values
+        return stored.have_classes(self.dataset, summary.attrs.get("loss"), known)
 
     def _in_words(self, predicted: NDArray) -> NDArray:
         classes = predicted.astype(np.int64)
@@ -139,7 +148,10 @@ class _Rows:
     @cached_property
     def labels(self) -> list[NDArray]:
         """Classes or numbers of the training and the test rows."""
-        return [stored.targets(self.dataset, split) for split in ("train", "test")]
+        return [
+            stored.targets(self.dataset, split, are_classes=self.have_classes)
+            for split in ("train", "test")
+        ]
 
     def points(self, space: Space) -> tuple[NDArray, NDArray]:
         """Training and test rows as points."""

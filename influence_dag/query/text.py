@@ -29,9 +29,11 @@ PROGRAM = "influence-dag"
 
 def describe(results: StudyResults) -> str:
     """Where the arrays are, the strongest training rows of a few test rows, what to type next."""
-    method = results.methods[0]
     root = _short(results.store.address)
     lines = [f"\n{results.store.name}: stored in {root}", *_artifact_lines(results), ""]
+    if not results.methods:
+        return "\n".join([*lines, "No influences yet: materialise the study."])
+    method = results.methods[0]
     influences = results[method].influences.isel(damping=-1, missing_dims="ignore")
     lines += [f"Influences by {method}: {_sizes(influences)}; positive helps, negative harms"]
     for position in np.linspace(0, influences.sizes["test"] - 1, TESTS).astype(int):

@@ -53,7 +53,8 @@ def _message(model: ModelSettings, norm: float, relative: float | None, is_minim
         return said
     if model.own_fit:
         missed = f"the fit missed its tolerance {model.own_fit.tolerance:g}"
-        return f"{said}; {missed}: train longer (max_steps), or say minimum: warn"
+        others = ", or say minimum: warn" if model.wanted_minimum == "require" else ""
+        return f"{said}; {missed}: train longer (max_steps){others}"
     meant = "influences are then of a small step from θ, not of training anew; trust ranks of rows"
     return f"{said}; {meant} more than sizes. {_CURES}"
 

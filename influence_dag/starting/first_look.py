@@ -1,5 +1,7 @@
 """What `init` finds in the files that it is given: columns, ids, texts, pictures, arrays."""
 
+import csv
+import io
 import os
 from dataclasses import dataclass, field
 from glob import has_magic
@@ -12,11 +14,15 @@ import pandas as pd
 from influence_dag.datasets.sources.arrays import columns_of_lists
 from influence_dag.datasets.sources.base import demand, did_you_mean
 from influence_dag.datasets.sources.images import SUFFIXES
+from influence_dag.datasets.sources.packed import content_of
+from influence_dag.datasets.sources.tables import check_names
 from influence_dag.datasets.sources.texts import TEXT_KINDS
 from influence_dag.errors import DataError
 from influence_dag.study.base import is_callable_name
+from influence_dag.study.data import DataSettings
 
-TABLES = (".csv", ".parquet", ".feather", ".arrow")
+TEXTS = (".csv", ".csv.gz", ".csv.zst")
+TABLES = (*TEXTS, ".parquet", ".feather", ".arrow")
 PICTURES = 50  # that are opened to see of what size and colours they are
 LARGEST = 64  # rows and columns of pictures, if nobody says more
 IDS = ("id", "row_id", "rowid", "uuid", "index", "key")
@@ -38,10 +44,11 @@ class Start:
 
 @dataclass
 class Plan:
-    """What is written, and what is told about it."""
+    """What is written, and what is told about it; `copies` are of tables, with ids."""
 
     data: dict[str, Any]
-    files: dict[str, str | pd.DataFrame] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
 
 
@@ -69,7 +76,7 @@ def look_at_files(start: Start, folder: Path, plan: Plan) -> None:
         raise DataError(f"{start.train}: which of its columns is the target? Name it: --target")
     if train.suffix == ".npz":
         _look_at_arrays(train, plan)
-    if all(path and path.is_file() and path.suffix in TABLES for path in paths.values()):
+    if all(path and path.is_file() and path.name.endswith(TABLES) for path in paths.values()):
         _look_at_tables(start, {w: p for w, p in paths.items() if p}, folder, plan)
 
 
@@ -100,7 +107,7 @@ def _look_at_tables(start: Start, paths: dict[str, Path], folder: Path, plan: Pl
             demand(getattr(start, which), frame.columns, start.id, "id", "--id")
     pictured = _pictures_of(tables["train"], paths["train"], plan)
     if start.id is None:
-        _identify(tables, folder, plan, copies=pictured is None)
+        _identify(start, paths, tables, plan, copies=pictured is None)
     if pictured:
         _look_at_some([paths["train"].parent / each for each in pictured], plan)
     else:
@@ -108,22 +115,28 @@ def _look_at_tables(start: Start, paths: dict[str, Path], folder: Path, plan: Pl
 
 
 def _table(path: Path, name: str, plan: Plan) -> pd.DataFrame:
-    if path.suffix != ".csv":
-        read = pd.read_parquet if path.suffix == ".parquet" else pd.read_feather
-        return read(path)
+    content = content_of(path, name)
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            head = file.readline()
+        if not path.name.endswith(TEXTS):
+            read = pd.read_parquet if path.suffix == ".parquet" else pd.read_feather
+            return read(io.BytesIO(content))
+        head = next(_text(content), "")
         separator = max(",;\t|", key=head.count)
         if separator != ",":
             plan.data["csv"] = {"separator": separator}
-            frame = pd.read_csv(path, sep=separator)
+            frame = pd.read_csv(io.BytesIO(content), sep=separator)
             if any(_has_decimal_commas(pd.Series(frame[column])) for column in frame):
                 plan.data["csv"]["decimal"] = ","
         options = plan.data.get("csv", {})
-        return pd.read_csv(path, sep=separator, decimal=options.get("decimal", "."))
-    except (OSError, ValueError) as error:  # pandas' and of encodings
-        raise DataError(f"{name}: not a readable .csv: {error}") from error
+        decimal = options.get("decimal", ".")
+        return pd.read_csv(io.BytesIO(content), sep=separator, decimal=decimal)
+    except (OSError, ValueError) as error:  # pandas' and Arrow's, and of encodings
+        kind = "".join(path.suffixes[-2 if path.suffix in (".gz", ".zst") else -1 :])
+        raise DataError(f"{name}: not a readable {kind}: {str(error).strip()}") from error
+
+
+def _text(content: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")
 
 
 def _has_decimal_commas(column: pd.Series) -> bool:
@@ -132,7 +145,14 @@ def _has_decimal_commas(column: pd.Series) -> bool:
     return bool(column.astype(str).str.fullmatch(r"[+-]?\d+,\d+").any())
 
 
-def _identify(tables: dict[str, pd.DataFrame], folder: Path, plan: Plan, *, copies: bool) -> None:
+def _identify(
+    start: Start,
+    paths: dict[str, Path],
+    tables: dict[str, pd.DataFrame],
+    plan: Plan,
+    *,
+    copies: bool,
+) -> None:
     """Take a column that is called like an id, or add one to copies of the tables.
 
     Rows of a table that is no .csv may be known by their position, and paths in a copy would lead
@@ -143,23 +163,38 @@ def _identify(tables: dict[str, pd.DataFrame], folder: Path, plan: Plan, *, copi
             plan.data["id"] = column
             plan.told.append(f"  ids: column {column!r}")
             return
-    if any(not plan.data[which].endswith(".csv") for which in tables):
+    if any(not plan.data[which].endswith(TEXTS) for which in tables):
         plan.told.append("  ids: no column is called like one, so positions are; --id names one")
         return
     if not copies:
         plan.data["id"] = plan.data["images"]["path"]
         plan.told.append(f"  ids: the paths of the pictures, column {plan.data['id']!r}")
         return
-    for which, frame in tables.items():
-        ids = [f"{which}-{row:0{len(str(len(frame)))}d}" for row in range(len(frame))]
-        plan.files[f"{which}.csv"] = frame.assign(id=ids).reindex(columns=["id", *frame.columns])
-        plan.data[which] = f"{which}.csv"
     plan.data["id"] = "id"
-    plan.data.pop("csv", None)
+    for which, path in paths.items():
+        plan.copies[f"{which}.csv"] = _with_ids(path, getattr(start, which), which, plan)
+        plan.data[which] = f"{which}.csv"
     plan.told.append(
         "  ids: no column is called like one, so the rows were copied to train.csv and test.csv "
         "in the folder, with a column 'id'; edit those"
     )
+
+
+def _with_ids(path: Path, name: str, which: str, plan: Plan) -> str:
+    """A table with a column of ids before the others, every cell as it stands in the file."""
+    settings = DataSettings.model_validate(plan.data)
+    separator = settings.csv.separator
+    try:
+        text = _text(content_of(path, name))
+        header, *rows = filter(None, csv.reader(text, delimiter=separator))
+    except csv.Error as error:
+        raise DataError(f"{name}: not a readable .csv: {error}") from error
+    check_names(name, header, settings)
+    buffer, width = io.StringIO(), len(str(len(rows)))
+    writer = csv.writer(buffer, delimiter=separator, lineterminator="\n")
+    writer.writerow(["id", *header])
+    writer.writerows([f"{which}-{k:0{width}d}", *row] for k, row in enumerate(rows))
+    return buffer.getvalue()
 
 
 def _keep_texts(frame: pd.DataFrame, plan: Plan) -> None:
@@ -210,7 +245,12 @@ def _look_at_arrays(path: Path, plan: Plan) -> None:
 
 def _look_at_pictures(folder: Path, plan: Plan) -> None:
     pictures = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
-    _look_at_some(list(pictures), plan)
+    if not (found := list(pictures)):
+        raise DataError(
+            f"{folder} has no pictures ({', '.join(SUFFIXES)}); give a folder of pictures with a "
+            "folder a class, a table or arrays"
+        )
+    _look_at_some(found, plan)
 
 
 def _pictures_of(frame: pd.DataFrame, path: Path, plan: Plan) -> list[str] | None:

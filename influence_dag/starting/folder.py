@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from pydantic import ValidationError
 
 from influence_dag.datasets.scales import unscaled
 from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.splits import load_splits
-from influence_dag.errors import StudyError
+from influence_dag.errors import DataError, StudyError
 from influence_dag.starting.first_look import Plan, Start, located, look_at_files
 from influence_dag.study.base import is_callable_name
 from influence_dag.study.commented import commented
@@ -46,6 +46,14 @@ def init(start: Start) -> str:
 
     Raises `DataError` or `StudyError` for what would not become a study. Nothing is overwritten.
     """
+    try:
+        return _init(start)
+    except ValidationError as error:  # of options that contradict one another, or are empty
+        said = [each["msg"].removeprefix("Value error, ") for each in error.errors()]
+        raise StudyError(f"{start.folder}: {'; '.join(said)}") from error
+
+
+def _init(start: Start) -> str:
     folder = Path(os.path.abspath(start.folder))
     study_name(folder)
     if taken := [name for name in ("defs.yaml", "model.py") if (folder / name).exists()]:
@@ -55,7 +63,7 @@ def init(start: Start) -> str:
     _check_model(start, folder, project)
     plan = Plan({})
     look_at_files(start, folder, plan)
-    train, test = _rows(plan, folder)
+    train, test = _rows(start, plan, folder)
     settings = _settings(start, plan, train, test, package, own_project=project is None)
     if project is None:
         plan.files["pyproject.toml"] = PROJECT
@@ -125,18 +133,31 @@ def _make_package(folder: Path, project: Path) -> None:
         (each / "__init__.py").touch()
 
 
-def _rows(plan: Plan, folder: Path) -> tuple[SplitRows, SplitRows]:
-    """The rows as the study will read them, its own copies of tables being written first."""
-    tables = {n: file for n, file in plan.files.items() if isinstance(file, pd.DataFrame)}
-    if any((folder / name).exists() for name in tables):
+def _rows(start: Start, plan: Plan, folder: Path) -> tuple[SplitRows, SplitRows]:
+    """The rows as the study will read them, its own copies of tables being written first.
+
+    What is wrong with a copy is told of the file that was given, and the copies are taken back.
+    """
+    if any((folder / name).exists() for name in plan.copies):
         raise StudyError(f"{folder} has a train.csv or test.csv already; choose another folder")
-    if tables:
-        _write(folder, tables)
-    plan.files = {n: file for n, file in plan.files.items() if n not in tables}
-    named = {which: plan.data[which] for which in ("train", "test")}
-    there = {which: _absolute(name, folder) for which, name in named.items()}
+    is_new = not folder.exists()
+    if plan.copies:
+        _write(folder, plan.copies)
+    there = {which: _absolute(plan.data[which], folder) for which in ("train", "test")}
     root = project_around(folder) or Path.cwd()
-    return load_splits(DataSettings.model_validate(plan.data | there), root)
+    try:
+        return load_splits(DataSettings.model_validate(plan.data | there), root)
+    except DataError as error:
+        if not plan.copies:
+            raise
+        for name in plan.copies:
+            (folder / name).unlink()
+        if is_new:
+            folder.rmdir()
+        said = str(error)
+        for which in ("train", "test"):
+            said = said.replace(there[which], getattr(start, which))
+        raise DataError(said) from error
 
 
 def _absolute(name: str, folder: Path) -> str:
@@ -207,10 +228,7 @@ def _of_unscaled(plan: Plan, names: list[str]) -> dict[str, Any]:
     return {"data": plan.data}
 
 
-def _write(folder: Path, files: dict[str, Any]) -> None:
+def _write(folder: Path, files: dict[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        if isinstance(content, pd.DataFrame):
-            content.to_csv(folder / name, index=False)
-        else:
-            (folder / name).write_text(content, encoding="utf-8")
+        (folder / name).write_text(content, encoding="utf-8")

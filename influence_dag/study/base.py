@@ -76,16 +76,6 @@ def parse_bytes(value: int | str) -> int:
     return size
 
 
-def readable_bytes(size: int) -> str:
-    """A number of bytes as a person would say it.
-
-    >>> readable_bytes(64 * 2**20)
-    '64 MiB'
-    """
-    unit = next((unit for unit in ("GiB", "MiB", "KiB") if size >= _UNITS[unit]), "B")
-    return f"{size / _UNITS[unit]:,.4g} {unit}"
-
-
 def callable_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", value):
         raise ValueError(
@@ -118,11 +108,12 @@ _CRON = (  # lowest and highest number of each field, and the names that stand f
     (1, 12, ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")),
     (0, 7, ("sun", "mon", "tue", "wed", "thu", "fri", "sat")),
 )
+_LONGEST_MONTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _CRON_NAMES = {"@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"}
 
 
 def is_cron(value: str) -> bool:
-    """Whether a text is a cron string of five fields, or one of its names.
+    """Whether a text is a cron string of five fields, of a day that there is, or one of its names.
 
     >>> is_cron("*/15 0-6 * jan,jul mon-fri"), is_cron("0 25 * * *")
     (True, False)
@@ -130,21 +121,36 @@ def is_cron(value: str) -> bool:
     fields = value.lower().split()
     if len(fields) != len(_CRON):
         return value in _CRON_NAMES
-    return all(
-        _is_cron_item(item, *allowed)
+    numbers = [
+        [_cron_numbers(item, *allowed) for item in field.split(",")]
         for field, allowed in zip(fields, _CRON, strict=True)
-        for item in field.split(",")
-    )
-
-
-def _is_cron_item(item: str, low: int, high: int, names: tuple[str, ...]) -> bool:
-    """`*`, `5`, `mon`, `1-5`, and each of them with a step: `*/15`."""
-    span, slash, step = item.partition("/")
-    if slash and not (step.isascii() and step.isdigit() and int(step[:4]) > 0):
+    ]
+    if not all(all(field) for field in numbers):
         return False
-    ends = [] if span == "*" else span.split("-")
-    known = {str(number) for number in range(low, high + 1)} | set(names)
-    return len(ends) <= 2 and all(end in known or end.lstrip("0") in known for end in ends)
+    days, months = (set[int]().union(*field) for field in numbers[2:4])
+    return any(min(days) <= _LONGEST_MONTHS[month - 1] for month in months)
+
+
+def _cron_numbers(item: str, low: int, high: int, names: tuple[str, ...]) -> set[int]:
+    """What `*`, `5`, `05`, `mon`, `1-5`, `sat-mon`, each also with a step (`*/15`), stands for.
+
+    Nothing where it is none of these.
+    """
+    known = {str(number): number for number in range(low, high + 1)}
+    known |= {f"0{number}": number for number in range(low, min(high, 9) + 1)}
+    known |= {name: low + place for place, name in enumerate(names)}
+    span, slash, step = item.partition("/")
+    ends = [str(low), str(high)] if span == "*" else span.split("-")
+    if len(ends) > 2 or not known.keys() >= set(ends):
+        return set()
+    if slash and not (step.isascii() and step.isdigit() and int(step[:4]) > 0):
+        return set()
+    first, last = known[ends[0]], known[ends[-1]]
+    if len(ends) == 1 and slash:
+        last = high
+    if last < first:  # over the end of the week, or of the year
+        last += high - low + 1
+    return {low + (k - low) % (high - low + 1) for k in range(first, last + 1, int(step or 1))}
 
 
 def path_name(value: str) -> str:

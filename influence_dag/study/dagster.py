@@ -7,17 +7,18 @@ from pydantic import Field, field_validator
 
 from influence_dag.study.base import Settings
 
-_OWNER = re.compile(r"team:[A-Za-z0-9_-]+|[^@\s]+@[^@\s]+\.[^@\s]+")
+_KEY_PART = re.compile(r"[A-Za-z0-9_.-]+")
+_OWNER = re.compile(r"team:[A-Za-z0-9_-]+|\b[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
 _TAG = re.compile(r"([A-Za-z0-9_.-]{1,63}/)?[A-Za-z0-9_.-]{1,63}")
 _TAG_VALUE = re.compile(r"[A-Za-z0-9_.-]{0,63}")
 
 
 def asset_path(key: str) -> str:
-    """The key of an asset as text, `group/name`; a `ValueError` where a part of it is empty."""
-    if not key.strip() or any(part != part.strip() or not part for part in key.split("/")):
+    """The key of an asset as text, `group/name`; a `ValueError` for what Dagster takes for none."""
+    if not all(map(_KEY_PART.fullmatch, key.split("/"))):
         raise ValueError(
-            f"{key!r} is no asset key: its parts, with / between them, are not empty and have no "
-            "space around them, for example warehouse/patients"
+            f"{key!r} is no asset key: its parts, with / between them, are of the letters a to z "
+            "and A to Z, digits, _, - and ., for example warehouse/patients"
         )
     return key
 

@@ -110,6 +110,24 @@ def test_what_cannot_be_a_study_is_told(ask, words):
         ask()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": {"deps": ["a b"]}}, "'a b' is no asset key"),
+        ({"dagster": {"key_prefix": "ä"}}, "'ä' is no asset key"),
+        ({"dagster": {"key_prefix": "a:b"}}, "'a:b' is no asset key"),
+        ({"dagster": {"owners": ["a@b.c"]}}, "'a@b.c' is neither"),
+        ({"dagster": {"owners": ["ä@example.org"]}}, "'ä@example.org' is neither"),
+        ({"dagster": {"owners": [".a@example.org"]}}, "'.a@example.org' is neither"),
+    ],
+    ids=str,
+)
+def test_what_dagster_takes_for_no_name_is_refused_with_the_settings(changes, words):
+    """Dagster would say so later, of all studies of the project."""
+    with pytest.raises(StudyError, match=words):
+        idag.study_assets(settings(**changes), name="a")
+
+
 # Artifacts as inputs
 
 

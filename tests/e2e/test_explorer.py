@@ -18,6 +18,7 @@ from browser import Page, chromium
 from project_copy import copy_project
 from tiny_project import Project
 
+from influence_dag.explorer.marks import Marks
 from influence_dag.query.results import open_study
 from influence_dag.running import materialize
 
@@ -195,6 +196,37 @@ def test_the_edit_is_exported_and_waits_for_the_refit(visit, tiny):
     assert len(edited) == 40, "a header, and 39 rows"
     visit.photograph("edits")
     assert (visit.album / "edits.png").stat().st_size > 10_000
+
+
+def test_marks_are_cleared_when_that_is_said_twice(visit, tiny):
+    clear = "[...document.querySelectorAll('.actions button')].at(-1)"
+    file = tiny.store.with_name("tiny.edits") / "marks.json"
+    visit.page.run(f"{clear}.click()")
+    assert visit.page.run(f"{clear}.innerText") == "Clear the mark for good?"
+    assert json.loads(file.read_text())["marks"]
+    visit.after(f"{clear}.click()")
+    assert json.loads(file.read_text())["marks"] == {}
+
+
+def test_another_method_is_shown_at_its_own_dampings(visit):
+    visit.to("#/test?method=direct&damping=0.05")
+    visit.after(visit.choose("method", "cg"))
+    assert visit.page.run("location.hash") == "#/test?method=cg"
+
+
+def test_long_names_stay_within_the_window(page, project, tmp_path):
+    """What `Visit.settled` asks of each page."""
+    names = {"train": "x" * 300, "test": "y" * 300}
+    for split, name in names.items():
+        project.edit(split, 0, id=name)
+    project.refresh()
+    Marks(str(project.store)).put(names["train"], "drop")
+    serving = project.results.explore()
+    visit = Visit(page, serving.url, tmp_path)
+    pair = f"#/pair/{names['test']}/{names['train']}"
+    for address in ("#/train?sort=file", f"#/train/{names['train']}", pair, "#/edits"):
+        visit.to(address)
+    serving.stop()
 
 
 FLIPPED = 45  # 3 % of 1,500

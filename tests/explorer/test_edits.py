@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import shutil
+from datetime import date
+from urllib.parse import urlencode
 
 import dagster as dg
 import numpy as np
@@ -11,15 +13,18 @@ import pytest
 from tiny_project import Project
 
 from influence_dag.components.edits import observed
-from influence_dag.errors import StoreError
-from influence_dag.explorer.edited import _copy, copies
+from influence_dag.errors import DataError, StoreError
+from influence_dag.explorer.edited import _cell, _copy, copies
 from influence_dag.explorer.marks import Marks
-from influence_dag.explorer.outcome import export, outcome, predicted
+from influence_dag.explorer.outcome import export, outcome, outcomes, predicted
 from influence_dag.study.data import DataSettings
 
 pytest.importorskip("starlette")
 
+from starlette.requests import Request
+
 from influence_dag.explorer.app import Explorer
+from influence_dag.explorer.pair import pair
 from influence_dag.study.loading import load_study
 
 
@@ -47,6 +52,7 @@ def test_a_mark_is_kept_until_it_is_taken_away(client, looked_at):
         ({"id": "train-01", "action": "relabel"}, "none of the labels 0, 1, 2"),
         ({"id": "train-01", "action": "relabel", "label": "7"}, "none of the labels 0, 1, 2"),
         ({"id": 1, "action": "drop"}, "a text is wanted"),
+        ({"id": "train-01", "action": "relabel", "label": 1}, "label is 1; a text is wanted"),
         ({"id": "train-01", "action": "drop", "note": "x" * 3000}, "3,000 characters"),
         ([], "no JSON object"),
     ],
@@ -173,6 +179,32 @@ def test_the_edited_copy_is_the_file_but_for_the_marks(loop):
     assert rows[1:] == [row for row in expected if row[0] not in ("train-03", "train-21")]
 
 
+def test_products_of_gradients_foretell_no_change(tmp_path):
+    methods = {"direct": None, "cg": None, "identity": {}}
+    project = Project(tmp_path, methods=methods, perturbation=None)
+    project.refresh()
+    explorer = Explorer(project.results)
+    explorer.marks.put("train-03", "drop")
+    view = explorer.opened.view()
+    shown = pair(view, explorer.contents, explorer.maps, "test-01", "train-03", {})
+    assert shown["change"] is None
+    assert "say nothing of leaving rows out" in shown["no_change"]
+    outlook = explorer.edits(asked(method="identity"))["outlook"]
+    assert (outlook["no_change"], outlook["mean"]) == (shown["no_change"], None)
+    assert any(
+        "Nothing is predicted" in words for words in export(view, explorer.marks, {})["said"]
+    )
+    project.write("train", [row for row in project.rows["train"] if row[0] != "train-03"])
+    project.refresh()
+    (edit,) = outcomes(explorer.opened, explorer.marks)
+    assert (edit["state"], edit["predicted_mean"]) == ("done", None)
+    assert edit["actual_mean"] == pytest.approx(edit["loss_now"] - edit["loss_before"])
+
+
+def asked(**query: str) -> Request:
+    return Request({"type": "http", "query_string": urlencode(query).encode()})
+
+
 def test_marks_are_exported_as_a_table(loop):
     rows = list(csv.DictReader((loop[2] / "marks.csv").open()))
     assert list(rows[0]) == ["id", "action", "label", "new_label", "note"]
@@ -228,6 +260,20 @@ def test_marks_that_the_data_have_followed_are_not_predicted_again(loop):
     _, explorer, *_ = loop
     found = predicted(explorer.opened.view("direct"), explorer.marks.all(), {})
     assert (found["drops"], found["unknown"], found["done"]) == (0, {}, 3)
+
+
+def test_an_edit_by_a_method_that_is_gone_does_not_hide_the_others(loop):
+    _, explorer, folder, *_ = loop
+    other = folder.with_name("0002")
+    shutil.copytree(folder, other)
+    told = json.loads((folder / "edit.json").read_text())
+    (other / "edit.json").write_text(json.dumps(told | {"method": "lissa", "damping": 7.0}))
+    latest, first = outcomes(explorer.opened, explorer.marks)
+    assert (latest["state"], first["state"]) == ("unreadable", "done")
+    assert "no influences of 'lissa'" in latest["why"]
+    (other / "edit.json").write_text(json.dumps(told | {"damping": 7.0}))
+    assert outcome(explorer.opened, explorer.marks, 2)["state"] == "done", "losses have no λ"
+    shutil.rmtree(other)
 
 
 def test_data_that_changed_otherwise_too_are_told(loop):
@@ -297,6 +343,11 @@ def test_a_copy_is_written_as_the_file_is(tmp_path):
     assert copy == "id;x;y\na;0,5;1\nb;1,5;1,5\n"
 
 
+def test_a_file_that_has_lost_its_target_is_not_copied(tmp_path):
+    with pytest.raises(DataError, match=r"rows\.csv: no target column 'y' \(data\.target\)"):
+        edited("id,a\n1,2\n", tmp_path, {}, target="y")
+
+
 def test_a_parquet_file_keeps_the_types_of_its_columns(tmp_path):
     pd = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
@@ -308,6 +359,58 @@ def test_a_parquet_file_keeps_the_types_of_its_columns(tmp_path):
     copy = pd.read_parquet(io.BytesIO(content))
     assert copy.dtypes.to_dict() == frame.dtypes.to_dict()
     assert copy.values.tolist() == [["b", 1.0, 1], ["c", 2.0, 1]]
+
+
+def test_a_parquet_file_is_copied_in_its_own_types(tmp_path):
+    """Whole numbers with a gap, as Arrow has them, are decimals in pandas."""
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    columns = {
+        "id": [b"a", b" b ", b"c"],
+        "code": pa.array([2**60 + 1, None, 3]),
+        "day": pa.array([1, 2, 3], pa.date32()),
+        "few": pa.array([[1], [2, 3], []], pa.list_(pa.int8())),
+        "y": pa.array(["u", "v", "u"]).dictionary_encode(),
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    settings = DataSettings(train="rows.parquet", test="t.parquet", id="id", target="y")
+    marks = {"b": {"action": "relabel", "label": "u"}, "c": {"action": "drop"}}
+    content, found = _copy(tmp_path / "rows.parquet", settings, marks)
+    copy, before = parquet.read_table(io.BytesIO(content)), pa.table(columns)
+    assert found == {"b", "c"}
+    assert copy.schema == before.schema
+    assert copy.drop(["y"]).equals(before.drop(["y"])[:2])
+    assert copy["y"].to_pylist() == ["u", "u"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "label", "cell"),
+    [
+        ("bool", "False", False),
+        ("int64", "2", 2),
+        ("int64", "2.0", 2),
+        ("double", "2.5", 2.5),
+        ("string", "2.0", "2.0"),
+        ("date32", "2024-05-01", date(2024, 5, 1)),
+    ],
+)
+def test_a_label_is_written_as_its_column_is(kind, label, cell):
+    pa = pytest.importorskip("pyarrow")
+    assert _cell(label, pa.type_for_alias(kind)) == cell
+    with pytest.raises(StoreError, match=r"2\.5 is none that a column of int64 can hold"):
+        _cell("2.5", pa.int64())
+
+
+def test_ids_that_pandas_kept_as_its_index_are_found(tmp_path):
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"x": [0.5, 1], "y": [0, 1]}, index=pd.Index(["a", "b"], name="id"))
+    frame.to_parquet(tmp_path / "rows.parquet")
+    settings = DataSettings(train="rows.parquet", test="t.parquet", id="id", target="y")
+    content, found = _copy(tmp_path / "rows.parquet", settings, {"a": {"action": "drop"}})
+    assert found == {"a"}
+    assert pd.read_parquet(io.BytesIO(content)).equals(frame[1:])
 
 
 @pytest.mark.parametrize(

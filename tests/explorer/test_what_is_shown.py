@@ -154,6 +154,7 @@ def test_two_methods_stand_beside_each_other(client):
 
 def test_self_influence_is_drawn_against_loss(client, summary):
     found = client.get("scatter")
+    assert (found["shown"], found["largest"], found["all"]) == (40, 40, 40)
     assert found["ids"] == summary.train.values.tolist()
     np.testing.assert_allclose(found["loss"], summary.train_loss, rtol=1e-12)
     np.testing.assert_allclose(found["self_influence"], summary.self_influence, rtol=1e-12)
@@ -165,7 +166,10 @@ def test_self_influence_is_drawn_against_loss(client, summary):
         ("row", {"id": "test-99"}, "no test row 'test-99'"),
         ("row", {"id": "test-03", "method": "drect"}, "did you mean 'direct'?"),
         ("row", {"id": "test-03", "version": 9}, "9"),
-        ("row", {"id": "test-03", "version": "x"}, "a number is wanted"),
+        ("row", {"id": "test-03", "version": "x"}, "a whole number is wanted"),
+        ("row", {"id": "test-03", "version": "1e400"}, "a whole number is wanted"),
+        ("rows", {"page": "nan"}, "a whole number is wanted"),
+        ("row", {"id": "test-03", "damping": 7}, "damping 7 is none of those stored: 0.05"),
         ("pair", {"test": "test-03", "train": "<script>"}, "no train row '<script>'"),
     ],
 )

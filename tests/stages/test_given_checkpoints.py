@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages import checks, dataset, model
+from influence_dag.stages.minimum import judged
+from influence_dag.study.model import ModelSettings
 from influence_dag.validation.datamodels import fit_subsets
 
 EARLY, METHODS = 20, {"cg": {"curvature": "gauss_newton", "rtol": 1e-10}, "ekfac": {}}
@@ -238,3 +240,11 @@ def test_activations_of_few_rows_are_in_memory_at_a_time(project):
     dataset.refresh(bench)
     model.refresh(bench)
     assert max(importlib.import_module("tiny_model").seen) <= 1_024
+
+
+@pytest.mark.parametrize(
+    ("minimum", "cure"), [("require", "or say minimum: warn"), ("warn", "(max_steps)")]
+)
+def test_a_cure_that_was_taken_is_not_told_again(minimum, cure):
+    settings = ModelSettings.model_validate({"build": "m:build", "fit": {}, "minimum": minimum})
+    assert judged(settings, {"gradient_norm": 1.0, "relative_gradient": 0.5}).message.endswith(cure)

@@ -1,14 +1,16 @@
 """What folders add to the contract about damage: times, clocks, links."""
 
+import errno
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from stored_sample import NAME, Sample, refresh
 
 from influence_dag.errors import StoreError
-from influence_dag.files import stamp
+from influence_dag.files import stamp, write_atomically
 from influence_dag.store import ArtifactStore
 
 SAMPLE = Sample()
@@ -25,6 +27,36 @@ def test_a_file_that_was_only_touched_is_sound(store, version):
         os.utime(path, (later, later))
     assert version.verify() == ()
     assert store.plan(NAME, SAMPLE.layout, SAMPLE.expected).up_to_date
+
+
+def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path, monkeypatch):
+    def refused(*_: object) -> None:
+        raise OSError("refused")
+
+    write_atomically(tmp_path / "file", b"old")
+    monkeypatch.setattr("os.replace", refused)
+    with pytest.raises(OSError, match="refused"):
+        write_atomically(tmp_path / "file", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+
+
+@pytest.mark.parametrize("closed", ["direct", "."])
+def test_a_folder_that_may_not_be_read_is_told_and_not_left_out(
+    store, version, closed, monkeypatch
+):
+    refresh(store, SAMPLE, "dataset")
+    opened = os.scandir
+
+    def scandir(path):
+        if Path(path) == store.root / closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path)
+
+    said = "may not be read: Permission denied; ask its owner"
+    with monkeypatch.context() as patched:
+        patched.setattr("os.scandir", scandir)
+        with pytest.raises(StoreError, match=said):
+            store.names()
 
 
 def test_a_dataset_whose_version_was_removed_says_so(store, tmp_path):

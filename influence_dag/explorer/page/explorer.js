@@ -59,13 +59,13 @@ function head() {
   const tab = (name, words) =>
     h("a", { href: address([name]), class: page === name ? "on" : "", "aria-current": page === name ? "page" : null }, words);
   const badge = state.marks ? h("span", { class: "badge" }, count(state.marks)) : null;
-  const pick = (name, options, value) =>
-    options.length > 1 ? h("label", {}, h("span", {}, name), choose(options, value, (to) => change({ [name]: to }), { "aria-label": name })) : null;
+  const pick = (name, options, value, also = {}) =>
+    options.length > 1 ? h("label", {}, h("span", {}, name), choose(options, value, (to) => change({ [name]: to, ...also }), { "aria-label": name })) : null;
   document.getElementById("head").replaceChildren(
     h("a", { class: "brand", href: "#/test", title: state.study.address }, state.study.name, h("span", {}, "influence explorer")),
     h("nav", {}, tab("test", "Test rows"), tab("train", "Training rows"), tab("edits", ["Edits ", badge])),
     h("div", { class: "settings" },
-      pick("method", state.study.methods.map((each) => [each.name, each.name]), chosen.name),
+      pick("method", state.study.methods.map((each) => [each.name, each.name]), chosen.name, { damping: "", version: "" }),
       pick("damping", chosen.dampings.map((each) => [each, `λ ${fmt(each)}`]), damping || chosen.dampings.at(-1)),
       pick("version", chosen.versions.map((each) => [each, each === chosen.version ? `${each} (current)` : each]).reverse(), version || chosen.version)),
   );
@@ -133,7 +133,7 @@ function cloudOf(cloud) {
     scatter(points, { width: 1180, height: 250, xName: "loss of the training row", yName: "self-influence", log: true, onpick: (point) => go(["train", point.id]) }),
     h("p", { class: "quiet legend" },
       cloud.wrong ? [h("i", { class: "dot wrong" }), "the model predicts another label ", h("i", { class: "dot" }), "as labelled"] : "each dot is a training row",
-      cloud.shown < cloud.all ? ` · the ${count(cloud.shown)} with the largest self-influence and some of the other ${count(cloud.all)}` : ""));
+      cloud.shown < cloud.all ? ` · the ${count(cloud.largest)} with the largest self-influence, and ${count(cloud.shown - cloud.largest)} of the other ${count(cloud.all - cloud.largest)}` : ""));
 }
 
 const MEASURES = new Set(["neighbours", "self-influence", "loss", "measurement", "total influence", "on all tests"]);
@@ -295,14 +295,15 @@ async function pairPage(test, train) {
     h("dl", { class: "stats" }, row.label === null ? null : stat("label", row.label), row.predicted === null ? null : stat("prediction", verdict(row)),
       row.loss === null ? null : stat("loss", fmt(row.loss))),
     path === "train" ? markBox(row, context, { full: true }) : null);
-  const words = found.influence > 0 ? "helps" : "harms";
+  const words = tone(found.influence);
   show(
     h("div", { class: "rowhead" },
       h("p", { class: "crumb" }, h("a", { href: address(["test", test]) }, test), " / "),
       h("h1", {}, train, h("b", { class: `entry-value ${words}` }, signed(found.influence))),
-      h("p", { class: "lead" }, h("b", { class: words }, words === "helps" ? "It helps. " : "It harms. "),
-        `Fitted again without ${train}, the loss of ${test} would change by about `,
-        h("b", {}, signed(found.change)), ` (the influence, divided by n = ${count(found.n)}).`)),
+      h("p", { class: "lead" }, h("b", { class: words }, { helps: "It helps. ", harms: "It harms. " }[words] ?? "It neither helps nor harms. "),
+        found.no_change ?? [
+          `Fitted again without ${train}, the loss of ${test} would change by about `,
+          h("b", {}, signed(found.change)), ` (the influence, divided by n = ${count(found.n)}).`])),
     h("div", { class: "pair" }, card(found.test, "The test row", "test"), card(found.train, "The training row", "train"), mapCard(found)),
     differencesCard(found));
 }
@@ -399,8 +400,8 @@ async function editsPage() {
 function outlookCard(found) {
   const { outlook } = found;
   if (!outlook) return h("section", { class: "card" }, h("h2", {}, "Predicted"), h("p", { class: "empty" }, "What the marked edit would do to the test losses stands here."));
-  const unknown = Object.keys(outlook.unknown).length;
-  const parts = [[outlook.drops, "dropped"], [outlook.relabels, "relabelled"]].filter(([number]) => number).map(([number, word]) => `${count(number)} ${word}`);
+  const unknown = outlook.no_change ? 0 : Object.keys(outlook.unknown).length;
+  const parts = outlook.no_change ? [] : [[outlook.drops, "dropped"], [outlook.relabels, "relabelled"]].filter(([number]) => number).map(([number, word]) => `${count(number)} ${word}`);
   const run = async (event, path, words) => {
     event.target.disabled = true;
     try {
@@ -417,6 +418,7 @@ function outlookCard(found) {
       h("b", { class: outlook.mean < 0 ? "helps" : "harms" }, signed(outlook.mean)),
       outlook.mean_loss === null ? "." : ` (it is ${fmt(outlook.mean_loss)}).`) : null,
     parts.length ? h("p", { class: "quiet" }, `${count(outlook.better)} test rows better, ${count(outlook.worse)} worse; to first order, sum of influences over n = ${count(outlook.n)}.`) : null,
+    outlook.no_change ? h("p", { class: "note" }, outlook.no_change) : null,
     outlook.done ? h("p", { class: "note" }, `${count(outlook.done)} of the marks are in these data already.`) : null,
     unknown ? h("p", { class: "note" }, `${count(unknown)} relabelled ${unknown > 1 ? "rows are" : "row is"} not counted yet: gradients under new labels are not stored. `,
       found.project ? h("button", { onclick: (event) => run(event, "relabels", ({ computed }) => `${computed} computed`) }, "Compute them") : "Name the project (--project) to compute them.",
@@ -426,9 +428,28 @@ function outlookCard(found) {
       h("tbody", {}, outlook.strongest.slice(0, 6).map((each) => h("tr", {}, h("td", {}, h("a", { href: address(["test", each.id]) }, each.id)),
         h("td", {}, h("b", { class: tone(-each.change) }, signed(each.change))))))) : null,
     h("p", { class: "actions" },
-      h("button", { class: "primary", disabled: !parts.length && !unknown, onclick: (event) => run(event, "export", (answer) => `Edit ${answer.number} is in ${answer.folder}`) }, "Export this edit"),
-      h("button", { onclick: async () => { try { const answer = await tell("clear", at(), {}); context.marked(answer.marks); await render(); } catch (error) { toast(error.message, "bad"); } } }, "Clear marks")),
+      h("button", { class: "primary", disabled: !outlook.drops && !outlook.relabels && !Object.keys(outlook.unknown).length, onclick: (event) => run(event, "export", (answer) => `Edit ${answer.number} is in ${answer.folder}`) }, "Export this edit"),
+      h("button", { onclick: clearMarks(found.marks.length) }, "Clear marks")),
     found.folder ? h("p", { class: "quiet" }, `Kept in ${found.folder}`) : h("p", { class: "quiet" }, "The store is in no folder, so these marks are kept in memory."));
+}
+
+// Marks are work of hours: the first click asks, the second one clears.
+function clearMarks(marks) {
+  let asked = false;
+  return async (event) => {
+    if (!asked) {
+      asked = true;
+      event.target.textContent = marks === 1 ? "Clear the mark for good?" : `Clear all ${count(marks)} marks for good?`;
+      return;
+    }
+    try {
+      const answer = await tell("clear", at(), {});
+      context.marked(answer.marks);
+      await render();
+    } catch (error) {
+      toast(error.message, "bad");
+    }
+  };
 }
 
 function outcomeCard(edit) {

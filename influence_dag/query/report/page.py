@@ -1,13 +1,13 @@
 """The page as one HTML file: everything escaped, pictures inside, no script, nothing fetched."""
 
 import os
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence_dag import __version__
 from influence_dag.errors import StoreError
+from influence_dag.files import write_atomically
 from influence_dag.query.figures import data_uri
 from influence_dag.query.report.findings import Findings, findings_of
 from influence_dag.query.report.rows import ShownRows
@@ -30,7 +30,13 @@ def write_report(
     if not path.absolute().parent.is_dir():
         raise StoreError(f"{path.absolute().parent} is no folder; make it first")
     findings = findings_of(results, method)
-    _replace(path, as_html(results, findings))
+    try:
+        _write(path, as_html(results, findings).encode())
+    except OSError as error:
+        raise StoreError(
+            f"writing {path} failed: {error.strerror or error}; name a file in a folder that can "
+            "be written and has room"
+        ) from error
     return findings
 
 
@@ -54,14 +60,9 @@ def as_html(results: "StudyResults", findings: Findings) -> str:
     )
 
 
-def _replace(path: Path, text: str) -> None:
-    """Whoever opens the file sees the old page or the new one."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.absolute().parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+def _write(path: Path, page: bytes) -> None:
+    """Whoever opens the file sees the old page or the new one; a link stays, a pipe is fed."""
+    if path.exists() and not path.is_file():  # /dev/stdout would be gone for everybody
+        path.write_bytes(page)
+    else:
+        write_atomically(os.path.realpath(path), page)

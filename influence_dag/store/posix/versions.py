@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Unpack
 
+from influence_dag.errors import StoreError
 from influence_dag.files import explained, remove
 from influence_dag.store.cloning import clone
 from influence_dag.store.drafts import StoredDraft
@@ -100,16 +101,23 @@ class ArtifactStore(VersionedStore[FolderVersion]):
 
         Folders that a person, a server or a sync tool has put beside them (`.snapshot`, `@eaDir`,
         `Copy of direct`) are passed over. Who opens `/` is not to wait until all of it has been
-        looked at.
+        looked at. Raises `StoreError` for a folder that may not be read: what is in it would be
+        missing without a word.
         """
-        names = []
-        for folder, inside, _ in os.walk(self.root):
+        names, closed = [], list[OSError]()
+        for folder, inside, _ in os.walk(self.root, onerror=closed.append):
             relative = Path(folder).relative_to(self.root)
             if not TAKEN.isdisjoint(inside):
                 names.append(relative.as_posix())
             inside[:] = filter(is_part, inside)
             if len(relative.parts) >= DEEPEST:
                 inside.clear()
+        refused = [each for each in closed if isinstance(each, PermissionError)]
+        is_study = any("/" not in name for name in names)  # not `/`, and what else there is in it
+        if refused and (is_study or Path(refused[0].filename) == self.root):
+            raise StoreError(
+                f"{refused[0].filename} may not be read: {refused[0].strerror}; ask its owner"
+            )
         return sorted(names)
 
     def _left(self, name: str) -> int:
