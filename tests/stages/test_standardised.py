@@ -1,5 +1,7 @@
 """Columns of any size: told before the fit, standardised where the study asks for it."""
 
+import shutil
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -7,6 +9,7 @@ from tiny_project import Project
 
 from influence_dag.datasets.standardising import Units
 from influence_dag.errors import DataError, StoreError, StudyError
+from influence_dag.stages.status import status
 from influence_dag.study.data import FeatureSettings
 
 SIZES = {"height": 1e-3, "width": 1.0, "depth": 4e4}
@@ -115,6 +118,23 @@ def test_a_pinned_theta_refuses_columns_in_other_units(project, what):
     project.refresh()
     project.write_settings(model={"refit": "pinned"})
     assert all(update.is_current for update in project.refresh().values())
+
+
+def test_a_checkpoint_refuses_units_that_an_edit_has_moved(project):
+    standardised(project)
+    shutil.copy(project.store / "model/current/model.safetensors", project.root / "net.safetensors")
+    model = {"fit": None, "checkpoint": "net.safetensors"}
+    project.write_settings(model=model, damping=0.05)
+    project.refresh()
+    depth = project.rows["train"][5][3]
+    project.edit("train", 5, depth=4e7)
+    for ask in (project.refresh, lambda: status(project.folder)):
+        with pytest.raises(StudyError, match="standardise the columns in the files, so that"):
+            ask()
+    project.edit("train", 5, depth=depth)
+    project.refresh()
+    project.write_settings(data={"features": {"standardise": False}}, damping=5.0)
+    project.refresh()  # what it was trained on is for its maker to say
 
 
 def test_the_same_rows_have_the_same_units_whatever_they_were_before(project, tmp_path_factory):

@@ -175,6 +175,17 @@ def test_an_order_no_better_than_chance_is_told_with_the_one_that_is(tmp_path):
     assert f"under {ORDER} it would be right on" in str(caught.value)
 
 
+def test_an_order_that_changes_is_looked_at_again(tmp_path):
+    """θ does not depend on it, and stays; what its outputs are taken for does."""
+    project = given_model(tmp_path, ORDER, classes=ORDER)
+    project.refresh()
+    project.write_settings(data={"classes": [*ORDER[1:], ORDER[0]]})
+    with pytest.raises(ModelError, match="no better than chance"):
+        project.refresh()
+    project.write_settings(data={"classes": ORDER})
+    project.refresh()
+
+
 def test_a_given_model_that_no_order_helps_is_told(tmp_path):
     project = given_model(tmp_path, ORDER, classes=ORDER)
     untrained = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
