@@ -19,7 +19,8 @@ from torch.func import grad, vmap
 from influence_dag.curvature import GaussNewton, Hessian
 from influence_dag.curvature.layered import LayeredNetwork
 from influence_dag.gradients.per_sample import gradient_layout, per_sample_gradients
-from influence_dag.influence.upweighting import influences, perturbation_influences
+from influence_dag.influence.perturbation import perturbation_influences
+from influence_dag.influence.upweighting import influences
 from influence_dag.objective.batching import check_all_rows
 from influence_dag.objective.objective import Objective, Rows
 

@@ -159,7 +159,7 @@ def kernels() -> list[str]:
     from bench_derivatives import digits_problem
 
     from influence_dag.curvature import Hessian
-    from influence_dag.influence.upweighting import perturbation_influences
+    from influence_dag.influence.perturbation import perturbation_influences
 
     objective, train, _ = digits_problem()
     vectors, H = torch.randn(256, objective.size), Hessian(objective, train)

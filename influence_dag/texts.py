@@ -1,4 +1,4 @@
-"""Ids and names of columns as they are shown: as they are, whatever is in them."""
+"""Ids and names of columns as they are shown, whatever is in them; sizes as people say them."""
 
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -59,3 +59,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     folded = {other.casefold(): other for other in known}
     close = [repr(folded[key]) for key in get_close_matches(name.casefold(), folded, n=3)]
     return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def readable_bytes(size: int) -> str:
+    """A number of bytes as a person would say it.
+
+    >>> readable_bytes(64 * 2**20)
+    '64 MiB'
+    """
+    units = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+    unit, worth = next(((unit, worth) for unit, worth in units.items() if size >= worth), ("B", 1))
+    return f"{size / worth:,.4g} {unit}"

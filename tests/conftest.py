@@ -13,12 +13,14 @@ from typing import Any
 
 import databases
 import pytest
+import shapes  # noqa: F401  (before what it is to check)
 from buckets import served
 from hypothesis import settings
 from tiny_project import Project
 
 from influence_dag.errors import StudyError
 
+gc.disable()  # while tests are collected; most of what is made then stays
 settings.register_profile("influence_dag", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("influence_dag")
 
@@ -43,6 +45,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 10)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

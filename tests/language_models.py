@@ -1,7 +1,6 @@
 """Tiny models of `transformers`, built from their configs, with rows for them."""
 
 import torch
-import transformers as T
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -20,6 +19,8 @@ def build(name, *, tie=True):
 
 
 def _made(name, tie):
+    import transformers as T  # a second, for the tests that have one
+
     common = {"vocab_size": VOCABULARY, "initializer_range": 0.3, "use_cache": True}
     if name == "language model":
         config = T.GPT2Config(

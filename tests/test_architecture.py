@@ -134,7 +134,7 @@ def test_the_page_shows_the_rooms_as_they_are():
             "from influence_dag import materialize": ["dagster", "distributed", "torch"],
             "import influence_dag.components": ["torch", "distributed", "matplotlib"],
         },
-        {"from influence_dag import compute_influences": ["dagster", "distributed", "zarr"]},
+        {"from influence_dag import compute_influences": ["dagster", "pydantic", "zarr"]},
     ],
     ids=lambda statements: ", ".join(statements),
 )

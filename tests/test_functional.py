@@ -1,6 +1,7 @@
 import enum
 import subprocess
 import sys
+import warnings
 
 import pytest
 import reference
@@ -16,12 +17,17 @@ from influence_dag import (
     compute_influences,
     solve_hvp,
 )
-from influence_dag.curvature import DenseCurvature
+from influence_dag.curvature import DenseCurvature, Hessian
 from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.functional import sizes
 from influence_dag.functional.inversion import Inversion
+from influence_dag.gradients import found_layouts
 from influence_dag.losses import reduced_loss
-from influence_dag.solvers import build
+from influence_dag.objective.objective import Objective, Rows
+from influence_dag.solvers import Nystroem, build
+from influence_dag.solvers.eigenbasis import Eigenbasis
+from influence_dag.solvers.ekfac import KroneckerFactorization
+from influence_dag.solvers.kronecker_scores import RotatedGradients
 
 FEATURES, OUTPUTS, TRAIN, TEST = 4, 2, 23, 5
 
@@ -558,9 +564,12 @@ def test_the_small_eigenproblems_are_solved_where_the_caller_says(
         ("nystroem", {"rank": 5, "curvature": "gauss_newton"}),
         ("arnoldi", {"rank": 5}),
         ("arnoldi", {"rank": 5, "complement": "damping"}),
+        ("identity", {}),
+        ("ekfac", {}),
+        ("kfac", {}),
     ],
 )
-def test_influences_of_a_low_rank_are_those_of_its_factors(
+def test_influences_by_a_shorter_way_are_those_of_the_factors(
     method, settings, network, classification
 ):
     (x, y), test = classification
@@ -571,6 +580,68 @@ def test_influences_of_a_low_rank_are_those_of_its_factors(
     gradients = reference.per_sample_gradients(network, nn.functional.cross_entropy, x, y)
     expected = factors @ (gradients * weighted[0][2][:, None]).T
     assert relative_error(compute_influences(*arguments, **settings), expected) <= 1e-9
+
+
+def test_what_is_found_of_a_network_is_found_once_for_both_sets_of_rows(
+    network, classification, monkeypatch
+):
+    train, test = classification
+    wrapped = TorchTwiceDifferentiable(network.float(), "cross_entropy")
+    copies, layouts = [], []
+    in_float64, found = Objective.in_float64, found_layouts._found_layout
+    monkeypatch.setattr(
+        Objective, "in_float64", lambda self: copies.append(self) or in_float64(self)
+    )
+    monkeypatch.setattr(
+        found_layouts, "_found_layout", lambda *of: layouts.append(of) or found(*of)
+    )
+    loaders = [(train[0].float(), train[1])], [(test[0].float(), test[1])]
+    settings = {"inversion_method": "ekfac", "hessian_regularization": 0.1}
+    compute_influences(wrapped, *loaders, **settings)
+    assert (len(copies), len(layouts)) == (1, 1)
+
+
+@pytest.mark.parametrize("rows", [40, 4000])
+def test_kronecker_factors_are_asked_in_their_eigenbasis(rows, monkeypatch):
+    """Pairs of training rows are rotated where these are few; factors rotated back where not."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 10)).double()
+    x, y = torch.randn(rows, 30).double(), torch.arange(rows) % 10
+    arguments = TorchTwiceDifferentiable(network, "cross_entropy"), [(x, y)], [(x[:30], y[:30])]
+    settings = {"inversion_method": "ekfac", "hessian_regularization": 0.1, "fisher": "empirical"}
+    factors = idag.compute_influence_factors(*arguments, **settings).x
+    gradients = reference.per_sample_gradients(network, nn.functional.cross_entropy, x, y)
+    monkeypatch.setattr(KroneckerFactorization, "solve", None)  # not to be called
+    back = [] if rows == 40 else [30]
+    seen, solved = [], RotatedGradients.solved
+    monkeypatch.setattr(
+        RotatedGradients,
+        "solved",
+        lambda self, **at: seen.append(len(self.gradients)) or solved(self, **at),
+    )
+    found = compute_influences(*arguments, **settings)
+    assert relative_error(found, factors @ gradients.T) <= 1e-9
+    assert seen == back
+
+
+@pytest.mark.parametrize("method", ["direct", "nystroem"])
+def test_a_warning_of_negative_curvature_points_to_the_call(method, monkeypatch):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    rows = [(torch.randn(30, 4).double(), torch.arange(30) % 3)]
+    wrapped = TorchTwiceDifferentiable(network, "cross_entropy")
+    H = Hessian(wrapped.objective, Rows(*rows[0])).dense()
+    damping = -1.5 * torch.linalg.eigvalsh(H)[0].item()
+    if method == "nystroem":  # a sketch has no negative eigenvalues; any basis may
+        values, vectors = torch.linalg.eigh(H)
+        basis = Eigenbasis(vectors[:, :30], values[:30])
+        monkeypatch.setattr(Nystroem, "factorize", lambda *_: basis)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        compute_influences(wrapped, rows, inversion_method=method, hessian_regularization=damping)
+    assert [(each.filename, "smallest eigenvalue" in str(each.message)) for each in seen] == [
+        (__file__, True)
+    ]
 
 
 def test_names_may_be_enumerations_or_of_any_case(
@@ -755,3 +826,27 @@ def test_a_measurement_that_is_no_function_of_its_row_is_refused(
     wrapped = TorchTwiceDifferentiable(model, "mse", measurement=measurement)
     with pytest.raises(ModelError, match=said):
         compute_influences(wrapped, [train], [test], hessian_regularization=0.1)
+
+
+def test_a_loader_that_shuffles_is_refused_for_every_axis_that_its_rows_name(
+    wrapped_model, train, test_data_loader
+):
+    shuffled = DataLoader(TensorDataset(*train), batch_size=5, shuffle=True)
+    for others in ({}, {"input_data": test_data_loader}, {"test_data": test_data_loader}):
+        with pytest.raises(ModelError, match="in another order when it is read again"):
+            compute_influences(wrapped_model, shuffled, hessian_regularization=1.0, **others)
+    both = {"test_data": test_data_loader, "input_data": test_data_loader}
+    found = compute_influences(wrapped_model, shuffled, hessian_regularization=1.0, **both)
+    assert found.shape == (TEST, TEST)
+
+
+def test_lists_of_decimals_keep_the_digits_that_they_have():
+    tenth = [0.1, 0.3, 0.7, -0.2]
+    double = TorchTwiceDifferentiable(nn.Linear(1, 1).double(), "mse")
+    numbers = torch.tensor(tenth, dtype=torch.float64)
+    lists = [(numbers[:, None], tenth), (numbers[:, None], list(numbers))]
+    tensors = [(numbers[:, None], numbers)] * 2
+    found, right = (
+        compute_influences(double, rows, hessian_regularization=0.1) for rows in (lists, tensors)
+    )
+    assert torch.equal(found, right)

@@ -4,6 +4,7 @@ import pytest
 import reference
 import torch
 from networks import CASES, ROWS, digits, digits_mlp
+from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -92,6 +93,20 @@ def test_gradients_come_back_from_their_stored_tensors(case):
 def test_linear_and_convolution_layers_used_once_are_captured(name, layers):
     module, x, y = CASES[name].make()
     assert captured(Objective(module, "cross_entropy"), Rows(x, y)) == layers
+
+
+@pytest.mark.filterwarnings("error:the gradients of")
+@pytest.mark.parametrize("positions", [(), (7,)], ids=["one number", "a sequence of numbers"])
+def test_a_layer_of_one_input_has_as_many_weights_as_biases(positions):
+    torch.manual_seed(0)
+    layer = nn.Linear(1, 1 + 3 * len(positions)).double()
+    module = nn.Sequential(layer, nn.Tanh(), nn.Flatten())
+    x = torch.randn(6, *positions, 1, dtype=torch.float64)
+    rows = Rows(x, module(x).detach() + 1)
+    found = per_sample_gradients(Objective(module, "mse"), rows).dense()
+    for row, gradient in zip(rows.batches(1), found, strict=True):
+        right = torch.autograd.grad((module(row.x) - row.y).square().mean(), layer.parameters())
+        assert_close(gradient, torch.cat([each.flatten() for each in right]))
 
 
 def test_pairs_are_kept_only_where_they_are_smaller():

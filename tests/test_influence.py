@@ -15,7 +15,8 @@ from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.influence import perturbation
 from influence_dag.influence.layered import layered_products
-from influence_dag.influence.upweighting import influences, perturbation_influences
+from influence_dag.influence.perturbation import perturbation_influences
+from influence_dag.influence.upweighting import influences
 from influence_dag.objective.objective import Objective, Rows
 
 DIFFERENTIABLE = [name for name, case in CASES.items() if not case.tokens]

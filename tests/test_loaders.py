@@ -69,6 +69,14 @@ def test_rows_that_are_not_there_again_are_missed_beside_a_batch_without_rows():
         read_rows(Fewer(ALL, range(11)), what="training_data")
 
 
+def test_rows_that_are_kept_with_their_sign_turned_are_read():
+    """The imaginary part of a conjugate is such a view."""
+    turned = torch.complex(X, X).conj().imag
+    assert turned.is_neg()
+    rows = read_rows([(turned, Y)], what="training_data")
+    assert torch.equal(rows.x.nan_to_num(), -X.nan_to_num())
+
+
 def test_batches_that_all_are_without_rows_are_an_empty_loader():
     with pytest.raises(ModelError, match="the data loader is empty"):
         read_rows([(X[:0], Y[:0])], what="test_data")

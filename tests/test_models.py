@@ -42,6 +42,12 @@ def build(name: str = "assets.digits.model:build", seed: int = 0, root: Path = R
     return modules.build_module(settings, root, torch.float64)
 
 
+def small() -> nn.Module:
+    """Of 310 parameters: the steps of its fits cost little."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 10))
+    return network.double()
+
+
 def penalised_gradient_norm(module: nn.Module, rows: Rows, weight_decay: float) -> float:
     parameters = list(module.parameters())
     loss = F.cross_entropy(module(rows.x), rows.y)
@@ -57,12 +63,15 @@ def code(folder: Path, body: str, module: str = "user_model") -> None:
 # Fitting
 
 
-def test_the_digits_network_reaches_a_stationary_point():
-    rows, module = digits(), build()
+@pytest.mark.parametrize(
+    ("count", "loss"), [(500, 0.0898), pytest.param(None, 0.1144, marks=pytest.mark.campaign)]
+)
+def test_the_digits_network_reaches_a_stationary_point(count, loss):
+    rows, module = digits(count), build()
     report = modules.fit(module, "cross_entropy", rows, FitSettings(weight_decay=1e-3))
     assert report.converged
     assert report.gradient_norm <= 1e-6
-    assert report.loss == pytest.approx(0.1144, abs=1e-3)
+    assert report.loss == pytest.approx(loss, abs=1e-3)
     assert penalised_gradient_norm(module, rows, 1e-3) == pytest.approx(
         report.gradient_norm, abs=1e-9
     )
@@ -101,7 +110,7 @@ def test_softmax_regression_agrees_with_scikit_learn():
 
 
 def test_a_float32_module_is_fitted_in_float64():
-    rows, module = digits(100), build().float()
+    rows, module = digits(100), small().float()
     report = modules.fit(module, "cross_entropy", rows, FitSettings(weight_decay=1e-2))
     assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
     assert report.gradient_norm <= 1e-6
@@ -118,8 +127,15 @@ def test_too_few_steps_are_reported_as_not_converged():
     assert "NOT converged" in messages[-1]
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize(
+    ("optimizer", "batch_size"),
+    [
+        ("adam", None),
+        ("sgd", 7),
+        pytest.param("adam", 7, marks=pytest.mark.campaign),
+        pytest.param("sgd", None, marks=pytest.mark.campaign),
+    ],
+)
 def test_stochastic_fits_approach_the_closed_form_and_repeat(optimizer, batch_size):
     rows, start = regression(), nn.Linear(5, 1).double()
     settings = FitSettings(
@@ -180,7 +196,7 @@ def test_dropout_is_off_while_fitting():
 
 
 def test_many_batches_of_rows_are_one_objective(monkeypatch):
-    rows, start = digits(100), build()
+    rows, start = digits(100), small()
     together, apart = copy.deepcopy(start), copy.deepcopy(start)
     settings = FitSettings(weight_decay=1e-2, max_steps=30)
     whole = modules.fit(together, "cross_entropy", rows, settings)

@@ -180,16 +180,15 @@ def test_whole_numbers_are_ranked_like_any(dtype):
     assert array.idag.top_k(4).train.values.tolist() == list("acdb" if scores[1] < 0 else "acbd")
 
 
+def test_another_damping_than_the_one_that_is_stored_is_refused(study, influences):
+    xr.testing.assert_identical(study.influences(damping=0.05).load(), influences)
+    for asked in (study.influences, study.top_k, study.self_influence, study.suspects):
+        with pytest.raises(StoreError, match=r"damping 0\.5 is none of those stored: \[0\.05\]"):
+            asked(damping=0.5)
+
+
 def test_a_damping_that_is_computed_is_found():
     swept = xr.DataArray(np.eye(2), dims=("damping", "test"), coords={"damping": [0.3, 0.05]})
     np.testing.assert_array_equal(at_damping(swept, 0.1 + 0.2), [1.0, 0.0])
     with pytest.raises(StoreError, match=r"damping 0\.31 is none of those stored: \[0\.3, 0\.05\]"):
         at_damping(swept, 0.31)
-
-
-def test_a_damping_that_the_one_stored_is_not_is_refused(study):
-    assert study.top_k("test-03", 2, damping=0.05).equals(study.top_k("test-03", 2))
-    assert study.self_influence(damping=0.05).equals(study.self_influence())
-    for ask in (study.top_k, study.self_influence, study.suspects):
-        with pytest.raises(StoreError, match=r"damping 0\.5 is none of those stored: \[0\.05\]"):
-            ask(damping=0.5)

@@ -20,13 +20,14 @@ def gathered(*batches):
 
 FORMS = {
     "numpy": (x.numpy(), y.numpy()),
+    "another byte order": (x.numpy().astype(">f4"), y.numpy().astype(">i8")),
     "lists": (x.tolist(), y.tolist()),
     "numpy numbers": (x, [np.int64(k) for k in y.tolist()]),
     "a list of two": [x, y],
 }
 
 
-@pytest.mark.parametrize("name", ["numpy", "numpy numbers", "a list of two"])
+@pytest.mark.parametrize("name", ["numpy", "another byte order", "numpy numbers", "a list of two"])
 def test_arrays_and_lists_of_numbers_become_tensors(name):
     rows = gathered(FORMS[name])
     assert torch.equal(rows.x, x)

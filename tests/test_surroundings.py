@@ -1,5 +1,6 @@
 """Calls in memory: the same answers whatever torch's modes are around them; what they refuse."""
 
+import copy
 from contextlib import contextmanager
 
 import pytest
@@ -111,6 +112,48 @@ def complex_numbers():
 def test_parameters_that_are_no_numbers_are_refused(module, told):
     with pytest.raises(ModelError, match=told):
         wrapped(module)
+
+
+class Pair(nn.Module):
+    """Two layers; what lies where is the test's."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+def test_two_tensors_in_one_memory_are_refused_where_a_training_moves_both():
+    """Without `.data` they are one parameter, whose derivative sees both of its places."""
+    module = Pair()
+    module.second.weight.data = module.first.weight.data[1:]
+    with pytest.raises(ModelError, match=r"first.weight and second.weight .* in the same memory"):
+        wrapped(module)
+    module.first.requires_grad_(False)
+    with pytest.raises(ModelError, match="a step of a training moves both"):
+        wrapped(module)
+    wrapped(module.requires_grad_(False).double().requires_grad_())  # which parts them
+    module = Pair()
+    module.register_buffer("kept", module.second.weight.detach().T)
+    with pytest.raises(ModelError, match=r"in the same memory: .* of its own \(clone\(\)\)"):
+        wrapped(module)
+    module.second.weight.requires_grad_(False)  # and then no training moves it
+    wrapped(module)
+
+
+def test_parts_of_one_memory_that_do_not_meet_are_parameters_like_others():
+    module, table = Pair(), torch.randn(7, 4)
+    module.first.weight.data, module.second.weight.data = table[:4], table[4:]
+    right = idag.compute_influences(
+        wrapped(copy.deepcopy(module)), [(X, Y)], hessian_regularization=9.0
+    )
+    columns = torch.randn(7, 9)
+    columns[:4, :4], columns[:3, 4:8] = table[:4], table[4:]
+    module.first.weight.data, module.second.weight.data = columns[:4, :4], columns[:3, 4:8]
+    found = idag.compute_influences(wrapped(module), [(X, Y)], hessian_regularization=9.0)
+    assert torch.allclose(found, right, rtol=1e-4, atol=1e-6)
 
 
 def test_arguments_of_another_kind_are_told():

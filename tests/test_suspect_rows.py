@@ -90,6 +90,15 @@ def test_what_neighbours_and_model_say_stands_beside_each_row_and_ranks_them(pro
     assert (np.diff(shapley) >= 0).all()
 
 
+def test_rows_that_are_named_by_numbers_are_as_suspect(project, tmp_path):
+    numbered = project.copy(tmp_path, artifacts=())
+    for split, first in (("train", 100), ("test", 900)):
+        numbered.write(split, [[first + k, *row[1:]] for k, row in enumerate(project.rows[split])])
+    numbered.refresh()
+    found, named = (suspects(each.store, 40).sortby("train") for each in (numbered, project))
+    np.testing.assert_allclose(found.combined, named.combined)
+
+
 def test_neighbours_in_the_penultimate_space_and_losses_out_of_fold_run_the_studys_code(
     project, module
 ):

@@ -1,5 +1,8 @@
 """Models of `transformers` as they are, against plain float64 autograd."""
 
+from importlib.util import find_spec
+
+import language_models as models
 import pytest
 import reference
 import torch
@@ -15,8 +18,10 @@ from influence_dag.gradients.per_sample import gradient_layout, per_sample_gradi
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC
 
-pytest.importorskip("transformers", reason="needs transformers: pip install 'influence-dag[test]'")
-import language_models as models
+pytestmark = pytest.mark.skipif(
+    find_spec("transformers") is None,
+    reason="needs transformers: pip install 'influence-dag[test]'",
+)
 
 # Above the negative curvature of models that were not trained.
 DAMPINGS = {"classifier": 3.0, "tagger": 3.0, "language model": 30.0}

@@ -6,7 +6,6 @@ of what root vector c sends back to it. Each vector then costs products of matri
 passes through the network, and far fewer of them where positions share weights (convolutions).
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,12 +17,17 @@ from torch import Tensor
 from influence_dag.curvature.fisher_batches import FisherBatch, Formed
 from influence_dag.curvature.kronecker_layout import KroneckerLayer, KroneckerLayout, Place
 from influence_dag.curvature.kronecker_pairs import FisherPairs
+from influence_dag.curvature.scratch import Scratch
 from influence_dag.errors import ModelError
 from influence_dag.gradients.capture import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.objective.outputs import OutputSpace
 
 _NUMBERS = 2**23  # of temporaries
+_PIECE = 2**19  # the same in a processor's cache
+_WIDE = 128  # inputs of a layer for which it does not matter where these are
+_COLUMNS = 64  # vectors at once on a processor: their shares stay there as well
+_WAITING = 2**21  # numbers that wait to be multiplied and added to the sum
 _WRITTEN = 2**20  # of a product that is added to the sum: what a processor's cache takes
 _KEPT_BYTES = 2**30  # of captured pairs, for products to come
 
@@ -98,13 +102,17 @@ class CapturedSum:
 
     def summed(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """As `products`; raises `NotCaptured`, `ModelError`."""
-        asked = _Vectors(vectors)
-        total = _Total(torch.zeros_like(vectors, dtype=torch.float64))
+        columns = _COLUMNS if vectors.device.type == "cpu" else max(1, len(vectors))
+        total = torch.zeros_like(vectors, dtype=torch.float64)
+        asked = [*map(_Vectors, vectors.split(columns))]
+        totals = [*map(_Total, total.split(columns))]
+        scratch = Scratch()
         for blocks in self._batches():
-            shares = sum((block.projected(asked) for block in blocks), vectors.new_zeros(()))
-            for block in blocks:
-                block.add(shares, total)
-        return total.finished()
+            for some, share in zip(asked, totals, strict=True):
+                _add_products(blocks, some, share, scratch)
+        for share in totals:
+            share.finish()
+        return total
 
     def give_up(self) -> None:
         """Keep nothing, and serve no more."""
@@ -119,7 +127,7 @@ class CapturedSum:
         layout = self.captured.layout
         fisher = FisherPairs(self.objective, rest, layout, batch_size=self.batch_size)
         for rows, batch in zip(rest.batches(fisher.rows_at_once), fisher, strict=True):
-            blocks = [*_blocks(batch, layout)]
+            blocks = [*_blocks(batch, layout, len(rows))]
             self._keep(blocks, len(rows))
             yield blocks
 
@@ -131,49 +139,77 @@ class CapturedSum:
             self._rows_kept += rows
 
 
-def _blocks(batch: FisherBatch, layout: KroneckerLayout) -> Iterator["_Block"]:
+def _add_products(
+    blocks: "list[_Block]", vectors: "_Vectors", total: "_Total", scratch: Scratch
+) -> None:
+    r"""Add $\sum_{ic} (v \cdot \varphi_{ic}) \, \varphi_{ic}$, i running over one batch."""
+    b, c = blocks[0].rows_and_roots
+    shares = scratch.take("shares", vectors.rows, b, len(vectors.rows), c).zero_()
+    for block in blocks:
+        block.project(vectors, shares, scratch)
+    for block in blocks:
+        block.add(shares, total, scratch)
+
+
+def _blocks(batch: FisherBatch, layout: KroneckerLayout, rows: int) -> Iterator["_Block"]:
     for layer, (a, g) in zip(layout.layers, batch.pairs, strict=True):
         if a.ndim == 3 and a.shape[1] > len(g):
-            dense = Formed.of(a, g).matrices.transpose(0, 1).flatten(0, 1)
+            dense = Formed.of(a, g).matrices
             weight = dense[..., :-1] if layer.bias else dense
-            yield _Dense(layer.weight, (weight.mT if layer.transposed else weight).flatten(1))
+            yield _Dense(layer.weight, (weight.mT if layer.transposed else weight).flatten(2))
             if layer.bias:
                 yield _Dense(layer.bias, dense[..., -1].clone())  # not to hold all of `dense`
         else:
-            yield _Product(
-                layer, a if a.ndim == 3 else a[:, None], g if g.ndim == 4 else g[:, :, None]
-            )
+            yield _Product.of(layer, a, g)
     for group, values in zip(layout.dense, batch.dense, strict=True):
         sizes = [stop - start for start, stop in group.places]
-        for place, part in zip(group.places, values.split(sizes, 1), strict=True):
-            yield _Dense(place, part)
+        by_row = values.unflatten(0, (-1, rows)).transpose(0, 1)
+        for place, part in zip(group.places, by_row.split(sizes, 2), strict=True):
+            yield _Dense(place, part.contiguous())
 
 
 class _Block(Protocol):
-    """Some parameters' part of every φ; shares are (k, c b)."""
+    """Some parameters' part of every φ; shares are of b rows, k vectors, c root vectors."""
 
     @property
     def bytes(self) -> int: ...
 
-    def projected(self, vectors: "_Vectors") -> Float[Tensor, "k cb"]: ...
+    @property
+    def rows_and_roots(self) -> tuple[int, int]: ...
 
-    def add(self, shares: Float[Tensor, "k cb"], total: "_Total") -> None: ...
+    def project(
+        self, vectors: "_Vectors", shares: Float[Tensor, "b k c"], scratch: Scratch
+    ) -> None:
+        """Add this part of v · φ."""
+        ...
+
+    def add(self, shares: Float[Tensor, "b k c"], total: "_Total", scratch: Scratch) -> None:
+        """Add shares times this part of φ."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class _Dense:
     place: Place
-    values: Float[Tensor, "cb size"]
+    values: Float[Tensor, "b c size"]
 
     @property
     def bytes(self) -> int:
         return self.values.nbytes
 
-    def projected(self, vectors: "_Vectors") -> Float[Tensor, "k cb"]:
-        return vectors.rows[:, slice(*self.place)] @ self.values.T
+    @property
+    def rows_and_roots(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
 
-    def add(self, shares: Float[Tensor, "k cb"], total: "_Total") -> None:
-        total.rows[:, slice(*self.place)] += shares @ self.values
+    def project(
+        self, vectors: "_Vectors", shares: Float[Tensor, "b k c"], scratch: Scratch
+    ) -> None:
+        asked = vectors.rows[:, slice(*self.place)]
+        shares += (self.values.flatten(0, 1) @ asked.T).view_as(shares.mT).mT
+
+    def add(self, shares: Float[Tensor, "b k c"], total: "_Total", scratch: Scratch) -> None:
+        of_roots = shares.mT.flatten(0, 1)
+        total.rows[:, slice(*self.place)] += of_roots.T @ self.values.flatten(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,29 +218,57 @@ class _Product:
 
     layer: KroneckerLayer
     a: Float[Tensor, "b t d_in"]
-    g: Float[Tensor, "c b t d_out"]
+    g: Float[Tensor, "b c tdout"]
+    d_out: int
+
+    @classmethod
+    def of(
+        cls, layer: KroneckerLayer, a: Float[Tensor, "b *t d_in"], g: Float[Tensor, "c b *t d_out"]
+    ) -> "_Product":
+        sent = g.transpose(0, 1).flatten(2)
+        return cls(layer, (a if a.ndim == 3 else a[:, None]).contiguous(), sent, g.shape[-1])
 
     @property
     def bytes(self) -> int:
         return self.a.nbytes + self.g.nbytes
 
-    def projected(self, vectors: "_Vectors") -> Float[Tensor, "k cb"]:
-        found = []
-        for weight in vectors.of_layer(self.layer, self.g.shape[-1]).split(self._at_once):
-            through = torch.einsum("bti,koi->btko", self.a, weight)
-            # One product a row and position: (k, o) with (o, c).
-            sent = torch.einsum("btko,cbto->kcb", through, self.g)
-            found.append(sent.flatten(1))
-        return torch.cat(found)
-
-    def add(self, shares: Float[Tensor, "k cb"], total: "_Total") -> None:
-        c, b = self.g.shape[:2]
-        sent = torch.einsum("kcb,cbto->btko", shares.view(-1, c, b), self.g)
-        total.wait(self.layer, sent.flatten(0, 1), self.a.flatten(0, 1))
-
     @property
-    def _at_once(self) -> int:
-        return max(1, _NUMBERS // max(1, math.prod(self.g.shape[1:])))
+    def rows_and_roots(self) -> tuple[int, int]:
+        return self.g.shape[0], self.g.shape[1]
+
+    def project(
+        self, vectors: "_Vectors", shares: Float[Tensor, "b k c"], scratch: Scratch
+    ) -> None:
+        weight = vectors.of_layer(self.layer, self.d_out)
+        for some in self._pieces(len(weight)):
+            a = self.a[some].flatten(0, 1)
+            sent = torch.mm(a, weight.T, out=scratch.take("through", a, len(a), len(weight)))
+            sent = sent.view(len(shares[some]), self.a.shape[1], shares.shape[1], self.d_out)
+            by_vector = sent.transpose(1, 2).flatten(2)
+            shares[some].baddbmm_(by_vector, self.g[some].mT)
+
+    def add(self, shares: Float[Tensor, "b k c"], total: "_Total", scratch: Scratch) -> None:
+        width = self.d_out * shares.shape[1]
+        for some in self._pieces(width):
+            a = self.a[some].flatten(0, 1)
+            s = total.room(self, a, width)
+            if self.a.shape[1] == 1:
+                torch.bmm(shares[some], self.g[some], out=s.view(len(s), -1, self.d_out))
+            else:
+                sent = torch.bmm(shares[some], self.g[some])
+                sent = sent.unflatten(2, (self.a.shape[1], self.d_out)).transpose(1, 2)
+                s.copy_(sent.reshape(s.shape))
+
+    def _pieces(self, width: int) -> Iterator[slice]:
+        """Rows whose numbers at each position fit into a cache; elsewhere, into memory.
+
+        Of a wide layer a number takes longer to make than to fetch.
+        """
+        most = _PIECE * max(1, self.a.shape[2] // _WIDE)
+        most = min(_NUMBERS, most) if self.a.device.type == "cpu" else _NUMBERS
+        size = max(1, most // max(1, self.a.shape[1] * width))
+        for start in range(0, len(self.a), size):
+            yield slice(start, min(start + size, len(self.a)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,14 +278,14 @@ class _Vectors:
     rows: Float[Tensor, "k p"]
     _matrices: dict[Place, Tensor] = field(default_factory=dict)
 
-    def of_layer(self, layer: KroneckerLayer, d_out: int) -> Float[Tensor, "k d_out d_in"]:
+    def of_layer(self, layer: KroneckerLayer, d_out: int) -> Float[Tensor, "kdout d_in"]:
         if layer.weight not in self._matrices:
             weight = self.rows[:, slice(*layer.weight)]
             weight = weight.unflatten(1, (-1, d_out) if layer.transposed else (d_out, -1))
             weight = weight.mT if layer.transposed else weight
             if layer.bias:
                 weight = torch.cat([weight, self.rows[:, slice(*layer.bias), None]], dim=2)
-            self._matrices[layer.weight] = weight.contiguous()
+            self._matrices[layer.weight] = weight.flatten(0, 1).contiguous()
         return self._matrices[layer.weight]
 
 
@@ -233,34 +297,51 @@ class _Total:
     """
 
     rows: Float[Tensor, "k p"]
-    _waiting: dict[KroneckerLayer, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    _waiting: dict[KroneckerLayer, "_Waiting"] = field(default_factory=dict)
 
-    def wait(
-        self, layer: KroneckerLayer, s: Float[Tensor, "n k d_out"], a: Float[Tensor, "n d_in"]
-    ) -> None:
-        held = self._waiting.setdefault(layer, [])
-        held.append((s, a))
-        if sum(each.numel() for each, _ in held) > _NUMBERS:
-            self._add(layer, held)
+    def room(self, block: _Product, a: Float[Tensor, "n d_in"], width: int) -> Tensor:
+        """Where to write the vectors s, `(n, k d_out)`, of some inputs."""
+        held = self._waiting.get(block.layer)
+        if held is None or held.rows + len(a) > len(held.s):
+            if held is not None:
+                self._add(block.layer, held)
+            rows = max(len(a), _WAITING // max(1, width))
+            if held is None or len(held.s) < rows:
+                held = _Waiting(a.new_empty(rows, width), a.new_empty(rows, a.shape[1]))
+                self._waiting[block.layer] = held
+        return held.taken(a)
 
-    def finished(self) -> Float[Tensor, "k p"]:
+    def finish(self) -> None:
+        """Add what waits."""
         for layer, held in self._waiting.items():
             self._add(layer, held)
-        return self.rows
 
-    def _add(self, layer: KroneckerLayer, held: list[tuple[Tensor, Tensor]]) -> None:
+    def _add(self, layer: KroneckerLayer, held: "_Waiting") -> None:
         """What waits, some vectors at a time."""
-        if not held:
-            return
-        s, a = (torch.cat(parts) for parts in zip(*held, strict=True))
-        held.clear()
+        s, a = held.s[: held.rows].unflatten(1, (len(self.rows), -1)), held.a[: held.rows]
+        held.rows = 0
         size = max(1, _WRITTEN // max(1, s.shape[2] * a.shape[1]))
         for start in range(0, s.shape[1], size):
             some = slice(start, start + size)
-            part = (s[:, some].flatten(1).T @ a).unflatten(0, (-1, s.shape[2]))
+            sent = s[:, some].flatten(1)  # a product with few columns takes longer
+            part = (a.T @ sent).T if a.shape[1] < _WIDE else sent.T @ a
+            part = part.unflatten(0, (-1, s.shape[2]))
             if layer.bias:
                 self.rows[some, slice(*layer.bias)] += part[..., -1]
                 part = part[..., :-1]
             part = part.mT if layer.transposed else part
             target = self.rows[some, slice(*layer.weight)].unflatten(1, part.shape[1:])
             target += part
+
+
+@dataclass(eq=False)
+class _Waiting:
+    s: Float[Tensor, "most kdout"]
+    a: Float[Tensor, "most d_in"]
+    rows: int = 0
+
+    def taken(self, a: Float[Tensor, "n d_in"]) -> Float[Tensor, "n kdout"]:
+        some = slice(self.rows, self.rows + len(a))
+        self.a[some] = a
+        self.rows = some.stop
+        return self.s[some]

@@ -43,8 +43,9 @@ def check_second_derivatives(objective: Objective, rows: Rows) -> None:
             f"the second derivatives that torch gives of {type(objective.module).__name__} are not "
             f"those of its gradients (on {wrong} of {told} rows they differ from differences of "
             "gradients): a part of it has a backward that is not differentiable itself, such as an "
-            "autograd.Function that computes with detached or saved values; write that part in "
-            "plain operations, or take the Gauss-Newton curvature"
+            "autograd.Function that computes with detached or saved values, or a checkpoint, which "
+            "computes anew from the module's own parameters; write that part in plain operations, "
+            "switch checkpointing off, or take the Gauss-Newton curvature"
         )
 
 

@@ -15,6 +15,7 @@ from influence_dag.curvature.drawn_labels import (
     output_gradient,
 )
 from influence_dag.losses import LossFunction, likelihood_of
+from influence_dag.losses.named import softmax_weights
 from influence_dag.objective.twice_differentiable import plain_gradient
 
 FisherName = Literal["exact", "sampled", "empirical"]
@@ -73,11 +74,12 @@ def _softmax_roots(
     With $s_k = \sum_{j \ge k} p_j$: $D_k = w p_k s_{k+1} / s_k$, $L_{jk} = -p_j / s_{k+1}$ for
     $j > k$ (Tanabe & Sagae 1992). None for any other loss, or where products with the rows'
     curvature show it to be another: three backward passes say so, where forming it takes one an
-    output and then its eigenvectors.
+    output and then its eigenvectors. Cross-entropy of classes has none but that.
     """
     if likelihood_of(loss) != "categorical" or outputs.ndim != 2 or outputs.shape[1] < 2:
         return None
-    weights = Probes(loss, outputs, targets).categorical()
+    known = softmax_weights(loss, outputs, targets)
+    weights = Probes(loss, outputs, targets).categorical() if known is None else known[:, None]
     if weights is None:
         return None
     p = outputs.double().softmax(1)

@@ -76,12 +76,13 @@ class KroneckerLayout:
             gradient_layout(objective, sample, without=without).blocks,
             objective.module,
         )
-        found = {b.name if isinstance(b, LinearLayout) else b.layer for b in blocks}
+        layers_of_blocks = (b.name if isinstance(b, LinearLayout) else b.layer for b in blocks)
+        found = {name for name in layers_of_blocks if name is not None}
         local = {name for name in found if name and not is_capturable(layer_of(module, name))}
         found -= local
-        found |= uncalled_layers(objective, sample) - set(without)
+        found |= uncalled_layers(objective, sample, besides=found | set(without))
         layers = []
-        for name in (each for each in found if each is not None):
+        for name in found:
             weight, bias = layer_places(objective, name)
             if weight:
                 transposed = is_transposed(layer_of(module, name))

@@ -10,7 +10,7 @@ from torch.func import grad, vjp, vmap
 
 from influence_dag.curvature.tracing import Segment, linear_chain
 from influence_dag.errors import ModelError
-from influence_dag.losses.named import IGNORED, class_targets, cross_entropy
+from influence_dag.losses.named import softmax_weights
 from influence_dag.objective.objective import LossFunction, Objective, Rows
 from influence_dag.objective.outputs import Leaves
 from influence_dag.objective.twice_differentiable import plain_gradient
@@ -108,7 +108,7 @@ class LayeredNetwork:
             seconds.append(second)
         z = self.layers[-1](a)
         gradient, output_product = self._head(z, rows)
-        if gauss_newton:
+        if gauss_newton and self.tail.nodes:  # else the outputs are the pre-activations
             output_product = gauss_newton_product(
                 lambda z: (self.tail(z),), z, lambda f: rows.weighted(self.loss(f[0], rows.y))
             )
@@ -154,13 +154,11 @@ class LayeredNetwork:
 
         A pass a vector through a graph takes ten times as long.
         """
-        if self.loss is not cross_entropy or self.tail.nodes or not isinstance(rows.y, Tensor):
-            return None
-        targets = class_targets(z, rows.y)
-        if targets.is_floating_point() or targets.ndim != 1:
+        weights = None if self.tail.nodes else softmax_weights(self.loss, z, rows.y)
+        if weights is None:
             return None
         p = z.detach().softmax(dim=1)
-        counted = rows.weighted((targets != IGNORED).to(p.dtype)).unsqueeze(1) * p
+        counted = rows.weighted(weights).unsqueeze(1) * p
 
         def product(vectors: Float[Tensor, "k n c"]) -> Float[Tensor, "k n c"]:
             return counted * (vectors - (p * vectors).sum(dim=-1, keepdim=True))

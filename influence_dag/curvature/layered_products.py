@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from influence_dag.curvature.layered import LayeredNetwork, LinearLayer, NetworkPass
 from influence_dag.curvature.products import random_vectors
+from influence_dag.curvature.scratch import Scratch
 from influence_dag.objective.objective import Rows
 
 _COLUMNS = 32  # vectors at once, and numbers in the widest of their temporaries
@@ -28,6 +29,7 @@ _BATCHES = 4  # of autograd's size at once: there is no graph to keep of them
 _KEPT_BYTES = 2**28  # of batches, for products to come
 _LANES = 16  # of a register: products with fewer columns take three times as long as with these
 _OUTPUTS = 64  # of a row, whose second derivatives are written out
+_OUTPUTS_A_VECTOR = 2  # of which that takes as long as a vector takes autograd
 _MIXED = 2**17  # mixed derivatives of the first two layers, which are summed once
 _ROWS = 256  # at once, on a processor, or more of few vectors
 _PIECE = 2**19  # numbers in the widest of a piece's temporaries
@@ -44,7 +46,7 @@ class LayeredSum:
     confirmed: bool = field(default=False, init=False)  # held against autograd, over all rows
     _asked: int = field(default=0, init=False)
     _kept: "list[_Batch]" = field(default_factory=list, init=False)
-    _scratch: "_Scratch" = field(default_factory=lambda: _Scratch(), init=False)
+    _scratch: Scratch = field(default_factory=Scratch, init=False)
 
     def __post_init__(self) -> None:
         self.serves = len(self.network.layers[-1].weight) <= _OUTPUTS
@@ -52,10 +54,10 @@ class LayeredSum:
     def is_worth(self, vectors: int) -> bool:
         """Whether these vectors, with those before, make up for what is kept of each batch.
 
-        A vector costs autograd about what an output's second derivatives do.
+        A vector costs autograd what the second derivatives of two outputs do, or more.
         """
         self._asked += vectors
-        return self.serves and self._asked > len(self.network.layers[-1].weight)
+        return self.serves and _OUTPUTS_A_VECTOR * self._asked > len(self.network.layers[-1].weight)
 
     def products(self, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k p"]:
         """Float64; of a batch in the network's own precision."""
@@ -144,7 +146,7 @@ class _Batch:
         return max(1, min(_COLUMNS, _NUMBERS // max(1, widest * rows)))
 
     def add_products(
-        self, vectors: Float[Tensor, "k p"], out: Float[Tensor, "k p"], scratch: "_Scratch"
+        self, vectors: Float[Tensor, "k p"], out: Float[Tensor, "k p"], scratch: Scratch
     ) -> None:
         steps = [_step_of(layer, vectors) for layer in self.network.layers]
         sums = [step.new_zeros(step.shape[2], *step.shape[:2]) for step in steps]
@@ -178,7 +180,7 @@ class _Batch:
         steps: list[Tensor],
         sums: list[Float[Tensor, "_ k _"]],
         sent: list[Float[Tensor, "_ k _"]],
-        scratch: "_Scratch",
+        scratch: Scratch,
     ) -> None:
         """Of some rows, to what layers' inputs and their gradients are multiplied into."""
         moves, moved = self._forward(some, steps, scratch)
@@ -197,7 +199,7 @@ class _Batch:
         return 0 if self.mixed is None else 1
 
     def _forward(
-        self, some: slice, steps: list[Tensor], scratch: "_Scratch"
+        self, some: slice, steps: list[Tensor], scratch: Scratch
     ) -> tuple[list[Tensor], list[Tensor]]:
         """R{z} of each layer, and R{a} of its inputs, of which the first do not move."""
         moves: list[Tensor] = []
@@ -214,7 +216,7 @@ class _Batch:
         return moves, moved
 
     def _through(
-        self, m: int, moved: Float[Tensor, "n k i"], scratch: "_Scratch"
+        self, m: int, moved: Float[Tensor, "n k i"], scratch: Scratch
     ) -> Float[Tensor, "n k o"]:
         """A layer's weight times what its inputs move by, with zeros to fill the last register."""
         weight = self.network.layers[m].weight
@@ -231,7 +233,7 @@ class _Batch:
         back: Float[Tensor, "n k o"],
         step: Float[Tensor, "k o _"],
         move: Float[Tensor, "n k i"],
-        scratch: "_Scratch",
+        scratch: Scratch,
     ) -> Float[Tensor, "n k i"]:
         """R{g} of the layer before."""
         sent = scratch.like(f"back {m}", move)
@@ -259,19 +261,3 @@ def _step_of(layer: LinearLayer, vectors: Float[Tensor, "k p"]) -> Float[Tensor,
     if layer.bias_place is not None:
         step[..., -1] = vectors[:, layer.bias_place]
     return step
-
-
-@dataclass(frozen=True, eq=False)
-class _Scratch:
-    """Memory of temporaries, used again: fresh pages cost more than the products in them."""
-
-    held: dict[str, Tensor] = field(default_factory=dict)
-
-    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
-        size, held = math.prod(shape), self.held.get(name)
-        if held is None or held.numel() < size:
-            held = self.held[name] = like.new_empty(size)
-        return held[:size].view(shape)
-
-    def like(self, name: str, other: Tensor) -> Tensor:
-        return self.take(name, other, *other.shape)

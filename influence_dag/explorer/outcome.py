@@ -138,6 +138,7 @@ def _arrays(view: View, change: NDArray) -> bytes:
     np.savez_compressed(
         buffer,
         test=np.array(test.ids, str),
+        test_keys=test.keys,
         predicted=change,
         before=np.full(len(test), np.nan) if losses is None else losses,
         wrong=np.zeros(0, bool) if wrong is None else wrong,
@@ -186,9 +187,7 @@ def _waits_for(opened: Opened, told: dict[str, Any]) -> str | None:
 
 
 def _compared(view: View, before: dict[str, NDArray], marked: Marked) -> dict[str, Any]:
-    now = view.said("test_loss", "test")
-    places = [view.test.positions.get(name, -1) for name in before["test"].tolist()]
-    at_ = np.array(places, np.int64)
+    now, at_ = view.said("test_loss", "test"), _same_tests(view.test, before)
     if now is None:
         return {"state": "unreadable", "why": "the losses of the test rows are not stored"}
     actual = np.where(at_ < 0, np.nan, now[np.maximum(at_, 0)]) - before["before"]
@@ -214,6 +213,14 @@ def _compared(view: View, before: dict[str, NDArray], marked: Marked) -> dict[st
         **agreement(x, y),
         **_done(view.train, before, marked),
     }
+
+
+def _same_tests(now: Rows, before: dict[str, NDArray]) -> NDArray[np.int64]:
+    """Where each test row is now, −1 where it is gone or another row has its name."""
+    places = np.array([now.positions.get(name, -1) for name in before["test"].tolist()], np.int64)
+    if "test_keys" not in before:  # of an edit that was exported without them
+        return places
+    return np.where(now.keys[places] == before["test_keys"], places, -1)
 
 
 def _done(now: Rows, before: dict[str, NDArray], marked: Marked) -> dict[str, Any]:

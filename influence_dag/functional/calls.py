@@ -9,33 +9,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from influence_dag.functional import scores
+from influence_dag.functional.arguments import choice
 from influence_dag.functional.columns import (
     at_positions,
     columns_of,
-    of_low_rank,
-    serves,
     up_weighted,
 )
-from influence_dag.functional.inversion import (
-    Damping,
-    InverseHvpResult,
-    Inversion,
-    choice,
-    measured_gradients,
-)
+from influence_dag.functional.inversion import Damping, InverseHvpResult, Inversion
 from influence_dag.functional.loaders import read_rows
 from influence_dag.functional.sizes import check_fits
 from influence_dag.functional.usable import usable_module
-from influence_dag.gradients.per_sample import (
-    Gradients,
-)
+from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.influence.points import perturbation_point
 from influence_dag.influence.positions import (
     position_gradients,
     positions_of,
     positions_of_test,
 )
-from influence_dag.influence.upweighting import perturbation_influences
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective.objective import (
     Objective,
@@ -141,7 +132,8 @@ def compute_influences(
             raise ValueError("positions are of influence_type='up'")
     inversion = Inversion.of(inversion_method, hessian_regularization, blocks=blocks, **settings)
     objective = differentiable_model.objective
-    train = _rows(training_data, objective, "training_data", ordered=input_data is None)
+    labelling = test_data is None or input_data is None  # an axis by the training rows
+    train = _rows(training_data, objective, "training_data", ordered=labelling)
     test = train if test_data is None else _rows(test_data, objective, "test_data")
     rows = train if input_data is None else _rows(input_data, objective, "input_data")
     if kind == "perturbation":
@@ -152,31 +144,28 @@ def compute_influences(
     at_test: tuple[int, ...] = ()
     if positions in ("test", "both"):
         at_test = positions_of_test(objective, test)
-    measured: list[Gradients] = []
-
-    def of_test(objective: Objective, test: Rows) -> Tensor:
-        measured[:] = [measured_gradients(objective, test)]
-        return measured[0].dense()
-
-    factors, known = inversion.factors(
+    batch = _batch_size(training_data)
+    if kind == "up" and positions is None and not per_block:
+        up, layout = scores.kernel(inversion, objective, train, test, rows=len(rows), batch=batch)
+        if input_data is not None:
+            objective.check(rows)
+        return columns_of(objective, rows, up, layout=layout)
+    factors, _ = inversion.factors(
         objective,
         train,
         test,
-        batch=_batch_size(training_data),
-        gradients=position_gradients if at_test else of_test,
+        batch=batch,
+        gradients=position_gradients if at_test else None,
         told=False,
     )
     without_denormal_entries(factors)
     if input_data is not None:
         objective.check(rows)
-    kernel = partial(up_weighted, layout=measured[0].layout if measured else None)
+    kernel = up_weighted
     if positions in ("train", "both"):
         kernel = at_positions
     elif kind == "perturbation":
         kernel = partial(perturbation_influences, wrt=wrt)
-    elif measured and not per_block and serves(known["low_rank"], objective):
-        low_rank = partial(of_low_rank, known["low_rank"], measured[0])
-        return columns_of(objective, rows, low_rank, layout=measured[0].layout)
 
     def found(factors: Tensor) -> Any:
         values = kernel(objective, factors, rows)

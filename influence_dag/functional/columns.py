@@ -19,7 +19,6 @@ from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.influence.positions import position_influences
 from influence_dag.influence.upweighting import influences
 from influence_dag.objective.objective import Objective, Rows
-from influence_dag.solvers.base import LowRank
 
 _TRAINING_ROWS = 4096  # whose gradients are held at once
 MOMENT = 2.0  # seconds after which a bar tells how far one is
@@ -40,15 +39,8 @@ def at_positions(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
     return _finite(position_influences(factors, objective, rows))
 
 
-def up_weighted(
-    objective: Objective, factors: Tensor, rows: Rows, *, layout: GradientLayout | None = None
-) -> Tensor:
-    return columns_of(objective, rows, partial(influences, factors), layout=layout)
-
-
-def serves(low_rank: LowRank | None, objective: Objective) -> bool:
-    """Whether there is one, of the precision of the rows' gradients."""
-    return low_rank is not None and low_rank.eigenvectors.dtype == objective.dtype
+def up_weighted(objective: Objective, factors: Tensor, rows: Rows) -> Tensor:
+    return columns_of(objective, rows, partial(influences, factors), layout=None)
 
 
 def columns_of(
@@ -74,15 +66,6 @@ def columns_of(
         if layout is not None:
             return columns(layout)
     return with_layout(objective, rows, columns)
-
-
-def of_low_rank(low_rank: LowRank, test: Gradients, rows: Gradients) -> Tensor:
-    r"""$(c \, g_{test} + Y V^\top) \cdot g_i$: 2 r numbers a pair instead of 2 p.
-
-    Of a layer's pairs $g_{test} \cdot g_i$ is a product of two products of vectors.
-    """
-    found = low_rank.coordinates @ rows.inner(low_rank.eigenvectors.T.contiguous())
-    return found.add_(test.products(rows), alpha=low_rank.share) if low_rank.share else found
 
 
 def _shown(batches: Iterable[Rows], total: int) -> Iterable[Rows]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.curvature.batched import BatchedCurvature
-from influence_dag.functional.outcomes import check_finite, check_start, warn_of_negative
-from influence_dag.gradients.per_sample import Gradients, per_sample_gradients
+from influence_dag.functional.arguments import choice, method_of, start_of
+from influence_dag.functional.outcomes import Solver, check_start
+from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.batching import check_all_rows
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import (
@@ -28,7 +29,6 @@ from influence_dag.solvers import (
     Method,
     Nystroem,
     Solution,
-    build,
     parameter_blocks,
 )
 from influence_dag.solvers.base import residuals
@@ -40,15 +40,6 @@ from influence_dag.texts import a_kind
 
 Damping: TypeAlias = float | Literal["auto"]
 
-# What other libraries call the settings of a method, and its start.
-_SYNONYMS = {"arnoldi": {"rank_estimate": "rank", "eigen_computation_on_gpu": "on_device"}}
-_START = {"cg": "x0", "lissa": "h0"}
-# Their contract: a solve that runs out of steps returns what it has, low ranks are used as found.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "cg": {"on_failure": "warn"},
-    "lissa": {"on_failure": "warn"},
-    "arnoldi": {"on_indefinite": "allow"},
-}
 _MANY = 30  # rows, for which a sketch's power iteration saves more products than it takes
 _LARGEST_PRECISE = 4096  # parameters of a problem that is taken to float64
 
@@ -96,9 +87,9 @@ class Inversion:
             )
         if not isinstance(damping, str) and not 0 <= damping < float("inf"):
             raise ValueError(f"damping={damping!r}; a finite number that is not negative is wanted")
-        start = _start(name, settings)
+        start = start_of(name, settings)
         known = None if block_damping or damping == "auto" else damping
-        method = _method(name, known, settings)
+        method = method_of(name, known, settings)
         return cls(name, method, damping, kind, blocks, block_damping or {}, start)
 
     def factors(
@@ -114,18 +105,18 @@ class Inversion:
         """Solve for the gradients of the test rows, or for those that `gradients` gives instead.
 
         What is told of a solve that went well (`info`: residuals are a product more) is left out
-        where nobody is to be `told`, but for `low_rank`; what it raises and warns of is the same.
+        where nobody is to be `told`; what it raises and warns of is the same.
         """
-        objective.check(test)
-        if objective.measurement is not None:
-            check_all_rows(objective, test, of="measurement")
-        objective.check(train)
         dtype = objective.dtype
-        objective, train, test = self._precise(objective, train, test)
-        rhs = (
-            gradients(objective, test) if gradients else measured_gradients(objective, test).dense()
-        )
-        return _as(dtype, self._solve(objective, train, rhs, batch, told=told))
+        objective, train, test = self.checked(objective, train, test)
+        if gradients is None:
+            rhs = per_sample_gradients(objective, test, of="measurement").dense()
+        else:
+            rhs = gradients(objective, test)
+        solver = self.solver(objective, train, len(rhs), batch)
+        solution = solver.solve(rhs, self.start)
+        info = self._info(solver, solution, rhs) if told else {}
+        return _as(dtype, InverseHvpResult(solution.x, info))
 
     def solve(
         self, objective: Objective, rows: Rows, rhs: Tensor, *, batch: int | None = None
@@ -134,7 +125,22 @@ class Inversion:
         objective.check(rows)
         dtype = objective.dtype
         objective, rows, _ = self._precise(objective, rows, rows[:1])
-        return _as(dtype, self._solve(objective, rows, rhs.to(objective.dtype), batch))
+        rhs = rhs.to(objective.dtype)
+        solver = self.solver(objective, rows, len(rhs), batch)
+        solution = solver.solve(rhs, self.start)
+        return _as(dtype, InverseHvpResult(solution.x, self._info(solver, solution, rhs)))
+
+    def checked(
+        self, objective: Objective, train: Rows, test: Rows
+    ) -> tuple[Objective, Rows, Rows]:
+        """What is solved with: looked at, and in float64 where the solve needs its digits."""
+        if objective.measurement is None:
+            objective.check(test, train)
+        else:
+            objective.check(test)
+            check_all_rows(objective, test, of="measurement")
+            objective.check(train)
+        return self._precise(objective, train, test)
 
     def _precise(
         self, objective: Objective, train: Rows, test: Rows
@@ -157,28 +163,13 @@ class Inversion:
             return objective, train, test
         return double, *rows
 
-    def _solve(
-        self,
-        objective: Objective,
-        rows: Rows,
-        rhs: Tensor,
-        batch: int | None,
-        *,
-        told: bool = True,
-    ) -> InverseHvpResult:
-        operator = self._operator(CURVATURES[self.curvature](objective, rows), len(rhs))
-        method = self._fitted_to(operator, batch, len(rhs))
-        check_start(self.start, rhs)
-        factorization, known = self._factorize(objective, method, operator)
-        solution = factorization.solve(rhs, damping=known.value, x0=self.start)
-        check_finite(solution.x)
-        warn_of_negative(factorization, operator, known.value, rhs.dtype)
-        if not told:
-            return InverseHvpResult(solution.x, {"low_rank": solution.low_rank})
-        info = self._info(operator, factorization, solution, rhs, known.value)
-        if self.damping == "auto":
-            info |= {"damping": known.value, "damping_reason": known.reason}
-        return InverseHvpResult(solution.x, info)
+    def solver(self, objective: Objective, rows: Rows, count: int, batch: int | None) -> Solver:
+        """For `count` right-hand sides."""
+        if self.start is not None:
+            check_start(self.start, (count, objective.size))
+        operator = self._operator(CURVATURES[self.curvature](objective, rows), count)
+        method = self._fitted_to(operator, batch, count)
+        return Solver(operator, *self._factorize(objective, method, operator))
 
     def _operator(self, curvature: BatchedCurvature, rows: int) -> Curvature:
         """The curvature as a matrix where that is cheaper than the products that are expected."""
@@ -232,21 +223,17 @@ class Inversion:
         positions = parameter_blocks(objective.slices, self.blocks)
         return Blockwise(method=method, blocks=positions, dampings=self.block_damping)
 
-    def _info(
-        self,
-        operator: Curvature,
-        factorization: Factorization,
-        solution: Solution,
-        rhs: Tensor,
-        damping: float,
-    ) -> dict[str, Any]:
+    def _info(self, solver: Solver, solution: Solution, rhs: Tensor) -> dict[str, Any]:
         """What is known about a solve, under the names that other libraries use."""
-        info = dict(solution.info)
+        info, operator, factorization = dict(solution.info), solver.operator, solver.factorization
         if isinstance(operator, DenseCurvature) and "residual" not in info:
             if isinstance(factorization, BlockFactorization):
-                info["residual"] = factorization.residuals(operator, solution.x, rhs, damping)
+                residual = factorization.residuals(operator, solution.x, rhs, solver.damping)
             else:
-                info["residual"] = residuals(operator, solution.x, rhs, damping=damping)
+                residual = residuals(operator, solution.x, rhs, damping=solver.damping)
+            info["residual"] = residual
+        if self.damping == "auto":
+            info |= {"damping": solver.damping, "damping_reason": solver.known.reason}
         if self.name == "direct":
             return info | {"hessian": operator.dense()}
         if self.name == "arnoldi":
@@ -257,11 +244,6 @@ class Inversion:
         return info
 
 
-def measured_gradients(objective: Objective, test: Rows) -> Gradients:
-    """Of each test row's loss, or of what is measured of it."""
-    return per_sample_gradients(objective, test, of="measurement")
-
-
 def _as(dtype: torch.dtype, result: InverseHvpResult) -> InverseHvpResult:
     """The result in the caller's precision, whichever it was found in."""
 
@@ -270,31 +252,3 @@ def _as(dtype: torch.dtype, result: InverseHvpResult) -> InverseHvpResult:
         return value.to(dtype) if floating else value
 
     return InverseHvpResult(cast(result.x), {key: cast(v) for key, v in result.info.items()})
-
-
-def choice(argument: str, value: Any, accepted: tuple[str, ...]) -> str:
-    """The name, whether written as a string of any case or as a member of an enumeration."""
-    name = str(getattr(value, "value", value)).lower()
-    if name not in accepted:
-        raise ValueError(f"{argument}={value!r} is unknown; choose one of {', '.join(accepted)}")
-    return name
-
-
-def _method(name: str, damping: float | None, settings: dict[str, Any]) -> Method:
-    synonyms = _SYNONYMS.get(name, {})
-    settings = {synonyms.get(key, key): value for key, value in settings.items()}
-    if name == "direct":
-        settings.setdefault("damping", damping)
-    return build(name, _DEFAULTS.get(name, {}) | settings)
-
-
-def _start(name: str, settings: dict[str, Any]) -> Tensor | None:
-    """The first guess for x among the settings, if there is one."""
-    start = settings.pop(_START[name], None) if name in _START else None
-    if start is None:
-        return None
-    if name == "lissa":
-        if settings.get("scale") is None:
-            raise ValueError("h0 is a first guess for scale * x: give scale along with it")
-        start = start / settings["scale"]
-    return torch.atleast_2d(start)

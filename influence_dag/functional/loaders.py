@@ -122,6 +122,6 @@ def _digests(batches: Iterable[Any]) -> Iterator[bytes]:
 
 def _bytes(rows: Rows) -> list[Tensor]:
     return [
-        leaf.detach().cpu().contiguous().reshape(len(rows), -1).view(torch.uint8)
+        leaf.detach().cpu().resolve_neg().contiguous().reshape(len(rows), -1).view(torch.uint8)
         for leaf in tensors_of((rows.x, rows.y, rows.weights))
     ]

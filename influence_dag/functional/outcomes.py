@@ -1,6 +1,7 @@
 """What a solve begins with and comes to: refused, or warned of."""
 
 import warnings
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -8,17 +9,43 @@ from torch import Tensor
 from influence_dag.curvature import Curvature
 from influence_dag.curvature.finite import all_finite
 from influence_dag.errors import NotConvergedError
-from influence_dag.solvers.base import Factorization
+from influence_dag.solvers.base import Factorization, Solution
+from influence_dag.solvers.dampings import AutomaticDamping
 from influence_dag.solvers.direct import CholeskyFactor
 from influence_dag.solvers.eigenbasis import Eigenbasis
 from influence_dag.solvers.rounding import rounding
 
 
-def check_start(start: Tensor | None, rhs: Tensor) -> None:
-    if start is not None and start.shape not in (rhs.shape, (1, rhs.shape[1])):
+@dataclass(frozen=True, eq=False)
+class Solver:
+    """A curvature, factorised, and λ with where it comes from."""
+
+    operator: Curvature
+    factorization: Factorization
+    known: AutomaticDamping
+
+    @property
+    def damping(self) -> float:
+        return self.known.value
+
+    def solve(self, rhs: Tensor, start: Tensor | None) -> Solution:
+        """Raises `NotConvergedError` for solutions that are not finite; warns as `warn` does."""
+        solution = self.factorization.solve(rhs, damping=self.damping, x0=start)
+        check_finite(solution.x)
+        warn_of_negative(self.factorization, self.operator, self.damping, rhs.dtype)
+        return solution
+
+    def warn(self, dtype: torch.dtype) -> None:
+        """Of negative curvature, where it rules the answer."""
+        warn_of_negative(self.factorization, self.operator, self.damping, dtype)
+
+
+def check_start(start: Tensor, rhs: tuple[int, int]) -> None:
+    """`rhs` is the shape of the right-hand sides."""
+    if start.shape not in (rhs, (1, rhs[1])):
         raise ValueError(
             f"the first guess has shape {tuple(start.shape)}; wanted one for each of the "
-            f"right-hand sides {tuple(rhs.shape)}, or one for all"
+            f"right-hand sides {rhs}, or one for all"
         )
 
 
@@ -61,5 +88,5 @@ def warn_of_negative(
             "curvature='gauss_newton' or direct's on_indefinite='absolute' come nearer to what "
             "refits find",
             RuntimeWarning,
-            stacklevel=5,
+            stacklevel=7,
         )

@@ -7,7 +7,7 @@ import torch
 from influence_dag.errors import ModelError
 from influence_dag.influence.points import Point
 from influence_dag.objective.objective import Rows
-from influence_dag.study.base import readable_bytes
+from influence_dag.texts import readable_bytes
 
 
 def check_fits(point: Point, rows: Rows, tests: int) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from influence_dag.errors import ModelError
-from influence_dag.objective.numbers import check_numbers
+from influence_dag.objective.numbers import check_memory, check_numbers
 from influence_dag.texts import a_kind
 
 
@@ -15,7 +15,7 @@ def usable_module(model: Any) -> nn.Module:
     """The module itself, out of what only copies it to several devices.
 
     Raises `TypeError` for what is no module, and `ModelError` for one whose parameters cannot be
-    exchanged, or are no numbers.
+    exchanged, are no numbers, or lie in the memory of another tensor.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {a_kind(model)}; a torch.nn.Module is wanted")
@@ -27,4 +27,5 @@ def usable_module(model: Any) -> nn.Module:
             "hand over the torch.nn.Module that it was made of"
         )
     check_numbers(model.named_parameters(), "model: ")
+    check_memory(model, "model: ")
     return model

@@ -109,7 +109,9 @@ def _sums(
     weight = weight.T if block.transposed else weight
     if isinstance(block, DenseLayout):
         size = block.stop - block.start
-        return [((block.start, block.stop), weight if size == weight.numel() else bias)]
+        # A layer of one input has as many weights as biases.
+        is_bias = size != weight.numel() or (size == bias.numel() and block.name.endswith("bias"))
+        return [((block.start, block.stop), bias if is_bias else weight)]
     places = [(block.weight, weight), (block.bias, bias)]
     return [(place, values) for place, values in places if place]
 

@@ -125,9 +125,14 @@ def _found_layout(objective: Objective, few: Rows, without: frozenset[str]) -> G
     return GradientLayout(tuple(sorted(blocks, key=lambda b: _places(b)[0])), objective.size)
 
 
-def uncalled_layers(objective: Objective, sample: Rows) -> set[str]:
-    """Layers that `gradient_layout` would capture, had one of its few rows called them."""
-    found = {candidate.name: candidate for candidate in _candidates(objective)}
+def uncalled_layers(objective: Objective, sample: Rows, *, besides: set[str]) -> set[str]:
+    """Layers that `gradient_layout` would capture, had one of its few rows called them.
+
+    Those `besides` which they are asked for are known to be called, or not wanted.
+    """
+    found = {each.name: each for each in _candidates(objective) if each.name not in besides}
+    if not found:
+        return set()
     theta, few = objective.params.clone().requires_grad_(), sample[:_SAMPLE]
     recording = recorded_layers(objective.module, set(found), len(few))
     with torch.enable_grad(), recording as seen:

@@ -1,14 +1,11 @@
-"""The two kernels on one block: up-weighting and perturbation influences."""
+"""The up-weighting kernel on one block: influences of rows."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.gradients.per_sample import Gradients
-from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.objective.objective import flushed_denormals
-
-__all__ = ["influences", "perturbation_influences"]
 
 
 @flushed_denormals()

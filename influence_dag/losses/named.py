@@ -60,6 +60,19 @@ def class_targets(output: Tensor, target: Tensor) -> Tensor:
     return target.long()
 
 
+def softmax_weights(loss: LossFunction, output: Tensor, target: Any) -> Tensor | None:
+    r"""The w of each row's curvature in its outputs, $w (\mathrm{diag}(p) - p p^\top)$.
+
+    Of cross-entropy with one class a row it is 1, and 0 where none counts; None for other losses.
+    """
+    if loss is not cross_entropy or output.ndim != 2 or not isinstance(target, Tensor):
+        return None
+    classes = class_targets(output, target)
+    if classes.is_floating_point() or classes.ndim != 1:
+        return None
+    return (classes != IGNORED).to(output.dtype)
+
+
 def mse(output: Tensor, target: Tensor) -> Tensor:
     """Mean over the outputs of the squared error of each sample (torch's convention)."""
     values = (output - number_targets("mse", output, target)).square()
@@ -77,13 +90,22 @@ def number_targets(name: str, output: Tensor, target: Tensor) -> Tensor:
     """Targets in the shape and type of the outputs.
 
     (batch, 1) against (batch,) is what a regression usually has: torch would broadcast it to
-    (batch, batch) and go on. `ModelError` where a sample has another number of targets.
+    (batch, batch) and go on. So axes of length 1 do not count, and one side may be flat, row-major.
+    `ModelError` where a sample has another number of targets, or as many in axes of other lengths:
+    which output each of these belongs to is not to be seen.
     """
     if len(output) != len(target) or output[0].numel() != target[0].numel():
         raise ModelError(
             f"{name}: the model returns {output[0].numel()} numbers a sample "
             f"{tuple(output.shape)}, the target has {target[0].numel()} {tuple(target.shape)}; "
             "each target needs an output"
+        )
+    axes = [[size for size in each.shape[1:] if size != 1] for each in (output, target)]
+    if axes[0] != axes[1] and min(map(len, axes)) > 1:
+        raise ModelError(
+            f"{name}: the model returns {tuple(output.shape)}, the target is "
+            f"{tuple(target.shape)}: as many numbers a sample, in axes of other lengths; bring "
+            "the target's axes into the order of the output's (permute, movedim)"
         )
     return target.reshape(output.shape).to(output.dtype)
 

@@ -1,6 +1,7 @@
 """What a model makes of every row, seen in two batchings: each row has to stand for itself."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,13 @@ _INSIDE = 2e-5  # the same of a copy in float64 of a model that may compute some
 _LOOSE = 1e-3  # the same in float32 and below
 
 
-def check_all_rows(objective: "Objective", rows: Rows, *, of: Of = "loss") -> None:
+def check_all_rows(
+    objective: "Objective",
+    rows: Rows,
+    *,
+    of: Of = "loss",
+    in_float64: "Callable[[], Objective] | None" = None,
+) -> None:
     r"""Raise `ModelError` where the loss of a row depends on the batch, or is not finite.
 
     Two passes over all rows: in order, and in a random order in batches of another size. The loss
@@ -36,21 +43,21 @@ def check_all_rows(objective: "Objective", rows: Rows, *, of: Of = "loss") -> No
     `of="measurement"` is of what test rows are asked for.
 
     A model in float32 is looked at in a copy in float64, where it can be one: its own rounding
-    would hide what couples rows a little.
+    would hide what couples rows a little. `in_float64` makes it, or has it from before.
     """
     few, looked_at, tolerance = rows[:2].to(dtype=objective.dtype), objective, _TOLERANCE
     if objective.dtype != torch.float64:
-        double = _precise(objective, few, of)
+        double = _precise(in_float64 or objective.in_float64, few, of)
         looked_at, tolerance = double or objective, _INSIDE if double else _LOOSE
     few = few.to(dtype=looked_at.dtype)
     most = rows_in_cache(looked_at, few, min(_BATCH, max(1, len(rows))), of=of)
     _Check(looked_at, of, tolerance, most).over(rows)
 
 
-def _precise(objective: "Objective", rows: Rows, of: Of) -> "Objective | None":
+def _precise(copied: "Callable[[], Objective]", rows: Rows, of: Of) -> "Objective | None":
     """A copy in float64; None where the model or its loss does not work in it."""
     try:
-        double = objective.in_float64()
+        double = copied()
         few, loss = rows.to(dtype=torch.float64), _asked(double, of)
         outputs = double.outputs(double.params, few.x)
         values = loss(outputs, few.y)

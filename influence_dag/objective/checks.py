@@ -40,7 +40,9 @@ _DROPOUTS = (
 )
 
 
-def check_objective(objective: "Objective", rows: Rows) -> None:
+def check_objective(
+    objective: "Objective", rows: Rows, in_float64: Callable[[], "Objective"]
+) -> None:
     """Raise `ModelError` for the first thing that is wrong; see `Objective.check`."""
     _check_modes(objective.module)
     _check_inputs_are_kept(objective, rows)
@@ -49,7 +51,7 @@ def check_objective(objective: "Objective", rows: Rows) -> None:
     _check_axis_of_rows(objective, rows)
     _check_reached(objective, rows)
     _check_repeats(objective, rows)
-    check_all_rows(objective, rows)
+    check_all_rows(objective, rows, in_float64=in_float64)
 
 
 def _check_modes(module: nn.Module) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from influence_dag.errors import ModelError
 from influence_dag.objective.checkpoints import load_checkpoint, load_state, save_checkpoint
 from influence_dag.objective.fitting import FitReport, fit
-from influence_dag.objective.numbers import check_numbers
+from influence_dag.objective.numbers import check_memory, check_numbers
 from influence_dag.objective.seeding import seeded
 from influence_dag.study.imported import import_callable
 from influence_dag.study.model import ModelSettings
@@ -39,4 +39,5 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     if not isinstance(module, nn.Module):
         raise ModelError(f"{context} returned {a_kind(module)}, expected a torch.nn.Module")
     check_numbers((*module.named_parameters(), *module.named_buffers()), f"{context}: ")
+    check_memory(module, f"{context}: ")
     return module.to(dtype=dtype)

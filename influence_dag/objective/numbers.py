@@ -1,9 +1,9 @@
-"""What parameters and buffers have to be: dense tensors of real numbers."""
+"""What parameters and buffers have to be: real numbers, dense, in memory of their own."""
 
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from influence_dag.errors import ModelError
@@ -20,3 +20,48 @@ def check_numbers(named: Iterable[tuple[str, Tensor]], context: str = "") -> Non
         if value.is_meta or value.is_complex() or value.layout != torch.strided:
             seen = "on the meta device" if value.is_meta else f"{value.dtype}, {value.layout}"
             raise ModelError(f"{context}{name} is {seen}; expected dense tensors of real numbers")
+
+
+def check_memory(module: nn.Module, context: str = "") -> None:
+    """A `ModelError` for a trainable parameter in whose memory another tensor lies as well.
+
+    `decoder.weight.data = encoder.weight.data` makes no parameter of two: a step of a training
+    moves both, where a derivative by the one leaves the other as it is. Parts of one memory that do
+    not meet are tensors like others.
+    """
+    named = (*module.named_parameters(), *module.named_buffers())
+    placed = sorted(
+        ((*_span(value), name, value) for name, value in named if value.numel()),
+        key=lambda each: each[:2],
+    )
+    for place, (_, stop, first, one) in enumerate(placed):
+        for start, _, second, other in placed[place + 1 :]:
+            if start >= stop:
+                break
+            if (one.requires_grad or other.requires_grad) and _meet(one, other):
+                raise ModelError(
+                    f"{context}{first} and {second} are two tensors in the same memory: a step of "
+                    "a training moves both, and a derivative by one leaves the other as it is; "
+                    "make them one parameter (decoder.weight = encoder.weight, without .data), or "
+                    f"give {second} memory of its own (clone())"
+                )
+
+
+def _span(value: Tensor) -> tuple[int, int]:
+    """The addresses of its first byte and behind its last."""
+    steps = sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+    return value.data_ptr(), value.data_ptr() + (steps + 1) * value.element_size()
+
+
+def _meet(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors whose spans overlap share a number: columns of one table do not."""
+    if one.data_ptr() == other.data_ptr() or (one.is_contiguous() and other.is_contiguous()):
+        return True
+    return bool(torch.isin(_addresses(one), _addresses(other)).any())
+
+
+def _addresses(value: Tensor) -> Tensor:
+    found = torch.tensor(value.data_ptr())
+    for n, step in zip(value.shape, value.stride(), strict=True):
+        found = found[..., None] + torch.arange(n) * step * value.element_size()
+    return found

@@ -1,6 +1,7 @@
 """The loss of one sample and of the mean over samples, as pure functions of the parameters θ."""
 
 import copy
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,16 +183,19 @@ class Objective:
         measure = self.measurement or self.loss
         return measure(self.outputs(theta, rows.x), rows.y)
 
-    def check(self, rows: Rows) -> None:
+    def check(self, *sets: Rows) -> None:
         """Raise `ModelError` naming the cause if influence functions cannot use this model.
 
-        Looks for active dropout and batch statistics, a loss of the wrong shape, labels out of
-        the outputs' range, values that do not repeat or depend on the batch, and non-finite
-        losses. One forward pass over all rows, two backward passes over a few.
+        Looks, with each of some sets of rows in turn, for active dropout and batch statistics, a
+        loss of the wrong shape, labels out of the outputs' range, values that do not repeat or
+        depend on the batch, and non-finite losses. Two passes over all rows, two backward passes
+        over a few.
         """
         from influence_dag.objective.checks import check_objective
 
-        check_objective(self, rows)
+        copied = functools.cache(self.in_float64)  # once for all sets
+        for rows in dict.fromkeys(sets):
+            check_objective(self, rows, copied)
 
 
 def _tied(module: nn.Module) -> dict[str, str]:

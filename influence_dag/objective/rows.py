@@ -206,7 +206,7 @@ def _tensors(value: Any, batch: Any) -> Any:
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        return torch.from_numpy(np.ascontiguousarray(value))
+        return torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     if isinstance(value, Mapping):
         return {name: _tensors(part, batch) for name, part in value.items()}
     if isinstance(value, tuple | list) and value:
@@ -218,10 +218,11 @@ def _tensors(value: Any, batch: Any) -> Any:
 
 
 def _sequence(value: tuple[Any, ...] | list[Any], batch: Any) -> Any:
-    if all(isinstance(part, bool | int | float) for part in value):
-        return torch.tensor(value)
     if all(hasattr(part, "dtype") and part.ndim == 0 for part in value):
-        return torch.tensor([part.item() for part in value])
+        value = [part.item() for part in value]
+    if all(isinstance(part, bool | int | float) for part in value):
+        is_decimal = any(isinstance(part, float) for part in value)
+        return torch.tensor(value, dtype=torch.float64 if is_decimal else None)
     return tuple(_tensors(part, batch) for part in value)
 
 

@@ -63,8 +63,7 @@ class Questions(ABC):
         if method is None and not self.methods:
             raise StoreError(f"{self.store.address} has no influences yet; materialise the study")
         array = self[method or self.methods[0]]["influences"]
-        array = at_damping(array, damping, array.attrs.get("damping"))
-        return _selected(array, "test", test)
+        return _selected(at_damping(array, damping), "test", test)
 
     def top_k(self, test: Rows = None, k: int = 10, **of: Any) -> xr.DataArray:
         """The `k` training rows that help most: `study.top_k("test-0003", 5)`."""
@@ -103,9 +102,9 @@ class Questions(ABC):
                 "study and materialise <method>/summary"
             )
         method = method or stored[0]
-        scores = self.open(naming.summary(method))["self_influence"].load()
-        single = self.store.version(naming.influences(method)).attrs.get("damping")
-        return at_damping(scores.assign_attrs(method=method), damping, single)
+        summary = self.open(naming.summary(method))
+        about = {name: summary.attrs[name] for name in ("method", "damping")}
+        return at_damping(summary["self_influence"].load().assign_attrs(about), damping)
 
     def suspects(
         self,
@@ -137,17 +136,25 @@ class Questions(ABC):
         return Pictures(self)
 
 
-def at_damping(array: xr.DataArray, damping: float | None, single: object = None) -> xr.DataArray:
-    """One λ of a sweep, by default the last; what is of a `single` one as it is."""
-    is_sweep = "damping" in array.dims
+def at_damping(array: xr.DataArray, damping: float | None) -> xr.DataArray:
+    """One λ of a sweep, by default the last; an array of one λ, which it says itself, as it is.
+
+    Raises `StoreError` for a λ that there is not.
+    """
     if damping is None:
-        return array.isel(damping=-1) if is_sweep else array
-    numbers = [single] if isinstance(single, int | float) else []
-    known = array["damping"].values.tolist() if is_sweep else numbers
-    same = np.flatnonzero(np.isclose(known, damping, rtol=_ROUNDING, atol=0.0))
-    if not len(same):
-        raise StoreError(f"damping {damping:g} is none of those stored: {known or single}")
-    return array.isel(damping=same[0]) if is_sweep else array
+        return array.isel(damping=-1, missing_dims="ignore")
+    swept = "damping" in array.dims
+    stored = array["damping"].values.tolist() if swept else [array.attrs.get("damping")]
+    same = [place for place, each in enumerate(stored) if _is(each, damping)]
+    if not same:
+        raise StoreError(f"damping {damping:g} is none of those stored: {stored}")
+    return array.isel(damping=same[0]) if swept else array
+
+
+def _is(stored: Any, asked: float) -> bool:
+    """Whether a stored λ is the one that is asked for; blocks' own and none are no number."""
+    known = isinstance(stored, int | float)
+    return known and bool(np.isclose(stored, asked, rtol=_ROUNDING, atol=0.0))
 
 
 def _selected(array: xr.DataArray, split: Split, rows: Any) -> xr.DataArray:

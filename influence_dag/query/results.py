@@ -112,8 +112,8 @@ class StudyResults(Questions):
                 f"{self.store.address} has no influences of {method!r}"
                 f"{did_you_mean(str(method), self.methods)}; it has {stored}"
             )
-        dataset = self.open(naming.influences(method))
-        return dataset.assign_coords(row_info(self.store, method, dataset))
+        dataset, influences = self.open(name := naming.influences(method)), self.store.version(name)
+        return dataset.assign_coords(row_info(self.store, influences, dataset))
 
     def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
         """Any artifact as a lazy dataset without holes; by default its current version.

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,17 @@ def rows_named(labelled: xr.DataArray | xr.Dataset, split: Split, rows: Iterable
     return [known[name] for name in dict.fromkeys(map(str, given))]
 
 
-def row_info(store: Store, method: str, dataset: xr.Dataset) -> Mapping[str, Any]:
-    """Per-row results of other artifacts, matched by id (they may be of another age)."""
+# What has to be the same of two artifacts of a method whose numbers stand beside each other.
+_SYSTEM = ("model_data_version", "curvature_data_version", "damping", "method_settings")
+
+
+def row_info(store: Store, influences: Version, dataset: xr.Dataset) -> Mapping[str, Any]:
+    """What other artifacts say of the dataset's rows, as a method's `influences` has them.
+
+    They may be of another age: of a row with another content nothing is said, and of another θ,
+    curvature or λ nothing but a `RuntimeWarning`.
+    """
+    method = influences.attrs["method"]
     info: dict[str, Any] = {}
     places: dict[str, tuple[tuple[str, ...], Split]] = {
         naming.factors(method): (("residual", "niter", "converged"), "test"),
@@ -44,20 +54,47 @@ def row_info(store: Store, method: str, dataset: xr.Dataset) -> Mapping[str, Any
     for artifact, (names, split) in places.items():
         try:
             if version := store.current(artifact):
-                known = [name for name in names if name in version.variables]
-                info |= {name: _matched(version, name, split, dataset) for name in known}
+                _check_system(version, influences)
+                rows = _Matched.of(version, influences, split, dataset[split].values)
+                info |= {name: rows.read(name) for name in names if name in version.variables}
         except StoreError as error:  # the influences are sound by themselves
             warnings.warn(f"left out {', '.join(names)}: {error}", RuntimeWarning, stacklevel=4)
     return info
 
 
-def _matched(
-    version: Version, name: str, split: Split, dataset: xr.Dataset
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """A stored per-row array in the order of the dataset's rows; NaN for rows that it lacks."""
-    axis = Axis.read(version, split)
-    slots = {str(axis.ids[slot]): slot for slot in axis.slots}
-    at = np.array([slots.get(str(row), -1) for row in dataset[split].values], dtype=np.int64)
-    values = np.asarray(version.read(name), np.float64)[..., np.maximum(at, 0)]
-    values[..., at < 0] = np.nan
-    return tuple(version.variables[name].dims), values
+def _check_system(version: Version, influences: Version) -> None:
+    mine, theirs = ([each.attrs.get(n) for n in _SYSTEM] for each in (version, influences))
+    if mine != theirs:
+        raise StoreError(
+            f"{version.artifact} and {influences.artifact} are not of the same θ, curvature and "
+            "damping (a refresh has not got there yet); materialise the study again"
+        )
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """Rows of a version by their slots in it, −1 of those that it lacks or has otherwise."""
+
+    version: Version
+    slots: np.ndarray
+
+    @classmethod
+    def of(
+        cls, version: Version, influences: Version, split: Split, rows: np.ndarray
+    ) -> "_Matched":
+        there, here = (
+            {str(axis.ids[slot]): (int(axis.keys[slot]), slot) for slot in axis.slots}
+            for axis in (Axis.read(version, split), Axis.read(influences, split))
+        )
+        none = (0, -1)
+        same = (
+            there[name][1] if there.get(name, none)[0] == here.get(name, none)[0] != 0 else -1
+            for name in map(str, rows)
+        )
+        return cls(version, np.fromiter(same, np.int64, len(rows)))
+
+    def read(self, name: str) -> tuple[tuple[str, ...], np.ndarray]:
+        """A number of each row; NaN for those that are not there."""
+        values = np.asarray(self.version.read(name), np.float64)[..., np.maximum(self.slots, 0)]
+        values[..., self.slots < 0] = np.nan
+        return tuple(self.version.variables[name].dims), values

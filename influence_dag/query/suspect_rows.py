@@ -189,15 +189,15 @@ class _Rows:
     @property
     def _right(self) -> NDArray[np.bool_] | None:
         """Whether the model is right about each test row; None where it has changed since."""
-        summary = self.study.open(naming.summary(self.method))
-        if summary.test.values.tolist() != self._test_ids or "predicted" not in self.said:
+        artifact = naming.summary(self.method)
+        seen, now = (
+            Axis.read(version, "test").fingerprint
+            for version in (self.study.store.version(artifact), self.dataset)
+        )
+        if seen != now or "predicted" not in self.said:
             return None
-        return summary["test_predicted"].values.astype(np.int64) == self.labels[1]
-
-    @cached_property
-    def _test_ids(self) -> list[str]:
-        axis = Axis.read(self.dataset, "test")
-        return [str(axis.ids[slot]) for slot in axis.slots]
+        predicted = self.study.open(artifact)["test_predicted"].values
+        return predicted.astype(np.int64) == self.labels[1]
 
     def _has_points(self, asked: Asked) -> bool:
         if not asked.neighbours:

@@ -13,9 +13,8 @@ from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
 from influence_dag.solvers.krylov import Eigenpairs, leading_eigenpairs
 from influence_dag.solvers.rounding import rounding
-from influence_dag.study.methods import ArnoldiSettings
+from influence_dag.study.method_defaults import ArnoldiDefaults
 
-_DEFAULTS = ArnoldiSettings()
 _KRYLOV = 4  # products a pair that are expected
 
 
@@ -43,13 +42,13 @@ class Arnoldi:
     the basis, from below), the last two estimated from a few random rows.
     """
 
-    rank: int = _DEFAULTS.rank
-    tol: float = _DEFAULTS.tol
-    complement: Literal["drop", "damping"] = _DEFAULTS.complement
-    max_products: int | None = _DEFAULTS.max_products
-    on_device: bool = _DEFAULTS.on_device
-    seed: int = _DEFAULTS.seed
-    on_failure: Literal["raise", "warn"] = _DEFAULTS.on_failure
+    rank: int = ArnoldiDefaults.rank
+    tol: float = ArnoldiDefaults.tol
+    complement: Literal["drop", "damping"] = ArnoldiDefaults.complement
+    max_products: int | None = ArnoldiDefaults.max_products
+    on_device: bool = ArnoldiDefaults.on_device
+    seed: int = ArnoldiDefaults.seed
+    on_failure: Literal["raise", "warn"] = ArnoldiDefaults.on_failure
     on_indefinite: Literal["raise", "allow"] = "raise"
 
     def expected_products(self, *, size: int, rows: int, damping: float) -> float:

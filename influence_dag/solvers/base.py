@@ -34,13 +34,11 @@ class LowRank:
 class Solution:
     r"""Rows `x` with $(H + \lambda I)\, x = b$, and what is known about them.
 
-    Entries of `info` that belong to single rows are tensors with leading axis `k`. `low_rank` has x
-    in fewer numbers, where the method is of a low rank.
+    Entries of `info` that belong to single rows are tensors with leading axis `k`.
     """
 
     x: Float[Tensor, "k p"]
     info: dict[str, Any] = field(default_factory=dict)
-    low_rank: LowRank | None = None
 
 
 @runtime_checkable

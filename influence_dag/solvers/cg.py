@@ -23,15 +23,12 @@ from influence_dag.solvers.preconditioners import (
 )
 from influence_dag.solvers.rounding import indefinite_error, noise, round_up
 from influence_dag.solvers.spectrum import extreme_eigenvalues
-from influence_dag.study.methods import ConjugateGradientSettings
+from influence_dag.study.method_defaults import ConjugateGradientDefaults
 
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
 _LEAST = 1000  # iterations a row by default
 _ITERATIONS = 30  # that are expected at an ordinary damping
-
-
-_DEFAULTS = ConjugateGradientSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +61,14 @@ class ConjugateGradient:
     with `on_failure="warn"` are kept and marked in `converged`.
     """
 
-    rtol: float = _DEFAULTS.rtol
-    atol: float = _DEFAULTS.atol
-    maxiter: int | None = _DEFAULTS.maxiter
-    preconditioner: PreconditionerName = _DEFAULTS.preconditioner
-    rank: int = _DEFAULTS.rank
-    search: Literal["own", "shared"] = _DEFAULTS.search
-    seed: int = _DEFAULTS.seed
-    on_failure: Literal["raise", "warn"] = _DEFAULTS.on_failure
+    rtol: float = ConjugateGradientDefaults.rtol
+    atol: float = ConjugateGradientDefaults.atol
+    maxiter: int | None = ConjugateGradientDefaults.maxiter
+    preconditioner: PreconditionerName = ConjugateGradientDefaults.preconditioner
+    rank: int = ConjugateGradientDefaults.rank
+    search: Literal["own", "shared"] = ConjugateGradientDefaults.search
+    seed: int = ConjugateGradientDefaults.seed
+    on_failure: Literal["raise", "warn"] = ConjugateGradientDefaults.on_failure
     power_iterations: int = 0
 
     def expected_products(self, *, size: int, rows: int, damping: float) -> float:

@@ -16,7 +16,7 @@ from influence_dag.solvers.base import Factorization, Solution
 from influence_dag.solvers.eigenbasis import Eigenbasis, Indefinite
 from influence_dag.solvers.rounding import indefinite_error, rounding
 from influence_dag.solvers.spectrum import extreme_eigenvalues
-from influence_dag.study.methods import DirectSettings
+from influence_dag.study.method_defaults import DirectDefaults
 
 OnIndefinite = Literal["raise", "lu", "absolute"]
 _IN_EIGENBASIS: dict[OnIndefinite, Indefinite] = {
@@ -24,9 +24,6 @@ _IN_EIGENBASIS: dict[OnIndefinite, Indefinite] = {
     "lu": "allow",
     "absolute": "absolute",
 }
-
-
-_DEFAULTS = DirectSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ class Direct:
     """
 
     damping: float | None = None
-    on_indefinite: OnIndefinite = _DEFAULTS.on_indefinite
+    on_indefinite: OnIndefinite = DirectDefaults.on_indefinite
     rounding: float | None = None
 
     def expected_products(self, *, size: int, rows: int, damping: float) -> float:

@@ -68,28 +68,31 @@ class Eigenbasis:
         Raises `IndefiniteError` when an eigenvalue plus the damping is negative, or zero with b
         along it, and `ValueError` when a complement is to be divided by no damping.
         """
+        b, (_, held) = rhs.to(self.eigenvectors.dtype), self._shifted(damping, rhs.dtype)
+        x = self.low_rank(rhs, damping=damping).of(b)
+        info = {**self.info, "rank": int(held.sum())}
+        if self.indefinite == "absolute":
+            info["residual"] = self._residual(x, b, damping).to(rhs.dtype)
+        return Solution(x.to(rhs.dtype), info)
+
+    def low_rank(self, rhs: Float[Tensor, "k p"], *, damping: float) -> LowRank:
+        """The solutions in fewer numbers, in the basis's dtype. Raises as `solve` does."""
         shifted, held = self._shifted(damping, rhs.dtype)
         b = rhs.to(self.eigenvectors.dtype)
         coordinates = b @ self.eigenvectors
         inverse = torch.where(held, shifted, 1.0).reciprocal() * held
         outside, share = (coordinates * ~held).norm(dim=1), 0.0
-        if self.complement == "damping" and not self._square:
+        if self.complement == "damping" and not self.is_square:
             if self._divides(damping, rhs.dtype):
                 share = 1 / damping
             else:
                 rest = b - coordinates @ self.eigenvectors.T
                 outside = torch.hypot(outside, rest.norm(dim=1))
-        low_rank = LowRank(share, coordinates * (inverse - share), self.eigenvectors)
-        x = low_rank.of(b)
-        used = int(held.sum())
-        if self.complement == "damping" or self._square:  # else what is outside is dropped anyway
-            zeros = len(self.eigenvectors) - used
+        if self.complement == "damping" or self.is_square:  # else the outside is dropped anyway
+            zeros = len(self.eigenvectors) - int(held.sum())
             check_in_range(outside, rhs, self.eigenvalues, zeros=zeros, damping=damping)
             check_left_out(coordinates, shifted, held, rhs, damping=damping)
-        info = {**self.info, "rank": used}
-        if self.indefinite == "absolute":
-            info["residual"] = self._residual(x, b, damping).to(rhs.dtype)
-        return Solution(x.to(rhs.dtype), info, None if self._square else low_rank)
+        return LowRank(share, coordinates * (inverse - share), self.eigenvectors)
 
     def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
         r"""$P^{-1} = (\mu_r + \lambda)\, V (\mu + \lambda)^{-1} V^\top + (I - V V^\top)$.
@@ -106,7 +109,7 @@ class Eigenbasis:
         if not held.all():
             values, vectors = values[held], vectors[:, held]
         coordinates = rows.to(vectors.dtype) @ vectors
-        if (self._square or self.exhausted) and damping <= self._floor(rows.dtype):
+        if (self.is_square or self.exhausted) and damping <= self._floor(rows.dtype):
             return (((values.min() / values) * coordinates) @ vectors.T).to(rows.dtype)
         coordinates *= values.min() / values - 1
         if rows.dtype == vectors.dtype:
@@ -118,7 +121,8 @@ class Eigenbasis:
         return relative((absolute + damping * x - b).norm(dim=1), b)
 
     @property
-    def _square(self) -> bool:
+    def is_square(self) -> bool:
+        """Whether it leaves nothing out."""
         p, rank = self.eigenvectors.shape
         return rank == p
 

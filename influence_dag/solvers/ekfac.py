@@ -26,9 +26,7 @@ from influence_dag.solvers.blocks import Restricted
 from influence_dag.solvers.dampings import AutomaticDamping
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock, restored_blocks
 from influence_dag.solvers.rounding import indefinite_error
-from influence_dag.study.methods import KroneckerSettings
-
-_DEFAULTS = KroneckerSettings()
+from influence_dag.study.method_defaults import KroneckerDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +49,8 @@ class EKFAC:
     is that of the loss, where that is seen.
     """
 
-    fisher: FisherName = _DEFAULTS.fisher
-    seed: int = _DEFAULTS.seed
+    fisher: FisherName = KroneckerDefaults.fisher
+    seed: int = KroneckerDefaults.seed
     distribution: Distribution | None = None
 
     def factorize(
@@ -88,8 +86,8 @@ class KFAC:
     Settings as for `EKFAC`, whose rotations it shares: one pass over the data instead of two.
     """
 
-    fisher: FisherName = _DEFAULTS.fisher
-    seed: int = _DEFAULTS.seed
+    fisher: FisherName = KroneckerDefaults.fisher
+    seed: int = KroneckerDefaults.seed
     distribution: Distribution | None = None
 
     def factorize(

@@ -1,5 +1,6 @@
 """Influences from Kronecker factors without leaving their eigenbasis."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,20 @@ if TYPE_CHECKING:
 
 _NUMBERS = 2**23  # numbers of factors, or of their products with rows, held at once
 _WRITTEN = 2**25  # of factors for which rows are written out
+
+
+def pays_to_rotate(test: Gradients, rows: int) -> bool:
+    r"""Whether rotating `rows` gradients takes less than rotating the test rows' there and back.
+
+    A pair is two products with a small matrix, $d_{in}^2 + d_{out}^2$ a position; a test row's
+    factor four of two matrices, $2 \, d_{in} d_{out} (d_{in} + d_{out})$. Gradients that are kept
+    written out are rotated as a factor is: they do not pay.
+    """
+    pairs = [block for block in test.blocks if isinstance(block, LinearGradients)]
+    sizes = [(pair.activations[0].shape, pair.output_gradients[0].shape) for pair in pairs]
+    rotated = sum(math.prod(a) * a[-1] + math.prod(g) * g[-1] for a, g in sizes)
+    there_and_back = sum(2 * a[-1] * g[-1] * (a[-1] + g[-1]) for a, g in sizes)
+    return len(pairs) == len(test.blocks) and rows * rotated <= len(test) * there_and_back
 
 
 @dataclass(frozen=True, eq=False)

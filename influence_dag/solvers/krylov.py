@@ -14,6 +14,8 @@ from influence_dag.solvers.base import random_rows
 
 _PROBES = 8  # rows that look for what a converged basis has missed
 _PROBE_STEPS = 3
+_FEWEST, _MOST = 4, 7  # blocks of wanted pairs: the more, the fewer products
+_WIDTH = 8  # rows of a block from which on those are the more: fewer leave registers empty
 _LONGEST = 4  # basis rows per wanted pair, above which the basis is compressed
 _UNSEEN = 8  # blocks at most between two looks at the residuals
 _TINY = torch.finfo(torch.float64).tiny
@@ -191,13 +193,14 @@ def leading_eigenpairs(
 ) -> Eigenpairs:
     r"""The `rank` eigenpairs of largest $|\mu|$ with $\lVert Hv - \mu v \rVert \le tol |\mu_1|$.
 
-    Block Krylov with blocks of `rank / 4` from a random start, two passes of orthogonalisation,
-    Rayleigh-Ritz in float64. The basis is compressed when longer than four rows per pair. A
-    converged basis is probed for eigenvalues that it missed (copies of a multiple eigenvalue
-    beyond the block's width) and goes on if there are any. Stops at `max_products` as it stands.
+    Block Krylov with blocks of `rank / 4`, from 32 pairs on of 8 to `rank / 7`, from a random
+    start, two passes of orthogonalisation, Rayleigh-Ritz in float64. The basis is compressed when
+    longer than four rows per pair. A converged basis is probed for eigenvalues that it missed
+    (copies of a multiple eigenvalue beyond the block's width) and goes on if there are any. Stops
+    at `max_products` as it stands.
     """
     rank = min(rank, curvature.size)
-    width = max(1, -(-rank // 4))
+    width = max(min(_WIDTH, -(-rank // _FEWEST)), -(-rank // _MOST))
     place = {"dtype": curvature.dtype, "device": curvature.device}
     block = random_rows(width, curvature.size, seed=seed, **place)
     space, search = Subspace.start(curvature, block, small_device), _Search()

@@ -16,15 +16,12 @@ from influence_dag.solvers.minibatches import minibatch, random_batches, row_cou
 from influence_dag.solvers.neumann import Damped, Descent
 from influence_dag.solvers.rounding import indefinite_error, round_up
 from influence_dag.solvers.spectrum import extreme_eigenvalues
-from influence_dag.study.methods import LissaSettings
+from influence_dag.study.method_defaults import LissaDefaults
 
 _MARGIN = 1.05  # of the scale over the largest eigenvalue
 _GROWTH = 2.0  # of a step over the first one: the series diverges
 _NOISE = 1e3  # the same with mini-batches, whose steps differ by chance
 _ESTIMATES = 3  # mini-batches whose largest eigenvalue is estimated
-
-
-_DEFAULTS = LissaSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +47,14 @@ class LiSSA:
     whose own eigenvalues are far above `scale` are left for steps with all rows.
     """
 
-    maxiter: int = _DEFAULTS.maxiter
-    dampen: float = _DEFAULTS.dampen
-    scale: float | None = _DEFAULTS.scale
-    rtol: float = _DEFAULTS.rtol
-    batch_size: int | None = _DEFAULTS.batch_size
+    maxiter: int = LissaDefaults.maxiter
+    dampen: float = LissaDefaults.dampen
+    scale: float | None = LissaDefaults.scale
+    rtol: float = LissaDefaults.rtol
+    batch_size: int | None = LissaDefaults.batch_size
     anchored: bool = False
-    seed: int = _DEFAULTS.seed
-    on_failure: Literal["raise", "warn"] = _DEFAULTS.on_failure
+    seed: int = LissaDefaults.seed
+    on_failure: Literal["raise", "warn"] = LissaDefaults.on_failure
 
     def __post_init__(self) -> None:
         if not 0 <= self.dampen < 1:

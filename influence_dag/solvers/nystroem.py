@@ -12,9 +12,7 @@ from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import random_rows
 from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
 from influence_dag.solvers.rounding import rounding
-from influence_dag.study.methods import NystroemSettings
-
-_DEFAULTS = NystroemSettings()
+from influence_dag.study.method_defaults import NystroemDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +34,9 @@ class Nystroem:
     whole range (`rank` above that of H) needs no damping.
     """
 
-    rank: int = _DEFAULTS.rank
-    seed: int = _DEFAULTS.seed
-    power_iterations: int = _DEFAULTS.power_iterations
+    rank: int = NystroemDefaults.rank
+    seed: int = NystroemDefaults.seed
+    power_iterations: int = NystroemDefaults.power_iterations
 
     def expected_products(self, *, size: int, rows: int, damping: float) -> float:
         """One a direction, and those of the power iterations."""

@@ -7,13 +7,15 @@ import numpy as np
 
 from influence_dag.datasets.sources.words import TRUTH
 from influence_dag.datasets.split_rows import SplitRows
-from influence_dag.errors import DataError, ModelError
+from influence_dag.errors import DataError, ModelError, StudyError
 from influence_dag.study.study import StudySettings
 from influence_dag.texts import listed
 
 if TYPE_CHECKING:  # words are told before torch is imported
     from influence_dag.objective.objective import Objective
     from influence_dag.objective.rows import Rows
+    from influence_dag.stages.workbench import Workbench
+    from influence_dag.store import Version
 
 AT_ONCE = 1_024  # rows whose outputs are in memory
 BEYOND = 3.0  # standard errors above chance, from which on an order is believed
@@ -39,6 +41,33 @@ def check_words(settings: StudySettings, train: SplitRows) -> None:
             "given checkpoint each of them is cannot be told; list them in the order of the "
             f"model's outputs, for example data.classes: [{', '.join(train.classes[:8])}]"
         )
+
+
+def class_names(bench: "Workbench") -> list[str]:
+    """What the classes are called, in the order of their numbers; none where labels are numbers."""
+    return list(map(str, bench.require("dataset").attrs.get("classes", ())))
+
+
+def check_kept_classes(bench: "Workbench", kept: "Version | None", settings_key: str) -> None:
+    """Raise `StudyError` where a pinned θ would meet labels whose outputs are other ones.
+
+    Numbers of words follow their alphabet: an edit that brings a class, or takes the last row of
+    one, moves those behind it. What `data.classes` puts in an old place is only a new name.
+    """
+    if kept is None or kept.attrs.get("settings_key") != settings_key:
+        return
+    before, now = list(kept.attrs.get("classes", ())), class_names(bench)
+    there = set(before) & set(now)
+    moved = any(before.index(name) != now.index(name) for name in there)
+    renamed = any(one != other for one, other in zip(before, now, strict=False))
+    if not before or not now or not (moved or (renamed and not bench.settings.data.classes)):
+        return
+    raise StudyError(
+        f"{bench.study.name}: the stored {kept.artifact} was fitted with outputs for the classes "
+        f"{listed(before)}, in this order, and the labels are {listed(now)} now: it would be asked "
+        f"for others; write data.classes: [{listed(before, 40)}] (new ones behind, where the model "
+        "has outputs for them), or let θ follow: model.refit: on_change"
+    )
 
 
 def check_order(objective: "Objective", rows: "Rows", classes: list[str], name: str) -> None:

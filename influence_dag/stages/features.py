@@ -1,15 +1,18 @@
-"""Feature columns: in the order that a kept θ was made from, of sizes that leave digits to solves.
+"""Feature columns: in the order and units that a kept θ was made from, of sizes that leave digits.
 
 The entries of a θ that is pinned, or of a checkpoint, belong to features by position: where the
-files have these in another order, each entry would meet another feature. A curvature is kept for
+files have these in another order, each entry would meet another feature, and where standardised
+columns have other units since an edit, other numbers of the same one. A curvature is kept for
 the θ that it was computed at, so that it needs no check of its own.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from influence_dag.errors import StudyError
+from influence_dag.fingerprints import fingerprint
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 from influence_dag.texts import listed
@@ -29,13 +32,25 @@ def feature_names(bench: Workbench) -> list[str]:
     return [] if names.dtype.kind in "iu" else [str(name) for name in names]
 
 
+def feature_units(bench: Workbench) -> dict[str, Any]:
+    """What one unit of the model's input is: the `scale`, and of standardised columns a hash."""
+    dataset = bench.require("dataset")
+    names = [name for name in ("feature_mean", "feature_scale") if name in dataset.coordinates]
+    values = [np.asarray(dataset.coordinate(name)).tolist() for name in names]
+    return {
+        "scale": bench.settings.data.features.scale,
+        "standardised": fingerprint(values) if names else "",
+    }
+
+
 def check_features(bench: Workbench, kept: Version | None, settings_key: str) -> None:
-    """Raise `StudyError` where a feature stands elsewhere than when the kept θ was made.
+    """Raise `StudyError` where a feature is elsewhere, or other, than when the kept θ was made.
 
     New names in their old places are only names.
     """
     if kept is None or kept.attrs.get("settings_key") != settings_key:
         return
+    _check_units(bench, kept)
     before, now = list(kept.attrs.get("features", [])), feature_names(bench)
     if all(before.index(name) == now.index(name) for name in set(before) & set(now)):
         return
@@ -48,6 +63,26 @@ def check_features(bench: Workbench, kept: Version | None, settings_key: str) ->
         f"{bench.study.name}: the stored {kept.artifact} was made from the features "
         f"{listed(before)}, in this order, and the files have {listed(now)}: it would meet other "
         f"features; {_order(before, now)}{cure}"
+    )
+
+
+def _check_units(bench: Workbench, kept: Version) -> None:
+    """Of a given checkpoint nobody but its maker knows the units: those of its first run hold."""
+    now = feature_units(bench)
+    before, given = kept.attrs.get("feature_units", now), bench.settings.model.fit is None
+    if before == now or (given and not (before["standardised"] and now["standardised"])):
+        return
+    moved = "scale" if before["scale"] != now["scale"] and not given else "standardise"
+    cure = (
+        "standardise the columns in the files, so that their units stay, or give a checkpoint that "
+        "was trained on these rows"
+        if given
+        else "let θ follow: model.refit: on_change"
+    )
+    raise StudyError(
+        f"{bench.study.name}: the stored {kept.artifact} was made from columns in other units than "
+        f"they have now (data.features.{moved}; standardised ones follow the training rows): it "
+        f"would meet other numbers; {cure}"
     )
 
 

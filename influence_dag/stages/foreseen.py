@@ -11,11 +11,11 @@ import numpy as np
 from influence_dag.stages.costs import Cost, Rates, cost_of
 from influence_dag.stages.graph import artifacts
 from influence_dag.store import open_store
-from influence_dag.study.base import readable_bytes
 from influence_dag.study.code import put_on_path
 from influence_dag.study.loading import load_study
 from influence_dag.study.named_code import look_for_callables
 from influence_dag.study.study import Study
+from influence_dag.texts import readable_bytes
 
 if TYPE_CHECKING:
     from influence_dag.datasets.sources.on_demand import Values

@@ -7,9 +7,14 @@ import numpy as np
 from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
-from influence_dag.stages.class_order import check_order
+from influence_dag.stages.class_order import check_kept_classes, check_order, class_names
 from influence_dag.stages.driver import Whole, refresh_whole
-from influence_dag.stages.features import check_features, feature_names, unscaled_columns
+from influence_dag.stages.features import (
+    check_features,
+    feature_names,
+    feature_units,
+    unscaled_columns,
+)
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import (
     callable_key,
@@ -58,16 +63,34 @@ def refresh(bench: Workbench) -> Update:
 
     # A checkpoint as it is does not depend on the rows: an edited row leaves θ as it is.
     as_it_is = bench.settings.model.fit is None
-    data_key = None if as_it_is else (train.fingerprint, column_kinds(bench))
+    data_key = None if as_it_is else (train.fingerprint, column_kinds(bench), *_meaning(bench))
     key = fingerprint(settings_key, data_key)
-    if pinned or as_it_is:
-        check_features(bench, bench.undamaged(naming.MODEL), settings_key)
+    kept = bench.undamaged(naming.MODEL) if pinned or as_it_is else None
+    check_features(bench, kept, settings_key)
+    if pinned and not as_it_is:
+        check_kept_classes(bench, kept, settings_key)
     update = refresh_whole(
         bench, naming.MODEL, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )
     if update.is_current and not bench.is_planned("dataset") and not _has_met_rows(bench):
         check_targets(bench, load_objective(bench))
+    if as_it_is and update.is_current and kept and not bench.is_planned("dataset"):
+        _check_given_order(bench, kept, train)
     return update
+
+
+def _check_given_order(bench: Workbench, kept: Version, train: Axis) -> None:
+    """A checkpoint under another order of the classes than it was looked at under."""
+    classes, checkpoint = class_names(bench), bench.settings.model.checkpoint
+    if checkpoint and classes and kept.attrs.get("classes", classes) != classes:
+        check_order(load_objective(bench), load_rows(bench, train), classes, checkpoint)
+
+
+def _meaning(bench: Workbench) -> list[Any]:
+    """What the rows' numbers stand for, where it is not plain: a fit is told with it."""
+    units, classes = feature_units(bench), class_names(bench)
+    plain = units == {"scale": 1.0, "standardised": ""}
+    return [*([] if plain else [units]), *([classes] if classes else [])]
 
 
 def _has_met_rows(bench: Workbench) -> bool:
@@ -148,8 +171,8 @@ def _load_given(bench: Workbench, module: "nn.Module", rows: "Rows") -> None:
         _checkpoint_key(study)
         modules.load_checkpoint(module, study.path(checkpoint))
         _checkpoint_key(study)
-        classes = list(bench.require("dataset").attrs.get("classes", ()))
-        check_order(study_objective(study, module.eval()), rows, classes, checkpoint)
+        objective = study_objective(study, module.eval())
+        check_order(objective, rows, class_names(bench), checkpoint)
 
 
 def _fitted(
@@ -256,7 +279,9 @@ def _artifact(
         settings_key=settings_key,
         source_key=source_key(bench.study),
         train_rows=train.fingerprint,
+        classes=class_names(bench),
         features=feature_names(bench),
+        feature_units=feature_units(bench),
         parameter_names=list(objective.parameter_names),
         parameter_shapes=[list(shape) for shape in objective.parameter_shapes],
         assumes=assumption(bench.settings.model, info),

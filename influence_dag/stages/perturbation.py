@@ -19,7 +19,7 @@ from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout, Variable
-from influence_dag.study.base import readable_bytes
+from influence_dag.texts import readable_bytes
 
 FORMULA = FORMULAS["perturbation"]
 

@@ -4,12 +4,13 @@ import numpy as np
 import torch
 
 from influence_dag.errors import IndefiniteError, StudyError
+from influence_dag.objective.modules import build_module, load_checkpoint
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.driver import Result, Whole
 from influence_dag.stages.methods import load_factorization
-from influence_dag.stages.reading import load_objective, load_rows
+from influence_dag.stages.reading import load_objective, load_rows, study_objective
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
@@ -64,14 +65,24 @@ _PROXIMAL = {
 
 
 def _initial(bench: Workbench, count: int = 1) -> torch.Tensor:
-    """θ as built with the fit's seed and the `count - 1` after it, one a row, before any fit."""
+    """θ before any fit, one a row: as built with the fit's seed and the `count - 1` after it.
+
+    Where the fit trains on from a checkpoint that is its only start.
+    """
     model = bench.settings.model
+    if model.trains_on:
+        module = build_module(model, bench.study.root, torch.float64)
+        load_checkpoint(module, bench.study.path(str(model.checkpoint)))
+        return study_objective(bench.study, module).params[None].to(bench.device)
     build = import_callable(model.build, bench.study.root, "model.build")
     return initial_params(build, range(_seed(bench), _seed(bench) + count)).to(bench.device)
 
 
 def _built(bench: Workbench) -> str:
-    return f"at what model.build makes, seed {_seed(bench)}: where the pipeline's own fit starts"
+    if bench.settings.model.trains_on:
+        return "at the given checkpoint: where the pipeline's own fit starts"
+    built = f"at what model.build makes, seed {_seed(bench)}"
+    return built if _is_checkpoint(bench) else f"{built}: where the pipeline's own fit starts"
 
 
 def _seed(bench: Workbench) -> int:
@@ -218,6 +229,11 @@ def _subset_starts(bench: Workbench, settings) -> tuple[torch.Tensor, str]:
         return load_objective(bench, dtype=torch.float64).params, "at the given checkpoint"
     if settings.initial_weights == "same":
         return _initial(bench)[0], _built(bench)
+    if bench.settings.model.trains_on:
+        raise StudyError(
+            "validation.datamodels.initial_weights: others asks for fits that start elsewhere, and "
+            "fit: {from: checkpoint} has one start; take `same`"
+        )
     others = _initial(bench, settings.count + 1)[1:]
     seeds = f"{_seed(bench) + 1} to {_seed(bench) + settings.count}"
     return others, f"each at what model.build makes, seeds {seeds}"

@@ -16,6 +16,7 @@ from influence_dag.stages.workbench import Workbench
 if TYPE_CHECKING:
     import torch
 
+    from influence_dag.influence.own_influences import OwnInfluences
     from influence_dag.solvers import Factorization
 
 NAMES = ("self_influence", "parameter_influence_norm")
@@ -51,6 +52,14 @@ class OwnSolves:
     def factorization(self) -> "Factorization":
         return methods.load_factorization(self.bench, self.method)
 
+    @cached_property
+    def _by_cholesky(self) -> "OwnInfluences | None":
+        from influence_dag.influence.own_influences import OwnInfluences
+        from influence_dag.solvers.direct import CholeskyFactor
+
+        factor = self.factorization
+        return OwnInfluences(factor) if isinstance(factor, CholeskyFactor) else None
+
     def __call__(self, tile: Tile) -> Arrays:
         from influence_dag.objective.objective import flushed_denormals
 
@@ -83,10 +92,13 @@ class OwnSolves:
         if isinstance(factorization := self.factorization, KroneckerFactorization):
             rotated = eigenbasis.rotated_rows(self.bench, factorization, slots, present)
             return lambda damping: rotated.own_influences(damping=damping)
-        G = reading.load_gradients(self.bench, slots).dense()[present]
+        G = reading.load_gradients(self.bench, slots).dense()
+        G = G if len(G) == len(present) else G[present]
         ids = self.rows.ids[slots][present]
 
         def solved(damping: float) -> "tuple[torch.Tensor, torch.Tensor]":
+            if self._by_cholesky and self._by_cholesky.factor.damping == damping:
+                return self._by_cholesky(G)
             with reading.named_rows(ids, f"{self.method}, training rows"):
                 x = factorization.solve(G, damping=damping).x
             return (x * G).sum(dim=1), x.norm(dim=1)

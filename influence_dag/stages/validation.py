@@ -21,7 +21,8 @@ def refresh(bench: Workbench, kind: str) -> Update:
     methods = bench.settings.methods.names
     stored = {m: bench.require(naming.influences(m)).data_version for m in methods}
     rows = [bench.axis("dataset", split).fingerprint for split in ("train", "test")]
-    key = fingerprint(kind, FORMULA, settings.model_dump(), model_key(bench), stored, rows)
+    start = ["from the checkpoint"] if bench.settings.model.trains_on else []
+    key = fingerprint(kind, FORMULA, settings.model_dump(), model_key(bench), stored, rows, *start)
 
     def produce() -> Whole:
         from influence_dag.stages.refits import produced  # here: it imports torch, a plan does not

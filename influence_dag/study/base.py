@@ -76,16 +76,6 @@ def parse_bytes(value: int | str) -> int:
     return size
 
 
-def readable_bytes(size: int) -> str:
-    """A number of bytes as a person would say it.
-
-    >>> readable_bytes(64 * 2**20)
-    '64 MiB'
-    """
-    unit = next((unit for unit in ("GiB", "MiB", "KiB") if size >= _UNITS[unit]), "B")
-    return f"{size / _UNITS[unit]:,.4g} {unit}"
-
-
 def callable_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", value):
         raise ValueError(

@@ -1,10 +1,6 @@
 """What there is to know of each curvature without computing it: names, words, whether it is PSD."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import PydanticKnownError, core_schema
 
 
 @dataclass(frozen=True)
@@ -45,25 +41,3 @@ def add_curvature(name: str, kind: CurvatureKind) -> None:
     if name in CURVATURE_KINDS:
         raise ValueError(f"the curvature {name!r} exists already")
     CURVATURE_KINDS[name] = kind
-
-
-class _Known:
-    """One of the curvatures that there are when it is asked, as a literal would be."""
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
-        return core_schema.no_info_plain_validator_function(cls._checked)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> Any:
-        return {"enum": list(CURVATURE_KINDS), "type": "string"}
-
-    @staticmethod
-    def _checked(value: Any) -> str:
-        if isinstance(value, str) and value in CURVATURE_KINDS:
-            return value
-        *others, last = map(repr, CURVATURE_KINDS)
-        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
-
-
-CurvatureName = Annotated[str, _Known]

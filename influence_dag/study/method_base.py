@@ -3,11 +3,41 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, NonNegativeFloat, Tag, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    NonNegativeFloat,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError, core_schema
 
 from influence_dag.study.base import Settings
-from influence_dag.study.curvatures import CurvatureName
+from influence_dag.study.curvatures import CURVATURE_KINDS
 
+
+class _Known:
+    """One of the curvatures that there are when it is asked, as a literal would be."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return core_schema.no_info_plain_validator_function(cls._checked)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: GetJsonSchemaHandler) -> Any:
+        return {"enum": list(CURVATURE_KINDS), "type": "string"}
+
+    @staticmethod
+    def _checked(value: Any) -> str:
+        if isinstance(value, str) and value in CURVATURE_KINDS:
+            return value
+        *others, last = map(repr, CURVATURE_KINDS)
+        raise PydanticKnownError("literal_error", {"expected": f"{', '.join(others)} or {last}"})
+
+
+CurvatureName = Annotated[str, _Known]
 OnFailure = Annotated[
     Literal["raise", "warn"],
     Field(description="of rows that miss the tolerance: an error | kept and marked"),

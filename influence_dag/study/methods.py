@@ -14,8 +14,20 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from influence_dag.study.base import Seed, Settings, Unit, check_named
-from influence_dag.study.curvatures import CurvatureName
-from influence_dag.study.method_base import ApproximateSettings, MethodSettings, OnFailure
+from influence_dag.study.method_base import (
+    ApproximateSettings,
+    CurvatureName,
+    MethodSettings,
+    OnFailure,
+)
+from influence_dag.study.method_defaults import (
+    ArnoldiDefaults,
+    ConjugateGradientDefaults,
+    DirectDefaults,
+    KroneckerDefaults,
+    LissaDefaults,
+    NystroemDefaults,
+)
 
 Fisher = Literal["exact", "sampled", "empirical"]
 _Model = TypeVar("_Model", bound=Settings)
@@ -29,7 +41,7 @@ class DirectSettings(MethodSettings):
     uses_matrix: ClassVar[bool] = True
 
     on_indefinite: Literal["raise", "lu", "absolute"] = Field(
-        default="raise",
+        default=DirectDefaults.on_indefinite,
         description="of negative eigenvalues: an error | as they are | by size, V(|μ| + λ)⁻¹Vᵀ",
     )
 
@@ -41,24 +53,32 @@ class ConjugateGradientSettings(MethodSettings):
     is_iterative: ClassVar[bool] = True
 
     rtol: PositiveFloat = Field(
-        default=1e-6, description="a row stops when its residual is below rtol times ‖b‖ …"
+        default=ConjugateGradientDefaults.rtol,
+        description="a row stops when its residual is below rtol times ‖b‖ …",
     )
-    atol: NonNegativeFloat = Field(default=0.0, description="… or below atol")
+    atol: NonNegativeFloat = Field(
+        default=ConjugateGradientDefaults.atol, description="… or below atol"
+    )
     maxiter: Annotated[PositiveInt | None, Unit("products")] = Field(
-        default=None, description="products a row; default: ten times the parameters, at least 1000"
+        default=ConjugateGradientDefaults.maxiter,
+        description="products a row; default: ten times the parameters, at least 1000",
     )
     preconditioner: Literal["none", "jacobi", "nystroem", "ekfac"] = Field(
-        default="nystroem", description="what the system is multiplied by, so that few steps do"
+        default=ConjugateGradientDefaults.preconditioner,
+        description="what the system is multiplied by, so that few steps do",
     )
-    rank: PositiveInt = Field(default=100, description="of the Nyström or Jacobi preconditioner")
+    rank: PositiveInt = Field(
+        default=ConjugateGradientDefaults.rank,
+        description="of the Nyström or Jacobi preconditioner",
+    )
     search: Literal["own", "shared"] = Field(
-        default="own",
+        default=ConjugateGradientDefaults.search,
         description="a row's directions: its own, or those of all rows of a block, which takes "
         "fewer products and depends on the block within the tolerance",
         exclude_if=lambda search: search == "own",  # as studies before it were stored
     )
-    seed: Seed = 0
-    on_failure: OnFailure = "raise"
+    seed: Seed = ConjugateGradientDefaults.seed
+    on_failure: OnFailure = ConjugateGradientDefaults.on_failure
 
 
 class LissaSettings(MethodSettings):
@@ -67,45 +87,52 @@ class LissaSettings(MethodSettings):
     is_iterative: ClassVar[bool] = True
 
     maxiter: Annotated[PositiveInt, Unit("steps")] = Field(
-        default=1000, description="steps of the series"
+        default=LissaDefaults.maxiter, description="steps of the series"
     )
     dampen: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="share of h that a step forgets: adds dampen times scale to λ"
+        default=LissaDefaults.dampen,
+        description="share of h that a step forgets: adds dampen times scale to λ",
     )
     scale: PositiveFloat | None = Field(
-        default=None,
+        default=LissaDefaults.scale,
         description="what H is divided by, above its largest eigenvalue; default: estimated",
     )
     rtol: PositiveFloat = Field(
-        default=1e-4, description="a row is converged when a step changes it by at most this share"
+        default=LissaDefaults.rtol,
+        description="a row is converged when a step changes it by at most this share",
     )
     batch_size: Annotated[PositiveInt | None, Unit("rows")] = Field(
-        default=None, description="rows of a mini-batch, drawn anew for each step; default: all"
+        default=LissaDefaults.batch_size,
+        description="rows of a mini-batch, drawn anew for each step; default: all",
     )
-    seed: Seed = 0
-    on_failure: OnFailure = "raise"
+    seed: Seed = LissaDefaults.seed
+    on_failure: OnFailure = LissaDefaults.on_failure
 
 
 class ArnoldiSettings(ApproximateSettings):
     """The eigenpairs of largest absolute value (Schioppa et al. 2022)."""
 
     rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
-        default=50, description="eigenpairs that are kept"
+        default=ArnoldiDefaults.rank, description="eigenpairs that are kept"
     )
     tol: PositiveFloat = Field(
-        default=1e-6, description="residual at which a pair is found, of the largest eigenvalue"
+        default=ArnoldiDefaults.tol,
+        description="residual at which a pair is found, of the largest eigenvalue",
     )
     complement: Literal["drop", "damping"] = Field(
-        default="drop", description="what becomes of the rest: dropped as published, or kept as λ"
+        default=ArnoldiDefaults.complement,
+        description="what becomes of the rest: dropped as published, or kept as λ",
     )
     max_products: Annotated[PositiveInt | None, Unit("products")] = Field(
-        default=None, description="a search that takes more has failed; default: 40 an eigenpair"
+        default=ArnoldiDefaults.max_products,
+        description="a search that takes more has failed; default: 40 an eigenpair",
     )
     on_device: bool = Field(
-        default=False, description="small eigenproblems on compute.device, not on the processor"
+        default=ArnoldiDefaults.on_device,
+        description="small eigenproblems on compute.device, not on the processor",
     )
-    seed: Seed = 0
-    on_failure: OnFailure = "raise"
+    seed: Seed = ArnoldiDefaults.seed
+    on_failure: OnFailure = ArnoldiDefaults.on_failure
 
     @property
     def _of_solves(self) -> set[str]:
@@ -117,11 +144,14 @@ class NystroemSettings(ApproximateSettings):
     """A randomised low-rank sketch (Frangella, Tropp & Udell 2021)."""
 
     rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
-        default=100, description="directions of the sketch; what they leave out is λ alone"
+        default=NystroemDefaults.rank,
+        description="directions of the sketch; what they leave out is λ alone",
     )
-    seed: Seed = 0
+    seed: Seed = NystroemDefaults.seed
     power_iterations: int = Field(
-        default=1, ge=0, description="products with H before the sketch, for flat spectra"
+        default=NystroemDefaults.power_iterations,
+        ge=0,
+        description="products with H before the sketch, for flat spectra",
     )
 
 
@@ -134,9 +164,10 @@ class KroneckerSettings(ApproximateSettings):
         default="gauss_newton", description="the matrix that residuals are measured with"
     )
     fisher: Fisher = Field(
-        default="exact", description="exact | sampled labels | empirical (data labels)"
+        default=KroneckerDefaults.fisher,
+        description="exact | sampled labels | empirical (data labels)",
     )
-    seed: Seed = 0
+    seed: Seed = KroneckerDefaults.seed
     distribution: str | None = Field(
         default=None,
         description=(

@@ -9,9 +9,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from influence_dag.study.base import Unit, readable_bytes
+from influence_dag.study.base import Unit
 from influence_dag.study.methods import MethodSettings
 from influence_dag.study.study import StudySettings
+from influence_dag.texts import readable_bytes
 
 HEAD = """\
 # Settings of a study

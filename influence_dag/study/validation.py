@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from influence_dag.study.base import Seed, Settings, Unit
-from influence_dag.study.curvatures import CurvatureName
+from influence_dag.study.method_base import CurvatureName
 
 
 class LeaveOneOutSettings(Settings):

@@ -21,7 +21,7 @@ from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
-from influence_dag.study.curvatures import CurvatureName
+from influence_dag.study.method_base import CurvatureName
 from influence_dag.suspicion import (
     NEIGHBOURS,
     Evidence,

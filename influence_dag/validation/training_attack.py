@@ -19,7 +19,7 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from influence_dag.errors import ModelError
-from influence_dag.influence.upweighting import perturbation_influences
+from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import refit

@@ -33,7 +33,7 @@ FAMILIES = {
         row_handling.scaled_by_frequency, parametrised.shared, parametrised.shared_kernel,
         parametrised.tied_tokens, parametrised.parametrised, parametrised.frozen,
         parametrised.fine_tuned, refusals.batch_dependent, refusals.batch_statistics,
-        refusals.not_repeating, refusals.unusual, refusals.bags,
+        refusals.no_function_of_theta, refusals.unusual, refusals.bags,
     )
 }  # fmt: skip
 LOSSES = losses.VECTORS | losses.POSITIONS

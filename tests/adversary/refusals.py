@@ -51,6 +51,36 @@ def batch_statistics(draw):
     return Parts(build, {"x": draw.features(3)}, 3, expect=REFUSED, note=kind, train=train)
 
 
+class _SameMemory(nn.Module):
+    """Two tensors that a training moves as one, of which a derivative by either sees half."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.inner, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        if how == "a buffer":
+            self.second = nn.Identity()
+            self.register_buffer("kept", self.inner.weight.data)
+        else:
+            rows = slice(None) if how == "tied by data" else slice(1, None)
+            self.outer = nn.Parameter(self.inner.weight.data[rows])
+        self.how = how
+
+    def forward(self, x):
+        hidden = self.second(torch.tanh(self.inner(x)))
+        if self.how == "a buffer":
+            return hidden @ self.kept
+        return hidden @ self.outer.mT @ self.outer
+
+    def _apply(self, function, recurse=True):
+        """In another precision as well: what is shared stays so."""
+        super()._apply(function, recurse)
+        if self.how == "a buffer":
+            self.kept = self.inner.weight.data
+        else:
+            self.outer.data = self.inner.weight.data[3 - len(self.outer) :]
+        return self
+
+
 class _Random(nn.Module):
     def __init__(self, how):
         super().__init__()
@@ -65,9 +95,11 @@ class _Random(nn.Module):
         return hidden * self.calls
 
 
-def not_repeating(draw):
-    how = draw.one_of("dropout", "a state that grows")
-    return Parts(lambda: _Random(how), {"x": draw.features(3)}, 3, expect=REFUSED, note=how)
+def no_function_of_theta(draw):
+    """What a call gives is not told by θ and the rows: it draws, it counts, it shares memory."""
+    how = draw.one_of("dropout", "a state that grows", "tied by data", "a part", "a buffer")
+    kind = _Random if how in ("dropout", "a state that grows") else _SameMemory
+    return Parts(lambda: kind(how), {"x": draw.features(3)}, 3, expect=REFUSED, note=how)
 
 
 class _OldClamp(torch.autograd.Function):

@@ -181,13 +181,19 @@ def test_a_row_whose_pair_is_another_is_seen_wherever_it_is(monkeypatch):
     assert_close(found, expected)
 
 
-def test_products_of_many_batches_wait_for_each_other_and_are_the_same(monkeypatch):
+def test_products_are_the_same_however_rows_and_vectors_are_cut(monkeypatch):
     objective, rows = make("pooled signal")
     vectors = torch.randn(9, objective.size, dtype=torch.float64)
     expected = GaussNewton(objective, rows, route="autograd").apply(vectors)
-    for numbers, written in ((2**23, 2**20), (100, 2**20), (2**23, 1)):
-        monkeypatch.setattr(captured_products, "_NUMBERS", numbers)
-        monkeypatch.setattr(captured_products, "_WRITTEN", written)
+    cuts = {
+        "_PIECE": (2**19, 100, 7, 2**19, 2**19),
+        "_COLUMNS": (64, 64, 2, 4, 64),
+        "_WAITING": (2**21, 2**21, 1, 300, 2**21),
+        "_WRITTEN": (2**20, 2**20, 1, 2**20, 1),
+    }
+    for chosen in zip(*cuts.values(), strict=True):
+        for name, value in zip(cuts, chosen, strict=True):
+            monkeypatch.setattr(captured_products, name, value)
         found = GaussNewton(objective, rows, checked=True, batch_size=4).apply(vectors)
         assert_close(found, expected)
 

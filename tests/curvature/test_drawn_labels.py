@@ -213,3 +213,29 @@ def test_a_study_draws_by_its_own_code_and_notices_when_that_changes(tmp_path):
     project.write_model(STUDY.format(factor=3))
     with pytest.raises(ModelError, match="not the negative log-likelihood"):
         project.refresh()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_roots_of_cross_entropy_are_written_out_and_others_are_looked_at(dtype, monkeypatch):
+    outputs = torch.randn(6, 4, dtype=dtype)
+    y = torch.tensor([0, 3, -100, 2, 2, 1])
+    no_draws = torch.Generator()
+
+    def squares(loss, target):
+        roots = output_roots(loss, outputs, target, fisher="exact", generator=no_draws).double()
+        return torch.einsum("cna,cnb->nab", roots, roots)
+
+    p = outputs.double().softmax(1)
+    expected = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    expected[2] = 0.0
+    tolerance = {"rtol": 1e-5, "atol": 1e-7} if dtype == torch.float32 else {}
+
+    def doubled(output, target):
+        return 2 * F.cross_entropy(output, target, reduction="none")
+
+    assert_close(squares(doubled, y), 2 * expected, **tolerance)
+    probabilities = torch.full_like(outputs, 0.25)
+    whole = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    assert_close(squares(cross_entropy, probabilities), whole, **tolerance)
+    monkeypatch.setattr("influence_dag.curvature.kronecker_fisher.Probes", None)  # not asked
+    assert_close(squares(cross_entropy, y), expected, **tolerance)

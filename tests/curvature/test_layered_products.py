@@ -159,3 +159,23 @@ def test_no_vectors_have_no_products():
     hessian = Hessian(objective, rows)
     hessian.apply(vectors_of(objective))
     assert hessian.apply(vectors_of(objective)[:0]).shape == (0, objective.size)
+
+
+def test_a_block_of_eight_vectors_of_ten_classes_is_worth_the_layers(monkeypatch):
+    """As the blocks of a Krylov method come; of a single vector autograd is the cheaper."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 10)).double()
+    objective = Objective(network, "cross_entropy")
+    rows = Rows(torch.randn(40, 6).double(), torch.arange(40) % 10)
+    by_layers, products = [], LayeredSum.products
+    monkeypatch.setattr(
+        LayeredSum,
+        "products",
+        lambda self, vectors: by_layers.append(len(vectors)) or products(self, vectors),
+    )
+    for count, expected in ((1, []), (8, [8, 1, 1])):  # the others confirm it
+        by_layers.clear()
+        vectors = vectors_of(objective, count)
+        found = Hessian(objective, rows).apply(vectors)
+        assert_close(found, by_autograd(objective, rows, vectors))
+        assert by_layers == expected

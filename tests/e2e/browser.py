@@ -53,9 +53,13 @@ class Page:
 
     def open(self, url: str, *, showing: str) -> str:
         """Go to a page and wait until it shows the words; returns all of its text."""
-        self._call("Page.navigate", url="about:blank")  # so that no words are the last page's
+        self.leave()  # so that no words are the last page's
         self._call("Page.navigate", url=url)
         return self.wait_for(showing)
+
+    def leave(self) -> None:
+        """Show nothing, which asks the server for nothing: the UI does all the time."""
+        self._call("Page.navigate", url="about:blank")
 
     def wait_for(self, words: str, *, seconds: float = 60) -> str:
         deadline, text = time.monotonic() + seconds, ""

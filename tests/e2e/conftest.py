@@ -53,7 +53,9 @@ def materialize_all(page: Page, server: Server) -> str:
     """As a person does: open the graph of the study and click; returns the id of the run."""
     page.open(f"{server.url}/{GRAPH}", showing="Materialize all")
     page.click_what_begins_with("Materialize all")
-    return server.newest_run(seconds=60)
+    run = server.newest_run(seconds=60)
+    page.leave()
+    return run
 
 
 @pytest.fixture(scope="module")

@@ -150,6 +150,16 @@ def test_an_edited_and_observed_file_makes_the_dataset_unsynced(edited):
 # What a person sees
 
 with_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium here")
+
+
+@pytest.fixture(autouse=True)
+def _left(request):
+    """No page goes on asking the server while others are tested."""
+    yield
+    if "page" in request.fixturenames:
+        request.getfixturevalue("page").leave()
+
+
 INTRUSIONS = ("sign up", "join us", "newsletter", "email address", "subscribe")
 
 

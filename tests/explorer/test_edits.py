@@ -289,6 +289,24 @@ def test_data_that_changed_otherwise_too_are_told(loop):
     shutil.rmtree(other)
 
 
+def test_a_test_row_that_is_another_now_is_not_compared_whatever_the_damping_was(loop):
+    _, explorer, folder, *_ = loop
+    whole = outcome(explorer.opened, explorer.marks, 1)
+    other = folder.with_name("0002")
+    shutil.copytree(folder, other)
+    with np.load(folder / "predicted.npz") as stored:
+        arrays = dict(stored)
+    arrays["test_keys"][2] += 1
+    np.savez(other / "predicted.npz", **arrays)
+    told = json.loads((other / "edit.json").read_bytes())
+    (other / "edit.json").write_text(json.dumps(told | {"damping": 7.0}))  # of a sweep that was
+    found = outcome(explorer.opened, explorer.marks, 2)
+    assert (whole["rows"], found["rows"]) == (10, 9)
+    del whole["points"]["actual"][2]
+    assert found["points"]["actual"] == whole["points"]["actual"]
+    shutil.rmtree(other)
+
+
 def test_an_older_version_is_looked_at_as_it_was(loop):
     _, explorer, *_ = loop
     old, new = (explorer.opened.view("direct", version=number) for number in (1, 2))

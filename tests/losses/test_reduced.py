@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from influence_dag.errors import ModelError
-from influence_dag.losses import cross_entropy, reduced_loss
+from influence_dag.losses import cross_entropy, per_sample_loss, reduced_loss
 
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 25.0], dtype=torch.float64)
 
@@ -198,3 +198,17 @@ def test_outputs_without_tensors_are_refused_by_their_kind(labels):
 
     with pytest.raises(ModelError, match="object of type Box"):
         reduced_loss(lambda f, y: f.value)(Box(), labels)
+
+
+@pytest.mark.parametrize("loss", ["mse", "bce_with_logits", F.mse_loss, nn.BCEWithLogitsLoss()])
+def test_targets_are_held_against_the_outputs_that_they_belong_to(loss):
+    """Channels last against channels first are as many numbers, each beside another's output."""
+    of_rows = per_sample_loss(loss) if isinstance(loss, str) else reduced_loss(loss)
+    output, target = torch.randn(5, 2, 3), torch.rand(5, 2, 3)
+    right = of_rows(output, target)
+    for same in (target[:, :, None], target.flatten(1), target[..., None]):
+        assert torch.equal(of_rows(output, same), right)
+    assert torch.equal(of_rows(output.flatten(1), target), right)
+    for other in (target.transpose(1, 2), torch.rand(5, 3, 1, 2)):
+        with pytest.raises(ModelError, match=r"in axes of other lengths; bring the target's axes"):
+            of_rows(output, other)

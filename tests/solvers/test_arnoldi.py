@@ -120,6 +120,15 @@ def test_products_come_in_blocks_of_a_quarter_of_the_rank():
     assert set(curvature.rows_seen) <= {4, 8, 16}  # blocks, probes, the residuals at the end
 
 
+def test_many_pairs_take_narrower_blocks_and_fewer_products():
+    eigenvalues = 1 / torch.arange(1, 401)
+    curvature = Counted(with_spectrum(eigenvalues.tolist()))
+    basis = Arnoldi(rank=50).factorize(curvature)
+    assert curvature.rows_seen[:6] == [8] * 6
+    assert basis.info["products"] <= 3.5 * 50
+    torch.testing.assert_close(basis.eigenvalues, eigenvalues[:50].double(), rtol=0, atol=1e-8)
+
+
 def test_a_seed_gives_the_same_pairs():
     def vectors(seed):
         return Arnoldi(rank=4, seed=seed).factorize(DenseCurvature(spd_matrix(30))).eigenvectors

@@ -62,12 +62,12 @@ def test_steps_are_those_of_the_recursion(maxiter, dampen, shift):
 
 @pytest.mark.filterwarnings("ignore:.* series still move")
 def test_float32_is_as_near_as_step_by_step():
-    H, rhs = spd_matrix(200, decay=0.05), random_rhs(40, 200)
+    H, rhs = spd_matrix(200, decay=0.05), random_rhs(ROWS, 200)
     how = {"scale": 2.0, "rtol": 1e-12, "maxiter": 1500}
     exact, _ = by_single_steps(H, rhs, damping=0.01, **how)
     single, _ = by_single_steps(H.float(), rhs.float(), damping=0.01, **how)
     solution, products = solve(H.float(), rhs.float(), **how)
-    assert products < 0.5 * 40 * 1500
+    assert products < 0.5 * ROWS * 1500
     assert relative_error(solution.x, exact) <= 5 * relative_error(single, exact)
 
 

@@ -17,26 +17,24 @@ FIT = {"optimizer": "lbfgs", "weight_decay": 0.05, "tolerance": 1e-10}
 BATCHES = {"optimizer": "adam", "max_steps": 40, "batch_size": 8, "weight_decay": None}
 NAMED = ("test", "train", "left_out")
 SETTINGS = {
-    "labels of the Fisher": {
-        "methods": {"ekfac": {"fisher": "sampled"}},
-    },
-    "labels that a function draws": {
-        "methods": {"ekfac": {"fisher": "sampled", "distribution": "tiny_model:draw"}},
-    },
-    "batches of a solve": {
-        "methods": {"lissa": {"batch_size": 8, "maxiter": 100, "on_failure": "warn"}}
-    },
-    "batches of a fit": {
-        "model": {"fit": BATCHES, "minimum": "ignore"},
-        "methods": {"identity": {}},
-    },
-    "rows that are refitted without": {
-        "methods": {"direct": {}},
+    "labels, batches of a solve, rows that are refitted without": {
+        "damping": 10.0,  # so that a few steps forget where a series began
+        "model": {"fit": FIT},
+        "methods": {
+            "direct": {},
+            "ekfac": {"fisher": "sampled"},
+            "lissa": {"batch_size": 8, "maxiter": 20, "on_failure": "warn"},
+        },
         "validation": {
             "leave_one_out": {"rows": 3},
             "datamodels": {"count": 2},
             "label_errors": {"folds": 2, "neighbours": 3},
         },
+    },
+    "labels that a function draws, batches of a fit": {
+        "damping": 1.0,
+        "model": {"fit": BATCHES, "minimum": "ignore"},
+        "methods": {"ekfac": {"fisher": "sampled", "distribution": "tiny_model:draw"}},
     },
 }
 
@@ -50,10 +48,11 @@ def after_edits(request, tmp_path_factory) -> tuple[Project, Project]:
 
     Those that came fill the holes of those that went, and an order of the file is nobody's slots.
     """
-    project = Project(tmp_path_factory.mktemp("edited"), model=DRAWS, damping=1.0)
+    project = Project(tmp_path_factory.mktemp("edited"), model=DRAWS)
     none = {"direct": None, "cg": None}
-    asked = {"model": {"fit": FIT}, "perturbation": None, **SETTINGS[request.param]}
-    project.write_settings(**{**asked, "methods": {**none, **asked["methods"]}})
+    asked = SETTINGS[request.param]
+    methods = {**none, **asked["methods"]}
+    project.write_settings(**{**asked, "methods": methods, "perturbation": None})
     rows = make_rows("train", 46)
     project.write("train", rows[:40])
     project.refresh()

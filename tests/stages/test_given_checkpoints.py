@@ -10,10 +10,12 @@ from tiny_project import Project, make_rows
 from torch import nn
 from torch.nn import functional as F
 
-from influence_dag.errors import InfluenceDagError
+from influence_dag.errors import InfluenceDagError, StudyError
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages import checks, dataset, model
 from influence_dag.stages.minimum import judged
 from influence_dag.study.model import ModelSettings
+from influence_dag.validation.datamodels import fit_subsets
 
 EARLY, METHODS = 20, {"cg": {"curvature": "gauss_newton", "rtol": 1e-10}, "ekfac": {}}
 
@@ -163,8 +165,25 @@ def test_refits_start_from_the_checkpoint_and_say_what_they_are_worth(project):
     assert scores["direct"]["lds"] > scores["gradient_dot"]["lds"] - 0.05
 
 
+def test_refits_start_where_a_fit_that_trains_on_does(project):
+    fit = {"from": "checkpoint", "weight_decay": 0.05}
+    asked = {"datamodels": {"count": 5, "dampings": [0.05]}, "label_errors": {"folds": 0}}
+    project.write_settings(model={"fit": fit}, methods={"ekfac": None}, validation=asked)
+    project.refresh()
+    train, test = (Rows(*project.tensors(split)) for split in ("train", "test"))
+    stored = project.results.store.version("validation/datamodels")
+    objective = Objective(project.module, "cross_entropy")
+    membership = torch.from_numpy(stored.read("membership"))
+    again = fit_subsets(objective, train, test, membership, weight_decay=0.05, tolerance=1e-4)
+    torch.testing.assert_close(torch.from_numpy(stored.read("found")), torch.tensor(again.values))
+    for kind in asked:
+        assert attrs(project, f"validation/{kind}")["refits_start"].startswith("at the given check")
+    project.write_settings(validation={"datamodels": {"initial_weights": "others"}})
+    with pytest.raises(StudyError, match="has one start; take `same`"):
+        project.refresh()
+
+
 def test_a_proximal_refit_is_the_plain_one_at_a_minimum():
-    from influence_dag.objective.objective import Objective, Rows
     from influence_dag.validation.refits import refit, refit_without
 
     generator = torch.Generator().manual_seed(0)

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from reduced_forms import BY, FORMS, NAME, brought_up, kept, longest
 from spawned import Remembering
@@ -16,6 +17,7 @@ from influence_dag.explorer.content import Contents
 from influence_dag.explorer.opened import Opened
 from influence_dag.explorer.pair import Maps
 from influence_dag.influence import perturbation as derivatives
+from influence_dag.influence.reductions import over_features
 from influence_dag.query.text import describe
 from influence_dag.stages import tasks
 from influence_dag.stages.foreseen import foresee
@@ -180,3 +182,14 @@ def test_pictures_texts_and_the_explorer_show_what_there_is(project, whole):
     found, source = maps.of(view, *pair.values())
     assert source == "computed"
     np.testing.assert_allclose(found["x"], whole.sel(pair), rtol=1e-9)
+
+
+@pytest.mark.parametrize("features", [1, 64, 2_000])
+def test_lengths_are_those_of_float64_whatever_the_size(features):
+    values = torch.randn(9, 40, features)
+    sizes = (1e-44, 1e-30, 1e-19, 1e-12, 1.0, 1e12, 1e25, 1e36, 0.0)
+    values *= torch.tensor(sizes).view(-1, 1, 1)
+    values[4, 3, 0], values[5, 2, 0] = torch.inf, torch.nan
+    expected = torch.linalg.vector_norm(values.double(), dim=2).float()
+    found = over_features(values, "l2")
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0, equal_nan=True)

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from tiny_project import Project
 
 from influence_dag.datasets.standardising import Units
-from influence_dag.errors import DataError, StoreError
+from influence_dag.errors import DataError, StoreError, StudyError
 from influence_dag.study.data import FeatureSettings
 
 SIZES = {"height": 1e-3, "width": 1.0, "depth": 4e4}
@@ -97,6 +97,24 @@ def test_an_edit_leaves_the_units_and_costs_what_it_costs_without(project):
     for name in ("feature_mean", "feature_scale"):
         np.testing.assert_array_equal(before[name], after[name])
     assert updates["dataset"].blocks_reused >= 5  # of 5 train and 3 test chunks, two arrays each
+
+
+@pytest.mark.parametrize("what", ["rows", "scale", "setting"])
+def test_a_pinned_theta_refuses_columns_in_other_units(project, what):
+    standardised(project)
+    project.write_settings(model={"refit": "pinned"})
+    assert all(update.is_current for update in project.refresh().values())
+    if what == "rows":
+        project.edit("train", 5, depth=4e7)
+    else:
+        features = {"scale": 2.0} if what == "scale" else {"standardise": False}
+        project.write_settings(data={"features": features})
+    with pytest.raises(StudyError, match=r"made from columns in other units .*refit: on_change"):
+        project.refresh()
+    project.write_settings(model={"refit": "on_change"})
+    project.refresh()
+    project.write_settings(model={"refit": "pinned"})
+    assert all(update.is_current for update in project.refresh().values())
 
 
 def test_the_same_rows_have_the_same_units_whatever_they_were_before(project, tmp_path_factory):

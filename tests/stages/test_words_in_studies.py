@@ -12,7 +12,7 @@ from tiny_project import COLUMNS, Project
 from torch import nn
 
 from influence_dag.datasets.slots import Axis
-from influence_dag.errors import DataError, ModelError
+from influence_dag.errors import DataError, ModelError, StudyError
 from influence_dag.query.drawn import _name, summary
 from influence_dag.query.suspects import suspects
 from influence_dag.query.text import describe
@@ -186,3 +186,26 @@ def test_a_given_model_that_no_order_helps_is_told(tmp_path):
     dataset.refresh(bench)
     with pytest.warns(RuntimeWarning, match="no better than chance.*no other order is better"):
         model.refresh(bench)
+
+
+def test_a_pinned_theta_refuses_labels_that_would_meet_other_outputs(finished, tmp_path):
+    """Words are numbered by their alphabet: without the first, those behind it move."""
+    project = finished.copy(tmp_path)
+    project.write_settings(model={"refit": "pinned"}, curvature={"refresh": "pinned"})
+    before = project.results["direct"].influences.load()
+    for split, rows in project.rows.items():
+        project.rows[split] = [row for row in rows if WORDS[row[4]] != SORTED[0]]
+    write_words(project)
+    said = rf"outputs for the classes {', '.join(SORTED)}, .* are {', '.join(SORTED[1:])} now"
+    for ask in (project.refresh, lambda: status(project.folder)):
+        with pytest.raises(StudyError, match=said):
+            ask()
+    project.write_settings(data={"classes": SORTED})
+    project.refresh()  # as the refusal says
+    found = project.results["direct"].influences
+    assert found.sizes["train"] < before.sizes["train"]
+    rest = before.sel(test=found.test.values, train=found.train.values)
+    np.testing.assert_allclose(found, rest, rtol=1e-9)
+    project.write_settings(data={"classes": SORTED[::-1]})
+    with pytest.raises(StudyError, match="it would be asked for others"):
+        project.refresh()
