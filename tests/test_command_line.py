@@ -104,6 +104,7 @@ def test_what_is_refused_is_told_in_a_line_with_the_nearest_right_name(
 def test_wrong_usage_ends_with_its_own_code(store):
     assert "Did you mean 'top'?" in run("tops", store, code=2)
     assert "x>=1" in run("top", store, "test-03", "-k", 0, code=2)
+    assert "'nowhere' does not exist" in run("explore", store, "--project", "nowhere", code=2)
 
 
 def test_what_the_system_refuses_is_told_in_a_line(store, monkeypatch):

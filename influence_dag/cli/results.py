@@ -213,7 +213,11 @@ def report(store: str, output: Path | None, as_json: bool) -> None:
 @store_argument
 @click.option("--port", default=0, help="Port to listen at; default: any that is free.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option("--project", type=click.Path(path_type=Path), help="The project with its code.")
+@click.option(
+    "--project",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The project with its code.",
+)
 @click.option("--open/--no-open", "open_browser", default=None, help="Open it in a browser.")
 def explore(
     store: str, port: int, host: str, project: Path | None, open_browser: bool | None
