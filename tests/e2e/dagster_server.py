@@ -136,6 +136,7 @@ def dagster_dev(project: Path, home: Path) -> Iterator[Server]:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=hears_interrupts,
         )
     server = Server(project, f"http://127.0.0.1:{port}")
     try:
@@ -143,6 +144,11 @@ def dagster_dev(project: Path, home: Path) -> Iterator[Server]:
         yield server
     finally:
         _stop(process)
+
+
+def hears_interrupts() -> None:
+    """Also where the tests run in the background of a shell, which has interrupts ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _wait_until_it_answers(server: Server, process: subprocess.Popen, log: Path) -> None:
