@@ -147,10 +147,8 @@ class LayeredNetwork:
 
         return gradient.detach(), product
 
-    def _softmax_product(
-        self, z: Float[Tensor, "n c"], rows: Rows
-    ) -> Callable[[Float[Tensor, "k n c"]], Float[Tensor, "k n c"]] | None:
-        r"""Of cross-entropy with one class a row, $w \, (\mathrm{diag}(p) - p p^\top)$; else None.
+    def _softmax_product(self, z: Float[Tensor, "n c"], rows: Rows) -> "SoftmaxCurvature | None":
+        """Of cross-entropy with one class a row; else None.
 
         A pass a vector through a graph takes ten times as long.
         """
@@ -158,12 +156,7 @@ class LayeredNetwork:
         if weights is None:
             return None
         p = z.detach().softmax(dim=1)
-        counted = rows.weighted(weights).unsqueeze(1) * p
-
-        def product(vectors: Float[Tensor, "k n c"]) -> Float[Tensor, "k n c"]:
-            return counted * (vectors - (p * vectors).sum(dim=-1, keepdim=True))
-
-        return product
+        return SoftmaxCurvature(p, rows.weighted(weights).unsqueeze(1) * p)
 
     def _agrees(self, objective: Objective, rows: Rows) -> bool:
         a = self.prefix(rows.x)
@@ -181,6 +174,18 @@ class LayeredNetwork:
         return result.shape == expected.shape and bool(
             torch.allclose(result, expected, rtol=1e-4, atol=tolerance)
         )
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxCurvature:
+    r"""Products with $w \, (\mathrm{diag}(p) - p p^\top)$, a row's weight w in `counted` $w p$."""
+
+    probabilities: Float[Tensor, "n c"]
+    counted: Float[Tensor, "n c"]
+
+    def __call__(self, vectors: Float[Tensor, "k n c"]) -> Float[Tensor, "k n c"]:
+        through = (self.probabilities * vectors).sum(dim=-1, keepdim=True)
+        return self.counted * (vectors - through)
 
 
 def gauss_newton_product(

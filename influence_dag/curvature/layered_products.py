@@ -18,7 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from influence_dag.curvature.layered import LayeredNetwork, LinearLayer, NetworkPass
+from influence_dag.curvature.heads import SoftmaxHead, WrittenHead
+from influence_dag.curvature.layered import (
+    LayeredNetwork,
+    LinearLayer,
+    NetworkPass,
+    SoftmaxCurvature,
+)
 from influence_dag.curvature.products import random_vectors
 from influence_dag.curvature.scratch import Scratch
 from influence_dag.objective.objective import Rows
@@ -27,12 +33,11 @@ _COLUMNS = 32  # vectors at once, and numbers in the widest of their temporaries
 _NUMBERS = 2**21
 _BATCHES = 4  # of autograd's size at once: there is no graph to keep of them
 _KEPT_BYTES = 2**28  # of batches, for products to come
-_LANES = 16  # of a register: products with fewer columns take three times as long as with these
 _OUTPUTS = 64  # of a row, whose second derivatives are written out
 _OUTPUTS_A_VECTOR = 2  # of which that takes as long as a vector takes autograd
 _MIXED = 2**17  # mixed derivatives of the first two layers, which are summed once
 _ROWS = 256  # at once, on a processor, or more of few vectors
-_PIECE = 2**19  # numbers in the widest of a piece's temporaries
+_PIECE = 2**18  # numbers in the widest of a piece's temporaries
 
 
 @dataclass(eq=False)
@@ -99,10 +104,12 @@ class LayeredSum:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    r"""What products need of a batch; vectors come after its rows, `(n, k, width)`.
+    r"""What products need of a batch; its rows come last, vectors first: `(k, width, n)`.
 
-    `inputs` end with the 1 of the bias. `mixed` are the first two layers' mixed derivatives that
-    the second one's gradients g make, of weights $W_{2,oj}$ and $[W_1, b_1]_{ji}$,
+    So what is of each row and not of each vector goes over the temporaries in the order of memory,
+    and no product has a narrow layer for its inner side. `inputs` end with the 1 of the bias.
+    `mixed` are the first two layers' mixed derivatives that the second one's gradients g make, of
+    weights $W_{2,oj}$ and $[W_1, b_1]_{ji}$,
 
     $$ M_{joi} = \sum g_{2,o} \, \varphi'_j \, \tilde a_{0,i} , $$
 
@@ -110,40 +117,43 @@ class _Batch:
     """
 
     network: LayeredNetwork
-    inputs: list[Float[Tensor, "n _"]]
-    gradients: list[Float[Tensor, "n _"]]
-    slopes: list[Float[Tensor, "n _"]]
-    bends: list[Float[Tensor, "n _"]]
-    output_matrix: Float[Tensor, "n c c"]
+    inputs: list[Float[Tensor, "_ n"]]
+    gradients: list[Float[Tensor, "_ n"]]
+    slopes: list[Float[Tensor, "_ n"]]
+    bends: list[Float[Tensor, "_ n"]]
+    head: SoftmaxHead | WrittenHead
     mixed: Float[Tensor, "j o i"] | None = None
 
     @classmethod
     def of(cls, network: LayeredNetwork, state: NetworkPass) -> "_Batch":
-        inputs = [nn.functional.pad(a, (0, 1), value=1.0) for a in state.inputs]
-        curved = state.output_matrix().contiguous()
-        return cls(network, inputs, state.gradients, state.slopes, state.bends, curved)
+        inputs = [nn.functional.pad(a.T, (0, 0, 0, 1), value=1.0) for a in state.inputs]
+        gradients, slopes, bends = map(_rows_last, (state.gradients, state.slopes, state.bends))
+        return cls(network, inputs, gradients, slopes, bends, _head_of(state))
 
     def mixing(self) -> "_Batch":
         """With what is summed once: for more vectors than one product's."""
         if len(self.inputs) == 1:
             return self
         g, slope, a = self.gradients[1], self.slopes[0], self.inputs[0]
-        sizes = slope.shape[1], g.shape[1], a.shape[1]
+        sizes = len(slope), len(g), len(a)
         if math.prod(sizes) > _MIXED:
             return self
-        pairs = (slope.unsqueeze(2) * g.unsqueeze(1)).flatten(1)
-        return replace(self, mixed=(pairs.T @ a).view(sizes))
+        pairs = (slope.unsqueeze(1) * g).flatten(0, 1)
+        return replace(self, mixed=(pairs @ a.T).view(sizes))
 
     @property
     def bytes(self) -> int:
-        kept = [*self.inputs, *self.gradients, *self.slopes, *self.bends, self.output_matrix]
+        kept = [*self.inputs, *self.gradients, *self.slopes, *self.bends, *self.head.tensors]
         return sum(each.nbytes for each in kept)
+
+    @property
+    def rows(self) -> int:
+        return self.inputs[0].shape[1]
 
     @property
     def vectors_at_once(self) -> int:
         widest = max(max(layer.weight.shape) for layer in self.network.layers)
-        rows = min(_ROWS, len(self.output_matrix))
-        return max(1, min(_COLUMNS, _NUMBERS // max(1, widest * rows)))
+        return max(1, min(_COLUMNS, _NUMBERS // max(1, widest * min(_ROWS, self.rows))))
 
     def add_products(
         self, vectors: Float[Tensor, "k p"], out: Float[Tensor, "k p"], scratch: Scratch
@@ -167,12 +177,11 @@ class _Batch:
 
     def _pieces(self, vectors: int) -> Iterator[slice]:
         """Rows whose temporaries fit into a cache; on other devices all at once."""
-        rows = len(self.output_matrix)
         widest = max(len(layer.weight) for layer in self.network.layers)
         size = max(_ROWS, _PIECE // (vectors * widest))
-        if self.output_matrix.device.type != "cpu":
-            size = rows
-        return _even(rows, size)
+        if self.inputs[0].device.type != "cpu":
+            size = self.rows
+        return _even(self.rows, size)
 
     def _add_rows(
         self,
@@ -184,12 +193,11 @@ class _Batch:
     ) -> None:
         """Of some rows, to what layers' inputs and their gradients are multiplied into."""
         moves, moved = self._forward(some, steps, scratch)
-        curved = scratch.like("curved", moves[-1])
-        back = torch.bmm(moves[-1], self.output_matrix[some], out=curved)
+        back = self.head.product(moves[-1], some, scratch)
         for m in range(len(steps) - 1, -1, -1):
-            sums[m].flatten(1).addmm_(self.inputs[m][some].T, back.flatten(1))
+            sums[m].flatten(1).addmm_(self.inputs[m][:, some], back.flatten(0, 1).T)
             if m > self._first:
-                sent[m].flatten(1).addmm_(self.gradients[m][some].T, moved[m].flatten(1))
+                sent[m].flatten(1).addmm_(self.gradients[m][:, some], moved[m].flatten(0, 1).T)
             if m:
                 back = self._back(m, some, back, steps[m], moves[m - 1], scratch)
 
@@ -204,45 +212,47 @@ class _Batch:
         """R{z} of each layer, and R{a} of its inputs, of which the first do not move."""
         moves: list[Tensor] = []
         moved: list[Tensor] = [steps[0][:0]]
-        for m, (step, a) in enumerate(zip(steps, self.inputs, strict=True)):
-            move = scratch.take(f"move {m}", a, len(a[some]), *step.shape[:2])
-            torch.mm(a[some], step.flatten(0, 1).T, out=move.flatten(1))
+        for m, (layer, step) in enumerate(zip(self.network.layers, steps, strict=True)):
+            a = self.inputs[m][:, some]
+            move = scratch.take(f"move {m}", a, *step.shape[:2], a.shape[1])
+            torch.mm(step.flatten(0, 1), a, out=move.flatten(0, 1))
             if m:
-                move += self._through(m, moved[m], scratch)
+                move.baddbmm_(layer.weight.expand(len(step), -1, -1), moved[m])
             moves.append(move)
             if m < len(self.slopes):
-                slope = self.slopes[m][some].unsqueeze(1)
+                slope = self.slopes[m][:, some]
                 moved.append(torch.mul(slope, move, out=scratch.like(f"input {m}", move)))
         return moves, moved
-
-    def _through(
-        self, m: int, moved: Float[Tensor, "n k i"], scratch: Scratch
-    ) -> Float[Tensor, "n k o"]:
-        """A layer's weight times what its inputs move by, with zeros to fill the last register."""
-        weight = self.network.layers[m].weight
-        filled = -(-len(weight) // _LANES) * _LANES
-        wide = nn.functional.pad(weight, (0, 0, 0, filled - len(weight)))
-        sent = scratch.take(f"through {m}", moved, *moved.shape[:2], filled)
-        torch.mm(moved.flatten(0, 1), wide.T, out=sent.flatten(0, 1))
-        return sent[..., : len(weight)]
 
     def _back(
         self,
         m: int,
         some: slice,
-        back: Float[Tensor, "n k o"],
+        back: Float[Tensor, "k o n"],
         step: Float[Tensor, "k o _"],
-        move: Float[Tensor, "n k i"],
+        move: Float[Tensor, "k i n"],
         scratch: Scratch,
-    ) -> Float[Tensor, "n k i"]:
+    ) -> Float[Tensor, "k i n"]:
         """R{g} of the layer before."""
         sent = scratch.like(f"back {m}", move)
-        torch.mm(back.flatten(0, 1), self.network.layers[m].weight, out=sent.flatten(0, 1))
+        torch.bmm(self.network.layers[m].weight.T.expand(len(step), -1, -1), back, out=sent)
         if m > self._first:
-            weight = step[..., :-1].transpose(0, 1).flatten(1)
-            sent.flatten(1).addmm_(self.gradients[m][some], weight)
-        sent.mul_(self.slopes[m - 1][some].unsqueeze(1))
-        return sent.addcmul_(self.bends[m - 1][some].unsqueeze(1), move)
+            weight = step[..., :-1].transpose(1, 2).flatten(0, 1)
+            sent.flatten(0, 1).addmm_(weight, self.gradients[m][:, some])
+        sent.mul_(self.slopes[m - 1][:, some])
+        return sent.addcmul_(self.bends[m - 1][:, some], move)
+
+
+def _head_of(state: NetworkPass) -> SoftmaxHead | WrittenHead:
+    """The loss's second derivatives of a batch, as its products with vectors take least."""
+    if isinstance(state.output_product, SoftmaxCurvature):
+        p, counted = state.output_product.probabilities, state.output_product.counted
+        return SoftmaxHead(p.T.contiguous(), counted.T.contiguous())
+    return WrittenHead(state.output_matrix().contiguous())
+
+
+def _rows_last(tensors: list[Float[Tensor, "n _"]]) -> list[Float[Tensor, "_ n"]]:
+    return [each.T.contiguous() for each in tensors]
 
 
 def _even(length: int, most: int) -> Iterator[slice]:
