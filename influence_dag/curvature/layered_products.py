@@ -37,7 +37,7 @@ _OUTPUTS = 64  # of a row, whose second derivatives are written out
 _OUTPUTS_A_VECTOR = 2  # of which that takes as long as a vector takes autograd
 _MIXED = 2**17  # mixed derivatives of the first two layers, which are summed once
 _ROWS = 256  # at once, on a processor, or more of few vectors
-_PIECE = 2**18  # numbers in the widest of a piece's temporaries
+_PIECE = 2**19  # numbers in the widest of a piece's temporaries
 
 
 @dataclass(eq=False)
@@ -221,7 +221,7 @@ class _Batch:
             moves.append(move)
             if m < len(self.slopes):
                 slope = self.slopes[m][:, some]
-                moved.append(torch.mul(slope, move, out=scratch.like(f"input {m}", move)))
+                moved.append(torch.mul(slope, move, out=scratch.like(f"input {m + 1}", move)))
         return moves, moved
 
     def _back(
@@ -233,8 +233,8 @@ class _Batch:
         move: Float[Tensor, "k i n"],
         scratch: Scratch,
     ) -> Float[Tensor, "k i n"]:
-        """R{g} of the layer before."""
-        sent = scratch.like(f"back {m}", move)
+        """R{g} of the layer before, in the memory of R{a}, which nobody needs any more."""
+        sent = scratch.like(f"input {m}", move)
         torch.bmm(self.network.layers[m].weight.T.expand(len(step), -1, -1), back, out=sent)
         if m > self._first:
             weight = step[..., :-1].transpose(1, 2).flatten(0, 1)
