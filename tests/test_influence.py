@@ -264,6 +264,22 @@ def test_what_stands_before_the_first_layer_is_differentiated_too(before):
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
+def test_rows_of_one_number_have_one_derivative_in_their_own_shape(shape):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    if not shape:
+        module = nn.Sequential(nn.Unflatten(0, (-1, 1)), *module[1:])
+    objective = Objective(module, "cross_entropy")
+    rows = Rows(torch.randn(5, *shape, dtype=torch.float64), torch.randint(3, (5,)))
+    factors = torch.randn(4, objective.size, dtype=torch.float64)
+    network = LayeredNetwork.of(objective, rows)
+    assert network
+    found = layered_products(network, factors, rows, chunk=3)
+    assert found.shape == (4, 5, *shape)
+    expected = perturbation_influences(objective, factors, rows, route="autograd")
+    assert_close(found, expected)
+
+
 def test_the_layered_route_is_refused_for_other_models():
     _, objective, rows, factors = problem("norms")
     with pytest.raises(ModelError, match="not a chain of Linear"):

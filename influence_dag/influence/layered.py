@@ -33,26 +33,30 @@ def layered_products(
     result = factors.new_empty(len(factors), *rows.x.shape)
     widest = max(max(layer.weight.shape) for layer in network.layers)
     size = max(16, _NUMBERS // (chunk * widest))
+    inputs = network.layers[0].weight.shape[1]
     for start in range(0, len(rows), size):
         block = slice(start, start + size)
         state = _with_small_products(network.run(rows[block]), len(factors))
         pull_back = _pull_back(network, rows.x[block])
         for first in range(0, len(factors), chunk):
             some = slice(first, first + chunk)
-            result[some, block] = pull_back(_products(network, state, factors[some]))
+            pairs = result[some, block]
+            if pull_back is None:
+                out = pairs.view(*pairs.shape[:2], inputs)
+                _products(network, state, factors[some], out)
+            else:
+                pairs.copy_(pull_back(_products(network, state, factors[some])))
     return result
 
 
-def _pull_back(network: LayeredNetwork, x: Tensor) -> Callable[[Tensor], Tensor]:
+def _pull_back(network: LayeredNetwork, x: Tensor) -> Callable[[Tensor], Tensor] | None:
     """From (k, n, d), of the first layer's inputs, to (k, n, *features), of the rows'.
 
-    Where these are those, or those in another shape, nothing is differentiated: the first use of
-    torch.func in a process imports a compiler, 1 CPU s.
+    None where these are those, or those in another shape: nothing is differentiated then, since
+    the first use of torch.func in a process imports a compiler, 1 CPU s.
     """
-    if not network.prefix.nodes:
-        return lambda products: products
-    if _only_reshapes(network.prefix, x):
-        return lambda products: products.reshape(len(products), *x.shape)
+    if not network.prefix.nodes or _only_reshapes(network.prefix, x):
+        return None
     _, pull_back, *_ = vjp(network.prefix, x)
     return lambda products: vmap(pull_back)(products)[0]
 
@@ -88,7 +92,10 @@ def _with_small_products(state: NetworkPass, k: int) -> NetworkPass:
 
 
 def _products(
-    network: LayeredNetwork, state: NetworkPass, factors: Float[Tensor, "k p"]
+    network: LayeredNetwork,
+    state: NetworkPass,
+    factors: Float[Tensor, "k p"],
+    out: Float[Tensor, "k n d"] | None = None,
 ) -> Float[Tensor, "k n d"]:
     """The derivatives in the first layer's inputs, for one block of pairs."""
     moves = [_moves(layer, factors) for layer in network.layers]
@@ -98,7 +105,7 @@ def _products(
         Rg = _back(network.layers[index], moves[index][0], state.gradients[index], Rg)
         Rg.mul_(state.slopes[index - 1])
         Rg.addcmul_(forward.pop(), state.bends[index - 1])
-    return _back(network.layers[0], moves[0][0], state.gradients[0], Rg)
+    return _back(network.layers[0], moves[0][0], state.gradients[0], Rg, out)
 
 
 _Move = tuple[Float[Tensor, "k _ _"] | None, Float[Tensor, "k _"] | None]
@@ -118,13 +125,14 @@ def _forward(
     Rzs: list[Tensor] = []
     for index, (layer, (V, v)) in enumerate(zip(network.layers, moves, strict=True)):
         a = state.inputs[index]
-        Rz = a.new_zeros(k, len(a), len(layer.weight))
-        if v is not None:
-            Rz += v.unsqueeze(1)
-        if V is not None:
-            Rz.baddbmm_(a.expand(k, -1, -1), V.mT)
+        start = a.new_zeros(1) if v is None else v.unsqueeze(1)
+        if V is None:
+            Rz = start.expand(k, len(a), len(layer.weight)).clone()
+        else:
+            Rz = torch.baddbmm(start, a.expand(k, -1, -1), V.mT)
         if index:
-            Rz += (Rzs[-1] * state.slopes[index - 1]) @ layer.weight.T
+            moved = Rzs[-1] * state.slopes[index - 1]
+            Rz.flatten(0, 1).addmm_(moved.flatten(0, 1), layer.weight.T)
         Rzs.append(Rz)
     return Rzs
 
@@ -134,7 +142,12 @@ def _back(
     V: Float[Tensor, "k d_out d_in"] | None,
     g: Float[Tensor, "n d_out"],
     Rg: Float[Tensor, "k n d_out"],
+    out: Float[Tensor, "k n d_in"] | None = None,
 ) -> Float[Tensor, "k n d_in"]:
-    """Vᵀ g + Wᵀ R g."""
-    product = Rg @ layer.weight
-    return product if V is None else product.baddbmm_(g.expand(len(V), -1, -1), V)
+    """Vᵀ g + Wᵀ R g, where a result is given straight into it."""
+    k = len(Rg)
+    if out is None:
+        out = Rg @ layer.weight
+    else:
+        torch.bmm(Rg, layer.weight.expand(k, -1, -1), out=out)
+    return out if V is None else out.baddbmm_(g.expand(k, -1, -1), V)
