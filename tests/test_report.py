@@ -17,6 +17,7 @@ from influence_dag.query.report.finding import Finding
 from influence_dag.query.report.intervals import over_columns, pearson, slope
 from influence_dag.query.report.rows import ShownRows
 from influence_dag.query.report.verdict import verdict
+from influence_dag.stages.graph import artifacts
 
 ODD = {"train": '<script>alert("1")</script>', "test": "$x_1$ & {{ 7 * 7 }} `a` \x1b[31m"}
 SHOWN = r'<script>alert("1")</script>', r"$x_1$ & {{ 7 * 7 }} `a` \x1b[31m"
@@ -166,6 +167,21 @@ def test_what_is_broken_is_not_trusted(project, tmp_path, harm):
     found = findings_of(other.results).verdict
     assert found.trust == "neither"
     assert any(words in reason for reason in found.reasons)
+
+
+def test_influences_of_another_damping_than_the_solves_are_not_trusted(project, tmp_path):
+    """λ and residuals are the factors', which a run that was interrupted has renewed."""
+    other = project.copy(tmp_path)
+    other.write_settings(damping=0.37)
+    bench = other.bench()
+    for node in artifacts(bench.study):
+        if not node.name.endswith(("/influences", "/summary")) and node.name != "report":
+            node.refresh(bench)
+    found = findings_of(other.results).verdict
+    assert found.trust == "neither"
+    assert any("since the influences were computed: " in reason for reason in found.reasons)
+    with pytest.warns(RuntimeWarning, match="before .*the stored direct/influence_factors"):
+        other.results.open("direct/influences")
 
 
 def finding(name: str, number: float, outcome: str, low: float, high: float) -> Finding:

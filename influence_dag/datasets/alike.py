@@ -29,6 +29,7 @@ def check_alike(train: SplitRows, test: SplitRows) -> None:
             f"{pair} disagree on the target: the training rows have numbers, the test rows words "
             f"({', '.join(map(repr, test.classes[:SHOWN]))})"
         )
+    _check_whole_labels(train, test, pair)
     if set(train.kept) != set(test.kept):
         differing = sorted(set(train.kept) ^ set(test.kept))
         raise DataError(
@@ -40,6 +41,19 @@ def check_alike(train: SplitRows, test: SplitRows) -> None:
             f"{pair} disagree on the target: {test.y.dtype} of shape {test.y.shape[1:]} and "
             f"{train.y.dtype} of shape {train.y.shape[1:]} a row"
         )
+
+
+def _check_whole_labels(train: SplitRows, test: SplitRows, pair: str) -> None:
+    """A `DataError` where a 1 is the class named 1 in one split, the second class in the other."""
+    if None in (train.counted, test.counted) or train.counted == test.counted:
+        return
+    named, other = (test, train) if train.counted else (train, test)
+    assert train.classes is not None
+    raise DataError(
+        f"{pair} disagree on the target: in {named.source} whole numbers are names of data.classes "
+        f"({listed(train.classes)}), in {other.source} none of them is one, and they would count "
+        "the model's outputs; write the labels of both in one way, or list all their names"
+    )
 
 
 def of_one_type(split: SplitRows, other: SplitRows) -> SplitRows:

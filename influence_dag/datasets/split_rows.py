@@ -26,8 +26,8 @@ class SplitRows:
     `units` are those of a standardised input, the same for both splits.
     `weights` (n,) are those of training rows, None where all count alike; test rows have none.
     Labels that were words are numbers in `y`, positions in `classes`, which are `ordered` as
-    somebody said and not by the alphabet. `kept` are columns that
-    travel along, one value a row.
+    somebody said and not by the alphabet; of those that were whole numbers `counted` says whether
+    they were positions already, or names. `kept` are columns that travel along, one value a row.
     """
 
     ids: np.ndarray
@@ -42,6 +42,7 @@ class SplitRows:
     units: Units | None = None
     known_keys: np.ndarray | None = None
     ordered: bool = False
+    counted: bool | None = None
     close: Callable[[], None] = lambda: None
 
     @property

@@ -17,7 +17,7 @@ from influence_dag.datasets.sources import read_source
 from influence_dag.datasets.sources.ids import checked_ids
 from influence_dag.datasets.sources.numbers import check_precision
 from influence_dag.datasets.sources.on_demand import row_bytes, runs, seen
-from influence_dag.datasets.sources.words import encoded
+from influence_dag.datasets.sources.words import count_outputs, encoded
 from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.standardising import Units
 from influence_dag.errors import DataError
@@ -58,6 +58,7 @@ def load_split(
         source.kept,
         known_keys=source.input_keys,
         ordered=named is not None,
+        counted=count_outputs(source, named) if named else None,
         close=source.close,
     )
 

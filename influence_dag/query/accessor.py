@@ -90,6 +90,8 @@ class InfluenceAccessor:
         Stored they are per unit of what the model sees: moving the feature by ε of the column's own
         unit changes the test loss by about `-ε / n` times these.
         """
+        if "per" in self._array.attrs:
+            raise StoreError(f"per_unit: these are per {self._array.attrs['per']} already")
         if "feature_unit" not in self._array.coords:
             raise StoreError(
                 "per_unit is for perturbation influences of a study with features: {standardise: "
@@ -97,7 +99,8 @@ class InfluenceAccessor:
             )
         with xr.set_options(keep_attrs=True):
             derivatives = self._array / self._array.coords["feature_unit"]
-        return derivatives.assign_attrs(per="unit of the file's column")
+        converted = derivatives.drop_vars("feature_unit")
+        return converted.assign_attrs(per="unit of the file's column")
 
     @property
     def self_influence(self) -> xr.DataArray:

@@ -15,12 +15,13 @@ def warn_of_older(store: Store, version: Version) -> None:
     So are artifacts of a method that the study no longer has, and those that a refresh has not come
     to (yet): they stay what they were, and are read with rows that are not theirs.
     """
-    newer: list[str] = []
+    newer: dict[str, str] = {}
     with suppress(StoreError):  # what is damaged beside it is told to who asks for it
-        newer = _newer(store, version)
+        newer = newer_beside(store, version)
     if newer:
         warnings.warn(
-            f"{store.address}: {version.artifact} was computed before {' and '.join(newer)}; "
+            f"{store.address}: {version.artifact} was computed before "
+            f"{' and '.join(newer.values())}; "
             "materialise the study again (what is of a method or a setting that it no longer has "
             "stays as it was)",
             RuntimeWarning,
@@ -28,25 +29,40 @@ def warn_of_older(store: Store, version: Version) -> None:
         )
 
 
-def _newer(store: Store, version: Version) -> list[str]:
-    """What is stored beside the artifact and is not what it was computed from, in words."""
+def newer_beside(store: Store, version: Version) -> dict[str, str]:
+    """What is stored beside the artifact and is not what it was computed from: in a word, in words.
+
+    λ and settings of a method are those of its factors.
+    """
     if "model_data_version" not in version.attrs:
-        return []
-    stored, method = set(store.names()), version.artifact.partition("/")[0]
-    beside = {"model": naming.MODEL, "curvature": naming.curvature(method)}
-    newer = [
-        f"the stored {artifact}"
-        for what, artifact in beside.items()
-        if artifact in stored
-        and f"{what}_data_version" in version.attrs
-        and version.attrs[f"{what}_data_version"] != store.version(artifact).data_version
-    ]
-    return newer + _other_rows(store.version("dataset"), version)
+        return {}
+    method, rows = (
+        version.artifact.partition("/")[0],
+        _other_rows(store.version("dataset"), version),
+    )
+    beside = {
+        "θ": (naming.MODEL, "model_data_version"),
+        "curvature": (naming.curvature(method), "curvature_data_version"),
+    }
+    if "curvature_data_version" in version.attrs:  # it is made of factors
+        beside["λ"] = naming.factors(method), "damping"
+        beside["settings of the method"] = naming.factors(method), "method_settings"
+    newer, told = dict[str, str](), set[str]()
+    for what, (artifact, name) in beside.items():
+        other = store.current(artifact)
+        if other is None or name not in version.attrs or artifact in told:
+            continue
+        now = other.data_version if name.endswith("data_version") else other.attrs.get(name)
+        if now != version.attrs[name]:
+            newer[what] = f"the stored {artifact}"
+            told.add(artifact)
+    rows = _other_rows(store.version("dataset"), version)
+    return newer | {f"{split} rows": f"the {split} rows that are stored" for split in rows}
 
 
 def _other_rows(dataset: Version, version: Version) -> list[str]:
     return [
-        f"the {split} rows that are stored"
+        split
         for split in SPLITS
         if f"{split}_key" in version.coordinates
         and StoredAxis.of(version, split) != StoredAxis.of(dataset, split)

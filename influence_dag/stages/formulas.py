@@ -13,5 +13,5 @@ FORMULAS = {
     "perturbation": 1,
     "summary": 3,
     "validation": 6,
-    "report": 4,
+    "report": 5,
 }

@@ -11,7 +11,7 @@ from influence_dag.stages.blocks import pieces
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.rankings import ENDS
-from influence_dag.stages.ranks import rank_correlations
+from influence_dag.stages.ranks import Moments, length, rank_correlations
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
@@ -74,17 +74,16 @@ def strength(bench: Workbench, method: str) -> dict[str, float]:
 
 def compare(bench: Workbench, first: str, second: str) -> dict[str, float]:
     """Agreement of two methods' influences, read by runs of test rows (the last λ of a sweep)."""
-    sums, ranks = np.zeros(7), list[np.ndarray]()
+    both, ranks, difference = Moments(), list[np.ndarray](), 0.0
     for a, b in zip(_blocks(bench, first), _blocks(bench, second), strict=True):
-        moments = (a.sum(), b.sum(), (a * a).sum(), (b * b).sum(), (a * b).sum())
-        sums += [a.size, *moments, np.square(a - b).sum()]
+        both = both.joined(Moments.of(a, b))
+        difference = float(np.hypot(difference, length(a - b)))
         ranks.append(rank_correlations(a, b))
-    n, sa, sb, saa, sbb, sab, difference = sums
     ranked = (of_rows := np.concatenate(ranks))[~np.isnan(of_rows)]
-    spread = np.sqrt((saa - sa**2 / n) * (sbb - sb**2 / n))
+    size = float(both.lengths[1])
     return {
-        "relative_error": float(np.sqrt(difference / sbb)),
-        "pearson": float((sab - sa * sb / n) / spread),
+        "relative_error": difference / size if size else (np.inf if difference else 0.0),
+        "pearson": both.pearson,
         "spearman_per_test": float(ranked.mean()) if len(ranked) else np.nan,
     }
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from influence_dag.store.protocol import Version
 
 Positions = NDArray[np.intp]
+Places = tuple[Positions, ...]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ class Difference:
         """The entries that moved most, largest first, among labels that both versions have.
 
         Reads the changed chunks, one at a time. Entries that are NaN in either version, and those
-        that did not move, are left out.
+        that did not move, are left out. An axis that only one version has (several λ, of which the
+        other has one) is compared where the other's attribute of that name says, else nowhere.
         """
         if variable not in self.chunks:
             known = ", ".join(self.chunks) or "none"
@@ -100,13 +102,11 @@ class Difference:
         return heapq.nlargest(count, changes, key=lambda change: change.size)
 
     def _chunk_changes(self, variable: Variable, index: ChunkIndex, count: int) -> Iterator[Change]:
-        places = [
-            self._matched(dim, part)
-            for dim, part in zip(variable.dims, variable.region(index), strict=True)
-        ]
-        new_places, old_places = tuple(new for new, _ in places), tuple(old for _, old in places)
+        new_places, old_places = self._compared(variable, index)
+        if not all(map(len, (*new_places, *old_places))):
+            return
         new = self._read(self.after, variable.name, new_places)
-        old = self._read(self.before, variable.name, old_places)
+        old = self._read(self.before, variable.name, old_places).reshape(new.shape)
         size = np.nan_to_num(np.abs(new - old), nan=0.0)
         few = min(count, size.size)
         for flat in np.argpartition(size, -few, axis=None)[-few:] if few else ():
@@ -118,6 +118,29 @@ class Difference:
                     for dim, position in zip(variable.dims, positions, strict=True)
                 }
                 yield Change(labels, float(old[entry]), float(new[entry]))
+
+    def _compared(self, variable: Variable, index: ChunkIndex) -> tuple[Places, Places]:
+        """Positions along each axis of a chunk that both versions have: in the later, the earlier.
+
+        Along an axis that one of them lacks, the one place, if any, that the other one is of.
+        """
+        earlier = self.before.variables.get(variable.name)
+        if earlier is None:
+            return (), (np.zeros(0, np.intp),)
+        region = dict(zip(variable.dims, variable.region(index), strict=True))
+        matched = {dim: self._matched(dim, region[dim]) for dim in region if dim in earlier.dims}
+        new = {
+            dim: _place_of(self.before.attrs.get(dim), self._new_labels.get(dim, []), region[dim])
+            for dim in region.keys() - matched.keys()
+        }
+        old = {
+            dim: _place_of(self.after.attrs.get(dim), self._old_labels.get(dim, []))
+            for dim in earlier.dims
+            if dim not in region
+        }
+        new |= {dim: places for dim, (places, _) in matched.items()}
+        old |= {dim: places for dim, (_, places) in matched.items()}
+        return tuple(new[dim] for dim in variable.dims), tuple(old[dim] for dim in earlier.dims)
 
     def _matched(self, dim: str, part: slice) -> tuple[Positions, Positions]:
         """Positions along a dimension of what both versions have: in the later, in the earlier."""
@@ -132,12 +155,8 @@ class Difference:
         return new[old >= 0], old[old >= 0]
 
     @staticmethod
-    def _read(
-        version: "Version", variable: str, places: tuple[Positions, ...]
-    ) -> NDArray[np.float64]:
+    def _read(version: "Version", variable: str, places: Places) -> NDArray[np.float64]:
         array = version.array(variable)
-        if not all(map(len, places)):
-            return np.zeros(tuple(map(len, places)))
         return np.asarray(array.oindex[places] if places else array[...], np.float64)
 
     @cached_property
@@ -159,6 +178,12 @@ class Difference:
     def _old_sizes(self) -> dict[str, int]:
         pairs = (zip(v.dims, v.shape, strict=True) for v in self.before.variables.values())
         return {dim: length for pair in pairs for dim, length in pair}
+
+
+def _place_of(value: Any, labels: list[Any], within: slice = slice(None)) -> Positions:
+    """Where a value stands among labels: one place, or none."""
+    places = range(*within.indices(len(labels)))
+    return np.array([k for k in places if labels[k] == value], np.intp)
 
 
 def _labels(version: "Version") -> dict[str, list[Any]]:

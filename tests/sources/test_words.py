@@ -137,6 +137,20 @@ def test_numbers_may_be_names_in_an_order_of_their_own(tmp_path):
     assert (train.y.tolist(), test.y.tolist()) == ([1, 2, 0], [0, 2])
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "classes"),
+    [
+        ([1, 2, 3], [0, 0], ["1", "2", "3"]),
+        ([0, 0], [1, 2, 3], ["1", "2", "3"]),
+        ([0, 1, 2], [10, 30], [10, 20, 30]),
+        (["1", "2", "c"], [0, 0], ["1", "2", "c"]),
+    ],
+)
+def test_whole_numbers_are_names_in_both_splits_or_in_none(tmp_path, train, test, classes):
+    write_csv(tmp_path, train, test)
+    refused(tmp_path, "whole numbers are names of data.classes", "in one way", classes=classes)
+
+
 def test_a_test_label_that_training_never_saw_is_named(tmp_path):
     write_csv(tmp_path, test=["dog", "dgo"])
     refused(tmp_path, "test.csv: line 3 (id 'test1')", "'dgo'", "did you mean 'dog'?", "bird, cat")

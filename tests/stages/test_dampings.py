@@ -195,3 +195,39 @@ def test_a_damping_that_leaves_little_of_negative_curvature_is_told(tmp_path):
         project.write_settings(damping=-factor * smallest)
         outcome = checks.positive_definite(project.bench(), "hessian")
         assert (outcome.passed, outcome.tolerated) == (passed, tolerated)
+
+
+def test_several_dampings_and_one_are_compared_where_both_have_numbers(tmp_path):
+    """Two test rows and two λ: pairing axes by their places would find numbers everywhere."""
+    gauss_newton = {"curvature": "gauss_newton"}
+    project = Project(tmp_path, damping=0.5, methods={"cg": None, "direct": gauss_newton})
+    project.write("test", project.rows["test"][:2])
+    project.refresh()
+    project.edit("train", 3, height=2.5)
+    project.write_settings(damping=[0.5, 0.2])
+    project.refresh()
+    _compare(project, before={}, after={"damping": 0.5})
+    project.edit("train", 3, height=-1.5)
+    project.write_settings(damping=0.2)
+    project.refresh()
+    _compare(project, before={"damping": 0.2}, after={})
+    project.write_settings(damping=0.3)
+    project.refresh()
+    project.write_settings(damping=[0.5, 0.2])
+    project.refresh()
+    assert project.results.diff("direct/influences", 3).largest_changes("influences")
+    assert not project.results.diff("direct/influences", 4).largest_changes("influences")
+
+
+def _compare(project, before, after):
+    """The changes of the last refresh, looked up by their labels in both versions."""
+    results, name = project.results, "direct/influences"
+    *_, old, new = results.versions(name)
+    changes = results.diff(name, old.number).largest_changes("influences", 100)
+    assert len(changes) == 80
+    arrays = [results.open(name, version=v.number).influences.load() for v in (old, new)]
+    for change in changes[::7]:
+        rows = {dim: change.labels[dim] for dim in ("test", "train")}
+        assert change.labels == {**after, **rows}
+        assert change.before == arrays[0].sel(**rows, **before).item()
+        assert change.after == arrays[1].sel(**rows, **after).item()

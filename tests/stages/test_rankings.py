@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from influence_dag.stages import rankings
+from influence_dag.stages import rankings, ranks
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 100])
@@ -24,3 +24,22 @@ def test_a_block_with_fewer_entries_says_so():
     values, columns = rankings.strongest(np.array([[2.0, 1.0]]), np.array([3, 4]), 3)
     np.testing.assert_array_equal(columns, [[[3, 4, -1], [4, 3, -1]]])
     np.testing.assert_array_equal(values, [[[2, 1, np.nan], [1, 2, np.nan]]])
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (1, 1e7), (1e-170, 0), (1e160, 0)])
+def test_moments_of_parts_are_those_of_all_numbers(scale, offset):
+    generator = np.random.default_rng(0)
+    a = generator.normal(size=(6, 40))
+    b = a + 0.3 * generator.normal(size=a.shape)
+    wanted, size = np.corrcoef(a.ravel(), b.ravel())[0, 1], np.linalg.norm(b + offset)
+    found = ranks.Moments()
+    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
+        pair = ((numbers[part] + offset) * scale for numbers in (a, b))
+        found = found.joined(ranks.Moments.of(*pair))
+    assert found.pearson == pytest.approx(wanted, abs=1e-8 if offset else 1e-14)
+    assert found.lengths[1] / scale == pytest.approx(size, rel=1e-14)
+
+
+def test_equal_numbers_correlate_with_nothing():
+    parts = [ranks.Moments.of(np.full(7, 0.1), np.arange(7.0)) for _ in range(3)]
+    assert np.isnan(ranks.Moments().joined(parts[0]).joined(parts[1]).joined(parts[2]).pearson)

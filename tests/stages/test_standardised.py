@@ -83,6 +83,8 @@ def test_perturbations_are_had_per_original_unit(project):
     np.testing.assert_allclose(per_unit.values * scale, found.values)
     assert per_unit.attrs["per"] == "unit of the file's column"
     assert found.dims == per_unit.dims
+    with pytest.raises(StoreError, match="per unit of the file's column already"):
+        per_unit.idag.per_unit()
 
 
 def test_per_unit_of_other_arrays_is_refused(tmp_path):

@@ -36,7 +36,7 @@ def encoded(
             "are words are one a row"
         )
     words = source.words()
-    if given and classes is not None and _count_outputs(values, words, classes):
+    if given and classes is not None and count_outputs(source, classes):
         outside = (values < 0) | (values >= len(classes))
         if outside.any():
             raise _unknown(source, target, words, outside, classes)
@@ -47,11 +47,18 @@ def encoded(
     return _positions(source, target, words, tuple(classes))
 
 
-def _count_outputs(values: np.ndarray, words: np.ndarray, classes: Sequence[str]) -> bool:
-    """Whether whole numbers, or some of them, count the outputs, being none of their names."""
-    if values.dtype.kind not in "iub" or not set(words.tolist()).isdisjoint(classes):
-        return False
-    return bool(((values >= 0) & (values < len(classes))).any())
+def count_outputs(source: Source, classes: Sequence[str]) -> bool | None:
+    """Whether whole numbers, or some of them, count the outputs, being none of their names.
+
+    None where no label is a whole number.
+    """
+    values = source.target
+    if values.ndim != 1:
+        return None
+    named = set(source.words().tolist()).intersection(classes)
+    if values.dtype.kind not in "iub":
+        return False if any(map(str.isdecimal, named)) else None
+    return not named and bool(((values >= 0) & (values < len(classes))).any())
 
 
 def _positions(

@@ -6,8 +6,8 @@ from functools import cached_property
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
-from influence_dag.datasets.slots import SPLITS, Axis
 from influence_dag.errors import StoreError
+from influence_dag.query.older import newer_beside
 from influence_dag.query.pictures import dampings
 from influence_dag.query.report.finding import RANKS, SIZES, VALUES, Finding, Outcome
 from influence_dag.query.report.intervals import over_columns, pearson, slope
@@ -89,14 +89,7 @@ class _Look:
 
     def fresh(self) -> Finding:
         """Whether what is stored together belongs together."""
-        stored = self.store.version(naming.influences(self.method))
-        dataset, model = self.store.version("dataset"), self.store.version("model")
-        moved = [
-            f"{split} rows"
-            for split in SPLITS
-            if Axis.read(stored, split).fingerprint != Axis.read(dataset, split).fingerprint
-        ]
-        moved += ["θ"] if stored.attrs["model_data_version"] != model.data_version else []
+        moved = newer_beside(self.store, self.store.version(naming.influences(self.method)))
         says = f"{len(moved)} things have changed since the influences were computed"
         if moved:
             says += f": {', '.join(moved)}; materialise the study again"
