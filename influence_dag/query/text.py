@@ -107,11 +107,11 @@ def _quoted(text: str) -> str:
 
 
 def _next(root: str, method: str, results: StudyResults, influences: xr.DataArray) -> list[str]:
-    test = json.dumps(str(influences.test.values[0]), ensure_ascii=False)
+    test = _in_python(influences.test.values[0])
     lines = [
         "Next, in Python:",
         "  import influence_dag as idag",
-        f'  study = idag.open_study("{root}")',
+        f"  study = idag.open_study({_in_python(root)})",
         f'  study["{method}"].influences.sel(test={test}).idag.top_k(5)',
     ]
     if naming.perturbation(method) in results.artifacts:
@@ -121,8 +121,14 @@ def _next(root: str, method: str, results: StudyResults, influences: xr.DataArra
     version = results.store.version(naming.influences(method))
     if folder_of(version.address) is None:  # nobody else can open it
         return lines
-    plain = f'  xarray.open_zarr("{_short(version.address)}")'
+    plain = f"  xarray.open_zarr({_in_python(_short(version.address))})"
     return [*lines, "or with xarray alone:", plain, *_in_the_browser(root)]
+
+
+def _in_python(text: object) -> str:
+    """A text between quotation marks, as it can be typed; what is not printed by its number."""
+    quoted = json.dumps(str(text), ensure_ascii=False)
+    return literal(quoted, 10 * len(quoted))
 
 
 def _in_the_browser(root: str) -> list[str]:
