@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from influence_dag.addresses import folder_of
+from influence_dag.addresses import folder_of, scheme_of
 from influence_dag.datasets.slots import Axis, Split, shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query.contents import Content
@@ -118,11 +118,13 @@ def _next(root: str, method: str, results: StudyResults, influences: xr.DataArra
         stored = results.store.version(naming.perturbation(method))
         row = f".sel(test={test})" if "test" in stored.sizes else ""
         lines.append(f"  {example(stored, method)}{row}")
-    version = results.store.version(naming.influences(method))
-    if folder_of(version.address) is None:  # nobody else can open it
+    if scheme_of(root) == "memory":  # nobody else can open it
         return lines
-    plain = f"  xarray.open_zarr({_in_python(_short(version.address))})"
-    return [*lines, "or with xarray alone:", plain, *_in_the_browser(root)]
+    address = results.store.version(naming.influences(method)).address
+    if folder_of(address) is not None:
+        plain = f"  xarray.open_zarr({_in_python(_short(address))})"
+        lines += ["or with xarray alone:", plain]
+    return [*lines, *_in_the_browser(root)]
 
 
 def _in_python(text: object) -> str:
