@@ -34,6 +34,12 @@ def test_a_folder_without_results_is_named(tmp_path):
         idag.open_study(tmp_path)
 
 
+def test_a_study_is_walked_through_by_its_methods(study):
+    assert list(study) == ["direct", "cg"] == study._ipython_key_completions_()
+    assert "direct" in study
+    assert "lissa" not in study
+
+
 def test_an_unknown_method_is_answered_with_the_known_ones(study):
     with pytest.raises(StoreError, match="no influences of 'lissa'; it has direct, cg"):
         study["lissa"]

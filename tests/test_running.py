@@ -179,11 +179,15 @@ def test_the_command_line_shows_what_is_stored(project):
 
 
 def test_what_it_says_is_to_be_typed_next_works(finished_project):
-    said = describe(finished_project.results)
+    typed_next(describe(finished_project.results))
+
+
+def typed_next(said: str) -> None:
+    """The lines of Python in what is said, run as a reader would."""
     lines = [line.strip() for line in said.splitlines() if line.startswith("  ")]
     code = [line for line in lines if line.startswith(("import ", "study ", "study[", "study."))]
     assert len(code) >= 4
-    exec("\n".join(code), {})  # as a reader would
+    exec("\n".join(code), {})
 
 
 def test_the_strongest_rows_it_names_are_those(finished_project):
@@ -204,7 +208,7 @@ def test_errors_on_the_command_line_are_one_line_and_no_traceback(tmp_path, comm
     assert "Traceback" not in done.output
 
 
-NASTY = ("$_{%d$", "_%d{}", "<b>%d</b>", "**%d**\x1b[2J")
+NASTY = ('$_{%d$"\u202e', "_%d{}", "<b>%d</b>", "**%d**\x1b[2J")
 
 
 def metadata_in(monkeypatch, home) -> Callable[[str], Any]:
@@ -240,10 +244,11 @@ def test_ids_and_columns_of_any_characters_are_stored_shown_and_drawn(tmp_path, 
     drawn = metadata("direct/perturbation_influences")["example"]
     assert "data:image/png;base64," in drawn.value
     table = metadata("direct/summary")["strongest"]
-    assert table.records[0].data["test"] == "$_{0$ (0)"
+    assert table.records[0].data["test"] == r'$_{0$"\u202e (0)'
     said = describe(results)
-    assert "$_{0$" in said
-    assert "\x1b" not in said, "what moves the cursor of a terminal"
+    assert r'$_{0$"\u202e' in said
+    assert all(line.isprintable() for line in said.splitlines()), "or the cursor moves"
+    typed_next(said)
 
 
 def test_a_picture_that_cannot_be_drawn_fails_no_run(finished_project, tmp_path, monkeypatch):

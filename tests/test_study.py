@@ -292,6 +292,11 @@ def test_a_file_that_is_no_study(tmp_path, text, words):
     assert str(tmp_path / "bad" / "defs.yaml") in str(caught.value)
 
 
+def test_the_address_of_a_store_is_no_study():
+    with pytest.raises(StudyError, match=r"s3://a/tiny is the address .* the folder of its study"):
+        load_study("s3://a/tiny")
+
+
 def test_a_folder_without_a_study(tmp_path):
     with pytest.raises(StudyError, match="does not exist; give a study's folder"):
         load_study(tmp_path)

@@ -5,6 +5,7 @@ import pytest
 from tiny_project import Project
 
 from influence_dag.datasets.neighbours import have_classes, points
+from influence_dag.errors import StudyError
 from influence_dag.explorer.opened import Opened
 from influence_dag.explorer.predictions import labels_of, predictions
 from influence_dag.suspicion import neighbour_disagreement
@@ -15,6 +16,14 @@ from torch import nn
 
 def build():
     return nn.Linear(3, 1)
+"""
+
+POISSON = """\
+from torch.nn.functional import poisson_nll_loss
+
+
+def poisson(output, target):
+    return poisson_nll_loss(output[:, 0] / 50, target / 50, reduction="none")
 """
 
 
@@ -64,6 +73,35 @@ def test_a_row_can_be_given_any_other_amount(project):
     )
     np.testing.assert_allclose(middle, (low + high) / 2, rtol=1e-9)
     assert not np.allclose(low, middle)
+
+
+def test_amounts_are_not_flipped(project, tmp_path):
+    copied = project.copy(tmp_path / "flipped")
+    copied.write_settings(validation={"label_errors": {"folds": 0}})
+    with pytest.raises(StudyError, match=r"with model.loss mse .* amounts: \d+ whole numbers from"):
+        copied.refresh()
+
+
+def test_of_two_amounts_one_is_taken_for_the_other(project, tmp_path):
+    """Least squares on 0 and 1 tells two classes apart."""
+    copied = project.copy(tmp_path / "two")
+    for split, rows in copied.rows.items():
+        copied.write(split, [[*row[:4], int(row[4] > 50)] for row in rows])
+    copied.write_settings(validation={"label_errors": {"folds": 0, "share": 0.2}})
+    copied.refresh()
+    assert copied.results.open("validation/label_errors").flipped.sum() == 8
+
+
+@pytest.mark.parametrize("loss", ["mse", "own_loss:poisson"])
+def test_amounts_are_alike_by_what_the_last_layer_takes(project, tmp_path, loss):
+    """The cosine has no sign of equal labels, and amounts have no nearest-neighbour classifier."""
+    copied = project.copy(tmp_path / "alike")
+    (copied.root / "own_loss.py").write_text(POISSON)
+    copied.write_settings(model={"loss": loss}, validation={"datamodels": {"count": 4}})
+    copied.refresh()
+    found = copied.results.open("validation/datamodels")
+    assert "representation_cosine" in found.candidate
+    assert "nearest_neighbours" not in found.candidate
 
 
 @pytest.mark.parametrize(

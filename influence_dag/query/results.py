@@ -115,6 +115,15 @@ class StudyResults(Questions):
         dataset, influences = self.open(name := naming.influences(method)), self.store.version(name)
         return dataset.assign_coords(row_info(self.store, influences, dataset))
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.methods)
+
+    def __contains__(self, method: object) -> bool:
+        return method in self.methods
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.methods
+
     def open(self, artifact: str, version: int | None = None) -> xr.Dataset:
         """Any artifact as a lazy dataset without holes; by default its current version.
 
@@ -254,7 +263,7 @@ def _no_study(store: Store, stored: list[str]) -> str:
     said = f"no study at {store.address}: "
     if studies := [name.removesuffix("/dataset") for name in stored if name.endswith("/dataset")]:
         return f"{said}it holds folders with results of studies, open one: {', '.join(studies)}"
-    near = did_you_mean(store.name, store.beside("dataset"))
+    near = did_you_mean(store.name, {*store.beside("dataset")} - {store.name})
     return (
         f"{said}no artifact has been stored there{near}; materialise one with `influence-dag "
         "materialize assets/<study>` or give the folder that holds `<method>/influences`"

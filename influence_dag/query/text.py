@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from influence_dag.addresses import folder_of
+from influence_dag.addresses import folder_of, scheme_of
 from influence_dag.datasets.slots import Axis, Split, shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query.contents import Content
@@ -107,22 +107,30 @@ def _quoted(text: str) -> str:
 
 
 def _next(root: str, method: str, results: StudyResults, influences: xr.DataArray) -> list[str]:
-    test = json.dumps(str(influences.test.values[0]), ensure_ascii=False)
+    test = _in_python(influences.test.values[0])
     lines = [
         "Next, in Python:",
         "  import influence_dag as idag",
-        f'  study = idag.open_study("{root}")',
+        f"  study = idag.open_study({_in_python(root)})",
         f'  study["{method}"].influences.sel(test={test}).idag.top_k(5)',
     ]
     if naming.perturbation(method) in results.artifacts:
         stored = results.store.version(naming.perturbation(method))
         row = f".sel(test={test})" if "test" in stored.sizes else ""
         lines.append(f"  {example(stored, method)}{row}")
-    version = results.store.version(naming.influences(method))
-    if folder_of(version.address) is None:  # nobody else can open it
+    if scheme_of(root) == "memory":  # nobody else can open it
         return lines
-    plain = f'  xarray.open_zarr("{_short(version.address)}")'
-    return [*lines, "or with xarray alone:", plain, *_in_the_browser(root)]
+    address = results.store.version(naming.influences(method)).address
+    if folder_of(address) is not None:
+        plain = f"  xarray.open_zarr({_in_python(_short(address))})"
+        lines += ["or with xarray alone:", plain]
+    return [*lines, *_in_the_browser(root)]
+
+
+def _in_python(text: object) -> str:
+    """A text between quotation marks, as it can be typed; what is not printed by its number."""
+    quoted = json.dumps(str(text), ensure_ascii=False)
+    return literal(quoted, 10 * len(quoted))
 
 
 def _in_the_browser(root: str) -> list[str]:

@@ -12,6 +12,6 @@ FORMULAS = {
     "influences": 1,
     "perturbation": 1,
     "summary": 3,
-    "validation": 6,
+    "validation": 7,
     "report": 5,
 }

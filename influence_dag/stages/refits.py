@@ -8,6 +8,7 @@ from influence_dag.objective.modules import build_module, load_checkpoint
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
 from influence_dag.stages import dampings, naming
+from influence_dag.stages.amounts import are_amounts, refuse_amounts
 from influence_dag.stages.driver import Result, Whole
 from influence_dag.stages.methods import load_factorization
 from influence_dag.stages.reading import load_objective, load_rows, study_objective
@@ -16,7 +17,7 @@ from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
 from influence_dag.study.imported import import_callable
 from influence_dag.suspicion import SUSPICIONS
-from influence_dag.validation.candidates import exact_candidates, representation_candidates
+from influence_dag.validation.candidates import gradient_candidates, representation_candidates
 from influence_dag.validation.datamodels import datamodels, initial_params
 from influence_dag.validation.label_errors import label_errors
 from influence_dag.validation.leave_one_out import MOST_BYTES, leave_one_out
@@ -212,11 +213,14 @@ def _candidates(
         method: {d: _stored(bench, method, k) for k, d in enumerate(known[method])}
         for method in methods
     }
+    alike = representation_candidates(
+        objective, train, test, of_amounts=are_amounts(bench, objective, train)
+    )
     if objective.size > LARGEST_EXACT:
-        return stored | representation_candidates(objective, train, test)
+        return stored | alike
     damped = [method for method in methods if bench.settings.methods[method].is_damped]
     every = asked or {damping for method in damped for damping in known[method]}
-    return stored | _beside(bench, objective, train, test, tuple(sorted(every)))
+    return stored | _exact(bench, objective, train, test, tuple(sorted(every))) | alike
 
 
 def _subset_starts(bench: Workbench, settings) -> tuple[torch.Tensor, str]:
@@ -244,19 +248,20 @@ def _is_checkpoint(bench: Workbench) -> bool:
     return bench.settings.model.fit is None
 
 
-def _beside(
+def _exact(
     bench: Workbench, objective: Objective, train: Rows, test: Rows, dampings: tuple[float, ...]
 ) -> dict:
-    """Exact solves under three curvatures and the baselines, where H + λI allows them."""
+    """Exact solves under three curvatures, where H + λI allows them."""
     try:
-        return exact_candidates(objective, train, test, dampings)
+        return gradient_candidates(objective, train, test, dampings)
     except IndefiniteError as error:
         bench.report(f"no exact solves beside the methods: {error}")
-        return representation_candidates(objective, train, test)
+        return {}
 
 
 def _label_errors(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
+    refuse_amounts(bench, objective, train)
     order = bench.axis("dataset", "train").drawn
     ranked = label_errors(
         objective,

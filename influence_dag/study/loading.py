@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from influence_dag.addresses import folder_of
+from influence_dag.addresses import folder_of, scheme_of
 from influence_dag.errors import StudyError
 from influence_dag.study.files import read_yaml
 from influence_dag.study.places import project_around, project_root
@@ -25,6 +25,10 @@ def load_study(folder: str | Path) -> Study:
     folder above that has a `pyproject.toml`, else the working directory. The folder of a study's
     results serves as well, where its project has the study. Raises `StudyError`.
     """
+    if scheme_of(folder):
+        raise StudyError(
+            f"{folder} is the address of a store; give the folder of its study, with a defs.yaml"
+        )
     path = Path(folder).resolve()
     if path.is_dir() and not (path / "defs.yaml").is_file():
         path = _study_of_store(path) or path

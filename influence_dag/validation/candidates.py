@@ -24,13 +24,23 @@ Candidates: TypeAlias = Mapping[str, Mapping[float | None, Tensor]]
 def exact_candidates(
     objective: Objective, train: Rows, test: Rows, dampings: tuple[float, ...]
 ) -> dict[str, dict[float | None, Float[Tensor, "k n"]]]:
-    r"""Influences by exact solves at each damping, and what is to be had without curvature.
+    """`gradient_candidates` and `representation_candidates`; whole numbers are classes."""
+    return {
+        **gradient_candidates(objective, train, test, dampings),
+        **representation_candidates(objective, train, test),
+    }
+
+
+def gradient_candidates(
+    objective: Objective, train: Rows, test: Rows, dampings: tuple[float, ...]
+) -> dict[str, dict[float | None, Float[Tensor, "k n"]]]:
+    r"""Influences by exact solves at each damping, and what gradients and losses say alone.
 
     `hessian`, `gauss_newton` (left out for a model linear in θ, where it is the Hessian),
     `empirical_fisher` $(1/n) \sum_i \nabla L_i \nabla L_i^\top$; `gradient_dot`, which is the
     influence with the identity for curvature; `loss`, for which a training row does as much
-    harm to every test row as its own loss is high; `representation_candidates`. Dampings that
-    leave a curvature indefinite are left out.
+    harm to every test row as its own loss is high. Dampings that leave a curvature indefinite are
+    left out.
     """
     gradients = per_sample_gradients(objective, train).dense()
     measured = per_sample_gradients(objective, test, of="measurement").dense()
@@ -46,25 +56,24 @@ def exact_candidates(
         },
         "gradient_dot": {None: measured @ gradients.T},
         "loss": {None: -losses.expand(len(test), -1)},
-        **representation_candidates(objective, train, test),
     }
 
 
 def representation_candidates(
-    objective: Objective, train: Rows, test: Rows
+    objective: Objective, train: Rows, test: Rows, *, of_amounts: bool = False
 ) -> dict[str, dict[float | None, Float[Tensor, "k n"]]]:
     r"""What is to be had without gradients, from what the last linear layer takes of each row.
 
     `representation_cosine`: $\cos(h_j, h_i)$, of classes with the sign + where the labels are the
     same and − where they are others. `nearest_neighbours`, of classes: the value of each training
-    row in a nearest-neighbour classifier of the test row (KNN-Shapley). None of them where a model
-    has no such layer.
+    row in a nearest-neighbour classifier of the test row (KNN-Shapley). Whole numbers are classes
+    unless they are said to be `of_amounts`. None of them where a model has no such layer.
     """
     rows, tests = representations(objective, train), representations(objective, test)
     if rows is None or tests is None:
         return {}
     cosine = normalize(tests) @ normalize(rows).T
-    if train.y.is_floating_point() or train.y.ndim != 1:
+    if of_amounts or train.y.is_floating_point() or train.y.ndim != 1:
         return {"representation_cosine": {None: cosine}}
     same = test.y[:, None] == train.y
     arrays = (each.numpy(force=True) for each in (rows, train.y, tests, test.y))

@@ -51,7 +51,10 @@ def refreshed_twice(finished_project: Project, project: Project, address: str) -
     assert updates["dataset"].blocks_reused > 0
     assert kept.diff("dataset", 1).changed["train"] == ["train-03"]
     assert all(update.is_current for update in project.refresh().values())
-    assert f"tiny: stored in {address}/tiny" in describe(kept)
+    said = describe(kept)
+    assert f"tiny: stored in {address}/tiny" in said
+    assert f"influence-dag explore {address}/tiny" in said
+    assert "xarray.open_zarr" not in said, "which does not know how"
     mine = kept.perturbation("direct").sel(test="test-03").values
     assert np.isfinite(mine).all()
 

@@ -55,6 +55,7 @@ def test_it_is_refreshed_planned_and_described_as_any_other(in_memory, address):
     assert f"tiny: stored in {address}/tiny" in said
     assert f'idag.open_study("{address}/tiny")' in said
     assert "xarray.open_zarr" not in said, "nobody else can open it"
+    assert "explore" not in said, "nor can another process"
 
 
 def test_the_same_rows_are_computed_again_and_no_others(finished_project, in_memory, tmp_path):

@@ -1,6 +1,6 @@
 // Charts as SVG, drawn from numbers.
 
-import { count, fmt } from "./parts.js";
+import { count, fmt, printed } from "./parts.js";
 
 const SPACE = "http://www.w3.org/2000/svg";
 
@@ -8,9 +8,9 @@ function s(tag, attrs = {}, ...children) {
   const node = document.createElementNS(SPACE, tag);
   for (const [name, value] of Object.entries(attrs)) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined) node.setAttribute(name, value);
+    else if (value !== null && value !== undefined) node.setAttribute(name, name === "aria-label" ? printed(value) : value);
   }
-  node.append(...children);
+  node.append(...children.map(printed));
   return node;
 }
 

@@ -1,6 +1,20 @@
 // Pieces of the page. Whatever comes from a study is text here and never markup: nodes are made one
 // by one, and nothing is ever parsed as HTML.
 
+const NOT_PRINTED = /(?! )[\p{C}\p{Z}]/gu;
+const NOT_PRINTED_IN_TEXTS = /(?![\n\r\t\u200c\u200d])[\p{C}\p{Zl}\p{Zp}]/gu; // which break lines and join emoji
+const SEEN = ["title", "alt", "aria-label", "placeholder"];
+const ESCAPES = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
+
+function escaped(each) {
+  const code = each.codePointAt(0);
+  const [letter, digits] = code < 0x100 ? ["x", 2] : code < 0x10000 ? ["u", 4] : ["U", 8];
+  return ESCAPES[each] ?? `\\${letter}${code.toString(16).padStart(digits, "0")}`;
+}
+
+// Words with what is not printed (zero width, right to left from here on) as the command line writes it.
+export const printed = (words) => (typeof words === "string" ? words.replace(NOT_PRINTED, escaped) : words);
+
 export function h(tag, attrs = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attrs)) {
@@ -8,9 +22,10 @@ export function h(tag, attrs = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (name === "style") Object.assign(node.style, value);
     else if (name in node && typeof value !== "string") node[name] = value;
-    else node.setAttribute(name, value);
+    else node.setAttribute(name, SEEN.includes(name) ? printed(value) : value);
   }
-  node.append(...children.flat(Infinity).filter((each) => each !== null && each !== undefined && each !== false));
+  const there = children.flat(Infinity).filter((each) => each !== null && each !== undefined && each !== false);
+  node.append(...there.map(printed));
   return node;
 }
 
@@ -68,7 +83,7 @@ async function answered(request) {
 export function toast(words, kind = "") {
   const box = document.getElementById("toast");
   box.className = `shown ${kind}`;
-  box.textContent = words;
+  box.textContent = printed(words);
   clearTimeout(toast.timer);
   toast.timer = setTimeout(() => (box.className = ""), kind === "bad" ? 9000 : 3500);
 }
@@ -106,7 +121,8 @@ export function content(row, at, size = 176) {
 export function prose(row) {
   return (row.kept ?? [])
     .filter((each) => each.text)
-    .map((each) => h("p", { class: "prose" }, h("span", { class: "key" }, each.name), each.text));
+    .map((each) => h("p", { class: "prose" }, h("span", { class: "key" }, each.name),
+      document.createTextNode(each.text.replace(NOT_PRINTED_IN_TEXTS, escaped))));
 }
 
 function columns(all) {
