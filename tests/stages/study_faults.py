@@ -6,6 +6,7 @@ every change of the store (a file opened for writing, renamed, linked, removed),
 """
 
 import errno
+import gc
 import importlib
 import json
 import os
@@ -243,6 +244,7 @@ def _serve() -> None:
         if request["call"] in OF_DAGSTER:
             _import(*DAGSTERS)
             databases.prepare()
+        gc.freeze()  # what is imported stays; a fork that looked through it would copy its pages
         if pid := os.fork():
             print(pid, flush=True)
         else:
@@ -297,6 +299,7 @@ DAGSTERS = (  # what a run of Dagster's imports when it is under way
 
 
 if __name__ == "__main__":
+    gc.set_threshold(50_000, 20, 10)  # as the tests' own
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _import(
         "influence_dag.__main__",
