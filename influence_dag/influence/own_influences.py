@@ -5,7 +5,7 @@ $\|h\|^2$, a sum without cancellation, and the length of its factor $\|x\|$. In 
 triangular solves take half the time; how many digits that leaves depends on the row.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -22,7 +22,7 @@ _FEWEST = 256  # rows that make up for what probes take
 _GIVEN_UP = 0.25  # share of rows solved again above which float32 is not tried on others
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class OwnInfluences:
     r"""$g^\top (H + \lambda I)^{-1} g$ and $\|(H + \lambda I)^{-1} g\|$ of rows, float64.
 
@@ -33,36 +33,33 @@ class OwnInfluences:
     """
 
     factor: CholeskyFactor
-    _serves: bool = field(default=True, init=False)
 
     def __call__(
         self, rows: Float[Tensor, "n p"]
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        own, lengths = map(torch.cat, zip(*map(self._scaled, rows.split(_ROWS)), strict=True))
+        serves, found = rows.dtype != torch.float64, []
+        for some in rows.split(_ROWS):
+            g, units = _scaled(some)
+            if serves and len(g) >= _FEWEST:
+                h, x, refused = self._rounded_solves(g)
+                serves = refused <= _GIVEN_UP * len(g)
+            else:
+                h, x = self._exactly(g)
+            found.append((h.square_().mul_(units.square()), x.mul_(units)))
+        own, lengths = map(torch.cat, zip(*found, strict=True))
         return own, lengths
 
-    def _scaled(
-        self, rows: Float[Tensor, "n p"]
-    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """By a power of 2 a row, which rounds nothing: squares of small ones are beyond float32."""
-        largest = rows.abs().amax(dim=1)
-        units = torch.where(largest > 0, largest / torch.frexp(largest).mantissa, 1.0)
-        own, lengths = self._of(rows / units[:, None])
-        units = units.double()
-        return own.square_().mul_(units.square()), lengths.mul_(units)
-
-    def _of(self, g: Float[Tensor, "n p"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        """The lengths of h and of x."""
-        if g.dtype == torch.float64 or len(g) < _FEWEST or not self._serves:
-            return self._exactly(g)
+    def _rounded_solves(
+        self, g: Float[Tensor, "n p"]
+    ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], int]:
+        """The lengths of h and of x, and of how many rows they had to be solved for again."""
         h, x = _solves(self._rounded, g)
         found = h.norm(dim=1).double(), x.norm(dim=1).double()
         again = (~self._agrees(g, h, x, found)).nonzero().flatten()
-        self._serves = len(again) <= _GIVEN_UP * len(g)
         if len(again):
             for mine, exact in zip(found, self._exactly(g[again]), strict=True):
                 mine[again] = exact
-        return found
+        return *found, len(again)
 
     def _exactly(self, g: Float[Tensor, "n p"]) -> tuple[Tensor, Tensor]:
         h, x = _solves(self.factor.cholesky, g.double())
@@ -93,6 +90,15 @@ class OwnInfluences:
         of_h = torch.linalg.solve_triangular(L.T, u.double(), upper=True)
         _, of_x = _solves(L, u.double().T)
         return u, of_h, of_x.T
+
+
+def _scaled(
+    rows: Float[Tensor, "n p"],
+) -> tuple[Float[Tensor, "n p"], Float[Tensor, " n"]]:
+    """Over a power of 2 a row, which rounds nothing: squares of small ones are beyond float32."""
+    largest = rows.abs().amax(dim=1)
+    units = torch.where(largest > 0, largest / torch.frexp(largest).mantissa, 1.0)
+    return rows / units[:, None], units.double()
 
 
 def _solves(

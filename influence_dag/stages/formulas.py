@@ -11,7 +11,7 @@ FORMULAS = {
     "factors": 2,
     "influences": 1,
     "perturbation": 1,
-    "summary": 3,
+    "summary": 4,
     "validation": 7,
     "report": 5,
 }

@@ -26,11 +26,12 @@ class OwnSolves:
     """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` and `‖(H + λI)⁻¹ ∇L(z_i)‖` of each training row.
 
     Of rows that the stored gradients do not have (they may be of another age than the influences)
-    nothing is said: NaN, and their keys are those of holes.
+    nothing is said: NaN, and their keys are those of holes. Rows of a `chunk` are solved for
+    together, whatever else a tile has: its bits depend on nothing but its rows.
     """
 
-    def __init__(self, bench: Workbench, method: str, train: Axis):
-        self.bench, self.method = bench, method
+    def __init__(self, bench: Workbench, method: str, train: Axis, *, chunk: int):
+        self.bench, self.method, self.chunk = bench, method, chunk
         stored = bench.axis(naming.GRADIENTS, "train").keys[: len(train)]
         keys = np.full(len(train), HOLE)
         keys[: len(stored)] = np.where(stored == train.keys[: len(stored)], stored, HOLE)
@@ -71,7 +72,7 @@ class OwnSolves:
 
         start, stop = tile.start[-1], tile.stop[-1]
         values = np.full((len(NAMES), *tile.shape), np.nan)
-        for slots in pieces(start, stop, self.at_once):
+        for slots in self._pieces(start, stop):
             present = np.flatnonzero(self.rows.valid[slots])
             if not len(present):
                 continue
@@ -82,6 +83,10 @@ class OwnSolves:
                 found = torch.stack([own, lengths]).double().cpu().numpy()
                 values[:, k, slots.start - start + present] = found
         return dict(zip(NAMES, values, strict=True))
+
+    def _pieces(self, start: int, stop: int) -> Iterator[slice]:
+        for chunk in pieces(start, stop, self.chunk):
+            yield from pieces(chunk.start, chunk.stop, self.at_once)
 
     def _solved(
         self, slots: slice, present: np.ndarray

@@ -166,7 +166,7 @@ class _Summary:
 
     @cached_property
     def solves(self) -> "OwnSolves":
-        return OwnSolves(self.bench, self.method, self.train)
+        return OwnSolves(self.bench, self.method, self.train, chunk=self.chunks[1])
 
     def _keys(self, *shared: object) -> Callable[..., Keys]:
         prefix = fingerprint("summary", FORMULA, *shared)
