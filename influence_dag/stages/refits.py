@@ -4,21 +4,20 @@ import numpy as np
 import torch
 
 from influence_dag.errors import IndefiniteError, StudyError
-from influence_dag.objective.modules import build_module, load_checkpoint
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.amounts import are_amounts, refuse_amounts
 from influence_dag.stages.driver import Result, Whole
 from influence_dag.stages.methods import load_factorization
-from influence_dag.stages.reading import load_objective, load_rows, study_objective
+from influence_dag.stages.reading import load_objective, load_rows
+from influence_dag.stages.refit_starts import built, initial, is_checkpoint, subset_starts
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate
-from influence_dag.study.imported import import_callable
 from influence_dag.suspicion import SUSPICIONS
 from influence_dag.validation.candidates import gradient_candidates, representation_candidates
-from influence_dag.validation.datamodels import datamodels, initial_params
+from influence_dag.validation.datamodels import datamodels
 from influence_dag.validation.label_errors import label_errors
 from influence_dag.validation.leave_one_out import MOST_BYTES, leave_one_out
 from influence_dag.validation.out_of_fold import OutOfFold, out_of_fold
@@ -63,32 +62,6 @@ _PROXIMAL = {
         "what training without the rows would find (fit: {…} or {from: checkpoint} asks for that)"
     ),
 }
-
-
-def _initial(bench: Workbench, count: int = 1) -> torch.Tensor:
-    """θ before any fit, one a row: as built with the fit's seed and the `count - 1` after it.
-
-    Where the fit trains on from a checkpoint that is its only start.
-    """
-    model = bench.settings.model
-    if model.trains_on:
-        module = build_module(model, bench.study.root, torch.float64)
-        load_checkpoint(module, bench.study.path(str(model.checkpoint)))
-        return study_objective(bench.study, module).params[None].to(bench.device)
-    build = import_callable(model.build, bench.study.root, "model.build")
-    return initial_params(build, range(_seed(bench), _seed(bench) + count)).to(bench.device)
-
-
-def _built(bench: Workbench) -> str:
-    if bench.settings.model.trains_on:
-        return "at the given checkpoint: where the pipeline's own fit starts"
-    built = f"at what model.build makes, seed {_seed(bench)}"
-    return built if _is_checkpoint(bench) else f"{built}: where the pipeline's own fit starts"
-
-
-def _seed(bench: Workbench) -> int:
-    fit = bench.settings.model.own_fit
-    return fit.seed if fit else 0
 
 
 def _stored(bench: Workbench, method: str, place: int) -> torch.Tensor:
@@ -161,7 +134,7 @@ def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
 def _datamodels(bench: Workbench, settings) -> Whole:
     objective, train, test = _loaded(bench)
     order = bench.axis("dataset", "train").drawn
-    start, told = _subset_starts(bench, settings)
+    start, told = subset_starts(bench, settings)
     candidates = _candidates(bench, objective, train, test, settings.dampings)
     made = datamodels(
         objective,
@@ -179,7 +152,7 @@ def _datamodels(bench: Workbench, settings) -> Whole:
         tolerance=STATIONARY,
         max_steps=MOST_STEPS,
         on_failure="keep",
-        proximal=_is_checkpoint(bench),
+        proximal=is_checkpoint(bench),
     )
     per_test = np.stack([score.per_test for score in made.scores.values()])
     what = "measurement" if bench.settings.model.measurement else "loss"
@@ -198,7 +171,7 @@ def _datamodels(bench: Workbench, settings) -> Whole:
         refits_start=told,
         dampings_chosen_on=chosen,
         scored_on=f"subsets drawn from seed {settings.seed + 1}",
-        **(_PROXIMAL if _is_checkpoint(bench) else {}),
+        **(_PROXIMAL if is_checkpoint(bench) else {}),
     )
     return Whole(arrays, attributes, made.summary(), coordinates)
 
@@ -221,31 +194,6 @@ def _candidates(
     damped = [method for method in methods if bench.settings.methods[method].is_damped]
     every = asked or {damping for method in damped for damping in known[method]}
     return stored | _exact(bench, objective, train, test, tuple(sorted(every))) | alike
-
-
-def _subset_starts(bench: Workbench, settings) -> tuple[torch.Tensor, str]:
-    """Where the subsets' fits start, one θ for all or one for each, and that in words.
-
-    Not at the stored θ, which has seen every row (a network would remember them), but where it is a
-    checkpoint of which no start is known.
-    """
-    if _is_checkpoint(bench):
-        return load_objective(bench, dtype=torch.float64).params, "at the given checkpoint"
-    if settings.initial_weights == "same":
-        return _initial(bench)[0], _built(bench)
-    if bench.settings.model.trains_on:
-        raise StudyError(
-            "validation.datamodels.initial_weights: others asks for fits that start elsewhere, and "
-            "fit: {from: checkpoint} has one start; take `same`"
-        )
-    others = _initial(bench, settings.count + 1)[1:]
-    seeds = f"{_seed(bench) + 1} to {_seed(bench) + settings.count}"
-    return others, f"each at what model.build makes, seeds {seeds}"
-
-
-def _is_checkpoint(bench: Workbench) -> bool:
-    """Whether θ is a file's as it stands."""
-    return bench.settings.model.fit is None
 
 
 def _exact(
@@ -271,7 +219,7 @@ def _label_errors(bench: Workbench, settings) -> Whole:
         share=settings.share,
         seed=settings.seed,
         curvature=settings.curvature,
-        start=_initial(bench)[0],
+        start=initial(bench)[0],
         tolerance=STATIONARY,
         max_steps=MOST_STEPS,
         on_failure="keep",
@@ -290,7 +238,7 @@ def _label_errors(bench: Workbench, settings) -> Whole:
         for name, values in (rankings | {"flipped": ranked.flipped}).items()
     }
     coordinates = (Coordinate("train", ("train",), _ids(bench, "train")),)
-    attributes = bench.attributes(curvature=settings.curvature, refits_start=_built(bench))
+    attributes = bench.attributes(curvature=settings.curvature, refits_start=built(bench))
     return Whole(arrays, attributes, ranked.summary(), coordinates)
 
 
@@ -299,7 +247,7 @@ def unseen(bench: Workbench, folds: int) -> OutOfFold:
 
     Fitted as subsets of the data model artifacts are, from what `model.build` makes.
     """
-    if _is_checkpoint(bench):
+    if is_checkpoint(bench):
         raise StudyError(
             "out-of-fold losses need models that have not seen a row, and of a given checkpoint no "
             "start is known; leave folds away, or give the study a fit"
@@ -311,7 +259,7 @@ def unseen(bench: Workbench, folds: int) -> OutOfFold:
         train[torch.from_numpy(order)],
         folds=folds,
         weight_decay=_weight_decay(bench),
-        start=_initial(bench)[0],
+        start=initial(bench)[0],
         tolerance=STATIONARY,
     )
     classes = None if found.classes is None else found.classes[order.argsort()]
