@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout, joined
+from influence_dag.gradients.memory import fresh
 from influence_dag.gradients.products import add_assembled, add_projected, row_pieces
 
 _ASSEMBLED_BYTES = 2**26  # dense gradients held at once while norms are taken
@@ -192,7 +193,7 @@ class Gradients:
     ) -> Float[Tensor, "k n"]:
         """`factors @ dense().T`, without holding the dense gradients of all rows; into `out`."""
         if out is None:
-            out = factors.new_empty(len(factors), len(self))
+            out = fresh((len(factors), len(self)), factors)
         for some in row_pieces(out):
             part = out[:, some].zero_()
             for block in self[some].blocks:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from influence_dag.curvature.layered import LayeredNetwork, LinearLayer, NetworkPass
+from influence_dag.gradients.memory import fresh
 from influence_dag.objective.objective import Rows
 
 _FEW = 32  # outputs: the Hessian of more is differentiated by torch.func, which imports a compiler
@@ -30,7 +31,7 @@ def layered_products(
     network: LayeredNetwork, factors: Float[Tensor, "k p"], rows: Rows, *, chunk: int
 ) -> Float[Tensor, "k n *features"]:
     """∂/∂x of factor · gradient for every pair, `chunk` factors at a time."""
-    result = factors.new_empty(len(factors), *rows.x.shape)
+    result = fresh((len(factors), *rows.x.shape), factors)
     widest = max(max(layer.weight.shape) for layer in network.layers)
     size = max(16, _NUMBERS // (chunk * widest))
     inputs = network.layers[0].weight.shape[1]

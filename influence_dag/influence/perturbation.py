@@ -13,6 +13,7 @@ from torch.func import grad, jacrev, vjp, vmap
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.errors import ModelError
 from influence_dag.gradients.checks import random_weights
+from influence_dag.gradients.memory import fresh
 from influence_dag.influence.differences import check_input_derivatives
 from influence_dag.influence.layered import layered_products
 from influence_dag.influence.points import InputPoint, Point, perturbation_point
@@ -189,7 +190,7 @@ def _by_autograd(
 ) -> Any:
     """One backward pass through the batch's gradient for each factor, `chunk` at a time."""
     one = point.leaves(rows[:1])
-    results = [factors.new_empty(len(factors), len(rows), *leaf.shape[1:]) for leaf in one]
+    results = [fresh((len(factors), len(rows), *leaf.shape[1:]), factors) for leaf in one]
     # A row has the results, two passes through the graph and the gradients that run along it.
     kept = max(sum(leaf.numel() for leaf in one), 3 * sum(saved_numbers(objective, rows)))
     for batch, block in _blocks(rows, chunk * kept):
@@ -261,7 +262,7 @@ def _by_jacobian(
         target = map_tensors(lambda leaf: leaf.unsqueeze(0), y)
         return grad(lambda x: objective.losses(theta, Rows(x.unsqueeze(0), target)).sum())(x)
 
-    result = factors.new_empty(len(factors), *rows.x.shape)
+    result = fresh((len(factors), *rows.x.shape), factors)
     mixed = vmap(jacrev(gradient), in_dims=(None, 0, 0))
     for batch, block in _blocks(rows, objective.size * rows.x[0].numel()):
         jacobian = mixed(objective.params, batch.x, batch.y)

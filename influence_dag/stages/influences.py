@@ -110,8 +110,11 @@ class _Tiles(ABC):
     def __call__(self, tile: Tile) -> "dict[str, Tensor]":
         import torch
 
+        from influence_dag.gradients.memory import fresh
+
         places, tests, trains = tile.region
-        block = torch.empty(tile.shape, dtype=self.bench.dtype, device=self.bench.device)
+        like = torch.empty(0, dtype=self.bench.dtype, device=self.bench.device)
+        block = fresh(tile.shape, like)
         for train in pieces(trains.start, trains.stop, self.trains):
             columns = slice(train.start - trains.start, train.stop - trains.start)
             for k, place in enumerate(range(places.start, places.stop)):
