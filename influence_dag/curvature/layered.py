@@ -87,7 +87,8 @@ class LayeredNetwork:
         A few rows of `sample` are run both ways: the outputs have to agree and what stands
         between the layers has to be elementwise.
         """
-        chain = linear_chain(objective.module) if isinstance(sample.x, Tensor) else None
+        few = sample[:_SAMPLE]  # all of them may lie in a store
+        chain = linear_chain(objective.module) if isinstance(few.x, Tensor) else None
         if chain is None or _shares_parameters(objective, chain.linears, chain.segments):
             return None
         if not all(map(_is_plain, chain.linears)):
@@ -95,7 +96,7 @@ class LayeredNetwork:
         layers = tuple(_layer(objective, linear) for linear in chain.linears)
         prefix, *activations, tail = chain.segments
         network = cls(prefix, layers, tuple(activations), tail, objective.loss, objective.size)
-        return network if network._agrees(objective, sample[:_SAMPLE]) else None
+        return network if network._agrees(objective, few) else None
 
     def run(self, rows: Rows, *, gauss_newton: bool = False) -> NetworkPass:
         """Forward and backward through a batch, with the derivatives of every function."""

@@ -46,7 +46,8 @@ def widest_numbers(objective: "Objective", rows: Rows) -> int:
 
 def _known(objective: "Objective", rows: Rows, of: "Of") -> list[int] | None:
     of = of if objective.measurement is not None else "loss"
-    key = of, tuple(leaf.shape[1:] for leaf in tensors_of((rows.x, rows.y)))
+    few = rows[:1]  # all of them may lie in a store
+    key = of, tuple(leaf.shape[1:] for leaf in tensors_of((few.x, few.y)))
     known = _KNOWN.setdefault(objective, {})
     if key not in known:
         try:

@@ -8,9 +8,10 @@ import torch
 from tiny_project import Project
 from torch import nn
 
+from influence_dag.curvature import CURVATURES
 from influence_dag.errors import ModelError
 from influence_dag.objective import batching
-from influence_dag.objective.objective import Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages import blocks_of_rows, dataset, model
 from influence_dag.stages.reading import load_rows
 
@@ -62,6 +63,23 @@ def test_a_pass_reads_each_block_once_in_order_and_shuffled(both):
         for index in wanted.split(4):
             assert_same(blocks[index], rows[index])
         assert [positions[0] for positions in read] == [0, 5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "gauss_newton"])
+@pytest.mark.parametrize("layer", [nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 4), nn.Softplus())])
+def test_products_with_a_curvature_never_hold_all_rows(curvature, layer, monkeypatch):
+    x = torch.randn(N, 3, dtype=torch.float64)
+    rows = Rows(x, torch.arange(N) % 2)
+    blocks = blocks_of_rows.BlocksOfRows(lambda at: rows[torch.from_numpy(at)], rows.y, None, SIZE)
+    all_at_once = property(lambda self: pytest.fail("all rows were read"))
+    monkeypatch.setattr(blocks_of_rows.BlocksOfRows, "x", all_at_once)
+    objective = Objective(layer.double().eval(), "cross_entropy")
+    vectors = torch.randn(3, objective.size, dtype=torch.float64)
+    found, expected = (
+        CURVATURES[curvature](objective, each, batch_size=4).apply(vectors)
+        for each in (blocks, rows)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def given(project: Project, module: nn.Module) -> None:
