@@ -1,12 +1,14 @@
 """Whether whole targets are amounts (ages, counts), of which none is mistaken for another."""
 
+import torch
+
 from influence_dag.datasets.neighbours import have_classes
 from influence_dag.errors import StudyError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages.seen import predictions
 from influence_dag.stages.workbench import Workbench
 
-LOOKED_AT = 256  # predictions by which a loss of a study's own shows what its targets are
+AT_ONCE = 1_024  # rows whose outputs are in memory
 
 
 def are_amounts(bench: Workbench, objective: Objective, train: Rows) -> bool:
@@ -16,9 +18,12 @@ def are_amounts(bench: Workbench, objective: Objective, train: Rows) -> bool:
     """
     if train.y.is_floating_point() or train.y.ndim != 1 or len(train.y.unique()) <= 2:
         return False
-    loss, few = bench.settings.model.loss, train[slice(0, LOOKED_AT)]
-    predicted = predictions(objective.outputs(objective.params, few.x), few.y, loss)
-    known = predicted.double().numpy(force=True)
+    loss = bench.settings.model.loss
+    predicted = [
+        predictions(objective.outputs(objective.params, batch.x), batch.y, loss)
+        for batch in train.batches(AT_ONCE)
+    ]
+    known = torch.cat(predicted).double().numpy(force=True)
     return not have_classes(bench.require("dataset"), loss, known)
 
 
