@@ -1,10 +1,12 @@
 """Pictures are drawn from whatever is stored, also when it is degenerate."""
 
 import base64
+import io
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from influence_dag.query import figures, plots
 from influence_dag.texts import literal
@@ -96,6 +98,33 @@ def test_markdown_holds_the_whole_picture():
     prefix = "![a histogram](data:image/png;base64,"
     assert text.startswith(prefix)
     assert base64.b64decode(text[len(prefix) : -1]) == figures.png(figure)
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(figures.png(figure))).convert("L"))
+
+
+def test_a_picture_is_cut_to_what_is_drawn_and_to_whole_images():
+    blank, dot = np.zeros((8, 8)), np.zeros((8, 8))
+    dot[3, 4] = 1
+    drawn = [pixels_of(plots.thumbnail(image)) for image in (blank, dot)]
+    assert drawn[0].shape == drawn[1].shape == (72, 72)  # 0.6 inches and a margin, at 90 dpi
+    drawn = pixels_of(plots.histogram(RNG.normal(size=99)))
+    inside, margin = drawn[9:-9, 9:-9], round(figures.MARGIN * 90)
+    assert margin == 9
+    assert (inside < 255).sum() == (drawn < 255).sum() > 1000
+    for edge in (inside[0], inside[-1], inside[:, 0], inside[:, -1]):
+        assert (edge < 255).any()
+
+
+def test_what_reaches_over_the_edge_of_a_figure_is_shown_whole():
+    figure, (axes,) = figures.panels(1, width=2.0, height=2.0)
+    within = pixels_of(figure).shape[1]
+    axes.set_title("longer than the figure is wide, by far")
+    drawn = pixels_of(figure)
+    assert drawn.shape[1] > 1.2 * within
+    assert (drawn[:, :8] == 255).all()
+    assert (drawn[:, -8:] == 255).all()
 
 
 # Names as people have them

@@ -68,18 +68,27 @@ def summary(bench: Workbench, version: Version, method: str | None) -> Drawn:
 
 
 def _pictures(dataset: Version, test: Axis, train: Axis, shown: np.ndarray, ranked: dict) -> Drawn:
-    strongest = [[_images(dataset, train, row) for row in ranked[end]] for end in ("top", "bottom")]
+    strongest = [_rows_of_images(dataset, train, ranked[end]) for end in ("top", "bottom")]
     figure = plots.image_grid(_images(dataset, test, shown), *strongest)
     return {"strongest": figures.markdown(figure, "most helpful and most harmful training images")}
+
+
+def _rows_of_images(
+    dataset: Version, axis: Axis, slots: np.ndarray
+) -> list[list[tuple[str, np.ndarray]]]:
+    images = _images(dataset, axis, slots.ravel())
+    return [
+        images[start : start + slots.shape[1]] for start in range(0, slots.size, slots.shape[1])
+    ]
 
 
 def _images(dataset: Version, axis: Axis, slots: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Captions and images of rows, found by id: the dataset may be newer than the summary."""
     at = {str(name): slot for slot, name in enumerate(Axis.read(dataset, axis.name).ids)}
+    found = np.array([at.get(str(axis.ids[slot]), -1) for slot in slots])
     array = dataset.array(f"{axis.name}_x")
-    gone = np.full(array.shape[1:], np.nan)
-    ids = [str(axis.ids[slot]) for slot in slots]
-    images = [np.asarray(array[at[name]]) if name in at else gone for name in ids]
+    images = np.full((len(slots), *array.shape[1:]), np.nan)
+    images[found >= 0] = array.oindex[found[found >= 0]]
     return [(_name(axis, slot), image) for slot, image in zip(slots, images, strict=True)]
 
 

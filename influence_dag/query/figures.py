@@ -15,7 +15,6 @@ from matplotlib.ticker import LogFormatterSciNotation
 from numpy.typing import NDArray
 
 MARGIN = 0.1  # inches around a picture
-LINE = 2  # pixels that a line at the edge of what is drawn may be wide
 
 
 class Picture(Figure):
@@ -36,24 +35,35 @@ def png(figure: Figure, *, dpi: float = 90) -> bytes:
 def _cut_out(figure: Figure, dpi: float) -> NDArray | None:
     """What is drawn, and a margin; None where something reaches over the edge of the figure.
 
-    `savefig(bbox_inches="tight")` draws everything twice, the first time to find where it is.
+    `savefig(bbox_inches="tight")` draws everything twice, the first time to find where it is. Here
+    the pixels tell: to ask the axes takes as long as to draw them.
     """
     canvas, before = FigureCanvasAgg(figure), (figure.dpi, figure.get_facecolor())
     figure.set(dpi=dpi, facecolor="white")
     try:
         canvas.draw()
-        edges = np.asarray(figure.get_tightbbox(canvas.get_renderer()).extents) * dpi
         pixels = np.array(canvas.buffer_rgba())
+        images = _images(figure, pixels.shape[:2])
     finally:
         figure.set(dpi=before[0], facecolor=before[1])
-    height, width = pixels.shape[:2]
-    if (edges[:2] < -1).any() or (edges[2:] > (width + 1, height + 1)).any():
+    ink = (pixels[..., :3] < 255).any(axis=2)
+    outside = ink & ~images
+    if any(edge.any() for edge in (outside[0], outside[-1], outside[:, 0], outside[:, -1])):
         return None
-    left, bottom = np.maximum(0, np.floor(edges[:2]).astype(int) - LINE)
-    right, top = np.minimum((width, height), np.ceil(edges[2:]).astype(int) + LINE)
-    cut = pixels[height - top : height - bottom, left:right]
-    margin = round(MARGIN * dpi) - LINE
+    rows, columns = (np.flatnonzero((ink | images).any(axis=axis)) for axis in (1, 0))
+    cut = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else pixels
+    margin = round(MARGIN * dpi)
     return np.pad(cut, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
+
+
+def _images(figure: Figure, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """The pixels that images cover: what is white in them is theirs, and they may fill a figure."""
+    covered = np.zeros(shape, bool)
+    for image in (image for axes in figure.axes for image in axes.images):
+        extents = np.asarray(image.get_window_extent().extents).round().astype(int)
+        left, bottom, right, top = np.maximum(extents, 0)
+        covered[max(0, shape[0] - top) : shape[0] - bottom, left:right] = True
+    return covered
 
 
 def _encoded(pixels: NDArray, dpi: float) -> bytes:
@@ -90,12 +100,17 @@ def panels(count: int, *, width: float, height: float) -> tuple[Picture, list[Ax
     A layout that measures these instead draws them four times over, to find about the same room.
     """
     figure = Picture(figsize=(width * count, height))
-    across = {"left": 0.7 / width / count, "right": 1 - 0.2 / width / count}
+    across = {"left": 0.85 / width / count, "right": 1 - 0.2 / width / count}
     upright = {"bottom": 0.5 / height, "top": 1 - 0.3 / height}
     grid = figure.subplots(
         1, count, squeeze=False, gridspec_kw=across | upright | {"wspace": 0.8 / (width - 0.8)}
     )
     return figure, list(grid[0])
+
+
+def titled(axes: Axes, title: str) -> None:
+    """A title right above the axes; one without a place looks for it among all ticks, each time."""
+    axes.set_title(title, y=1.0)
 
 
 def scaled_log(axes: Axes) -> None:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from influence_dag.query.figures import Picture, as_it_is, panels, scaled_log
+from influence_dag.query.figures import Picture, as_it_is, panels, scaled_log, titled
 from influence_dag.texts import literal
 
 HELPS, HARMS, NEUTRAL = "#2166ac", "#b2182b", "#555555"
@@ -48,7 +48,8 @@ def spectrum(
     if zeros := int((np.abs(ordered) <= rounding).sum()):
         axes.plot([], [], " ", label=f"zero to rounding: {zeros}")
     scaled_log(axes)
-    axes.set(xlabel="rank", ylabel="eigenvalue", title=title)
+    axes.set(xlabel="rank", ylabel="eigenvalue")
+    titled(axes, title)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -80,14 +81,15 @@ def convergence(
 
 def _residuals(axes: Axes, residual: NDArray) -> None:
     axes.plot(np.sort(np.maximum(residual, 1e-18)), color=HELPS, linewidth=1)
-    title = "Residual ‖(H+λI)s−b‖/‖b‖"
     scaled_log(axes)
-    axes.set(xlabel="test rows, sorted", ylabel="relative residual", title=title)
+    axes.set(xlabel="test rows, sorted", ylabel="relative residual")
+    titled(axes, "Residual ‖(H+λI)s−b‖/‖b‖")
 
 
 def _iterations(axes: Axes, niter: NDArray) -> None:
     axes.hist(niter, bins=list(np.arange(niter.min() - 0.5, niter.max() + 1.5)), color=HELPS)
-    axes.set(xlabel="iterations", ylabel="test rows", title="Iterations to tolerance")
+    axes.set(xlabel="iterations", ylabel="test rows")
+    titled(axes, "Iterations to tolerance")
 
 
 def _curve(axes: Axes, curve: NDArray) -> None:
@@ -97,7 +99,8 @@ def _curve(axes: Axes, curve: NDArray) -> None:
     ):
         axes.plot(iterations, np.maximum(values, 1e-18), color=colour, linewidth=1, label=label)
     scaled_log(axes)
-    axes.set(xlabel="iteration", ylabel="relative residual", title="Convergence")
+    axes.set(xlabel="iteration", ylabel="relative residual")
+    titled(axes, "Convergence")
 
 
 def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
@@ -112,7 +115,8 @@ def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
     ):
         axes.hist(clipped[sign], bins=bins, color=colour, label=label, histtype="stepfilled")
     scaled_log(axes)
-    axes.set(xlabel="influence (0.1 % tails folded in)", ylabel="pairs", title=title)
+    axes.set(xlabel="influence (0.1 % tails folded in)", ylabel="pairs")
+    titled(axes, title)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -158,8 +162,9 @@ def image_grid(
         for column, (cell, colour) in enumerate(cells):
             _place(axes, row, column, *cell, colour)
     figure.text(
-        0.5, 1, "test row · helps most (blue) · harms most (red)", ha="center", va="top", fontsize=9
-    )
+        0.5, 1 - 0.03 / figure.get_figheight(), "test row · helps most (blue) · harms most (red)",
+        ha="center", va="top", fontsize=9,
+    )  # fmt: skip
     return figure
 
 
@@ -199,7 +204,8 @@ def agreement(predictions: Mapping[str, NDArray], actual: NDArray, *, title: str
         with np.errstate(invalid="ignore"):
             fit = f"Pearson {np.corrcoef(x, y)[0, 1]:.3f}, slope {x @ y / (x @ x):.2f}"
         axes.scatter(x, y, s=4, alpha=0.4, color=colour, label=f"{name}: {fit}", rasterized=True)
-    axes.set(xlabel="predicted change of the test loss", ylabel="change after a refit", title=title)
+    axes.set(xlabel="predicted change of the test loss", ylabel="change after a refit")
+    titled(axes, title)
     axes.legend(frameon=False, fontsize=7, loc="upper left")
     return figure
 
@@ -228,7 +234,8 @@ def detection(rankings: Mapping[str, NDArray], positive: NDArray, *, title: str)
         recall = np.concatenate([[0.0], np.cumsum(hits) / max(1, hits.sum())])
         axes.plot(looked_at, recall, color=colour, label=name)
     axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="by chance")
-    axes.set(xlabel="share of rows looked at", ylabel="share of wrong labels found", title=title)
+    axes.set(xlabel="share of rows looked at", ylabel="share of wrong labels found")
+    titled(axes, title)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
