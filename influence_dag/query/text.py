@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from dask.local import get_sync
 
 from influence_dag.addresses import folder_of, scheme_of
 from influence_dag.datasets.slots import Axis, Split, shown_label
@@ -37,7 +38,8 @@ def describe(results: StudyResults) -> str:
     influences = results[method].influences.isel(damping=-1, missing_dims="ignore")
     lines += [f"Influences by {method}: {_sizes(influences)}; positive helps, negative harms"]
     for position in np.linspace(0, influences.sizes["test"] - 1, TESTS).astype(int):
-        row = influences.isel(test=position).load(scheduler="sync")  # asks for no cluster
+        # Were it named, a cluster would be looked for, by what takes long to import.
+        row = influences.isel(test=position).load(scheduler=get_sync)
         lines += _strongest(row)
     return "\n".join([*lines, "", *_next(root, method, results, influences)])
 
