@@ -45,7 +45,8 @@ def one_for_each_database(create_engine: Callable) -> Callable:
         return create_engine(address, poolclass=NullPool, connect_args=dict(arguments))
 
     def create(address: str, *, poolclass: type, connect_args: dict[str, Any] | None = None) -> Any:
-        assert poolclass is NullPool, "an engine that keeps connections is not to be shared"
+        if poolclass is not NullPool:  # one that keeps connections is not to be shared
+            return create_engine(address, poolclass=poolclass, connect_args=connect_args or {})
         return made(address, tuple((connect_args or {}).items()))
 
     return create

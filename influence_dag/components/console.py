@@ -74,12 +74,14 @@ def in_a_line(check: dg.AssetCheckEvaluation) -> str:
 @contextmanager
 def recorded_or_forgotten(home: Path | None) -> Iterator[dg.DagsterInstance]:
     """The instance in a folder, which the UI shows; without one, one that forgets and is silent."""
-    if home:
-        home.mkdir(parents=True, exist_ok=True)
-        chosen = dg.DagsterInstance.from_config(str(home))
-    else:
-        chosen = dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}})
-    with chosen as instance:
+    if not home:
+        with dg.DagsterInstance.ephemeral(settings={"telemetry": {"enabled": False}}) as instance:
+            yield instance
+        return
+    from influence_dag.components.databases import kept_open
+
+    home.mkdir(parents=True, exist_ok=True)
+    with kept_open(), dg.DagsterInstance.from_config(str(home)) as instance:
         yield instance
 
 
