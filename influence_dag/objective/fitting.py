@@ -14,13 +14,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from inspect import unwrap
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
+from influence_dag.objective.lbfgs import LBFGS
 from influence_dag.objective.objective import LossFunction, Objective, Rows
 from influence_dag.objective.twice_differentiable import plain_gradient
 from influence_dag.study.model import FitSettings
@@ -29,7 +29,6 @@ Report = Callable[[str], None]
 Product = Callable[[Tensor], Tensor]
 
 LEARNING_RATES = {"adam": 1e-3, "sgd": 1e-1}
-HISTORY = 60  # L-BFGS pairs: on the digits network 60 reach 1e-6 in half the steps of 20
 LBFGS_STEPS = 100  # between two looks at the gradient's norm
 CG_STEPS = 500  # products a Newton step may take
 ROWS_AT_ONCE = 4096
@@ -151,43 +150,23 @@ def _fit_on_all_rows(
 
 def _lbfgs(problem: _Problem, max_steps: int, tolerance: float) -> tuple[Tensor, int]:
     """Limited-memory BFGS with a strong-Wolfe search, started afresh where the search gives up."""
-    theta = problem.objective.params.clone().requires_grad_()
 
-    def closure() -> Tensor:
-        value, theta.grad = problem.value_and_gradient(theta)
-        return value
+    def begun(theta: Float[Tensor, " p"]) -> LBFGS:
+        largest = tolerance / math.sqrt(len(theta))  # of an entry; the tolerance is of the norm
+        return LBFGS(problem.value_and_gradient, theta, tolerance=largest)
 
-    optimizer, steps = _new_lbfgs(theta, tolerance), 0
+    descent, steps = begun(problem.objective.params.clone()), 0
     while steps < max_steps:
-        before = optimizer.state[theta].get("n_iter", 0)
-        optimizer.param_groups[0]["max_iter"] = wanted = min(LBFGS_STEPS, max_steps - steps)
-        optimizer.step(closure)
-        taken = optimizer.state[theta]["n_iter"] - before
+        is_new, wanted = descent.steps == 0, min(LBFGS_STEPS, max_steps - steps)
+        taken = descent.run(wanted)
         steps += taken
-        if problem.value_and_gradient(theta)[1].norm() <= tolerance:
+        if descent.gradient.norm() <= tolerance:
             break
         if taken < wanted:
-            if before == 0 and taken <= 1:
+            if is_new and taken <= 1:
                 break  # not even the steepest descent moves
-            optimizer = _new_lbfgs(theta, tolerance)
-    return theta.detach(), steps
-
-
-class _LBFGS(torch.optim.LBFGS):
-    """torch's own, which does not import torch's compiler to be made: that takes a second."""
-
-    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)  # of what keeps it uncompiled
-
-
-def _new_lbfgs(theta: Tensor, tolerance: float) -> torch.optim.LBFGS:
-    return _LBFGS(
-        [theta],
-        max_eval=25 * LBFGS_STEPS,
-        tolerance_grad=tolerance / math.sqrt(len(theta)),  # torch's is the largest entry's
-        tolerance_change=1e-15,
-        history_size=HISTORY,
-        line_search_fn="strong_wolfe",
-    )
+            descent = begun(descent.theta)
+    return descent.theta, steps
 
 
 def _newton(
