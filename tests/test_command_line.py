@@ -302,15 +302,14 @@ from click.testing import CliRunner
 from influence_dag.__main__ import main
 store, out = sys.argv[1:]
 commands = {
-    "versions": [store, "direct/influences"],
+    "show": [store], "versions": [store, "direct/influences"],
     "diff": [store, "direct/influences", "1", "1"], "top": [store, "test-03", "--content"],
     "export": [store, f"{out}/x.parquet"],
     "report": [store, "-o", f"{out}/x.html", "--json"],
 }
-ended = {"show": CliRunner().invoke(main, ["show", store])}
-heavy = [name for name in ("distributed",) if name in sys.modules]
-ended |= {name: CliRunner().invoke(main, [name, *given]) for name, given in commands.items()}
-heavy += [name for name in ("torch", "dagster", "tiny_model") if name in sys.modules]
+ended = {name: CliRunner().invoke(main, [name, *given]) for name, given in commands.items()}
+absent = ("torch", "dagster", "distributed", "tiny_model")
+heavy = [name for name in absent if name in sys.modules]
 print(json.dumps([[name, done.exit_code, done.output] for name, done in ended.items()]))
 print(json.dumps(heavy))
 """

@@ -23,8 +23,14 @@ k_option = click.option("-k", type=click.IntRange(min=1), default=10, help="How 
 
 
 def _open(store: str) -> "StudyResults":
+    """The study's results; until the command ends, dask asks no cluster for what it reads."""
+    import dask.config
+    from dask.threaded import get
+
     from influence_dag.query.results import open_study
 
+    # Given as a function: by its name too, what speaks to clusters would be imported.
+    click.get_current_context().with_resource(dask.config.set(scheduler=get))
     return open_study(store)
 
 
