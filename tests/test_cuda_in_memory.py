@@ -3,6 +3,8 @@
 Skipped where there is none; `tests/simulated_cuda` runs this on one that is made of the processor.
 """
 
+import copy
+
 import pytest
 import torch
 from networks import CASES
@@ -13,8 +15,11 @@ from influence_dag.errors import ModelError
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
-    # Of cells of recurrent layers, which are fused on the device: one after the other.
-    pytest.mark.filterwarnings("ignore:There is a performance drop", "ignore:.*without cuDNN"),
+    # Cells of recurrent layers are not called row by row, whatever else is.
+    pytest.mark.filterwarnings(
+        *("ignore:.*without cuDNN", "ignore:There is a performance drop"),
+        "error:.*batching rule for aten::_thnn",
+    ),
 ]
 
 DAMPING = 30.0  # above what is negative in the curvature of networks that were not trained
@@ -61,6 +66,32 @@ def test_influences_of_every_kind_of_network(name):
 def test_perturbations_of_every_kind_of_network(name):
     asked = {"influence_type": "perturbation"}
     assert_there(influences(name, "cuda", **asked), influences(name, "cpu", **asked))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_of_packed_sequences(kind):
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = kind(3, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            lengths = torch.full((len(x),), x.shape[1])
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+            return self.outer(nn.utils.rnn.pad_packed_sequence(self.inner(packed)[0])[0][-1])
+
+    torch.manual_seed(0)
+    module, x = Packed().double(), torch.randn(5, 4, 3).double()
+    rows = batches(x, torch.arange(5) % 3)
+    there, here = (
+        idag.compute_influences(
+            idag.TorchTwiceDifferentiable(copy.deepcopy(module), "cross_entropy", device),
+            rows,
+            hessian_regularization=DAMPING,
+        )
+        for device in ("cuda", "cpu")
+    )
+    assert_there(there, here)
 
 
 @pytest.mark.filterwarnings("ignore:the curvature is not positive")
