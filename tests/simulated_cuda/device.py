@@ -119,6 +119,8 @@ _SAID: dict[str, Any] = {
     "set_device": lambda device: None,
     "synchronize": lambda device=None: None,
     "mem_get_info": lambda device=None: (FREE, TOTAL),
+    "memory_reserved": lambda device=None: 0,
+    "memory_allocated": lambda device=None: 0,
     "get_device_name": lambda device=None: SIMULATED.name,
     "get_device_capability": lambda device=None: (SIMULATED.major, SIMULATED.minor),
     "get_device_properties": lambda device=None: SIMULATED,
