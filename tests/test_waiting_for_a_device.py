@@ -22,7 +22,7 @@ from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.influence.reductions import OverTests, StrongestPairs, over_features
 from influence_dag.influence.upweighting import influences
 from influence_dag.objective.objective import Objective, Rows
-from influence_dag.solvers import EKFAC, LiSSA
+from influence_dag.solvers import EKFAC, ConjugateGradient, LiSSA
 from influence_dag.solvers.kronecker_scores import RotatedGradients
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -115,6 +115,20 @@ def test_a_step_of_a_series_asks_for_little(problem):
 
     of_steps(2)
     assert of_steps(30) - of_steps(20) <= 10 * 6
+
+
+@pytest.mark.filterwarnings("ignore:7 of 7 systems missed")
+def test_a_step_of_conjugate_gradients_asks_for_little(problem):
+    """What is not finite, whose residual halved, who is done; not what the preconditioner holds."""
+    objective, rows = problem
+    curvature, b = GaussNewton(objective, rows), torch.randn(7, objective.size).to(DEVICE)
+
+    def of_steps(count):
+        solver = ConjugateGradient(maxiter=count, rtol=1e-30, rank=5, on_failure="warn")
+        return waits(lambda: solver.factorize(curvature).solve(b, damping=0.1))
+
+    of_steps(2)
+    assert of_steps(7) - of_steps(4) <= 3 * 7
 
 
 def test_reductions_ask_nothing():

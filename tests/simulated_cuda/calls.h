@@ -50,6 +50,11 @@ const std::set<std::string> kNoHostNumber = {
     "aten::scatter_add",  "aten::scatter_add_", "aten::take",      "aten::embedding_dense_backward",
     "aten::nll_loss_forward"};
 
+// Those that CUDA has for decimals alone.
+const std::set<std::string> kOfDecimals = {
+    "aten::mm",    "aten::bmm",   "aten::mv",  "aten::dot",         "aten::addmm",
+    "aten::addmv", "aten::addbmm", "aten::baddbmm", "aten::convolution"};
+
 template <class Visit>
 void each_tensor(const IValue& value, Visit visit) {
   if (value.isTensor()) visit(value.toTensor());
@@ -75,7 +80,14 @@ inline void check_indexed(const std::string& name, at::ArrayRef<IValue> argument
   });
 }
 
+inline void check_kind(const std::string& name, const Tensor& operand) {
+  const auto kind = operand.scalar_type();
+  TORCH_CHECK(!at::isIntegralType(kind, /*includeBool=*/true), "\"", name,
+              "_cuda\" not implemented for '", kind, "'");
+}
+
 inline void check_devices(const std::string& name, at::ArrayRef<IValue> arguments) {
+  if (kOfDecimals.count(name)) check_kind(name, arguments[0].toTensor());
   if (kTakesBoth.count(name)) return;
   if (kIndexed.count(name)) return check_indexed(name, arguments);
   const bool takes_number = !kNoHostNumber.count(name);

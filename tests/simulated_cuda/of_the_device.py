@@ -42,6 +42,13 @@ def test_devices_are_not_mixed(there):
             mixed()
 
 
+def test_there_are_no_products_of_whole_numbers(there):
+    whole = there.long()
+    for product in (lambda: whole @ whole.T, lambda: whole[0].dot(whole[0])):
+        with pytest.raises(RuntimeError, match="_cuda\" not implemented for 'Long'"):
+            product()
+
+
 def test_what_cuda_lets_mix_may_be_mixed(there):
     assert (there + torch.tensor(1.0)).is_cuda
     assert there[torch.tensor([0, 2])].is_cuda
