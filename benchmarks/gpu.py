@@ -18,7 +18,10 @@ from torch import Tensor
 from influence_dag.stages.landing import landed
 
 HERE = Path(__file__).parent
-TESTS = "tests/stages/test_cuda.py", "tests/test_waiting_for_a_device.py"
+TESTS = tuple(
+    f"tests/{name}.py"
+    for name in ("stages/test_cuda", "test_cuda_in_memory", "test_waiting_for_a_device")
+)
 MINUTES = 10
 
 

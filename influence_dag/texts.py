@@ -70,3 +70,20 @@ def readable_bytes(size: int) -> str:
     units = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
     unit, worth = next(((unit, worth) for unit, worth in units.items() if size >= worth), ("B", 1))
     return f"{size / worth:,.4g} {unit}"
+
+
+def left_behind(error: BaseException) -> str:
+    """What to do where code has mixed devices, as an end of its error's sentence; else nothing.
+
+    >>> left_behind(RuntimeError("Expected all tensors to be on the same device"))[:32]
+    '; a tensor that is no parameter '
+    >>> left_behind(RuntimeError("shapes differ"))
+    ''
+    """
+    if "on the same device" not in str(error):
+        return ""
+    return (
+        "; a tensor that is no parameter stays where it was made: let a module have it as a buffer "
+        "(register_buffer), which is moved with it, bring it to what it meets (.to(x.device)), or "
+        "compute on the processor (device: cpu)"
+    )

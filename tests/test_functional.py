@@ -303,6 +303,13 @@ NETWORK_METHODS = {
 }
 
 
+def test_memory_that_torch_keeps_of_a_gpu_for_later_is_free(monkeypatch):
+    has = {"mem_get_info": (70, 100), "memory_reserved": 20, "memory_allocated": 15}
+    for name, value in has.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert sizes.free_bytes(torch.device("cuda")) == 70 + 20 - 15
+
+
 def test_a_perturbation_tensor_that_does_not_fit_is_refused_before_anything_is_solved(
     monkeypatch, wrapped_model, training_data_loader, test_data_loader
 ):

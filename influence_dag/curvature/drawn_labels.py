@@ -55,7 +55,7 @@ def drawn_root(
         if isinstance(generator, Ranked):
             raise ValueError("what a function draws follows the order of the rows it is given")
         scale = _scale_of(loss, outputs, targets, distribution)
-        drawn = distribution(outputs, targets, generator)
+        drawn = _drawn(distribution, outputs, targets, generator)
         return output_gradient(loss, outputs, drawn) / scale**0.5
     probes = Probes(loss, outputs, targets)
     asked = distribution or likelihood_of(loss)
@@ -183,7 +183,7 @@ def _scale_of(loss: LossFunction, outputs: Tensor, targets: Any, draw: Draw) -> 
     times = max(1, min(_DRAWS, _NUMBERS // max(1, rows[0].numel())) // len(rows))
     f, y = (_repeated(part, len(rows), times) for part in (rows, targets))
     random = torch.Generator().manual_seed(0)
-    drawn = draw(f, y, random)
+    drawn = _drawn(draw, f, y, random)
     g, product, *_ = vjp(lambda f: gradient(loss, f, drawn), f)
     u = normal(tuple(f.shape), random, f)
     squares = (g * u).flatten(1).sum(1).double().square().mean()
@@ -199,6 +199,12 @@ def _scale_of(loss: LossFunction, outputs: Tensor, targets: Any, draw: Draw) -> 
         f"{f', or 1/{terms} for a mean over the {terms} targets of a row' if terms > 1 else ''}; "
         "look at factors and variances in the loss, or take fisher='exact'"
     )
+
+
+def _drawn(draw: Draw, outputs: Tensor, targets: Any, generator: torch.Generator) -> Any:
+    """What a function draws: on the processor, as its generator does, alike for every device."""
+    drawn = draw(outputs.detach().cpu(), map_tensors(Tensor.cpu, targets), generator)
+    return map_tensors(lambda leaf: leaf.to(outputs.device), drawn)
 
 
 def _repeated(values: Any, rows: int, times: int) -> Any:

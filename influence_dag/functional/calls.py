@@ -68,7 +68,7 @@ class TorchTwiceDifferentiable:
             )
         self.device = torch.device(device)
         self.model = model.to(self.device)
-        self.loss = loss.to(self.device) if isinstance(loss, nn.Module) else loss
+        self.loss = loss
         self.measurement = measurement
 
     @property

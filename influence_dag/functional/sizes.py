@@ -27,9 +27,13 @@ def check_fits(point: Point, rows: Rows, tests: int) -> None:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where the system does not say."""
+    """Memory that is free on a device; None where the system does not say.
+
+    What torch holds of a GPU's and has given to nobody is free as well.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -15,7 +15,7 @@ from influence_dag.objective.remembered import check_remembers_nothing
 from influence_dag.objective.rows import Inputs, Rows
 from influence_dag.objective.twice_differentiable import no_derivative
 from influence_dag.structures import described, map_tensors, tensors_of
-from influence_dag.texts import a_kind, listed
+from influence_dag.texts import a_kind, left_behind, listed
 
 if TYPE_CHECKING:
     from influence_dag.objective.objective import Objective
@@ -162,7 +162,7 @@ def _few_outputs(objective: "Objective", x: Inputs) -> Any:
     except Exception as error:
         raise ModelError(
             f"the model fails on inputs {described(x)}: {type(error).__name__}: {error}; it has "
-            f"to take such a batch{_of_whole_numbers(x)}"
+            f"to take such a batch{_of_whole_numbers(x)}{left_behind(error)}"
         ) from error
 
 
@@ -193,6 +193,7 @@ def _check_shapes(objective: "Objective", rows: Rows) -> None:
         except Exception as error:
             raise ModelError(
                 f"the {what} fails on the first {len(few)} rows: {type(error).__name__}: {error}"
+                f"{left_behind(error)}"
             ) from error
         if not isinstance(values, Tensor) or values.shape != (len(few),):
             seen = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else a_kind(values)

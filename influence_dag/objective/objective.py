@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from influence_dag.errors import ModelError
-from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
+from influence_dag.losses import LossFunction, ReducedLoss, per_sample_loss, reduced_loss
 from influence_dag.objective.chosen_output import chosen_output
 from influence_dag.objective.rows import Inputs, Rows
 from influence_dag.objective.twice_differentiable import TwiceDifferentiable
@@ -79,9 +79,6 @@ class Objective:
     ):
         self.module = module
         self.output = output
-        self.loss = per_sample_loss(loss)
-        self.takes = self.loss  # what the prediction is chosen for
-        self.measurement = measurement
         trainable = {
             name: parameter
             for name, parameter in module.named_parameters()
@@ -97,6 +94,9 @@ class Objective:
         self.params: Float[Tensor, " p"] = torch.cat(
             [parameter.detach().reshape(-1) for parameter in trainable.values()]
         ).clone()
+        self.loss = _beside(self.params, per_sample_loss(loss))
+        self.takes = self.loss  # what the prediction is chosen for
+        self.measurement = measurement and _beside(self.params, measurement)
         self.params[self.params.abs() < torch.finfo(self.params.dtype).tiny] = 0.0
         self.slices = _slices(self.parameter_names, self.parameter_shapes)
         self._sizes = [shape.numel() for shape in self.parameter_shapes]
@@ -207,6 +207,14 @@ def _tied(module: nn.Module) -> dict[str, str]:
     )
     first = {name: names.setdefault(id(tensor), name) for name, tensor in tensors}
     return {name: known for name, known in first.items() if known != name}
+
+
+def _beside(params: Tensor, function: LossFunction) -> LossFunction:
+    """A loss or measurement, moved to the parameters' device where it is a module with tensors."""
+    module = function.whole if isinstance(function, ReducedLoss) else function
+    if isinstance(module, nn.Module):
+        module.to(params.device)
+    return function
 
 
 def _slices(names: tuple[str, ...], shapes: tuple[torch.Size, ...]) -> dict[str, slice]:

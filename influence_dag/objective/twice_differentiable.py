@@ -15,6 +15,10 @@ NOT_FOLLOWED = (RuntimeError, NotImplementedError)  # what torch raises for what
 
 _ATTENDS_BY, _PLAIN = "_attn_implementation", ("eager", "sdpa")
 _FUSED = vars(torch)["_weight_norm"]
+_CELLS = {
+    vars(torch)["lstm"]: ("lstm_impl", "lstm_data_impl"),
+    vars(torch)["gru"]: ("gru_impl", "gru_impl_data"),
+}
 _ATTENTION = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
@@ -74,6 +78,7 @@ class TwiceDifferentiable:
                 mha.set_fastpath_enabled(False)
             if self.recurrent:
                 kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
+                kernels.enter_context(_UnfusedCells())
             if self.normalises_weights:
                 kernels.enter_context(_UnfusedWeightNorm())
             self._entered.append(kernels.pop_all())
@@ -129,6 +134,19 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     r"""$g v / \lVert v \rVert$, the norm over all axes but `dim` (-1: over all)."""
     others = [axis for axis in range(v.ndim) if axis != dim % v.ndim or dim == -1]
     return v * (g / v.square().sum(others, keepdim=True).sqrt())
+
+
+class _UnfusedCells(TorchFunctionMode):
+    """Layers of a GPU by plain operations: its fused cells are called row by row inside `vmap`."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _CELLS and args[0].is_cuda and not kwargs:
+            from torch._decomp import decompositions
+
+            # Packed sequences come with the sizes of their batches, one axis, before the state.
+            packed = isinstance(args[1], Tensor) and args[1].ndim == 1
+            return getattr(decompositions, _CELLS[func][packed])(*args)
+        return func(*args, **(kwargs or {}))
 
 
 def no_derivative(which: str, objective: Any, error: Exception) -> ModelError:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -102,11 +103,12 @@ class Eigenbasis:
         would blow up what the rows have along them, which is rounding as well. An `exhausted` basis
         then stays within its range.
         """
-        held = self.eigenvalues + damping > self._floor(rows.dtype)
-        if not held.any():
+        (least, most), floor = self._ends, self._floor(rows.dtype)
+        if not len(self.eigenvalues) or most + damping <= floor:
             return rows
         values, vectors = self.eigenvalues + damping, self.eigenvectors
-        if not held.all():
+        if least + damping <= floor:
+            held = values > floor
             values, vectors = values[held], vectors[:, held]
         coordinates = rows.to(vectors.dtype) @ vectors
         if (self.is_square or self.exhausted) and damping <= self._floor(rows.dtype):
@@ -147,17 +149,22 @@ class Eigenbasis:
         size = shifted.abs() if self.indefinite == "allow" else shifted
         held = size > floor
         if (~held & (values < -floor)).any():
-            ends = self.eigenvalues.min().item(), self.eigenvalues.max().item()
             p = len(self.eigenvectors)
-            raise indefinite_error(*ends, damping=damping, dtype=dtype, size=p)
+            raise indefinite_error(*self._ends, damping=damping, dtype=dtype, size=p)
         return shifted, held
 
     def _floor(self, dtype: torch.dtype) -> float:
         """The size of an eigenvalue that is zero to rounding."""
-        if not len(self.eigenvalues):
-            return 0.0
         share = self.rounding or rounding(dtype, len(self.eigenvectors))
-        return share * self.eigenvalues.abs().max().item()
+        return share * max(map(abs, self._ends))
+
+    @cached_property  # asked for at every step, and a device is asked once
+    def _ends(self) -> tuple[float, float]:
+        """The smallest and the largest eigenvalue; zeros where none is held."""
+        if not len(self.eigenvalues):
+            return 0.0, 0.0
+        least, most = torch.stack(self.eigenvalues.aminmax()).tolist()
+        return least, most
 
     @property
     def info(self) -> dict[str, Any]:

@@ -74,9 +74,8 @@ class Descent:
         rows = torch.arange(len(self.rhs), device=self.rhs.device)
         while len(rows) and self.most > 0:
             rows, left = self._one_step(rows)
-            long = left > _SHORT
-            if self._pairs_pay(left[long]):
-                self._in_pairs(rows[long])
+            if self._pairs_pay(left):
+                self._in_pairs(rows[left > _SHORT])
                 rows = rows[self.taken[rows] < self.most]
         self.lengths = self.lengths[:, : int(self.taken.max())] if len(self.rhs) else self.lengths
         return self
@@ -94,7 +93,8 @@ class Descent:
             self.h[rows] = after
         enough = self.rtol * after.norm(dim=1)
         go_on = (length > enough) & (self.taken[rows] < self.most)
-        rows, length, enough = rows[go_on], length[go_on], enough[go_on]
+        if not go_on.all():
+            rows, length, enough = rows[go_on], length[go_on], enough[go_on]
         return rows, self._left(rows, length, enough)
 
     def _left(
@@ -108,10 +108,10 @@ class Descent:
         return ((enough / length).log() / shrinks).nan_to_num(posinf=torch.inf).clamp(max=most)
 
     def _pairs_pay(self, left: Float[Tensor, " m"]) -> bool:
-        if not isinstance(self.operator.curvature, DenseCurvature) or not len(left):
+        if not isinstance(self.operator.curvature, DenseCurvature):
             return False
-        saved = float(left.sum()) / 2
-        return self._of_two is not None or saved > _PAYS * self.operator.curvature.size
+        saved = float(left.where(left > _SHORT, 0).sum()) / 2
+        return saved > (0 if self._of_two is not None else _PAYS * self.operator.curvature.size)
 
     def _in_pairs(self, rows: Int[Tensor, " m"]) -> None:
         """As long as neither step of a pair can be a row's last one, nor the first too short."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from influence_dag.errors import InfluenceDagError, ModelError, StudyError
 from influence_dag.study.module_files import INSTALLED
+from influence_dag.texts import left_behind
 from influence_dag.unchanged import ChangedError
 
 _OWN, _PYTHON = Path(__file__).parents[1], Path(traceback.__file__).parent
@@ -26,7 +27,8 @@ def named_by(
         raise
     except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {error}"
-        raise kind(f"{setting} ended in {said:.500}{place_of(error)}; {wanted}") from error
+        cure = left_behind(error)
+        raise kind(f"{setting} ended in {said:.500}{place_of(error)}; {wanted}{cure}") from error
 
 
 def ended(error: SystemExit) -> StudyError:

@@ -50,7 +50,7 @@ class Inverted:
         return {"matrix": self.matrix}
 
     def solve(self, rhs: Tensor, *, damping: float, x0: Tensor | None = None) -> Solution:
-        damped = self.matrix + damping * torch.eye(len(self.matrix), dtype=self.matrix.dtype)
+        damped = self.matrix + damping * torch.eye(len(self.matrix)).to(self.matrix)
         inverse = torch.linalg.inv(damped)
         x = rhs @ inverse
         for _ in range(self.refinements):

@@ -210,9 +210,9 @@ def test_only_the_device_cuda_asks_for_workers_with_a_gpu(monkeypatch, finished)
             asked.append("closed")
 
     monkeypatch.setattr(dask_executor, "DaskExecutor", Recording)
-    finished.write_settings(compute=DASK)
+    finished.write_settings(compute=DASK | {"device": "cpu"})
     bench = finished.bench()
-    finished.write_settings(compute={"executor": "local", "workers": None})
+    finished.write_settings(compute={"executor": "local", "workers": None, "device": "auto"})
     with one_run():
         assert executor_of(bench) is executor_of(bench)
         bench.device = type("Device", (), {"type": "cuda"})()

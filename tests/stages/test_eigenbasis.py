@@ -42,14 +42,14 @@ def products(bench):
     """Of the stored factors and gradients."""
     factors = bench.require("ekfac/influence_factors").read("influence_factors")
     G = reading.load_gradients(bench, slice(0, len(bench.axis("gradients", "train")))).dense()
-    return factors @ G.numpy().T
+    return factors @ G.cpu().numpy().T
 
 
 def influences(bench):
     """All of them, by the kernel that the stage hands out."""
     shape = bench.require("ekfac/influences").variables["influences"].shape
     tile = Tile((0,) * len(shape), shape, ())
-    return ProductsOfPairs("ekfac", rotates=True).at(bench)(tile)["influences"]
+    return ProductsOfPairs("ekfac", rotates=True).at(bench)(tile)["influences"].cpu()
 
 
 def assert_equal(seen, wanted):
@@ -83,7 +83,7 @@ def test_training_rows_are_cut_by_what_is_kept_of_them(original, monkeypatch):
     shape = bench.require("ekfac/influences").variables["influences"].shape
     assert shape == (2, 10, 40)
     tile = Tile((0, 0, 0), shape, ())
-    found = ProductsOfPairs("ekfac").at(bench)(tile)["influences"]
+    found = ProductsOfPairs("ekfac").at(bench)(tile)["influences"].cpu()
     assert len(asked) == 2 * (10 // 2) * (40 // 4)
     assert_equal(found, products(bench))
 
@@ -115,8 +115,8 @@ def test_self_influences_are_those_of_dense_solves(original):
     stored = bench.require("ekfac/summary")
     for k, damping in enumerate((0.05, 0.5)):
         x = of_rows.factorization.solve(G, damping=damping).x
-        assert_equal(stored.read("self_influence")[k, rows], (x * G).sum(1).numpy())
-        assert_equal(stored.read("parameter_influence_norm")[k, rows], x.norm(dim=1).numpy())
+        assert_equal(stored.read("self_influence")[k, rows], (x * G).sum(1).cpu().numpy())
+        assert_equal(stored.read("parameter_influence_norm")[k, rows], x.norm(dim=1).cpu().numpy())
 
 
 # Residuals -------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ def test_a_block_on_both_sides_is_whole_and_those_on_this_one_wait_for_nothing()
 )
 def test_the_processor_writes_what_it_has_computed(project, artifact, monkeypatch):
     """No array is copied between a kernel and the draft, and no kernel asks for one itself."""
+    project.write_settings(compute={"device": "cpu"})
     computed, written = [], []
 
     def started(task):

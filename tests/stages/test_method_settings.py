@@ -227,7 +227,7 @@ EFFECTS = [  # method, settings, a change of them
 def test_each_setting_of_a_method_has_an_effect(study):
     from influence_dag.stages import curvature, matrices
 
-    rhs, found = torch.randn(3, 31, dtype=torch.float64), {}
+    rhs, found = torch.randn(3, 31, dtype=torch.float64).to(study.bench().device), {}
 
     def solved(method, settings):
         """Once, of the settings that several changes start from."""

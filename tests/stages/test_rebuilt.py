@@ -55,6 +55,7 @@ def build():
 
 {FITTING}
 """
+HERE = {"device": "cpu"}  # where plain tensors of modules are
 LEFT_OUTSIDE = {
     "a plain tensor": ("module.mean = rows.x.mean(0) + 2.0", "'mean'"),
     "a plain number": ("module.temperature = 2.5", "'temperature'"),
@@ -75,7 +76,7 @@ LEFT_OUTSIDE = {
 
 def fitted_by(root, line: str, model: str = PLAIN) -> Project:
     body = f"{model}\ndef fit(module, rows):\n    {line}\n    minimise(module, rows)\n"
-    project = Project(root, model=body, methods={"cg": None}, damping=0.05)
+    project = Project(root, model=body, methods={"cg": None}, damping=0.05, compute=HERE)
     project.settings = project.settings | {"perturbation": None}
     project.settings["model"] = project.settings["model"] | {"fit": "tiny_model:fit"}
     project.write_settings()
@@ -145,7 +146,7 @@ def test_a_build_may_draw_from_the_usual_generators(tmp_path, generator):
     for name in ("one", "two"):
         np.random.seed(len(results))  # noqa: NPY002
         random.seed(len(results))
-        project = Project(tmp_path / name, model=model, methods={"cg": None})
+        project = Project(tmp_path / name, model=model, methods={"cg": None}, compute=HERE)
         project.refresh()
         results.append(project.results["direct"].influences.values)
     np.testing.assert_array_equal(*results)
@@ -165,7 +166,9 @@ def test_a_build_that_draws_from_a_generator_without_a_seed_is_refused(tmp_path,
         "self.layer.bias.data += float(np.random.default_rng().normal())",
     }
     text = drawn["'mean'"] if named == "'mean'" else drawn[named]
-    project = Project(tmp_path, model=PLAIN.replace(where, text), methods={"cg": None})
+    project = Project(
+        tmp_path, model=PLAIN.replace(where, text), methods={"cg": None}, compute=HERE
+    )
     with pytest.raises(ModelError, match=named):
         project.refresh()
 
@@ -245,7 +248,8 @@ MOVING = {
 def of_data(root, made: str = "pass", read: str = "") -> Project:
     model = PLAIN + DATA.format(made=made, read=read)
     data = {"train": "tiny_model:train", "test": "tiny_model:test", "id": None, "target": None}
-    return Project(root, model=model, data=data, methods={"cg": None}, perturbation=None)
+    settings = {"methods": {"cg": None}, "perturbation": None, "compute": HERE}
+    return Project(root, model=model, data=data, **settings)
 
 
 @pytest.mark.parametrize("what", MOVING)

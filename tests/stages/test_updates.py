@@ -330,8 +330,8 @@ def test_rows_are_read_in_the_order_asked_for(finished_project, count):
     order = np.random.default_rng(0).permutation(train.slots)[:count]
     x, y = finished_project.tensors("train")
     rows = load_rows(bench, train, order)
-    torch.testing.assert_close(rows.x, x[order])
-    torch.testing.assert_close(rows.y, y[order])
+    torch.testing.assert_close(rows.x.cpu(), x[order])
+    torch.testing.assert_close(rows.y.cpu(), y[order])
 
 
 def rename(project: Project, split: str, old: str, new: str) -> None:

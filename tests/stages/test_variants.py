@@ -41,7 +41,7 @@ def test_a_list_of_dampings_gives_each_its_own_influences(project):
     stored = bench.require("cg/influence_factors").read("influence_factors")
     for place in range(len(sweep)):  # where the next solves of these rows would start
         start = solver._previous(slots, place, stored.shape[-1])
-        np.testing.assert_array_equal(start, stored[place, slots])
+        np.testing.assert_array_equal(start.cpu(), stored[place, slots])
 
 
 def test_one_more_damping_leaves_the_others_as_they_are(project):
