@@ -232,11 +232,12 @@ def solve_hvp(
     `max_perc_residual`, `mean_perc_residual`, percentages (lissa); `eigenvalues`, `eigenvectors`
     (arnoldi); the relative `residual` of each row where it is known.
 
-    Raises `ValueError` for an unknown method, `TypeError` for a setting that it does not have,
-    `IndefiniteError` when $H + \lambda I$ is not positive definite (naming a damping that would
-    do) or singular with b outside its range, `ModelError` for a model or loss that cannot be used.
-    Rows of `cg` and `lissa` that miss the tolerance are returned as they are, with a warning and
-    `converged` false; `on_failure="raise"` makes that a `NotConvergedError`.
+    Raises `ValueError` for an unknown method or a value that a setting cannot have, `TypeError` for
+    a setting that the method does not have, `IndefiniteError` when $H + \lambda I$ is not positive
+    definite (naming a damping that would do) or singular with b outside its range, `ModelError` for
+    a model or loss that cannot be used. Rows of `cg` and `lissa` that miss the tolerance are
+    returned as they are, with a warning and `converged` false; `on_failure="raise"` makes that a
+    `NotConvergedError`.
     """
     inversion = Inversion.of(inversion_method, hessian_perturbation, **settings)
     objective = differentiable_model.objective
