@@ -19,7 +19,7 @@ from influence_dag.functional.columns import (
 from influence_dag.functional.inversion import Damping, InverseHvpResult, Inversion
 from influence_dag.functional.loaders import read_rows
 from influence_dag.functional.sizes import check_fits
-from influence_dag.functional.usable import usable_module
+from influence_dag.functional.usable import usable_device, usable_module
 from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.influence.points import perturbation_point
 from influence_dag.influence.positions import (
@@ -66,7 +66,7 @@ class TorchTwiceDifferentiable:
             raise TypeError(
                 f"loss is {a_kind(loss)}; a name or a function (output, target) is wanted"
             )
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.model = model.to(self.device)
         self.loss = loss.to(self.device) if isinstance(loss, nn.Module) else loss
         self.measurement = measurement

@@ -140,6 +140,32 @@ MEMORY = [
     Kind("a loader without rows", nothing, influences(data=list)),
     Kind("rows that are no pairs", nothing, influences(data=lambda: [torch.zeros(3, 3)])),
     Kind("something that is no loader", nothing, influences(data=lambda: 3)),
+    Kind("rows in a sparse tensor", nothing, influences(data=lambda: [(X.to_sparse(), Y)])),
+    Kind(
+        "quantised rows",
+        nothing,
+        influences(data=lambda: [(torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), Y)]),
+    ),
+    Kind(
+        "rows in another precision from one batch on",
+        nothing,
+        influences(data=lambda: [(X, Y), (X.double(), Y)]),
+    ),
+    Kind(
+        "rows in numpy's longdouble",
+        nothing,
+        influences(data=lambda: [(X.numpy().astype("longdouble"), Y)]),
+    ),
+    Kind(
+        "a device that there is not",
+        nothing,
+        lambda project: idag.TorchTwiceDifferentiable(torch.nn.Linear(3, 3), "mse", "warp:7"),
+    ),
+    Kind(
+        "a device without numbers",
+        nothing,
+        lambda project: idag.TorchTwiceDifferentiable(torch.nn.Linear(3, 3), "mse", "meta"),
+    ),
     Kind("rows of another width", nothing, influences(data=lambda: loader(torch.zeros(8, 5)))),
     Kind("labels above the model's outputs", nothing, influences(data=lambda: loader(y=Y + 1))),
     Kind("rows of NaN", nothing, influences(data=lambda: loader(X * float("nan")))),
