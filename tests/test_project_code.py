@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
@@ -274,6 +275,44 @@ def test_a_star_imports_what_all_names(tmp_path, text, seen):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert set(done.stdout.split()) <= found, "what Python imports is seen"
+
+
+BY_NAME = [
+    "import importlib\n\nmodule = importlib.import_module('things.layers')\n",
+    "import importlib\n\nmodule = importlib.import_module(name='things.layers')\n",
+    "from importlib import import_module as load\n\nmodule = load('things.layers')\n",
+    "module = __import__('things.layers')\n",
+    "def late():\n    from importlib import import_module\n\n"
+    "    return import_module('.layers', __package__)\n",
+    "import importlib\n\nmodule = importlib.import_module('..layers', 'things.deep')\n",
+]
+
+
+@pytest.mark.parametrize("text", BY_NAME, ids=map(str, range(len(BY_NAME))))
+def test_a_module_whose_name_is_written_out_in_a_call_is_seen(root, text):
+    (root / "things/two.py").write_text(text)
+    assert "things.layers" in code_hashes("things.two", root)
+
+
+@pytest.mark.parametrize("text", ["import_module('__future__')", "import_module(name)", "f('a b')"])
+def test_other_calls_import_nothing_of_the_project(root, text):
+    (root / "bystander.py").write_text(f"from importlib import import_module\n\n{text}\n")
+    assert set(code_hashes("bystander", root)) == {"bystander"}
+
+
+@pytest.mark.parametrize("ending", [EXTENSION_SUFFIXES[0], ".pyc"])
+def test_compiled_modules_count_by_their_file(tmp_path, ending):
+    keys = []
+    for folder, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        write_all(tmp_path / folder, {"helper.py": "import things.native\n", "things/two.py": ""})
+        (tmp_path / folder / f"things/native{ending}").write_bytes(content)
+        keys.append(code_key("helper", tmp_path / folder))
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_compiled_module_hides_a_source_of_its_name(root):
+    (root / f"helper{EXTENSION_SUFFIXES[0]}").write_bytes(b"built of another helper.py")
+    assert "helper" not in code_hashes("things.model", root)
 
 
 class Editable:

@@ -60,6 +60,7 @@ def load_split(
         ordered=named is not None,
         counted=count_outputs(source, named) if named else None,
         close=source.close,
+        axis_labels=source.axis_labels,
     )
 
 

@@ -1,11 +1,13 @@
 """What the arguments of a call say, whichever library's names they have."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from influence_dag.solvers import Method, build
+from influence_dag.solvers.settings import checked_damping
+from influence_dag.texts import a_kind
 
 # What other libraries call the settings of a method, and its start.
 _SYNONYMS = {"arnoldi": {"rank_estimate": "rank", "eigen_computation_on_gpu": "on_device"}}
@@ -26,8 +28,33 @@ def choice(argument: str, value: Any, accepted: tuple[str, ...]) -> str:
     return name
 
 
+def damping_of(given: Any, also: Any, settings: dict[str, Any]) -> float | Literal["auto"]:
+    """λ, whichever of its two names a call had for it."""
+    if "damping" in settings:
+        raise TypeError(
+            "damping is a setting of studies; calls in memory have hessian_regularization "
+            "(solve_hvp: hessian_perturbation)"
+        )
+    if also is not None and given not in (0.0, also):
+        raise ValueError(
+            f"hessian_regularization={given!r} and hessian_perturbation={also!r} are one "
+            "damping; give one of them"
+        )
+    value = given if also is None else also
+    if isinstance(value, str) and value != "auto":
+        raise ValueError(f"damping={value!r} is unknown; use a number or 'auto'")
+    if isinstance(value, list | tuple):
+        raise TypeError(
+            f"damping is {a_kind(value)}; one number or 'auto' is wanted: call once for each of "
+            "several, or list them in a study"
+        )
+    return "auto" if isinstance(value, str) else checked_damping(value)
+
+
 def method_of(name: str, damping: float | None, settings: dict[str, Any]) -> Method:
     synonyms = _SYNONYMS.get(name, {})
+    if twice := [pair for pair in synonyms.items() if {*pair} <= {*settings}]:
+        raise TypeError(f"{' and '.join(twice[0])} are one setting; give one of them")
     settings = {synonyms.get(key, key): value for key, value in settings.items()}
     if name == "direct":
         settings.setdefault("damping", damping)
@@ -39,6 +66,10 @@ def start_of(name: str, settings: dict[str, Any]) -> Tensor | None:
     start = settings.pop(_START[name], None) if name in _START else None
     if start is None:
         return None
+    if not isinstance(start, Tensor):
+        raise TypeError(f"{_START[name]} is {a_kind(start)}; a tensor is wanted")
+    if not start.isfinite().all():
+        raise ValueError(f"{_START[name]} has entries that are not finite; leave it out")
     if name == "lissa":
         if settings.get("scale") is None:
             raise ValueError("h0 is a first guess for scale * x: give scale along with it")

@@ -19,7 +19,7 @@ from influence_dag.functional.columns import (
 from influence_dag.functional.inversion import Damping, InverseHvpResult, Inversion
 from influence_dag.functional.loaders import read_rows
 from influence_dag.functional.sizes import check_fits
-from influence_dag.functional.usable import usable_module
+from influence_dag.functional.usable import usable_device, usable_module
 from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.influence.points import perturbation_point
 from influence_dag.influence.positions import (
@@ -66,7 +66,7 @@ class TorchTwiceDifferentiable:
             raise TypeError(
                 f"loss is {a_kind(loss)}; a name or a function (output, target) is wanted"
             )
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.model = model.to(self.device)
         self.loss = loss
         self.measurement = measurement
@@ -232,11 +232,12 @@ def solve_hvp(
     `max_perc_residual`, `mean_perc_residual`, percentages (lissa); `eigenvalues`, `eigenvectors`
     (arnoldi); the relative `residual` of each row where it is known.
 
-    Raises `ValueError` for an unknown method, `TypeError` for a setting that it does not have,
-    `IndefiniteError` when $H + \lambda I$ is not positive definite (naming a damping that would
-    do) or singular with b outside its range, `ModelError` for a model or loss that cannot be used.
-    Rows of `cg` and `lissa` that miss the tolerance are returned as they are, with a warning and
-    `converged` false; `on_failure="raise"` makes that a `NotConvergedError`.
+    Raises `ValueError` for an unknown method or a value that a setting cannot have, `TypeError` for
+    a setting that the method does not have, `IndefiniteError` when $H + \lambda I$ is not positive
+    definite (naming a damping that would do) or singular with b outside its range, `ModelError` for
+    a model or loss that cannot be used. Rows of `cg` and `lissa` that miss the tolerance are
+    returned as they are, with a warning and `converged` false; `on_failure="raise"` makes that a
+    `NotConvergedError`.
     """
     inversion = Inversion.of(inversion_method, hessian_perturbation, **settings)
     objective = differentiable_model.objective

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.curvature.batched import BatchedCurvature
-from influence_dag.functional.arguments import choice, method_of, start_of
+from influence_dag.functional.arguments import choice, damping_of, method_of, start_of
 from influence_dag.functional.outcomes import Solver, check_start
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.batching import check_all_rows
@@ -36,7 +36,6 @@ from influence_dag.solvers.blocks import BlockFactorization, Blocks
 from influence_dag.solvers.dampings import AutomaticDamping, automatic_damping
 from influence_dag.solvers.forming import OF_LINEAR_LAYERS, worth_forming
 from influence_dag.study.curvatures import CURVATURE_KINDS
-from influence_dag.texts import a_kind
 
 Damping: TypeAlias = float | Literal["auto"]
 
@@ -68,6 +67,7 @@ class Inversion:
         cls,
         inversion_method: str | Enum,
         damping: Damping,
+        /,
         *,
         hessian_perturbation: Damping | None = None,
         curvature: str = "hessian",
@@ -77,16 +77,7 @@ class Inversion:
     ) -> "Inversion":
         name = choice("inversion_method", inversion_method, tuple(METHODS))
         kind = choice("curvature", curvature, tuple(CURVATURES))
-        damping = damping if hessian_perturbation is None else hessian_perturbation
-        if isinstance(damping, str) and damping != "auto":
-            raise ValueError(f"damping={damping!r} is unknown; use a number or 'auto'")
-        if isinstance(damping, list | tuple):
-            raise TypeError(
-                f"damping is {a_kind(damping)}; one number or 'auto' is wanted: call once for "
-                "each of several, or list them in a study"
-            )
-        if not isinstance(damping, str) and not 0 <= damping < float("inf"):
-            raise ValueError(f"damping={damping!r}; a finite number that is not negative is wanted")
+        damping = damping_of(damping, hessian_perturbation, settings)
         start = start_of(name, settings)
         known = None if block_damping or damping == "auto" else damping
         method = method_of(name, known, settings)

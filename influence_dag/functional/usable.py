@@ -11,6 +11,17 @@ from influence_dag.objective.numbers import check_memory, check_numbers
 from influence_dag.texts import a_kind
 
 
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, where torch can compute on it. Raises `ModelError` with what torch says."""
+    try:
+        usable = torch.device(device)
+        torch.zeros(1, device=usable).cpu()
+    except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"device={device!r} cannot be computed on: {reason}") from error
+    return usable
+
+
 def usable_module(model: Any) -> nn.Module:
     """The module itself, out of what only copies it to several devices.
 

@@ -204,8 +204,8 @@ def _not_a_batch(batch: Any) -> ModelError:
 def _tensors(value: Any, batch: Any) -> Any:
     """Mappings as dicts, sequences as tuples, arrays and lists of numbers as tensors."""
     if isinstance(value, Tensor):
-        return value
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return _plain(value)
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.itemsize <= 8:
         return torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     if isinstance(value, Mapping):
         return {name: _tensors(part, batch) for name, part in value.items()}
@@ -215,6 +215,22 @@ def _tensors(value: Any, batch: Any) -> Any:
         f"a batch of the data loader holds a {described(value)} ({described(batch)}); the model "
         "and the loss are given tensors only: drop it from the batch, or encode it as numbers"
     )
+
+
+def _plain(value: Tensor) -> Tensor:
+    """The tensor, where it has a number at each place of its shape."""
+    kinds = {
+        "nested": value.is_nested,
+        "quantised": value.is_quantized,
+        "meta": value.device.type == "meta",
+        str(value.layout).removeprefix("torch."): value.layout is not torch.strided,
+    }
+    if kind := next((kind for kind, is_so in kinds.items() if is_so), None):
+        raise ModelError(
+            f"a batch of the data loader holds a {kind} tensor ({value.dtype}); rows are dense "
+            "tensors of numbers: to_dense(), dequantize(), or pad them and pass a mask along"
+        )
+    return value
 
 
 def _sequence(value: tuple[Any, ...] | list[Any], batch: Any) -> Any:
@@ -244,7 +260,8 @@ def _concatenated(parts: list[Any], what: str) -> Any:
 
 
 def _joined(parts: list[Any], what: str) -> Tensor:
-    _same(parts, [part.shape[1:] if isinstance(part, Tensor) else None for part in parts], what)
+    kinds = [(p.shape[1:], p.dtype) if isinstance(p, Tensor) else None for p in parts]
+    _same(parts, kinds, what)  # of whole numbers and float32, torch.cat would round the former
     return torch.cat(parts)
 
 
@@ -253,6 +270,6 @@ def _same(parts: list[Any], kinds: list[Any], what: str) -> None:
         if kind != kinds[0]:
             raise ModelError(
                 f"{what} differ from batch to batch: {described(parts[0])} and {described(part)}; "
-                "all rows need one structure and one shape: pad them to the longest row of the "
-                "data, and pass a mask or lengths as a further input"
+                "all rows need one structure, one dtype and one shape: pad them to the longest row "
+                "of the data, and pass a mask or lengths as a further input"
             )

@@ -13,13 +13,14 @@ from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
 from influence_dag.solvers.krylov import Eigenpairs, leading_eigenpairs
 from influence_dag.solvers.rounding import rounding
+from influence_dag.solvers.settings import Count, NotNegative, Seed, Settings
 from influence_dag.study.method_defaults import ArnoldiDefaults
 
 _KRYLOV = 4  # products a pair that are expected
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arnoldi:
+class Arnoldi(Settings):
     r"""The `rank` eigenpairs of largest $|\mu|$ (Schioppa et al. 2022), by block Krylov.
 
     $$ x = V (D + \lambda)^{-1} V^\top b \;\left[ + (b - V V^\top b)/\lambda \right] $$
@@ -42,12 +43,12 @@ class Arnoldi:
     the basis, from below), the last two estimated from a few random rows.
     """
 
-    rank: int = ArnoldiDefaults.rank
-    tol: float = ArnoldiDefaults.tol
+    rank: Count = ArnoldiDefaults.rank
+    tol: NotNegative = ArnoldiDefaults.tol
     complement: Literal["drop", "damping"] = ArnoldiDefaults.complement
-    max_products: int | None = ArnoldiDefaults.max_products
+    max_products: Count | None = ArnoldiDefaults.max_products
     on_device: bool = ArnoldiDefaults.on_device
-    seed: int = ArnoldiDefaults.seed
+    seed: Seed = ArnoldiDefaults.seed
     on_failure: Literal["raise", "warn"] = ArnoldiDefaults.on_failure
     on_indefinite: Literal["raise", "allow"] = "raise"
 

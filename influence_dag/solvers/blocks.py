@@ -1,6 +1,6 @@
 """Block-diagonal curvature: one solve for each group of parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from influence_dag.solvers.base import (
     relative,
     residuals,
 )
+from influence_dag.solvers.settings import checked_damping
 
 Blocks = Literal["full", "layer"] | Sequence[Sequence[str]]
 
@@ -84,7 +85,7 @@ def _groups(names: list[str], blocks: Blocks) -> dict[str, list[str]]:
         for name in names:
             layers.setdefault(name.rpartition(".")[0], []).append(name)
         return layers
-    if isinstance(blocks, str):
+    if isinstance(blocks, str) or not isinstance(blocks, Iterable):
         raise ValueError(f"blocks={blocks!r} is unknown; use full, layer or lists of names")
     _check_cover([name for group in blocks for name in group], names)
     return {str(i): list(group) for i, group in enumerate(blocks)}
@@ -120,6 +121,8 @@ class Blockwise:
             raise ValueError(
                 f"dampings names {', '.join(unknown)}; the blocks are {', '.join(self.blocks)}"
             )
+        for name, value in self.dampings.items():
+            checked_damping(value, f"the damping of block {name}")
 
     def factorize(self, curvature: Curvature) -> "BlockFactorization":
         return BlockFactorization(

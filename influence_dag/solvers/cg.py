@@ -22,6 +22,7 @@ from influence_dag.solvers.preconditioners import (
     Unpreconditioned,
 )
 from influence_dag.solvers.rounding import indefinite_error, noise, round_up
+from influence_dag.solvers.settings import Count, Natural, NotNegative, Seed, Settings
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 from influence_dag.study.method_defaults import ConjugateGradientDefaults
 
@@ -32,7 +33,7 @@ _ITERATIONS = 30  # that are expected at an ordinary damping
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConjugateGradient:
+class ConjugateGradient(Settings):
     r"""Solves $(H + \lambda I)\, x = b$ by products with H alone, for many b at once.
 
     Hestenes & Stiefel (1952), preconditioned. A row stops when
@@ -61,15 +62,15 @@ class ConjugateGradient:
     with `on_failure="warn"` are kept and marked in `converged`.
     """
 
-    rtol: float = ConjugateGradientDefaults.rtol
-    atol: float = ConjugateGradientDefaults.atol
-    maxiter: int | None = ConjugateGradientDefaults.maxiter
+    rtol: NotNegative = ConjugateGradientDefaults.rtol
+    atol: NotNegative = ConjugateGradientDefaults.atol
+    maxiter: Count | None = ConjugateGradientDefaults.maxiter
     preconditioner: PreconditionerName = ConjugateGradientDefaults.preconditioner
-    rank: int = ConjugateGradientDefaults.rank
+    rank: Count = ConjugateGradientDefaults.rank
     search: Literal["own", "shared"] = ConjugateGradientDefaults.search
-    seed: int = ConjugateGradientDefaults.seed
+    seed: Seed = ConjugateGradientDefaults.seed
     on_failure: Literal["raise", "warn"] = ConjugateGradientDefaults.on_failure
-    power_iterations: int = 0
+    power_iterations: Natural = 0
 
     def expected_products(self, *, size: int, rows: int, damping: float) -> float:
         """What is known of ordinary curvatures, with a preconditioner that looks into no layer."""
@@ -109,11 +110,7 @@ class ConjugateGradient:
         """The method whose factorisation preconditions."""
         if self.preconditioner == "nystroem":
             return Nystroem(rank=self.rank, seed=self.seed, power_iterations=self.power_iterations)
-        if self.preconditioner == "ekfac":
-            return build("ekfac", {"seed": self.seed})
-        raise ValueError(
-            f"unknown preconditioner {self.preconditioner!r}; choose none, jacobi, nystroem, ekfac"
-        )
+        return build("ekfac", {"seed": self.seed})
 
 
 @dataclass(frozen=True, eq=False)

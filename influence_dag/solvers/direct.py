@@ -15,6 +15,7 @@ from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import Factorization, Solution
 from influence_dag.solvers.eigenbasis import Eigenbasis, Indefinite
 from influence_dag.solvers.rounding import indefinite_error, rounding
+from influence_dag.solvers.settings import NotNegative, Settings
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 from influence_dag.study.method_defaults import DirectDefaults
 
@@ -27,7 +28,7 @@ _IN_EIGENBASIS: dict[OnIndefinite, Indefinite] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Direct:
+class Direct(Settings):
     r"""Forms $H$ and factorises it once, in float64 whatever the curvature's dtype.
 
     With `damping` the factor is the Cholesky factor of $H + \lambda I$, for that damping alone;
@@ -48,9 +49,9 @@ class Direct:
     solver's own error from about 1e-3 to below 1e-7 at condition 1e5.
     """
 
-    damping: float | None = None
+    damping: NotNegative | None = None
     on_indefinite: OnIndefinite = DirectDefaults.on_indefinite
-    rounding: float | None = None
+    rounding: NotNegative | None = None
 
     def expected_products(self, *, size: int, rows: int, damping: float) -> float:
         """Without end: it factorises the matrix itself."""

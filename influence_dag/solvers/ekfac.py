@@ -26,11 +26,12 @@ from influence_dag.solvers.blocks import Restricted
 from influence_dag.solvers.dampings import AutomaticDamping
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock, restored_blocks
 from influence_dag.solvers.rounding import indefinite_error
+from influence_dag.solvers.settings import Seed, Settings
 from influence_dag.study.method_defaults import KroneckerDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
-class EKFAC:
+class EKFAC(Settings):
     r"""Eigenvalue-corrected Kronecker factors of the Fisher (George et al. 2018).
 
     Each Linear or Conv layer used once is $(Q_G \otimes Q_A)\, \Lambda\, (Q_G \otimes Q_A)^\top$
@@ -50,7 +51,7 @@ class EKFAC:
     """
 
     fisher: FisherName = KroneckerDefaults.fisher
-    seed: int = KroneckerDefaults.seed
+    seed: Seed = KroneckerDefaults.seed
     distribution: Distribution | None = None
 
     def factorize(
@@ -78,7 +79,7 @@ class EKFAC:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KFAC:
+class KFAC(Settings):
     r"""Kronecker factors of the Fisher: each layer's block is $G \otimes A$.
 
     Martens & Grosse (2015); convolutions as in Grosse & Martens (2016), sums over positions for A
@@ -87,7 +88,7 @@ class KFAC:
     """
 
     fisher: FisherName = KroneckerDefaults.fisher
-    seed: int = KroneckerDefaults.seed
+    seed: Seed = KroneckerDefaults.seed
     distribution: Distribution | None = None
 
     def factorize(

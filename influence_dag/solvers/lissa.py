@@ -15,6 +15,14 @@ from influence_dag.solvers.base import Solution, needed, of_unit_size, relative
 from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
 from influence_dag.solvers.neumann import Damped, Descent
 from influence_dag.solvers.rounding import indefinite_error, round_up
+from influence_dag.solvers.settings import (
+    Count,
+    NotNegative,
+    Positive,
+    Seed,
+    Settings,
+    Share,
+)
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 from influence_dag.study.method_defaults import LissaDefaults
 
@@ -25,7 +33,7 @@ _ESTIMATES = 3  # mini-batches whose largest eigenvalue is estimated
 
 
 @dataclass(frozen=True, kw_only=True)
-class LiSSA:
+class LiSSA(Settings):
     r"""$h \leftarrow b + (1 - d)\, h - (H_B + \lambda I)\, h / s, \qquad x = h / s$
 
     Agarwal, Bullins & Hazan (2017), with all right-hand sides in one product a step. d is
@@ -47,21 +55,14 @@ class LiSSA:
     whose own eigenvalues are far above `scale` are left for steps with all rows.
     """
 
-    maxiter: int = LissaDefaults.maxiter
-    dampen: float = LissaDefaults.dampen
-    scale: float | None = LissaDefaults.scale
-    rtol: float = LissaDefaults.rtol
-    batch_size: int | None = LissaDefaults.batch_size
+    maxiter: Count = LissaDefaults.maxiter
+    dampen: Share = LissaDefaults.dampen
+    scale: Positive | None = LissaDefaults.scale
+    rtol: NotNegative = LissaDefaults.rtol
+    batch_size: Count | None = LissaDefaults.batch_size
     anchored: bool = False
-    seed: int = LissaDefaults.seed
+    seed: Seed = LissaDefaults.seed
     on_failure: Literal["raise", "warn"] = LissaDefaults.on_failure
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.dampen < 1:
-            raise ValueError(
-                f"dampen={self.dampen:g} leaves nothing of h from one step to the next; use a "
-                "number from 0 (none) to below 1"
-            )
 
     def expected_products(self, *, size: int, rows: int, damping: float) -> float:
         """All steps of all rows, where each is with all training rows."""

@@ -12,11 +12,12 @@ from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import random_rows
 from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
 from influence_dag.solvers.rounding import rounding
+from influence_dag.solvers.settings import Count, Natural, Seed, Settings
 from influence_dag.study.method_defaults import NystroemDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nystroem:
+class Nystroem(Settings):
     r"""$\hat H = (H \Omega)\,(\Omega^\top H \Omega)^{-1} (H \Omega)^\top$ as eigenpairs.
 
     Frangella, Tropp & Udell (2021), algorithm 2.1: Ω orthonormal and random (`seed`), a shift of
@@ -34,9 +35,9 @@ class Nystroem:
     whole range (`rank` above that of H) needs no damping.
     """
 
-    rank: int = NystroemDefaults.rank
-    seed: int = NystroemDefaults.seed
-    power_iterations: int = NystroemDefaults.power_iterations
+    rank: Count = NystroemDefaults.rank
+    seed: Seed = NystroemDefaults.seed
+    power_iterations: Natural = NystroemDefaults.power_iterations
 
     def expected_products(self, *, size: int, rows: int, damping: float) -> float:
         """One a direction, and those of the power iterations."""

@@ -182,6 +182,7 @@ def _fitted(
     import torch
 
     from influence_dag.objective import modules
+    from influence_dag.stages.rebuilt import rows_kept
 
     study, settings = bench.study, bench.settings.model
     if isinstance(settings.fit, str):
@@ -189,7 +190,7 @@ def _fitted(
         fit = import_callable(settings.fit, study.root, "model.fit")
         wanted = "it is called with the module and its rows, and trains the module in place"
         named = named_by(f"model.fit: {settings.fit}", wanted)
-        with modules.seeded(0), kept_modes(), named:
+        with rows_kept(rows, settings.fit), modules.seeded(0), kept_modes(), named:
             fit(module, rows)
     if settings.own_fit is None:
         return {}

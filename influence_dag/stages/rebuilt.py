@@ -7,6 +7,7 @@ with what is about to be stored, and compared on every row.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import ModelError
+from influence_dag.fingerprints import fingerprint
 from influence_dag.objective import modules
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages.compared import Both, Difference
 from influence_dag.stages.reading import study_objective
+from influence_dag.structures import tensors_of
 from influence_dag.study.imported import imported_anew
 from influence_dag.study.study import Study
 from influence_dag.texts import listed
@@ -36,6 +39,27 @@ class Fitted:
     started_from: Mapping[str, Tensor]
     rows: Mapping[Axis, Rows]
     batch_size: int
+
+
+@contextmanager
+def rows_kept(rows: Rows, fit: str) -> Iterator[None]:
+    """Raise `ModelError` where a fit of people's own changes the rows that it is given.
+
+    What is measured of θ afterwards (a minimum, its loss) would be of rows that nobody else reads.
+    """
+    before = _content(rows)
+    yield
+    if _content(rows) != before:
+        raise ModelError(
+            f"{fit} changes its rows in place, and all later stages read them as the data has "
+            "them; let it work on a copy (x = rows.x * 0.5 instead of rows.x *= 0.5), and scale "
+            "inputs in the data or in the module, where the scale is a buffer"
+        )
+
+
+def _content(rows: Rows) -> str:
+    leaves = tensors_of((rows.x, rows.y, rows.weights))
+    return fingerprint([leaf.detach().cpu().numpy() for leaf in leaves])
 
 
 def check_rebuilt(study: Study, fitted: Fitted, stored: bytes) -> tuple[Tensor, Tensor]:

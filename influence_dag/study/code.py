@@ -50,8 +50,8 @@ def put_on_path(root: Path) -> None:
 def code_key(module: str, root: Path) -> str:
     """Fingerprint of the code that an imported module is made of.
 
-    Of one from outside the project its own file counts, as it was when this process first saw it:
-    what was edited there since has not run.
+    Of one from outside the project its own file counts, and of compiled ones theirs, as they were
+    when this process first saw them: what was edited or built there since has not run.
     """
     return str(note(f"the code of {module}", lambda: _code_key(module, root)))
 
@@ -60,7 +60,8 @@ def _code_key(module: str, root: Path) -> str:
     found, elsewhere = _looked_through(module, root)
     tops = sorted({name.partition(".")[0] for name in elsewhere} - {""})
     installed = [each for each in map(installed_version, tops) if each]
-    return fingerprint(found or {module: _hash_elsewhere(module)}, installed)
+    compiled = {name: _hash_compiled(file) for name, file in elsewhere.items() if file}
+    return fingerprint(found | compiled or {module: _hash_elsewhere(module)}, installed)
 
 
 def import_as_hashed(
@@ -78,6 +79,11 @@ def import_as_hashed(
     raise StudyError(f"{context}: the code changes while it is imported; try again")
 
 
+@cache  # of what this process imports: a compiled module cannot be imported again
+def _hash_compiled(file: Path) -> str:
+    return file_hash(file.read_bytes())
+
+
 @cache
 def _hash_elsewhere(module: str) -> str | None:
     file = getattr(sys.modules.get(module), "__file__", None)
@@ -93,8 +99,8 @@ def code_hashes(module: str, root: Path) -> dict[str, str]:
     return _looked_through(module, root)[0]
 
 
-def _looked_through(module: str, root: Path) -> tuple[dict[str, str], set[str]]:
-    """The hashes of files by module, and the names that are imported from elsewhere."""
+def _looked_through(module: str, root: Path) -> tuple[dict[str, str], dict[str, Path | None]]:
+    """The hashes of sources by module, and what else is imported (`looked_through`)."""
     files, elsewhere = looked_through(module, root)
     return {name: file_hash(content) for name, (_, content) in files.items()}, elsewhere
 

@@ -10,18 +10,31 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cache, lru_cache
-from importlib.machinery import ModuleSpec
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ModuleSpec,
+)
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 INSTALLED = ("site-packages", "dist-packages")
 TOLD_ELSEWHERE = ("torch", "numpy")  # their versions are in `made_with`: no key follows them
 STAR = "*"
+_ENDINGS = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)  # as Python looks for them
+_IMPORTERS = ("import_module", "__import__")  # functions that import what a text names
 _OWN = __name__.partition(".")[0]  # this package: its formulas have versions
 
 
 def file_of(name: str, root: Path) -> Path | None:
-    """The file of a module; None for Python's own, for what is installed or does not exist."""
+    """The source of a module; None for Python's own, for what is installed or does not exist."""
+    file = _module_file(name, root)
+    return file if file and file.suffix in SOURCE_SUFFIXES else None
+
+
+def _module_file(name: str, root: Path) -> Path | None:
+    """The file that Python would import, compiled ones included."""
     top = name.partition(".")[0]
     if top in sys.stdlib_module_names or top == _OWN or _is_installed(top):
         return None
@@ -34,12 +47,16 @@ def _first(name: str, folders: Iterable[Path]) -> Path | None:
     return next(filter(None, (_in_folder(name, folder) for folder in folders)), None)
 
 
-def looked_through(module: str, root: Path) -> tuple[dict[str, tuple[Path, bytes]], set[str]]:
-    """Files and their contents, of a module and of all that it imports; the names of the others.
+def looked_through(
+    module: str, root: Path
+) -> tuple[dict[str, tuple[Path, bytes]], dict[str, Path | None]]:
+    """Files and their contents, of a module and of all that it imports; what else there is.
 
-    Both by name of module; the others are Python's own, installed or not to be found.
+    Both by name of module. The others are compiled, then with their file, or Python's own,
+    installed or not to be found.
     """
-    root, found, elsewhere = root.resolve(), dict[str, tuple[Path, bytes]](), set[str]()
+    root = root.resolve()
+    found, elsewhere = dict[str, tuple[Path, bytes]](), dict[str, Path | None]()
     waiting = [module]
     while waiting:
         name = waiting.pop()
@@ -47,9 +64,12 @@ def looked_through(module: str, root: Path) -> tuple[dict[str, tuple[Path, bytes
             package = name.removesuffix(f".{STAR}")
             waiting += starred(package, file_of(package, root))
             continue
-        file = None if name in found or name in elsewhere else file_of(name, root)
-        if file is None:
-            elsewhere |= set() if name in found else {name}
+        if name in found or name in elsewhere:
+            continue
+        file = _module_file(name, root)
+        if file is None or file.suffix not in SOURCE_SUFFIXES:
+            elsewhere[name] = file
+            waiting += packages(name) if file else ()
             continue
         content = file.read_bytes()
         found[name] = file, content
@@ -85,9 +105,10 @@ def _version_of(top: str) -> str | None:
 
 def _in_folder(name: str, folder: Path) -> Path | None:
     module = f"{folder}/{name.replace('.', '/')}"
-    for file in (f"{module}/__init__.py", f"{module}.py"):
-        if os.path.isfile(file):
-            return Path(os.path.realpath(file))
+    for stem in (f"{module}/__init__", module):
+        for ending in _ENDINGS:
+            if os.path.isfile(file := f"{stem}{ending}"):
+                return Path(os.path.realpath(file))
     return None
 
 
@@ -147,16 +168,44 @@ def packages(name: str) -> Iterator[str]:
 def imports(content: bytes, module: str, *, is_package: bool) -> tuple[str, ...]:
     """Every module that a source text may import: `from a import b` may mean `a.b`.
 
-    `from a import *` ends in a star: what that is, a's `__all__` says (`starred`).
+    `from a import *` ends in a star: what that is, a's `__all__` says (`starred`). Of
+    `import_module("a.b")` the name is one that is written out.
     """
     names: list[str] = []
-    for node in _statements(content):
-        if isinstance(node, ast.Import):
+    statements = _statements(content)
+    importers = _importers(statements)
+    for node in statements:
+        if isinstance(node, ast.Call):
+            names += _called_for(node, importers, module, is_package)
+        elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = _absolute(node, module, is_package)
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return tuple(names)
+
+
+def _importers(statements: Iterable[ast.AST]) -> set[str]:
+    """What functions that import are called, `from importlib import import_module as load` too."""
+    aliases = (
+        alias for node in statements if isinstance(node, ast.ImportFrom) for alias in node.names
+    )
+    renamed = {alias.asname for alias in aliases if alias.asname and alias.name in _IMPORTERS}
+    return {*_IMPORTERS, *renamed}
+
+
+def _called_for(call: ast.Call, importers: set[str], module: str, is_package: bool) -> list[str]:
+    """The module that `import_module("name")` imports, `(".name", __package__)` included."""
+    called = getattr(call.func, "attr", getattr(call.func, "id", None))
+    given = [*call.args, *(each.value for each in call.keywords if each.arg == "name")]
+    name = getattr(given[0], "value", None) if called in importers and given else None
+    if not isinstance(name, str):
+        return []
+    statement = ast.ImportFrom(name.lstrip(".") or None, [], len(name) - len(name.lstrip(".")))
+    package = getattr(given[1], "value", None) if len(given) > 1 else None
+    if isinstance(package, str):
+        return [_absolute(statement, package, is_package=True)]
+    return [_absolute(statement, module, is_package)]
 
 
 def starred(package: str, file: Path | None) -> list[str]:

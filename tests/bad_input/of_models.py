@@ -127,6 +127,8 @@ FITS = [
     Kind("a fit that wants three arguments", fit("pass", "module, rows, more")),
     Kind("a fit that makes NaN of θ", fit("module[0].weight.data.fill_(float('nan'))")),
     Kind("a fit that makes other tensors of θ", fit("module[0] = torch.nn.Linear(7, 4)")),
+    Kind("a fit that scales its rows in place", fit("rows.x.mul_(0.5)")),
+    Kind("a fit that numbers the labels anew", fit("rows.y.numpy()[:] = (rows.y + 1) % 3")),
     Kind("a fit that freezes all", fit("module.requires_grad_(False)")),
     Kind(
         "a fit that leaves hooks behind",

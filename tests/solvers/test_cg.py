@@ -282,5 +282,5 @@ def test_restoring_without_a_curvature_is_refused():
 
 
 def test_an_unknown_preconditioner_is_refused():
-    with pytest.raises(ValueError, match="unknown preconditioner 'ilu'; choose none, jacobi"):
-        ConjugateGradient(preconditioner="ilu").factorize(DenseCurvature(spd_matrix(4)))
+    with pytest.raises(ValueError, match="preconditioner='ilu' is unknown; choose one of none"):
+        ConjugateGradient(preconditioner="ilu")

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from influence_dag.datasets.splits import load_split
+from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
 
@@ -59,7 +59,7 @@ def test_a_masked_number_is_refused_with_its_row(tmp_path, form):
     x[3, 1] = np.nan
     packed = {"x": {"dtype": "int16", "scale_factor": 0.01, "_FillValue": -9999}}
     dataset(x).to_zarr(tmp_path / "t.zarr", zarr_format=form, encoding=packed)
-    with pytest.raises(DataError, match=r"t\.zarr: row 3 \(id 'd'\), x\[1\]: seen nan"):
+    with pytest.raises(DataError, match=r"t\.zarr: row 3 \(id 'd'\), column 'v': seen .*NaN"):
         read(tmp_path)
 
 
@@ -106,4 +106,61 @@ def test_garbage_is_told_with_the_file(tmp_path, harm):
     else:
         (tmp_path / "t.zarr/x/zarr.json").write_text('{"a')
     with pytest.raises(DataError, match=r"t\.zarr: not a readable Zarr group"):
+        read(tmp_path)
+
+
+def both(folder, train: xr.Dataset, test: xr.Dataset, **options):
+    train.to_zarr(folder / "train.zarr")
+    test.assign(id=("row", np.array(list("efgh"), object))).to_zarr(folder / "test.zarr")
+    return load_splits(DataSettings(train="train.zarr", test="test.zarr", **options), folder)
+
+
+def test_labels_along_the_features_are_their_names(tmp_path):
+    train, test = both(tmp_path, dataset(), dataset())
+    assert train.feature_names == test.feature_names == ("u", "v")
+
+
+@pytest.mark.parametrize(
+    ("feature", "told"),
+    [(["v", "u"], "in different orders"), (["u", "w"], "only train.zarr has v, only test.zarr")],
+)
+def test_features_of_other_labels_are_refused(tmp_path, feature, told):
+    """Each column met the other's parameter: only their places counted."""
+    with pytest.raises(DataError, match=told):
+        both(tmp_path, dataset(), dataset().assign_coords(feature=feature))
+
+
+def test_features_labelled_in_one_split_alone_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"only train\.zarr has u, v"):
+        both(tmp_path, dataset(), dataset().drop_vars("feature"))
+
+
+def bands(order=(0, 1, 2), along="band") -> xr.Dataset:
+    names = np.array(["red", "green", "blue"])[list(order)]
+    x = np.arange(24.0).reshape(4, 2, 3)[..., list(order)]
+    made = dataset().drop_vars(["x", "feature"])
+    return made.assign(x=(("row", "place", along), x)).assign_coords({along: names})
+
+
+def test_labels_along_an_axis_of_several_are_compared(tmp_path):
+    assert both(tmp_path / "same", bands(), bands())[0].feature_names is None
+    with pytest.raises(DataError, match=r"labels of x along band: blue, .* and red, green, blue"):
+        both(tmp_path, bands(), bands((2, 1, 0)))
+
+
+def test_files_of_one_split_have_one_order(tmp_path):
+    bands().to_zarr(tmp_path / "a.zarr")
+    other = bands((1, 0, 2)).assign(id=("row", np.array(list("efgh"), object)))
+    other.to_zarr(tmp_path / "b.zarr")
+    settings = DataSettings(train=["a.zarr", "b.zarr"], test="a.zarr", id="id")
+    with pytest.raises(DataError, match=r"b\.zarr and a\.zarr disagree on the labels of x along"):
+        load_split(settings, "train", tmp_path)
+
+
+@VERSIONS
+def test_labels_that_are_lost_are_told(tmp_path, form):
+    dataset().to_zarr(tmp_path / "t.zarr", zarr_format=form)
+    lost = tmp_path / "t.zarr/feature" / ("0" if form == 2 else "c/0")
+    lost.unlink()
+    with pytest.raises(DataError, match="feature: 1 of its 1 chunks are not stored"):
         read(tmp_path)

@@ -109,6 +109,16 @@ def test_what_a_fit_finds_out_may_be_in_buffers(tmp_path):
     assert_close(project.results["direct"].influences, plain.results["direct"].influences, 1e-4)
 
 
+@pytest.mark.parametrize(
+    "change", ["rows.x.sub_(rows.x.mean(0))", "rows.y.numpy()[:] = rows.y.flip(0)"]
+)
+def test_a_fit_that_changes_its_rows_is_refused(tmp_path, change):
+    """θ was told to be at a minimum: of rows that no other stage reads."""
+    project = fitted_by(tmp_path, change)
+    with pytest.raises(ModelError, match="tiny_model:fit changes its rows in place"):
+        project.refresh()
+
+
 def test_the_loss_that_code_remembers_is_compared_as_well(tmp_path):
     model = PLAIN + (
         "\nWEIGHT = 1.0\n\n\ndef loss(output, target):\n"

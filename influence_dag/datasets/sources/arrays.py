@@ -1,5 +1,7 @@
 """Arrays: .npz and .zarr, with the target, perhaps ids and weights, and one input or several."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,25 @@ def read_zarr(path: Path, name: str, data: DataSettings) -> Source:
         read_group,  # here: most studies do not need it
     )
 
-    return array_source(read_group(path, name, data), name, data)
+    arrays, labels = read_group(path, name, data)
+    return labelled(array_source(arrays, name, data), labels)
+
+
+def labelled(source: Source, labels: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Source:
+    """The source with what its format says of the axes of its inputs, which an order may follow.
+
+    Along the one axis of a single input these are its columns.
+    """
+    of_inputs = {key: labels.get(key, {}) for key in source.read_from or source.inputs}
+    only, *others = of_inputs.values()
+    if not others and len(only) == 1 and source.inputs[INPUT].ndim == 2:
+        columns = next(iter(only.values()))
+        if len({*columns}) == len(columns):
+            return replace(source, columns=columns)
+    axes = {
+        f"{key} along {dim}": names for key, of in of_inputs.items() for dim, names in of.items()
+    }
+    return replace(source, axis_labels=axes)
 
 
 def columns_of_lists(frame: pd.DataFrame) -> list[str]:
@@ -82,9 +102,11 @@ def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -
                 f"{name}: {key} is a file, not an array; name the arrays to use in "
                 "data.features.columns"
             )
+    read_from = tuple(inputs)
     if len(inputs) == 1:
         inputs = {INPUT: next(iter(inputs.values()))}
-    return same_length(Source(name, inputs, target, ids, weights=weights, kept=kept))
+    source = Source(name, inputs, target, ids, weights=weights, kept=kept, read_from=read_from)
+    return same_length(source)
 
 
 def kept_array(name: str, column: str, values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Several files of one split: their rows as those of one file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ def joined(name: str, sources: Sequence[Source]) -> Source:
         {name: _column(sources, name) for name in first.kept},
         lambda: np.concatenate([source.words() for source in sources]),
         first.dims,
+        axis_labels=first.axis_labels,
     )
 
 
@@ -72,6 +73,17 @@ def _together(sources: Sequence[Source], name: str, of: Callable[[Source], Any])
     )
 
 
+def labels_differ(
+    pair: str, seen: Mapping[str, tuple[str, ...]], wanted: Mapping[str, tuple[str, ...]]
+) -> DataError:
+    """Of files whose axes are labelled in different ways: a number would meet another's place."""
+    axis = next(each for each in [*wanted, *seen] if seen.get(each) != wanted.get(each))
+    return DataError(
+        f"{pair} disagree on the labels of {axis}: {listed(seen.get(axis, ()))} and "
+        f"{listed(wanted.get(axis, ()))}; write both in one order"
+    )
+
+
 def _check_alike(first: Source, other: Source) -> None:
     """A `DataError` unless the rows of two files can stand in one table."""
     if other.ids is None:
@@ -88,6 +100,8 @@ def _check_alike(first: Source, other: Source) -> None:
             f"{f'{listed(own[0] + own[1])} in one alone' if any(own) else 'their order'}; "
             "data.features.columns can name those to use, in order"
         )
+    if other.axis_labels != first.axis_labels:
+        raise labels_differ(pair, other.axis_labels, first.axis_labels)
     if set(other.kept) != set(first.kept):
         differing = sorted(set(other.kept) ^ set(first.kept))
         raise DataError(f"{pair} differ: only one of them has the text {listed(differing)}")

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,17 @@ MOST = 10_000  # chunks that are looked for where an array says that it has more
 _CODED = ("scale_factor", "add_offset", "missing_value", "_FillValue", "units", "_Unsigned")
 
 
-def read_group(path: Path, name: str, data: DataSettings) -> dict[str, np.ndarray]:
+AxisLabels = Mapping[str, Mapping[str, tuple[str, ...]]]
+
+
+def read_group(
+    path: Path, name: str, data: DataSettings
+) -> tuple[dict[str, np.ndarray], AxisLabels]:
     """The arrays of a group by name, their packing undone: numbers, times, truth values, text.
 
     `scale_factor`, `add_offset`, `_FillValue`, `missing_value` and units of time count as in
-    `xarray.open_zarr`. Its coordinates are labels, and left out unless the settings name them.
+    `xarray.open_zarr`. Its coordinates are labels, and left out unless the settings name them;
+    those along the axes of an array behind its rows are given beside the arrays, by name and axis.
     Raises `DataError` for what cannot be read, and for chunks that are not there.
     """
     _check_files(path, name)
@@ -33,7 +40,9 @@ def read_group(path: Path, name: str, data: DataSettings) -> dict[str, np.ndarra
         raise DataError(f"{name}: not a readable Zarr group: {said:.500}") from error
 
 
-def _decoded(path: Path, name: str, group: zarr.Group, data: DataSettings) -> dict[str, np.ndarray]:
+def _decoded(
+    path: Path, name: str, group: zarr.Group, data: DataSettings
+) -> tuple[dict[str, np.ndarray], AxisLabels]:
     arrays = dict(group.arrays())
     named = {"id", *data.roles, *(data.features.columns or ())}
     by_xarray = all(map(_has_names, arrays.values()))  # it opens no group without names of axes
@@ -42,11 +51,19 @@ def _decoded(path: Path, name: str, group: zarr.Group, data: DataSettings) -> di
     wanted = {
         key: array for key, array in arrays.items() if key in named or key not in dataset.coords
     }
-    for key, array in wanted.items():
+    axes = {str(dim) for key in wanted if by_xarray for dim in dataset[key].dims[1:]}
+    for key, array in (wanted | {axis: arrays[axis] for axis in axes & arrays.keys()}).items():
         _check_chunks(path, array, f"{name}: {key}")
     if by_xarray:
-        return {key: np.asarray(dataset[key].values) for key in wanted}
-    return {key: _plain(f"{name}: {key}", array) for key, array in wanted.items()}
+        labels = {key: _labels(dataset[key]) for key in wanted}
+        return {key: np.asarray(dataset[key].values) for key in wanted}, labels
+    return {key: _plain(f"{name}: {key}", array) for key, array in wanted.items()}, {}
+
+
+def _labels(array: xr.DataArray) -> dict[str, tuple[str, ...]]:
+    """What stands along each axis but the first, where anything does."""
+    named = [dim for dim in array.dims[1:] if dim in array.coords]
+    return {str(dim): tuple(map(str, array[dim].values.tolist())) for dim in named}
 
 
 def _check_files(path: Path, name: str) -> None:
