@@ -38,30 +38,34 @@ def check_batch(
     Of one sum over rows those that changed places would be unseen; of a randomly weighted one
     they are not. u is divided by the norms of the rows, so that small ones count like large.
     """
+    norms = {name: pair_norms(*pair) for name, pair in pairs.items()}
+    of_written = {name: squared_norms(part) for name, part in written.items()}
     none = torch.zeros_like(values.detach(), dtype=torch.float64)
-    squares = sum((pair_norms(*pair) for pair in pairs.values()), none) + sum(
-        (squared_norms(part) for part in written.values()), none
-    )
+    squares = sum((*norms.values(), *of_written.values()), none)
     _check_finite(squares)
     u = random_weights(squares.sqrt().to(values.dtype), seed)
+    weights = u.double().square()
     with torch.enable_grad():
         (truth,) = torch.autograd.grad((u * values).sum(), theta, allow_unused=True)
     truth = torch.zeros_like(theta) if truth is None else truth
     tolerance = _TOLERANCE.get(theta.dtype, _LOOSE)
     # What rounding of all that is summed may leave in a tensor whose own gradients are small.
     unit = torch.finfo(theta.dtype)
-    rounding = _ROUNDING * unit.eps * float((u.double().square() * squares).sum().sqrt())
+    rounding = _ROUNDING * unit.eps * _norm(weights, squares)
     rounding += unit.tiny * len(theta)
     strange = set()
     for block in blocks:
         name = block.name if isinstance(block, LinearLayout) else block.layer
         if block.name in written and isinstance(block, DenseLayout):
-            off, scale = _off(block, u, written[block.name], truth)
+            scale = _norm(weights, of_written[block.name])
+            off = float((u @ written[block.name] - truth[block.start : block.stop]).norm())
             if name is not None and not off <= _local(theta.dtype) * scale + rounding:
                 strange.add(name)
             elif name is None:
                 _check_rows(block, off, scale, theta.dtype, rounding)
-        elif name is None or not _is_sum(block, u, pairs[name], truth, tolerance, rounding):
+        elif name is None or not _is_sum(
+            block, u, pairs[name], truth, tolerance * _norm(weights, norms[name]) + rounding
+        ):
             strange.add(name)
     if strange:
         raise NotCaptured(strange)
@@ -92,10 +96,8 @@ def _is_sum(
     u: Tensor,
     pair: Pair,
     truth: Tensor,
-    tolerance: float,
-    rounding: float,
+    limit: float,
 ) -> bool:
-    limit = tolerance * float((u.double().square() * pair_norms(*pair)).sum().sqrt()) + rounding
     return all(
         (values.reshape(-1) - truth[start:stop]).norm() <= limit
         for (start, stop), values in _sums(block, u, pair)
@@ -116,10 +118,9 @@ def _sums(
     return [(place, values) for place, values in places if place]
 
 
-def _off(block: DenseLayout, u: Tensor, values: Tensor, truth: Tensor) -> tuple[float, float]:
-    """By how much the random sum of written gradients is off, and the norm of its terms."""
-    scale = (u.double().square() * squared_norms(values)).sum().sqrt()
-    return float((u @ values - truth[block.start : block.stop]).norm()), float(scale)
+def _norm(weights: Float[Tensor, " n"], squares: Float[Tensor, " n"]) -> float:
+    """Of a randomly weighted sum's terms."""
+    return float((weights * squares).sum().sqrt())
 
 
 def _local(dtype: torch.dtype) -> float:
