@@ -292,9 +292,9 @@ def test_a_first_layer_of_any_width_gives_what_autograd_does(units):
 
 
 def test_rows_that_a_model_is_sure_of_keep_their_digits():
-    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), last := nn.Linear(5, 3))
     with torch.no_grad():
-        module[2].bias.copy_(torch.tensor([9.0, 0.0, 0.0]))  # the first class at 0.9997
+        last.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))  # the first class at 0.9997
     objective = Objective(module, "cross_entropy")
     rows = Rows(torch.randn(50, 4), torch.zeros(50, dtype=torch.int64))
     factors = torch.zeros(1, objective.size)
