@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from influence_dag.errors import ModelError
 from influence_dag.gradients import products
-from influence_dag.gradients.layouts import DenseLayout, LinearLayout
+from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.per_sample import (
-    GradientLayout,
     Gradients,
     gradient_layout,
     per_sample_gradients,
@@ -164,3 +164,35 @@ def test_gradients_do_not_need_the_callers_leave_to_differentiate():
     expected = per_sample_gradients(objective, rows).dense()
     with torch.no_grad():
         assert_close(per_sample_gradients(objective, rows).dense(), expected)
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e5])
+def test_what_rounding_leaves_of_a_gradient_is_no_dependence_on_other_rows(scale):
+    """A norm of two numbers is ±1 whatever they are: most of a gradient through it cancels."""
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.Linear(4, 2)).double()
+    objective = Objective(module, "cross_entropy")
+    rows = Rows(scale * torch.randn(12, 3).double(), torch.randint(2, (12,)))
+    found = per_sample_gradients(objective, rows, layout=row_by_row(objective)).dense()
+    for row, gradient in enumerate(found):
+        theta = objective.params.clone().requires_grad_()
+        loss = objective.losses(theta, rows[row : row + 1]).sum()
+        assert_close(gradient, torch.autograd.grad(loss, theta)[0], rtol=0, atol=1e-10)
+
+
+def test_rows_that_depend_on_others_are_told_though_gradients_cancel():
+    class Centred(nn.Module):
+        def forward(self, x):
+            return x - 1e-5 * x.mean(0)
+
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), Centred(), nn.Linear(4, 2)).double()
+    objective = Objective(module, "cross_entropy")
+    rows = Rows(1e3 * torch.randn(12, 3).double(), torch.randint(2, (12,)))
+    with pytest.raises(ModelError, match="every row has to stand for itself"):
+        per_sample_gradients(objective, rows, layout=row_by_row(objective))
+
+
+def row_by_row(objective):
+    blocks = [DenseLayout(str(at.start), at.start, at.stop) for at in objective.slices.values()]
+    return GradientLayout(tuple(blocks), objective.size)

@@ -280,6 +280,36 @@ def test_rows_of_one_number_have_one_derivative_in_their_own_shape(shape):
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize("units", [2, 9], ids=["few for its inputs", "many"])
+def test_a_first_layer_of_any_width_gives_what_autograd_does(units):
+    module = nn.Sequential(nn.Linear(6, units), nn.Tanh(), nn.Linear(units, 3)).double()
+    objective = Objective(module, "cross_entropy")
+    rows = Rows(torch.randn(5, 6, dtype=torch.float64), torch.randint(3, (5,)))
+    factors = torch.randn(7, objective.size, dtype=torch.float64)
+    found = perturbation_influences(objective, factors, rows, route="layered")
+    expected = reference.mixed_products(module, F.cross_entropy, factors, rows.x, rows.y)
+    assert_close(found, expected)
+
+
+def test_rows_that_a_model_is_sure_of_keep_their_digits():
+    module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), last := nn.Linear(5, 3))
+    with torch.no_grad():
+        last.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))  # the first class at 0.9997
+    objective = Objective(module, "cross_entropy")
+    rows = Rows(torch.randn(50, 4), torch.zeros(50, dtype=torch.int64))
+    factors = torch.zeros(1, objective.size)
+    factors[:, objective.slices["2.bias"]] = torch.tensor([1000.0, 999.0, 998.0])
+    found, expected = (
+        layered_products(network, s, at, chunk=1)
+        for of, s, at in (
+            (objective, factors, rows),
+            (objective.in_float64(), factors.double(), rows.to(dtype=torch.float64)),
+        )
+        if (network := LayeredNetwork.of(of, at))
+    )
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
 def test_the_layered_route_is_refused_for_other_models():
     _, objective, rows, factors = problem("norms")
     with pytest.raises(ModelError, match="not a chain of Linear"):

@@ -1,28 +1,57 @@
 """Second derivatives of losses in the outputs, times vectors that have the rows last."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from influence_dag.curvature.scratch import Scratch
 
 
+class Head(Protocol):
+    """A loss's second derivatives in a batch's outputs."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What is kept of the batch."""
+        ...
+
+    def product(
+        self, moves: Float[Tensor, "k c n"], some: slice, scratch: Scratch
+    ) -> Float[Tensor, "k c n"]:
+        """Times moves of the outputs of some rows."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class SoftmaxHead:
-    r"""Second derivatives $w \, (\mathrm{diag}(p) - p p^\top)$ in the outputs, by p and w p."""
+    r"""Second derivatives $w \, (\mathrm{diag}(p) - p p^\top)$ in the outputs, by p and w p.
+
+    They are blind to a move that all outputs share. Less that of each row's `likeliest` one, the
+    others' are what little of its own is left where p is almost 1, to all their digits.
+    """
 
     probabilities: Float[Tensor, "c n"]
     counted: Float[Tensor, "c n"]
+    likeliest: Int[Tensor, "1 n"] | None = None
 
     @property
     def tensors(self) -> list[Tensor]:
         return [self.probabilities, self.counted]
 
+    def steady(self) -> "SoftmaxHead":
+        """With a pass more through the moves, which it writes over."""
+        return replace(self, likeliest=self.probabilities.argmax(dim=0, keepdim=True))
+
     def product(
         self, moves: Float[Tensor, "k c n"], some: slice, scratch: Scratch
     ) -> Float[Tensor, "k c n"]:
+        if self.likeliest is not None:
+            places = self.likeliest[:, some].expand(len(moves), -1, -1)
+            moves -= moves.gather(1, places)
         curved = torch.mul(self.counted[:, some], moves, out=scratch.like("curved", moves))
         through = curved.sum(dim=1, keepdim=True)
         return curved.addcmul_(self.probabilities[:, some], through, value=-1)
@@ -43,3 +72,19 @@ class WrittenHead:
     ) -> Float[Tensor, "k c n"]:
         curved = torch.bmm(moves.permute(2, 0, 1), self.matrices[some])
         return scratch.like("curved", moves).copy_(curved.permute(1, 2, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class CalledHead:
+    """As a function of vectors `(k, n, c)` over all rows of a batch, nothing written out."""
+
+    output_product: Callable[[Float[Tensor, "k n c"]], Float[Tensor, "k n c"]]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return []
+
+    def product(
+        self, moves: Float[Tensor, "k c n"], some: slice, scratch: Scratch
+    ) -> Float[Tensor, "k c n"]:
+        return self.output_product(moves.transpose(1, 2)).transpose(1, 2)

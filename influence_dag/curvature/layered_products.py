@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from influence_dag.curvature.heads import SoftmaxHead, WrittenHead
+from influence_dag.curvature.heads import Head, SoftmaxHead, WrittenHead
 from influence_dag.curvature.layered import (
     LayeredNetwork,
     LinearLayer,
@@ -50,7 +50,7 @@ class LayeredSum:
     serves: bool = field(default=True, init=False)
     confirmed: bool = field(default=False, init=False)  # held against autograd, over all rows
     _asked: int = field(default=0, init=False)
-    _kept: "list[_Batch]" = field(default_factory=list, init=False)
+    _kept: "list[LayeredBatch]" = field(default_factory=list, init=False)
     _scratch: Scratch = field(default_factory=Scratch, init=False)
 
     def __post_init__(self) -> None:
@@ -90,11 +90,11 @@ class LayeredSum:
         self._kept.clear()
         self._scratch.held.clear()
 
-    def _batches(self) -> "Iterator[_Batch]":
+    def _batches(self) -> "Iterator[LayeredBatch]":
         yield from self._kept
         left = _KEPT_BYTES - sum(batch.bytes for batch in self._kept)
         for rows in list(self.rows.batches(_BATCHES * self.batch_size))[len(self._kept) :]:
-            batch = _Batch.of(self.network, self.network.run(rows))
+            batch = LayeredBatch.of(self.network, self.network.run(rows))
             left -= batch.bytes
             if left > 0:
                 batch = batch.mixing()
@@ -103,7 +103,7 @@ class LayeredSum:
 
 
 @dataclass(frozen=True, eq=False)
-class _Batch:
+class LayeredBatch:
     r"""What products need of a batch; its rows come last, vectors first: `(k, width, n)`.
 
     So what is of each row and not of each vector goes over the temporaries in the order of memory,
@@ -121,16 +121,19 @@ class _Batch:
     gradients: list[Float[Tensor, "_ n"]]
     slopes: list[Float[Tensor, "_ n"]]
     bends: list[Float[Tensor, "_ n"]]
-    head: SoftmaxHead | WrittenHead
+    head: Head
     mixed: Float[Tensor, "j o i"] | None = None
 
     @classmethod
-    def of(cls, network: LayeredNetwork, state: NetworkPass) -> "_Batch":
+    def of(
+        cls, network: LayeredNetwork, state: NetworkPass, head: Head | None = None
+    ) -> "LayeredBatch":
+        """`head` is the loss's part where it is not to be what a batch would have for it."""
         inputs = [nn.functional.pad(a.T, (0, 0, 0, 1), value=1.0) for a in state.inputs]
         gradients, slopes, bends = map(_rows_last, (state.gradients, state.slopes, state.bends))
-        return cls(network, inputs, gradients, slopes, bends, _head_of(state))
+        return cls(network, inputs, gradients, slopes, bends, head or _head_of(state))
 
-    def mixing(self) -> "_Batch":
+    def mixing(self) -> "LayeredBatch":
         """With what is summed once: for more vectors than one product's."""
         if len(self.inputs) == 1:
             return self
@@ -174,6 +177,17 @@ class _Batch:
                 weight += through.transpose(0, 1)
             if layer.bias_place is not None:
                 out[:, layer.bias_place] += total[-1]
+
+    def moved_gradients(
+        self, vectors: Float[Tensor, "k p"], scratch: Scratch
+    ) -> tuple[Float[Tensor, "k o n"], Float[Tensor, "k o i"]]:
+        r"""$R\{g_1\}$ and $V_1$: of the first layer, whose inputs' products are made of them."""
+        steps, rows = [_step_of(layer, vectors) for layer in self.network.layers], slice(None)
+        moves, _ = self._forward(rows, steps, scratch)
+        back = self.head.product(moves[-1], rows, scratch)
+        for m in range(len(steps) - 1, 0, -1):
+            back = self._back(m, rows, back, steps[m], moves[m - 1], scratch)
+        return back, steps[0][..., :-1]
 
     def _pieces(self, vectors: int) -> Iterator[slice]:
         """Rows whose temporaries fit into a cache; on other devices all at once."""
@@ -243,7 +257,7 @@ class _Batch:
         return sent.addcmul_(self.bends[m - 1][:, some], move)
 
 
-def _head_of(state: NetworkPass) -> SoftmaxHead | WrittenHead:
+def _head_of(state: NetworkPass) -> Head:
     """The loss's second derivatives of a batch, as its products with vectors take least."""
     if isinstance(state.output_product, SoftmaxCurvature):
         p, counted = state.output_product.probabilities, state.output_product.counted

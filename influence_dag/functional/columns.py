@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from influence_dag.curvature.finite import all_finite
 from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import (
     GradientLayout,
@@ -26,7 +27,7 @@ MOMENT = 2.0  # seconds after which a bar tells how far one is
 
 def _finite(values: Tensor) -> Tensor:
     """Influences as they are; `ModelError` where products of gradients have left the numbers."""
-    if not values.isfinite().all():
+    if not all_finite(values):
         bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten()
         raise ModelError(
             f"the influences on test row {int(bad[0])} are not finite ({len(bad)} of {len(values)} "

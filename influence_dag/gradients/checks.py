@@ -1,6 +1,6 @@
 """Gradients of the rows of a batch against the gradient of the batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,8 @@ _DEPENDENCE, _LOOSE_DEPENDENCE = {torch.float64: 1e-8}, 3e-2
 # The same of rows from one layer's input and output gradient, where sums over positions cancel.
 _LOCAL, _LOOSE_LOCAL = {torch.float64: 1e-9}, 1e-3
 _ROUNDING = 30  # units, of the sum over all tensors
+# Times what another rounding of θ makes of a sum, of which a network has left rounding alone.
+_NOISE, _ROUNDINGS = 10, 3
 
 
 def check_batch(
@@ -27,44 +29,77 @@ def check_batch(
     written: dict[str, Tensor],
     *,
     seed: int,
+    again: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     r"""Compare $\sum_i u_i g_i$ with a backward pass of $\sum_i u_i L_i$, tensor by tensor.
 
     `values` are the rows' losses with their graph to `theta`; `pairs` are those of the blocks that
     are made of a layer's, `written` the dense gradients of the others. Raises `NotCaptured` for
     layers whose gradients are not what was caught of them, `ModelError` for rows that depend on
-    others.
+    others. `again` are the losses at another θ, by which rounding is told from dependence where a
+    network takes most of a gradient back (a norm of what hardly varies, saturated outputs).
 
     Of one sum over rows those that changed places would be unseen; of a randomly weighted one
     they are not. u is divided by the norms of the rows, so that small ones count like large.
     """
+    norms = {name: pair_norms(*pair) for name, pair in pairs.items()}
+    of_written = {name: squared_norms(part) for name, part in written.items()}
     none = torch.zeros_like(values.detach(), dtype=torch.float64)
-    squares = sum((pair_norms(*pair) for pair in pairs.values()), none) + sum(
-        (squared_norms(part) for part in written.values()), none
-    )
+    squares = sum((*norms.values(), *of_written.values()), none)
     _check_finite(squares)
     u = random_weights(squares.sqrt().to(values.dtype), seed)
-    with torch.enable_grad():
-        (truth,) = torch.autograd.grad((u * values).sum(), theta, allow_unused=True)
-    truth = torch.zeros_like(theta) if truth is None else truth
+    weights = u.double().square()
+    truth = _gradient(u, values, theta)
     tolerance = _TOLERANCE.get(theta.dtype, _LOOSE)
     # What rounding of all that is summed may leave in a tensor whose own gradients are small.
     unit = torch.finfo(theta.dtype)
-    rounding = _ROUNDING * unit.eps * float((u.double().square() * squares).sum().sqrt())
+    rounding = _ROUNDING * unit.eps * _norm(weights, squares)
     rounding += unit.tiny * len(theta)
     strange = set()
+    off: dict[DenseLayout, tuple[float, float]] = {}
     for block in blocks:
         name = block.name if isinstance(block, LinearLayout) else block.layer
         if block.name in written and isinstance(block, DenseLayout):
-            off, scale = _off(block, u, written[block.name], truth)
-            if name is not None and not off <= _local(theta.dtype) * scale + rounding:
+            scale = _norm(weights, of_written[block.name])
+            apart = float((u @ written[block.name] - truth[block.start : block.stop]).norm())
+            relative = _local(theta.dtype) if name is not None else _dependence(theta.dtype)
+            if apart <= relative * scale + rounding:
+                continue
+            if name is not None:
                 strange.add(name)
-            elif name is None:
-                _check_rows(block, off, scale, theta.dtype, rounding)
-        elif name is None or not _is_sum(block, u, pairs[name], truth, tolerance, rounding):
+            else:
+                off[block] = apart, scale
+        elif name is None or not _is_sum(
+            block, u, pairs[name], truth, tolerance * _norm(weights, norms[name]) + rounding
+        ):
             strange.add(name)
     if strange:
         raise NotCaptured(strange)
+    if off:
+        noise = _noise(theta, truth, u, again) if again else torch.zeros_like(truth)
+        _check_rows(off, noise)
+
+
+def _gradient(u: Tensor, values: Tensor, theta: Tensor) -> Float[Tensor, " p"]:
+    with torch.enable_grad():
+        (found,) = torch.autograd.grad((u * values).sum(), theta, allow_unused=True)
+    return torch.zeros_like(theta) if found is None else found
+
+
+def _noise(
+    theta: Tensor, truth: Float[Tensor, " p"], u: Tensor, again: Callable[[Tensor], Tensor]
+) -> Float[Tensor, " p"]:
+    """By how much the last digits of θ move each entry of a random sum."""
+    generator = torch.Generator().manual_seed(len(u))
+    moved = torch.zeros_like(truth)
+    for _ in range(_ROUNDINGS):
+        signs = torch.randn(len(theta), generator=generator, dtype=torch.float64).sign().to(theta)
+        near = theta.detach().addcmul(theta.detach(), signs, value=torch.finfo(theta.dtype).eps)
+        near.requires_grad_()
+        with torch.enable_grad():
+            values = again(near)
+        moved = torch.maximum(moved, (_gradient(u, values, near) - truth).abs())
+    return moved
 
 
 def _check_finite(squares: Float[Tensor, " n"]) -> None:
@@ -92,10 +127,8 @@ def _is_sum(
     u: Tensor,
     pair: Pair,
     truth: Tensor,
-    tolerance: float,
-    rounding: float,
+    limit: float,
 ) -> bool:
-    limit = tolerance * float((u.double().square() * pair_norms(*pair)).sum().sqrt()) + rounding
     return all(
         (values.reshape(-1) - truth[start:stop]).norm() <= limit
         for (start, stop), values in _sums(block, u, pair)
@@ -116,24 +149,25 @@ def _sums(
     return [(place, values) for place, values in places if place]
 
 
-def _off(block: DenseLayout, u: Tensor, values: Tensor, truth: Tensor) -> tuple[float, float]:
-    """By how much the random sum of written gradients is off, and the norm of its terms."""
-    scale = (u.double().square() * squared_norms(values)).sum().sqrt()
-    return float((u @ values - truth[block.start : block.stop]).norm()), float(scale)
+def _norm(weights: Float[Tensor, " n"], squares: Float[Tensor, " n"]) -> float:
+    """Of a randomly weighted sum's terms."""
+    return float((weights * squares).sum().sqrt())
 
 
 def _local(dtype: torch.dtype) -> float:
     return _LOCAL.get(dtype, _LOOSE_LOCAL)
 
 
-def _check_rows(
-    block: DenseLayout, off: float, scale: float, dtype: torch.dtype, rounding: float
-) -> None:
-    tolerance = _DEPENDENCE.get(dtype, _LOOSE_DEPENDENCE)
-    if not off <= tolerance * scale + rounding:
-        share = off / scale if scale else off
-        raise ModelError(
-            f"the gradients of {block.name!r} row by row are not those in a batch (their random "
-            f"sum differs by {share:.1e}): the loss of a row depends on the other "
-            "rows of its batch; every row has to stand for itself"
-        )
+def _dependence(dtype: torch.dtype) -> float:
+    return _DEPENDENCE.get(dtype, _LOOSE_DEPENDENCE)
+
+
+def _check_rows(off: dict[DenseLayout, tuple[float, float]], noise: Float[Tensor, " p"]) -> None:
+    for block, (apart, scale) in off.items():
+        if not apart <= _NOISE * float(noise[block.start : block.stop].norm()):
+            share = apart / scale if scale else apart
+            raise ModelError(
+                f"the gradients of {block.name!r} row by row are not those in a batch (their "
+                f"random sum differs by {share:.1e}): the loss of a row depends on the other "
+                "rows of its batch; every row has to stand for itself"
+            )

@@ -103,7 +103,11 @@ def _batch(
     written = dense_gradients(objective, rows, dense, of) if dense else {}
     for name in local:
         written |= of_layer(objective, name, *pairs.pop(name))
-    check_batch(theta, captured.values, layout.blocks, pairs, written, seed=seed)
+    check_batch(
+        *(theta, captured.values, layout.blocks, pairs, written),
+        seed=seed,
+        again=lambda near: values(near, rows),
+    )
     tensors: dict[str, Tensor] = {}
     for block in layout.blocks:
         (first, *_) = names = list(block.row_shapes)

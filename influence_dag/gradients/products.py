@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_ROWS, _BYTES = 512, 2**22  # of a piece: fewer rows make a thin product, more bytes leave the cache
+_ROWS, _BYTES = 512, 2**21  # of a piece: fewer rows make a thin product, more bytes leave the cache
+_BYTES_OF_POSITIONS = 2**22  # where each row is a sum over them
 _DEVICE_ROWS, _DEVICE_BYTES = 8192, 2**28  # where starting an operation is what costs
 _SUM_BYTES, _DEVICE_SUMS = 2**21, 2**62  # of sums over layers; rows of them elsewhere
 _COLUMNS = 256  # of a product that is contracted afterwards
@@ -34,10 +35,10 @@ def add_assembled(
     rows, units = _piece(left, width)
     buffer = right.new_empty(min(rows, n) * units * width)
     for some in _runs(n, rows):
+        these, those = _rows_last(left[some]), _rows_last(right[some])
         for places in _runs(left.shape[-1], units):
-            written = _outer(left[some][..., places], right[some], buffer)
             columns = slice(places.start * width, places.stop * width)
-            out[:, some].addmm_(V[:, columns], written.T)
+            out[:, some].addmm_(V[:, columns], _outer(these[places], those, buffer))
 
 
 def add_projected(
@@ -68,21 +69,30 @@ def row_pieces(out: Float[Tensor, "k n"]) -> Iterator[slice]:
 def _piece(left: Tensor, width: int) -> tuple[int, int]:
     """How many rows, and how many units of the left vectors, are written out at once."""
     on_cpu = left.device.type == "cpu"
-    rows, size = (_ROWS, _BYTES) if on_cpu else (_DEVICE_ROWS, _DEVICE_BYTES)
+    rows, size = _ROWS, _BYTES if left.ndim == 2 else _BYTES_OF_POSITIONS
+    if not on_cpu:
+        rows, size = _DEVICE_ROWS, _DEVICE_BYTES
     numbers, width = size // left.element_size(), max(1, width)
     units = max(1, min(left.shape[-1], numbers // (rows * width)))
     return max(rows, numbers // (units * width)), units
 
 
-def _outer(left: Tensor, right: Tensor, buffer: Tensor) -> Float[Tensor, "n lr"]:
+def _rows_last(vectors: Float[Tensor, "n *t d"]) -> Float[Tensor, "d *t n"]:
+    """What a product takes least with on its right; sums over positions come row by row."""
+    return vectors.T.contiguous() if vectors.ndim == 2 else vectors.permute(2, 1, 0)
+
+
+def _outer(
+    left: Float[Tensor, "l *t n"], right: Float[Tensor, "r *t n"], buffer: Tensor
+) -> Float[Tensor, "lr n"]:
     """Σ_t l_t r_tᵀ of each row, in the buffer."""
-    shape = len(left), left.shape[-1], right.shape[-1]
-    out = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+    units, width, n = len(left), len(right), left.shape[-1]
+    out = buffer[: units * width * n]
     if left.ndim == 2:
-        torch.mul(left.unsqueeze(2), right.unsqueeze(1), out=out)
-    else:
-        torch.bmm(left.mT, right, out=out)
-    return out.flatten(1)
+        out = out.view(units, width, n)
+        return torch.mul(left.unsqueeze(1), right.unsqueeze(0), out=out).flatten(0, 1)
+    out = out.view(n, units, width)
+    return torch.bmm(left.permute(2, 0, 1), right.permute(2, 1, 0), out=out).flatten(1).T
 
 
 def _runs(length: int, size: int) -> Iterator[slice]:

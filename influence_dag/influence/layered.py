@@ -19,11 +19,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from influence_dag.curvature.layered import LayeredNetwork, LinearLayer, NetworkPass
+from influence_dag.curvature.heads import CalledHead, SoftmaxHead
+from influence_dag.curvature.layered import LayeredNetwork, SoftmaxCurvature
+from influence_dag.curvature.layered_products import LayeredBatch
+from influence_dag.curvature.scratch import Scratch
 from influence_dag.gradients.memory import fresh
 from influence_dag.objective.objective import Rows
 
 _FEW = 32  # outputs: the Hessian of more is differentiated by torch.func, which imports a compiler
+_NARROW, _TOGETHER = 64, 4  # units of a first layer; factors whose pairs stay in a cache
+_STEPS = 2**21  # numbers of the factors that are taken together
 _NUMBERS = 2**20  # of the widest temporary: smaller ones are bound by overhead, larger by memory
 
 
@@ -31,23 +36,52 @@ def layered_products(
     network: LayeredNetwork, factors: Float[Tensor, "k p"], rows: Rows, *, chunk: int
 ) -> Float[Tensor, "k n *features"]:
     """∂/∂x of factor · gradient for every pair, `chunk` factors at a time."""
-    result = fresh((len(factors), *rows.x.shape), factors)
+    result, scratch = fresh((len(factors), *rows.x.shape), factors), Scratch()
     widest = max(max(layer.weight.shape) for layer in network.layers)
+    chunk = max(1, min(chunk, _STEPS // network.size))
     size = max(16, _NUMBERS // (chunk * widest))
     inputs = network.layers[0].weight.shape[1]
     for start in range(0, len(rows), size):
         block = slice(start, start + size)
-        state = _with_small_products(network.run(rows[block]), len(factors))
+        batch = _batch(network, rows[block], len(factors))
         pull_back = _pull_back(network, rows.x[block])
         for first in range(0, len(factors), chunk):
             some = slice(first, first + chunk)
             pairs = result[some, block]
+            shape = *pairs.shape[:2], inputs
             if pull_back is None:
-                out = pairs.view(*pairs.shape[:2], inputs)
-                _products(network, state, factors[some], out)
+                _write(batch, factors[some], pairs.view(shape), scratch)
             else:
-                pairs.copy_(pull_back(_products(network, state, factors[some])))
+                products = scratch.take("products", factors, *shape)
+                _write(batch, factors[some], products, scratch)
+                pairs.copy_(pull_back(products))
     return result
+
+
+def _write(
+    batch: LayeredBatch,
+    factors: Float[Tensor, "k p"],
+    out: Float[Tensor, "k n d"],
+    scratch: Scratch,
+) -> None:
+    r"""$V_1^\top g_1 + W_1^\top R g_1$, of a layer with few units for its inputs as one product.
+
+    Two would go through the result twice, which takes longer than their operations.
+    """
+    W, g = batch.network.layers[0].weight, batch.gradients[0]
+    moved, V = batch.moved_gradients(factors, scratch)
+    if len(W) > min(_NARROW, W.shape[1] // 2):
+        torch.bmm(moved.mT, W.expand(len(V), -1, -1), out=out)
+        out.baddbmm_(g.T.expand(len(V), -1, -1), V)
+        return
+    both = scratch.take("both gradients", g, min(_TOGETHER, len(V)), 2 * len(W), g.shape[1])
+    weights = scratch.take("both weights", g, len(both), 2 * len(W), W.shape[1])
+    both[:, len(W) :], weights[:, : len(W)] = g, W
+    for start in range(0, len(V), _TOGETHER):
+        some = slice(start, start + _TOGETHER)
+        k = len(V[some])
+        both[:k, : len(W)], weights[:k, len(W) :] = moved[some], V[some]
+        torch.bmm(both[:k].mT, weights[:k], out=out[some])
 
 
 def _pull_back(network: LayeredNetwork, x: Tensor) -> Callable[[Tensor], Tensor] | None:
@@ -76,79 +110,17 @@ def _only_reshapes(prefix: Callable[[Tensor], Tensor], x: Tensor) -> bool:
     )
 
 
-def _with_small_products(state: NetworkPass, k: int) -> NetworkPass:
+def _batch(network: LayeredNetwork, rows: Rows, k: int) -> LayeredBatch:
     """The loss's Hessian in a row's outputs written out, where that takes fewer products than k.
 
     Of rows that are not for themselves it is another one, which is found out afterwards.
     """
+    state = network.run(rows)
     n, c = state.gradients[-1].shape
-    if c >= min(k, _FEW) or n * c * c > _NUMBERS:
-        return state
-    H = state.output_matrix()
-
-    def product(vectors: Float[Tensor, "k n c"]) -> Float[Tensor, "k n c"]:
-        return torch.bmm(vectors.transpose(0, 1), H).transpose(0, 1)
-
-    return replace(state, output_product=product)
-
-
-def _products(
-    network: LayeredNetwork,
-    state: NetworkPass,
-    factors: Float[Tensor, "k p"],
-    out: Float[Tensor, "k n d"] | None = None,
-) -> Float[Tensor, "k n d"]:
-    """The derivatives in the first layer's inputs, for one block of pairs."""
-    moves = [_moves(layer, factors) for layer in network.layers]
-    forward = _forward(network, state, moves, len(factors))
-    Rg = state.output_product(forward.pop())
-    for index in range(len(network.layers) - 1, 0, -1):
-        Rg = _back(network.layers[index], moves[index][0], state.gradients[index], Rg)
-        Rg.mul_(state.slopes[index - 1])
-        Rg.addcmul_(forward.pop(), state.bends[index - 1])
-    return _back(network.layers[0], moves[0][0], state.gradients[0], Rg, out)
-
-
-_Move = tuple[Float[Tensor, "k _ _"] | None, Float[Tensor, "k _"] | None]
-
-
-def _moves(layer: LinearLayer, factors: Float[Tensor, "k p"]) -> _Move:
-    """The factors' parts shaped like the layer's weight and bias; None where those are frozen."""
-    weight = None if layer.weight_place is None else factors[:, layer.weight_place]
-    bias = None if layer.bias_place is None else factors[:, layer.bias_place]
-    return None if weight is None else weight.unflatten(1, layer.weight.shape), bias
-
-
-def _forward(
-    network: LayeredNetwork, state: NetworkPass, moves: list[_Move], k: int
-) -> list[Float[Tensor, "k n _"]]:
-    """R z of every layer."""
-    Rzs: list[Tensor] = []
-    for index, (layer, (V, v)) in enumerate(zip(network.layers, moves, strict=True)):
-        a = state.inputs[index]
-        start = a.new_zeros(1) if v is None else v.unsqueeze(1)
-        if V is None:
-            Rz = start.expand(k, len(a), len(layer.weight)).clone()
-        else:
-            Rz = torch.baddbmm(start, a.expand(k, -1, -1), V.mT)
-        if index:
-            moved = Rzs[-1] * state.slopes[index - 1]
-            Rz.flatten(0, 1).addmm_(moved.flatten(0, 1), layer.weight.T)
-        Rzs.append(Rz)
-    return Rzs
-
-
-def _back(
-    layer: LinearLayer,
-    V: Float[Tensor, "k d_out d_in"] | None,
-    g: Float[Tensor, "n d_out"],
-    Rg: Float[Tensor, "k n d_out"],
-    out: Float[Tensor, "k n d_in"] | None = None,
-) -> Float[Tensor, "k n d_in"]:
-    """Vᵀ g + Wᵀ R g, where a result is given straight into it."""
-    k = len(Rg)
-    if out is None:
-        out = Rg @ layer.weight
-    else:
-        torch.bmm(Rg, layer.weight.expand(k, -1, -1), out=out)
-    return out if V is None else out.baddbmm_(g.expand(k, -1, -1), V)
+    many = c >= min(k, _FEW) or n * c * c > _NUMBERS
+    if many and not isinstance(state.output_product, SoftmaxCurvature):
+        return LayeredBatch.of(network, state, CalledHead(state.output_product))
+    batch = LayeredBatch.of(network, state)
+    if isinstance(batch.head, SoftmaxHead):
+        return replace(batch, head=batch.head.steady())
+    return batch

@@ -4,6 +4,7 @@ import math
 from collections import UserDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pkgutil import resolve_name
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from influence_dag.curvature.operators import Curvature
 
 _TALL = 4  # times as many numbers as there are random rows
+_KEPT_NUMBERS = 2**20  # of random rows, for who asks for the same again
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,13 +172,31 @@ def carried_on(history: Float[Tensor, "k _"], steps: int) -> Float[Tensor, "k st
 def random_rows(
     rows: int, size: int, *, seed: int, dtype: torch.dtype, device: torch.device
 ) -> Float[Tensor, "rows size"]:
-    """Orthonormal rows, uniformly distributed; the same for a seed on every device and dtype."""
+    """Orthonormal rows, uniformly distributed; the same for a seed on every device and dtype.
+
+    Drawing a hundred takes as long as a third of their products with the Hessian of a small
+    network, so the last ones of a process are kept where they are small.
+    """
+    if rows * size > _KEPT_NUMBERS:
+        return _orthonormal(rows, size, seed).to(device, dtype)
+    return _kept_orthonormal(rows, size, seed, dtype).to(device, copy=True)
+
+
+@lru_cache(maxsize=2)
+def _kept_orthonormal(
+    rows: int, size: int, seed: int, dtype: torch.dtype
+) -> Float[Tensor, "rows size"]:
+    return _orthonormal(rows, size, seed).to(dtype)
+
+
+def _orthonormal(rows: int, size: int, seed: int) -> Float[Tensor, "rows size"]:
+    """In float64, on the processor."""
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(size, rows, generator=generator, dtype=torch.float64)
     if size < _TALL * rows:
-        return torch.linalg.qr(gaussian).Q.T.to(device, dtype).contiguous()
+        return torch.linalg.qr(gaussian).Q.T.contiguous()
     # By Cholesky, half the time: columns so many times as long as they are many have a condition
     # of (√size + √rows) / (√size - √rows), 3 at most, and lose no digit.
     triangle = torch.linalg.cholesky(gaussian.T @ gaussian)
     inverse = torch.linalg.solve_triangular(triangle, torch.eye(rows).double(), upper=False)
-    return (inverse @ gaussian.T).to(device, dtype)
+    return inverse @ gaussian.T

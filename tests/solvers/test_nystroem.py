@@ -7,6 +7,7 @@ from solver_systems import Counted, random_rhs, relative_error, spd_matrix
 
 from influence_dag.curvature import DenseCurvature
 from influence_dag.solvers import Nystroem
+from influence_dag.solvers.base import random_rows
 
 
 def low_rank(rank, size, *, seed=0):
@@ -71,3 +72,15 @@ def test_a_complement_needs_a_damping():
     basis = Nystroem(rank=3).factorize(DenseCurvature(spd_matrix(6)))
     with pytest.raises(ValueError, match="damping=0 cannot stand for what 3 eigenpairs of 6"):
         basis.solve(random_rhs(1, 6), damping=0.0)
+
+
+def test_random_rows_that_are_kept_are_nobodys_to_write_over():
+    def drawn(seed: int) -> torch.Tensor:
+        device = torch.device("cpu")
+        return random_rows(4, 40, seed=seed, dtype=torch.float32, device=device)
+
+    first = drawn(3)
+    expected = first.clone()
+    first.zero_()
+    assert torch.equal(drawn(3), expected)
+    assert not torch.equal(drawn(4), expected)
