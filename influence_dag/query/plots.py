@@ -88,6 +88,7 @@ def _residuals(axes: Axes, residual: NDArray) -> None:
 
 def _iterations(axes: Axes, niter: NDArray) -> None:
     axes.hist(niter, bins=list(np.arange(niter.min() - 0.5, niter.max() + 1.5)), color=HELPS)
+    axes.locator_params("x", integer=True)
     axes.set(xlabel="iterations", ylabel="test rows")
     titled(axes, "Iterations to tolerance")
 
@@ -99,6 +100,7 @@ def _curve(axes: Axes, curve: NDArray) -> None:
     ):
         axes.plot(iterations, np.maximum(values, 1e-18), color=colour, linewidth=1, label=label)
     scaled_log(axes)
+    axes.locator_params("x", integer=True)  # no half steps
     axes.set(xlabel="iteration", ylabel="relative residual")
     titled(axes, "Convergence")
 
