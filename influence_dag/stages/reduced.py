@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 
 from influence_dag.fingerprints import fingerprint
-from influence_dag.stages import naming
+from influence_dag.stages import naming, reducing
 from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.stages.derivatives import axes
 from influence_dag.stages.driver import Part
-from influence_dag.stages.reducing import (
-    LongestPairs,
-    MapsOfRows,
-    NumbersOfPairs,
-    Shapes,
-)
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Variable
 from influence_dag.study.groups import By, PerturbationSettings
@@ -48,7 +42,7 @@ class Form(ABC):
         return kind(method, given, asked.reduce.by)
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> reducing.Shapes:
         return tuple((name, shape) for name, _, shape in self.inputs)
 
     @property
@@ -130,7 +124,7 @@ class _OverFeatures(_Reduced):
         _, *chunks = variables[0].chunks
         axis = DampingAxis.of(bench, self.method)
         keys = axis.keys(base, test.digests(chunks[0]), train.digests(chunks[1]))
-        kernel = NumbersOfPairs(self.method, self.shapes, self.by)
+        kernel = reducing.NumbersOfPairs(self.method, self.shapes, self.by)
         return Part(self._names(), keys, kernel, cell_bytes=self.numbers * self._itemsize(bench))
 
 
@@ -163,7 +157,7 @@ class _OverTests(_Reduced):
         base = fingerprint(base, test.fingerprint)
         axis = DampingAxis.of(bench, self.method)
         keys = axis.keys(base, train.digests(variables[0].chunks[1]))
-        return Part(self._names(), keys, MapsOfRows(self.method, self.shapes, self.by))
+        return Part(self._names(), keys, reducing.MapsOfRows(self.method, self.shapes, self.by))
 
 
 @dataclass(frozen=True)
@@ -215,7 +209,7 @@ class _Pairs(Form):
         return Part(
             (*self._names(), naming.LONGEST_PAIRS),
             keys,
-            LongestPairs(self.method, self.shapes, rank),
+            reducing.LongestPairs(self.method, self.shapes, rank),
         )
 
 

@@ -13,20 +13,13 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from influence_dag.study import method_defaults
 from influence_dag.study.base import Seed, Settings, Unit, check_named
 from influence_dag.study.method_base import (
     ApproximateSettings,
     CurvatureName,
     MethodSettings,
     OnFailure,
-)
-from influence_dag.study.method_defaults import (
-    ArnoldiDefaults,
-    ConjugateGradientDefaults,
-    DirectDefaults,
-    KroneckerDefaults,
-    LissaDefaults,
-    NystroemDefaults,
 )
 
 Fisher = Literal["exact", "sampled", "empirical"]
@@ -41,7 +34,7 @@ class DirectSettings(MethodSettings):
     uses_matrix: ClassVar[bool] = True
 
     on_indefinite: Literal["raise", "lu", "absolute"] = Field(
-        default=DirectDefaults.on_indefinite,
+        default=method_defaults.DirectDefaults.on_indefinite,
         description="of negative eigenvalues: an error | as they are | by size, V(|μ| + λ)⁻¹Vᵀ",
     )
 
@@ -53,32 +46,32 @@ class ConjugateGradientSettings(MethodSettings):
     is_iterative: ClassVar[bool] = True
 
     rtol: PositiveFloat = Field(
-        default=ConjugateGradientDefaults.rtol,
+        default=method_defaults.ConjugateGradientDefaults.rtol,
         description="a row stops when its residual is below rtol times ‖b‖ …",
     )
     atol: NonNegativeFloat = Field(
-        default=ConjugateGradientDefaults.atol, description="… or below atol"
+        default=method_defaults.ConjugateGradientDefaults.atol, description="… or below atol"
     )
     maxiter: Annotated[PositiveInt | None, Unit("products")] = Field(
-        default=ConjugateGradientDefaults.maxiter,
+        default=method_defaults.ConjugateGradientDefaults.maxiter,
         description="products a row; default: ten times the parameters, at least 1000",
     )
     preconditioner: Literal["none", "jacobi", "nystroem", "ekfac"] = Field(
-        default=ConjugateGradientDefaults.preconditioner,
+        default=method_defaults.ConjugateGradientDefaults.preconditioner,
         description="what the system is multiplied by, so that few steps do",
     )
     rank: PositiveInt = Field(
-        default=ConjugateGradientDefaults.rank,
+        default=method_defaults.ConjugateGradientDefaults.rank,
         description="of the Nyström or Jacobi preconditioner",
     )
     search: Literal["own", "shared"] = Field(
-        default=ConjugateGradientDefaults.search,
+        default=method_defaults.ConjugateGradientDefaults.search,
         description="a row's directions: its own, or those of all rows of a block, which takes "
         "fewer products and depends on the block within the tolerance",
         exclude_if=lambda search: search == "own",  # as studies before it were stored
     )
-    seed: Seed = ConjugateGradientDefaults.seed
-    on_failure: OnFailure = ConjugateGradientDefaults.on_failure
+    seed: Seed = method_defaults.ConjugateGradientDefaults.seed
+    on_failure: OnFailure = method_defaults.ConjugateGradientDefaults.on_failure
 
 
 class LissaSettings(MethodSettings):
@@ -87,52 +80,52 @@ class LissaSettings(MethodSettings):
     is_iterative: ClassVar[bool] = True
 
     maxiter: Annotated[PositiveInt, Unit("steps")] = Field(
-        default=LissaDefaults.maxiter, description="steps of the series"
+        default=method_defaults.LissaDefaults.maxiter, description="steps of the series"
     )
     dampen: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=LissaDefaults.dampen,
+        default=method_defaults.LissaDefaults.dampen,
         description="share of h that a step forgets: adds dampen times scale to λ",
     )
     scale: PositiveFloat | None = Field(
-        default=LissaDefaults.scale,
+        default=method_defaults.LissaDefaults.scale,
         description="what H is divided by, above its largest eigenvalue; default: estimated",
     )
     rtol: PositiveFloat = Field(
-        default=LissaDefaults.rtol,
+        default=method_defaults.LissaDefaults.rtol,
         description="a row is converged when a step changes it by at most this share",
     )
     batch_size: Annotated[PositiveInt | None, Unit("rows")] = Field(
-        default=LissaDefaults.batch_size,
+        default=method_defaults.LissaDefaults.batch_size,
         description="rows of a mini-batch, drawn anew for each step; default: all",
     )
-    seed: Seed = LissaDefaults.seed
-    on_failure: OnFailure = LissaDefaults.on_failure
+    seed: Seed = method_defaults.LissaDefaults.seed
+    on_failure: OnFailure = method_defaults.LissaDefaults.on_failure
 
 
 class ArnoldiSettings(ApproximateSettings):
     """The eigenpairs of largest absolute value (Schioppa et al. 2022)."""
 
     rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
-        default=ArnoldiDefaults.rank, description="eigenpairs that are kept"
+        default=method_defaults.ArnoldiDefaults.rank, description="eigenpairs that are kept"
     )
     tol: PositiveFloat = Field(
-        default=ArnoldiDefaults.tol,
+        default=method_defaults.ArnoldiDefaults.tol,
         description="residual at which a pair is found, of the largest eigenvalue",
     )
     complement: Literal["drop", "damping"] = Field(
-        default=ArnoldiDefaults.complement,
+        default=method_defaults.ArnoldiDefaults.complement,
         description="what becomes of the rest: dropped as published, or kept as λ",
     )
     max_products: Annotated[PositiveInt | None, Unit("products")] = Field(
-        default=ArnoldiDefaults.max_products,
+        default=method_defaults.ArnoldiDefaults.max_products,
         description="a search that takes more has failed; default: 40 an eigenpair",
     )
     on_device: bool = Field(
-        default=ArnoldiDefaults.on_device,
+        default=method_defaults.ArnoldiDefaults.on_device,
         description="small eigenproblems on compute.device, not on the processor",
     )
-    seed: Seed = ArnoldiDefaults.seed
-    on_failure: OnFailure = ArnoldiDefaults.on_failure
+    seed: Seed = method_defaults.ArnoldiDefaults.seed
+    on_failure: OnFailure = method_defaults.ArnoldiDefaults.on_failure
 
     @property
     def _of_solves(self) -> set[str]:
@@ -144,12 +137,12 @@ class NystroemSettings(ApproximateSettings):
     """A randomised low-rank sketch (Frangella, Tropp & Udell 2021)."""
 
     rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
-        default=NystroemDefaults.rank,
+        default=method_defaults.NystroemDefaults.rank,
         description="directions of the sketch; what they leave out is λ alone",
     )
-    seed: Seed = NystroemDefaults.seed
+    seed: Seed = method_defaults.NystroemDefaults.seed
     power_iterations: int = Field(
-        default=NystroemDefaults.power_iterations,
+        default=method_defaults.NystroemDefaults.power_iterations,
         ge=0,
         description="products with H before the sketch, for flat spectra",
     )
@@ -164,10 +157,10 @@ class KroneckerSettings(ApproximateSettings):
         default="gauss_newton", description="the matrix that residuals are measured with"
     )
     fisher: Fisher = Field(
-        default=KroneckerDefaults.fisher,
+        default=method_defaults.KroneckerDefaults.fisher,
         description="exact | sampled labels | empirical (data labels)",
     )
-    seed: Seed = KroneckerDefaults.seed
+    seed: Seed = method_defaults.KroneckerDefaults.seed
     distribution: str | None = Field(
         default=None,
         description=(
