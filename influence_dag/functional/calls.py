@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from influence_dag.functional import scores
-from influence_dag.functional.arguments import choice
+from influence_dag.functional.arguments import check_fits, choice, usable_module
 from influence_dag.functional.columns import (
     at_positions,
     columns_of,
@@ -18,8 +18,6 @@ from influence_dag.functional.columns import (
 )
 from influence_dag.functional.inversion import Damping, InverseHvpResult, Inversion
 from influence_dag.functional.loaders import read_rows
-from influence_dag.functional.sizes import check_fits
-from influence_dag.functional.usable import usable_module
 from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.influence.points import perturbation_point
 from influence_dag.influence.positions import (

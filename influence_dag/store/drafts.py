@@ -16,10 +16,9 @@ from influence_dag.store.arrays import plain, round_mantissas, written
 from influence_dag.store.chunks import check_whole_chunks, read_region, write_array, write_chunk
 from influence_dag.store.contents import Unfinished
 from influence_dag.store.layout import RESERVED_NAMES, ChunkIndex, Coordinate, Layout, Variable
-from influence_dag.store.manifests import UNKNOWN
+from influence_dag.store.manifests import UNKNOWN, Results
 from influence_dag.store.progress import Progress
-from influence_dag.store.results import Results
-from influence_dag.store.under_way import POLL_SECONDS, UnderWay
+from influence_dag.store.threads import POLL_SECONDS, UnderWay
 
 if TYPE_CHECKING:
     from influence_dag.store.published import StoredVersion

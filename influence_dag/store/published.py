@@ -21,11 +21,11 @@ from influence_dag.store.manifests import (
     KEYS,
     MANIFEST,
     STAMPS,
+    Results,
     stored_variable,
     unsealed,
 )
 from influence_dag.store.npz import unpacked
-from influence_dag.store.results import Results
 from influence_dag.store.soundness import Damage, damaged_chunks, damaged_files
 
 if TYPE_CHECKING:  # whoever only compares keys does not pay for their import

@@ -21,7 +21,7 @@ from influence_dag.store.icechunk.repositories import (
     told,
 )
 from influence_dag.store.icechunk.waiting import waited
-from influence_dag.store.under_way import UnderWay
+from influence_dag.store.threads import UnderWay
 
 if TYPE_CHECKING:
     from icechunk import IcechunkStore, Session
