@@ -152,12 +152,8 @@ def residual_below(bench: Workbench, method: str) -> Outcome:
     message = f"worst relative residual {worst:.1e}, limit {limit:.0e}"
     if not worst <= limit:
         message += f"; {_cause_of_residual(bench)}"
-    return Outcome(
-        worst <= limit,
-        message,
-        {"worst_residual": worst},
-        tolerated=getattr(settings, "on_failure", "raise") == "warn",
-    )
+    tolerated = getattr(settings, "on_failure", "raise") == "warn"
+    return Outcome(worst <= limit, message, {"worst_residual": worst}, tolerated)
 
 
 def _cause_of_residual(bench: Workbench) -> str:

@@ -107,16 +107,8 @@ def refresh_blocks(
         draft.set_attrs(policies=policies(bench))
     computed = sum(map(len, outdated.values()))
     total = sum(keys[..., 0].size for keys in expected.values())
-    return updates.finished_update(
-        bench,
-        artifact,
-        started,
-        computed=computed,
-        kept=total - computed,
-        written=draft.bytes_written,
-        reasons=reasons,
-        info=info,
-    )
+    counts = computed, total - computed, draft.bytes_written
+    return updates.finished_update(bench, artifact, started, counts, reasons, info)
 
 
 def _compute_part(
@@ -160,12 +152,8 @@ def _tiles(layout: Layout, part: Part, outdated: Mapping, block_bytes: int) -> l
         max(1, int(np.prod(variable.shape[depth:]))) * np.dtype(variable.dtype).itemsize
         for variable in variables
     )
-    return tiles(
-        wanted,
-        lead.chunks[:depth],
-        lead.shape[:depth],
-        max_values=max(1, block_bytes // max(kept_bytes, part.cell_bytes)),
-    )
+    values = max(1, block_bytes // max(kept_bytes, part.cell_bytes))
+    return tiles(wanted, lead.chunks[:depth], lead.shape[:depth], max_values=values)
 
 
 def _computed(
@@ -220,16 +208,8 @@ def refresh_whole(
         made = produce()
         watch().check()
         blocks, written = _publish(bench, artifact, key, made)
-    return updates.finished_update(
-        bench,
-        artifact,
-        started,
-        computed=blocks,
-        kept=0,
-        written=written,
-        reasons=reasons,
-        info=made.info,
-    )
+    counts = blocks, 0, written
+    return updates.finished_update(bench, artifact, started, counts, reasons, made.info)
 
 
 def _why_whole(current: Version | None) -> dict[str, int]:

@@ -12,7 +12,7 @@ $S$ fits the subset. All run in float64, in one vectorised minimisation.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +35,21 @@ MOMENT = 2.0  # seconds after which a bar on a terminal tells how far one is
 _STATIONARY = 1e-2  # norm of the penalised gradient at which a network counts as fitted
 
 OnFailure = Literal["raise", "keep"]
+
+
+class Ending(TypedDict, total=False):
+    """What refits from θ are told besides: see `refit`."""
+
+    tolerance: float
+    max_steps: int
+    proximal: bool
+
+
+class Fitting(Ending, total=False):
+    """What refits from anywhere are told besides."""
+
+    start: Float[Tensor, "*m p"] | None
+    on_failure: OnFailure
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,9 +163,7 @@ def refit_without(
     index: Sequence[int] | Int[Tensor, " m"],
     *,
     weight_decay: float,
-    tolerance: float = 1e-8,
-    max_steps: int = 200,
-    proximal: bool = False,
+    **ending: Unpack[Ending],
 ) -> Refits:
     """Member 0 has every row, member 1 + k all but row `index[k]`; all start at θ.
 
@@ -158,15 +171,7 @@ def refit_without(
     minimum: differences from member 0 are due to the missing row alone.
     """
     weights = torch.cat([rows.shares[None], leaving_out(rows.shares, index)])
-    return refit(
-        objective,
-        rows,
-        weights,
-        weight_decay=weight_decay,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        proximal=proximal,
-    )
+    return refit(objective, rows, weights, weight_decay=weight_decay, **ending)
 
 
 def default_metric(
