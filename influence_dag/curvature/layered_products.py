@@ -18,13 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from influence_dag.curvature import layered
 from influence_dag.curvature.heads import SoftmaxHead, WrittenHead
-from influence_dag.curvature.layered import (
-    LayeredNetwork,
-    LinearLayer,
-    NetworkPass,
-    SoftmaxCurvature,
-)
 from influence_dag.curvature.products import random_vectors
 from influence_dag.curvature.scratch import Scratch
 from influence_dag.objective.objective import Rows
@@ -44,7 +39,7 @@ _PIECE = 2**19  # numbers in the widest of a piece's temporaries
 class LayeredSum:
     """The sum over rows of second derivatives times vectors, again and again."""
 
-    network: LayeredNetwork
+    network: layered.LayeredNetwork
     rows: Rows
     batch_size: int = field(kw_only=True)
     serves: bool = field(default=True, init=False)
@@ -116,7 +111,7 @@ class _Batch:
     where they are few: no product then has to go through the rows for them.
     """
 
-    network: LayeredNetwork
+    network: layered.LayeredNetwork
     inputs: list[Float[Tensor, "_ n"]]
     gradients: list[Float[Tensor, "_ n"]]
     slopes: list[Float[Tensor, "_ n"]]
@@ -125,7 +120,7 @@ class _Batch:
     mixed: Float[Tensor, "j o i"] | None = None
 
     @classmethod
-    def of(cls, network: LayeredNetwork, state: NetworkPass) -> "_Batch":
+    def of(cls, network: layered.LayeredNetwork, state: layered.NetworkPass) -> "_Batch":
         inputs = [nn.functional.pad(a.T, (0, 0, 0, 1), value=1.0) for a in state.inputs]
         gradients, slopes, bends = map(_rows_last, (state.gradients, state.slopes, state.bends))
         return cls(network, inputs, gradients, slopes, bends, _head_of(state))
@@ -243,9 +238,9 @@ class _Batch:
         return sent.addcmul_(self.bends[m - 1][:, some], move)
 
 
-def _head_of(state: NetworkPass) -> SoftmaxHead | WrittenHead:
+def _head_of(state: layered.NetworkPass) -> SoftmaxHead | WrittenHead:
     """The loss's second derivatives of a batch, as its products with vectors take least."""
-    if isinstance(state.output_product, SoftmaxCurvature):
+    if isinstance(state.output_product, layered.SoftmaxCurvature):
         p, counted = state.output_product.probabilities, state.output_product.counted
         return SoftmaxHead(p.T.contiguous(), counted.T.contiguous())
     return WrittenHead(state.output_matrix().contiguous())
@@ -262,7 +257,7 @@ def _even(length: int, most: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _step_of(layer: LinearLayer, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k o i"]:
+def _step_of(layer: layered.LinearLayer, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k o i"]:
     """The vectors' parts of a layer's weight and bias: no step of what is frozen or not there."""
     outputs, inputs = layer.weight.shape
     step = vectors.new_zeros(len(vectors), outputs, inputs + 1)

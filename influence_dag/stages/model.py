@@ -129,9 +129,8 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
     check_targets(bench, reading.study_objective(study, module.eval()))
     _load_given(bench, module, rows)
-    told = _fitted(bench, train, module, rows, test) | (
-        {"unscaled_columns": unscaled} if unscaled else {}
-    )
+    told = _fitted(bench, train, module, rows, test)
+    told |= {"unscaled_columns": unscaled} if unscaled else {}
     objective = reading.study_objective(study, module.eval())
     objective.check(rows)
     stored = modules.save_checkpoint(objective.module)

@@ -44,12 +44,21 @@ def refresh(bench: Workbench, method: str) -> Update:
 def whole_layout(bench: Workbench, method: str) -> Layout:
     """Of all pairs and features: a variable for each input of the model."""
     test, train = axes(bench, method)
-    pairs = len(test), len(train)
-    variables = tuple(
-        _variable(bench, method, name, pairs, *feature) for name, feature in _inputs(bench).items()
-    )
+    axis, dtype = DampingAxis.of(bench, method), np.dtype(bench.settings.compute.dtype)
+    pairs, at, variables = (len(test), len(train)), naming.perturbation(method), []
+    for name, (dims, shape) in _inputs(bench).items():
+        numbers = max(1, int(np.prod(shape)))
+        chunks = bench.pair_chunks(at, name, pairs, dtype.itemsize, numbers)
+        variable = axis.variable(
+            name,
+            *zip(("test", "train", *dims), (*pairs, *shape), (*chunks, *shape), strict=True),
+            dtype=dtype.str,
+            about=_words(bench, method),
+            max_relative_error=bench.settings.store.max_relative_error,
+        )
+        variables.append(variable)
     labels = (*test.coordinates, *train.coordinates, *_feature_coordinates(bench))
-    return _layout(bench, method, variables, labels, {})
+    return _layout(bench, method, tuple(variables), labels, {})
 
 
 def _form(bench: Workbench, method: str) -> Form | None:
@@ -125,25 +134,6 @@ def _output(bench: Workbench, train: Axis, wrt: str) -> Inputs:
     rows = load_rows(bench, train, train.slots[:2])
     shape = tuple(module_output(shared_objective(bench), rows, wrt).shape[1:])
     return {PERTURBATIONS: _numbered(wrt.replace(".", "_"), shape)}
-
-
-def _variable(
-    bench: Workbench,
-    method: str,
-    name: str,
-    pairs: tuple[int, int],
-    dims: tuple[str, ...],
-    shape: tuple[int, ...],
-) -> Variable:
-    dtype, numbers = np.dtype(bench.settings.compute.dtype), max(1, int(np.prod(shape)))
-    chunks = bench.pair_chunks(naming.perturbation(method), name, pairs, dtype.itemsize, numbers)
-    return DampingAxis.of(bench, method).variable(
-        name,
-        *zip(("test", "train", *dims), (*pairs, *shape), (*chunks, *shape), strict=True),
-        dtype=dtype.str,
-        about=_words(bench, method),
-        max_relative_error=bench.settings.store.max_relative_error,
-    )
 
 
 def _words(bench: Workbench, method: str) -> dict[str, str]:

@@ -109,30 +109,21 @@ class StoredDraft:
             values = round_mantissas(values, target.max_relative_error)
         with self._writing(variable, values.nbytes):
             self._begin_writing(variable, keys)
-            size = self._write_chunks(target, start, values, keys)
+            size = sum(self._write_chunk(target, start, values, index) for index in keys)
             self._progress.done(variable, keys)
         with self._lock:
             _assign(self._keys[variable], keys)
             self.chunks_written += len(keys)
             self.bytes_written += size
 
-    def _write_chunks(
-        self,
-        variable: Variable,
-        start: tuple[int, ...],
-        values: NDArray,
-        keys: Iterable[ChunkIndex],
+    def _write_chunk(
+        self, variable: Variable, start: tuple[int, ...], values: NDArray, index: ChunkIndex
     ) -> int:
-        size = 0
-        for index in keys:
-            region = variable.region(index)
-            inside = tuple(
-                slice(s.start - a, s.stop - a) for s, a in zip(region, start, strict=True)
-            )
-            written = write_chunk(self.contents, variable, index, values[inside])
-            self._checksums[variable.name][index] = written.checksum
-            size += written.size
-        return size
+        region = zip(variable.region(index), start, strict=True)
+        inside = tuple(slice(s.start - first, s.stop - first) for s, first in region)
+        written = write_chunk(self.contents, variable, index, values[inside])
+        self._checksums[variable.name][index] = written.checksum
+        return written.size
 
     def set_attrs(self, **attrs: Any) -> None:
         """Attributes that are results (solver info), next to the layout's own."""

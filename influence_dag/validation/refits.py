@@ -138,12 +138,19 @@ def refit(
         metric = default_metric(objective, rows, weight_decay, proximal=proximal) if near else None
     points = _starts(objective, start, len(weights))
     problem = WeightedLosses.of(objective, rows, weights, weight_decay, proximal=proximal)
-    parts = [
-        _minimise(problem[chunk], points[chunk], metric, tolerance, max_steps, history)
-        for chunk in tqdm(
-            [*problem.chunks], "refits", unit="part", delay=MOMENT, disable=None, leave=False
-        )
-    ]
+
+    def minimised(chunk: slice) -> Minima:
+        part = problem[chunk]
+
+        def evaluate(members: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+            everyone = len(members) == len(part.weights)
+            return (part if everyone else part[members]).value_and_gradient(theta)
+
+        ending = {"tolerance": tolerance, "max_steps": max_steps}
+        return minimise(evaluate, points[chunk], metric=metric, history=history, **ending)
+
+    chunks, bar = [*problem.chunks], {"delay": MOMENT, "disable": None, "leave": False}
+    parts = [minimised(chunk) for chunk in tqdm(chunks, "refits", unit="part", **bar)]
     refits = Refits(
         objective,
         torch.cat([part.points for part in parts]),
@@ -206,23 +213,6 @@ def leaving_out(
     weights = shares.repeat(len(index), 1)
     weights[torch.arange(len(index)), index] = 0.0
     return weights
-
-
-def _minimise(
-    problem: WeightedLosses,
-    start: Float[Tensor, "m p"],
-    metric: Metric | None,
-    tolerance: float,
-    max_steps: int,
-    history: int,
-) -> Minima:
-    def evaluate(members: Int[Tensor, " a"], theta: Float[Tensor, "a p"]) -> tuple[Tensor, Tensor]:
-        everyone = len(members) == len(problem.weights)
-        return (problem if everyone else problem[members]).value_and_gradient(theta)
-
-    return minimise(
-        evaluate, start, metric=metric, tolerance=tolerance, max_steps=max_steps, history=history
-    )
 
 
 def _starts(objective: Objective, start: Tensor | None, members: int) -> Float[Tensor, "m p"]:
