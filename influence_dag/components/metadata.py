@@ -34,10 +34,9 @@ def materialize_result(
     """
     version, metadata = bench.require(update.artifact), {}
     if node.picture and not context.instance.is_ephemeral:
-        before = _drawn_before(context, node.picture, update)
-        metadata = (
-            _drawn(context, node.picture, bench, version, node.method) if before is None else before
-        )
+        metadata = _drawn_before(context, node.picture, update)
+        if metadata is None:
+            metadata = _drawn(context, node.picture, bench, version, node.method)
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, node.method)
     info = {name: value for name, value in _info(update).items() if name not in metadata}

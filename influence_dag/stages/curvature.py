@@ -72,10 +72,8 @@ def refresh(bench: Workbench, method: str) -> Update:
             info["mean_eigenvalue"] = typical.value
         if isinstance(solver, EKFAC | KFAC):
             info["rows_summed"] = updated.rows if updated else train.count
-        notes = {
-            "dataset_version": bench.require("dataset").number,
-            "error_of_differences": updated.errors if updated else {},
-        }
+        notes = {"dataset_version": bench.require("dataset").number}
+        notes |= {"error_of_differences": updated.errors if updated else {}}
         return Whole(arrays, attrs, info, notes=notes)
 
     return refresh_whole(

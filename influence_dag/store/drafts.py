@@ -206,9 +206,8 @@ class StoredDraft:
                 self._inherited = Results(**entry["results"])
                 continue
             chunks = [tuple(index) for index in entry["chunks"]]
-            keys = (
-                map(bytes.fromhex, entry["keys"]) if "done" in entry else [bytes(16)] * len(chunks)
-            )
+            none = [bytes(16)] * len(chunks)
+            keys = map(bytes.fromhex, entry["keys"]) if "done" in entry else none
             name = entry.get("done") or entry["dirty"]
             _assign(self._keys[name], dict(zip(chunks, keys, strict=True)))
             for index in chunks:
