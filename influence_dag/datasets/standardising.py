@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _STEPS = 4  # of the mean, in a unit of s
 _CONSTANT = 1e-12  # deviation relative to the size of the numbers, below which a column is constant
+APART = 1e3  # the largest standard deviation of columns over the smallest; less does no harm
+SHOWN = 3  # columns that are named
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +51,6 @@ class Units:
     def apply(self, values: np.ndarray) -> np.ndarray:
         """What the model sees of rows."""
         return (values - self.mean) / self.scale
-
-
-APART = 1e3  # the largest standard deviation over the smallest; less does no harm
-SHOWN = 3
 
 
 def unscaled(train: "SplitRows") -> list[str]:

@@ -13,6 +13,7 @@ from influence_dag.explorer.opened import View
 from influence_dag.suspicion import Evidence, combined_suspicion
 
 MOST_LABELS = 200  # distinct ones that are still offered as a choice
+AFFORDABLE = 5e9  # multiplications of all distances, a third of a second; once a version
 
 
 class Predictions:
@@ -85,9 +86,6 @@ def labels_of(view: View, split: Split) -> list[str]:
         return []
     distinct = sorted(set(labels.tolist()))
     return [shown_label(each) for each in distinct] if len(distinct) <= MOST_LABELS else []
-
-
-AFFORDABLE = 5e9  # multiplications of all distances, a third of a second; once a version
 
 
 def disagreement(view: View) -> NDArray[np.float64] | None:

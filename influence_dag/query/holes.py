@@ -12,6 +12,7 @@ from influence_dag.datasets.slots import SPLITS, natural_ids
 SLOTS = {"top_train": "train", "bottom_train": "train"}  # arrays of slots → the axis they are on
 COUNTED = ("n_train", "weight_sum")  # what influences are divided by, to be changes
 LARGEST_TEXT = 2**30  # bytes of one coordinate as numpy text; beyond that it stays as it is read
+_TEXT = "UTO"  # kinds of dtypes that have no mean
 
 
 def without_holes(dataset: xr.Dataset) -> xr.Dataset:
@@ -83,9 +84,6 @@ def numpy_text(values: np.ndarray) -> np.ndarray:
     room = 4 * longest * values.size <= LARGEST_TEXT  # a text takes as much as the longest one
     texts = values.astype(object)
     return texts.astype(str) if room else texts
-
-
-_TEXT = "UTO"  # kinds of dtypes that have no mean
 
 
 class _NamedByTheirFirst:

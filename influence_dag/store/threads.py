@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar, TypeVarTuple
 
 Item = TypeVar("Item")
 Arguments = TypeVarTuple("Arguments")
+POLL_SECONDS = 1e-3  # between looks at whether others still write
 
 
 class Workers(Generic[*Arguments]):
@@ -125,9 +126,6 @@ def _is_empty_for(seconds: float, queue: SimpleQueue[None]) -> bool:
     except Empty:
         return True
     return False
-
-
-POLL_SECONDS = 1e-3
 
 
 class UnderWay:

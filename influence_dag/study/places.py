@@ -11,6 +11,7 @@ from pathlib import Path
 from influence_dag.study.base import is_callable_name
 
 RULE = "relative paths are looked up in the study's folder, then in the project's"
+FOLDER = ".dagster"  # of Dagster's history in a project; `make` sets it up
 
 
 def placed_name(name: str, folder: Path, root: Path) -> str:
@@ -42,9 +43,6 @@ def project_around(folder: Path) -> Path | None:
     """The nearest folder, from this one upwards, that has a `pyproject.toml`."""
     above = (folder, *folder.parents)
     return next((each for each in above if (each / "pyproject.toml").is_file()), None)
-
-
-FOLDER = ".dagster"  # in a project; `make` sets it up
 
 
 def home_of(project: Path) -> Path | None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 RESIDUAL = {"float32": 1e-4, "float64": 1e-8}
 SAME = 1e-3  # relative error up to which exact methods agree
 FAR = 10  # λ beyond this many weight decays is another model's
+DRAWS = 400  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,6 @@ def _with(value: float, interval: tuple[float, ...]) -> str:
 
 
 Interval = tuple[float, float]
-DRAWS = 400
 
 
 def over_columns(
