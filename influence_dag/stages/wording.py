@@ -42,7 +42,7 @@ class Wording(Symbols):
     def position_influences(self) -> dict[str, str]:
         return self._terms_of("position of the training row", "positions") | {
             "normalisation": "a term has the share in its row's loss that the loss gives it (1/k "
-            "of a mean over k labelled positions); 0 where the target is ignored",
+            "of a mean over k labelled positions); 0 where the target is ignored"
         }
 
     def _terms_of(self, one: str, all_of_them: str) -> dict[str, str]:

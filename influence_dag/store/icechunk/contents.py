@@ -114,11 +114,7 @@ class Draft:
     """
 
     def __init__(
-        self,
-        repository: Repository,
-        number: int,
-        session: "Session",
-        before: Iterable[str] = (),
+        self, repository: Repository, number: int, session: "Session", before: Iterable[str] = ()
     ) -> None:
         self.repository, self.number = repository, number
         self._session, self._before = session, list(before)

@@ -16,10 +16,7 @@ class CheckedRepository(Checked[Any]):
     """A version's files, read-only."""
 
     async def get(
-        self,
-        key: str,
-        prototype: BufferPrototype,
-        byte_range: ByteRequest | None = None,
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         if key not in self.checksums:
             return None
