@@ -78,7 +78,7 @@ def write(project: Path, count: int) -> None:
 
 def measured(project: Path) -> Found:
     """Of each artifact, then of all checks, in the order in which they are made."""
-    from influence_dag.components.checks import promises
+    from influence_dag.components.assets import promises
     from influence_dag.stages.graph import artifacts
     from influence_dag.stages.workbench import Workbench
     from influence_dag.study.loading import load_study

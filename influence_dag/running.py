@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.study.code import put_on_path
-from influence_dag.study.history import home_of
 from influence_dag.study.loading import load_study
 from influence_dag.study.named_code import look_for_callables
+from influence_dag.study.places import home_of
 from influence_dag.study.study import Study
 
 if TYPE_CHECKING:

@@ -105,9 +105,10 @@ def test_what_there_is_not_is_answered_with_what_there_is(study, ask, words):
         ask(study)
 
 
-def test_a_tree_has_every_artifact(study):
+def test_a_tree_has_every_artifact_or_those_that_are_asked_for(study):
     tree = study.tree()
     assert {group.lstrip("/") for group in tree.groups} >= set(study.artifacts)
+    assert study.tree(["direct/influences"]).groups == ("/", "/direct", "/direct/influences")
     of_tree = tree["direct/influences"].influences
     np.testing.assert_array_equal(of_tree, study["direct"].influences)
 

@@ -13,10 +13,9 @@ from tiny_project import Project
 
 from influence_dag.errors import StoreError
 from influence_dag.query.report import findings_of, write_report
-from influence_dag.query.report.finding import Finding
-from influence_dag.query.report.intervals import over_columns, pearson, slope
+from influence_dag.query.report.findings import over_columns, pearson, slope
 from influence_dag.query.report.rows import ShownRows
-from influence_dag.query.report.verdict import verdict
+from influence_dag.query.report.verdict import Finding, verdict
 from influence_dag.stages.graph import artifacts
 
 ODD = {"train": '<script>alert("1")</script>', "test": "$x_1$ & {{ 7 * 7 }} `a` \x1b[31m"}

@@ -109,8 +109,7 @@ def _machine() -> Iterator[Finding]:
 
 def _history(store: str | None) -> Iterator[Finding]:
     """Where runs are recorded."""
-    from influence_dag.study.history import home_of
-    from influence_dag.study.places import project_around
+    from influence_dag.study.places import home_of, project_around
 
     given = os.environ.get("DAGSTER_HOME")
     no_folder = bool(given) and not Path(str(given)).is_dir()

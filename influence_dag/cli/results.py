@@ -1,11 +1,12 @@
 """Commands on stored results: what is there, who is behind a test row, what changed."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from influence_dag.cli.completion import artifacts, methods
 from influence_dag.cli.printing import as_json, emit, table
 from influence_dag.cli.strongest import Strongest
 from influence_dag.suspicion import SUSPICIONS
@@ -13,6 +14,26 @@ from influence_dag.suspicion import SUSPICIONS
 if TYPE_CHECKING:
     from influence_dag.query.results import StudyResults
 
+
+def _completed(of: Callable[["StudyResults"], list[str]]) -> Callable[..., list]:
+    """What a shell completes: names in the store that was typed before."""
+
+    def complete(ctx: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
+        from influence_dag.errors import InfluenceDagError
+        from influence_dag.query.results import open_study
+
+        store = ctx.params.get("store") or next(iter(ctx.args), "")  # an option without its value
+        try:
+            known = of(open_study(str(store)))
+        except (InfluenceDagError, OSError):
+            return []
+        return [CompletionItem(name) for name in known if name.startswith(begun)]
+
+    return complete
+
+
+artifacts = _completed(lambda study: study.artifacts)
+methods = _completed(lambda study: study.methods)
 store_argument = click.argument("store")  # a path, or an address such as memory://name/study
 artifact_argument = click.argument("artifact", shell_complete=artifacts)
 method_option = click.option(

@@ -87,7 +87,7 @@ def materialize(
     Interrupted (Ctrl-C, SIGTERM) it ends with exit code 130; run again, it goes on from there.
     """
     from influence_dag.running import materialize as run
-    from influence_dag.study.history import why_unrecorded
+    from influence_dag.study.places import why_unrecorded
 
     if shard is not None and not shard.startswith("1/"):
         from influence_dag.running import compute_shard

@@ -9,7 +9,6 @@ import dagster as dg
 
 from influence_dag import __version__
 from influence_dag.addresses import folder_of
-from influence_dag.components.checks import check_definitions
 from influence_dag.components.edits import edits_asset, observed
 from influence_dag.components.keys import DATA_VERSION_TAG, asset_key, upstream_keys
 from influence_dag.components.reading import ARTIFACT, IO_MANAGER, STORE, StudyIOManager
@@ -40,7 +39,7 @@ def study_definitions(study: Study, *, pool: str | None = "gpu") -> dg.Definitio
         edits = edits_asset(study)
     return dg.Definitions(
         assets=[_source(study), edits, *(_asset(study, node, pool) for node in nodes)],
-        asset_checks=check_definitions(study, nodes),
+        asset_checks=[_checks(study, node) for node in nodes if node.checks],
         jobs=[job],
         schedules=list(_schedules(study, job)),
         sensors=list(_sensors(study)),
@@ -183,3 +182,32 @@ def code_version(study: Study, node: Artifact) -> str:
     Settings of later stages are left out, so that changing them marks only what they change.
     """
     return f"{__version__}-{fingerprint(node.name, node.formula, node.settings_of(study))[:12]}"
+
+
+def _checks(study: Study, node: Artifact) -> dg.AssetChecksDefinition:
+    """One op, which runs all checks of an artifact; a failed one stops what is downstream."""
+    key, severity = asset_key(study, node.name), dg.AssetCheckSeverity
+    specs = [
+        dg.AssetCheckSpec(promise.name, asset=key, description=promise.description, blocking=True)
+        for promise in node.checks
+    ]
+
+    @dg.multi_asset_check(
+        name="__".join([study.name, *node.name.split("/"), "checks"]), specs=specs
+    )
+    def checks(context: dg.AssetCheckExecutionContext):
+        from influence_dag.stages.workbench import Workbench
+
+        bench = Workbench(study, context.log.info)
+        for promise in node.checks:
+            outcome = promise.outcome(bench)
+            yield dg.AssetCheckResult(
+                passed=outcome.passed,
+                asset_key=key,
+                check_name=promise.name,
+                description=outcome.message,
+                metadata=outcome.metadata,
+                severity=severity.WARN if outcome.tolerated else severity.ERROR,
+            )
+
+    return checks

@@ -44,12 +44,9 @@ def made_from(bench: Workbench, update: Update, method: str | None) -> dict[str,
         version = bench.require(artifact)
         if artifact != update.artifact:
             count = version.attrs.get(rows) or version.attrs["info"][rows]
-            same = (
-                "the current"
-                if version.attrs["train_rows"] == current
-                else "other than the current"
-            )
-            told[what] = f"version {version.number}, from {count:,} rows, {same} ones ({policy})"
+            same = "" if version.attrs["train_rows"] == current else "other than "
+            rows_seen = f"from {count:,} rows, {same}the current ones"
+            told[what] = f"version {version.number}, {rows_seen} ({policy})"
     return told
 
 

@@ -1,16 +1,56 @@
 """The component: one `defs.yaml`, one study, one graph of assets."""
 
+import logging
 from pathlib import Path
+from zlib import crc32
 
 import dagster as dg
+from dagster.components import Scaffolder, ScaffoldRequest
+from dagster.components.component_scaffolding import scaffold_component
 from pydantic import BaseModel
 
 from influence_dag.components.assets import study_definitions
-from influence_dag.components.scaffold import InfluenceStudyScaffolder
-from influence_dag.components.unusable import unusable
-from influence_dag.errors import StudyError
+from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.study.files import read_yaml
-from influence_dag.study.study import Study, StudySettings, study_name
+from influence_dag.study.study import Study, StudySettings, study_name, usable_name
+
+GROUP = "studies_not_loaded"
+_MODEL = '''"""The model of this study."""
+
+from torch import nn
+
+
+def build() -> nn.Module:
+    """The untrained module; the pipeline fits it."""
+    return nn.Sequential(nn.Flatten(), nn.Linear({features}, {outputs}))
+'''
+
+
+class InfluenceStudyScaffolder(Scaffolder):
+    """A `defs.yaml` with every choice that has no default, and a `model.py` beside it."""
+
+    def scaffold(self, request: ScaffoldRequest) -> None:
+        name = request.target_path.name
+        module = ".".join((*request.target_path.parts[-2:-1], name, "model"))
+        (request.target_path / "model.py").write_text(_MODEL.format(features=64, outputs=10))
+        scaffold_component(
+            request,
+            {
+                "data": {
+                    "train": f"data/{name}/train.csv",
+                    "test": f"data/{name}/test.csv",
+                    "id": "id",
+                    "target": "label",
+                },
+                "model": {
+                    "build": f"{module}:build",
+                    "loss": "cross_entropy",
+                    "fit": {"optimizer": "lbfgs", "weight_decay": 0.01},
+                },
+                "damping": 0.01,
+                "methods": {"direct": {}},
+            },
+        )
 
 
 @dg.scaffold_with(InfluenceStudyScaffolder)
@@ -71,3 +111,19 @@ class InfluenceStudy(dg.Component):
 def _file_of(context: dg.ComponentLoadContext) -> Path:
     path = Path(str(context.path))
     return path if path.is_file() else path / "defs.yaml"
+
+
+def unusable(folder: str, error: InfluenceDagError) -> dg.Definitions:
+    """An asset that nothing materialises, which says in the UI and in the log what is wrong.
+
+    An error here would take all other studies of the code location with it.
+    """
+    logging.getLogger("dagster").warning("%s: not loaded: %s", folder, error)
+    own = f"{usable_name(folder)}_{crc32(folder.encode()):08x}"  # of two that are alike, too
+    spec = dg.AssetSpec(
+        [GROUP, own],
+        group_name=GROUP,
+        description=f"The study in the folder {folder} was not loaded. {error}",
+        kinds={"error"},
+    )
+    return dg.Definitions(assets=[spec])

@@ -1,11 +1,13 @@
-"""What a materialisation shows: shape, chunks, bytes, seconds, solver info, and a picture."""
+"""What a materialisation shows: shape, chunks, bytes, seconds, solver info, and a picture.
+
+`WHY` says what pictures show, and why one looks at them.
+"""
 
 from typing import Any
 
 import dagster as dg
 import numpy as np
 
-from influence_dag.components.captions import WHY
 from influence_dag.components.changes import changes, made_from
 from influence_dag.components.keys import DATA_VERSION_TAG
 from influence_dag.datasets.slots import SPLITS, Axis
@@ -32,10 +34,9 @@ def materialize_result(
     """
     version, metadata = bench.require(update.artifact), {}
     if node.picture and not context.instance.is_ephemeral:
-        before = _drawn_before(context, node.picture, update)
-        metadata = (
-            _drawn(context, node.picture, bench, version, node.method) if before is None else before
-        )
+        metadata = _drawn_before(context, node.picture, update)
+        if metadata is None:
+            metadata = _drawn(context, node.picture, bench, version, node.method)
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, node.method)
     info = {name: value for name, value in _info(update).items() if name not in metadata}
@@ -150,3 +151,47 @@ def _charted(version: Version, info: dict[str, Any]) -> dict[str, float]:
             values = version.read(f"{split}_loss")[Axis.read(version, split).slots]
             charted[f"mean_{split}_loss"] = float(values.mean())
     return {name: value for name, value in charted.items() if np.isfinite(value)}
+
+
+WHY = {
+    "spectrum": (
+        "Eigenvalues of the curvature, with the dampings as lines. Directions below a line "
+        "are held by the damping more than by the data, so that another λ is another answer "
+        "there; negative ones larger than λ would turn the sign of an influence."
+    ),
+    "convergence": (
+        "Residuals of the test rows' solves, sorted; how many steps they took; how residuals fell. "
+        "A row above the tolerance has factors that cannot be trusted; many steps say that the "
+        "system is badly conditioned."
+    ),
+    "residuals": (
+        "How exactly each test row's system is solved: the residual relative to its right- "
+        "hand side. A large one is an error of at least that size in the row's influences."
+    ),
+    "histogram": (
+        "How the influences are spread. Most pairs hardly matter; the tails are the rows to "
+        "look at. A wide one-sided tail is one row that rules many predictions."
+    ),
+    "strongest": (
+        "Some test rows, with the training rows that help them most and harm them most. Rows "
+        "of the same class should help; one that harms its own class is a suspect."
+    ),
+    "example": (
+        "One pair: what more of each feature of the training row does to the test row's loss. "
+        "Blue helps, red harms: the part of the row that the influence comes from."
+    ),
+    "agreement": (
+        "Predicted change of test losses against that of refits, a dot a pair. On the line "
+        "the values can be trusted, in its order the ranks; a slope above 1 is the row's own "
+        "curvature."
+    ),
+    "scores": (
+        "How well influences rank models that were fitted to random subsets (Spearman), with "
+        "95 % intervals. A method that is no better than the baselines says nothing here."
+    ),
+    "detection": (
+        "Share of labels flipped on purpose that are found, against rows looked at. The "
+        "earlier a curve rises, the fewer rows have to be looked at in data whose errors "
+        "nobody knows."
+    ),
+}

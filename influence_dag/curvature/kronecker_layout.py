@@ -8,11 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from influence_dag.errors import ModelError
-from influence_dag.gradients.found_layouts import (
-    gradient_layout,
-    layer_places,
-    uncalled_layers,
-)
+from influence_dag.gradients import found_layouts
 from influence_dag.gradients.layers import is_capturable, is_transposed, layer_of
 from influence_dag.gradients.layouts import LinearLayout, joined
 from influence_dag.objective.objective import Objective, Rows
@@ -73,17 +69,17 @@ class KroneckerLayout:
         is too large, naming it.
         """
         blocks, module = (
-            gradient_layout(objective, sample, without=without).blocks,
+            found_layouts.gradient_layout(objective, sample, without=without).blocks,
             objective.module,
         )
         layers_of_blocks = (b.name if isinstance(b, LinearLayout) else b.layer for b in blocks)
         found = {name for name in layers_of_blocks if name is not None}
         local = {name for name in found if name and not is_capturable(layer_of(module, name))}
         found -= local
-        found |= uncalled_layers(objective, sample, besides=found | set(without))
+        found |= found_layouts.uncalled_layers(objective, sample, besides=found | set(without))
         layers = []
         for name in found:
-            weight, bias = layer_places(objective, name)
+            weight, bias = found_layouts.layer_places(objective, name)
             if weight:
                 transposed = is_transposed(layer_of(module, name))
                 layers.append(KroneckerLayer(name, weight, bias, transposed))

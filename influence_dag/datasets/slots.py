@@ -92,9 +92,8 @@ class Axis:
         def of_rows(suffix: str, values: np.ndarray, said: str) -> Coordinate:
             return Coordinate(f"{name}{suffix}", (name,), values, {"long_name": said})
 
-        labels = (
-            [] if self.labels is None else [("_label", self.labels, f"target of the {name} row")]
-        )
+        said = f"target of the {name} row"
+        labels = [] if self.labels is None else [("_label", self.labels, said)]
         kept = [
             (f"_{kept_name(column)}", values, f"column {column!r} of the {name} row")
             for column, values in self.kept.items()

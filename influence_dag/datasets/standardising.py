@@ -5,20 +5,24 @@ deviation of the training rows, m the multiple of s / 4 nearest to their mean: w
 mean of at most 1/8 and a deviation between 0.7 and 1.4, in numbers that rounding leaves alone. Of
 the rows as they are now, m and s are always the same, whatever they were before; an edit changes
 them only where a statistic crosses from one grid point to the next. Then every row is another
-input, and everything is computed anew.
+input, and everything is computed anew. (`unscaled` tells of columns that want it.)
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from influence_dag.datasets.sources.on_demand import Values, moments
 from influence_dag.errors import DataError
 
+if TYPE_CHECKING:
+    from influence_dag.datasets.split_rows import SplitRows
+
 _STEPS = 4  # of the mean, in a unit of s
-_CONSTANT = (
-    1e-12  # deviation, relative to the size of the numbers, below which a column is constant
-)
+_CONSTANT = 1e-12  # deviation relative to the size of the numbers, below which a column is constant
+APART = 1e3  # the largest standard deviation of columns over the smallest; less does no harm
+SHOWN = 3  # columns that are named
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,3 +51,20 @@ class Units:
     def apply(self, values: np.ndarray) -> np.ndarray:
         """What the model sees of rows."""
         return (values - self.mean) / self.scale
+
+
+def unscaled(train: "SplitRows") -> list[str]:
+    """The feature columns of the largest and the smallest scale, if these are far apart.
+
+    Each with its standard deviation; empty where columns are alike, or are no columns of a table.
+    A curvature has the squares of these scales on its diagonal: 10³ apart are 10⁶ of its condition.
+    """
+    if train.feature_names is None:
+        return []
+    (x,) = train.x.values()
+    scales = np.asarray(x).reshape(len(x), -1).std(axis=0)
+    order = [k for k in np.argsort(scales) if scales[k] > 0]
+    if len(order) < 2 or scales[order[-1]] < APART * scales[order[0]]:
+        return []
+    ends = dict.fromkeys([*order[: -SHOWN - 1 : -1], order[0]])
+    return [f"{train.feature_names[k]} ±{scales[k]:.3g}" for k in ends]

@@ -4,10 +4,10 @@ The server knows one study. It reads; what it writes are marks and edits beside 
 the study runs only for what is asked for by `/api/compute` and `/api/relabels`.
 """
 
-import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any
 
@@ -104,10 +104,8 @@ class Explorer:
         rows = view.split(split)
         place = rows.position(request.query_params.get("id", ""))
         name = request.query_params.get("input", "")
-        if (
-            name not in self.contents.inputs
-            or (found := self.contents.values(rows, place, name)) is None
-        ):
+        there = name in self.contents.inputs
+        if not there or (found := self.contents.values(rows, place, name)) is None:
             raise HTTPException(404, "no such picture")
         look, values = found
         return _png(picture(values, look.about(name)["ends"]))
@@ -201,9 +199,8 @@ def _check_label(view: View, name: str, label: Any) -> None:
         if number(_number(label, "label")) is None:
             raise StoreError(f"{name}: the label {label!r:.80} is not a number")
     elif not any(is_label(each, str(label)) for each in set(labels.tolist())):
-        known = (
-            ", ".join(labels_of(view, "train")) or f"{len(set(labels.tolist())):,} that there are"
-        )
+        many = f"{len(set(labels.tolist())):,} that there are"
+        known = ", ".join(labels_of(view, "train")) or many
         raise StoreError(f"{name}: {label!r:.80} is none of the labels {known}")
 
 
@@ -211,18 +208,15 @@ def _split(request: Request) -> Split:
     return "train" if request.query_params.get("split") == "train" else "test"
 
 
-def _number(text: Any, what: str) -> float:
+def _number(text: Any, what: str, kind: type = float) -> Any:
     try:
-        return float(text)
+        return kind(text)
     except (TypeError, ValueError) as error:
-        raise StoreError(f"{what} is {text!r:.80}; a number is wanted") from error
+        wanted = "a whole number" if kind is int else "a number"
+        raise StoreError(f"{what} is {text!r:.80}; {wanted} is wanted") from error
 
 
-def _whole(text: str, what: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise StoreError(f"{what} is {text!r:.80}; a whole number is wanted") from error
+_whole = partial(_number, kind=int)
 
 
 def _text(body: dict[str, Any], name: str) -> str:
@@ -259,7 +253,7 @@ async def _body(request: Request) -> dict[str, Any]:
     return body
 
 
-@functools.cache
+@cache
 def _file(name: str) -> bytes:
     return files("influence_dag.explorer").joinpath("page", name).read_bytes()
 
@@ -277,9 +271,7 @@ def app_of(results: Results, hosts: Iterable[str]) -> ASGIApp:
     reads = ("study", "rows", "row", "compare", "pair", "scatter", "picture", "map", "edits")
     writes = ("compute", "mark", "clear", "export", "relabels")
     routes = [Route(path, _static(*file)) for path, file in PAGE.items()]
-    routes += [Route(f"/api/{each}", _answered(getattr(explorer, each))) for each in reads]
-    routes += [
-        Route(f"/api/{each}", _answered(getattr(explorer, each)), methods=["POST"])
-        for each in writes
-    ]
+    for names, methods in ((reads, ["GET"]), (writes, ["POST"])):
+        answers = ((each, _answered(getattr(explorer, each))) for each in names)
+        routes += [Route(f"/api/{each}", answer, methods=methods) for each, answer in answers]
     return Guard(Starlette(routes=routes), frozenset(hosts))

@@ -54,9 +54,6 @@ class Contents:
         for version in reversed(list(self.opened.store.versions("dataset"))):
             yield self.opened.version("dataset", version.number)
 
-    def look(self, version: Version) -> "Look":
-        return Look(version)
-
     def shown(self, rows: Rows, position: int) -> dict[str, Any]:
         """A row's content as the page shows it, and the columns that travel along."""
         kept = [

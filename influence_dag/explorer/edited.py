@@ -36,16 +36,12 @@ def copies(opened: Opened, method: str, marks: Marked) -> tuple[dict[str, bytes]
         return {}, [f"No copy of the training data was made: {error}"]
     acted = [name for name, mark in marks.items() if mark["action"] != "keep"]
     missing = [name for name in acted if not any(name in rows for _, rows in copied.values())]
-    said = _missing(missing) if missing else []
-    return {name: content for name, (content, _) in copied.items()}, said
-
-
-def _missing(names: list[str]) -> list[str]:
-    shown = f"{names[0]!r:.80}" + (", …" if len(names) > 1 else "")
-    return [
-        f"{len(names)} marked rows ({shown}) are not in the file as it is now; the copy is without "
-        "their changes."
-    ]
+    shown = ", ".join(f"{name!r:.80}" for name in missing[:1]) + ", …" * (len(missing) > 1)
+    said = (
+        f"{len(missing)} marked rows ({shown}) are not in the file as it is now; the copy is "
+        "without their changes."
+    )
+    return {name: content for name, (content, _) in copied.items()}, [said] if missing else []
 
 
 def _source(opened: Opened, method: str) -> tuple[DataSettings, dict[str, Path]]:

@@ -154,12 +154,9 @@ def _shown(
     if content and content[1].dtype.kind in "iu" and content[1].shape == values.shape:
         tokens = content[1].tolist()
         return {"kind": "tokens", "tokens": tokens, "values": numbers(values), **told}
-    names = content[0].names(name) if content else None
-    names = (
-        names
-        if names and len(names) == len(values)
-        else [f"{name}[{k}]" for k in range(len(values))]
-    )
+    names = (content[0].names(name) if content else None) or []
+    if len(names) != len(values):
+        names = [f"{name}[{k}]" for k in range(len(values))]
     order = np.argsort(-np.abs(values), kind="stable")[:BARS]
     bars = [names[k] for k in order.tolist()]
     return {"kind": "bars", "columns": bars, "values": numbers(values[order]), **told}

@@ -11,8 +11,14 @@ from influence_dag.explorer.content import Contents, Look, compared
 from influence_dag.explorer.edited import project_of
 from influence_dag.explorer.numbers import histogram, number
 from influence_dag.explorer.opened import Opened, Rows, View
-from influence_dag.explorer.predictions import Predictions, labels_of, predictions
-from influence_dag.explorer.suspicion import disagreement, ranks, suspicion
+from influence_dag.explorer.predictions import (
+    Predictions,
+    disagreement,
+    labels_of,
+    predictions,
+    ranks,
+    suspicion,
+)
 from influence_dag.stages import dampings, naming
 
 PAGE = 40  # rows of a table
@@ -177,12 +183,25 @@ def one(
     rows, other = view.split(split), view.split("train" if split == "test" else "test")
     place = rows.position(name)
     values = view.of_test(place) if split == "test" else view.of_train(place)
-    helps, harms = strongest(values)
+
+    def listed(places: NDArray) -> list[dict[str, Any]]:
+        """Rows of the other split, each with how it differs from this one."""
+        split: Split = other.axis.name
+        return [
+            row(view, contents, split, each, marks)
+            | {
+                "influence": number(values[each]),
+                "differences": differences(contents, (other, each), (rows, place)),
+            }
+            for each in places.tolist()
+        ]
+
+    helps, harms = map(listed, strongest(values))
     return {
         "row": row(view, contents, split, place, marks),
         "at": at(view),
-        "helps": _listed(view, contents, other, values, helps, marks, beside=(rows, place)),
-        "harms": _listed(view, contents, other, values, harms, marks, beside=(rows, place)),
+        "helps": helps,
+        "harms": harms,
         "histogram": histogram(values),
         "n": view.n,
     }
@@ -203,26 +222,6 @@ def strongest(values: NDArray, few: int = STRONGEST) -> tuple[NDArray, NDArray]:
     return np.array(helps, np.int64), np.array(harms, np.int64)
 
 
-def _listed(
-    view: View,
-    contents: Contents,
-    other: Rows,
-    values: NDArray,
-    places: NDArray,
-    marks: dict[str, Any],
-    *,
-    beside: tuple[Rows, int],
-) -> list[dict[str, Any]]:
-    split: Split = other.axis.name
-    entries = []
-    for place in places.tolist():
-        entry = row(view, contents, split, place, marks)
-        entry["influence"] = number(values[place])
-        entry["differences"] = differences(contents, (other, place), beside)
-        entries.append(entry)
-    return entries
-
-
 def differences(
     contents: Contents, one: tuple[Rows, int], other: tuple[Rows, int]
 ) -> list[dict[str, Any]]:
@@ -230,8 +229,7 @@ def differences(
     current = contents.opened.current("dataset")
     if current is None:
         return []
-    look = contents.look(current)
-    name = look.inputs[0]
+    name = (look := Look(current)).inputs[0]
     if look.names(name) is None:
         return []
     here, there = contents.values(*one, name), contents.values(*other, name)

@@ -10,16 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from influence_dag.gradients import layers
 from influence_dag.gradients.blocks import LinearGradients
 from influence_dag.gradients.capture import NotCaptured, Pair, capture, recorded_layers
-from influence_dag.gradients.layers import (
-    InProjection,
-    is_capturable,
-    is_transposed,
-    layer_of,
-    layers_of,
-    parameter_name,
-)
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.local import is_local, local_gradients
 from influence_dag.gradients.row_by_row import plain_gradient
@@ -164,16 +157,16 @@ def _shared(objective: Objective) -> set[str]:
     uses = Counter(id(parameter) for _, parameter in every)
     return {
         name
-        for name, layer in layers_of(objective.module)
+        for name, layer in layers.layers_of(objective.module)
         if any(uses[id(parameter)] > 1 for parameter in _parameters(objective.module, name, layer))
     }
 
 
 def _parameters(module: nn.Module, name: str, layer: nn.Module) -> list[nn.Parameter]:
     """A layer's parameters; a projection's are those of the attention that it stands in."""
-    if not isinstance(layer, InProjection):
+    if not isinstance(layer, layers.InProjection):
         return list(layer.parameters())
-    names = [parameter_name(layer, name, role) for role in ("weight", "bias")]
+    names = [layers.parameter_name(layer, name, role) for role in ("weight", "bias")]
     held = dict(module.named_parameters(remove_duplicate=False))
     return [held[each] for each in names if each in held]
 
@@ -199,19 +192,19 @@ def _local_blocks(
 
 def _candidates(objective: Objective) -> list[_Candidate]:
     shared, found = _shared(objective), []
-    for name, layer in layers_of(objective.module):
-        if not is_capturable(layer) or name in shared:
+    for name, layer in layers.layers_of(objective.module):
+        if not layers.is_capturable(layer) or name in shared:
             continue
         weight, bias = layer_places(objective, name)
         if weight or bias:
-            found.append(_Candidate(name, weight, bias, is_transposed(layer)))
+            found.append(_Candidate(name, weight, bias, layers.is_transposed(layer)))
     return found
 
 
 def layer_places(objective: Objective, name: str) -> list[tuple[int, int] | None]:
     """Where a capturable layer's weight and bias are in θ; None for what is frozen or absent."""
-    layer = layer_of(objective.module, name)
-    names = [parameter_name(layer, name, role) for role in ("weight", "bias")]
+    layer = layers.layer_of(objective.module, name)
+    names = [layers.parameter_name(layer, name, role) for role in ("weight", "bias")]
     places = [objective.slices.get(each) for each in names]
     return [(place.start, place.stop) if place else None for place in places]
 

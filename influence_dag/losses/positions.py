@@ -8,20 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from influence_dag.errors import ModelError
-from influence_dag.losses.named import (
-    IGNORED,
-    LossFunction,
-    bce_with_logits,
-    class_targets,
-    cross_entropy,
-    mse,
-    next_token,
-    number_targets,
-)
+from influence_dag.losses import named
 from influence_dag.losses.reduced import ReducedLoss
 
 
-def position_losses(loss: LossFunction, output: Any, target: Any) -> Float[Tensor, "n ..."]:
+def position_losses(loss: named.LossFunction, output: Any, target: Any) -> Float[Tensor, "n ..."]:
     """Terms whose sum over positions is the sample's loss; 0 where the target is ignored.
 
     A mean over k positions has terms of 1/k of each position's loss. Positions are the target's:
@@ -45,18 +36,18 @@ def position_losses(loss: LossFunction, output: Any, target: Any) -> Float[Tenso
     return terms
 
 
-def _terms(loss: LossFunction, output: Any, target: Any) -> Tensor | None:
-    if loss is next_token:
-        terms = _terms(cross_entropy, output[:, :, :-1], target[:, 1:])
+def _terms(loss: named.LossFunction, output: Any, target: Any) -> Tensor | None:
+    if loss is named.next_token:
+        terms = _terms(named.cross_entropy, output[:, :, :-1], target[:, 1:])
         return None if terms is None else F.pad(terms, (1, 0))
-    if loss is cross_entropy:
-        target = class_targets(output, target)
+    if loss is named.cross_entropy:
+        target = named.class_targets(output, target)
         values = F.cross_entropy(output, target, reduction="none")
-        return _shared(values, None if target.is_floating_point() else target != IGNORED)
-    if loss is mse:
-        return _shared((output - number_targets("mse", output, target)).square())
-    if loss is bce_with_logits:
-        target = number_targets("bce_with_logits", output, target)
+        return _shared(values, None if target.is_floating_point() else target != named.IGNORED)
+    if loss is named.mse:
+        return _shared((output - named.number_targets("mse", output, target)).square())
+    if loss is named.bce_with_logits:
+        target = named.number_targets("bce_with_logits", output, target)
         return _shared(F.binary_cross_entropy_with_logits(output, target, reduction="none"))
     parts = loss.of_torch if isinstance(loss, ReducedLoss) else None
     if parts is None or parts.reduction == "none":
@@ -73,6 +64,6 @@ def _shared(values: Float[Tensor, "n ..."], labelled: Tensor | None = None) -> T
     return torch.where(labelled, values, 0.0) / count.reshape(-1, *[1] * (values.ndim - 1))
 
 
-def _named(loss: LossFunction) -> str:
+def _named(loss: named.LossFunction) -> str:
     whole = loss.whole if isinstance(loss, ReducedLoss) else loss
     return getattr(whole, "__name__", type(whole).__name__)

@@ -22,17 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from influence_dag.errors import ModelError
-from influence_dag.losses.named import (
-    IGNORED,
-    LossFunction,
-    bce_with_logits,
-    class_targets,
-    cross_entropy,
-    mean_of_labelled,
-    mse,
-    next_token,
-    number_targets,
-)
+from influence_dag.losses import named
 from influence_dag.losses.one_by_one import OneByOne, several
 from influence_dag.structures import described
 
@@ -59,17 +49,17 @@ _MODULES: dict[type[nn.Module], Callable[..., Tensor]] = {
 
 
 _LIKELIHOODS = (
-    (cross_entropy, "categorical"),
-    (next_token, "categorical"),
+    (named.cross_entropy, "categorical"),
+    (named.next_token, "categorical"),
     (F.cross_entropy, "categorical"),
-    (bce_with_logits, "bernoulli"),
+    (named.bce_with_logits, "bernoulli"),
     (F.binary_cross_entropy_with_logits, "bernoulli"),
-    (mse, "gaussian"),
+    (named.mse, "gaussian"),
     (F.mse_loss, "gaussian"),
 )
 
 
-def reduced_loss(loss: LossFunction) -> "ReducedLoss":
+def reduced_loss(loss: named.LossFunction) -> "ReducedLoss":
     """A torch-style loss that returns one number for a batch, made one value per sample.
 
     Torch's own losses, as modules, functions or `functools.partial` of those, are asked for
@@ -88,17 +78,17 @@ def reduced_loss(loss: LossFunction) -> "ReducedLoss":
     return ReducedLoss(loss, known or OneByOne(loss))
 
 
-def ignored_class(loss: LossFunction) -> int | None:
+def ignored_class(loss: named.LossFunction) -> int | None:
     """The index that a loss of class indices leaves out; None for losses of other targets."""
-    if loss is cross_entropy or loss is next_token:
-        return IGNORED
+    if loss is named.cross_entropy or loss is named.next_token:
+        return named.IGNORED
     parts = loss.parts if isinstance(loss, ReducedLoss) else None
     if isinstance(parts, _TorchLoss) and parts.function in _OF_CLASSES:
-        return parts.settings.get("ignore_index", IGNORED)
+        return parts.settings.get("ignore_index", named.IGNORED)
     return None
 
 
-def likelihood_of(loss: LossFunction) -> str | None:
+def likelihood_of(loss: named.LossFunction) -> str | None:
     """The distribution whose negative log-likelihood a known loss is; None for one's own."""
     function = loss
     if isinstance(loss, ReducedLoss):
@@ -110,7 +100,7 @@ def likelihood_of(loss: LossFunction) -> str | None:
 class ReducedLoss:
     """`(output, target) → (batch,)` from the loss `whole` of batches."""
 
-    whole: LossFunction
+    whole: named.LossFunction
     parts: "_TorchLoss | OneByOne"
 
     def __call__(self, output: Any, target: Any) -> Tensor:
@@ -220,27 +210,29 @@ class _TorchLoss:
         if not self._of_classes or target.is_floating_point():
             losses = self._one_a_row(values)
             return losses, torch.ones_like(losses)
-        labelled = target != self.settings.get("ignore_index", IGNORED)
+        labelled = target != self.settings.get("ignore_index", named.IGNORED)
         if target.ndim == 1:
             values, labelled = values[:, None], labelled[:, None]
         if self.reduction != "mean":
             losses = self._one_a_row(values)
             return losses, torch.ones_like(losses)
-        return mean_of_labelled(values, labelled), self._weights(target, labelled, values)
+        return named.mean_of_labelled(values, labelled), self._weights(target, labelled, values)
 
     def at_positions(self, output: Any, target: Any) -> tuple[Tensor, Tensor | None]:
         """The loss at each position, and which positions count; None: all."""
         values, target = self._evaluated(output, target, "none")
         if not self._of_classes or target.is_floating_point():
             return values, None
-        return values, target != self.settings.get("ignore_index", IGNORED)
+        return values, target != self.settings.get("ignore_index", named.IGNORED)
 
     def _weights(self, target: Tensor, labelled: Tensor, like: Tensor) -> Tensor:
         weight = self.settings.get("weight")
         if weight is None:
             return labelled.flatten(1).any(1).to(like)
         classes = torch.where(labelled, target.reshape(labelled.shape), 0)
-        return mean_of_labelled(torch.where(labelled, weight.to(like)[classes], 0.0), labelled)
+        return named.mean_of_labelled(
+            torch.where(labelled, weight.to(like)[classes], 0.0), labelled
+        )
 
     def whole(self, output: Any, target: Any) -> Tensor:
         return self._evaluated(output, target, self.reduction)[0]
@@ -263,9 +255,9 @@ class _TorchLoss:
                 "lambda output, target: F.cross_entropy(output['logits'], target)"
             )
         if self._of_classes:
-            target = class_targets(output, target)
+            target = named.class_targets(output, target)
         else:
-            target = number_targets(self.function.__name__, output, target)
+            target = named.number_targets(self.function.__name__, output, target)
         settings = {
             name: value.to(output) if isinstance(value, Tensor) else value
             for name, value in self.settings.items()

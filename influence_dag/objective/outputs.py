@@ -7,16 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from influence_dag import structures
 from influence_dag.errors import ModelError
 from influence_dag.objective.objective import Objective
 from influence_dag.objective.rows import Rows
-from influence_dag.structures import (
-    described,
-    differentiable,
-    map_tensors,
-    tensors_of,
-    with_tensors,
-)
 
 Leaves = tuple[Tensor, ...]
 
@@ -44,11 +38,11 @@ class OutputSpace:
     @classmethod
     def among(cls, objective: Objective, rows: Rows, outputs: Any) -> "OutputSpace":
         """That of what the model has returned for the rows. Raises as `of`."""
-        places = tuple(differentiable(outputs))
+        places = tuple(structures.differentiable(outputs))
         if not places:
             raise ModelError(
-                f"{type(objective.module).__name__} returns {described(outputs)}; wanted a tensor, "
-                "or a tuple or dict with tensors of floating-point numbers"
+                f"{type(objective.module).__name__} returns {structures.described(outputs)}; "
+                "wanted a tensor, or a tuple or dict with tensors of floating-point numbers"
             )
         return cls(objective, rows, outputs, places)
 
@@ -58,7 +52,7 @@ class OutputSpace:
     ) -> tuple["OutputSpace", Any]:
         """As `of`, and the outputs as functions of θ, for `leaves_of`: one pass for both."""
         outputs = objective.outputs(theta, rows.x)
-        numbers = map_tensors(lambda tensor: tensor.detach().clone(), outputs)
+        numbers = structures.map_tensors(lambda tensor: tensor.detach().clone(), outputs)
         return cls.among(objective, rows, numbers), outputs
 
     def leaves(self, theta: Float[Tensor, " p"]) -> Leaves:
@@ -67,25 +61,25 @@ class OutputSpace:
 
     def leaves_of(self, outputs: Any) -> Leaves:
         """The tensors among what the model has returned for the rows."""
-        tensors = tensors_of(outputs)
+        tensors = structures.tensors_of(outputs)
         return tuple(tensors[place] for place in self.places)
 
     @property
     def values(self) -> Float[Tensor, "n m"]:
         """The tensors at `objective.params`, flat."""
-        tensors = tensors_of(self.template)
+        tensors = structures.tensors_of(self.template)
         return flat(tuple(tensors[place] for place in self.places))
 
     def losses(self, leaves: Leaves) -> Float[Tensor, " n"]:
         """The loss of each row with the tensors at `leaves`."""
-        tensors = tensors_of(self.template)
+        tensors = structures.tensors_of(self.template)
         for place, leaf in zip(self.places, leaves, strict=True):
             tensors[place] = leaf
-        return self.objective.loss(with_tensors(self.template, tensors), self.rows.y)
+        return self.objective.loss(structures.with_tensors(self.template, tensors), self.rows.y)
 
     def used(self) -> "OutputSpace":
         """Those of the tensors that the loss depends on; `ModelError` for one without rows."""
-        leaves = [tensors_of(self.template)[place].detach() for place in self.places]
+        leaves = [structures.tensors_of(self.template)[place].detach() for place in self.places]
         leaves = [leaf.clone().requires_grad_() for leaf in leaves]
         with torch.enable_grad():
             total = self.losses(tuple(leaves)).sum()
@@ -116,12 +110,12 @@ class OutputSpace:
 
     def structured(self, outputs: Float[Tensor, "n m"]) -> Any:
         """What the model returns, with these numbers in the places of `flat(leaves)`."""
-        tensors = tensors_of(self.template)
+        tensors = structures.tensors_of(self.template)
         shapes = [tensors[place].shape for place in self.places]
         widths = [shape[1:].numel() for shape in shapes]
         for place, shape, part in zip(self.places, shapes, outputs.split(widths, 1), strict=True):
             tensors[place] = part.reshape(len(outputs), *shape[1:])
-        return with_tensors(self.template, tensors)
+        return structures.with_tensors(self.template, tensors)
 
 
 def flat(leaves: Leaves) -> Float[Tensor, "n m"]:

@@ -155,16 +155,9 @@ def _complete(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tree(results: "StudyResults", artifacts: list[str]) -> xr.DataTree:
-    if not artifacts:
-        return results.tree()
-    groups = {f"/{name}": results.open(name) for name in artifacts}  # names the nearest right one
-    return xr.DataTree.from_dict({"/": xr.Dataset()} | groups, name=results.store.name)
-
-
 def _zarr(results: "StudyResults", target: "Path | ZarrStore", artifacts: list[str]) -> list[str]:
     """Zarr 2, whose metadata every reader finds in one file."""
-    tree = _tree(results, artifacts)
+    tree = results.tree(artifacts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(onsolidated|Unstable).*")
         tree.to_zarr(target, zarr_format=2, consolidated=True)
@@ -180,7 +173,7 @@ def _netcdf(results: "StudyResults", target: Path, artifacts: list[str]) -> list
             f"{' nor '.join(engines)} is installed; pip install "
             "'influence-dag[netcdf]', or export to .zarr"
         )
-    _tree(results, artifacts).to_netcdf(target, engine=installed[0])  # type: ignore[arg-type]
+    results.tree(artifacts).to_netcdf(target, engine=installed[0])  # type: ignore[arg-type]
     return artifacts or results.artifacts
 
 

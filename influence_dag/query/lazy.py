@@ -14,12 +14,12 @@ from influence_dag.query.reopened import check_influences, workbench_of
 from influence_dag.stages import methods, naming, reading
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import DAMPING, DampingAxis, of_method, stored
-from influence_dag.store import Coordinate, Layout, Store, Variable, Version
+from influence_dag.stages.wording import wording_of
+from influence_dag.store import Coordinate, Layout, Store, Variable
 from influence_dag.study.torch_modes import plain_modes
 
 if TYPE_CHECKING:
     from influence_dag.solvers.blocks import Blocks
-    from influence_dag.stages.workbench import Workbench
 
 Block = Callable[[Tile], np.ndarray]
 
@@ -76,8 +76,17 @@ def parameter_influences(store: Store, method: str, project: Path | None = None)
                 rows[present] = factorization.solve(G[present], damping=damping).x.cpu().numpy()
         return values
 
-    layout = _parameter_layout(bench, method, train.coordinates, len(train))
-    (variable,) = layout.variables
+    axis, size = DampingAxis.of(bench, method), bench.require("model").attrs["info"]["parameters"]
+    dtype = np.dtype(bench.settings.compute.dtype)
+    chunk = max(1, min(len(train), bench.settings.compute.block_bytes // (size * dtype.itemsize)))
+    variable = axis.variable(
+        "parameter_influences",
+        *(("train", len(train), chunk), ("param", size, size)),
+        dtype=dtype.name,
+        about=wording_of(bench, method).parameter_influences(),
+    )
+    labels = (*train.coordinates, axis.coordinate)
+    layout = Layout((variable,), labels, methods.method_attributes(bench, method))
     return _labelled(layout, variable, block)
 
 
@@ -110,8 +119,20 @@ def block_influences(
             values.append(np.stack([influences(share, G).cpu().numpy() for share in shares]))
         return np.stack(values, axis=1)
 
-    layout = _block_layout(bench, store.version(naming.influences(method)), method, names)
-    (variable,) = layout.variables
+    test = bench.axis(naming.factors(method), "test")
+    train = bench.axis(naming.GRADIENTS, "train")
+    axis, entry = DampingAxis.of(bench, method), _entry(store, method)
+    variable = Variable(
+        "block_influences",
+        ("block", DAMPING, "test", "train"),
+        (len(names), len(axis), len(test), len(train)),
+        entry.dtype,
+        (1, 1, *entry.chunks[-2:]),
+        wording_of(bench, method).block_influences(),
+    )
+    labels = Coordinate("block", ("block",), np.array(names, np.dtypes.StringDType()))
+    coordinates = (labels, *test.coordinates, *train.coordinates, axis.coordinate)
+    layout = Layout((variable,), coordinates, methods.method_attributes(bench, method))
     return _labelled(layout, variable, block)
 
 
@@ -138,70 +159,25 @@ def position_influences(store: Store, method: str, project: Path | None = None) 
             part[:, present] = position_influences(s, objective, rows).cpu().numpy()
         return values
 
-    layout = _position_layout(bench, store.version(naming.influences(method)), method, shape)
-    (variable,) = layout.variables
-    return _labelled(layout, variable, block)
-
-
-def _position_layout(
-    bench: "Workbench", influences: Version, method: str, shape: tuple[int, ...]
-) -> Layout:
-    from influence_dag.stages.wording import wording_of
-
-    test, train = bench.axis(naming.factors(method), "test"), bench.axis("dataset", "train")
-    axis, entry = DampingAxis.of(bench, method), influences.variables["influences"]
+    test, axis = bench.axis(naming.factors(method), "test"), DampingAxis.of(bench, method)
+    entry = _entry(store, method)
     names = ("position",) if len(shape) == 1 else tuple(f"position_{k}" for k in range(len(shape)))
-    variable = Variable(
+    variable = axis.variable(
         "position_influences",
-        (DAMPING, "test", "train", *names),
-        (len(axis), len(test), len(train), *shape),
-        entry.dtype,
-        (1, *entry.chunks[-2:], *shape),
-        wording_of(bench, method).position_influences(),
+        *zip(("test", "train"), (len(test), len(train)), entry.chunks[-2:], strict=True),
+        *zip(names, shape, shape, strict=True),
+        dtype=entry.dtype,
+        about=wording_of(bench, method).position_influences(),
     )
     places = (Coordinate(n, (n,), np.arange(k)) for n, k in zip(names, shape, strict=True))
     coordinates = (*test.coordinates, *train.coordinates, axis.coordinate, *places)
-    return Layout((variable,), coordinates, methods.method_attributes(bench, method))
+    layout = Layout((variable,), coordinates, methods.method_attributes(bench, method))
+    return _labelled(layout, variable, block)
 
 
-def _block_layout(bench: "Workbench", influences: Version, method: str, names: list[str]) -> Layout:
-    from influence_dag.stages.wording import wording_of
-
-    test = bench.axis(naming.factors(method), "test")
-    train = bench.axis(naming.GRADIENTS, "train")
-    axis, entry = DampingAxis.of(bench, method), influences.variables["influences"]
-    variable = Variable(
-        "block_influences",
-        ("block", DAMPING, "test", "train"),
-        (len(names), len(axis), len(test), len(train)),
-        entry.dtype,
-        (1, 1, *entry.chunks[-2:]),
-        wording_of(bench, method).block_influences(),
-    )
-    block = Coordinate("block", ("block",), np.array(names, np.dtypes.StringDType()))
-    coordinates = (block, *test.coordinates, *train.coordinates, axis.coordinate)
-    return Layout((variable,), coordinates, methods.method_attributes(bench, method))
-
-
-def _parameter_layout(
-    bench: "Workbench", method: str, labels: tuple[Coordinate, ...], rows: int
-) -> Layout:
-    from influence_dag.stages.wording import wording_of
-
-    axis = DampingAxis.of(bench, method)
-    size = bench.require("model").attrs["info"]["parameters"]
-    dtype = np.dtype(bench.settings.compute.dtype)
-    chunk = max(1, min(rows, bench.settings.compute.block_bytes // (size * dtype.itemsize)))
-    variable = Variable(
-        "parameter_influences",
-        (DAMPING, "train", "param"),
-        (len(axis), rows, size),
-        dtype.name,
-        (1, chunk, size),
-        wording_of(bench, method).parameter_influences(),
-    )
-    attrs = methods.method_attributes(bench, method)
-    return Layout((variable,), (*labels, axis.coordinate), attrs)
+def _entry(store: Store, method: str) -> Variable:
+    """The stored influences, by which others are cut alike."""
+    return store.version(naming.influences(method)).variables["influences"]
 
 
 def _labelled(layout: Layout, whole: Variable, compute: Block) -> xr.DataArray:

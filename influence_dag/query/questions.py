@@ -1,7 +1,7 @@
 """Questions to a study by the names of its rows; an array answers the same through `.idag`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -123,9 +123,9 @@ class Questions(ABC):
         asked = Asked(by, neighbours, space, folds)
         return suspect_rows(self, k, method=method, damping=damping, asked=asked)
 
-    def tree(self) -> xr.DataTree:
-        """All artifacts by their names, lazy; what `xr.open_datatree` opens, from any store."""
-        groups = {f"/{name}": self.open(name) for name in self.artifacts}
+    def tree(self, artifacts: Sequence[str] = ()) -> xr.DataTree:
+        """Artifacts (default: all) by name, lazy; what `xr.open_datatree` opens, from any store."""
+        groups = {f"/{name}": self.open(name) for name in artifacts or self.artifacts}
         return xr.DataTree.from_dict({"/": xr.Dataset()} | groups, name=self.store.name)
 
     @cached_property

@@ -27,12 +27,7 @@ class BlocksOfRows(Rows):
     _last: tuple[int, Rows] | None
 
     def __init__(
-        self,
-        load: Load,
-        y: Tensor,
-        weights: Tensor | None,
-        size: int,
-        ranks: Tensor | None = None,
+        self, load: Load, y: Tensor, weights: Tensor | None, size: int, ranks: Tensor | None = None
     ):
         of_all = {"y": y, "weights": weights, "_load": load, "_size": size, "_ranks": ranks}
         for name, value in of_all.items():

@@ -51,25 +51,16 @@ def _not_finite(version: Version, name: str, splits: tuple[str, ...]) -> int:
         for dim in variable.dims
         if dim in splits
     }
-    regions = map(variable.region, np.ndindex(variable.grid))
     of_some = naming.is_sampled(version, name)  # NaN says that a row is not in the sample
-    blocks = ((version.read(name, *at), at) for at in regions)
-    return sum(
-        _bad(np.where(np.isnan(block), 0, block) if of_some else block, at, variable.dims, valid)
-        for block, at in blocks
-    )
-
-
-def _bad(
-    block: np.ndarray,
-    region: tuple[slice, ...],
-    dims: tuple[str, ...],
-    valid: dict[str, np.ndarray],
-) -> int:
-    for axis, (dim, at) in enumerate(zip(dims, region, strict=True)):
-        if dim in valid:
-            block = np.compress(valid[dim][at], block, axis=axis)
-    return int((~np.isfinite(block)).sum())
+    count = 0
+    for region in map(variable.region, np.ndindex(variable.grid)):
+        block = version.read(name, *region)
+        for axis, (dim, at) in enumerate(zip(variable.dims, region, strict=True)):
+            if dim in valid:
+                block = np.compress(valid[dim][at], block, axis=axis)
+        wrong = np.isinf(block) if of_some else ~np.isfinite(block)
+        count += int(wrong.sum())
+    return count
 
 
 def gradient_norm(bench: Workbench) -> Outcome:
@@ -152,12 +143,8 @@ def residual_below(bench: Workbench, method: str) -> Outcome:
     message = f"worst relative residual {worst:.1e}, limit {limit:.0e}"
     if not worst <= limit:
         message += f"; {_cause_of_residual(bench)}"
-    return Outcome(
-        worst <= limit,
-        message,
-        {"worst_residual": worst},
-        tolerated=getattr(settings, "on_failure", "raise") == "warn",
-    )
+    tolerated = getattr(settings, "on_failure", "raise") == "warn"
+    return Outcome(worst <= limit, message, {"worst_residual": worst}, tolerated)
 
 
 def _cause_of_residual(bench: Workbench) -> str:

@@ -50,9 +50,8 @@ def cost_of(name: str, study: Study, rates: Rates) -> Cost:
         case "model":
             fits = study.settings.model.own_fit is not None
             work = FIT_PASSES * n * rates.gradient * 2 if fits else n * rates.gradient
-            held = (
-                n if study.settings.model.fit is not None else min(n, 2 * _block_rows(study, rates))
-            )
+            given = study.settings.model.fit is None
+            held = min(n, 2 * _block_rows(study, rates)) if given else n
             return Cost(name, 16 * p, 8 * (held * rates.values + 60 * p * fits), work)
         case "gradients":
             return Cost(name, n * rates.gradient_numbers * size, block, 2 * n * rates.gradient)

@@ -9,20 +9,10 @@ import numpy as np
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.fingerprints import fingerprint
-from influence_dag.stages import matrices, naming
+from influence_dag.stages import matrices, methods, naming
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
-from influence_dag.stages.methods import (
-    build_method,
-    curvature_over,
-    draws_in_order,
-    factorization_settings,
-    formed,
-    kind,
-    load_operator,
-    stored_tensor,
-)
 from influence_dag.stages.reading import naming_rows
 from influence_dag.stages.row_changes import row_changes
 from influence_dag.stages.updates import Update
@@ -41,7 +31,7 @@ FORMULA = FORMULAS["curvature"]
 def refresh(bench: Workbench, method: str) -> Update:
     """The expensive half of a method, stored: a factor, an eigenbasis, a preconditioner."""
     train = bench.axis("dataset", "train")
-    fitted = factorization_settings(bench, method)
+    fitted = methods.factorization_settings(bench, method)
     settings_key = fingerprint(naming.curvature(method), FORMULA, model_key(bench), fitted)
     key = fingerprint(settings_key, _read(bench, method, train.fingerprint))
 
@@ -50,12 +40,12 @@ def refresh(bench: Workbench, method: str) -> Update:
         from influence_dag.solvers import EKFAC, KFAC
         from influence_dag.stages import automatic
 
-        operator = load_operator(bench, method)
-        slots = train.slots[train.drawn] if draws_in_order(bench, method) else None
+        operator = methods.load_operator(bench, method)
+        slots = train.slots[train.drawn] if methods.draws_in_order(bench, method) else None
         with naming_rows(train, slots):
             auto = automatic.settled(bench, method, operator)
         single = auto is not None and not bench.settings.methods[method].block_damping
-        solver = build_method(bench, method, auto.value if auto and single else None)
+        solver = methods.build_method(bench, method, auto.value if auto and single else None)
         updated = _updated_sums(bench, method, solver, train, settings_key)
         with naming_rows(train, slots):
             worked_on = _worked_on(operator, solver)
@@ -72,7 +62,7 @@ def refresh(bench: Workbench, method: str) -> Update:
             train,
             method=method,
             method_settings=fitted,
-            curvature=kind(bench, method),
+            curvature=methods.kind(bench, method),
             train_rows=train.fingerprint,
             **resolved,
         )
@@ -82,10 +72,8 @@ def refresh(bench: Workbench, method: str) -> Update:
             info["mean_eigenvalue"] = typical.value
         if isinstance(solver, EKFAC | KFAC):
             info["rows_summed"] = updated.rows if updated else train.count
-        notes = {
-            "dataset_version": bench.require("dataset").number,
-            "error_of_differences": updated.errors if updated else {},
-        }
+        notes = {"dataset_version": bench.require("dataset").number}
+        notes |= {"error_of_differences": updated.errors if updated else {}}
         return Whole(arrays, attrs, info, notes=notes)
 
     return refresh_whole(
@@ -98,7 +86,7 @@ def _worked_on(operator: "Curvature", solver: "Method") -> "Curvature":
     from influence_dag.solvers.forming import worth_forming
 
     worth = worth_forming(solver, size=operator.size, rows=0, damping=1.0)
-    return formed(operator) if worth else operator
+    return methods.formed(operator) if worth else operator
 
 
 def _factorized(
@@ -116,11 +104,11 @@ def _factorized(
     try:
         return solver.factorize(operator)
     except (IndefiniteError, ModelError):
-        matrix, asked = kind(bench, method), bench.settings.methods[method]
+        matrix, asked = methods.kind(bench, method), bench.settings.methods[method]
         if not asked.uses_matrix or not matrices.is_difference(bench, matrix):
             raise
         matrices.make_anew(bench, matrix)
-        return solver.factorize(load_operator(bench, method))
+        return solver.factorize(methods.load_operator(bench, method))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,12 +140,12 @@ def _updated_sums(
     changes = row_changes(bench, stored, stored.attrs["train_rows"], train)
     if changes is None:
         return None
-    tensors = {name: stored_tensor(bench, stored, name) for name in stored.variables}
+    tensors = {name: methods.stored_tensor(bench, stored, name) for name in stored.variables}
     before = total = KroneckerSums.from_tensors(tensors)
     parts = []
     for sign, rows in changes.signed(bench):
         try:
-            part = solver.sums(curvature_over(bench, method, rows))
+            part = solver.sums(methods.curvature_over(bench, method, rows))
         except ModelError:
             return None  # told over all rows, with the row's name
         if part is None:
@@ -211,7 +199,7 @@ def _lost(bench: Workbench, errors: Mapping[str, float], total: "KroneckerSums")
 
 def _read(bench: Workbench, method: str, train_rows: str) -> str:
     uses_matrix = bench.settings.methods[method].uses_matrix
-    return bench.require(kind(bench, method)).data_version if uses_matrix else train_rows
+    return bench.require(methods.kind(bench, method)).data_version if uses_matrix else train_rows
 
 
 def _labelled(name: str, tensor: "torch.Tensor") -> tuple[tuple[str, ...], np.ndarray, dict]:

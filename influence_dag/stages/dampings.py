@@ -5,7 +5,7 @@ two ways between, and nobody else asks whether a study has one λ or several.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -41,6 +41,11 @@ def in_key(bench: "Workbench", method: str) -> str | tuple[float, ...]:
     return "sweep" if len(bench.settings.dampings) > 1 else of_method(bench, method)
 
 
+class _More(TypedDict, total=False):
+    max_relative_error: float
+    coordinate: bool
+
+
 @dataclass(frozen=True)
 class DampingAxis:
     """The leading axis of what is computed for each λ of a study, in chunks of one."""
@@ -56,6 +61,18 @@ class DampingAxis:
 
     def __len__(self) -> int:
         return len(self.coordinate.values)
+
+    def variable(
+        self,
+        name: str,
+        *axes: tuple[str, int, int],
+        dtype: str,
+        about: dict[str, str],
+        **more: Unpack[_More],
+    ) -> Variable:
+        """A variable with this axis first; of each axis that follows its name, length and chunk."""
+        dims, shape, chunks = zip((DAMPING, len(self), 1), *axes, strict=True)
+        return Variable(name, dims, shape, dtype, chunks, about, **more)
 
     def keys(self, base: str, *axes: Keys) -> Keys:
         """Keys of a grid of blocks that has this axis first; the base is that of a single λ."""

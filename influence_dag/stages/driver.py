@@ -14,19 +14,12 @@ from typing import Any
 import numpy as np
 
 from influence_dag.fingerprints import KEY_BYTES, fingerprint
-from influence_dag.stages import dampings
+from influence_dag.stages import dampings, updates
 from influence_dag.stages.blocks import Tile, stream, tiles
 from influence_dag.stages.executors import executor_of
 from influence_dag.stages.finite import Finite
 from influence_dag.stages.tasks import Arrays, BlockTask, Inputs, Kernel, at_hand
 from influence_dag.stages.told import told
-from influence_dag.stages.updates import (
-    Update,
-    current_update,
-    finished_update,
-    planned_update,
-    reasons_of,
-)
 from influence_dag.stages.workbench import Workbench, policies, provenance
 from influence_dag.store import Coordinate, Draft, Layout, Variable, Version
 from influence_dag.unchanged import watch
@@ -90,7 +83,7 @@ def refresh_blocks(
     parts: Sequence[Part],
     *,
     info: Mapping[str, Any] | None = None,
-) -> Update:
+) -> updates.Update:
     """Bring a chunked artifact up to date: recompute the outdated blocks, keep the rest, publish.
 
     Nothing larger than `compute.block_bytes` is held on the way to the store.
@@ -101,11 +94,11 @@ def refresh_blocks(
     expected = {name: keys for part in parts for name, keys in part.expected(layout).items()}
     plan = bench.store.plan(artifact, layout, expected)
     if plan.up_to_date:
-        return current_update(bench, artifact, kept=plan.reused, info=info)
-    reasons = reasons_of(plan)
+        return updates.current_update(bench, artifact, kept=plan.reused, info=info)
+    reasons = updates.reasons_of(plan)
     if bench.plan_only:
         bench.plan(artifact, layout)
-        return planned_update(bench, artifact, plan.computed, plan.reused, reasons, info)
+        return updates.planned_update(bench, artifact, plan.computed, plan.reused, reasons, info)
     with bench.store.new_version(artifact, layout) as draft:
         outdated = draft.outdated(expected)
         for part in parts:
@@ -114,16 +107,8 @@ def refresh_blocks(
         draft.set_attrs(policies=policies(bench))
     computed = sum(map(len, outdated.values()))
     total = sum(keys[..., 0].size for keys in expected.values())
-    return finished_update(
-        bench,
-        artifact,
-        started,
-        computed=computed,
-        kept=total - computed,
-        written=draft.bytes_written,
-        reasons=reasons,
-        info=info,
-    )
+    counts = computed, total - computed, draft.bytes_written
+    return updates.finished_update(bench, artifact, started, counts, reasons, info)
 
 
 def _compute_part(
@@ -167,12 +152,8 @@ def _tiles(layout: Layout, part: Part, outdated: Mapping, block_bytes: int) -> l
         max(1, int(np.prod(variable.shape[depth:]))) * np.dtype(variable.dtype).itemsize
         for variable in variables
     )
-    return tiles(
-        wanted,
-        lead.chunks[:depth],
-        lead.shape[:depth],
-        max_values=max(1, block_bytes // max(kept_bytes, part.cell_bytes)),
-    )
+    values = max(1, block_bytes // max(kept_bytes, part.cell_bytes))
+    return tiles(wanted, lead.chunks[:depth], lead.shape[:depth], max_values=values)
 
 
 def _computed(
@@ -208,7 +189,7 @@ def refresh_whole(
     *,
     reusable: Callable[[Version], bool] = lambda version: False,
     again: bool = False,
-) -> Update:
+) -> updates.Update:
     """Bring an artifact up to date that is computed all at once: a fit, a factorisation, a summary.
 
     `key` is the fingerprint of everything it reads; `reusable` may accept a stored version made
@@ -220,23 +201,15 @@ def refresh_whole(
     reasons = _why_whole(bench.store.current(artifact))
     if bench.plan_only:
         bench.plan(artifact)
-        return planned_update(bench, artifact, sum(reasons.values()), 0, reasons, {})
+        return updates.planned_update(bench, artifact, sum(reasons.values()), 0, reasons, {})
     with bench.store.exclusive(artifact):  # another process may be computing the same
         if not again and (serves := _reused(bench, artifact, key, reusable)):
             return serves
         made = produce()
         watch().check()
         blocks, written = _publish(bench, artifact, key, made)
-    return finished_update(
-        bench,
-        artifact,
-        started,
-        computed=blocks,
-        kept=0,
-        written=written,
-        reasons=reasons,
-        info=made.info,
-    )
+    counts = blocks, 0, written
+    return updates.finished_update(bench, artifact, started, counts, reasons, made.info)
 
 
 def _why_whole(current: Version | None) -> dict[str, int]:
@@ -251,7 +224,7 @@ def _why_whole(current: Version | None) -> dict[str, int]:
 
 def _reused(
     bench: Workbench, artifact: str, key: str, reusable: Callable[[Version], bool]
-) -> Update | None:
+) -> updates.Update | None:
     """The stored version's update when it was made from the same, and is undamaged."""
     current = bench.store.current(artifact)
     if current is None:
@@ -262,7 +235,7 @@ def _reused(
     if not (current.attrs.get("fingerprint") == key or reusable(current)):
         return None
     kept = sum(int(np.prod(variable.grid)) for variable in current.variables.values())
-    return current_update(bench, artifact, kept=kept, info=current.attrs.get("info"))
+    return updates.current_update(bench, artifact, kept=kept, info=current.attrs.get("info"))
 
 
 def _publish(bench: Workbench, artifact: str, key: str, made: "Whole") -> tuple[int, int]:

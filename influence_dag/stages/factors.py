@@ -8,7 +8,7 @@ import numpy as np
 from influence_dag.datasets.slots import Axis
 from influence_dag.stages import dampings, methods, naming, sampling
 from influence_dag.stages.blocks import Tile
-from influence_dag.stages.dampings import DAMPING, DampingAxis
+from influence_dag.stages.dampings import DampingAxis
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.methods import method_attributes
 from influence_dag.stages.solving import SolvesOfRows, curve_steps
@@ -16,8 +16,9 @@ from influence_dag.stages.tasks import Arrays
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
-from influence_dag.store import Coordinate, Layout, Variable
+from influence_dag.store import Coordinate, Layout
 
+_CURVE = "relative residual by iteration; from where the row stopped, its last"
 PER_ROW = {"niter": "iterations", "converged": "1 where the tolerance was met"}
 
 
@@ -47,26 +48,19 @@ def _layout(
     chunk = bench.row_chunk(
         name, "influence_factors", "test", len(test), row_bytes=size * dtype.itemsize
     )
-    dims, shape, chunks = (DAMPING, "test"), (len(axis), len(test)), (1, chunk)
-    factors = Variable(
-        "influence_factors",
-        (*dims, "param"),
-        (*shape, size),
-        dtype.str,
-        (*chunks, size),
-        words.factors(),
+    rows, about = ("test", len(test), chunk), words.factors()
+    factors = axis.variable(
+        "influence_factors", rows, ("param", size, size), dtype=dtype.str, about=about
     )
     iterative = bench.settings.methods[method].is_iterative
     said = {"residual": words.residual(), **PER_ROW}
     sampled = sampling.of_method(bench, method).attributes
     per_row = tuple(
-        Variable(
+        axis.variable(
             info,
-            dims,
-            shape,
-            "float32",
-            chunks,
-            {"long_name": said[info], **(sampled if info == "residual" else {})},
+            rows,
+            dtype="float32",
+            about={"long_name": said[info], **(sampled if info == "residual" else {})},
             coordinate=True,
         )
         for info in ("residual", *(("niter", "converged") if iterative else ()))
@@ -74,26 +68,18 @@ def _layout(
     coordinates: tuple[Coordinate, ...] = (*test.coordinates, axis.coordinate)
     if iterative:
         steps = curve_steps(bench, method, size)
-        per_row += (_curve(dims, shape, chunks, len(steps)),)
+        iterations, about = ("iteration", len(steps), len(steps)), {"long_name": _CURVE}
+        per_row += (
+            axis.variable(
+                "residual_history", rows, iterations, dtype="float32", about=about, coordinate=True
+            ),
+        )
         about = {"long_name": "iteration, on a logarithmic scale"}
         coordinates += (Coordinate("iteration", ("iteration",), steps, about),)
     attrs = method_attributes(bench, method, base_key=base)
     known = {"settings": bench.settings.model_dump(mode="json"), "project": str(bench.study.root)}
     made = {**provenance(), "study_settings": json.dumps(known)}
     return Layout((factors, *per_row), coordinates, attrs, made)
-
-
-def _curve(dims, sizes, chunks, steps: int) -> Variable:
-    about = {"long_name": "relative residual by iteration; from where the row stopped, its last"}
-    return Variable(
-        "residual_history",
-        (*dims, "iteration"),
-        (*sizes, steps),
-        "float32",
-        (*chunks, steps),
-        about,
-        coordinate=True,
-    )
 
 
 def _info(bench: Workbench, method: str, test: Axis) -> dict:

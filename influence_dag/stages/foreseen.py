@@ -188,7 +188,7 @@ def _rows_of(split: "SplitRows", count: int, dtype: Any) -> "Rows":
 
 
 def _warnings(study: Study, train: "SplitRows", costs: tuple[Cost, ...]) -> Iterator[str]:
-    from influence_dag.datasets.scales import unscaled
+    from influence_dag.datasets.standardising import unscaled
 
     features = study.settings.data.features
     if not features.standardise and (names := unscaled(train)):

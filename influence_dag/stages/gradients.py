@@ -100,9 +100,8 @@ def _layout(
     bench: Workbench, train: Axis, captured: GradientLayout, base: str, without: frozenset[str]
 ) -> Layout:
     dtype = np.dtype(bench.settings.compute.dtype)
-    row_bytes = (
-        max(1, *(int(np.prod(shape)) for shape in captured.row_shapes.values())) * dtype.itemsize
-    )
+    numbers = max(1, *(int(np.prod(shape)) for shape in captured.row_shapes.values()))
+    row_bytes = numbers * dtype.itemsize
     first = next(iter(captured.row_shapes))
     chunk = bench.row_chunk(naming.GRADIENTS, first, "train", len(train), row_bytes=row_bytes)
     variables = tuple(

@@ -16,6 +16,21 @@ _OF_ROWS = ("data", "compute.dtype")
 _OF_MODEL = (*_OF_ROWS, "model")
 _OF_METHOD = (*_OF_MODEL, "damping", "method")
 _OF_METHODS = (*_OF_MODEL, "damping", "methods")
+_OF_ROUNDED = (*_OF_METHOD, "store.max_relative_error")
+_STAGES = {
+    "dataset": (_ZARR, _OF_ROWS),
+    "model": (_TORCH, _OF_MODEL),
+    "gradients": (_BOTH, _OF_MODEL),
+    "matrices": (_BOTH, _OF_MODEL),
+    "curvature": (_BOTH, _OF_METHOD),
+    "factors": (_BOTH, _OF_METHOD),
+    "influences": (_BOTH, _OF_ROUNDED),
+    "perturbation": (_BOTH, _OF_ROUNDED),
+    "summary": (_ZARR, (*_OF_METHOD, "summary")),
+    "validation": (_TORCH, _OF_METHODS),
+    "report": (_ZARR, _OF_METHODS),
+}
+"""What each stage works with, and the settings that its numbers depend on."""
 _SPECTRUM = Picture("spectrum", ("spectrum",))
 
 VALIDATIONS = {
@@ -80,42 +95,29 @@ def has_self_influence(study: Study, method: str) -> bool:
 
 
 def _node(
-    name: str, reads: tuple[str, ...], stage: str, kinds: frozenset[str], *told: Any, **more: Any
+    stage: str, name: str, reads: tuple[str, ...], about: str, *argument: str, **more: Any
 ) -> Artifact:
-    """An artifact under the version of its stage's formula, heavy where torch makes it."""
+    """An artifact under the version of its stage's formula, heavy where torch makes it.
+
+    `settings` are those that its numbers depend on besides.
+    """
+    kinds, settings = _STAGES[stage]
+    told = about, (*settings, *more.pop("settings", ())), *argument
     heavy = "torch" in kinds
     return Artifact(name, reads, stage, FORMULAS[stage], kinds, *told, heavy=heavy, **more)
 
 
 def _of_rows() -> Iterator[Artifact]:
-    yield _node(
-        "dataset",
-        ("source",),
-        "dataset",
-        _ZARR,
-        "The rows of both files: checked, labelled, each with a slot and a content hash.",
-        _OF_ROWS,
-        checks=(_complete("dataset", "test", "train"),),
-    )
+    about = "The rows of both files: checked, labelled, each with a slot and a content hash."
+    checks = (_complete("dataset", "test", "train"),)
+    yield _node("dataset", "dataset", ("source",), about, checks=checks)
     about = "How far θ is from a minimum of the penalised mean loss, which the theory assumes."
-    yield _node(
-        "model",
-        ("dataset",),
-        "model",
-        _TORCH,
-        "The fitted module: its state as safetensors, its trainable parameters θ as one vector.",
-        _OF_MODEL,
-        checks=(Promise("at_a_minimum", "gradient_norm", (), about),),
-    )
-    yield _node(
-        "gradients",
-        ("dataset", "model"),
-        "gradients",
-        _BOTH,
-        "∇θ L(z_i, θ) of every training row, factored per layer.",
-        _OF_MODEL,
-        checks=(_complete("gradients", "train"),),
-    )
+    checks = (Promise("at_a_minimum", "gradient_norm", (), about),)
+    about = "The fitted module: its state as safetensors, its trainable parameters θ as one vector."
+    yield _node("model", "model", ("dataset",), about, checks=checks)
+    about = "∇θ L(z_i, θ) of every training row, factored per layer."
+    checks = (_complete("gradients", "train"),)
+    yield _node("gradients", "gradients", ("dataset", "model"), about, checks=checks)
 
 
 def _complete(name: str, *splits: str) -> Promise:
@@ -130,17 +132,9 @@ def _matrix(study: Study, kind: str) -> Artifact:
     if direct and direct.on_indefinite == "raise":
         about = "With the damping added it has only positive eigenvalues."
         checks.append(Promise("damped_positive_definite", "positive_definite", (kind,), about))
-    return _node(
-        kind,
-        ("dataset", "model"),
-        "matrices",
-        _BOTH,
-        f"{matrix_formula(kind)}, exact, with its eigenvalues.",
-        _OF_MODEL,
-        kind,
-        checks=tuple(checks),
-        picture=_SPECTRUM,
-    )
+    about = f"{matrix_formula(kind)}, exact, with its eigenvalues."
+    told = ("dataset", "model"), about, kind
+    return _node("matrices", kind, *told, checks=tuple(checks), picture=_SPECTRUM)
 
 
 def _of_method(study: Study, method: str) -> Iterator[Artifact]:
@@ -158,12 +152,10 @@ def _curvature(study: Study, method: str) -> Artifact:
     about = "λ is of the order of the curvature's eigenvalues; a warning where it is not."
     near = Promise("damping_near_spectrum", "damping_near_spectrum", (method,), about)
     return _node(
+        "curvature",
         naming.curvature(method),
         ("dataset", "model", *filter(None, (matrix, damped_by))),
-        "curvature",
-        _BOTH,
         f"What `{method}` makes of the curvature once, for every solve: plain arrays.",
-        _OF_METHOD,
         method,
         checks=(near,) if damped else (),
         picture=_SPECTRUM,
@@ -177,12 +169,10 @@ def _factors(study: Study, method: str) -> Artifact:
         about = "Every solve reached its tolerance."
         checks.append(Promise("residual_below_tolerance", "residual_below", (method,), about))
     return _node(
+        "factors",
         name,
         ("dataset", "model", naming.curvature(method), *filter(None, (matrix,))),
-        "factors",
-        _BOTH,
         f"{Wording(study.settings, method).factors()['formula']}, one row a test row.",
-        _OF_METHOD,
         method,
         checks=tuple(checks),
         picture=Picture("convergence", ("convergence", "residuals")),
@@ -195,12 +185,10 @@ def _influences(study: Study, method: str) -> Artifact:
     parts = Promise("equals_its_parts", "matches_parts", (method,), about)
     read = (naming.curvature(method), naming.factors(method), "gradients")
     return _node(
+        "influences",
         name,
         ("dataset", "model", *read),
-        "influences",
-        _BOTH,
         f"I[test, train] = {words['formula']}, {words['sign']}.",
-        (*_OF_METHOD, "store.max_relative_error"),
         method,
         checks=(_complete(name, "test", "train"), parts),
         picture=Picture("influences", ("histogram",)),
@@ -212,14 +200,13 @@ def _perturbation(study: Study, method: str) -> Artifact:
     asked, less = study.settings.perturbation, ("wrt", "reduce", "pairs")
     forms = tuple(f"perturbation.{each}" for each in less if getattr(asked, each))
     return _node(
+        "perturbation",
         name,
         ("dataset", "model", naming.curvature(method), naming.factors(method)),
-        "perturbation",
-        _BOTH,
         f"P[test, train, feature] = ∂/∂x_train of the influence on {words.what}. "
         f"Positive: more of the feature lowers it.",
-        (*_OF_METHOD, "store.max_relative_error", *forms),
         method,
+        settings=forms,
         checks=(_complete(name, "test", "train"),),
         picture=Picture("perturbation", ("example",)),
     )
@@ -229,13 +216,11 @@ def _summary(study: Study, method: str) -> Artifact:
     gradients = ["gradients"] if has_self_influence(study, method) else []
     read = (naming.curvature(method), naming.influences(method), *gradients)
     return _node(
+        "summary",
         naming.summary(method),
         ("dataset", "model", *read),
-        "summary",
-        _ZARR,
         "Sums over rows and columns, strongest pairs of each test row, self-influence, and the "
         "loss and prediction of each row.",
-        (*_OF_METHOD, "summary"),
         method,
         picture=Picture("summary", ("strongest",)),
     )
@@ -248,17 +233,9 @@ def _validation(study: Study, kind: str) -> Artifact:
         said = "Influences predict what leaving rows out does; a warning where they do not."
         checks.append(Promise("predicts_refits", "predicts_refits", (), said))
     influences = map(naming.influences, study.settings.methods.names)
-    return _node(
-        name,
-        ("dataset", "model", *influences, *_solved(study, kind)),
-        "validation",
-        _TORCH,
-        about,
-        (*_OF_METHODS, f"validation.{kind}"),
-        kind,
-        checks=tuple(checks),
-        picture=picture,
-    )
+    told = ("dataset", "model", *influences, *_solved(study, kind)), about, kind
+    shown = {"checks": tuple(checks), "picture": picture, "settings": (f"validation.{kind}",)}
+    return _node("validation", name, *told, **shown)
 
 
 def _solved(study: Study, validation: str) -> list[str]:
@@ -277,12 +254,10 @@ def _report(study: Study) -> Artifact:
         about = "Methods that solve the same system give the same influences."
         checks.append(Promise("methods_agree", "methods_agree", tuple(exact), about))
     return _node(
+        "report",
         naming.REPORT,
         tuple(name(m) for name in (naming.influences, naming.summary) for m in methods.names),
-        "report",
-        _ZARR,
         "What was measured, and whether to trust the influences; how the methods agree.",
-        _OF_METHODS,
         checks=tuple(checks),
         picture=Picture("report", ("verdict", "measured", "agreement", "strength")),
     )

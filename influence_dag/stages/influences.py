@@ -11,14 +11,14 @@ from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import eigenbasis, methods, naming, reading
 from influence_dag.stages.blocks import Tile, pieces
-from influence_dag.stages.dampings import DAMPING, DampingAxis, of_method
+from influence_dag.stages.dampings import DampingAxis, of_method
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.updates import Update
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench, provenance
-from influence_dag.store import Layout, Variable
+from influence_dag.store import Layout
 
 if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
     from torch import Tensor
@@ -28,10 +28,8 @@ FORMULA = FORMULAS["influences"]
 
 def refresh(bench: Workbench, method: str) -> Update:
     """Compute the blocks `test × train` whose factors or gradients changed."""
-    test, train = (
-        bench.axis(naming.factors(method), "test"),
-        bench.axis(naming.GRADIENTS, "train"),
-    )
+    test = bench.axis(naming.factors(method), "test")
+    train = bench.axis(naming.GRADIENTS, "train")
     base, axis = base_key(bench, method), DampingAxis.of(bench, method)
     layout = _layout(bench, method, test, train, axis, base)
     _, *chunks = layout.variables[0].chunks
@@ -44,12 +42,9 @@ def refresh(bench: Workbench, method: str) -> Update:
 
 def base_key(bench: Workbench, method: str) -> str:
     """Everything but the rows: the factors' key and the gradients'."""
-    keys = (bench.require(name).attrs["base_key"] for name in _reads(method))
+    read = naming.factors(method), naming.GRADIENTS
+    keys = (bench.require(name).attrs["base_key"] for name in read)
     return fingerprint("influences", FORMULA, *keys)
-
-
-def _reads(method: str) -> tuple[str, str]:
-    return naming.factors(method), naming.GRADIENTS
 
 
 def _layout(
@@ -59,13 +54,11 @@ def _layout(
     chunks = bench.pair_chunks(
         naming.influences(method), "influences", (len(test), len(train)), dtype.itemsize
     )
-    variable = Variable(
+    variable = axis.variable(
         "influences",
-        (DAMPING, "test", "train"),
-        (len(axis), len(test), len(train)),
-        dtype.str,
-        (1, *chunks),
-        wording_of(bench, method).influences(),
+        *(("test", len(test), chunks[0]), ("train", len(train), chunks[1])),
+        dtype=dtype.str,
+        about=wording_of(bench, method).influences(),
         max_relative_error=bench.settings.store.max_relative_error,
     )
     attrs = methods.method_attributes(bench, method, base_key=base)

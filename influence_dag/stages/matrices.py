@@ -1,6 +1,7 @@
 """The curvature as a matrix: computed over all rows once, then kept true by differences."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from influence_dag.datasets.slots import Axis
@@ -35,21 +36,14 @@ def refresh(bench: Workbench, kind: str) -> Update:
     would be refused further on.
     """
     train, settings_key, key = _keys(bench, kind)
-    return refresh_whole(
-        bench,
-        kind,
-        key,
-        lambda: _produce(bench, kind, train, settings_key),
-        reusable=pinned(bench, settings_key),
-    )
+    produce = partial(_produce, bench, kind, train, settings_key)
+    return refresh_whole(bench, kind, key, produce, reusable=pinned(bench, settings_key))
 
 
 def _keys(bench: Workbench, kind: str) -> tuple[Axis, str, str]:
     """The rows, the key of all but these, and the key of everything."""
-    train, settings_key = (
-        bench.axis("dataset", "train"),
-        fingerprint(kind, FORMULA, model_key(bench)),
-    )
+    train = bench.axis("dataset", "train")
+    settings_key = fingerprint(kind, FORMULA, model_key(bench))
     return train, settings_key, fingerprint(settings_key, train.fingerprint)
 
 
@@ -146,10 +140,8 @@ def _whole(
         named = {"long_name": "eigenvalues, largest first"}
         arrays["eigenvalues"] = (("rank",), values.flip(0).cpu().numpy(), named)
         info |= {"largest_eigenvalue": float(values[-1]), "smallest_eigenvalue": float(values[0])}
-    notes = {
-        "dataset_version": bench.require("dataset").number,
-        "error_of_differences": summed.error,
-    }
+    notes = {"dataset_version": bench.require("dataset").number}
+    notes |= {"error_of_differences": summed.error}
     return Whole(arrays, attrs, info, train.coordinates, notes=notes)
 
 

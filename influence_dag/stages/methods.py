@@ -5,16 +5,9 @@ from typing import TYPE_CHECKING, cast
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StoreError, StudyError
 from influence_dag.fingerprints import fingerprint
-from influence_dag.stages import dampings, naming
+from influence_dag.stages import dampings, naming, reading
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import callable_key, measurement_key, model_key
-from influence_dag.stages.reading import (
-    load_matrix,
-    load_objective,
-    load_rows,
-    parameter_slices,
-    rows_in_blocks,
-)
 from influence_dag.stages.wording import wording_of
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -53,7 +46,7 @@ def build_method(bench: Workbench, method: str, damping: float | None = None) ->
     if asked.blocks == "full":
         return build(method, solver)
     try:
-        blocks = parameter_blocks(parameter_slices(bench), asked.blocks)
+        blocks = parameter_blocks(reading.parameter_slices(bench), asked.blocks)
         return Blockwise(method=build(method, solver), blocks=blocks, dampings=asked.block_damping)
     except ValueError as error:
         raise StudyError(f"{bench.study.name}: methods.{method}: {error}") from error
@@ -66,7 +59,7 @@ def block_names(bench: Workbench, method: str) -> tuple[str, ...]:
         return ()
     from influence_dag.solvers import parameter_blocks
 
-    return tuple(parameter_blocks(parameter_slices(bench), blocks))
+    return tuple(parameter_blocks(reading.parameter_slices(bench), blocks))
 
 
 def _factorised_for(bench: Workbench, method: str) -> float | None:
@@ -113,7 +106,7 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
     current ones when the curvature is pinned).
     """
     if bench.settings.methods[method].uses_matrix:
-        return load_matrix(bench, kind(bench, method))
+        return reading.load_matrix(bench, kind(bench, method))
     axis, version = (
         _rows_of(bench, seen)
         if seen
@@ -121,9 +114,9 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
     )
     slots = axis.slots[axis.drawn] if draws_in_order(bench, method) else None
     if bench.settings.methods[method].of_layers:  # goes through its rows once or twice
-        rows = rows_in_blocks(bench, axis, version, bench.dtype, slots)
+        rows = reading.rows_in_blocks(bench, axis, version, bench.dtype, slots)
     else:
-        rows = load_rows(bench, axis, slots, version=version)
+        rows = reading.load_rows(bench, axis, slots, version=version)
     return curvature_over(bench, method, rows)
 
 
@@ -141,7 +134,9 @@ def curvature_over(bench: Workbench, method: str, rows: "Rows") -> "Curvature":
     from influence_dag.curvature import CURVATURES
 
     curvature = CURVATURES[kind(bench, method)]
-    return curvature(load_objective(bench), rows, batch_size=bench.settings.compute.batch_size)
+    return curvature(
+        reading.load_objective(bench), rows, batch_size=bench.settings.compute.batch_size
+    )
 
 
 def _rows_of(bench: Workbench, seen: Version) -> tuple[Axis, Version]:

@@ -6,34 +6,11 @@ import numpy as np
 
 from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.fingerprints import fingerprint
-from influence_dag.stages import naming
+from influence_dag.stages import features, keys, naming, reading
 from influence_dag.stages.class_order import check_kept_classes, check_order, class_names
 from influence_dag.stages.driver import Whole, refresh_whole
-from influence_dag.stages.features import (
-    check_features,
-    feature_names,
-    feature_units,
-    unscaled_columns,
-)
 from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.keys import (
-    callable_key,
-    column_kinds,
-    hash_of_file,
-    met_rows,
-    model_key,
-    source_key,
-)
 from influence_dag.stages.minimum import assumption, movement
-from influence_dag.stages.reading import (
-    load_objective,
-    load_rows,
-    load_state_of,
-    naming_targets,
-    rows_in_blocks,
-    study_loss,
-    study_objective,
-)
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
@@ -63,17 +40,17 @@ def refresh(bench: Workbench) -> Update:
 
     # A checkpoint as it is does not depend on the rows: an edited row leaves θ as it is.
     as_it_is = bench.settings.model.fit is None
-    data_key = None if as_it_is else (train.fingerprint, column_kinds(bench), *_meaning(bench))
+    data_key = None if as_it_is else (train.fingerprint, keys.column_kinds(bench), *_meaning(bench))
     key = fingerprint(settings_key, data_key)
     kept = bench.undamaged(naming.MODEL) if pinned or as_it_is else None
-    check_features(bench, kept, settings_key)
+    features.check_features(bench, kept, settings_key)
     if pinned and not as_it_is:
         check_kept_classes(bench, kept, settings_key)
     update = refresh_whole(
         bench, naming.MODEL, key, lambda: _produce(bench, train, settings_key), reusable=reusable
     )
     if update.is_current and not bench.is_planned("dataset") and not _has_met_rows(bench):
-        check_targets(bench, load_objective(bench))
+        check_targets(bench, reading.load_objective(bench))
     if as_it_is and update.is_current and kept and not bench.is_planned("dataset"):
         _check_given_order(bench, kept, train)
     return update
@@ -83,12 +60,14 @@ def _check_given_order(bench: Workbench, kept: Version, train: Axis) -> None:
     """A checkpoint under another order of the classes than it was looked at under."""
     classes, checkpoint = class_names(bench), bench.settings.model.checkpoint
     if checkpoint and classes and kept.attrs.get("classes", classes) != classes:
-        check_order(load_objective(bench), load_rows(bench, train), classes, checkpoint)
+        check_order(
+            reading.load_objective(bench), reading.load_rows(bench, train), classes, checkpoint
+        )
 
 
 def _meaning(bench: Workbench) -> list[Any]:
     """What the rows' numbers stand for, where it is not plain: a fit is told with it."""
-    units, classes = feature_units(bench), class_names(bench)
+    units, classes = features.feature_units(bench), class_names(bench)
     plain = units == {"scale": 1.0, "standardised": ""}
     return [*([] if plain else [units]), *([classes] if classes else [])]
 
@@ -100,7 +79,7 @@ def _has_met_rows(bench: Workbench) -> bool:
     """
     gradients = bench.undamaged(naming.GRADIENTS)
     factors = bench.undamaged(naming.factors(bench.settings.methods.names[0]))
-    if gradients is None or gradients.attrs.get("model_key") != model_key(bench):
+    if gradients is None or gradients.attrs.get("model_key") != keys.model_key(bench):
         return False
     theta = bench.require(naming.MODEL).data_version
     if factors is None or factors.attrs.get("model_data_version") != theta:
@@ -119,9 +98,9 @@ def _settings_key(study: Study) -> str:
     return fingerprint(
         naming.MODEL,
         FORMULA,
-        source_key(study),
+        keys.source_key(study),
         parameters,
-        callable_key(study, model.fit, "model.fit"),
+        keys.callable_key(study, model.fit, "model.fit"),
         checkpoint,
         *([model.output] if model.output else []),
         *(["batches by content"] if model.own_fit and model.own_fit.batch_size else []),
@@ -131,7 +110,7 @@ def _settings_key(study: Study) -> str:
 def _checkpoint_key(study: Study) -> str | None:
     """Hash of the file, which a stage that reads it notes again: it may be replaced meanwhile."""
     path = study.path(str(study.settings.model.checkpoint))
-    return note(f"the checkpoint {path}", lambda: hash_of_file(path))
+    return note(f"the checkpoint {path}", lambda: keys.hash_of_file(path))
 
 
 def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
@@ -142,18 +121,17 @@ def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:
 
     study = bench.study
     rows, test = (rows_of(bench, axis) for axis in (train, bench.axis("dataset", "test")))
-    unscaled = unscaled_columns(bench)
+    unscaled = features.unscaled_columns(bench)
     if unscaled:
         bench.report(f"warning: {unscaled}")
     module = modules.build_module(study.settings.model, study.root, torch.float64)
     module = module.to(bench.device)
     started_from = {name: value.clone() for name, value in module.state_dict().items()}
-    check_targets(bench, study_objective(study, module.eval()))
+    check_targets(bench, reading.study_objective(study, module.eval()))
     _load_given(bench, module, rows)
-    told = _fitted(bench, train, module, rows, test) | (
-        {"unscaled_columns": unscaled} if unscaled else {}
-    )
-    objective = study_objective(study, module.eval())
+    told = _fitted(bench, train, module, rows, test)
+    told |= {"unscaled_columns": unscaled} if unscaled else {}
+    objective = reading.study_objective(study, module.eval())
     objective.check(rows)
     stored = modules.save_checkpoint(objective.module)
     seen = {train: rows, bench.axis("dataset", "test"): test}
@@ -171,7 +149,7 @@ def _load_given(bench: Workbench, module: "nn.Module", rows: "Rows") -> None:
         _checkpoint_key(study)
         modules.load_checkpoint(module, study.path(checkpoint))
         _checkpoint_key(study)
-        objective = study_objective(study, module.eval())
+        objective = reading.study_objective(study, module.eval())
         check_order(objective, rows, class_names(bench), checkpoint)
 
 
@@ -194,18 +172,18 @@ def _fitted(
             fit(module, rows)
     if settings.own_fit is None:
         return {}
-    before = study_objective(study, module)
+    before = reading.study_objective(study, module)
     before.check(rows)
     if settings.own_fit.warm_start:
         _load_previous(bench, module)
-    loss, output = study_loss(study), settings.output
+    loss, output = reading.study_loss(study), settings.output
     drawn = rows[torch.from_numpy(train.drawn)] if settings.own_fit.batch_size else rows
     fit = modules.fit(module, loss, drawn, settings.own_fit, output=output, report=bench.report)
     told = {"fit_steps": fit.steps, "fit_converged": fit.converged}
     told["fit_seconds"] = round(fit.seconds, 2)
     if not settings.trains_on:
         return told
-    moved = movement(before, study_objective(study, module), test)
+    moved = movement(before, reading.study_objective(study, module), test)
     bench.report(", ".join(f"{name} {value:.3g}" for name, value in moved.items()))
     return told | moved
 
@@ -215,15 +193,15 @@ def rows_of(bench: Workbench, axis: Axis) -> "Rows":
     import torch
 
     if bench.settings.model.fit is not None:
-        return load_rows(bench, axis, dtype=torch.float64)
-    return rows_in_blocks(bench, axis, bench.require("dataset"), torch.float64)
+        return reading.load_rows(bench, axis, dtype=torch.float64)
+    return reading.rows_in_blocks(bench, axis, bench.require("dataset"), torch.float64)
 
 
 def _load_previous(bench: Workbench, module: "nn.Module") -> None:
     """Start from the stored θ when the same code made it."""
     stored = bench.undamaged(naming.MODEL)
-    if stored is not None and stored.attrs.get("source_key") == source_key(bench.study):
-        load_state_of(stored, module)
+    if stored is not None and stored.attrs.get("source_key") == keys.source_key(bench.study):
+        reading.load_state_of(stored, module)
 
 
 def check_targets(bench: Workbench, objective: "Objective") -> None:
@@ -238,11 +216,11 @@ def check_targets(bench: Workbench, objective: "Objective") -> None:
     splits: tuple[Split, ...] = ("train",) if bench.settings.model.measurement else SPLITS
     for split in splits:
         axis = bench.axis("dataset", split)
-        few = load_rows(bench, axis, axis.slots[:2], dtype=objective.dtype)
+        few = reading.load_rows(bench, axis, axis.slots[:2], dtype=objective.dtype)
         dataset = bench.require("dataset")
         labels = torch.from_numpy(dataset.read(f"{split}_y"))[axis.slots]
         source, column = dataset.attrs[f"{split}_source"], bench.settings.data.target
-        with naming_targets(source, axis.ids[axis.slots], column):
+        with reading.naming_targets(source, axis.ids[axis.slots], column):
             check_labels(objective, few.x, labels.to(bench.device))
 
 
@@ -278,11 +256,11 @@ def _artifact(
         info |= {"relative_gradient": found.relative, "relative_to_rows": found.rows}
     attrs = bench.attributes(
         settings_key=settings_key,
-        source_key=source_key(bench.study),
+        source_key=keys.source_key(bench.study),
         train_rows=train.fingerprint,
         classes=class_names(bench),
-        features=feature_names(bench),
-        feature_units=feature_units(bench),
+        features=features.feature_names(bench),
+        feature_units=features.feature_units(bench),
         parameter_names=list(objective.parameter_names),
         parameter_shapes=[list(shape) for shape in objective.parameter_shapes],
         assumes=assumption(bench.settings.model, info),
@@ -294,5 +272,5 @@ def _artifact(
     about = {"long_name": "name of the tensor that the entry belongs to"}
     coordinates = (Coordinate("parameter", ("param",), names, about),)
     files = {"model.safetensors": stored}
-    notes = {"rows_met": met_rows(bench, train)}
+    notes = {"rows_met": keys.met_rows(bench, train)}
     return Whole(arrays, attrs, info, coordinates, files, notes)

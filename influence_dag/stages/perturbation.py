@@ -8,7 +8,7 @@ from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StudyError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import methods, naming
-from influence_dag.stages.dampings import DAMPING, DampingAxis, stored
+from influence_dag.stages.dampings import DampingAxis, stored
 from influence_dag.stages.derivatives import DerivativesOfPairs, axes, point
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
@@ -36,25 +36,29 @@ def refresh(bench: Workbench, method: str) -> Update:
     else:
         parts = [form.part(bench, layout.variables, base)]
     numbers = sum(int(np.prod(variable.shape)) for variable in layout.variables)
-    info = {
-        "method": method,
-        "test_rows": test.count,
-        "train_rows": train.count,
-        "numbers": numbers,
-    }
+    info = {"method": method, "test_rows": test.count, "train_rows": train.count}
+    info |= {"numbers": numbers}
     return refresh_blocks(bench, naming.perturbation(method), layout, parts, info=info)
 
 
 def whole_layout(bench: Workbench, method: str) -> Layout:
     """Of all pairs and features: a variable for each input of the model."""
     test, train = axes(bench, method)
-    pairs, lambdas = (len(test), len(train)), len(DampingAxis.of(bench, method))
-    variables = tuple(
-        _variable(bench, method, name, lambdas, pairs, *feature)
-        for name, feature in _inputs(bench).items()
-    )
+    axis, dtype = DampingAxis.of(bench, method), np.dtype(bench.settings.compute.dtype)
+    pairs, at, variables = (len(test), len(train)), naming.perturbation(method), []
+    for name, (dims, shape) in _inputs(bench).items():
+        numbers = max(1, int(np.prod(shape)))
+        chunks = bench.pair_chunks(at, name, pairs, dtype.itemsize, numbers)
+        variable = axis.variable(
+            name,
+            *zip(("test", "train", *dims), (*pairs, *shape), (*chunks, *shape), strict=True),
+            dtype=dtype.str,
+            about=_words(bench, method),
+            max_relative_error=bench.settings.store.max_relative_error,
+        )
+        variables.append(variable)
     labels = (*test.coordinates, *train.coordinates, *_feature_coordinates(bench))
-    return _layout(bench, method, variables, labels, {})
+    return _layout(bench, method, tuple(variables), labels, {})
 
 
 def _form(bench: Workbench, method: str) -> Form | None:
@@ -130,21 +134,6 @@ def _output(bench: Workbench, train: Axis, wrt: str) -> Inputs:
     rows = load_rows(bench, train, train.slots[:2])
     shape = tuple(module_output(shared_objective(bench), rows, wrt).shape[1:])
     return {PERTURBATIONS: _numbered(wrt.replace(".", "_"), shape)}
-
-
-def _variable(bench, method, name, dampings, pairs, feature_dims, feature_shape) -> Variable:
-    dtype = np.dtype(bench.settings.compute.dtype)
-    values = max(1, int(np.prod(feature_shape)))
-    chunks = bench.pair_chunks(naming.perturbation(method), name, pairs, dtype.itemsize, values)
-    return Variable(
-        name,
-        (DAMPING, "test", "train", *feature_dims),
-        (dampings, *pairs, *feature_shape),
-        dtype.str,
-        (1, *chunks, *feature_shape),
-        _words(bench, method),
-        max_relative_error=bench.settings.store.max_relative_error,
-    )
 
 
 def _words(bench: Workbench, method: str) -> dict[str, str]:

@@ -59,11 +59,8 @@ def load_rows(
         return tensor.to(dtype or bench.dtype) if tensor.is_floating_point() else tensor
 
     names = list(version.attrs["inputs"])
-    x = (
-        read(f"{split}_x")
-        if len(names) == 1
-        else {name: read(f"{split}_x_{name}") for name in names}
-    )
+    several = {name: f"{split}_x_{name}" for name in names} if len(names) > 1 else {}
+    x = {name: read(each) for name, each in several.items()} or read(f"{split}_x")
     weights = read(f"{split}_weight") if f"{split}_weight" in version.variables else None
     return Rows(x, read(f"{split}_y"), weights)
 
@@ -177,12 +174,8 @@ def study_objective(study: Study, module: "nn.Module") -> "Objective":
     """The module with the study's loss, measurement and choice of output."""
     from influence_dag.objective import Objective
 
-    return Objective(
-        module,
-        study_loss(study),
-        measurement=study_measurement(study),
-        output=study.settings.model.output,
-    )
+    measurement, output = study_measurement(study), study.settings.model.output
+    return Objective(module, study_loss(study), measurement=measurement, output=output)
 
 
 def study_loss(study: Study) -> "LossFunction":

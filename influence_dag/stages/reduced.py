@@ -4,22 +4,17 @@ The tensor test × train × features is held a block at a time, on the device th
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from influence_dag.fingerprints import fingerprint
-from influence_dag.stages import naming
-from influence_dag.stages.dampings import DAMPING, DampingAxis
+from influence_dag.stages import naming, reducing
+from influence_dag.stages.dampings import DampingAxis
 from influence_dag.stages.derivatives import axes
 from influence_dag.stages.driver import Part
-from influence_dag.stages.reducing import (
-    LongestPairs,
-    MapsOfRows,
-    NumbersOfPairs,
-    Shapes,
-)
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Variable
 from influence_dag.study.groups import By, PerturbationSettings
@@ -48,7 +43,7 @@ class Form(ABC):
         return kind(method, given, asked.reduce.by)
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> reducing.Shapes:
         return tuple((name, shape) for name, _, shape in self.inputs)
 
     @property
@@ -75,13 +70,13 @@ class Form(ABC):
     def _names(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.shapes)
 
-    def _variable(self, bench: Workbench, name: str, *cut: Any) -> Variable:
-        """`cut` is dims, shape and chunks after the axis of λ, then what is said of it."""
-        dims, shape, chunks, about = cut
-        lambdas = len(DampingAxis.of(bench, self.method))
-        kept = (DAMPING, *dims), (lambdas, *shape), bench.settings.compute.dtype, (1, *chunks)
-        error = bench.settings.store.max_relative_error
-        return Variable(name, *kept, about, max_relative_error=error)
+    def _variable(
+        self, bench: Workbench, name: str, about: dict[str, str], *axes: tuple[str, int, int]
+    ) -> Variable:
+        """`axes` are those after the axis of λ: name, length and chunk of each."""
+        dtype, error = bench.settings.compute.dtype, bench.settings.store.max_relative_error
+        axis = DampingAxis.of(bench, self.method)
+        return axis.variable(name, *axes, dtype=dtype, about=about, max_relative_error=error)
 
     def _itemsize(self, bench: Workbench) -> int:
         return np.dtype(bench.settings.compute.dtype).itemsize
@@ -122,15 +117,15 @@ class _OverFeatures(_Reduced):
         at, first = naming.perturbation(self.method), self._names()[0]
         chunks = bench.pair_chunks(at, first, pairs, itemsize, min(self.numbers, _MANY))
         said = self._words(words, "f", f"all features together, {self.by}: {words['long_name']}")
-        cut = ("test", "train"), pairs, chunks, said
-        return tuple(self._variable(bench, name, *cut) for name in self._names())
+        cut = list(zip(("test", "train"), pairs, chunks, strict=True))
+        return tuple(self._variable(bench, name, said, *cut) for name in self._names())
 
     def part(self, bench: Workbench, variables: tuple[Variable, ...], base: str) -> Part:
         test, train = axes(bench, self.method)
         _, *chunks = variables[0].chunks
         axis = DampingAxis.of(bench, self.method)
         keys = axis.keys(base, test.digests(chunks[0]), train.digests(chunks[1]))
-        kernel = NumbersOfPairs(self.method, self.shapes, self.by)
+        kernel = reducing.NumbersOfPairs(self.method, self.shapes, self.by)
         return Part(self._names(), keys, kernel, cell_bytes=self.numbers * self._itemsize(bench))
 
 
@@ -152,9 +147,7 @@ class _OverTests(_Reduced):
         chunk = bench.row_chunk(at, first, "train", rows, row_bytes=row_bytes)
         said = self._words(words, "test rows", f"all test rows, {self.by}: {words['long_name']}")
         return tuple(
-            self._variable(
-                bench, name, ("train", *dims), (rows, *shape), (chunk, *_whole(shape)), said
-            )
+            self._variable(bench, name, said, ("train", rows, chunk), *_whole(dims, shape))
             for name, dims, shape in self.inputs
         )
 
@@ -163,7 +156,7 @@ class _OverTests(_Reduced):
         base = fingerprint(base, test.fingerprint)
         axis = DampingAxis.of(bench, self.method)
         keys = axis.keys(base, train.digests(variables[0].chunks[1]))
-        return Part(self._names(), keys, MapsOfRows(self.method, self.shapes, self.by))
+        return Part(self._names(), keys, reducing.MapsOfRows(self.method, self.shapes, self.by))
 
 
 @dataclass(frozen=True)
@@ -190,34 +183,25 @@ class _Pairs(Form):
         row_bytes = max(rank * self.numbers * self._itemsize(bench), _SMALLEST_ROW)
         chunk = bench.row_chunk(at, first, "test", rows, row_bytes=row_bytes)
         said = words | {"pairs": f"the {rank} longest (l2 over all features) of each test row"}
+        pairs = ("test", rows, chunk), ("rank", rank, rank)
         kept = [
-            self._variable(
-                bench,
-                name,
-                ("test", "rank", *dims),
-                (rows, rank, *shape),
-                (chunk, rank, *_whole(shape)),
-                said,
-            )
+            self._variable(bench, name, said, *pairs, *_whole(dims, shape))
             for name, dims, shape in self.inputs
         ]
         told = {"long_name": "places on the train axis of the training rows, longest first"}
-        axis = len(DampingAxis.of(bench, self.method))
-        cut = (DAMPING, "test", "rank"), (axis, rows, rank), "int64", (1, chunk, rank)
-        return (*kept, Variable(naming.LONGEST_PAIRS, *cut, told))
+        axis = DampingAxis.of(bench, self.method)
+        places = axis.variable(naming.LONGEST_PAIRS, *pairs, dtype="int64", about=told)
+        return (*kept, places)
 
     def part(self, bench: Workbench, variables: tuple[Variable, ...], base: str) -> Part:
         test, train = axes(bench, self.method)
         base = fingerprint(base, train.fingerprint, train.keys)
         axis = DampingAxis.of(bench, self.method)
         keys = axis.keys(base, test.digests(variables[0].chunks[1]))
-        rank = variables[0].shape[2]
-        return Part(
-            (*self._names(), naming.LONGEST_PAIRS),
-            keys,
-            LongestPairs(self.method, self.shapes, rank),
-        )
+        kernel = reducing.LongestPairs(self.method, self.shapes, rank=variables[0].shape[2])
+        return Part((*self._names(), naming.LONGEST_PAIRS), keys, kernel)
 
 
-def _whole(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(max(1, size) for size in shape)
+def _whole(dims: tuple[str, ...], shape: tuple[int, ...]) -> Iterator[tuple[str, int, int]]:
+    """Axes of features, which are not cut."""
+    return zip(dims, shape, (max(1, size) for size in shape), strict=True)

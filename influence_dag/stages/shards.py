@@ -58,11 +58,7 @@ class ShardExecutor:
             (folder / "plan").unlink(missing_ok=True)
 
     def _next(
-        self,
-        folder: Path,
-        waiting: dict[str, BlockTask],
-        owner: dict[str, int],
-        signs: "_Signs",
+        self, folder: Path, waiting: dict[str, BlockTask], owner: dict[str, int], signs: "_Signs"
     ) -> str:
         """What another has left, else what is this one's own, else the next that is left."""
         while True:
@@ -117,11 +113,7 @@ def driving(shard: Shard, study: Study, patience: float = PATIENCE) -> Iterator[
 
 
 def compute_share(
-    study: Study,
-    shard: Shard,
-    *,
-    report: Report = lambda message: None,
-    patience: float = PATIENCE,
+    study: Study, shard: Shard, *, report: Report = lambda message: None, patience: float = PATIENCE
 ) -> int:
     """What a shard but the first does: its blocks, until the first has ended; how many they were.
 

@@ -16,7 +16,7 @@ import numpy as np
 from influence_dag.fingerprints import Keys, combine, fingerprint
 from influence_dag.stages import dampings, methods, naming, rankings, seen
 from influence_dag.stages.blocks import Tile, pieces
-from influence_dag.stages.dampings import DAMPING, DampingAxis
+from influence_dag.stages.dampings import DampingAxis
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.graph import has_self_influence
@@ -87,10 +87,8 @@ class _Summary:
     def __init__(self, bench: Workbench, method: str):
         self.bench, self.method = bench, method
         self.version = bench.require(naming.influences(method))
-        self.test, self.train = (
-            bench.axis_of(self.version, "test"),
-            bench.axis_of(self.version, "train"),
-        )
+        self.test = bench.axis_of(self.version, "test")
+        self.train = bench.axis_of(self.version, "train")
         self.axis = DampingAxis.of(bench, method)
         self.chunks = self.version.variables["influences"].chunks[-2:]
         self.top = min(bench.settings.summary.top, self.train.count)
@@ -119,15 +117,9 @@ class _Summary:
             "entry": (2 + 4 * self.few,) * 2,
             "position": (self.top,) * 2,
         }
-        lengths, chunks = zip(*(cut[dim] for dim in dims), strict=True)
-        return Variable(
-            name,
-            (DAMPING, *dims),
-            (len(self.axis), *lengths),
-            "int64" if name.endswith("_train") else "float64",
-            (1, *chunks),
-            about,
-        )
+        dtype = "int64" if name.endswith("_train") else "float64"
+        axes = ((dim, *cut[dim]) for dim in dims)
+        return self.axis.variable(name, *axes, dtype=dtype, about=about)
 
     def _seen_variables(self) -> Iterator[Variable]:
         """Loss and prediction of each row, whatever λ is."""

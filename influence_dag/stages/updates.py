@@ -70,13 +70,12 @@ def finished_update(
     bench: "Workbench",
     artifact: str,
     started: float,
-    *,
-    computed: int,
-    kept: int,
-    written: int,
+    counts: tuple[int, int, int],
     reasons: Mapping[str, int],
     info: Mapping[str, Any] | None,
 ) -> Update:
+    """`counts` are blocks computed, blocks kept and bytes written."""
+    computed, kept, written = counts
     reasons = dict(reasons) if computed or written else {}  # else another process did the work
     seconds = time.perf_counter() - started
     return _told(bench, artifact, computed, kept, info, written, seconds, reasons)

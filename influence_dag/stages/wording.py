@@ -37,21 +37,20 @@ class Wording(Symbols):
         }
 
     def block_influences(self) -> dict[str, str]:
-        about = self.influences()
-        return {
-            "formula": f"{about['formula']}, the terms of one block of parameters",
-            "sign": "as the influences, which are the sum over blocks",
-            "units": about["units"],
-        }
+        return self._terms_of("block of parameters", "blocks")
 
     def position_influences(self) -> dict[str, str]:
+        return self._terms_of("position of the training row", "positions") | {
+            "normalisation": "a term has the share in its row's loss that the loss gives it (1/k "
+            "of a mean over k labelled positions); 0 where the target is ignored"
+        }
+
+    def _terms_of(self, one: str, all_of_them: str) -> dict[str, str]:
         about = self.influences()
         return {
-            "formula": f"{about['formula']}, the terms of one position of the training row",
-            "sign": "as the influences, which are the sum over positions",
+            "formula": f"{about['formula']}, the terms of one {one}",
+            "sign": f"as the influences, which are the sum over {all_of_them}",
             "units": about["units"],
-            "normalisation": "a term has the share in its row's loss that the loss gives it (1/k "
-            "of a mean over k labelled positions); 0 where the target is ignored",
         }
 
     @property

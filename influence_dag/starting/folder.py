@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from influence_dag.datasets.scales import unscaled
 from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.splits import load_splits
+from influence_dag.datasets.standardising import unscaled
 from influence_dag.errors import DataError, StudyError
 from influence_dag.starting.first_look import Plan, Start, located, look_at_files
 from influence_dag.study.base import is_callable_name

@@ -8,8 +8,8 @@ from influence_dag.store.arrays import METADATA, chunk_file, create_variable
 from influence_dag.store.chunks import write_array
 from influence_dag.store.contents import Unfinished
 from influence_dag.store.layout import Layout
+from influence_dag.store.manifests import Results
 from influence_dag.store.plans import carry, chunk_indices, is_present
-from influence_dag.store.results import Results
 
 if TYPE_CHECKING:
     from influence_dag.store.published import StoredVersion

@@ -11,23 +11,14 @@ from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
 from influence_dag.fingerprints import Keys, fingerprint
+from influence_dag.store import plans
 from influence_dag.store.arrays import plain, round_mantissas, written
 from influence_dag.store.chunks import check_whole_chunks, read_region, write_array, write_chunk
 from influence_dag.store.contents import Unfinished
 from influence_dag.store.layout import RESERVED_NAMES, ChunkIndex, Coordinate, Layout, Variable
-from influence_dag.store.manifests import UNKNOWN
-from influence_dag.store.plans import (
-    Expected,
-    carry,
-    check_expected,
-    chunk_indices,
-    holds_layout,
-    is_outdated,
-    is_present,
-)
+from influence_dag.store.manifests import UNKNOWN, Results
 from influence_dag.store.progress import Progress
-from influence_dag.store.results import Results
-from influence_dag.store.under_way import POLL_SECONDS, UnderWay
+from influence_dag.store.threads import POLL_SECONDS, UnderWay
 
 if TYPE_CHECKING:
     from influence_dag.store.published import StoredVersion
@@ -58,8 +49,8 @@ class StoredDraft:
         self._progress = progress
         self._under_way, self._closed = UnderWay(), False
         self._lock = self._under_way.lock
-        self._expected: Expected = {}
-        self._keys = {v.name: carry(base, v)[0] for v in layout.variables}
+        self._expected: plans.Expected = {}
+        self._keys = {v.name: plans.carry(base, v)[0] for v in layout.variables}
         self._checksums = {v.name: _carried(base, v, self._keys[v.name]) for v in layout.variables}
         self._inherited, self._own = Results(**progress.header["results"]), Results()
         self._recover()
@@ -78,15 +69,15 @@ class StoredDraft:
         results = self.results
         return not {*results.arrays, *results.attrs, *results.files}.issuperset(names)
 
-    def outdated(self, expected: Expected) -> dict[str, list[ChunkIndex]]:
+    def outdated(self, expected: plans.Expected) -> dict[str, list[ChunkIndex]]:
         """Chunks that this draft does not hold under their expected keys.
 
         Publishing later insists that every one of them was written.
         """
-        check_expected(self.layout, expected)
+        plans.check_expected(self.layout, expected)
         self._expected = expected
-        stale = {name: is_outdated(keys, self._keys[name]) for name, keys in expected.items()}
-        return {name: chunk_indices(mask) for name, mask in stale.items()}
+        stale = {name: plans.is_outdated(keys, self._keys[name]) for name, keys in expected.items()}
+        return {name: plans.chunk_indices(mask) for name, mask in stale.items()}
 
     def keys(self, variable: str) -> Keys:
         """The keys of what the draft holds now; zeros where nothing has been computed."""
@@ -118,30 +109,21 @@ class StoredDraft:
             values = round_mantissas(values, target.max_relative_error)
         with self._writing(variable, values.nbytes):
             self._begin_writing(variable, keys)
-            size = self._write_chunks(target, start, values, keys)
+            size = sum(self._write_chunk(target, start, values, index) for index in keys)
             self._progress.done(variable, keys)
         with self._lock:
             _assign(self._keys[variable], keys)
             self.chunks_written += len(keys)
             self.bytes_written += size
 
-    def _write_chunks(
-        self,
-        variable: Variable,
-        start: tuple[int, ...],
-        values: NDArray,
-        keys: Iterable[ChunkIndex],
+    def _write_chunk(
+        self, variable: Variable, start: tuple[int, ...], values: NDArray, index: ChunkIndex
     ) -> int:
-        size = 0
-        for index in keys:
-            region = variable.region(index)
-            inside = tuple(
-                slice(s.start - a, s.stop - a) for s, a in zip(region, start, strict=True)
-            )
-            written = write_chunk(self.contents, variable, index, values[inside])
-            self._checksums[variable.name][index] = written.checksum
-            size += written.size
-        return size
+        region = zip(variable.region(index), start, strict=True)
+        inside = tuple(slice(s.start - first, s.stop - first) for s, first in region)
+        written = write_chunk(self.contents, variable, index, values[inside])
+        self._checksums[variable.name][index] = written.checksum
+        return written.size
 
     def set_attrs(self, **attrs: Any) -> None:
         """Attributes that are results (solver info), next to the layout's own."""
@@ -181,19 +163,19 @@ class StoredDraft:
             or self.chunks_written > 0
             or bool(self._own.arrays or self._own.files)
             or fingerprint(self.results.attrs) != fingerprint(self.base.results.attrs)
-            or not holds_layout(self.base, self.layout)
+            or not plans.holds_layout(self.base, self.layout)
         )
 
     def check_complete(self) -> None:
         """A `StoreError` when a chunk was never computed, or not for the expected key."""
         for name, keys in self._keys.items():
-            wrong = ~is_present(keys)
+            wrong = ~plans.is_present(keys)
             if name in self._expected:
-                wrong |= is_outdated(self._expected[name], keys)
+                wrong |= plans.is_outdated(self._expected[name], keys)
             if wrong.any():
                 raise StoreError(
                     f"{self.artifact}: {wrong.sum()} of {wrong.size} chunks of {name!r} were not "
-                    f"written, the first is {chunk_indices(wrong)[0]}; nothing was published"
+                    f"written, the first is {plans.chunk_indices(wrong)[0]}; nothing was published"
                 )
 
     def close(self) -> None:
@@ -224,9 +206,8 @@ class StoredDraft:
                 self._inherited = Results(**entry["results"])
                 continue
             chunks = [tuple(index) for index in entry["chunks"]]
-            keys = (
-                map(bytes.fromhex, entry["keys"]) if "done" in entry else [bytes(16)] * len(chunks)
-            )
+            none = [bytes(16)] * len(chunks)
+            keys = map(bytes.fromhex, entry["keys"]) if "done" in entry else none
             name = entry.get("done") or entry["dirty"]
             _assign(self._keys[name], dict(zip(chunks, keys, strict=True)))
             for index in chunks:
@@ -273,10 +254,10 @@ def _carried(base: "StoredVersion | None", variable: Variable, keys: Keys) -> ND
     What was put in their place since they were published does not become right by being linked.
     """
     checksums = np.full(variable.grid, UNKNOWN, np.int64)
-    if base is not None and is_present(keys).any():
+    if base is not None and plans.is_present(keys).any():
         before = base.chunk_checksums(variable.name)
         both = tuple(slice(min(sizes)) for sizes in zip(variable.grid, before.shape, strict=True))
-        checksums[both] = np.where(is_present(keys)[both], before[both], UNKNOWN)
+        checksums[both] = np.where(plans.is_present(keys)[both], before[both], UNKNOWN)
     return checksums
 
 

@@ -1,7 +1,7 @@
 """A published version of an artifact: an ordinary Zarr v3 group that never changes again."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,11 +21,11 @@ from influence_dag.store.manifests import (
     KEYS,
     MANIFEST,
     STAMPS,
+    Results,
     stored_variable,
     unsealed,
 )
 from influence_dag.store.npz import unpacked
-from influence_dag.store.results import Results
 from influence_dag.store.soundness import Damage, damaged_chunks, damaged_files
 
 if TYPE_CHECKING:  # whoever only compares keys does not pay for their import
@@ -78,9 +78,7 @@ class StoredVersion:
 
     def array(self, variable: str) -> "zarr.Array":
         """A variable as a Zarr array; reading a missing or damaged chunk is a `StoreError`."""
-        if variable not in self.variables:
-            known = ", ".join(self.variables)
-            raise StoreError(f"{self.artifact} has no variable {variable!r}; it has {known}")
+        self._demand("variable", variable, self.variables)
         if variable not in self._arrays:
             import zarr
 
@@ -89,8 +87,7 @@ class StoredVersion:
 
     def read(self, variable: str, *region: slice) -> NDArray:
         """Values of a region, given by slices along the leading dimensions; as `array`, sooner."""
-        if variable not in self.variables:
-            self.array(variable)  # says what there is
+        self._demand("variable", variable, self.variables)
         stored = self.variables[variable]
         read = self.contents.ahead(files_of(stored, region))
         return read_region(stored, region, lambda file: self._sound_chunk(file, read(file)))
@@ -111,9 +108,7 @@ class StoredVersion:
         return self._metadata["attributes"].get("coordinates", "").split()
 
     def coordinate(self, name: str) -> NDArray:
-        if name not in self.coordinates:
-            known = ", ".join(self.coordinates)
-            raise StoreError(f"{self.artifact} has no coordinate {name!r}; it has {known}")
+        self._demand("coordinate", name, self.coordinates)
         if name in self.variables:
             return self.read(name)
         array = self._metadata["consolidated_metadata"]["metadata"][name]
@@ -126,11 +121,13 @@ class StoredVersion:
 
     def file(self, name: str) -> bytes:
         """The content of a file that was added to the version."""
-        files = self.results.files
-        if name not in files:
-            known = ", ".join(files) or "none"
-            raise StoreError(f"{self.artifact} has no file {name!r}; it has {known}")
+        self._demand("file", name, self.results.files)
         return self._sound(name)
+
+    def _demand(self, what: str, name: str, known: Iterable[str]) -> None:
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise StoreError(f"{self.artifact} has no {what} {name!r}; it has {there}")
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -278,8 +275,7 @@ class StoredVersion:
         return self.stamps(variable)[..., 2]
 
     def _bookkeeping(self, variable: str, what: str) -> NDArray:
-        if variable not in self.variables:
-            raise StoreError(f"{self.artifact} has no variable {variable!r}")
+        self._demand("variable", variable, self.variables)
         try:
             return self._blocks[f"{variable}.{what}"]
         except KeyError as error:

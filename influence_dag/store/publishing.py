@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_dag.fingerprints import fingerprint
-from influence_dag.store.arrays import (
-    METADATA,
-    checksum,
-    chunk_file,
-    last_checksum,
-    vanished,
-    write_group,
-    written,
-)
+from influence_dag.store import arrays
 from influence_dag.store.layout import Variable
 from influence_dag.store.manifests import BLOCKS, FORMAT, KEYS, MANIFEST, STAMPS, UNKNOWN, sealed
 from influence_dag.store.npz import packed
@@ -26,7 +18,7 @@ if TYPE_CHECKING:
 def finish(draft: "StoredDraft") -> None:
     """Turn a draft's contents into a complete version, in place; only its name is provisional."""
     results = draft.results
-    draft.contents.sweep({METADATA, *_arrays(draft), *results.files})
+    draft.contents.sweep({arrays.METADATA, *_arrays(draft), *results.files})
     data_version = _data_version(draft)
     draft.contents.write(BLOCKS, _bookkeeping(draft))
     _write_attributes(draft, data_version)
@@ -62,13 +54,13 @@ def _stamps(draft: "StoredDraft", variable: Variable) -> np.ndarray:
     stamps = np.empty((*variable.grid, 3), np.int64)
     stamps[..., 2] = draft.checksums(variable.name)
     for index in np.ndindex(variable.grid):
-        file = chunk_file(variable.name, index)
+        file = arrays.chunk_file(variable.name, index)
         seen = draft.contents.stamp(file)
         if seen is None:
-            raise vanished(draft.contents, file)
+            raise arrays.vanished(draft.contents, file)
         stamps[index][:2] = seen
         if stamps[index][2] == UNKNOWN:
-            stamps[index][2] = last_checksum(written(draft.contents, file))
+            stamps[index][2] = arrays.last_checksum(arrays.written(draft.contents, file))
     return stamps
 
 
@@ -85,7 +77,7 @@ def _write_attributes(draft: "StoredDraft", data_version: str) -> None:
     }
     if coordinates:
         attributes["coordinates"] = " ".join(coordinates)  # as xarray marks them
-    write_group(draft.contents, attributes, _arrays(draft))
+    arrays.write_group(draft.contents, attributes, _arrays(draft))
 
 
 def _manifest(draft: "StoredDraft", data_version: str) -> dict[str, Any]:
@@ -115,22 +107,22 @@ def _small_files(draft: "StoredDraft") -> dict[str, tuple[int, int, int]]:
     for name in _small_names(draft):
         seen = draft.contents.stamp(name)
         if seen is None:
-            raise vanished(draft.contents, name)
+            raise arrays.vanished(draft.contents, name)
         known = _linked_checksum(draft, name, seen)
         files[name] = (
             *seen,
-            checksum(name, written(draft.contents, name)) if known is None else known,
+            arrays.checksum(name, arrays.written(draft.contents, name)) if known is None else known,
         )
     return files
 
 
 def _small_names(draft: "StoredDraft") -> Iterator[str]:
-    yield from (METADATA, BLOCKS, *draft.results.files)
-    yield from (f"{name}/{METADATA}" for name in _arrays(draft))
+    yield from (arrays.METADATA, BLOCKS, *draft.results.files)
+    yield from (f"{name}/{arrays.METADATA}" for name in _arrays(draft))
     whole = {item.name: len(item.dims) for item in draft.layout.coordinates}
     whole |= {name: len(dims) for name, dims in draft.results.arrays.items()}
     for name, depth in whole.items():
-        chunk = chunk_file(name, (0,) * depth)
+        chunk = arrays.chunk_file(name, (0,) * depth)
         if draft.contents.has(chunk):  # of nothing there is none
             yield chunk
 

@@ -6,7 +6,10 @@ taken (a `Condition` is entered in two steps), after which no end is ever told a
 it hangs. Here the main thread starts threads and hands over in single steps, and holds no lock.
 """
 
+import threading
+import time
 from _thread import start_new_thread
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
@@ -14,6 +17,7 @@ from typing import Any, Generic, TypeVar, TypeVarTuple
 
 Item = TypeVar("Item")
 Arguments = TypeVarTuple("Arguments")
+POLL_SECONDS = 1e-3  # between looks at whether others still write
 
 
 class Workers(Generic[*Arguments]):
@@ -122,3 +126,41 @@ def _is_empty_for(seconds: float, queue: SimpleQueue[None]) -> bool:
     except Empty:
         return True
     return False
+
+
+class UnderWay:
+    """How many writes each thread is at; `lock` guards it and may guard more.
+
+    An interrupt can fall between any two steps of the thread that it comes to, also after a write
+    was counted and before anything would count it off again. That thread is the one that then
+    closes what it was writing: of itself it knows that it writes no more, and waits for others. It
+    looks again and again, since an interrupted wait for a `Condition` can leave its lock to nobody.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._counts: Counter[int] = Counter()
+
+    def begin(self) -> None:
+        with self.lock:
+            self._counts[threading.get_ident()] += 1
+
+    def end(self) -> None:
+        with self.lock:
+            self._counts[threading.get_ident()] -= 1
+
+    def others(self) -> bool:
+        """Whether another thread is at one."""
+        me = threading.get_ident()
+        with self.lock:
+            return any(count for thread, count in self._counts.items() if thread != me)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock at a moment when no other thread is at a write."""
+        while True:
+            with self.lock:
+                if not self.others():
+                    yield
+                    return
+            time.sleep(POLL_SECONDS)

@@ -169,6 +169,11 @@ class Unit:
     name: str
 
 
+def setting(default: Any, description: str, **limits: Any) -> Any:
+    """A field with a default and what it means, which `docs/settings.md` shows."""
+    return Field(default, description=description, **limits)
+
+
 Bytes = Annotated[
     int, BeforeValidator(parse_bytes, json_schema_input_type=int | str), Unit("bytes")
 ]

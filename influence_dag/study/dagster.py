@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
-from influence_dag.study.base import Settings
+from influence_dag.study.base import Settings, setting
 
 _KEY_PART = re.compile(r"[A-Za-z0-9_.-]+")
 _OWNER = re.compile(r"team:[A-Za-z0-9_-]+|\b[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\.[A-Za-z]{2,7}")
@@ -26,14 +26,13 @@ def asset_path(key: str) -> str:
 class DagsterSettings(Settings):
     """How the study's assets stand in Dagster; nothing that is computed depends on it."""
 
-    key_prefix: str | None = Field(
-        default=None,
-        description="put before the study's name in the keys of its assets, parts with / between",
+    key_prefix: str | None = setting(
+        None, "put before the study's name in the keys of its assets, parts with / between"
     )
-    owners: tuple[str, ...] = Field(
-        default=(), description="who answers for the assets: addresses of mail, or team:name"
+    owners: tuple[str, ...] = setting(
+        (), "who answers for the assets: addresses of mail, or team:name"
     )
-    tags: Mapping[str, str] = Field(default={}, description="tags of all of its assets")
+    tags: Mapping[str, str] = setting({}, "tags of all of its assets")
 
     @field_validator("key_prefix")
     @classmethod

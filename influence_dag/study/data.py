@@ -15,34 +15,31 @@ from pydantic import (
     model_validator,
 )
 
-from influence_dag.study.base import Settings, Split, is_callable_name, path_name
+from influence_dag.study.base import Settings, Split, is_callable_name, path_name, setting
 from influence_dag.study.dagster import asset_path
 
 
 class FeatureSettings(Settings):
     """How the feature columns become the model's input."""
 
-    dims: tuple[str, ...] | None = Field(
-        default=None, description="names of the feature dimensions; tabular default: ['feature']"
+    dims: tuple[str, ...] | None = setting(
+        None, "names of the feature dimensions; tabular default: ['feature']"
     )
-    shape: tuple[PositiveInt, ...] | None = Field(
-        default=None, description="shape of one sample; tabular default: (number of columns,)"
+    shape: tuple[PositiveInt, ...] | None = setting(
+        None, "shape of one sample; tabular default: (number of columns,)"
     )
-    scale: float = Field(
-        default=1.0,
-        description="the model sees x * scale; perturbation derivatives are per scaled unit",
+    scale: float = setting(
+        1.0, "the model sees x * scale; perturbation derivatives are per scaled unit"
     )
-    columns: tuple[str, ...] | None = Field(
-        default=None, description="feature columns in order; default: all but id, target, weight"
+    columns: tuple[str, ...] | None = setting(
+        None, "feature columns in order; default: all but id, target, weight"
     )
 
-    standardise: bool = Field(
-        default=False,
-        description=(
-            "the model sees (x - mean) / scale of each column, mean and scale those of the "
-            "training rows on a coarse grid; both are stored, and perturbations can be had per "
-            "original unit"
-        ),
+    standardise: bool = setting(
+        False,
+        "the model sees (x - mean) / scale of each column, mean and scale those of the "
+        "training rows on a coarse grid; both are stored, and perturbations can be had per "
+        "original unit",
     )
 
     @field_validator("scale")
@@ -88,11 +85,9 @@ Files = Annotated[
 class CsvSettings(Settings):
     """How a .csv is written; nothing of it is guessed."""
 
-    separator: str = Field(
-        default=",", min_length=1, max_length=1, description="one character, between columns"
-    )
-    decimal: Literal[".", ","] = Field(default=".", description="the mark in decimal numbers")
-    encoding: str = Field(default="utf-8-sig", description="a name that Python knows: latin-1, …")
+    separator: str = setting(",", "one character, between columns", min_length=1, max_length=1)
+    decimal: Literal[".", ","] = setting(".", "the mark in decimal numbers")
+    encoding: str = setting("utf-8-sig", "a name that Python knows: latin-1, …")
 
     @field_validator("encoding")
     @classmethod
@@ -128,15 +123,14 @@ def _two(size: tuple[int, ...]) -> tuple[int, ...]:
 class ImageSettings(Settings):
     """How pictures become inputs: floats from 0 to 1 of shape (channels, rows, columns)."""
 
-    root: PathName | None = Field(
-        default=None,
-        description="the folder that paths in a table start at; default: the table's own",
+    root: PathName | None = setting(
+        None, "the folder that paths in a table start at; default: the table's own"
     )
-    path: str = Field(default="path", description="a table's column of paths")
-    size: Annotated[tuple[PositiveInt, ...], AfterValidator(_two)] | None = Field(
-        default=None, description="rows and columns to which all are resized; default: as they are"
+    path: str = setting("path", "a table's column of paths")
+    size: Annotated[tuple[PositiveInt, ...], AfterValidator(_two)] | None = setting(
+        None, "rows and columns to which all are resized; default: as they are"
     )
-    channels: Literal[1, 3, 4] = Field(default=3, description="1: grey, 3: RGB, 4: with alpha")
+    channels: Literal[1, 3, 4] = setting(3, "1: grey, 3: RGB, 4: with alpha")
 
 
 def _class_names(value: Any) -> Any:
@@ -170,55 +164,42 @@ class DataSettings(Settings):
         )
     )
     test: Files = Field(description="test rows, the same way")
-    id: str | None = Field(
-        default=None,
-        description="the column of row ids; without it the position is the id (not for .csv)",
+    id: str | None = setting(
+        None, "the column of row ids; without it the position is the id (not for .csv)"
     )
-    target: str = Field(default="y", description="the column (or array) that the model predicts")
-    classes: Annotated[tuple[str, ...], BeforeValidator(_class_names)] | None = Field(
-        default=None,
-        description=(
-            "the labels in the order of the model's outputs; default: the sorted distinct labels "
-            "of the training rows, where labels are words"
-        ),
+    target: str = setting("y", "the column (or array) that the model predicts")
+    classes: Annotated[tuple[str, ...], BeforeValidator(_class_names)] | None = setting(
+        None,
+        "the labels in the order of the model's outputs; default: the sorted distinct labels "
+        "of the training rows, where labels are words",
     )
-    keep: tuple[str, ...] = Field(
-        default=(),
-        description=(
-            "columns that are no features and travel along as coordinates (train_note, test_note); "
-            "with features.columns all other columns of text do"
-        ),
+    keep: tuple[str, ...] = setting(
+        (),
+        "columns that are no features and travel along as coordinates (train_note, test_note); "
+        "with features.columns all other columns of text do",
     )
     csv: CsvSettings = CsvSettings()
-    images: ImageSettings | None = Field(
-        default=None,
-        description=(
-            "pictures: train and test are folders with a folder a class, or tables with a column "
-            "of paths"
-        ),
+    images: ImageSettings | None = setting(
+        None,
+        "pictures: train and test are folders with a folder a class, or tables with a column "
+        "of paths",
     )
-    weight: str | None = Field(
-        default=None,
-        description=(
-            "the column (or array) of the training rows' weights: sums and means over training "
-            "rows are weighted, 2 counts as the row twice; a callable yields (x, y, weight) instead"
-        ),
+    weight: str | None = setting(
+        None,
+        "the column (or array) of the training rows' weights: sums and means over training "
+        "rows are weighted, 2 counts as the row twice; a callable yields (x, y, weight) instead",
     )
     features: FeatureSettings = FeatureSettings()
-    deps: tuple[Annotated[str, AfterValidator(asset_path)], ...] = Field(
-        default=(),
-        description=(
-            "keys of Dagster assets that write the files, such as warehouse/patients: the dataset "
-            "comes after them, and is out of date when they are materialised"
-        ),
+    deps: tuple[Annotated[str, AfterValidator(asset_path)], ...] = setting(
+        (),
+        "keys of Dagster assets that write the files, such as warehouse/patients: the dataset "
+        "comes after them, and is out of date when they are materialised",
     )
-    workers: int = Field(
-        default=0,
+    workers: int = setting(
+        0,
+        "processes that read the rows of a callable's data set side by side; 0: this process. "
+        "It changes no number",
         ge=0,
-        description=(
-            "processes that read the rows of a callable's data set side by side; 0: this process. "
-            "It changes no number"
-        ),
     )
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from pydantic import (
 
 from influence_dag.addresses import scheme_of
 from influence_dag.errors import StoreError
-from influence_dag.study.base import Bytes, Settings, Split, Unit, is_cron, parse_bytes, path_name
+from influence_dag.study.base import Bytes, Settings, Split, Unit, is_cron, path_name, setting
 
 By = Literal["mean", "absmax", "l2"]
 
@@ -41,24 +41,18 @@ class PerturbationSettings(Settings):
     """Which methods also get perturbation influences (`test × train × features`)."""
 
     methods: tuple[str, ...] = Field(description="names of methods, of those that the study has")
-    wrt: str | None = Field(
-        default=None,
-        description=(
-            "a module of the model, such as an embedding: the derivative is in what it puts out; "
-            "default: in the model's inputs"
-        ),
+    wrt: str | None = setting(
+        None,
+        "a module of the model, such as an embedding: the derivative is in what it puts out; "
+        "default: in the model's inputs",
     )
     reduce: ReduceSettings | None = None
-    pairs: Annotated[str, AfterValidator(_top)] | None = Field(
-        default=None,
-        description=(
-            "top-10: of each test row the ten training rows with the longest derivative (l2 over "
-            "all features), test × rank × features; default: all pairs"
-        ),
+    pairs: Annotated[str, AfterValidator(_top)] | None = setting(
+        None,
+        "top-10: of each test row the ten training rows with the longest derivative (l2 over "
+        "all features), test × rank × features; default: all pairs",
     )
-    max_bytes: Bytes = Field(
-        default=parse_bytes("64GiB"), description="refuse to store an array above this size"
-    )
+    max_bytes: Bytes = setting(64 * 2**30, "refuse to store an array above this size")
 
     @model_validator(mode="after")
     def _one_form(self) -> "PerturbationSettings":
@@ -77,34 +71,30 @@ class PerturbationSettings(Settings):
 class SummarySettings(Settings):
     """What `<method>/summary` keeps."""
 
-    top: Annotated[PositiveInt, Unit("rows")] = Field(
-        default=10, description="helpers and harmers kept for each test row"
+    top: Annotated[PositiveInt, Unit("rows")] = setting(
+        10, "helpers and harmers kept for each test row"
     )
-    self_influence: Literal["auto"] | bool = Field(
-        default="auto",
-        description="auto: all methods but the iterative ones, which need one solve a training row",
+    self_influence: Literal["auto"] | bool = setting(
+        "auto", "auto: all methods but the iterative ones, which need one solve a training row"
     )
 
 
 class CurvatureSettings(Settings):
     """Whether the curvature follows the rows."""
 
-    refresh: Literal["on_change", "pinned"] = Field(
-        default="on_change",
-        description="on_change: with the rows and θ | pinned: new rows meet the stored curvature",
+    refresh: Literal["on_change", "pinned"] = setting(
+        "on_change", "on_change: with the rows and θ | pinned: new rows meet the stored curvature"
     )
 
 
 class RefreshSettings(Settings):
     """When Dagster refreshes the study by itself; off by default."""
 
-    schedule: str | None = Field(
-        default=None,
-        description="a cron string such as '0 3 * * *': everything is brought up to date then",
+    schedule: str | None = setting(
+        None, "a cron string such as '0 3 * * *': everything is brought up to date then"
     )
-    automation: bool = Field(
-        default=False,
-        description="look at the files every minute and refresh what depends on a change",
+    automation: bool = setting(
+        False, "look at the files every minute and refresh what depends on a change"
     )
 
     @field_validator("schedule")
@@ -127,33 +117,28 @@ def _scheduler(value: str) -> str:
 class ComputeSettings(Settings):
     """Where, by whom and in what precision; none of it but `dtype` changes a number."""
 
-    device: str = Field(
-        default="auto",
+    device: str = setting(
+        "auto",
+        "auto: a GPU where torch sees one | cpu | cuda | cuda:1",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="auto: a GPU where torch sees one | cpu | cuda | cuda:1",
     )
-    dtype: Literal["float32", "float64"] = Field(
-        default="float32", description="of gradients, factors and influences; fits are in float64"
+    dtype: Literal["float32", "float64"] = setting(
+        "float32", "of gradients, factors and influences; fits are in float64"
     )
-    block_bytes: Bytes = Field(
-        default=parse_bytes("64MiB"), description="what is computed at once on its way to the store"
+    block_bytes: Bytes = setting(64 * 2**20, "what is computed at once on its way to the store")
+    batch_size: Annotated[PositiveInt, Unit("rows")] = setting(
+        512, "training rows differentiated at once"
     )
-    batch_size: Annotated[PositiveInt, Unit("rows")] = Field(
-        default=512, description="training rows differentiated at once"
+    executor: Literal["local", "dask"] = setting(
+        "local", "local: blocks are computed in the process that stores | dask: by Dask workers"
     )
-    executor: Literal["local", "dask"] = Field(
-        default="local",
-        description="local: blocks are computed in the process that stores | dask: by Dask workers",
+    address: Annotated[str, AfterValidator(_scheduler)] | None = setting(
+        None,
+        "of the Dask scheduler, tcp://host:port or tls://host:port; default: local, workers on "
+        "this machine that end with the run",
     )
-    address: Annotated[str, AfterValidator(_scheduler)] | None = Field(
-        default=None,
-        description=(
-            "of the Dask scheduler, tcp://host:port or tls://host:port; default: local, workers on "
-            "this machine that end with the run"
-        ),
-    )
-    workers: Annotated[PositiveInt, Unit("processes")] | None = Field(
-        default=None, description="of local Dask workers, with a thread each; default: one a core"
+    workers: Annotated[PositiveInt, Unit("processes")] | None = setting(
+        None, "of local Dask workers, with a thread each; default: one a core"
     )
 
     @model_validator(mode="after")
@@ -186,35 +171,29 @@ def _known_store(value: str) -> str:
 class StoreSettings(Settings):
     """Where the arrays go, how they are cut and how long old versions are kept."""
 
-    path: Annotated[str, AfterValidator(path_name), AfterValidator(_known_store)] = Field(
-        default="data/store",
-        description=(
-            "the folder with a folder for each study, from the project's; or store: path. "
-            "memory://name: in the memory of the process, gone when it ends. s3://bucket/prefix: "
-            "in Icechunk repositories, credentials from the environment; icechunk+file:///folder: "
-            "in such repositories in a folder"
-        ),
+    path: Annotated[str, AfterValidator(path_name), AfterValidator(_known_store)] = setting(
+        "data/store",
+        "the folder with a folder for each study, from the project's; or store: path. "
+        "memory://name: in the memory of the process, gone when it ends. s3://bucket/prefix: "
+        "in Icechunk repositories, credentials from the environment; icechunk+file:///folder: "
+        "in such repositories in a folder",
     )
-    chunks: Annotated[Mapping[Split, PositiveInt] | None, Unit("rows")] = Field(
-        default=None,
-        description="rows a chunk along test and train; an edit costs the chunks that it touches",
+    chunks: Annotated[Mapping[Split, PositiveInt] | None, Unit("rows")] = setting(
+        None, "rows a chunk along test and train; an edit costs the chunks that it touches"
     )
-    keep_versions: Annotated[PositiveInt, Unit("versions")] = Field(
-        default=5, description="kept of each artifact; older ones are removed"
+    keep_versions: Annotated[PositiveInt, Unit("versions")] = setting(
+        5, "kept of each artifact; older ones are removed"
     )
-    lock_timeout: Annotated[PositiveFloat, Unit("seconds")] = Field(
-        default=3600.0, description="seconds to wait for another process at the same artifact"
+    lock_timeout: Annotated[PositiveFloat, Unit("seconds")] = setting(
+        3600.0, "seconds to wait for another process at the same artifact"
     )
-    locks: Literal["flock", "files"] = Field(
-        default="flock",
-        description=(
-            "files: lock files, for a file system without locks of the system; alike for all who "
-            "write there"
-        ),
+    locks: Literal["flock", "files"] = setting(
+        "flock",
+        "files: lock files, for a file system without locks of the system; alike for all who "
+        "write there",
     )
-    max_relative_error: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        default=0.0,
-        description="influences are rounded by at most this before compression; 0: not at all",
+    max_relative_error: Annotated[float, Field(ge=0, lt=0.5)] = setting(
+        0.0, "influences are rounded by at most this before compression; 0: not at all"
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError, core_schema
 
-from influence_dag.study.base import Settings
+from influence_dag.study.base import Settings, setting
 from influence_dag.study.curvatures import CURVATURE_KINDS
 
 
@@ -72,15 +72,12 @@ class MethodSettings(Settings):
 
     elsewhere: ClassVar[Mapping[str, str]] = {"damping": "beside `methods`"}
 
-    curvature: CurvatureName = Field(
-        default="hessian", description="the matrix whose inverse is meant"
+    curvature: CurvatureName = setting("hessian", "the matrix whose inverse is meant")
+    blocks: Blocks = setting(
+        "full", "full | layer | lists of parameter names: what couples blocks is left out"
     )
-    blocks: Blocks = Field(
-        default="full",
-        description="full | layer | lists of parameter names: what couples blocks is left out",
-    )
-    block_damping: Mapping[str, NonNegativeFloat] = Field(
-        default={}, description="λ of single blocks, by name; the study's for the others"
+    block_damping: Mapping[str, NonNegativeFloat] = setting(
+        {}, "λ of single blocks, by name; the study's for the others"
     )
 
     @model_validator(mode="after")
@@ -117,12 +114,10 @@ class MethodSettings(Settings):
 class ApproximateSettings(MethodSettings):
     """A method that solves an approximation of what is meant: residuals tell how far it is."""
 
-    residuals: Literal["sample", "all"] = Field(
-        default="sample",
-        description=(
-            "of the solves, each a product with all training rows | sample: where n times p is "
-            "above 2^28 of some test rows, fewer by as much | all: of every test row"
-        ),
+    residuals: Literal["sample", "all"] = setting(
+        "sample",
+        "of the solves, each a product with all training rows | sample: where n times p is "
+        "above 2^28 of some test rows, fewer by as much | all: of every test row",
     )
 
     @property

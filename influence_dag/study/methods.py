@@ -13,20 +13,13 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from influence_dag.study.base import Seed, Settings, Unit, check_named
+from influence_dag.study import method_defaults
+from influence_dag.study.base import Seed, Settings, Unit, check_named, setting
 from influence_dag.study.method_base import (
     ApproximateSettings,
     CurvatureName,
     MethodSettings,
     OnFailure,
-)
-from influence_dag.study.method_defaults import (
-    ArnoldiDefaults,
-    ConjugateGradientDefaults,
-    DirectDefaults,
-    KroneckerDefaults,
-    LissaDefaults,
-    NystroemDefaults,
 )
 
 Fisher = Literal["exact", "sampled", "empirical"]
@@ -40,9 +33,9 @@ class DirectSettings(MethodSettings):
     is_exact: ClassVar[bool] = True
     uses_matrix: ClassVar[bool] = True
 
-    on_indefinite: Literal["raise", "lu", "absolute"] = Field(
-        default=DirectDefaults.on_indefinite,
-        description="of negative eigenvalues: an error | as they are | by size, V(|μ| + λ)⁻¹Vᵀ",
+    on_indefinite: Literal["raise", "lu", "absolute"] = setting(
+        method_defaults.DirectDefaults.on_indefinite,
+        "of negative eigenvalues: an error | as they are | by size, V(|μ| + λ)⁻¹Vᵀ",
     )
 
 
@@ -52,33 +45,32 @@ class ConjugateGradientSettings(MethodSettings):
     is_exact: ClassVar[bool] = True
     is_iterative: ClassVar[bool] = True
 
-    rtol: PositiveFloat = Field(
-        default=ConjugateGradientDefaults.rtol,
-        description="a row stops when its residual is below rtol times ‖b‖ …",
+    rtol: PositiveFloat = setting(
+        method_defaults.ConjugateGradientDefaults.rtol,
+        "a row stops when its residual is below rtol times ‖b‖ …",
     )
-    atol: NonNegativeFloat = Field(
-        default=ConjugateGradientDefaults.atol, description="… or below atol"
+    atol: NonNegativeFloat = setting(
+        method_defaults.ConjugateGradientDefaults.atol, "… or below atol"
     )
-    maxiter: Annotated[PositiveInt | None, Unit("products")] = Field(
-        default=ConjugateGradientDefaults.maxiter,
-        description="products a row; default: ten times the parameters, at least 1000",
+    maxiter: Annotated[PositiveInt | None, Unit("products")] = setting(
+        method_defaults.ConjugateGradientDefaults.maxiter,
+        "products a row; default: ten times the parameters, at least 1000",
     )
-    preconditioner: Literal["none", "jacobi", "nystroem", "ekfac"] = Field(
-        default=ConjugateGradientDefaults.preconditioner,
-        description="what the system is multiplied by, so that few steps do",
+    preconditioner: Literal["none", "jacobi", "nystroem", "ekfac"] = setting(
+        method_defaults.ConjugateGradientDefaults.preconditioner,
+        "what the system is multiplied by, so that few steps do",
     )
-    rank: PositiveInt = Field(
-        default=ConjugateGradientDefaults.rank,
-        description="of the Nyström or Jacobi preconditioner",
+    rank: PositiveInt = setting(
+        method_defaults.ConjugateGradientDefaults.rank, "of the Nyström or Jacobi preconditioner"
     )
     search: Literal["own", "shared"] = Field(
-        default=ConjugateGradientDefaults.search,
+        default=method_defaults.ConjugateGradientDefaults.search,
         description="a row's directions: its own, or those of all rows of a block, which takes "
         "fewer products and depends on the block within the tolerance",
         exclude_if=lambda search: search == "own",  # as studies before it were stored
     )
-    seed: Seed = ConjugateGradientDefaults.seed
-    on_failure: OnFailure = ConjugateGradientDefaults.on_failure
+    seed: Seed = method_defaults.ConjugateGradientDefaults.seed
+    on_failure: OnFailure = method_defaults.ConjugateGradientDefaults.on_failure
 
 
 class LissaSettings(MethodSettings):
@@ -86,53 +78,53 @@ class LissaSettings(MethodSettings):
 
     is_iterative: ClassVar[bool] = True
 
-    maxiter: Annotated[PositiveInt, Unit("steps")] = Field(
-        default=LissaDefaults.maxiter, description="steps of the series"
+    maxiter: Annotated[PositiveInt, Unit("steps")] = setting(
+        method_defaults.LissaDefaults.maxiter, "steps of the series"
     )
-    dampen: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=LissaDefaults.dampen,
-        description="share of h that a step forgets: adds dampen times scale to λ",
+    dampen: Annotated[float, Field(ge=0, lt=1)] = setting(
+        method_defaults.LissaDefaults.dampen,
+        "share of h that a step forgets: adds dampen times scale to λ",
     )
-    scale: PositiveFloat | None = Field(
-        default=LissaDefaults.scale,
-        description="what H is divided by, above its largest eigenvalue; default: estimated",
+    scale: PositiveFloat | None = setting(
+        method_defaults.LissaDefaults.scale,
+        "what H is divided by, above its largest eigenvalue; default: estimated",
     )
-    rtol: PositiveFloat = Field(
-        default=LissaDefaults.rtol,
-        description="a row is converged when a step changes it by at most this share",
+    rtol: PositiveFloat = setting(
+        method_defaults.LissaDefaults.rtol,
+        "a row is converged when a step changes it by at most this share",
     )
-    batch_size: Annotated[PositiveInt | None, Unit("rows")] = Field(
-        default=LissaDefaults.batch_size,
-        description="rows of a mini-batch, drawn anew for each step; default: all",
+    batch_size: Annotated[PositiveInt | None, Unit("rows")] = setting(
+        method_defaults.LissaDefaults.batch_size,
+        "rows of a mini-batch, drawn anew for each step; default: all",
     )
-    seed: Seed = LissaDefaults.seed
-    on_failure: OnFailure = LissaDefaults.on_failure
+    seed: Seed = method_defaults.LissaDefaults.seed
+    on_failure: OnFailure = method_defaults.LissaDefaults.on_failure
 
 
 class ArnoldiSettings(ApproximateSettings):
     """The eigenpairs of largest absolute value (Schioppa et al. 2022)."""
 
-    rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
-        default=ArnoldiDefaults.rank, description="eigenpairs that are kept"
+    rank: Annotated[PositiveInt, Unit("eigenpairs")] = setting(
+        method_defaults.ArnoldiDefaults.rank, "eigenpairs that are kept"
     )
-    tol: PositiveFloat = Field(
-        default=ArnoldiDefaults.tol,
-        description="residual at which a pair is found, of the largest eigenvalue",
+    tol: PositiveFloat = setting(
+        method_defaults.ArnoldiDefaults.tol,
+        "residual at which a pair is found, of the largest eigenvalue",
     )
-    complement: Literal["drop", "damping"] = Field(
-        default=ArnoldiDefaults.complement,
-        description="what becomes of the rest: dropped as published, or kept as λ",
+    complement: Literal["drop", "damping"] = setting(
+        method_defaults.ArnoldiDefaults.complement,
+        "what becomes of the rest: dropped as published, or kept as λ",
     )
-    max_products: Annotated[PositiveInt | None, Unit("products")] = Field(
-        default=ArnoldiDefaults.max_products,
-        description="a search that takes more has failed; default: 40 an eigenpair",
+    max_products: Annotated[PositiveInt | None, Unit("products")] = setting(
+        method_defaults.ArnoldiDefaults.max_products,
+        "a search that takes more has failed; default: 40 an eigenpair",
     )
-    on_device: bool = Field(
-        default=ArnoldiDefaults.on_device,
-        description="small eigenproblems on compute.device, not on the processor",
+    on_device: bool = setting(
+        method_defaults.ArnoldiDefaults.on_device,
+        "small eigenproblems on compute.device, not on the processor",
     )
-    seed: Seed = ArnoldiDefaults.seed
-    on_failure: OnFailure = ArnoldiDefaults.on_failure
+    seed: Seed = method_defaults.ArnoldiDefaults.seed
+    on_failure: OnFailure = method_defaults.ArnoldiDefaults.on_failure
 
     @property
     def _of_solves(self) -> set[str]:
@@ -143,15 +135,15 @@ class ArnoldiSettings(ApproximateSettings):
 class NystroemSettings(ApproximateSettings):
     """A randomised low-rank sketch (Frangella, Tropp & Udell 2021)."""
 
-    rank: Annotated[PositiveInt, Unit("eigenpairs")] = Field(
-        default=NystroemDefaults.rank,
-        description="directions of the sketch; what they leave out is λ alone",
+    rank: Annotated[PositiveInt, Unit("eigenpairs")] = setting(
+        method_defaults.NystroemDefaults.rank,
+        "directions of the sketch; what they leave out is λ alone",
     )
-    seed: Seed = NystroemDefaults.seed
-    power_iterations: int = Field(
-        default=NystroemDefaults.power_iterations,
+    seed: Seed = method_defaults.NystroemDefaults.seed
+    power_iterations: int = setting(
+        method_defaults.NystroemDefaults.power_iterations,
+        "products with H before the sketch, for flat spectra",
         ge=0,
-        description="products with H before the sketch, for flat spectra",
     )
 
 
@@ -160,20 +152,17 @@ class KroneckerSettings(ApproximateSettings):
 
     of_layers: ClassVar[bool] = True
 
-    curvature: CurvatureName = Field(
-        default="gauss_newton", description="the matrix that residuals are measured with"
+    curvature: CurvatureName = setting(
+        "gauss_newton", "the matrix that residuals are measured with"
     )
-    fisher: Fisher = Field(
-        default=KroneckerDefaults.fisher,
-        description="exact | sampled labels | empirical (data labels)",
+    fisher: Fisher = setting(
+        method_defaults.KroneckerDefaults.fisher, "exact | sampled labels | empirical (data labels)"
     )
-    seed: Seed = KroneckerDefaults.seed
-    distribution: str | None = Field(
-        default=None,
-        description=(
-            "what sampled labels are drawn from: categorical | bernoulli | gaussian | "
-            "module:callable (output, target, generator) -> target; default: that of the loss"
-        ),
+    seed: Seed = method_defaults.KroneckerDefaults.seed
+    distribution: str | None = setting(
+        None,
+        "what sampled labels are drawn from: categorical | bernoulli | gaussian | "
+        "module:callable (output, target, generator) -> target; default: that of the loss",
     )
 
     @model_validator(mode="after")

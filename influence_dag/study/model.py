@@ -15,7 +15,15 @@ from pydantic import (
     model_validator,
 )
 
-from influence_dag.study.base import CallableName, Seed, Settings, Unit, check_named, path_name
+from influence_dag.study.base import (
+    CallableName,
+    Seed,
+    Settings,
+    Unit,
+    check_named,
+    path_name,
+    setting,
+)
 
 
 class FitSettings(Settings):
@@ -23,34 +31,32 @@ class FitSettings(Settings):
 
     model_config = ConfigDict(populate_by_name=True)  # `from` is a word of Python's
 
-    optimizer: Literal["lbfgs", "adam", "sgd"] = Field(
-        default="lbfgs",
-        description="lbfgs, which ends at a minimum, or the steps of a training loop",
+    optimizer: Literal["lbfgs", "adam", "sgd"] = setting(
+        "lbfgs", "lbfgs, which ends at a minimum, or the steps of a training loop"
     )
-    max_steps: Annotated[PositiveInt, Unit("steps")] = Field(
-        default=500, description="of the optimizer; with a minimum required, missing it is an error"
+    max_steps: Annotated[PositiveInt, Unit("steps")] = setting(
+        500, "of the optimizer; with a minimum required, missing it is an error"
     )
-    weight_decay: NonNegativeFloat = Field(
-        default=0.0, description="w, the L2 penalty (w/2)‖θ‖² on every trainable parameter"
+    weight_decay: NonNegativeFloat = setting(
+        0.0, "w, the L2 penalty (w/2)‖θ‖² on every trainable parameter"
     )
     seed: Seed = 0
-    learning_rate: PositiveFloat | None = Field(
-        default=None, description="adam, sgd: the step size (lbfgs searches its own)"
+    learning_rate: PositiveFloat | None = setting(
+        None, "adam, sgd: the step size (lbfgs searches its own)"
     )
-    batch_size: Annotated[PositiveInt | None, Unit("rows")] = Field(
-        default=None, description="adam, sgd: rows a step; default all of them"
+    batch_size: Annotated[PositiveInt | None, Unit("rows")] = setting(
+        None, "adam, sgd: rows a step; default all of them"
     )
-    tolerance: PositiveFloat = Field(
-        default=1e-6, description="lbfgs stops when the norm of the penalised gradient is below"
+    tolerance: PositiveFloat = setting(
+        1e-6, "lbfgs stops when the norm of the penalised gradient is below"
     )
-    warm_start: bool = Field(
-        default=False,
-        description="a refit starts from the stored θ, so that where it ends depends on history",
+    warm_start: bool = setting(
+        False, "a refit starts from the stored θ, so that where it ends depends on history"
     )
-    start: Literal["build", "checkpoint"] = Field(
-        default="build",
+    start: Literal["build", "checkpoint"] = setting(
+        "build",
+        "build: at what model.build makes | checkpoint: train on from model.checkpoint",
         alias="from",
-        description="build: at what model.build makes | checkpoint: train on from model.checkpoint",
     )
 
     @model_validator(mode="after")
@@ -74,49 +80,35 @@ class ModelSettings(Settings):
     """The module, its loss and where its parameters come from."""
 
     build: CallableName = Field(description="module:callable that returns the torch.nn.Module")
-    loss: str = Field(
-        default="cross_entropy",
-        description=(
-            "cross_entropy | mse | bce_with_logits | next_token | module:callable (output, target) "
-            "-> one loss per sample"
-        ),
+    loss: str = setting(
+        "cross_entropy",
+        "cross_entropy | mse | bce_with_logits | next_token | module:callable (output, target) "
+        "-> one loss per sample",
     )
-    measurement: CallableName | None = Field(
-        default=None,
-        description="module:callable (output, target) -> one value per test row; default: the loss",
+    measurement: CallableName | None = setting(
+        None, "module:callable (output, target) -> one value per test row; default: the loss"
     )
-    fit: Fit | None = Field(
-        default=None,
-        description=(
-            "fit settings, or module:callable (module, rows) that trains the module in place"
-        ),
+    fit: Fit | None = setting(
+        None, "fit settings, or module:callable (module, rows) that trains the module in place"
     )
-    depends_on: tuple[Annotated[str, AfterValidator(path_name)], ...] = Field(
-        default=(),
-        description="files that the code opens by itself: an edit of one is an edit of the code",
+    depends_on: tuple[Annotated[str, AfterValidator(path_name)], ...] = setting(
+        (), "files that the code opens by itself: an edit of one is an edit of the code"
     )
-    checkpoint: Annotated[str, AfterValidator(path_name)] | None = Field(
-        default=None,
-        description=(
-            "a file with the module's state: .safetensors, or of torch.save (.pt .pth .bin)"
-        ),
+    checkpoint: Annotated[str, AfterValidator(path_name)] | None = setting(
+        None, "a file with the module's state: .safetensors, or of torch.save (.pt .pth .bin)"
     )
-    output: str | None = Field(
-        default=None,
-        description=(
-            "which of a dict's or tuple's outputs is the prediction, by name or position; default: "
-            "logits, or the only one, where the loss is a named one"
-        ),
+    output: str | None = setting(
+        None,
+        "which of a dict's or tuple's outputs is the prediction, by name or position; default: "
+        "logits, or the only one, where the loss is a named one",
     )
-    minimum: Literal["require", "warn", "ignore"] | None = Field(
-        default=None,
-        description=(
-            "whether θ has to be a minimum of the training loss; default: require for "
-            "`fit: {...}`, which has a tolerance, warn for a checkpoint and `fit: module:callable`"
-        ),
+    minimum: Literal["require", "warn", "ignore"] | None = setting(
+        None,
+        "whether θ has to be a minimum of the training loss; default: require for "
+        "`fit: {...}`, which has a tolerance, warn for a checkpoint and `fit: module:callable`",
     )
-    refit: Literal["on_change", "pinned"] = Field(
-        default="on_change", description="on_change: fit again when rows change | pinned: θ stays"
+    refit: Literal["on_change", "pinned"] = setting(
+        "on_change", "on_change: fit again when rows change | pinned: θ stays"
     )
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ from pathlib import Path
 from influence_dag.study.base import is_callable_name
 
 RULE = "relative paths are looked up in the study's folder, then in the project's"
+FOLDER = ".dagster"  # of Dagster's history in a project; `make` sets it up
 
 
 def placed_name(name: str, folder: Path, root: Path) -> str:
@@ -42,3 +43,21 @@ def project_around(folder: Path) -> Path | None:
     """The nearest folder, from this one upwards, that has a `pyproject.toml`."""
     above = (folder, *folder.parents)
     return next((each for each in above if (each / "pyproject.toml").is_file()), None)
+
+
+def home_of(project: Path) -> Path | None:
+    """DAGSTER_HOME, else the project's `.dagster` where that has been set up; None for neither."""
+    if home := os.environ.get("DAGSTER_HOME"):
+        return Path(home).absolute()
+    folder = project / FOLDER
+    return folder if (folder / "dagster.yaml").is_file() else None
+
+
+def why_unrecorded(project: Path) -> str:
+    """Why the UI will not show a run of this project; empty where it will."""
+    if home_of(project):
+        return ""
+    return (
+        "this run is not in the history that Dagster's UI shows: DAGSTER_HOME is not set, and "
+        f"{project / FOLDER} has no dagster.yaml"
+    )

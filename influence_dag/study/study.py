@@ -9,11 +9,11 @@ import unicodedata
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, NonNegativeFloat, Tag, model_validator
 
 from influence_dag.addresses import below, folder_of, scheme_of
 from influence_dag.errors import StudyError
-from influence_dag.study.base import Settings, from_environment, is_callable_name
+from influence_dag.study.base import Settings, from_environment, is_callable_name, setting
 from influence_dag.study.dagster import DagsterSettings
 from influence_dag.study.data import DataSettings
 from influence_dag.study.groups import (
@@ -52,12 +52,10 @@ class StudySettings(Settings):
 
     data: DataSettings
     model: ModelSettings
-    damping: Damping | None = Field(
-        default=None,
-        description=(
-            "λ of every solve; default: fit.weight_decay, or auto where θ is given; a list sweeps; "
-            "auto: the mean |eigenvalue| of each method's curvature"
-        ),
+    damping: Damping | None = setting(
+        None,
+        "λ of every solve; default: fit.weight_decay, or auto where θ is given; a list sweeps; "
+        "auto: the mean |eigenvalue| of each method's curvature",
     )
     methods: MethodsSettings
     perturbation: PerturbationSettings | None = None

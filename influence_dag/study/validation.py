@@ -4,41 +4,36 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
-from influence_dag.study.base import Seed, Settings, Unit
+from influence_dag.study.base import Seed, Settings, Unit, setting
 from influence_dag.study.method_base import CurvatureName
 
 
 class LeaveOneOutSettings(Settings):
     """Refits without single training rows, against what the influences predict."""
 
-    rows: Annotated[PositiveInt, Unit("rows")] = Field(
-        default=50, description="training rows to leave out, drawn"
-    )
+    rows: Annotated[PositiveInt, Unit("rows")] = setting(50, "training rows to leave out, drawn")
     seed: Seed = 0
-    method: str | None = Field(default=None, description="default: the study's first method")
-    tolerance: PositiveFloat = Field(
-        default=1e-8, description="norm of the penalised gradient that every refit has to reach"
+    method: str | None = setting(None, "default: the study's first method")
+    tolerance: PositiveFloat = setting(
+        1e-8, "norm of the penalised gradient that every refit has to reach"
     )
-    max_steps: Annotated[PositiveInt, Unit("steps")] = Field(
-        default=200, description="of a refit; one that needs more is an error"
+    max_steps: Annotated[PositiveInt, Unit("steps")] = setting(
+        200, "of a refit; one that needs more is an error"
     )
 
 
 class DatamodelsSettings(Settings):
     """Linear datamodelling score: refits on random subsets."""
 
-    count: Annotated[PositiveInt, Unit("subsets")] = Field(
-        default=50, description="subsets in each of two draws"
+    count: Annotated[PositiveInt, Unit("subsets")] = setting(50, "subsets in each of two draws")
+    fraction: Annotated[float, Field(gt=0, lt=1)] = setting(
+        0.5, "share of the training rows in a subset"
     )
-    fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="share of the training rows in a subset"
+    dampings: tuple[PositiveFloat, ...] = setting(
+        (), "of the exact solves beside the methods; default: the study's"
     )
-    dampings: tuple[PositiveFloat, ...] = Field(
-        default=(), description="of the exact solves beside the methods; default: the study's"
-    )
-    initial_weights: Literal["same", "others"] = Field(
-        default="same",
-        description="where the subsets' fits start: as the full fit did, or each from its own seed",
+    initial_weights: Literal["same", "others"] = setting(
+        "same", "where the subsets' fits start: as the full fit did, or each from its own seed"
     )
     seed: Seed = 0
 
@@ -46,24 +41,22 @@ class DatamodelsSettings(Settings):
 class LabelErrorsSettings(Settings):
     """Flipped labels, to be found by self-influence, by loss, by neighbours, and by both views."""
 
-    share: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.1, description="share of the training labels that are replaced by others"
+    share: Annotated[float, Field(gt=0, lt=1)] = setting(
+        0.1, "share of the training labels that are replaced by others"
     )
-    curvature: CurvatureName = Field(
-        default="gauss_newton", description="the matrix in the self-influence of flipped rows"
+    curvature: CurvatureName = setting(
+        "gauss_newton", "the matrix in the self-influence of flipped rows"
     )
-    neighbours: Annotated[NonNegativeInt, Unit("rows")] = Field(
-        default=10, description="nearest rows whose labels are compared with a row's; 0: none"
+    neighbours: Annotated[NonNegativeInt, Unit("rows")] = setting(
+        10, "nearest rows whose labels are compared with a row's; 0: none"
     )
-    space: Literal["auto", "input", "penultimate"] = Field(
-        default="auto",
-        description=(
-            "where neighbours are looked for: the inputs, or what the last linear layer takes; "
-            "auto: the inputs where they are one array of real numbers"
-        ),
+    space: Literal["auto", "input", "penultimate"] = setting(
+        "auto",
+        "where neighbours are looked for: the inputs, or what the last linear layer takes; "
+        "auto: the inputs where they are one array of real numbers",
     )
-    folds: Annotated[NonNegativeInt, Unit("folds")] = Field(
-        default=5, description="refits without one fold each, for losses out of fold; 0: none"
+    folds: Annotated[NonNegativeInt, Unit("folds")] = setting(
+        5, "refits without one fold each, for losses out of fold; 0: none"
     )
     seed: Seed = 0
 

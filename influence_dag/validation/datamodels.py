@@ -12,7 +12,7 @@ change is large (half of the data), so this asks more of an influence than leavi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.objective.seeding import seeded
 from influence_dag.validation.agreement import bootstrap_spearman, pearson, spearman
 from influence_dag.validation.candidates import Candidates, exact_candidates
-from influence_dag.validation.refits import OnFailure, refit
+from influence_dag.validation.refits import Fitting, OnFailure, refit
 
 
 def draw_subsets(
@@ -191,11 +191,7 @@ def datamodels(
     fraction: float = 0.5,
     count: int = 100,
     seeds: tuple[int, int] = (0, 1),
-    start: Float[Tensor, "*m p"] | None = None,
-    tolerance: float = 1e-5,
-    max_steps: int = 500,
-    on_failure: OnFailure = "raise",
-    proximal: bool = False,
+    **fitting: Unpack[Fitting],
 ) -> Datamodels:
     """Score influences, and baselines beside them, on models fitted to random subsets.
 
@@ -204,7 +200,8 @@ def datamodels(
     `dampings` (default `weight_decay`), gradient dot products, and the training rows' losses.
 
     Where a name has several dampings, the best on a draw of subsets from `seeds[0]` is taken;
-    scores are always of the draw from `seeds[1]`, which had no part in the choice.
+    scores are always of the draw from `seeds[1]`, which had no part in the choice. The rest is
+    told to `fit_subsets`.
     """
     objective = objective.in_float64()
     train, test = train.to(dtype=torch.float64), test.to(dtype=torch.float64)
@@ -213,18 +210,7 @@ def datamodels(
 
     def draw(seed: int) -> SubsetFits:
         subsets = draw_subsets(len(train), fraction=fraction, count=count, seed=seed)
-        return fit_subsets(
-            objective,
-            train,
-            test,
-            subsets,
-            weight_decay=weight_decay,
-            start=start,
-            tolerance=tolerance,
-            max_steps=max_steps,
-            on_failure=on_failure,
-            proximal=proximal,
-        )
+        return fit_subsets(objective, train, test, subsets, weight_decay=weight_decay, **fitting)
 
     undecided = any(len(by_damping) > 1 for by_damping in candidates.values())
     chosen_on, fits = draw(seeds[0]) if undecided else None, draw(seeds[1])

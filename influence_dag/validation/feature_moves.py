@@ -16,7 +16,7 @@ from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.agreement import pearson, slope
 from influence_dag.validation.predictions import ExactPredictions
-from influence_dag.validation.refits import refit
+from influence_dag.validation.refits import Ending, refit
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,24 +67,15 @@ def feature_moves(
     """
     if not isinstance(train.x, Tensor):
         raise ModelError("feature_moves needs a model with one input tensor")
-    objective, train, test = (
-        objective.in_float64(),
-        train.to(dtype=torch.float64),
-        test.to(dtype=torch.float64),
-    )
+    objective = objective.in_float64()
+    train, test = train.to(dtype=torch.float64), test.to(dtype=torch.float64)
     rows, features = torch.as_tensor(list(moves)).T
     exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
     P = perturbation_influences(objective, exact.factors(test), train[rows]).flatten(2)
     predicted = -epsilon / train.weight_sum * P[:, torch.arange(len(rows)), features]
     more, weights = _moved(train, rows, features, epsilon)
-    refits = refit(
-        objective,
-        more,
-        weights,
-        weight_decay=weight_decay,
-        tolerance=tolerance,
-        max_steps=max_steps,
-    )
+    ending: Ending = {"tolerance": tolerance, "max_steps": max_steps}
+    refits = refit(objective, more, weights, weight_decay=weight_decay, **ending)
     up, down = refits.measurements(test).chunk(2)
     return FeatureMoves(
         rows.numpy(force=True),

@@ -7,7 +7,7 @@ $+I_{ji} / n$.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
 from influence_dag.validation.agreement import pearson, slope, spearman
 from influence_dag.validation.predictions import ExactPredictions
-from influence_dag.validation.refits import refit_without
+from influence_dag.validation.refits import Ending, refit_without
 
 F64 = torch.float64
 MOST_BYTES = 2**30  # of H in float64 up to which it is factorised unasked: p = 11,585
@@ -90,9 +90,7 @@ def leave_one_out(
     influences: Float[Tensor, "k n"] | None = None,
     factorization: Factorization | None = None,
     leverage: Literal["auto"] | bool = "auto",
-    tolerance: float = 1e-8,
-    max_steps: int = 200,
-    proximal: bool = False,
+    **ending: Unpack[Ending],
 ) -> LeaveOneOut:
     r"""Leave out each training row of `index` (default: every one) and fit again.
 
@@ -108,8 +106,8 @@ def leave_one_out(
     `damping`).
 
     Refits start at `objective.params`; a network may end in another minimum than one fitted from
-    scratch, which is what is asked of a derivative. `proximal` as in `refit`, for a θ that is no
-    minimum. Raises `NotConvergedError` as `refit` does.
+    scratch, which is what is asked of a derivative. `tolerance`, `max_steps` and `proximal` (for a
+    θ that is no minimum) as in `refit`. Raises `NotConvergedError` as `refit` does.
     """
     objective, train, test = objective.in_float64(), train.to(dtype=F64), test.to(dtype=F64)
     chosen = torch.as_tensor(range(len(train)) if index is None else index)
@@ -123,15 +121,7 @@ def leave_one_out(
         predicted = exact.influences(test, train[chosen])
     else:
         predicted = influences.to(objective.params)[:, chosen]
-    refits = refit_without(
-        objective,
-        train,
-        chosen,
-        weight_decay=weight_decay,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        proximal=proximal,
-    )
+    refits = refit_without(objective, train, chosen, weight_decay=weight_decay, **ending)
     before, measured = objective.measurements(objective.params, test), refits.measurements(test)
     return LeaveOneOut(
         chosen.numpy(force=True),

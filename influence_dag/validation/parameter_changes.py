@@ -5,7 +5,7 @@ $$ \theta_{-i} - \theta \approx + \frac1n (H + \lambda I)^{-1} \nabla L(z_i) $$
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.predictions import ExactPredictions
-from influence_dag.validation.refits import refit_without
+from influence_dag.validation.refits import Ending, refit_without
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,25 +56,18 @@ def parameter_changes(
     weight_decay: float,
     damping: float | None = None,
     index: Sequence[int] | Int[Tensor, " m"] | None = None,
-    tolerance: float = 1e-8,
-    max_steps: int = 200,
+    **ending: Unpack[Ending],
 ) -> ParameterChanges:
     """Leave out each training row of `index` (default: every one) and see where θ goes.
 
-    `damping` defaults to `weight_decay`. Raises `NotConvergedError` as `refit` does.
+    `damping` defaults to `weight_decay`. `tolerance`, `max_steps` and `proximal` as in `refit`,
+    which raises `NotConvergedError`.
     """
     objective, train = objective.in_float64(), train.to(dtype=torch.float64)
     chosen = torch.as_tensor(range(len(train)) if index is None else index)
     exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
     predicted = exact.solve(exact.gradients(train[chosen])) / train.weight_sum
-    refits = refit_without(
-        objective,
-        train,
-        chosen,
-        weight_decay=weight_decay,
-        tolerance=tolerance,
-        max_steps=max_steps,
-    )
+    refits = refit_without(objective, train, chosen, weight_decay=weight_decay, **ending)
     actual = refits.params[1:] - refits.params[0]
     moves = (predicted.numpy(force=True), actual.numpy(force=True))
     return ParameterChanges(chosen.numpy(force=True), *moves, refits.summary())

@@ -67,26 +67,18 @@ class ExactPredictions:
         the Gauss-Newton part of the row is left out. With squared loss and one output the residual
         is divided by one minus its leverage.
         """
-        factors = self.factors(test)
-        parts = [factors @ self._corrected(*part).T for part in self._jacobians(rows)]
+        factors, parts = self.factors(test), []
+        for J, outputs, y, shares in self._jacobians(rows):
+            g, S = _output_derivatives(self.objective, outputs, y)
+            K = self.solve(J.flatten(0, 1)).view(J.shape) @ J.mT
+            identity = torch.eye(J.shape[1], dtype=J.dtype, device=J.device)
+            coefficients = torch.linalg.solve(identity - shares[:, None, None] * (S @ K), g)
+            weights = shares * self.train.weight_sum
+            parts.append(factors @ torch.einsum("bcp,bc,b->bp", J, coefficients, weights).T)
         return torch.cat(parts, dim=1)
 
-    def _corrected(
-        self,
-        J: Float[Tensor, "b c p"],
-        outputs: Float[Tensor, "b ..."],
-        y: Tensor,
-        shares: Float[Tensor, " b"],
-    ) -> Float[Tensor, "b p"]:
-        g, S = _output_derivatives(self.objective, outputs, y)
-        K = self.solve(J.flatten(0, 1)).view(J.shape) @ J.mT
-        identity = torch.eye(J.shape[1], dtype=J.dtype, device=J.device)
-        coefficients = torch.linalg.solve(identity - shares[:, None, None] * (S @ K), g)
-        weights = shares * self.train.weight_sum
-        return torch.einsum("bcp,bc,b->bp", J, coefficients, weights)
-
     def _jacobians(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """Jacobians of outputs in θ, outputs, targets, shares in the mean, batch by batch."""
+        """By batch: Jacobians of outputs in θ `(b, c, p)`, outputs, targets, shares in the mean."""
         theta, run = self.objective.params, self.objective.outputs
 
         def one(point: Tensor, x: Tensor) -> Tensor:

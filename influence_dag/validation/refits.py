@@ -12,7 +12,7 @@ $S$ fits the subset. All run in float64, in one vectorised minimisation.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +35,21 @@ MOMENT = 2.0  # seconds after which a bar on a terminal tells how far one is
 _STATIONARY = 1e-2  # norm of the penalised gradient at which a network counts as fitted
 
 OnFailure = Literal["raise", "keep"]
+
+
+class Ending(TypedDict, total=False):
+    """What refits from θ are told besides: see `refit`."""
+
+    tolerance: float
+    max_steps: int
+    proximal: bool
+
+
+class Fitting(Ending, total=False):
+    """What refits from anywhere are told besides."""
+
+    start: Float[Tensor, "*m p"] | None
+    on_failure: OnFailure
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +138,19 @@ def refit(
         metric = default_metric(objective, rows, weight_decay, proximal=proximal) if near else None
     points = _starts(objective, start, len(weights))
     problem = WeightedLosses.of(objective, rows, weights, weight_decay, proximal=proximal)
-    parts = [
-        _minimise(problem[chunk], points[chunk], metric, tolerance, max_steps, history)
-        for chunk in tqdm(
-            [*problem.chunks], "refits", unit="part", delay=MOMENT, disable=None, leave=False
-        )
-    ]
+
+    def minimised(chunk: slice) -> Minima:
+        part = problem[chunk]
+
+        def evaluate(members: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+            everyone = len(members) == len(part.weights)
+            return (part if everyone else part[members]).value_and_gradient(theta)
+
+        ending = {"tolerance": tolerance, "max_steps": max_steps}
+        return minimise(evaluate, points[chunk], metric=metric, history=history, **ending)
+
+    chunks, bar = [*problem.chunks], {"delay": MOMENT, "disable": None, "leave": False}
+    parts = [minimised(chunk) for chunk in tqdm(chunks, "refits", unit="part", **bar)]
     refits = Refits(
         objective,
         torch.cat([part.points for part in parts]),
@@ -148,9 +170,7 @@ def refit_without(
     index: Sequence[int] | Int[Tensor, " m"],
     *,
     weight_decay: float,
-    tolerance: float = 1e-8,
-    max_steps: int = 200,
-    proximal: bool = False,
+    **ending: Unpack[Ending],
 ) -> Refits:
     """Member 0 has every row, member 1 + k all but row `index[k]`; all start at θ.
 
@@ -158,15 +178,7 @@ def refit_without(
     minimum: differences from member 0 are due to the missing row alone.
     """
     weights = torch.cat([rows.shares[None], leaving_out(rows.shares, index)])
-    return refit(
-        objective,
-        rows,
-        weights,
-        weight_decay=weight_decay,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        proximal=proximal,
-    )
+    return refit(objective, rows, weights, weight_decay=weight_decay, **ending)
 
 
 def default_metric(
@@ -201,23 +213,6 @@ def leaving_out(
     weights = shares.repeat(len(index), 1)
     weights[torch.arange(len(index)), index] = 0.0
     return weights
-
-
-def _minimise(
-    problem: WeightedLosses,
-    start: Float[Tensor, "m p"],
-    metric: Metric | None,
-    tolerance: float,
-    max_steps: int,
-    history: int,
-) -> Minima:
-    def evaluate(members: Int[Tensor, " a"], theta: Float[Tensor, "a p"]) -> tuple[Tensor, Tensor]:
-        everyone = len(members) == len(problem.weights)
-        return (problem if everyone else problem[members]).value_and_gradient(theta)
-
-    return minimise(
-        evaluate, start, metric=metric, tolerance=tolerance, max_steps=max_steps, history=history
-    )
 
 
 def _starts(objective: Objective, start: Tensor | None, members: int) -> Float[Tensor, "m p"]:

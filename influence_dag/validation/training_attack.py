@@ -10,6 +10,7 @@ on one's own study it tells how much a prediction hangs on a single row.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -103,16 +104,17 @@ def training_attack(
         row = most_exposed_row(objective, train, test, damping=damping, feature_range=feature_range)
     box = _box(train.x[row], feature_range, radius, row)
     course = [_State.at(objective, train, test, row, damping)]
+    fit = partial(refit, weight_decay=weight_decay, tolerance=tolerance)
     predicted = [course[0].loss]
     for _ in range(max_steps):
         here = course[-1]
-        x = _projected(here.x - step * here.perturbation.sign(), box)
+        x = (here.x - step * here.perturbation.sign()).clamp(*box)
         if torch.equal(x, here.x):
             break
         predicted.append(here.predict(x))
         train = _with_input(train, row, x)
-        model = _fitted_again(here.objective, train, weight_decay, tolerance)
-        course.append(_State.at(model, train, test, row, damping))
+        again = fit(here.objective, train, train.shares[None])
+        course.append(_State.at(again.member(0), train, test, row, damping))
         if stop_when_flipped and course[-1].top != course[0].top:
             break
     return _result(row, course, predicted)
@@ -183,15 +185,6 @@ def _result(row: int, course: list[_State], predicted: list[float]) -> TrainingA
     )
 
 
-def _fitted_again(
-    objective: Objective, train: Rows, weight_decay: float, tolerance: float
-) -> Objective:
-    refits = refit(
-        objective, train, train.shares[None], weight_decay=weight_decay, tolerance=tolerance
-    )
-    return refits.member(0)
-
-
 def _box(
     x: Tensor, feature_range: tuple[float, float], radius: float | None, row: int
 ) -> tuple[Tensor, Tensor]:
@@ -203,10 +196,6 @@ def _box(
         )
     reach = torch.inf if radius is None else radius
     return (x - reach).clamp_min(low), (x + reach).clamp_max(high)
-
-
-def _projected(x: Tensor, box: tuple[Tensor, Tensor]) -> Tensor:
-    return torch.minimum(torch.maximum(x, box[0]), box[1])
 
 
 def _with_input(train: Rows, row: int, x: Tensor) -> Rows:

@@ -17,8 +17,8 @@ from dagster_server import ROWS
 from matplotlib.image import imread
 
 from influence_dag.components.assets import study_definitions
-from influence_dag.components.captions import WHY
 from influence_dag.components.keys import asset_key
+from influence_dag.components.metadata import WHY
 from influence_dag.explorer.marks import Marks
 from influence_dag.study.loading import load_study
 

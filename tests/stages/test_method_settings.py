@@ -225,7 +225,7 @@ EFFECTS = [  # method, settings, a change of them
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_each_setting_of_a_method_has_an_effect(study):
-    from influence_dag.stages import curvature, matrices
+    from influence_dag.stages import matrices, methods
 
     rhs, found = torch.randn(3, 31, dtype=torch.float64).to(study.bench().device), {}
 
@@ -242,8 +242,8 @@ def test_each_setting_of_a_method_has_an_effect(study):
         bench = study.bench()
         if method == "direct":
             matrices.refresh(bench, bench.settings.methods[method].curvature)
-        solver = curvature.build_method(bench, method)
-        return solver.factorize(curvature.load_operator(bench, method)).solve(rhs, damping=DAMPING)
+        solver = methods.build_method(bench, method)
+        return solver.factorize(methods.load_operator(bench, method)).solve(rhs, damping=DAMPING)
 
     for method, settings, change in EFFECTS:
         before, after = solved(method, settings).x, solved(method, settings | change).x

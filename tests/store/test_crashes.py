@@ -19,7 +19,7 @@ from interrupts import each_interruption
 from stored_sample import NAME, Sample, chunk_files, refresh, refresh_with_results, write_chunk
 
 from influence_dag.errors import StoreError
-from influence_dag.store import ArtifactStore, drafts, under_way
+from influence_dag.store import ArtifactStore, drafts
 from influence_dag.store.posix import locks
 from influence_dag.store.testing.interruption import interrupted_run
 
@@ -183,7 +183,7 @@ def test_a_signal_at_a_random_moment_leaves_a_whole_version(store, sign, times):
 
 def test_wherever_ctrl_c_meets_a_write_its_draft_is_left(store):
     def watched(code):
-        return code.co_name == "_writing" or code.co_filename == under_way.__file__
+        return code.co_name == "_writing" or code.co_qualname.startswith("UnderWay.")
 
     steps = list(each_interruption(lambda: refresh(store, NEW), watched))
     assert len(steps) > 10

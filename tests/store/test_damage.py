@@ -76,7 +76,7 @@ def test_on_a_coarse_clock_a_file_of_the_same_size_is_not_taken_for_the_one_befo
         seen = stamp(path)
         return seen and (seen[0], 0)
 
-    monkeypatch.setattr("influence_dag.store.posix.folders.stamp", coarse)
+    monkeypatch.setattr("influence_dag.files.stamp", coarse)
     refresh(store, SAMPLE)
     after = refresh(store, SAMPLE.with_train({3: -1.0})).version
     sizes = {(after.path.with_name(n) / "blocks.npz").stat().st_size for n in ("000001", "000002")}

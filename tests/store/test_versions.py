@@ -12,8 +12,8 @@ import zarr
 from stored_sample import NAME, Sample, chunk_files, refresh, write_chunk
 
 from influence_dag.store import ArtifactStore
+from influence_dag.store.manifests import Results
 from influence_dag.store.published import StoredVersion
-from influence_dag.store.results import Results
 from influence_dag.store.testing.planning import SHAPES
 
 SAMPLE = Sample()

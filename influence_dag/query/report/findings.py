@@ -1,17 +1,26 @@
 """What was measured of a stored study, each finding a number with a sentence about it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from influence_dag.errors import StoreError
 from influence_dag.query.older import newer_beside
 from influence_dag.query.pictures import dampings
-from influence_dag.query.report.finding import RANKS, SIZES, VALUES, Finding, Outcome
-from influence_dag.query.report.intervals import over_columns, pearson, slope
-from influence_dag.query.report.verdict import Verdict, verdict
+from influence_dag.query.report.verdict import (
+    RANKS,
+    SIZES,
+    VALUES,
+    Finding,
+    Outcome,
+    Verdict,
+    verdict,
+)
 from influence_dag.stages import naming
 from influence_dag.stages.sampling import values_of_rows
 from influence_dag.stages.wording import NO_MINIMUM
@@ -24,6 +33,7 @@ if TYPE_CHECKING:
 RESIDUAL = {"float32": 1e-4, "float64": 1e-8}
 SAME = 1e-3  # relative error up to which exact methods agree
 FAR = 10  # λ beyond this many weight decays is another model's
+DRAWS = 400  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -233,3 +243,34 @@ def _system(version: Version) -> str | None:
 
 def _with(value: float, interval: tuple[float, ...]) -> str:
     return f"{value:.3g} [{interval[0]:.2g}, {interval[1]:.2g}]"
+
+
+Interval = tuple[float, float]
+
+
+def over_columns(
+    score: Callable[[NDArray, NDArray], float], predicted: NDArray, actual: NDArray
+) -> Interval:
+    """Bootstrap of a score of two `(test, left_out)` arrays over what was left out.
+
+    Rows of one column share a refit, so that columns are drawn, not pairs.
+    """
+    rng = np.random.default_rng(0)
+    columns = rng.integers(predicted.shape[1], size=(DRAWS, predicted.shape[1]))
+    of_draws = [score(predicted[:, drawn], actual[:, drawn]) for drawn in columns]
+    low, high = (
+        np.nanquantile(of_draws, [0.025, 0.975]) if np.isfinite(of_draws).any() else (np.nan,) * 2
+    )
+    return float(low), float(high)
+
+
+def pearson(predicted: NDArray, actual: NDArray) -> float:
+    """Correlation over all pairs; NaN where nothing moved."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(predicted.ravel(), actual.ravel())[0, 1])
+
+
+def slope(predicted: NDArray, actual: NDArray) -> float:
+    """Actual ≈ slope × predicted, by least squares through zero."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float((predicted * actual).sum() / np.square(predicted).sum())

@@ -112,11 +112,7 @@ class Sections:
 
     @cached_property
     def pictures(self) -> list[Picture]:
-        return [
-            picture
-            for make in (self._spectrum, self._histogram, self._solves)
-            for picture in make()
-        ]
+        return [*self._spectrum(), *self._histogram(), *self._solves()]
 
     def _spectrum(self) -> Iterator[Picture]:
         stored = [kind for kind in CURVATURE_KINDS if kind in self.results.artifacts]

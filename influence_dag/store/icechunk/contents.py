@@ -21,7 +21,7 @@ from influence_dag.store.icechunk.repositories import (
     told,
 )
 from influence_dag.store.icechunk.waiting import waited
-from influence_dag.store.under_way import UnderWay
+from influence_dag.store.threads import UnderWay
 
 if TYPE_CHECKING:
     from icechunk import IcechunkStore, Session
@@ -114,11 +114,7 @@ class Draft:
     """
 
     def __init__(
-        self,
-        repository: Repository,
-        number: int,
-        session: "Session",
-        before: Iterable[str] = (),
+        self, repository: Repository, number: int, session: "Session", before: Iterable[str] = ()
     ) -> None:
         self.repository, self.number = repository, number
         self._session, self._before = session, list(before)

@@ -13,19 +13,20 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from influence_dag.errors import StoreError
-from influence_dag.store.posix.locks import Report, is_dead, this_process
+from influence_dag.store.posix.locks import Report, acquire, is_dead, named, this_process
 from influence_dag.store.threads import repeated
 
 RENEWED = 30.0  # seconds
 FORGOTTEN = 180.0
 _POLL_SECONDS = 0.25
+_ELSEWHERE = f"; one that was killed elsewhere is taken over from after {FORGOTTEN:g} s"
 
 
 @contextmanager
 def leased(files: Any, path: str, *, told: str, timeout: float, report: Report) -> Iterator[None]:
     """Hold the object; after `timeout` seconds of waiting a `StoreError` names the holder."""
-    lease = _Lease(files, path)
-    _acquire(lease, told, timeout, report)
+    lease = _Lease(files, path, told)
+    acquire(lease, told, timeout=timeout, every=_POLL_SECONDS, report=report, more=_ELSEWHERE)
     try:
         with repeated(lease.renew, RENEWED):
             yield
@@ -34,14 +35,23 @@ def leased(files: Any, path: str, *, told: str, timeout: float, report: Report) 
 
 
 class _Lease:
-    def __init__(self, files: Any, path: str) -> None:
-        self.files, self.path, self.mine = files, path, this_process()
+    def __init__(self, files: Any, path: str, told: str) -> None:
+        self.files, self.path, self.told, self.mine = files, path, told, this_process()
         self.tag: str | None = None  # of what we have written
         self._seen: tuple[str | None, float] = (None, 0.0)
         self.holder: dict[str, Any] = {}
 
     def is_taken(self) -> bool:
-        """Try for it without waiting."""
+        try:
+            return self._is_taken()
+        except Exception as error:  # of the library's and of its own libraries'
+            raise StoreError(
+                f"locking {self.told} failed ({type(error).__name__}: {error!s:.300}); name a "
+                "bucket that exists and may be written, with its credentials and endpoint in the "
+                "environment (AWS_…)"
+            ) from error
+
+    def _is_taken(self) -> bool:
         try:
             self.files.pipe_file(self.path, self._content(), mode="create")
         except FileExistsError:
@@ -86,34 +96,5 @@ class _Lease:
     def _tag(self) -> str:
         return str(self.files.info(self.path)["ETag"])
 
-    @property
     def named(self) -> str:
-        if "pid" not in self.holder:
-            return "another process"
-        return "process {pid} on {host} (since {since})".format_map(self.holder)
-
-
-def _taken(lease: _Lease, told: str) -> bool:
-    try:
-        return lease.is_taken()
-    except Exception as error:  # of the library's and of its own libraries'
-        raise StoreError(
-            f"locking {told} failed ({type(error).__name__}: {error!s:.300}); name a bucket that "
-            "exists and may be written, with its credentials and endpoint in the environment "
-            "(AWS_…)"
-        ) from error
-
-
-def _acquire(lease: _Lease, told: str, timeout: float, report: Report) -> None:
-    deadline, reported = time.monotonic() + timeout, False
-    while not _taken(lease, told):
-        if time.monotonic() >= deadline:
-            raise StoreError(
-                f"{told} is being written by {lease.named}; waited {timeout:g} s. Try again when "
-                "it is done, or raise `store.lock_timeout`; one that was killed elsewhere is taken "
-                f"over from after {FORGOTTEN:g} s"
-            )
-        if not reported:
-            report(f"waiting for {lease.named}, which writes {told}")
-            reported = True
-        time.sleep(min(_POLL_SECONDS, timeout))
+        return named(self.holder) or "another process"

@@ -1,7 +1,7 @@
 """A version in a repository as Zarr and xarray open it, each file checked as it is read."""
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from icechunk import IcechunkError
 from zarr.abc.store import ByteRequest
@@ -16,10 +16,7 @@ class CheckedRepository(Checked[Any]):
     """A version's files, read-only."""
 
     async def get(
-        self,
-        key: str,
-        prototype: BufferPrototype,
-        byte_range: ByteRequest | None = None,
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         if key not in self.checksums:
             return None
@@ -37,27 +34,13 @@ class CheckedRepository(Checked[Any]):
     async def exists(self, key: str) -> bool:
         return key in self.checksums
 
-    @property
-    def supports_writes(self) -> bool:
-        return False
+    supports_writes = supports_deletes = supports_partial_writes = False  # pyright: ignore
+    supports_listing = True  # pyright: ignore
 
-    @property
-    def supports_deletes(self) -> bool:
-        return False
-
-    @property
-    def supports_partial_writes(self) -> Literal[False]:
-        return False
-
-    @property
-    def supports_listing(self) -> bool:
-        return True
-
-    async def set(self, key: str, value: Buffer) -> NoReturn:
+    async def set(self, key: str, value: Buffer | None = None) -> NoReturn:
         raise ValueError("a version never changes: it is opened read-only")
 
-    async def delete(self, key: str) -> NoReturn:
-        raise ValueError("a version never changes: it is opened read-only")
+    delete = set
 
     async def list(self) -> AsyncIterator[str]:
         for key in self.checksums:

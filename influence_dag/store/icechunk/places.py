@@ -152,11 +152,7 @@ def _endpoint() -> dict[str, Any]:
     url = next((os.environ[name] for name in names if os.environ.get(name)), None)
     if url is None:
         return {}
-    return {
-        "endpoint_url": url,
-        "allow_http": url.startswith("http://"),
-        "force_path_style": True,
-    }
+    return {"endpoint_url": url, "allow_http": url.startswith("http://"), "force_path_style": True}
 
 
 def _number(entry: tuple[str, dict[str, Any]]) -> int:

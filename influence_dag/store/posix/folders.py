@@ -7,15 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from influence_dag.files import (
-    content_of,
-    explained,
-    files_below,
-    link_or_copy,
-    remove,
-    stamp,
-    write_atomically,
-)
+from influence_dag import files
 from influence_dag.store.contents import Contents, Reader, Stamp
 from influence_dag.store.posix.durable import make_durable
 from influence_dag.store.published import StoredVersion
@@ -42,14 +34,14 @@ class Folder:
         return os.path.lexists(f"{self.address}/{name}")
 
     def read(self, name: str) -> bytes | None:
-        return content_of(f"{self.address}/{name}")
+        return files.content_of(f"{self.address}/{name}")
 
     def ahead(self, names: Iterable[str]) -> Reader:
         return self.read
 
     def stamp(self, name: str) -> Stamp | None:
         """Size and time of modification."""
-        return stamp(f"{self.address}/{name}")
+        return files.stamp(f"{self.address}/{name}")
 
     def doubt(self, name: str) -> None:
         with suppress(OSError):  # a reader may not be allowed to
@@ -61,11 +53,11 @@ class Folder:
         return CheckedFolder(self, artifact=artifact, checksums=checksums)
 
     def write(self, name: str, content: bytes) -> None:
-        write_atomically(self._place(name), content)
+        files.write_atomically(self._place(name), content)
 
     def link(self, source: Contents, name: str) -> None:
         """Hard links, where the file system can."""
-        link_or_copy(f"{source.address}/{name}", self._place(name))
+        files.link_or_copy(f"{source.address}/{name}", self._place(name))
 
     def _place(self, name: str) -> str:
         """Where a file goes; its array's folder is made for the first one."""
@@ -80,19 +72,21 @@ class Folder:
 
     def remove(self, name: str) -> None:
         self._arrays.discard(name)
-        remove([self.path / name])
+        files.remove([self.path / name])
 
     def sweep(self, kept: Set[str]) -> None:
         """Also what killed writers left of files that they were writing."""
-        remove(path for path in list(self.path.iterdir()) if path.name not in kept)
-        remove([Path(path) for path in files_below(self.address) if path.endswith(".partial")])
+        files.remove(path for path in list(self.path.iterdir()) if path.name not in kept)
+        files.remove(
+            [Path(path) for path in files.files_below(self.address) if path.endswith(".partial")]
+        )
         self._arrays.clear()
 
     def settle(self) -> None:
         make_durable(self.path)
 
     def explained(self, doing: str, *, size: int | None = None) -> AbstractContextManager[None]:
-        return explained(self.path, doing, size=size)
+        return files.explained(self.path, doing, size=size)
 
 
 class FolderVersion(StoredVersion):

@@ -9,6 +9,7 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,6 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
         return []
     entries = []
     for line in filter(None, lines):
-        try:
+        with suppress(ValueError):
             entries.append(json.loads(line))
-        except ValueError:
-            continue
     return entries

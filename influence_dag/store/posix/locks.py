@@ -13,12 +13,12 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from weakref import WeakSet
 
 from influence_dag.errors import StoreError
@@ -56,9 +56,9 @@ def locked(
         path.parent.mkdir(parents=True, exist_ok=True)
         opened = FileIO(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+")
     _held.add(opened)
-    lock = _Lock(path, opened, locks, told or str(path.parent))
+    lock, told = _Lock(path, opened, locks), told or str(path.parent)
     try:
-        _acquire(lock, timeout, report)
+        acquire(lock, told, timeout=timeout, every=_POLL_SECONDS, report=report)
         yield
     finally:
         try:
@@ -70,14 +70,17 @@ def locked(
 class _Lock:
     """A lock that is tried for, held and let go."""
 
-    def __init__(self, path: Path, opened: FileIO, locks: Locks, told: str):
-        self.path, self.opened, self.locks, self.told = path, opened, locks, told
+    def __init__(self, path: Path, opened: FileIO, locks: Locks):
+        self.path, self.opened, self.locks = path, opened, locks
         self.file = path.with_name(f"{path.name}.held")
         self.holder = this_process()
         self.has_file = False
 
     def is_taken(self) -> bool:
-        """Try for it without waiting."""
+        with explained(self.path, "locking"):
+            return self._is_taken()
+
+    def _is_taken(self) -> bool:
         if not self._flocked():
             return False
         self.has_file = self.locks == "files" and self._made()
@@ -109,11 +112,8 @@ class _Lock:
     def named(self) -> str:
         """Who holds it, as it wrote into the files; how to end what may be over."""
         for file in (self.file, self.path):
-            with suppress(ValueError, KeyError, TypeError):
-                holder = json.loads(content_of(file) or b"")
-                told = f"process {holder['pid']} on {holder['host']} (since {holder['since']})"
-                forgotten = f"; if that is over, remove {file}" if file == self.file else ""
-                return told + forgotten
+            if told := named(_read(file)):
+                return told + (f"; if that is over, remove {file}" if file == self.file else "")
         return "another process"
 
     def release(self) -> None:
@@ -138,21 +138,42 @@ def _close_held() -> None:
 os.register_at_fork(after_in_child=_close_held)
 
 
-def _acquire(lock: _Lock, timeout: float, report: Report) -> None:
-    path, deadline, tries = lock.path, time.monotonic() + timeout, 0
-    while True:
-        with explained(path, "locking"):
-            if lock.is_taken():
-                return
+class Lock(Protocol):
+    """What is tried for again and again."""
+
+    def is_taken(self) -> bool:
+        """Try for it without waiting."""
+        ...
+
+    def named(self) -> str:
+        """Who holds it."""
+        ...
+
+
+def acquire(
+    lock: Lock, told: str, *, timeout: float, every: float, report: Report, more: str = ""
+) -> None:
+    """Try for it every so many seconds; after `timeout` a `StoreError` names the holder.
+
+    `told` is what is locked, `more` what else there is to say.
+    """
+    deadline, tries = time.monotonic() + timeout, 0
+    while not lock.is_taken():
         if time.monotonic() >= deadline:
             raise StoreError(
-                f"{lock.told} is being written by {lock.named()}; waited {timeout:g} s. Try "
-                "again when it is done, or raise `store.lock_timeout`"
+                f"{told} is being written by {lock.named()}; waited {timeout:g} s. Try again when "
+                f"it is done, or raise `store.lock_timeout`{more}"
             )
-        time.sleep(min(_POLL_SECONDS, timeout))
+        time.sleep(min(every, timeout))
         tries += 1
         if tries == 1:  # by now a holder that has just come has written its name
-            report(f"waiting for {lock.named()}, which writes {lock.told}")
+            report(f"waiting for {lock.named()}, which writes {told}")
+
+
+def named(holder: Mapping[str, Any]) -> str:
+    """A process, as it has noted itself (`this_process`); empty for none that has."""
+    known = {"pid", "host", "since"} <= holder.keys()
+    return "process {pid} on {host} (since {since})".format_map(holder) if known else ""
 
 
 def _unlockable(path: Path, error: OSError) -> StoreError:

@@ -47,9 +47,8 @@ def pointed_to(folder: Path) -> Path | None:
     """
     named = _named(folder / CURRENT)
     if named is not None and named.is_dir():
-        return (
-            named if _NUMBER.fullmatch(named.name) else None
-        )  # other programs have links so called
+        is_ours = _NUMBER.fullmatch(named.name)  # other programs have links so called
+        return named if is_ours else None
     if not (kept := numbered(folder)):
         if (folder / CURRENT).is_dir():
             raise StoreError(

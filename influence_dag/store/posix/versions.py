@@ -16,6 +16,7 @@ from typing import Unpack
 
 from influence_dag.errors import StoreError
 from influence_dag.files import explained, remove
+from influence_dag.store import versioned
 from influence_dag.store.cloning import clone
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.layout import Layout
@@ -31,17 +32,9 @@ from influence_dag.store.posix.journal import (
 from influence_dag.store.posix.locks import Locks, locked
 from influence_dag.store.posix.pointers import CURRENT, is_pointer, numbered, point, pointed_to
 from influence_dag.store.publishing import finish
-from influence_dag.store.versioned import (
-    DEEPEST,
-    TAKEN,
-    Options,
-    VersionedStore,
-    check_name,
-    is_part,
-)
 
 
-class ArtifactStore(VersionedStore[FolderVersion]):
+class ArtifactStore(versioned.VersionedStore[FolderVersion]):
     """The artifacts of one study, below one folder; names may have slashes (`direct/influences`).
 
     A process may be killed at any time: `current` names a complete version, and the next run goes
@@ -50,7 +43,7 @@ class ArtifactStore(VersionedStore[FolderVersion]):
     """
 
     def __init__(
-        self, root: Path | str, *, locks: Locks = "flock", **options: Unpack[Options]
+        self, root: Path | str, *, locks: Locks = "flock", **options: Unpack[versioned.Options]
     ) -> None:
         self.root = Path(root).absolute()
         super().__init__(str(self.root), **options)
@@ -107,10 +100,10 @@ class ArtifactStore(VersionedStore[FolderVersion]):
         names, closed = [], list[OSError]()
         for folder, inside, _ in os.walk(self.root, onerror=closed.append):
             relative = Path(folder).relative_to(self.root)
-            if not TAKEN.isdisjoint(inside):
+            if not versioned.TAKEN.isdisjoint(inside):
                 names.append(relative.as_posix())
-            inside[:] = filter(is_part, inside)
-            if len(relative.parts) >= DEEPEST:
+            inside[:] = filter(versioned.is_part, inside)
+            if len(relative.parts) >= versioned.DEEPEST:
                 inside.clear()
         refused = [each for each in closed if isinstance(each, PermissionError)]
         is_study = any("/" not in name for name in names)  # not `/`, and what else there is in it
@@ -138,7 +131,7 @@ class ArtifactStore(VersionedStore[FolderVersion]):
         return explained(self._folder(name), doing)
 
     def _folder(self, name: str) -> Path:
-        check_name(name)
+        versioned.check_name(name)
         return self.root / name
 
     def _begin(self, name: str, layout: Layout) -> StoredDraft:

@@ -25,7 +25,7 @@ from influence_dag.store.testing.sample import (
     removed,
     truncated,
     with_another_bit,
-    write_chunk,
+    write_outdated,
 )
 
 CHUNK = "influences/c.1.2"
@@ -152,8 +152,7 @@ class DamageContract:
         self, store: Store, backend: Backend
     ):
         with store.new_version("model", SAMPLE.layout) as draft:
-            for index in draft.outdated(SAMPLE.expected)["influences"]:
-                write_chunk(draft, SAMPLE, index)
+            write_outdated(draft, SAMPLE)
             draft.add_file("model.safetensors", b"weights of the model")
         version = current(store, "model")
         backend.damage(version, "model.safetensors", with_another_bit)
@@ -204,8 +203,7 @@ class DamageContract:
         coordinates = (each for each in newer.layout.coordinates if each.name != "train")
         layout = replace(newer.layout, coordinates=(*coordinates, labels))
         with store.new_version(NAME, layout) as draft:
-            for index in draft.outdated(newer.expected)["influences"]:
-                write_chunk(draft, newer, index)
+            write_outdated(draft, newer)
         now = current(store)
         backend.damage(now, file, lambda content: older[0])
         found = [damage.file for damage in now.verify()]

@@ -16,6 +16,7 @@ from influence_dag.store.testing.sample import (
     published,
     refresh,
     write_chunk,
+    write_outdated,
 )
 from influence_dag.unchanged import ChangedError
 
@@ -38,8 +39,7 @@ def interrupted_run(
     def run() -> None:
         with store.new_version(NAME, sample.layout) as draft:
             drafts.append(draft)
-            for index in draft.outdated(sample.expected)["influences"][:count]:
-                write_chunk(draft, sample, index)
+            write_outdated(draft, sample, count)
             then(draft)
             raise error
 

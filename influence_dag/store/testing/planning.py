@@ -28,10 +28,7 @@ SHAPES = {
         [(i, j) for i in range(3) for j in (2, 3)],
     ),
     "fewer whole chunks": (replace(SAMPLE, train=tuple(range(16))), []),
-    "fewer columns in a chunk": (
-        replace(SAMPLE, train=tuple(range(15))),
-        [(0, 1), (1, 1), (2, 1)],
-    ),
+    "fewer columns in a chunk": (replace(SAMPLE, train=tuple(range(15))), [(0, 1), (1, 1), (2, 1)]),
     "rows appended": (replace(SAMPLE, test=tuple(range(12))), [(2, 0), (2, 1), (2, 2)]),
     "one chunk of rows left": (replace(SAMPLE, test=tuple(range(3))), [(0, 0), (0, 1), (0, 2)]),
     "no row left": (replace(SAMPLE, test=()), []),

@@ -14,6 +14,7 @@ from influence_dag.store.testing.sample import (
     current,
     published,
     write_chunk,
+    write_outdated,
 )
 
 
@@ -74,8 +75,7 @@ class ResultsContract:
         changed = SAMPLE.with_train({0: 2.5})
         with store.new_version(NAME, changed.layout) as draft:
             draft.set_attrs(iterations=9)
-            for index in draft.outdated(changed.expected)["influences"]:
-                write_chunk(draft, changed, index)
+            write_outdated(draft, changed)
         assert current(store).attrs["iterations"] == 9
         assert solved.attrs["iterations"] == 7
         assert "niter" not in current(store).open()

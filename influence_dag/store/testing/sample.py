@@ -73,11 +73,16 @@ def write_chunk(draft: Draft, sample: Sample, index: tuple[int, ...]) -> None:
     draft.write("influences", start, sample.values[region], {index: key})
 
 
+def write_outdated(draft: Draft, sample: Sample, count: int | None = None) -> None:
+    """What is outdated, all of it or the first chunks."""
+    for index in draft.outdated(sample.expected)["influences"][:count]:
+        write_chunk(draft, sample, index)
+
+
 def refresh(store: Store, sample: Sample, name: str = NAME) -> Draft:
     """What a stage does: plan, compute what is outdated, publish."""
     with store.new_version(name, sample.layout) as draft:
-        for index in draft.outdated(sample.expected)["influences"]:
-            write_chunk(draft, sample, index)
+        write_outdated(draft, sample)
     return draft
 
 

@@ -20,6 +20,7 @@ from influence_dag.store.testing.sample import (
     published,
     refresh,
     write_chunk,
+    write_outdated,
 )
 
 
@@ -58,8 +59,7 @@ class SharingContract:
             assert impatient.plan(NAME, OLD.layout, OLD.expected).up_to_date, "readers need no lock"
             np.testing.assert_array_equal(impatient.version(NAME).read("influences"), OLD.values)
             refresh(impatient, OLD, "another/artifact")
-            for index in draft.outdated(NEW.expected)["influences"]:
-                write_chunk(draft, NEW, index)
+            write_outdated(draft, NEW)
         assert_whole(store, NEW)
 
     def test_who_waits_says_at_once_for_whom_and_then_finds_the_work_done(self, store: Store):
@@ -72,8 +72,7 @@ class SharingContract:
             with store.new_version(NAME, NEW.layout) as draft:
                 begun.set()
                 assert waiting.wait(30)
-                for index in draft.outdated(NEW.expected)["influences"]:
-                    write_chunk(draft, NEW, index)
+                write_outdated(draft, NEW)
 
         def second() -> None:
             assert begun.wait(30)

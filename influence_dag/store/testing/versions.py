@@ -169,10 +169,7 @@ class VersionsContract:
         assert difference.added == {"train": ["d"]}
         assert difference.removed == {"train": ["b"]}
         found = [(c.labels, c.before, c.after) for c in difference.largest_changes("loss")]
-        assert found == [
-            ({"train": "a", "class": 1}, 2, 0),
-            ({"train": "c", "class": 0}, 5, 5.5),
-        ]
+        assert found == [({"train": "a", "class": 1}, 2, 0), ({"train": "c", "class": 0}, 5, 5.5)]
 
     def test_a_refresh_has_nothing_to_restore_where_nothing_was_lost(self, store: Store):
         refresh(store, SAMPLE)
