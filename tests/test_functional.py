@@ -19,6 +19,7 @@ from influence_dag import (
 )
 from influence_dag.curvature import DenseCurvature, Hessian
 from influence_dag.errors import IndefiniteError, ModelError
+from influence_dag.functional import sizes
 from influence_dag.functional.inversion import Inversion
 from influence_dag.gradients import found_layouts
 from influence_dag.losses import reduced_loss
@@ -314,9 +315,9 @@ def test_a_perturbation_tensor_that_does_not_fit_is_refused_before_anything_is_s
 ):
     loaders, size = (training_data_loader, test_data_loader), TEST * TRAIN * FEATURES * 4
     asked = {"influence_type": "perturbation", "hessian_regularization": 0.1}
-    monkeypatch.setattr("influence_dag.functional.sizes.free_bytes", lambda device: size)
+    monkeypatch.setattr(sizes, "free_bytes", lambda device: size)
     assert compute_influences(wrapped_model, *loaders, **asked).nbytes == size
-    monkeypatch.setattr("influence_dag.functional.sizes.free_bytes", lambda device: size - 1)
+    monkeypatch.setattr(sizes, "free_bytes", lambda device: size - 1)
     monkeypatch.setattr(Inversion, "factors", lambda *_, **__: pytest.fail("it was solved"))
     with pytest.raises(ModelError, match=r"of 5 × 23 rows with 4 features take 1\.797 KiB, and"):
         compute_influences(wrapped_model, *loaders, **asked)
