@@ -9,6 +9,7 @@ import pytest
 import torch
 from networks import CASES
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import influence_dag as idag
 from influence_dag.errors import ModelError
@@ -106,6 +107,45 @@ def test_solves_by_every_method(method):
         )
         found.append(solved.x)
     assert_there(*found)
+
+
+class OnTheHost(TorchDispatchMode):
+    """Notes products and factorisations of matrices on the host; drawn rows cost nothing."""
+
+    COSTLY = (
+        "mm",
+        "bmm",
+        "addmm",
+        "baddbmm",
+        "convolution",
+        "linalg_eigh",
+        "cholesky",
+        "linalg_qr",
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name.split("::")[1].strip("_").startswith(self.COSTLY):
+            here = [each for each in args if isinstance(each, torch.Tensor) and not each.is_cuda]
+            shapes = [tuple(each.shape) for each in here if min(each.shape, default=0) > 1]
+            self.seen += [f"{func} of {shape}" for shape in shapes]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("method", ["direct", "ekfac", "kfac", "identity"])
+@pytest.mark.parametrize("name", ["mlp", "images", "transformer"])
+def test_nothing_that_costs_is_computed_on_the_host(name, method):
+    with OnTheHost() as host:
+        torch.ones(2, 2) @ torch.ones(2, 2)
+        assert len(host.seen) == 2, "the host's operands are seen"
+        model, rows = wrapped(name, "cuda")
+        for kind in ("up", "perturbation"):
+            asked = {"inversion_method": method, "influence_type": kind}
+            idag.compute_influences(model, rows, hessian_regularization=DAMPING, **asked)
+    assert not host.seen[2:]
 
 
 def test_rows_may_be_on_either_device():
