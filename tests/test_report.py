@@ -115,6 +115,17 @@ def test_a_page_tells_what_it_is_asked_for(page, project):
     assert str(strongest)[:20] in shown
 
 
+def test_a_correlation_of_a_single_pair_is_no_number(tmp_path):
+    project = Project(tmp_path / "single", perturbation=None)
+    for split in ("train", "test"):
+        project.write(split, project.rows[split][:1])
+    project.refresh()
+    write_report(project.results, tmp_path / "single.html")
+    texts = Page((tmp_path / "single.html").read_text()).texts
+    assert texts.count("–") >= 2
+    assert "nan" not in texts
+
+
 def test_columns_that_differ_much_are_marked(project):
     shown = ShownRows(project.results, "direct")
     spread = np.std([row[1:4] for row in project.rows["train"]], axis=0)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,7 +107,7 @@ class Sections:
     def agreement(self) -> list[dict[str, str]]:
         report = self.store.current(naming.REPORT)
         pairs = report.attrs["info"]["agreement"] if report else {}
-        return [{"pair": p} | {k: f"{v:.4g}" for k, v in m.items()} for p, m in pairs.items()]
+        return [{"pair": p} | {k: _defined(v) for k, v in m.items()} for p, m in pairs.items()]
 
     # Pictures
 
@@ -196,6 +197,11 @@ class Sections:
             for change in newer.largest_changes("influences", 8)
         ]
         return {"before": kept[-2], "after": newer.after.number, "rows": rows, "moved": moved}
+
+
+def _defined(value: float) -> str:
+    """A number; a dash for what there is none of, as of a correlation of equal influences."""
+    return "–" if isnan(value) else f"{value:.4g}"
 
 
 def _label_counts(axes: dict) -> list[dict[str, Any]]:
