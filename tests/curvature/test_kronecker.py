@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_convex_in_the_outputs_has_no_exact_fisher():
 
 def test_an_unknown_fisher_is_refused_with_the_known_ones():
     _, objective, rows = make("mlp")
-    with pytest.raises(ValueError, match="'emp' is unknown; choose one of exact, sampled, empirical"):
+    with pytest.raises(ValueError, match="'emp' is unknown; choose one of exact, sampled"):
         factorize(EKFAC(fisher="emp"), objective, rows)
 
 
