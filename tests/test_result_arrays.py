@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from influence_dag.query.holes import ResultArray, of_results
+from influence_dag.query.result_arrays import ResultArray, of_results
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import xarray as xr
 
 import influence_dag as idag
 from influence_dag.errors import StoreError
-from influence_dag.query.holes import of_results
+from influence_dag.query.result_arrays import of_results
 from influence_dag.query.xarray_backend import StudyBackend
 
 ARTIFACT = "direct/influences"

@@ -11,14 +11,8 @@ from influence_dag.explorer.content import Contents, Look, compared
 from influence_dag.explorer.edited import project_of
 from influence_dag.explorer.numbers import histogram, number
 from influence_dag.explorer.opened import Opened, Rows, View
-from influence_dag.explorer.predictions import (
-    Predictions,
-    disagreement,
-    labels_of,
-    predictions,
-    ranks,
-    suspicion,
-)
+from influence_dag.explorer.predictions import Predictions, labels_of, predictions
+from influence_dag.explorer.suspicion import disagreement, ranks, suspicion
 from influence_dag.stages import dampings, naming
 
 PAGE = 40  # rows of a table

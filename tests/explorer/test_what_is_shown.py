@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from influence_dag.explorer import predictions
+from influence_dag.explorer import suspicion
 from influence_dag.explorer.content import is_picture, overlay, picture
 from influence_dag.explorer.opened import Opened
 
@@ -214,11 +214,11 @@ def test_training_rows_come_as_suspicious_as_their_neighbours_and_the_model_find
 
 
 def test_where_distances_would_take_long_the_model_alone_is_asked(looked_at, monkeypatch):
-    monkeypatch.setattr(predictions, "AFFORDABLE", 40**2 * 3 - 1)
+    monkeypatch.setattr(suspicion, "AFFORDABLE", 40**2 * 3 - 1)
     view = Opened(looked_at.results).view()
-    assert predictions.disagreement(view) is None
+    assert suspicion.disagreement(view) is None
     found = looked_at.results.suspects(40, neighbours=0)
-    first = [view.train.ids[k] for k in np.argsort(predictions.ranks(view))]
+    first = [view.train.ids[k] for k in np.argsort(suspicion.ranks(view))]
     assert first == found.train.values.tolist()
 
 
