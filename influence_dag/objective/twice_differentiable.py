@@ -145,7 +145,7 @@ class _UnfusedCells(TorchFunctionMode):
 
             # Packed sequences come with the sizes of their batches, one axis, before the state.
             packed = isinstance(args[1], Tensor) and args[1].ndim == 1
-            return getattr(decompositions, _CELLS[func][packed])(*args)
+            return getattr(decompositions, _CELLS[func][packed], func)(*args)
         return func(*args, **(kwargs or {}))
 
 
