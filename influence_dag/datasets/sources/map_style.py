@@ -76,6 +76,11 @@ def _row(dataset: Any, position: int, form: Form) -> dict[str, np.ndarray]:
             f"{form.name}: row {position} has a {type(x).__name__} as x; expected one tensor, or a "
             "dict whose names are the arguments of the module's forward"
         )
+    if isinstance(y, Mapping):
+        raise DataError(
+            f"{form.name}: row {position} has a {type(y).__name__} as target; expected numbers of "
+            "one shape, or a word: several targets of a row stand in one array, in a fixed order"
+        )
     named = x if isinstance(x, Mapping) else {INPUT: x}
     arrays = {f"x.{key}": np.asarray(value) for key, value in named.items()}
     return arrays | {"y": np.asarray(y), "weight": np.asarray(weight)}
