@@ -82,6 +82,11 @@ def _row(dataset: Any, position: int, form: Form) -> dict[str, np.ndarray]:
             "one shape, or a word: several targets of a row stand in one array, in a fixed order"
         )
     named = x if isinstance(x, Mapping) else {INPUT: x}
+    if any(np.ma.is_masked(value) for value in (*named.values(), y, weight)):
+        raise DataError(
+            f"{form.name}: row {position} holds a masked array, whose gaps would become what "
+            "stands below them; fill them (filled(0)), and let the mask be a further input"
+        )
     arrays = {f"x.{key}": np.asarray(value) for key, value in named.items()}
     return arrays | {"y": np.asarray(y), "weight": np.asarray(weight)}
 
