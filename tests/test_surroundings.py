@@ -283,3 +283,28 @@ def test_gaps_of_masked_arrays_are_refused():
         idag.compute_influences(wrapped(), [(given, Y)], hessian_regularization=0.5)
     whole = np.ma.masked_greater(X.numpy(), 1e9)
     idag.compute_influences(wrapped(), [(whole, Y)], hessian_regularization=0.5)
+
+
+def test_what_is_compiled_runs_as_it_is_written():
+    """Under derivatives torch's compiler failed on a module that is handed a function."""
+
+    class Calling(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def forward(self, x):
+            return self.function(x)
+
+    plain = nn.Sequential(nn.Linear(4, 4), Calling(torch.tanh), nn.Linear(4, 3))
+    compiled = torch.compile(plain, backend="eager")
+    compiled(X)
+    for kind in ("up", "perturbation"):
+        found, expected = (
+            idag.compute_influences(
+                wrapped(module), [(X, Y)], influence_type=kind, hessian_regularization=2.0
+            )
+            for module in (compiled, plain)
+        )
+        torch.testing.assert_close(found, expected)
+    assert torch._dynamo.eval_frame._stance.stance == "default"
