@@ -229,3 +229,28 @@ def test_complex_targets_are_refused_where_their_imaginary_part_would_be_dropped
     of_rows = per_sample_loss(loss) if isinstance(loss, str) else reduced_loss(loss)
     with pytest.raises(ModelError, match="the targets are complex"):
         of_rows(outputs, target)
+
+
+def replaced(loss):
+    forward = loss.forward
+    loss.forward = lambda output, target: 3 * forward(output, target)
+
+
+CHANGES = {
+    "hook": lambda loss: loss.register_forward_hook(lambda _, given, value: 3 * value),
+    "forward of its own": replaced,
+    "hook before": lambda loss: loss.register_forward_pre_hook(
+        lambda _, given: (given[0], given[1].roll(1, dims=-1))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [nn.MSELoss, nn.L1Loss, nn.BCEWithLogitsLoss])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_module_of_torchs_that_was_changed_is_one_of_ones_own(change, kind, outputs):
+    target = (outputs > 0.3).double()
+    loss = kind()
+    CHANGES[change](loss)
+    expected = torch.stack([loss(f[None], t[None]) for f, t in zip(outputs, target, strict=True)])
+    assert_close(reduced_loss(loss)(outputs, target), expected)
+    check(loss, outputs, target)
