@@ -167,7 +167,7 @@ def test_rows_that_get_ids_are_copied_cell_by_cell(folder):
     [
         (
             "a,label,\n1,x,\n2,y,\n",
-            r"train\.csv: column 3 of 3 .* a separator at the end of each line",
+            r"train\.csv: column 3 of 3 .* take off the separator that ends each",
         ),
         (",a,label\n0,1,x\n1,2,y\n", r"train\.csv: column 1 of 3 has no name of its own"),
         ("a,a,label\n1,2,x\n3,4,y\n", r"train\.csv: line 1 names the column 'a' more than once"),

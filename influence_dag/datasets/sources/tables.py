@@ -78,7 +78,7 @@ def check_names(name: str, header: Sequence[str], data: DataSettings) -> None:
             "`frame.to_csv(path, index=False)`)"
         )
         if position and position + 1 == len(header) and not shown:
-            cause = "a separator at the end of each line makes an empty one; take it off"
+            cause += ", or take off the separator that ends each line, if it is that"
         raise DataError(
             f"{name}: column {position + 1} of {len(header)}{shown} has no name of its own: "
             f"{cause}, give the column a name, or list the features in data.features.columns"
