@@ -61,6 +61,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
+def short(value: object) -> str:
+    """A number in the digits that a person may type to ask for it; anything else as it is.
+
+    >>> short(5.000000000000001e-11), short(0.1), short({"head": 0.1})
+    ('5e-11', '0.1', "{'head': 0.1}")
+    """
+    return f"{value:.10g}" if isinstance(value, int | float) else str(value)
+
+
 def readable_bytes(size: int) -> str:
     """A number of bytes as a person would say it.
 

@@ -193,3 +193,12 @@ def test_a_damping_that_is_computed_is_found():
     np.testing.assert_array_equal(at_damping(swept, 0.1 + 0.2), [1.0, 0.0])
     with pytest.raises(StoreError, match=r"damping 0\.31 is none of those stored: \[0\.3, 0\.05\]"):
         at_damping(swept, 0.31)
+
+
+def test_a_damping_of_many_digits_is_told_and_found_in_few():
+    swept = xr.DataArray(
+        [[1.0]], dims=("damping", "test"), coords={"damping": [5.000000000000001e-11]}
+    )
+    at_damping(swept, 5e-11)
+    with pytest.raises(StoreError, match=r"stored: \[5e-11\]"):
+        at_damping(swept, 1.0)

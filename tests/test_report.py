@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,6 +15,7 @@ from tiny_project import Project
 from influence_dag.errors import StoreError
 from influence_dag.query.report import findings_of, write_report
 from influence_dag.query.report.findings import over_columns, pearson, slope
+from influence_dag.query.report.page import as_html
 from influence_dag.query.report.rows import ShownRows
 from influence_dag.query.report.verdict import Finding, verdict
 from influence_dag.stages.graph import artifacts
@@ -113,6 +115,12 @@ def test_a_page_tells_what_it_is_asked_for(page, project):
         assert words in shown, words
     strongest = project.results.suspects(1).train.item()
     assert str(strongest)[:20] in shown
+
+
+def test_a_damping_is_shown_in_few_digits(project):
+    findings = replace(findings_of(project.results), damping=(5.000000000000001e-11, 0.1))
+    lead = " ".join(Page(as_html(project.results, findings)).texts)
+    assert "at λ = 5e-11, 0.1" in lead
 
 
 def test_a_correlation_of_a_single_pair_is_no_number(tmp_path):

@@ -165,11 +165,15 @@ def test_rows_that_get_ids_are_copied_cell_by_cell(folder):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
+        (
+            "a,label,\n1,x,\n2,y,\n",
+            r"train\.csv: column 3 of 3 .* take off the separator that ends each",
+        ),
         (",a,label\n0,1,x\n1,2,y\n", r"train\.csv: column 1 of 3 has no name of its own"),
         ("a,a,label\n1,2,x\n3,4,y\n", r"train\.csv: line 1 names the column 'a' more than once"),
         ("a,label\n1,x\n,y\n", r"train\.csv: line 3 \(id 'train-1'\), column 'a': seen an empty"),
     ],
-    ids=["row numbers saved along", "a column twice", "an empty cell"],
+    ids=["a comma at each end", "row numbers saved along", "a column twice", "an empty cell"],
 )
 def test_a_table_that_is_refused_leaves_no_copy_behind(folder, lines, words):
     for name in ("train.csv", "test.csv"):

@@ -138,7 +138,7 @@ def test_the_damping_of_a_sweep_can_be_chosen(project, tmp_path):
     assert np.allclose(first.sortby("train").self_influence, once, rtol=1e-6)
     assert float(last.self_influence.max()) < float(first.self_influence.max())
     assert last.self_influence.equals(suspects(swept.store, 40).self_influence)
-    with pytest.raises(StoreError, match=r"damping 0.3 is none of those stored: \[0.05, 1.0\]"):
+    with pytest.raises(StoreError, match=r"damping 0.3 is none of those stored: \[0.05, 1\]"):
         suspects(swept.store, damping=0.3)
 
 

@@ -148,7 +148,7 @@ class BatchedCurvature(ABC):
             size = max(1, min(_COLUMNS, _NUMBERS // max(1, widest * len(batch))))
             for start in range(0, len(vectors), size):
                 chunk = slice(start, start + size)
-                total[chunk] += product(vectors[chunk])
+                total[chunk] += product(vectors[chunk]).detach()  # others' tensors are constants
         return total
 
     def _product(self, batch: Rows, *, plain: bool = False) -> Callable[[Tensor], Tensor]:

@@ -15,7 +15,7 @@ from influence_dag.datasets.slots import Axis, Split, StoredAxis
 from influence_dag.errors import StoreError
 from influence_dag.stages import dampings, naming
 from influence_dag.store import Store, Version
-from influence_dag.texts import did_you_mean
+from influence_dag.texts import did_you_mean, listed, short
 
 KEPT_OPEN = 24  # versions; each holds its checksums
 ROWS = 8  # sets of rows, of a split in a version
@@ -95,9 +95,11 @@ def _damping(influences: Version, asked: float | None) -> int:
     known, single = dampings.stored_values(influences), influences.attrs.get("damping")
     if asked is None or asked == single:
         return len(known) - 1
-    if asked not in known:
-        raise StoreError(f"damping {asked:g} is none of those stored: {known or single}")
-    return known.index(asked)
+    same = [place for place, each in enumerate(known or [single]) if dampings.is_same(each, asked)]
+    if not same:
+        stored = listed(known, shown=short) if known else short(single)
+        raise StoreError(f"damping {short(asked)} is none of those stored: {stored}")
+    return same[0] if known else len(known) - 1
 
 
 class Rows:

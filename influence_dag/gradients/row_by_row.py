@@ -52,7 +52,8 @@ def _each_row(
 
     try:
         in_dims = (None, 0, 0, None if rows.weights is None else 0)
-        return vmap(grad(of_one), in_dims)(subset, rows.x, rows.y, rows.weights)
+        found = vmap(grad(of_one), in_dims)(subset, rows.x, rows.y, rows.weights)
+        return tuple(values.detach() for values in found)  # others' tensors are constants
     except RuntimeError:
         # Code that looks at its data, operators without a batching rule, packed sequences: slow
         # but right. An error that has another cause comes again from here.

@@ -198,7 +198,7 @@ def _by_autograd(
         for first in range(0, len(factors), chunk):
             some = slice(first, first + chunk)
             for result, values in zip(results, pull_back(factors[some]), strict=True):
-                result[some, block] = values
+                result[some, block] = values.detach()  # others' tensors are constants
     return point.structured(rows, results)
 
 
@@ -267,7 +267,7 @@ def _by_jacobian(
     for batch, block in _blocks(rows, objective.size * rows.x[0].numel()):
         jacobian = mixed(objective.params, batch.x, batch.y)
         products = (factors @ jacobian.flatten(0, -2).T).view(-1, *batch.x.shape)
-        result[:, block] = batch.weighted(products.transpose(0, 1)).transpose(0, 1)
+        result[:, block] = batch.weighted(products.detach().transpose(0, 1)).transpose(0, 1)
     return result
 
 

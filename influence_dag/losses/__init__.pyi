@@ -2,6 +2,7 @@ from .named import IGNORED as IGNORED
 from .named import LOSSES as LOSSES
 from .named import LossFunction as LossFunction
 from .named import bce_with_logits as bce_with_logits
+from .named import check_real as check_real
 from .named import cross_entropy as cross_entropy
 from .named import mse as mse
 from .named import next_token as next_token

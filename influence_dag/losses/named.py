@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
+from influence_dag.structures import described
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 
@@ -50,8 +51,19 @@ def mean_of_labelled(values: Tensor, labelled: Tensor) -> Tensor:
     return values.flatten(1).sum(1) / count.clamp(min=1)
 
 
+def check_real(target: Tensor) -> None:
+    """A `ModelError` for complex targets, of which a conversion keeps the real part alone."""
+    if target.is_complex():
+        raise ModelError(
+            f"the targets are {described(target)}; this loss takes real numbers, and a conversion "
+            "would drop the imaginary part: hand over labels.real, or both parts "
+            "(torch.view_as_real) as two outputs' targets"
+        )
+
+
 def class_targets(output: Tensor, target: Tensor) -> Tensor:
     """Class indices as int64 in the shape that torch wants, or probabilities as they are."""
+    check_real(target)
     if target.is_floating_point() and target.shape == output.shape:
         return target.to(output.dtype)
     wanted = (*output.shape[:1], *output.shape[2:])
@@ -94,6 +106,7 @@ def number_targets(name: str, output: Tensor, target: Tensor) -> Tensor:
     `ModelError` where a sample has another number of targets, or as many in axes of other lengths:
     which output each of these belongs to is not to be seen.
     """
+    check_real(target)
     if len(output) != len(target) or output[0].numel() != target[0].numel():
         raise ModelError(
             f"{name}: the model returns {output[0].numel()} numbers a sample "

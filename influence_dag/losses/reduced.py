@@ -182,7 +182,7 @@ def _torch_loss(loss: Any) -> "_TorchLoss | None":
 
 def _of_module(module: nn.Module) -> "_TorchLoss | None":
     function = _MODULES.get(type(module))
-    if function is None:
+    if function is None or _is_changed(module):
         return None
     accepted = inspect.signature(function).parameters
     settings = {
@@ -191,6 +191,11 @@ def _of_module(module: nn.Module) -> "_TorchLoss | None":
         if name in accepted and hasattr(module, name)
     }
     return _TorchLoss(function, settings, str(module.reduction))
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether this one is not what its class is: by hooks, or a `forward` of its own."""
+    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
 
 
 @dataclass(frozen=True, eq=False)

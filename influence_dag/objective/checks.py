@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from influence_dag import losses
 from influence_dag.errors import ModelError
-from influence_dag.losses import ignored_class
+from influence_dag.losses import check_real, ignored_class, likelihood_of
 from influence_dag.objective.batching import check_all_rows
 from influence_dag.objective.chosen_output import predicts_next
 from influence_dag.objective.remembered import check_remembers_nothing
@@ -102,6 +102,8 @@ def check_labels(objective: "Objective", x: Inputs, labels: Any) -> None:
     """Raise `ModelError` for a label that the loss has no output for; `x` are a few inputs."""
     if not isinstance(labels, Tensor):
         return
+    if likelihood_of(objective.loss) or ignored_class(objective.loss) is not None:
+        check_real(labels)
     if objective.loss is losses.bce_with_logits:
         outside = ((labels < 0) | (labels > 1)).flatten(1 if labels.ndim > 1 else 0)
         _refuse_label(outside, labels, "bce_with_logits wants targets between 0 and 1")

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from influence_dag.errors import ModelError
 from influence_dag.losses import LossFunction, ReducedLoss, per_sample_loss, reduced_loss
 from influence_dag.objective.chosen_output import chosen_output
+from influence_dag.objective.numbers import check_digits
 from influence_dag.objective.rows import Inputs, Rows
 from influence_dag.objective.twice_differentiable import TwiceDifferentiable
 
@@ -89,6 +90,7 @@ class Objective:
                 f"{type(module).__name__} has no trainable parameter (requires_grad=True); "
                 "influence functions need at least one"
             )
+        check_digits(trainable.items())
         self.parameter_names: tuple[str, ...] = tuple(trainable)
         self.parameter_shapes = tuple(parameter.shape for parameter in trainable.values())
         self.params: Float[Tensor, " p"] = torch.cat(

@@ -205,6 +205,11 @@ def _tensors(value: Any, batch: Any) -> Any:
     """Mappings as dicts, sequences as tuples, arrays and lists of numbers as tensors."""
     if isinstance(value, Tensor):
         return _plain(value)
+    if np.ma.is_masked(value):
+        raise ModelError(
+            f"a batch of the data loader holds a masked {described(value)}, whose gaps would "
+            "become what stands below them; fill them (filled(0)) and pass the mask along"
+        )
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.itemsize <= 8:
         return torch.from_numpy(np.ascontiguousarray(value, value.dtype.newbyteorder("=")))
     if isinstance(value, Mapping):
@@ -218,7 +223,7 @@ def _tensors(value: Any, batch: Any) -> Any:
 
 
 def _plain(value: Tensor) -> Tensor:
-    """The tensor, where it has a number at each place of its shape."""
+    """The tensor by itself, where it has a number at each place of its shape."""
     kinds = {
         "nested": value.is_nested,
         "quantised": value.is_quantized,
@@ -230,7 +235,7 @@ def _plain(value: Tensor) -> Tensor:
             f"a batch of the data loader holds a {kind} tensor ({value.dtype}); rows are dense "
             "tensors of numbers: to_dense(), dequantize(), or pad them and pass a mask along"
         )
-    return value
+    return value.detach()
 
 
 def _sequence(value: tuple[Any, ...] | list[Any], batch: Any) -> Any:

@@ -6,21 +6,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import xarray as xr
 
 from influence_dag.datasets.slots import Split
 from influence_dag.errors import StoreError
 from influence_dag.query.rows import rows_named
 from influence_dag.stages import naming
+from influence_dag.stages.dampings import is_same
 from influence_dag.store import Store
 from influence_dag.suspicion import NEIGHBOURS
-from influence_dag.texts import did_you_mean
+from influence_dag.texts import did_you_mean, listed, short
 
 if TYPE_CHECKING:
     from influence_dag.query.pictures import Pictures
 
-_ROUNDING = 1e-9  # by which a damping that is computed may be off
 Rows = object  # the id of one row, or several
 
 
@@ -145,16 +144,11 @@ def at_damping(array: xr.DataArray, damping: float | None) -> xr.DataArray:
         return array.isel(damping=-1, missing_dims="ignore")
     swept = "damping" in array.dims
     stored = array["damping"].values.tolist() if swept else [array.attrs.get("damping")]
-    same = [place for place, each in enumerate(stored) if _is(each, damping)]
+    same = [place for place, each in enumerate(stored) if is_same(each, damping)]
     if not same:
-        raise StoreError(f"damping {damping:g} is none of those stored: {stored}")
+        known = listed(stored, shown=short)
+        raise StoreError(f"damping {short(damping)} is none of those stored: [{known}]")
     return array.isel(damping=same[0]) if swept else array
-
-
-def _is(stored: Any, asked: float) -> bool:
-    """Whether a stored λ is the one that is asked for; blocks' own and none are no number."""
-    known = isinstance(stored, int | float)
-    return known and bool(np.isclose(stored, asked, rtol=_ROUNDING, atol=0.0))
 
 
 def _selected(array: xr.DataArray, split: Split, rows: Any) -> xr.DataArray:

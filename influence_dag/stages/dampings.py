@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from influence_dag.stages.workbench import Workbench
 
 DAMPING = "damping"
+_ROUNDING = 1e-9  # by which a λ that is computed or typed may be off
 
 
 def of_method(bench: "Workbench", method: str) -> tuple[float, ...]:
@@ -124,3 +125,9 @@ def stored_values(version: Version) -> list[float]:
     """The λ of an axis that is stored; none of a single one, which is an attribute."""
     known = version.coordinate(DAMPING).tolist() if DAMPING in version.coordinates else []
     return [float(value) for value in known]
+
+
+def is_same(stored: Any, asked: float) -> bool:
+    """Whether a stored λ is the one that is asked for; blocks' own and none are no number."""
+    known = isinstance(stored, int | float)
+    return known and bool(np.isclose(stored, asked, rtol=_ROUNDING, atol=0.0))

@@ -21,7 +21,11 @@ _OPERATIONS = (  # which torch rounds the operands of, each as it is told, from 
 
 @contextmanager
 def plain_modes() -> Iterator[None]:
-    """Inside, torch has derivatives, and computes in all digits that its tensors have."""
+    """Inside, torch has derivatives, and computes in all digits that its tensors have.
+
+    What was compiled runs as it was written: a compiler rounds in another order, compiles anew for
+    each kind of derivative, and fails on code that it cannot follow under them.
+    """
     torch: Any = sys.modules.get("torch")
     if torch is None:
         yield
@@ -34,6 +38,8 @@ def plain_modes() -> Iterator[None]:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 modes.enter_context(torch.autocast(device, enabled=False))
+        if "torch._dynamo" in sys.modules:
+            modes.enter_context(torch.compiler.set_stance("force_eager"))
         keep_digits(torch)
         yield
 

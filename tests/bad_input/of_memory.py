@@ -119,6 +119,13 @@ MEMORY = [
         nothing,
         influences(loss=lambda output, target: output.sum(1).detach()),
     ),
+    Kind("a module in half precision", nothing, influences(lambda: torch.nn.Linear(3, 3).half())),
+    Kind("labels of complex numbers", nothing, influences(data=lambda: loader(y=Y + 1j))),
+    Kind(
+        "numbers to fit that are complex",
+        nothing,
+        influences(loss="mse", data=lambda: loader(y=X * 1j)),
+    ),
     Kind("a module that raises", nothing, influences(Own)),
     Kind("a module that holds a weight in a closure", nothing, influences(Holding)),
     Kind("a module that keeps the mean of its first batch", nothing, influences(Keeping)),

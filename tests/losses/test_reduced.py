@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+import influence_dag as idag
 from influence_dag.errors import ModelError
 from influence_dag.losses import cross_entropy, per_sample_loss, reduced_loss
 
@@ -212,3 +213,44 @@ def test_targets_are_held_against_the_outputs_that_they_belong_to(loss):
     for other in (target.transpose(1, 2), torch.rand(5, 3, 1, 2)):
         with pytest.raises(ModelError, match=r"in axes of other lengths; bring the target's axes"):
             of_rows(output, other)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["cross_entropy", "mse", "bce_with_logits", nn.CrossEntropyLoss(), F.cross_entropy, F.l1_loss],
+    ids=str,
+)
+def test_complex_targets_are_refused_where_their_imaginary_part_would_be_dropped(loss, outputs):
+    wants_labels = loss in ("cross_entropy", F.cross_entropy) or isinstance(loss, nn.Module)
+    target = torch.arange(7) % 3 + 1j if wants_labels else (outputs > 0) + 1j
+    model = idag.TorchTwiceDifferentiable(nn.Linear(3, 3).double(), loss)
+    with pytest.raises(ModelError, match=r"the targets are complex.* drop the imaginary part"):
+        idag.compute_influences(model, [(outputs, target)], hessian_regularization=0.5)
+    of_rows = per_sample_loss(loss) if isinstance(loss, str) else reduced_loss(loss)
+    with pytest.raises(ModelError, match="the targets are complex"):
+        of_rows(outputs, target)
+
+
+def replaced(loss):
+    forward = loss.forward
+    loss.forward = lambda output, target: 3 * forward(output, target)
+
+
+CHANGES = {
+    "hook": lambda loss: loss.register_forward_hook(lambda _, given, value: 3 * value),
+    "forward of its own": replaced,
+    "hook before": lambda loss: loss.register_forward_pre_hook(
+        lambda _, given: (given[0], given[1].roll(1, dims=-1))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [nn.MSELoss, nn.L1Loss, nn.BCEWithLogitsLoss])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_module_of_torchs_that_was_changed_is_one_of_ones_own(change, kind, outputs):
+    target = (outputs > 0.3).double()
+    loss = kind()
+    CHANGES[change](loss)
+    expected = torch.stack([loss(f[None], t[None]) for f, t in zip(outputs, target, strict=True)])
+    assert_close(reduced_loss(loss)(outputs, target), expected)
+    check(loss, outputs, target)

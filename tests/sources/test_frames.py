@@ -141,3 +141,31 @@ def test_classes_that_a_table_names_are_those_of_its_numbers(tmp_path):
     split = read(tmp_path, "alike_rows", ALIKE, "rows")
     assert split.labels.tolist() == ["a class", "zero"]
     assert split.y.tolist() == [1, 0]
+
+
+COMPLEX = """
+import pandas as pd
+
+FRAME = pd.DataFrame({"id": ["r0", "r1"], "a": [1.0, 2.0], "label": [0, 1]})
+
+
+def feature(): return FRAME.assign(a=FRAME.a + 1j)
+def target(): return FRAME.assign(label=FRAME.label + 1j)
+def weight(): return FRAME.assign(label=FRAME.label, w=FRAME.a + 1j)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "column"), [("feature", "a"), ("target", "label"), ("weight", "w")]
+)
+def test_complex_columns_of_a_frame_are_refused(tmp_path, call, column):
+    """pandas turns them into float64 without their imaginary parts."""
+    options = {"weight": "w"} if call == "weight" else {}
+    with pytest.raises(DataError, match=f"column '{column}' holds complex numbers"):
+        read(tmp_path, "complex_rows", COMPLEX, call, **options)
+
+
+def test_a_complex_column_travels_along_as_it_is_written(tmp_path):
+    code = COMPLEX + "\n\ndef kept(): return FRAME.assign(z=FRAME.a + 1j)\n"
+    split = read(tmp_path, "complex_rows", code, "kept", keep=["z"])
+    assert split.kept["z"].tolist() == ["(1+1j)", "(2+1j)"]

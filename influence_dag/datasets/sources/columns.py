@@ -20,7 +20,7 @@ def kept_label(frame: pd.DataFrame, name: str) -> np.ndarray:
         return column.to_numpy(bool, copy=True)
     if pd.api.types.is_integer_dtype(column) and not column.isna().any():
         return _plain(column)
-    if pd.api.types.is_numeric_dtype(column):
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
         return column.to_numpy(np.float64, copy=True, na_value=np.nan)
     return texts(column.to_numpy(object))
 
@@ -54,6 +54,11 @@ def numbers_of(
     is_whole = pd.api.types.is_integer_dtype(column) or pd.api.types.is_bool_dtype(column)
     if is_whole and not column.isna().any():
         return whole(_plain(column), **told(source, name))
+    if pd.api.types.is_complex_dtype(column):
+        raise DataError(
+            f"{source.name}: column {name!r} holds complex numbers; expected real numbers: split "
+            "it into two columns (.real, .imag), or leave it out (data.features.columns)"
+        )
     if pd.api.types.is_numeric_dtype(column):
         numbers = column.to_numpy(np.float64, copy=True, na_value=np.nan)
         if text_of is not None and (np.abs(numbers) >= EXACT).any():

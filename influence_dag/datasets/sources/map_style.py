@@ -76,7 +76,17 @@ def _row(dataset: Any, position: int, form: Form) -> dict[str, np.ndarray]:
             f"{form.name}: row {position} has a {type(x).__name__} as x; expected one tensor, or a "
             "dict whose names are the arguments of the module's forward"
         )
+    if isinstance(y, Mapping):
+        raise DataError(
+            f"{form.name}: row {position} has a {type(y).__name__} as target; expected numbers of "
+            "one shape, or a word: several targets of a row stand in one array, in a fixed order"
+        )
     named = x if isinstance(x, Mapping) else {INPUT: x}
+    if any(np.ma.is_masked(value) for value in (*named.values(), y, weight)):
+        raise DataError(
+            f"{form.name}: row {position} holds a masked array, whose gaps would become what "
+            "stands below them; fill them (filled(0)), and let the mask be a further input"
+        )
     arrays = {f"x.{key}": np.asarray(value) for key, value in named.items()}
     return arrays | {"y": np.asarray(y), "weight": np.asarray(weight)}
 

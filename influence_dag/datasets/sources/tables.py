@@ -73,11 +73,15 @@ def check_names(name: str, header: Sequence[str], data: DataSettings) -> None:
     if nameless:
         position = list(header).index(nameless[0])
         shown = f" ({nameless[0]!r})" if nameless[0].strip() else ""
+        cause = (
+            "row numbers that were saved along are no feature; save without them (pandas: "
+            "`frame.to_csv(path, index=False)`)"
+        )
+        if position and position + 1 == len(header) and not shown:
+            cause += ", or take off the separator that ends each line, if it is that"
         raise DataError(
-            f"{name}: column {position + 1} of {len(header)}{shown} has no name of its own: row "
-            "numbers that were saved along are no feature; save without them (pandas: "
-            "`frame.to_csv(path, index=False)`), give the column a name, or list the features in "
-            "data.features.columns"
+            f"{name}: column {position + 1} of {len(header)}{shown} has no name of its own: "
+            f"{cause}, give the column a name, or list the features in data.features.columns"
         )
 
 

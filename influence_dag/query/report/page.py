@@ -12,6 +12,7 @@ from influence_dag.query.figures import data_uri
 from influence_dag.query.report.findings import Findings, findings_of
 from influence_dag.query.report.rows import ShownRows
 from influence_dag.query.report.sections import Sections
+from influence_dag.texts import short
 
 if TYPE_CHECKING:
     from influence_dag.query.results import StudyResults
@@ -50,7 +51,7 @@ def as_html(results: "StudyResults", findings: Findings) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["uri"] = partial(data_uri, dpi=DPI)
+    environment.filters |= {"uri": partial(data_uri, dpi=DPI), "short": short}
     return environment.get_template("page.html").render(
         findings=findings,
         sections=Sections(results, findings),
