@@ -66,7 +66,19 @@ def show(store: str, as_json: bool) -> None:
     emit(stored(results), lambda: click.echo(describe(results)), as_json=as_json)
 
 
-@click.command()
+class _OfARow(click.Command):
+    """A command with an id, which may begin with a dash, as a negative number does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if not error.possibilities:
+                error.message += " An id that begins with a dash stands last, behind `--`."
+            raise
+
+
+@click.command(cls=_OfARow)
 @store_argument
 @click.argument("test_id")
 @k_option

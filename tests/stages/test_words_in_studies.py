@@ -234,9 +234,8 @@ def test_a_pinned_theta_refuses_names_for_numbers_that_were_other_outputs(tmp_pa
         project.write_settings(data={"keep": ["free text"]})
     else:
         project.write_settings(data={"classes": ["2", "1", "0"]})
-    with pytest.raises(
-        StudyError, match="classes 0, 1, 2, …, in this order.*model's outputs 0, 1, 2"
-    ):
+    said = r"classes 0, 1, 2, …, in this order, .* in the order of the model's outputs 0, 1, 2, …"
+    with pytest.raises(StudyError, match=said):
         project.refresh()
     project.write_settings(data={"classes": WORDS if named == "in the files" else ["0", "1", "2"]})
     project.refresh()  # the labels in the order of the outputs, as the refusal says
