@@ -42,10 +42,22 @@ def explained(path: Path, doing: str, *, size: int | None = None) -> Iterator[No
             cause = "the file system has no room for one more file (no inodes left); remove files"
         elif error.errno in (errno.ENOSPC, errno.EDQUOT):
             cause += _space(path, size)
+        elif error.errno == errno.EEXIST and (nowhere := _dangling(path)):
+            cause = (
+                f"{nowhere} is a link to {os.readlink(nowhere)}, where no folder is; mount or make "
+                "it, or give `store.path` another"
+            )
         raise StoreError(
             f"{doing} {path} failed: {cause}. The current version is untouched and the next run "
             f"resumes what was finished"
         ) from error
+
+
+def _dangling(path: Path) -> Path | None:
+    """The part of a path that is a link to nothing: a disk that is not mounted."""
+    return next(
+        (each for each in (path, *path.parents) if each.is_symlink() and not each.exists()), None
+    )
 
 
 def _above(path: Path) -> Path | None:

@@ -104,6 +104,9 @@ def test_what_is_refused_is_told_in_a_line_with_the_nearest_right_name(
 def test_wrong_usage_ends_with_its_own_code(store):
     assert "Did you mean 'top'?" in run("tops", store, code=2)
     assert "x>=1" in run("top", store, "test-03", "-k", 0, code=2)
+    assert "An id that begins with a dash stands last, behind `--`" in run("top", store, -3, code=2)
+    assert "no test row '-3'" in run("top", store, "--", -3, code=1)
+    assert "behind" not in run("top", store, "test-03", "--jsn", code=2)
     assert "'nowhere' does not exist" in run("explore", store, "--project", "nowhere", code=2)
 
 

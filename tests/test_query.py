@@ -6,8 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 
 import influence_dag as idag
+from influence_dag.__main__ import main
 from influence_dag.errors import StoreError
 from influence_dag.stages.graph import artifacts
 
@@ -230,6 +232,20 @@ def test_versions_can_be_listed_and_opened(project):
     xr.testing.assert_identical(study.open("direct/influences", version=1).load(), first)
     with pytest.raises(StoreError, match=r"no version 7; kept are \[1, 2\]"):
         study.open("direct/influences", version=7)
+
+
+def test_versions_are_listed_beside_a_damaged_one(project):
+    """An older version is never computed again, and its damage is no reason to hide the others."""
+    project.edit("test", 0, height=0.0)
+    project.refresh()
+    versions = project.store / "direct/influences/versions"
+    (versions / "000001/manifest.json").unlink()
+    damaged, current = project.results.version_table("direct/influences")
+    assert "manifest.json is missing" in damaged["damage"]
+    assert (damaged["version"], current["version"], current["train_rows"]) == (1, 2, 40)
+    done = CliRunner().invoke(main, ["versions", str(project.store), "direct/influences"])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("damaged") == 1
 
 
 # What xarray, pandas and matplotlib are asked for

@@ -71,6 +71,7 @@ def test_bundled_studies_are_valid(study):
         ({"damping": 0.5}, (0.5,)),
         ({"damping": 0}, (0.0,)),
         ({"damping": [0.1, 1.0]}, (0.1, 1.0)),
+        ({"damping": "1e-3"}, (0.001,)),  # as YAML has 1e-3, and an environment any number
         ({"damping": 0.3, "model": model(fit="model:train")}, (0.3,)),
     ],
 )

@@ -66,7 +66,20 @@ def show(store: str, as_json: bool) -> None:
     emit(stored(results), lambda: click.echo(describe(results)), as_json=as_json)
 
 
-@click.command()
+class _OfARow(click.Command):
+    """A command with an id, which may begin with a dash, as a negative number does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.possibilities:
+                raise
+            said = f"{error.message} An id that begins with a dash stands last, behind `--`."
+            raise click.UsageError(said, ctx) from error
+
+
+@click.command(cls=_OfARow)
 @store_argument
 @click.argument("test_id")
 @k_option
@@ -153,14 +166,18 @@ def versions(store: str, artifact: str, as_json: bool) -> None:
     rows = results.version_table(artifact)
     current = results.store.version(artifact).number
     values = [row | {"is_current": row["version"] == current} for row in rows]
-    sizes = [name for name in values[0] if name.endswith("_rows")]
+    sizes = list({name: 0 for row in values for name in row if name.endswith("_rows")})
 
     def printed() -> None:
         cells = [
-            [row["version"], row["data_version"][:12], *(f"{row[size]:,}" for size in sizes),
-             "current" if row["is_current"] else ""]
+            [
+                row["version"],
+                (row["data_version"] or "damaged")[:12],
+                *(f"{row[size]:,}" if size in row else "" for size in sizes),
+                "current" if row["is_current"] else "",
+            ]
             for row in values
-        ]  # fmt: skip
+        ]
         columns = ["version", "data_version", *sizes, ""]
         table(columns, cells, right=["version", *sizes])
 

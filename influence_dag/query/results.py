@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from influence_dag.addresses import folder_of
-from influence_dag.datasets.slots import SPLITS, Axis
+from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.errors import StoreError
 from influence_dag.query.accessor import InfluenceAccessor
 from influence_dag.query.holes import without_holes
@@ -251,11 +251,8 @@ class StudyResults(Questions):
         return list(self.store.versions(artifact))
 
     def version_table(self, artifact: str) -> list[dict[str, Any]]:
-        """Number, data version and rows of each kept version."""
-        return [
-            {"version": v.number, "data_version": v.data_version, **_sizes(v)}
-            for v in self.versions(artifact)
-        ]
+        """Number, data version and rows of each kept version; of a damaged one its `damage`."""
+        return [_told(version) for version in self.versions(artifact)]
 
 
 def _no_study(store: Store, stored: list[str]) -> str:
@@ -281,12 +278,14 @@ def spelled(variable: Variable) -> str:
     return f"{' × '.join(f'{dim} {size:,}' for dim, size in pairs)}, {variable.dtype}"
 
 
-def _sizes(version: Version) -> dict[str, int]:
-    return {
-        f"{split}_rows": Axis.read(version, split).count
-        for split in SPLITS
-        if split in version.coordinates
-    }
+def _told(version: Version) -> dict[str, Any]:
+    said = {"version": version.number, "data_version": None}
+    try:
+        there: list[Split] = [split for split in SPLITS if split in version.coordinates]
+        rows = {f"{split}_rows": Axis.read(version, split).count for split in there}
+        return said | {"data_version": version.data_version, **rows}
+    except StoreError as error:
+        return said | {"damage": str(error)}
 
 
 def _in_blocks(dataset: xr.Dataset) -> xr.Dataset:

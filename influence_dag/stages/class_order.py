@@ -1,6 +1,7 @@
 """Classes that have names: which of a given model's outputs they are, and if that can be right."""
 
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,21 +53,45 @@ def check_kept_classes(bench: "Workbench", kept: "Version | None", settings_key:
     """Raise `StudyError` where a pinned θ would meet labels whose outputs are other ones.
 
     Numbers of words follow their alphabet: an edit that brings a class, or takes the last row of
-    one, moves those behind it. What `data.classes` puts in an old place is only a new name.
+    one, moves those behind it. What `data.classes` puts in an old place is only a new name. Labels
+    without names are the numbers of their outputs.
     """
     if kept is None or kept.attrs.get("settings_key") != settings_key:
         return
-    before, now = list(kept.attrs.get("classes", ())), class_names(bench)
-    there = set(before) & set(now)
-    moved = any(before.index(name) != now.index(name) for name in there)
-    renamed = any(one != other for one, other in zip(before, now, strict=False))
-    if not before or not now or not (moved or (renamed and not bench.settings.data.classes)):
+    before, now = _outputs(kept.attrs.get("classes", ())), _outputs(class_names(bench))
+    if not before and not now:
         return
+    numbers = [str(k) for k in range(max(len(before), len(now)))]
+    moved = any(
+        (before or numbers).index(name) != (now or numbers).index(name)
+        for name in set(before or numbers) & set(now or numbers)
+    )
+    renamed = any(one != other for one, other in zip(before or numbers, now, strict=False))
+    if not (moved or (renamed and not bench.settings.data.classes)):
+        return
+    was, is_now = (listed(names) if names else "0, 1, 2, …" for names in (before, now))
     raise StudyError(
         f"{bench.study.name}: the stored {kept.artifact} was fitted with outputs for the classes "
-        f"{listed(before)}, in this order, and the labels are {listed(now)} now: it would be asked "
-        f"for others; write data.classes: [{listed(before, 40)}] (new ones behind, where the model "
-        "has outputs for them), or let θ follow: model.refit: on_change"
+        f"{was}, in this order, and the labels are {is_now} now: it would be asked for others; "
+        f"{_kept_order(before, now)}, or let θ follow: model.refit: on_change"
+    )
+
+
+def _outputs(classes: Iterable[str]) -> list[str]:
+    """Names of the outputs in order; none where labels are their numbers, as truth values are."""
+    names = list(map(str, classes))
+    return [] if tuple(names) == TRUTH else names
+
+
+def _kept_order(before: list[str], now: list[str]) -> str:
+    """The setting under which each label meets the output that it had."""
+    if not before:
+        return "write the labels in data.classes in the order of the model's outputs 0, 1, 2, …"
+    if set(now) - set(before) and set(before) - set(now):  # names that are gone, or others' now
+        return "write the labels of today in data.classes in that order"
+    return (
+        f"write data.classes: [{listed(before, 40)}] (new ones behind, where the model has "
+        "outputs for them)"
     )
 
 

@@ -156,15 +156,21 @@ def _left_outside(fitted: Objective, again: Objective) -> str:
 
 def _differing(one: nn.Module, other: nn.Module) -> Iterator[str]:
     others = dict(other.named_modules())
+    yield from others.keys() - dict(one.named_modules()).keys()
     for name, module in one.named_modules():
         twin = others.get(name)
-        if twin is None:
-            yield name
+        if twin is None or _class(twin) != _class(module):
+            yield name or "its class"
             continue
         mine, theirs = (_own(each) for each in (module, twin))
         for key in mine.keys() | theirs.keys():
             if key not in mine or key not in theirs or not _equal(mine[key], theirs[key]):
                 yield f"{name}.{key}" if name else key
+
+
+def _class(module: nn.Module) -> tuple[str, str]:
+    """By name: of code that was imported anew the classes are others."""
+    return type(module).__module__, type(module).__qualname__
 
 
 def _own(module: nn.Module) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from influence_dag.study.study import Study, StudySettings, study_name
 from influence_dag.texts import did_you_mean
 
 COMPONENT = "influence_dag.components.InfluenceStudy"
+TOP = ("type", "attributes", "requirements", "post_processing")  # of any component of Dagster's
 
 
 def load_study(folder: str | Path) -> Study:
@@ -47,6 +48,7 @@ def load_study(folder: str | Path) -> Study:
         raise StudyError(
             f"{path}: `type` of a study has to be {COMPONENT}, and this {seen}; {cure}"
         )
+    _check_top(path, nodes)
     try:
         settings = StudySettings.model_validate(content.get("attributes") or {})
     except ValidationError as error:
@@ -86,6 +88,19 @@ def _study_of_store(store: Path) -> Path | None:
         f"({'no pyproject.toml in a folder above' if not project else f'looked in {project}'}); "
         "give the study's folder, with a defs.yaml in it"
     )
+
+
+def _check_top(path: Path, nodes: Any) -> None:
+    """A setting that is indented too little stands beside `attributes`, where nobody reads it."""
+    for key, _ in nodes.value:
+        if key.value not in TOP:
+            fields = StudySettings.model_fields
+            near = did_you_mean(key.value, TOP) if key.value not in fields else ""
+            raise StudyError(
+                f"{path}:{key.start_mark.line + 1}: {key.value!r:.120} stands beside `attributes` "
+                f"({', '.join(TOP)} are known there){near}; settings stand below `attributes`, "
+                "indented"
+            )
 
 
 def _explained(path: Path, nodes: yaml.Node | None, error: ValidationError) -> str:

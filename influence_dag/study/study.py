@@ -33,9 +33,13 @@ from influence_dag.study.validation import ValidationSettings
 
 
 def _kind_of_damping(value: Any) -> str:
+    """A number may be a text: in YAML `1e-3` is one, and what an environment has."""
     if isinstance(value, str):
-        return "name"
+        return "number" if _NUMBER.fullmatch(value.strip()) else "name"
     return "list" if isinstance(value, list | tuple) else "number"
+
+
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)
 
 
 Damping = Annotated[

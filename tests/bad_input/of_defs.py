@@ -71,6 +71,13 @@ FILES = [
         "a module of template variables", defs(lambda text: f"template_vars_module: .vars\n{text}")
     ),
     Kind(
+        "a setting that is indented too little",
+        defs(lambda text: text.replace("attributes:\n", "damping: 1\nattributes:\n")),
+    ),
+    Kind(
+        "`atributes` for `attributes`", defs(lambda text: text.replace("attributes:", "atributes:"))
+    ),
+    Kind(
         "a variable that the environment lacks",
         settings(data={"train": "{{ env.NOT_SET_ANYWHERE }}"}),
     ),

@@ -78,6 +78,11 @@ VALUES = [
     Kind("an empty store path", settings(store={"path": " "})),
     Kind("a store path of 300 characters", settings(store={"path": "s" * 300})),
     Kind("a file where the store would be", file("store", "x"), refresh),
+    Kind(
+        "a link to nothing where the store would be",
+        lambda p: (p.root / "store").symlink_to("/not/mounted"),
+        refresh,
+    ),
     Kind("versions kept: 0", settings(store={"keep_versions": 0})),
     Kind("chunks of no rows", settings(store={"chunks": {"train": 0}})),
     Kind("chunks along an axis that there is not", settings(store={"chunks": {"rows": 3}})),

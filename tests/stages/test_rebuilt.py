@@ -43,11 +43,13 @@ class Centred(nn.Module):
         self.layer = nn.Linear(3, 3)
         self.temperature = 1.0
         self.mean = torch.zeros(3, dtype=torch.float64)
+        self.activation = nn.Identity()
         self.register_buffer("unsaved", torch.ones(3), persistent=False)
         self.register_buffer("saved", torch.ones(3))
 
     def forward(self, x):
-        return self.layer((x - self.mean - MEAN) * self.unsaved * self.saved) / self.temperature
+        x = self.activation((x - self.mean - MEAN) * self.unsaved * self.saved)
+        return self.layer(x) / self.temperature
 
 
 def build():
@@ -70,6 +72,7 @@ LEFT_OUTSIDE = {
         "module.layer.register_full_backward_pre_hook(lambda m, g: tuple(2 * e for e in g))",
         "gradients differ",
     ),
+    "another module": ("module.activation = nn.Tanh()", "'activation'"),
     "frozen parameters": ("module.layer.bias.requires_grad_(False)", "trainable ('layer.bias')"),
 }
 

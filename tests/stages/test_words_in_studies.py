@@ -220,3 +220,33 @@ def test_a_pinned_theta_refuses_labels_that_would_meet_other_outputs(finished, t
     project.write_settings(data={"classes": SORTED[::-1]})
     with pytest.raises(StudyError, match="it would be asked for others"):
         project.refresh()
+
+
+@pytest.mark.parametrize("named", ["in the settings", "in the files"])
+def test_a_pinned_theta_refuses_names_for_numbers_that_were_other_outputs(tmp_path, named):
+    """Whole numbers are the outputs that they count: as names in another order they are others."""
+    project = Project(tmp_path)
+    project.refresh()
+    before = project.results["direct"].influences.load()
+    project.write_settings(model={"refit": "pinned"})
+    if named == "in the files":
+        write_words(project)
+        project.write_settings(data={"keep": ["free text"]})
+    else:
+        project.write_settings(data={"classes": ["2", "1", "0"]})
+    said = r"classes 0, 1, 2, …, in this order, .* in the order of the model's outputs 0, 1, 2, …"
+    with pytest.raises(StudyError, match=said):
+        project.refresh()
+    project.write_settings(data={"classes": WORDS if named == "in the files" else ["0", "1", "2"]})
+    project.refresh()  # the labels in the order of the outputs, as the refusal says
+    np.testing.assert_allclose(project.results["direct"].influences, before, rtol=1e-12)
+
+
+def test_a_pinned_theta_of_named_outputs_refuses_numbers_that_count_others(tmp_path):
+    project = Project(tmp_path)
+    project.write_settings(data={"classes": ["2", "1", "0"]})
+    project.refresh()
+    project.settings["data"].pop("classes")
+    project.write_settings(model={"refit": "pinned"})
+    with pytest.raises(StudyError, match="classes 2, 1, 0, in this order, and the labels are 0, 1"):
+        project.refresh()
