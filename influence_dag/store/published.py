@@ -191,6 +191,9 @@ class StoredVersion:
                 f"{manifest.get('format')}, this one's is {FORMAT}); refresh it to have it "
                 "computed again, or read it with plain xarray"
             )
+        if (held := manifest.get("artifact", self.artifact)) != self.artifact:
+            said = f"{self.artifact}: {self.address} is a version of {held}, copied into its place"
+            raise StoreError(f"{said}; refresh it to have it computed again")
         return manifest
 
     def verify(self, *, checksums: bool = False) -> tuple[Damage, ...]:

@@ -87,6 +87,7 @@ def _manifest(draft: "StoredDraft", data_version: str) -> dict[str, Any]:
     }
     return {
         "format": FORMAT,
+        "artifact": draft.artifact,
         "layout_fingerprint": draft.layout.fingerprint,
         "data_version": data_version,
         "variables": variables,

@@ -218,7 +218,7 @@ def test_targets_are_held_against_the_outputs_that_they_belong_to(loss):
 @pytest.mark.parametrize(
     "loss",
     ["cross_entropy", "mse", "bce_with_logits", nn.CrossEntropyLoss(), F.cross_entropy, F.l1_loss],
-    ids=str,
+    ids=lambda loss: getattr(loss, "__name__", str(loss)),
 )
 def test_complex_targets_are_refused_where_their_imaginary_part_would_be_dropped(loss, outputs):
     wants_labels = loss in ("cross_entropy", F.cross_entropy) or isinstance(loss, nn.Module)

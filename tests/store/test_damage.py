@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -97,3 +98,16 @@ def test_an_exchange_is_noticed_in_the_versions_that_link_the_files_too(store, v
     sample = SAMPLE.with_train({19: 8.0})
     again = refresh(store, sample).version
     np.testing.assert_array_equal(again.read("influences"), sample.values)
+
+
+def test_a_version_of_another_artifact_copied_into_its_place_is_told_and_made_again(store, version):
+    other = refresh(store, SAMPLE.with_train({3: 5.0}), "cg/influences").version
+    shutil.rmtree(version.path)
+    shutil.copytree(other.path, version.path)
+    store = ArtifactStore(store.root)
+    copied = store.current(NAME)
+    with pytest.raises(StoreError, match=f"{NAME}: .* is a version of cg/influences, copied into"):
+        copied.open()
+    assert [damage.file for damage in copied.verify()] == ["manifest.json"]
+    again = refresh(store, SAMPLE).version
+    np.testing.assert_array_equal(again.read("influences"), SAMPLE.values)

@@ -38,7 +38,7 @@ def is_pointer(current: Path) -> bool:
     return named is not None and named.is_dir()
 
 
-def pointed_to(folder: Path) -> Path | None:
+def pointed_to(folder: Path, artifact: str) -> Path | None:
     """The folder of an artifact's current version; None where nothing has been published.
 
     Without a link that leads anywhere it is the version of which `current` is a copy, else the
@@ -59,7 +59,7 @@ def pointed_to(folder: Path) -> Path | None:
         return None
     if named is None and (found := _copied(folder / CURRENT, kept)):
         return found  # a faithful copy: nothing is in doubt
-    return _newest(folder, kept, named)
+    return _newest(folder, artifact, kept, named)
 
 
 def _named(current: Path) -> Path | None:
@@ -84,14 +84,14 @@ def _copied(current: Path, kept: list[Path]) -> Path | None:
     return next(same, None) if manifest is not None else None
 
 
-def _newest(folder: Path, kept: list[Path], named: Path | None) -> Path:
+def _newest(folder: Path, artifact: str, kept: list[Path], named: Path | None) -> Path:
     lost = f"the link {folder / CURRENT} is missing"
     if named is not None:
         lost = f"the link {folder / CURRENT} leads to {named.name}, which is missing"
     elif (folder / CURRENT).exists():
         lost = f"{folder / CURRENT} is no link, and no copy of a version that is kept"
     for path in reversed(kept):
-        if version_in(path, folder.name).is_complete:
+        if version_in(path, artifact).is_complete:
             warnings.warn(
                 f"{lost}: {path.name}, the newest complete version, is taken; a refresh restores "
                 f"the link, as does `ln -sfn versions/{path.name} {folder / CURRENT}`",

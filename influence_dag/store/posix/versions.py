@@ -58,7 +58,7 @@ class ArtifactStore(versioned.VersionedStore[FolderVersion]):
 
         Where the link to it is lost, as in a copy of the store, a warning says what is taken.
         """
-        path = pointed_to(self._folder(name))
+        path = pointed_to(self._folder(name), name)
         return self._known(version_in(path, name)) if path else None
 
     def versions(self, name: str) -> list[FolderVersion]:
@@ -74,7 +74,7 @@ class ArtifactStore(versioned.VersionedStore[FolderVersion]):
             return
         with self._writing(name), explained(folder, f"pointing {name} to its version in"):
             self._tidy(name)
-            path = pointed_to(folder)
+            path = pointed_to(folder, name)
             if path and not is_pointer(folder / CURRENT):
                 self._point_current(name, path)
 
