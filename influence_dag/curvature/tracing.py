@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace
 from torch.fx.node import map_arg
 
 from influence_dag.errors import interrupt_behind
@@ -68,18 +69,27 @@ class Chain:
     segments: tuple[Segment, ...]
 
 
+# What torch's tracer changes for all of the process while it traces.
+_CHANGED = (
+    *((nn.Module, name) for name in ("__call__", "__getattr__")),
+    *((_symbolic_trace, name) for name in ("CURRENT_PATCHER", "_is_fx_tracing_flag")),
+)
+
+
 def _traced(root: nn.Module) -> fx.Graph:
     """Its graph; every module of the process is then called as before.
 
-    While it traces, torch's tracer has `__call__` and `__getattr__` of all modules replaced, and an
-    interrupt in the wrong moment would leave them so.
+    An interrupt in the wrong moment would leave torch's tracer at work, or its changes where
+    torch's compiler makes them again.
     """
-    before = {name: getattr(nn.Module, name) for name in ("__call__", "__getattr__")}
+    before = [
+        (place, name, getattr(place, name)) for place, name in _CHANGED if hasattr(place, name)
+    ]
     try:
         return fx.Tracer().trace(root)
     finally:
-        for name, method in before.items():
-            setattr(nn.Module, name, method)
+        for change in before:
+            setattr(*change)
 
 
 def linear_chain(module: nn.Module) -> Chain | None:

@@ -3,6 +3,7 @@ import torch
 from interrupts import each_interruption
 from networks import CASES, LAYERED
 from torch import nn
+from torch.fx._symbolic_trace import _maybe_revert_all_patches, is_fx_symbolic_tracing
 
 from influence_dag.curvature.layered import LayeredNetwork
 from influence_dag.curvature.tracing import linear_chain
@@ -70,6 +71,10 @@ def test_wherever_ctrl_c_meets_a_trace_modules_are_called_as_before():
     steps = 0
     for _ in each_interruption(lambda: linear_chain(net), watched):
         assert nn.Module.__call__ is before
+        with _maybe_revert_all_patches():  # as torch's compiler does
+            pass
+        assert nn.Module.__call__ is before
+        assert not is_fx_symbolic_tracing()
         steps += 1
     assert steps > 10
 
