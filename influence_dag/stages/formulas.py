@@ -13,5 +13,5 @@ FORMULAS = {
     "perturbation": 1,
     "summary": 4,
     "validation": 7,
-    "report": 5,
+    "report": 6,
 }

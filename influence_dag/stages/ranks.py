@@ -35,7 +35,9 @@ class Moments:
 
     @classmethod
     def of(cls, a: np.ndarray, b: np.ndarray) -> "Moments":
-        """Those of two arrays of one shape."""
+        """Those of two arrays of one shape, which may be without numbers."""
+        if not a.size:
+            return cls()
         pair = np.stack([a.ravel(), b.ravel()])
         means = pair.mean(axis=1)
         centred = pair - means[:, None]
@@ -47,6 +49,8 @@ class Moments:
 
     def joined(self, other: "Moments") -> "Moments":
         """Those of all numbers of both."""
+        if not other.count:
+            return self
         count = self.count + other.count
         apart = (other.means - self.means) * np.sqrt(self.count * other.count / count)
         means = self.means + (other.means - self.means) * (other.count / count)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tiny_project import Project
 
 from influence_dag.stages import rankings, ranks
 
@@ -33,7 +34,7 @@ def test_moments_of_parts_are_those_of_all_numbers(scale, offset):
     b = a + 0.3 * generator.normal(size=a.shape)
     wanted, size = np.corrcoef(a.ravel(), b.ravel())[0, 1], np.linalg.norm(b + offset)
     found = ranks.Moments()
-    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):
+    for part in (slice(0, 0), slice(0, 1), slice(1, 4), slice(4, 4), slice(4, 6)):
         pair = ((numbers[part] + offset) * scale for numbers in (a, b))
         found = found.joined(ranks.Moments.of(*pair))
     assert found.pearson == pytest.approx(wanted, abs=1e-8 if offset else 1e-14)
@@ -43,3 +44,16 @@ def test_moments_of_parts_are_those_of_all_numbers(scale, offset):
 def test_equal_numbers_correlate_with_nothing():
     parts = [ranks.Moments.of(np.full(7, 0.1), np.arange(7.0)) for _ in range(3)]
     assert np.isnan(ranks.Moments().joined(parts[0]).joined(parts[1]).joined(parts[2]).pearson)
+
+
+def test_methods_agree_over_the_rows_that_are_left_when_a_run_of_them_is_removed(tmp_path):
+    project = Project(tmp_path, store={"chunks": {"test": 2, "train": 16}})
+    project.refresh()
+    for number, rows in enumerate([project.rows["test"][:2] + project.rows["test"][4:]] * 2):
+        project.write("test", rows)
+        if number:
+            project.remove_store()
+        project.refresh()
+        assert project.results.open("direct/influences").sizes["test"] == len(rows)
+        (agreement,) = project.results.open("report").agreement.values
+        np.testing.assert_allclose(agreement, [0, 1, 1], atol=1e-8)
