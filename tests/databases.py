@@ -11,20 +11,16 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-STORAGES = tuple(
-    f"dagster._core.storage.{name}"
-    for name in (
-        "event_log.sqlite.sqlite_event_log",
-        "runs.sqlite.sqlite_run_storage",
-        "schedules.sqlite.sqlite_schedule_storage",
-    )
-)
 MIGRATIONS = "alembic.script"
 _prepared: set[str] = set()
 
 
 def prepare() -> None:
     """Of what has been imported by now: a test that runs nothing does not import Dagster."""
+    if "dagster" not in sys.modules:
+        return
+    from influence_dag.components.databases import STORAGES
+
     for name in (*STORAGES, MIGRATIONS):
         if name in sys.modules and name not in _prepared:
             _prepared.add(name)

@@ -5,7 +5,6 @@ from contextlib import closing
 from sqlite3 import dbapi2
 
 import dagster as dg
-import databases
 import pytest
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
@@ -22,7 +21,7 @@ MODULES = (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage)
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_who_connects_again_has_the_same_engine(module, tmp_path):
-    assert module.__name__ in databases.STORAGES
+    assert module.__name__ in STORAGES
     address, other = (f"sqlite:///{tmp_path}/{name}.db" for name in "ab")
     engine = module.create_engine(address, poolclass=NullPool)
     assert module.create_engine(address, poolclass=NullPool) is engine
