@@ -32,6 +32,7 @@ def histogram(values: NDArray) -> dict[str, Any]:
     return {
         "counts": counts.tolist(),
         "edges": edges.tolist(),
+        "all": len(finite),
         "positive": positive,
         "negative": int((finite < 0).sum()),
         "sum": number(finite.sum()),

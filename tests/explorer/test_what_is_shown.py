@@ -91,8 +91,10 @@ def test_one_test_row_has_its_strongest_rows_in_order(client, looked_at, method)
         assert [each["id"] for each in found[kind]] == ranked.train.values.tolist()
         shown = [each["influence"] for each in found[kind]]
         np.testing.assert_allclose(shown, ranked.values, rtol=1e-12)
-    assert sum(found["histogram"]["counts"]) == row.size
-    assert found["histogram"]["positive"] == int((row > 0).sum())
+    histogram = found["histogram"]
+    assert sum(histogram["counts"]) == histogram["all"] == row.size
+    assert histogram["beyond"] == int((abs(row) > histogram["edges"][-1]).sum()) > 0
+    assert histogram["positive"] == int((row > 0).sum())
 
 
 def test_one_training_row_says_whom_it_helps_and_whom_it_harms(client, influences):

@@ -19,26 +19,25 @@ function frame(width, height, words) {
 }
 
 // How the influences are spread; counts on a root scale, since most pairs hardly matter.
-export function histogram(told, { width = 300, height = 120, mark = null } = {}) {
+// Where some lie beyond the axis, the outermost bars have them as well.
+export function histogram(told, { width = 300, height = 120 } = {}) {
   const { counts, edges } = told;
-  const svg = frame(width, height, `histogram of ${count(told.positive + told.negative)} influences`);
+  const svg = frame(width, height, `histogram of ${count(told.all)} influences`);
   const base = height - 20;
   const most = Math.sqrt(Math.max(1, ...counts));
   const limit = edges.at(-1);
   const x = (value) => ((value + limit) / (2 * limit)) * width;
+  const range = (k) => told.beyond && k === 0 ? `up to ${fmt(edges[1])}`
+    : told.beyond && k === counts.length - 1 ? `from ${fmt(edges[k])}` : `from ${fmt(edges[k])} to ${fmt(edges[k + 1])}`;
   counts.forEach((number, k) => {
     if (!number) return;
     const tall = Math.max(1.5, (Math.sqrt(number) / most) * (base - 6));
     const middle = (edges[k] + edges[k + 1]) / 2;
     const kind = Math.abs(middle) < limit * 1e-6 ? "none" : middle > 0 ? "helps" : "harms";
     svg.append(s("rect", { x: x(edges[k]) + 0.5, y: base - tall, width: Math.max(1, x(edges[k + 1]) - x(edges[k]) - 1),
-      height: tall, class: kind }, s("title", {}, `${count(number)} rows from ${fmt(edges[k])} to ${fmt(edges[k + 1])}`)));
+      height: tall, class: kind }, s("title", {}, `${count(number)} rows ${range(k)}`)));
   });
   svg.append(s("line", { x1: 0, x2: width, y1: base, y2: base, class: "axis" }));
-  if (mark !== null) {
-    const at = Math.min(width - 2, Math.max(2, x(mark)));
-    svg.append(s("line", { x1: at, x2: at, y1: 0, y2: base, class: "mark" }));
-  }
   for (const [at, anchor, value] of [[0, "start", -limit], [width / 2, "middle", 0], [width, "end", limit]]) {
     svg.append(s("text", { x: at, y: height - 5, "text-anchor": anchor }, fmt(value)));
   }

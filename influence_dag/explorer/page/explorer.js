@@ -198,9 +198,10 @@ async function rowPage(split, id) {
   const aside = h("aside", {},
     h("div", { class: "card" }, content(row, at(), 216)),
     split === "train" ? h("div", { class: "card" }, h("h3", {}, "Decide"), markBox(row, context, { full: true })) : null,
-    h("div", { class: "card" }, h("h3", {}, `Its ${count(found.histogram.positive + found.histogram.negative)} influences`),
+    h("div", { class: "card" }, h("h3", {}, `Its ${count(found.histogram.all)} influences`),
       histogram(found.histogram, { width: 248 }),
-      h("p", { class: "quiet" }, `${count(found.histogram.positive)} help, ${count(found.histogram.negative)} harm; counts on a root scale`)));
+      h("p", { class: "quiet" }, `${count(found.histogram.positive)} help, ${count(found.histogram.negative)} harm; counts on a root scale`,
+        found.histogram.beyond ? `; ${count(found.histogram.beyond)} beyond ±${fmt(found.histogram.edges.at(-1))} in the outermost bars` : "")));
   const list = (entries, kind, title, words) => h("section", { class: `list ${kind}` },
     h("h2", {}, title), h("p", { class: "quiet" }, words),
     entries.length ? entries.map((each) => entry(each, row, found, split)) : h("p", { class: "empty" }, "none"));
