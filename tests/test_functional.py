@@ -207,6 +207,13 @@ def test_the_documented_calls_of_solve_hvp(
     assert relative_error(result.x, expected) <= tolerance
 
 
+def test_right_hand_sides_are_real_numbers_without_a_graph(wrapped_model, training_data_loader):
+    b = torch.ones(2, wrapped_model.num_params, requires_grad=True)
+    assert not solve_hvp("direct", wrapped_model, training_data_loader, b).x.requires_grad
+    with pytest.raises(TypeError, match=r"b is complex64 .*solve for b\.real and b\.imag"):
+        solve_hvp("direct", wrapped_model, training_data_loader, 1j * b)
+
+
 def test_direct_reports_the_hessian(model, train, wrapped_model, training_data_loader):
     b = torch.ones(1, wrapped_model.num_params)
     x, info = solve_hvp("direct", wrapped_model, training_data_loader, b)
