@@ -328,6 +328,10 @@ def test_a_perturbation_tensor_that_does_not_fit_is_refused_before_anything_is_s
     monkeypatch.setattr(Inversion, "factors", lambda *_, **__: pytest.fail("it was solved"))
     with pytest.raises(ModelError, match=r"of 5 × 23 rows with 4 features take 1\.797 KiB, and"):
         compute_influences(wrapped_model, *loaders, **asked)
+    each = {"blocks": [["weight"], ["bias"]], "per_block": True}
+    monkeypatch.setattr(sizes, "free_bytes", lambda device: 2 * size - 1)
+    with pytest.raises(ModelError, match=r"4 features, in 2 shares, take 3\.594 KiB, and"):
+        compute_influences(wrapped_model, *loaders, **asked, **each)
 
 
 @pytest.mark.parametrize("kind", ["up", "perturbation"])

@@ -137,9 +137,10 @@ def compute_influences(
     train = _rows(training_data, objective, "training_data", ordered=labelling)
     test = train if test_data is None else _rows(test_data, objective, "test_data")
     rows = train if input_data is None else _rows(input_data, objective, "input_data")
+    cut = parameter_blocks(objective.slices, blocks) if per_block else {}
     if kind == "perturbation":
         point = perturbation_point(objective, rows, wrt)  # raises before anything is solved
-        check_fits(point, rows, len(test))
+        check_fits(point, rows, len(test), shares=max(1, len(cut)))
     if at in ("train", "both"):
         positions_of(objective, rows)  # raises before anything is solved
     at_test = positions_of_test(objective, test) if at in ("test", "both") else ()
@@ -172,8 +173,7 @@ def compute_influences(
 
     if not per_block:
         return found(factors)
-    shares = split_by_block(factors, parameter_blocks(objective.slices, blocks))
-    return {name: found(share) for name, share in shares.items()}
+    return {name: found(share) for name, share in split_by_block(factors, cut).items()}
 
 
 @plain_modes()
