@@ -65,12 +65,24 @@ def test_prefixes_that_the_module_has_itself_stay(tmp_path):
     assert modules.save_checkpoint(other) == modules.save_checkpoint(module)
 
 
-def test_a_tied_weight_is_stored_under_one_name(tmp_path):
-    def tied():
-        module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-        module[1].weight = module[0].weight
-        return module
+def tied():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[1].weight = module[0].weight
+    return module
 
+
+def test_a_tied_weight_that_is_stored_twice_is_stored_alike(tmp_path):
+    apart, module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), tied()
+    torch.save(apart.state_dict(), tmp_path / "saved.pt")
+    with pytest.raises(
+        ModelError, match=r"0\.weight and 1\.weight are one tensor of the module, and"
+    ):
+        modules.load_checkpoint(module, tmp_path / "saved.pt")
+    torch.save(tied().state_dict(), tmp_path / "saved.pt")
+    modules.load_checkpoint(module, tmp_path / "saved.pt")
+
+
+def test_a_tied_weight_is_stored_under_one_name(tmp_path):
     saved, module = tied(), tied()
     save_file(
         {name: value for name, value in saved.state_dict().items() if name != "1.weight"},

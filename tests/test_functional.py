@@ -207,6 +207,13 @@ def test_the_documented_calls_of_solve_hvp(
     assert relative_error(result.x, expected) <= tolerance
 
 
+def test_right_hand_sides_are_real_numbers_without_a_graph(wrapped_model, training_data_loader):
+    b = torch.ones(2, wrapped_model.num_params, requires_grad=True)
+    assert not solve_hvp("direct", wrapped_model, training_data_loader, b).x.requires_grad
+    with pytest.raises(TypeError, match=r"b is complex64 .*solve for b\.real and b\.imag"):
+        solve_hvp("direct", wrapped_model, training_data_loader, 1j * b)
+
+
 def test_direct_reports_the_hessian(model, train, wrapped_model, training_data_loader):
     b = torch.ones(1, wrapped_model.num_params)
     x, info = solve_hvp("direct", wrapped_model, training_data_loader, b)
@@ -321,6 +328,10 @@ def test_a_perturbation_tensor_that_does_not_fit_is_refused_before_anything_is_s
     monkeypatch.setattr(Inversion, "factors", lambda *_, **__: pytest.fail("it was solved"))
     with pytest.raises(ModelError, match=r"of 5 × 23 rows with 4 features take 1\.797 KiB, and"):
         compute_influences(wrapped_model, *loaders, **asked)
+    each = {"blocks": [["weight"], ["bias"]], "per_block": True}
+    monkeypatch.setattr(sizes, "free_bytes", lambda device: 2 * size - 1)
+    with pytest.raises(ModelError, match=r"4 features, in 2 shares, take 3\.594 KiB, and"):
+        compute_influences(wrapped_model, *loaders, **asked, **each)
 
 
 @pytest.mark.parametrize("kind", ["up", "perturbation"])

@@ -77,6 +77,12 @@ def test_rows_that_are_kept_with_their_sign_turned_are_read():
     assert torch.equal(rows.x.nan_to_num(), -X.nan_to_num())
 
 
+def test_complex_rows_that_are_kept_as_conjugates_are_read():
+    conjugate = torch.complex(Y.double(), Y.double()).conj()
+    rows = read_rows([(conjugate, Y)], what="training_data")
+    assert torch.equal(rows.x.imag, -Y.double())
+
+
 def test_batches_that_all_are_without_rows_are_an_empty_loader():
     with pytest.raises(ModelError, match="the data loader is empty"):
         read_rows([(X[:0], Y[:0])], what="test_data")

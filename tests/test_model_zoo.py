@@ -389,3 +389,19 @@ def test_neither_the_order_of_rows_nor_their_batches_change_a_number(name):
     assert_close(turned, gradients[order], rtol=1e-9, atol=1e-12)
     H = Hessian(objective, rows, batch_size=4).dense()
     assert_close(Hessian(objective, rows[order], batch_size=7).dense(), H, rtol=1e-8, atol=1e-11)
+
+
+class StepsFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 4), nn.Linear(4, CLASSES)
+
+    def forward(self, x):
+        return self.outer(torch.tanh(self.inner(x.transpose(0, 1))).sum(0))
+
+
+def test_an_axis_of_two_steps_is_none_of_rows():
+    # Of the two rows that a module was looked at with, two steps passed for the rows.
+    module, x, y = StepsFirst().double(), real(2, 3), torch.arange(ROWS) % CLASSES
+    with pytest.raises(ModelError, match=r"shape \(2, 1, 4\) for 1 rows.*row as leading axis"):
+        computed(module, "cross_entropy", x, y, "perturbation", wrt="inner")

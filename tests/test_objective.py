@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from influence_dag.curvature import Hessian
 from influence_dag.errors import ModelError
 from influence_dag.objective import footprint
-from influence_dag.objective.footprint import saved_numbers
+from influence_dag.objective.footprint import rows_in_cache, saved_numbers
 from influence_dag.objective.objective import (
     Objective,
     Rows,
@@ -287,6 +287,11 @@ def _with(layer):
     return nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 3))
 
 
+def _lost_in_batches_of_four(output, target):
+    lost = float("nan") if len(output) == 4 else 0.0  # a constant, which no gradient has
+    return F.cross_entropy(output, target, reduction="none") + lost
+
+
 UNUSABLE = {
     "dropout": (_with(nn.Dropout(0.3)), "cross_entropy", r"Dropout '1'.*p=0\.3.*eval\(\)"),
     "batch norm in train mode": (
@@ -303,6 +308,7 @@ UNUSABLE = {
     "loss that fails": (network(), lambda f, y: f @ y, r"fails on the first 4 rows: RuntimeError"),
     "noise": (Noisy(), "cross_entropy", "differs between two calls.*random"),
     "rows that mix": (Centred(), "cross_entropy", "depends on the other rows"),
+    "no number in some batches": (network(), _lost_in_batches_of_four, "loss of a row depends on"),
 }
 
 
@@ -457,6 +463,13 @@ def test_what_a_pass_keeps_is_counted_and_let_go_of():
     assert sum(saved_numbers(objective, rows)) >= 2 + 3
     assert len(seen) == 2
     assert [each() for each in seen] == [None, None]
+
+
+def test_what_a_pass_keeps_is_counted_of_a_single_row_too():
+    rows = Rows(torch.randn(40, 3).double(), torch.zeros(40, 2**15).double())
+    objective = Objective(nn.Linear(3, 2**15).double(), "mse")
+    assert rows_in_cache(objective, rows[:1], 40) == 32
+    assert rows_in_cache(objective, rows, 40) == 32
 
 
 def test_a_module_may_change_its_parameters_in_place_and_leaves_theta_as_it_is():

@@ -123,6 +123,17 @@ def test_shares_of_positions_are_autograds_and_add_up_to_the_rows(case):
     assert_close(of_both, torch.einsum("jsp,pq,itq->jsit", T, inverse, G), rtol=1e-8, atol=1e-12)
 
 
+def test_positions_are_named_in_any_case_as_methods_are():
+    loaders = [[rows(n, n)] for n in (9, 2)]
+    wrapped = idag.TorchTwiceDifferentiable(Tagger().double().eval(), "cross_entropy")
+    found = [
+        idag.compute_influences(wrapped, *loaders, hessian_regularization=5.0, positions=name)
+        for name in ("train", "Train")
+    ]
+    assert found[0].shape == (2, 9, LENGTH)
+    assert_close(*found)
+
+
 def test_ignored_positions_have_no_share():
     (x, y), test = rows(9, 1), rows(2, 2)
     loaders = [DataLoader(TensorDataset(*each), batch_size=4) for each in ((x, y), test)]

@@ -35,6 +35,7 @@ from influence_dag.objective.objective import (
     without_denormal_entries,
 )
 from influence_dag.solvers.blocks import Blocks, parameter_blocks, split_by_block
+from influence_dag.structures import described
 from influence_dag.study.torch_modes import plain_modes
 from influence_dag.texts import a_kind
 
@@ -126,26 +127,25 @@ def compute_influences(
     kind = choice("influence_type", influence_type, ("up", "perturbation"))
     if wrt is not None and kind == "up":
         raise ValueError(f"wrt={wrt!r} is for influence_type='perturbation'")
-    if positions is not None:
-        choice("positions", positions, ("train", "test", "both"))
-        if kind == "perturbation":
-            raise ValueError("positions are of influence_type='up'")
+    of = ("train", "test", "both")
+    at = None if positions is None else choice("positions", positions, of)
+    if at and kind == "perturbation":
+        raise ValueError("positions are of influence_type='up'")
     inversion = Inversion.of(inversion_method, hessian_regularization, blocks=blocks, **settings)
     objective = differentiable_model.objective
     labelling = test_data is None or input_data is None  # an axis by the training rows
     train = _rows(training_data, objective, "training_data", ordered=labelling)
     test = train if test_data is None else _rows(test_data, objective, "test_data")
     rows = train if input_data is None else _rows(input_data, objective, "input_data")
+    cut = parameter_blocks(objective.slices, blocks) if per_block else {}
     if kind == "perturbation":
         point = perturbation_point(objective, rows, wrt)  # raises before anything is solved
-        check_fits(point, rows, len(test))
-    if positions in ("train", "both"):
+        check_fits(point, rows, len(test), shares=max(1, len(cut)))
+    if at in ("train", "both"):
         positions_of(objective, rows)  # raises before anything is solved
-    at_test: tuple[int, ...] = ()
-    if positions in ("test", "both"):
-        at_test = positions_of_test(objective, test)
+    at_test = positions_of_test(objective, test) if at in ("test", "both") else ()
     batch = _batch_size(training_data)
-    if kind == "up" and positions is None and not per_block:
+    if kind == "up" and not at and not per_block:
         up, layout = scores.kernel(inversion, objective, train, test, rows=len(rows), batch=batch)
         if input_data is not None:
             objective.check(rows)
@@ -162,7 +162,7 @@ def compute_influences(
     if input_data is not None:
         objective.check(rows)
     kernel = up_weighted
-    if positions in ("train", "both"):
+    if at in ("train", "both"):
         kernel = at_positions
     elif kind == "perturbation":
         kernel = partial(perturbation_influences, wrt=wrt)
@@ -173,8 +173,7 @@ def compute_influences(
 
     if not per_block:
         return found(factors)
-    shares = split_by_block(factors, parameter_blocks(objective.slices, blocks))
-    return {name: found(share) for name, share in shares.items()}
+    return {name: found(share) for name, share in split_by_block(factors, cut).items()}
 
 
 @plain_modes()
@@ -265,6 +264,10 @@ def _right_hand_sides(b: Any, objective: Objective) -> Float[Tensor, "k p"]:
             f"b has shape {tuple(b.shape)}; the model has {objective.size} trainable parameters, "
             f"so b is (k, {objective.size}) or ({objective.size},)"
         )
+    if b.is_complex():
+        raise TypeError(
+            f"b is {described(b)}; real numbers are wanted: solve for b.real and b.imag"
+        )
     if not b.isfinite().all():
         raise ValueError("b has entries that are not finite; no x solves that")
-    return torch.atleast_2d(b).to(objective.device, objective.dtype)
+    return torch.atleast_2d(b.detach()).to(objective.device, objective.dtype)

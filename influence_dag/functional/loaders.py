@@ -121,7 +121,6 @@ def _digests(batches: Iterable[Any]) -> Iterator[bytes]:
 
 
 def _bytes(rows: Rows) -> list[Tensor]:
-    return [
-        leaf.detach().cpu().resolve_neg().contiguous().reshape(len(rows), -1).view(torch.uint8)
-        for leaf in tensors_of((rows.x, rows.y, rows.weights))
-    ]
+    leaves = (leaf.detach().cpu() for leaf in tensors_of((rows.x, rows.y, rows.weights)))
+    plain = (leaf.resolve_conj().resolve_neg().contiguous() for leaf in leaves)
+    return [leaf.reshape(len(rows), -1).view(torch.uint8) for leaf in plain]

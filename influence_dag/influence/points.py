@@ -106,6 +106,12 @@ def module_output(objective: Objective, rows: Rows, name: str) -> Tensor:
     if not name or name not in modules:
         known = ", ".join(repr(known) for known in modules if known)
         raise ModelError(f"the model has no module {name!r}; it has {known or 'none inside'}")
+    output = _output(objective, rows, name)
+    _output(objective, rows[:1], name)  # as many positions as rows would pass for them
+    return output
+
+
+def _output(objective: Objective, rows: Rows, name: str) -> Tensor:
     outputs: list[Any] = []
     # With gradients, or the fused kernels of inference would bypass the modules inside.
     theta = objective.params.clone().requires_grad_()

@@ -158,8 +158,21 @@ def _complaints(
     )
     return [
         complaint
-        for kind in kinds
+        for kind in (kinds if any(kinds) else [_stored_apart(stored, module)])
         for complaint in (*kind[:SHOWN], *([f"{len(kind) - SHOWN} more"] if kind[SHOWN:] else ()))
+    ]
+
+
+def _stored_apart(stored: Mapping[str, Tensor], module: nn.Module) -> list[str]:
+    """Names of one tensor of the module under which other numbers are stored: one would be lost."""
+    names: dict[tuple[int, torch.Size], str] = {}
+    live = {key: value for key, value in module.state_dict().items() if value.numel()}
+    return [
+        f"{first} and {key} are one tensor of the module, and differ"
+        for key, value in live.items()
+        if key in stored
+        and (first := names.setdefault((value.data_ptr(), value.shape), key)) != key
+        and not stored[first].equal(stored[key].to(stored[first]))
     ]
 
 

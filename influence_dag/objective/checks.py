@@ -5,39 +5,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from influence_dag import losses
 from influence_dag.errors import ModelError
-from influence_dag.losses import check_real, ignored_class, likelihood_of
+from influence_dag.losses import ReducedLoss, check_real, ignored_class, likelihood_of
 from influence_dag.objective.batching import check_all_rows
 from influence_dag.objective.chosen_output import predicts_next
 from influence_dag.objective.remembered import check_remembers_nothing
 from influence_dag.objective.rows import Inputs, Rows
 from influence_dag.objective.twice_differentiable import no_derivative
-from influence_dag.structures import described, map_tensors, tensors_of
+from influence_dag.structures import described, map_tensors, tensors_of, with_tensors
 from influence_dag.texts import a_kind, left_behind, listed
 
 if TYPE_CHECKING:
     from influence_dag.objective.objective import Objective
 
 _FEW = 4
-_BATCH_NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
-_DROPOUTS = (
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
 
 
 def check_objective(
@@ -56,13 +42,13 @@ def check_objective(
 
 def _check_modes(module: nn.Module) -> None:
     for name, layer in module.named_modules():
-        dropout = layer.p if isinstance(layer, _DROPOUTS) else getattr(layer, "dropout", 0.0)
+        dropout = layer.p if isinstance(layer, _DropoutNd) else getattr(layer, "dropout", 0.0)
         if layer.training and isinstance(dropout, float) and dropout > 0:
             raise ModelError(
                 f"{type(layer).__name__} {name!r} drops at random (p={dropout:g}, train mode), "
                 "so losses do not repeat; call module.eval() first"
             )
-        if isinstance(layer, _BATCH_NORMS) and _uses_batch_statistics(layer):
+        if isinstance(layer, _BatchNorm | _InstanceNorm) and _uses_batch_statistics(layer):
             raise ModelError(
                 f"{type(layer).__name__} {name!r} uses the statistics of the batch, so the loss "
                 "of one sample depends on the others; call module.eval() first, and build it "
@@ -71,7 +57,7 @@ def _check_modes(module: nn.Module) -> None:
 
 
 def _uses_batch_statistics(layer: nn.Module) -> bool:
-    if isinstance(layer, (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)):
+    if isinstance(layer, _InstanceNorm):
         return layer.training and layer.track_running_stats
     return layer.training or getattr(layer, "running_mean", None) is None
 
@@ -221,11 +207,38 @@ def _check_axis_of_rows(objective: "Objective", rows: Rows) -> None:
         return
     one, two = (_few_outputs(objective, rows[:count].x) for count in (1, 2))
     for alone, pair in zip(tensors_of(one), tensors_of(two), strict=False):
-        if pair.shape[:1] == (2,) and alone.shape != (1, *pair.shape[1:]):
+        if pair.shape[:1] == (2,) and alone.shape not in (pair.shape, (1, *pair.shape[1:])):
             raise ModelError(
                 f"the model returns {tuple(alone.shape)} for one row and {tuple(pair.shape)} for "
                 "two: it loses the axis of rows, as squeeze() does; name the axis to take away, "
                 "for example squeeze(-1)"
+            )
+    pairs = zip(tensors_of(one), tensors_of(two), strict=False)
+    shared = [k for k, (a, b) in enumerate(pairs) if a.ndim and len(a) > 1 and a.shape == b.shape]
+    for what, loss in {"loss": objective.loss, "measurement": objective.measurement}.items():
+        if shared and isinstance(loss, ReducedLoss) and loss.of_torch is None:
+            _check_unshared(what, loss, two, shared, rows[:2].y)
+
+
+def _check_unshared(
+    what: str, loss: ReducedLoss, outputs: Any, shared: list[int], target: Any
+) -> None:
+    """Refuse an output of all rows alike to a loss of batches of one.
+
+    By its length alone it is told from one of rows: as many rows would share it among themselves.
+    """
+    leaves = [leaf.detach().clone() for leaf in tensors_of(outputs)]
+    held = [leaves[k].requires_grad_() for k in shared if leaves[k].is_floating_point()]
+    with torch.enable_grad():
+        total = loss(with_tensors(outputs, leaves), target).sum()
+    if not held or not total.requires_grad:
+        return
+    for leaf, slope in zip(held, torch.autograd.grad(total, held, allow_unused=True), strict=True):
+        if slope is not None and slope.any():
+            raise ModelError(
+                f"the {what} takes an output of shape {tuple(leaf.shape)} that is the same for any "
+                f"number of rows: of {len(leaf)} rows each would be given a part of it; let the "
+                "model return it once a row (scale.expand(len(x), *scale.shape))"
             )
 
 

@@ -110,7 +110,7 @@ class _Problem:
         if not value.isfinite():
             raise ModelError(
                 f"the fit left the finite numbers: penalised mean loss {float(value)}; "
-                "lower learning_rate, or scale the features to the order of 1"
+                "scale the features to the order of 1, or (adam, sgd) lower learning_rate"
             )
         return value.detach(), gradient
 

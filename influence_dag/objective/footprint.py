@@ -68,12 +68,14 @@ def of_numbers(objective: "Objective", widest: int, most: int) -> int:
 def saved_numbers(objective: "Objective", rows: Rows, *, of: "Of" = "loss") -> list[int]:
     """What one more row adds to each tensor that the graph of the loss saves, about.
 
-    Parameters and other tensors without a row axis add nothing. Taken from a run on one row and
-    one on two; where those save different tensors, one row's are counted whole. A network that
-    takes derivatives by `torch.func` cannot be counted: as many as its parameters are assumed.
+    Parameters and other tensors without a row axis add nothing. Taken from a run on the first row
+    and one on it twice; where those save different tensors, one row's are counted whole. A network
+    that takes derivatives by `torch.func` cannot be counted: as many as its parameters are assumed.
     """
     try:
-        one, two = (_saved(objective, rows[:count], of) for count in (1, 2))
+        one, two = (
+            _saved(objective, rows[:1][torch.zeros(n, dtype=torch.long)], of) for n in (1, 2)
+        )
     except RuntimeError as error:
         if "saved tensor hooks" not in str(error):
             raise

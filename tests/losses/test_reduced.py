@@ -11,6 +11,7 @@ from torch.testing import assert_close
 import influence_dag as idag
 from influence_dag.errors import ModelError
 from influence_dag.losses import cross_entropy, per_sample_loss, reduced_loss
+from influence_dag.objective.objective import Objective, Rows
 
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 25.0], dtype=torch.float64)
 
@@ -254,3 +255,45 @@ def test_a_module_of_torchs_that_was_changed_is_one_of_ones_own(change, kind, ou
     expected = torch.stack([loss(f[None], t[None]) for f, t in zip(outputs, target, strict=True)])
     assert_close(reduced_loss(loss)(outputs, target), expected)
     check(loss, outputs, target)
+
+
+class Scaled(nn.Module):
+    """Predictions, and their variances: the same ones for all rows, or once a row."""
+
+    def __init__(self, *, learned, expanded=False):
+        super().__init__()
+        self.inner, self.expanded = nn.Linear(3, 5).double(), expanded
+        variances = torch.linspace(0.5, 2, 5, dtype=torch.float64)
+        self.variances = nn.Parameter(variances) if learned else nn.Buffer(variances)
+
+    def forward(self, x):
+        scale = self.variances
+        return self.inner(x), scale.expand(len(x), -1) if self.expanded else scale
+
+
+def likelihood(output, target):
+    mean, variance = output
+    return ((mean - target).square() / variance + variance.log()).mean()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_an_output_of_all_rows_alike_is_refused_to_a_loss_of_batches_of_one(learned):
+    # Of 5 rows each was given one of the five variances, and of any other number all of them.
+    x, y = torch.randn(517, 3).double(), torch.randn(517, 5).double()
+    model = idag.TorchTwiceDifferentiable(Scaled(learned=learned), likelihood)
+    with pytest.raises(ModelError, match=r"an output of shape \(5,\).* return it once a row"):
+        idag.compute_influences(model, [(x, y)], [(x[:6], y[:6])], hessian_regularization=1.0)
+
+
+def test_an_output_of_all_rows_alike_that_is_not_used_is_let_be():
+    x, y = torch.randn(7, 3).double(), torch.randn(7, 5).double()
+    loss = reduced_loss(lambda output, target: (output[0] - target).square().mean())
+    Objective(Scaled(learned=False), loss).check(Rows(x, y))
+
+
+def test_an_output_that_is_repeated_for_each_row_is_each_rows():
+    x, y = torch.randn(5, 3).double(), torch.randn(5, 5).double()
+    objective = Objective(Scaled(learned=True, expanded=True), reduced_loss(likelihood))
+    objective.check(Rows(x, y))
+    each = [likelihood(objective.module(x[i, None]), y[i, None]) for i in range(5)]
+    assert_close(objective.losses(objective.params, Rows(x, y)), torch.stack(each))
