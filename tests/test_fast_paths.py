@@ -209,6 +209,27 @@ def test_structure_that_ends_with_later_rows_is_said():
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*is no chain of Linear")
+def test_structure_that_ends_with_later_rows_is_seen_where_the_diagonal_is_zero():
+    """Of a loss that is linear in the outputs, and a network of linear pieces."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 4), _Crowded(), nn.ReLU(), nn.Linear(4, 3)).to(F64)
+    x = torch.randn(8, 5, dtype=F64)
+    x[5:] *= 50
+    rows = Rows(x, torch.randn(8, 3, dtype=F64))
+    objective = Objective(module, lambda outputs, y: (outputs - y).abs().sum(1))
+    H = Hessian(objective, rows, route="autograd").dense()
+    assert_close(Hessian(objective, rows).dense(), H)
+    assert_close(Hessian(objective, rows).apply(torch.eye(len(H), dtype=F64)), H)
+
+
+class _Crowded(nn.Module):
+    """Each entry with what the row's together are above a limit."""
+
+    def forward(self, x):
+        return x + torch.relu(x.abs().sum(1, keepdim=True) - 20)
+
+
 class _LargeRows(nn.Module):
     """tanh, but of rows that are large somewhere a mixture over their entries."""
 

@@ -15,10 +15,9 @@ from torch import Tensor
 from influence_dag.curvature.finite import all_finite, check_sum
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.curvature.products import (
-    balanced_vector,
     check_symmetric,
     check_symmetric_products,
-    products_agree,
+    is_matrix_of,
     random_vectors,
 )
 from influence_dag.objective.footprint import of_numbers, widest_numbers
@@ -183,10 +182,13 @@ class BatchedCurvature(ABC):
     def _confirms(self, total: Float[Tensor, "p p"], rows: Rows) -> bool:
         """Whether products by double backward over all rows are those of the matrix."""
         places = list(self.objective.slices.values())
-        vector = balanced_vector(total, places).to(self.dtype)
         # Not through torch.func: its first use in a process imports a compiler, 1 CPU s.
-        (product,) = self._sum_of(vector[None], rows, plain=True)
-        same = products_agree(total, vector, product, places, self.dtype)
+        same = is_matrix_of(
+            lambda vector: self._sum_of(vector[None], rows, plain=True)[0],
+            total,
+            places,
+            self.dtype,
+        )
         if not same:
             warnings.warn(
                 f"{type(self.objective.module).__name__} is no chain of Linear and elementwise "

@@ -79,9 +79,10 @@ class LayeredSum:
         """
         (vector,) = random_vectors(1, self.network.size).to(self.network.layers[0].weight)
         (product,) = self.products(vector[None])
-        floor = torch.finfo(torch.float32).eps * product.abs().max() + torch.finfo().tiny
-        for place in places:
-            vector[place] /= product[place].square().mean().sqrt() + floor
+        floor = torch.finfo(torch.float32).eps * product.abs().max()
+        if floor > 0:  # else nothing is known
+            for place in places:
+                vector[place] /= product[place].square().mean().sqrt() + floor
         return vector / vector.norm()
 
     def give_up(self) -> None:

@@ -1,9 +1,12 @@
 """Random products with a curvature: they show whether two routes agree, and its symmetry."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from influence_dag.curvature.finite import all_finite
 from influence_dag.errors import ModelError
 from influence_dag.objective.objective import Objective
 
@@ -19,41 +22,50 @@ def random_vectors(count: int, size: int) -> Float[Tensor, "k p"]:
     return torch.randn(count, size, generator=generator, dtype=torch.float64)
 
 
-def balanced_vector(matrix: Float[Tensor, "p p"], places: list[slice]) -> Float[Tensor, " p"]:
-    """A random vector that is large where the matrix's diagonal is small, tensor by tensor.
-
-    So no parameter's columns are hidden by those of another, of inputs a thousand times as large.
-    """
-    (vector,) = random_vectors(1, len(matrix)).to(matrix)
-    diagonal = matrix.diagonal().abs()
-    floor = torch.finfo(torch.float32).eps * diagonal.max()
-    for place in places:
-        vector[place] /= (
-            (diagonal[place].mean() + floor).sqrt().clamp(min=torch.finfo(vector.dtype).tiny)
-        )
-    return vector
-
-
-def products_agree(
+def is_matrix_of(
+    multiply: Callable[[Float[Tensor, " p"]], Float[Tensor, " p"]],
     matrix: Float[Tensor, "p p"],
-    vector: Float[Tensor, " p"],
-    product: Float[Tensor, " p"],
     places: list[slice],
     dtype: torch.dtype,
 ) -> bool:
-    """Whether `product` is the matrix, which is symmetric, times the vector, tensor by tensor."""
+    """Whether a product in `dtype` is that with the matrix, which is symmetric, tensor by tensor.
+
+    Of a random vector that is large where the matrix's entries are small, tensor by tensor: so no
+    parameter's columns are hidden by those of another, of inputs a thousand times as large.
+    """
+    sizes = _sizes(matrix)
+    vector = _balanced(sizes, places).to(dtype)
+    product = multiply(vector)
     if not product.isfinite().all():
-        return True  # neither route has numbers: for others to tell
+        return not all_finite(matrix)  # neither route has numbers: for others to tell
     tolerance = _AGREEMENT.get(dtype, _LOOSE_AGREEMENT)
-    found = vector.to(matrix) @ matrix
-    sizes = (matrix.diagonal().abs() + torch.finfo(matrix.dtype).tiny).sqrt()
-    rounding = _ROUNDING * torch.finfo(dtype).eps * (product / sizes).abs().max()
+    found, least = vector.to(matrix) @ matrix, torch.finfo(matrix.dtype).tiny
+    rounding = _ROUNDING * torch.finfo(dtype).eps * (found / sizes.clamp(min=least)).abs().max()
     for place in places:
         difference = (found[place] - product[place]).norm()
         allowed = rounding * sizes[place].norm() + tolerance * product[place].norm()
         if not difference <= allowed:
             return False
     return True
+
+
+def _sizes(matrix: Float[Tensor, "p p"]) -> Float[Tensor, " p"]:
+    r"""$s_i$ with $|H_{ij}| \le s_i \max_k s_k$: of a semi-definite matrix $\sqrt{H_{ii}}$.
+
+    Others may have zeros on the diagonal in rows that are none: a loss linear in the outputs.
+    """
+    largest = torch.maximum(matrix.amax(1), -matrix.amin(1))
+    widest = largest.max().clamp(min=torch.finfo(matrix.dtype).tiny).sqrt()
+    return torch.maximum(matrix.diagonal().abs().sqrt(), largest / widest)
+
+
+def _balanced(sizes: Float[Tensor, " p"], places: list[slice]) -> Float[Tensor, " p"]:
+    (vector,), squares = random_vectors(1, len(sizes)).to(sizes), sizes.square()
+    floor = torch.finfo(torch.float32).eps * squares.max()
+    if floor > 0:  # else nothing is known
+        for place in places:
+            vector[place] /= (squares[place].mean() + floor).sqrt()
+    return vector
 
 
 def same_product(

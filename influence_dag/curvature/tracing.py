@@ -1,6 +1,7 @@
 """A module's traced graph cut at its Linear layers."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,20 +77,44 @@ _CHANGED = (
 )
 
 
+_one_at_a_time = threading.RLock()
+
+
+class _OfThisThread(fx.Tracer):
+    """A tracer that what other threads call meanwhile is not part of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
 def _traced(root: nn.Module) -> fx.Graph:
     """Its graph; every module of the process is then called as before.
 
     An interrupt in the wrong moment would leave torch's tracer at work, or its changes where
-    torch's compiler makes them again.
+    torch's compiler makes them again; so would two of them at once, in threads.
     """
-    before = [
-        (place, name, getattr(place, name)) for place, name in _CHANGED if hasattr(place, name)
-    ]
-    try:
-        return fx.Tracer().trace(root)
-    finally:
-        for change in before:
-            setattr(*change)
+    with _one_at_a_time:
+        before = [
+            (place, name, getattr(place, name)) for place, name in _CHANGED if hasattr(place, name)
+        ]
+        try:
+            return _OfThisThread().trace(root)
+        finally:
+            for change in before:
+                setattr(*change)
 
 
 def linear_chain(module: nn.Module) -> Chain | None:

@@ -6,7 +6,7 @@ FORMULAS = {
     "dataset": 3,
     "model": 2,
     "gradients": 1,
-    "matrices": 2,
+    "matrices": 3,
     "curvature": 2,
     "factors": 2,
     "influences": 1,

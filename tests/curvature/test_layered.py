@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from interrupts import each_interruption
@@ -77,6 +79,24 @@ def test_wherever_ctrl_c_meets_a_trace_modules_are_called_as_before():
         assert not is_fx_symbolic_tracing()
         steps += 1
     assert steps > 10
+
+
+def test_threads_trace_and_call_their_modules_as_if_alone():
+    before, deep = nn.Module.__call__, nn.Sequential(*(nn.Linear(3, 3) for _ in range(30)))
+    own, x = [nn.Sequential(nn.Linear(3, 3), nn.ReLU()) for _ in range(2)], torch.ones(2, 3)
+
+    def calls(module):
+        expected = module(x)
+        return all(torch.equal(module(x), expected) for _ in range(1500))
+
+    def traces(_):
+        return all(len(linear_chain(deep).linears) == 30 for _ in range(15))
+
+    with ThreadPoolExecutor(4) as pool:
+        called, traced = pool.map(calls, own), pool.map(traces, range(2))
+        assert all(called)
+        assert all(traced)
+    assert nn.Module.__call__ is before
 
 
 @pytest.mark.parametrize("column", [False, True], ids=["labels", "labels in a column"])
