@@ -26,11 +26,12 @@ from influence_dag.stages import naming
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.class_order import check_words
 from influence_dag.stages.dataset_layout import arrays_of, layout_of, stored_dtype
-from influence_dag.stages.driver import Part, refresh_blocks
+from influence_dag.stages.driver import Part, refresh_blocks, says
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.updates import Update, current_update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Draft, Layout, Version
+from influence_dag.study.loading import place_of
 
 FORMULA = FORMULAS["dataset"]
 LOOKED_AT = 32 * 2**20  # bytes of files that are read before anything slow is imported
@@ -61,7 +62,8 @@ def refresh(bench: Workbench) -> Update:
     info = {split: vars(change) for split, (_, _, change) in slotted.items()}
     info["rows"] = {split: axis.count for split, (axis, _, _) in slotted.items()}
     try:
-        return refresh_blocks(bench, naming.DATASET, layout, parts, info=info)
+        notes = place_of(bench.study)
+        return refresh_blocks(bench, naming.DATASET, layout, parts, info=info, notes=notes)
     finally:
         for table in tables.values():
             table.close()
@@ -127,6 +129,8 @@ def _same_source(bench: Workbench, source: str) -> Update | None:
     """The current version's update if it was made from the same bytes, and is undamaged."""
     stored = bench.undamaged(naming.DATASET)
     if not source or stored is None or stored.attrs.get("source_key") != source:
+        return None
+    if not says(stored, place_of(bench.study)):  # which is to be noted
         return None
     splits: tuple[Split, ...] = ("train", "test")
     info: dict[str, Any] = {split: vars(AxisChange()) for split in splits}
