@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from influence_dag.errors import InfluenceDagError, StudyError
+from influence_dag.store import open_store
 from influence_dag.study.code import put_on_path
-from influence_dag.study.loading import load_study
+from influence_dag.study.loading import check_alone, load_study
 from influence_dag.study.named_code import look_for_callables
 from influence_dag.study.places import home_of
 from influence_dag.study.study import Study
@@ -38,8 +39,7 @@ def materialize(
     `InfluenceDagError` when an asset check fails, or `KeyboardInterrupt` after SIGINT or SIGTERM.
     What was finished before stays.
     """
-    study = load_study(folder)
-    put_on_path(study.root)
+    study = _loaded(folder)
     with _shared(study, shard) as executor:
         return _materialize(study, progress, executor, again=again)
 
@@ -56,9 +56,14 @@ def compute_shard(folder: str | Path, shard: str) -> int:
     mine = Shard.parse(shard)
     if mine.drives:
         raise StudyError(f"shard {mine} is the first, which drives: materialize(…, shard='{mine}')")
+    return compute_share(_loaded(folder), mine)
+
+
+def _loaded(folder: str | Path) -> Study:
     study = load_study(folder)
+    check_alone(study, open_store(study.store_address))
     put_on_path(study.root)
-    return compute_share(study, mine)
+    return study
 
 
 @contextmanager
@@ -145,8 +150,6 @@ def _look(study: Study) -> None:
 
 def _interrupted(study: Study) -> str:
     """What an interrupted run leaves behind."""
-    from influence_dag.store import open_store
-
     left = open_store(study.store_address).unfinished()
     blocks = "".join(f", and {count} finished blocks of {name}" for name, count in left.items())
     return (

@@ -27,6 +27,19 @@ def test_a_checkpoint_may_lie_beside_the_study(project):
     assert load_study(project.folder).settings.model.checkpoint == "assets/tiny/given.safetensors"
 
 
+def test_files_that_the_code_opens_may_lie_beside_the_study(project):
+    """As other inputs of the settings: the file of that name in the project is another one."""
+    for folder in (project.root, project.folder):
+        (folder / "words.json").write_text(str(folder))
+    project.write_settings(model={"depends_on": ["words.json"]})
+    assert load_study(project.folder).settings.model.depends_on == ("assets/tiny/words.json",)
+    project.refresh()
+    (project.root / "words.json").write_text("another")
+    assert status(project.folder)["model"].is_current
+    (project.folder / "words.json").write_text("another")
+    assert not status(project.folder)["model"].is_current
+
+
 def test_the_error_says_the_rule_and_the_root(project):
     project.write_settings(data={"train": "trian.csv"})
     with pytest.raises(DataError) as caught:

@@ -129,11 +129,13 @@ def _status(status: "StudyStatus") -> dict[str, Any]:
 def gc(folder: Path, keep: int | None, as_json: bool) -> None:
     """Remove old and unfinished versions of the study in FOLDER (with a defs.yaml)."""
     from influence_dag.store import open_store
-    from influence_dag.study.loading import load_study
+    from influence_dag.study.loading import check_alone, load_study
 
     study = load_study(folder)
     keep = keep or study.settings.store.keep_versions
     locks = study.settings.store.locks
-    removed = open_store(study.store_address, keep_versions=keep, locks=locks).gc()
+    store = open_store(study.store_address, keep_versions=keep, locks=locks)
+    check_alone(study, store)
+    removed = store.gc()
     said = "\n".join([*removed, f"{len(removed)} removed, {keep} versions kept of each"])
     emit({"removed": removed, "kept_of_each": keep}, said, as_json=as_json)

@@ -34,15 +34,17 @@ def open_study(path: str | Path, project: str | Path | None = None) -> "StudyRes
     What is computed when sliced needs the study's code, which is imported from `project` (a
     folder), by default from the project in which the store lies (the nearest folder above it with
     a `pyproject.toml`), and from nowhere else. Raises `StoreError` when the folder holds no
-    artifacts.
+    artifacts, `StudyError` when they are those of another study of the same name.
     """
-    folder, address = folder_of(path), path
+    folder = folder_of(path)
     if folder and (folder / "defs.yaml").is_file():
-        from influence_dag.study.loading import load_study
+        from influence_dag.study.loading import check_alone, load_study
 
         study = load_study(folder)
-        address, project = study.store_address, project or study.root
-    return StudyResults(address, None if project is None else Path(project))
+        results = StudyResults(study.store_address, Path(project or study.root))
+        check_alone(study, results.store)
+        return results
+    return StudyResults(path, None if project is None else Path(project))
 
 
 class StudyResults(Questions):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from influence_dag.errors import StudyError
 from influence_dag.stages.allocation import keep_freed_memory
+from influence_dag.study.loading import check_alone
 from influence_dag.study.study import Study
 from influence_dag.study.torch_modes import plain_modes
 from influence_dag.study.users_code import ended
@@ -105,6 +106,7 @@ class Artifact:
     def refresh(self, bench: "Workbench") -> "Update":
         """Bring the artifact up to date, with code and files that stay as they are meanwhile."""
         keep_freed_memory()
+        check_alone(bench.study, bench.store)
         stage = _function(self.stage, "stages.{}:refresh")
         changed = ""
         for _ in range(TRIES):

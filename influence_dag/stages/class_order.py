@@ -36,12 +36,20 @@ def check_words(settings: StudySettings, train: SplitRows) -> None:
             f"{train.source}: column {column!r} holds words ({shown}), and mse wants numbers; for "
             "classes write model.loss: cross_entropy"
         )
-    if settings.model.checkpoint and not train.ordered:
+    if of_unknown_order(settings, train.classes) and not train.ordered:
         raise DataError(
             f"{train.source}: column {column!r} holds words ({shown}), and which output of the "
             "given checkpoint each of them is cannot be told; list them in the order of the "
             f"model's outputs, for example data.classes: [{', '.join(train.classes[:8])}]"
         )
+
+
+def of_unknown_order(settings: StudySettings, classes: Iterable[str]) -> bool:
+    """Whether labels are words that the settings do not put in the order of a checkpoint's outputs.
+
+    Some sources have an order of their own.
+    """
+    return bool(settings.model.checkpoint and not settings.data.classes and _outputs(classes))
 
 
 def class_names(bench: "Workbench") -> list[str]:

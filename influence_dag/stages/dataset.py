@@ -24,13 +24,14 @@ from influence_dag.errors import DataError, StoreError
 from influence_dag.fingerprints import fingerprint, grid_keys
 from influence_dag.stages import naming
 from influence_dag.stages.blocks import Tile
-from influence_dag.stages.class_order import check_words
+from influence_dag.stages.class_order import check_words, of_unknown_order
 from influence_dag.stages.dataset_layout import arrays_of, layout_of, stored_dtype
-from influence_dag.stages.driver import Part, refresh_blocks
+from influence_dag.stages.driver import Part, refresh_blocks, says
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.updates import Update, current_update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Draft, Layout, Version
+from influence_dag.study.loading import place_of
 
 FORMULA = FORMULAS["dataset"]
 LOOKED_AT = 32 * 2**20  # bytes of files that are read before anything slow is imported
@@ -61,7 +62,8 @@ def refresh(bench: Workbench) -> Update:
     info = {split: vars(change) for split, (_, _, change) in slotted.items()}
     info["rows"] = {split: axis.count for split, (axis, _, _) in slotted.items()}
     try:
-        return refresh_blocks(bench, naming.DATASET, layout, parts, info=info)
+        notes = place_of(bench.study)
+        return refresh_blocks(bench, naming.DATASET, layout, parts, info=info, notes=notes)
     finally:
         for table in tables.values():
             table.close()
@@ -89,7 +91,7 @@ def look(bench: Workbench) -> None:
         return
     with suppress(StoreError):  # what is damaged is mended by the refresh
         stored = bench.store.current(naming.DATASET)
-        if stored is not None and stored.attrs.get("source_key") == _source_key(bench):
+        if stored is not None and _was_read(bench, stored, _source_key(bench)):
             return
     check_words(bench.settings, load_splits(data, root)[0])
 
@@ -126,13 +128,24 @@ def _source_key(bench: Workbench) -> str:
 def _same_source(bench: Workbench, source: str) -> Update | None:
     """The current version's update if it was made from the same bytes, and is undamaged."""
     stored = bench.undamaged(naming.DATASET)
-    if not source or stored is None or stored.attrs.get("source_key") != source:
+    if stored is None or not _was_read(bench, stored, source):
+        return None
+    if not says(stored, place_of(bench.study)):  # which is to be noted
         return None
     splits: tuple[Split, ...] = ("train", "test")
     info: dict[str, Any] = {split: vars(AxisChange()) for split in splits}
     info["rows"] = {split: bench.axis_of(stored, split).count for split in splits}
     kept = sum(int(np.prod(variable.grid)) for variable in stored.variables.values())
     return current_update(bench, naming.DATASET, kept=kept, info=info)
+
+
+def _was_read(bench: Workbench, stored: Version, source: str) -> bool:
+    """Whether a version is of these bytes, and what was looked at then is what would be now.
+
+    A checkpoint that is given since asks for the order of words, which a fit does not.
+    """
+    is_same = bool(source) and stored.attrs.get("source_key") == source
+    return is_same and not of_unknown_order(bench.settings, stored.attrs["classes"])
 
 
 def _slots_before(bench: Workbench, current: Version | None, split: Split) -> Axis | None:

@@ -1,7 +1,5 @@
 """How the rows of a study are laid out: variables by split, what labels them, what they say."""
 
-import os
-
 import numpy as np
 
 from influence_dag.datasets.slots import Axis, Split
@@ -42,8 +40,6 @@ def layout_of(bench: Workbench, tables: dict, axes: dict[Split, Axis], source: s
         classes=list(tables["train"].classes or ()),
     )
     made = {f"{split}_source": tables[split].source for split in tables}
-    if bench.study.folder is not None:
-        made["study_folder"] = os.path.relpath(bench.study.folder, bench.study.root)
     made = {**provenance(), **made, "source_key": source, "rows_formula": FORMULA}
     return Layout(tuple(variables), tuple(coordinates), attrs, made)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -83,17 +84,19 @@ def refresh_blocks(
     parts: Sequence[Part],
     *,
     info: Mapping[str, Any] | None = None,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> updates.Update:
     """Bring a chunked artifact up to date: recompute the outdated blocks, keep the rest, publish.
 
-    Nothing larger than `compute.block_bytes` is held on the way to the store.
+    Nothing larger than `compute.block_bytes` is held on the way to the store. `notes` are
+    attributes that no reader's numbers depend on; where they differ a version says the new ones.
     """
     started = time.perf_counter()
     asked, layout = layout, dampings.stored(layout)
     parts = [part.stored(asked, layout) for part in parts]
     expected = {name: keys for part in parts for name, keys in part.expected(layout).items()}
     plan = bench.store.plan(artifact, layout, expected)
-    if plan.up_to_date:
+    if plan.up_to_date and (not notes or says(bench.store.version(artifact), notes)):
         return updates.current_update(bench, artifact, kept=plan.reused, info=info)
     reasons = updates.reasons_of(plan)
     if bench.plan_only:
@@ -104,11 +107,16 @@ def refresh_blocks(
         for part in parts:
             _compute_part(bench, draft, layout, part, expected, outdated)
         watch().check()
-        draft.set_attrs(policies=policies(bench))
+        draft.set_attrs(policies=policies(bench), **notes)
     computed = sum(map(len, outdated.values()))
     total = sum(keys[..., 0].size for keys in expected.values())
     counts = computed, total - computed, draft.bytes_written
     return updates.finished_update(bench, artifact, started, counts, reasons, info)
+
+
+def says(version: Version, notes: Mapping[str, str]) -> bool:
+    """Whether a version has these notes already."""
+    return notes.items() <= version.attrs.items()
 
 
 def _compute_part(

@@ -1,6 +1,6 @@
 """The folder by which the processes of an array job know of each other: plans, arrays, signs.
 
-<project>/.influence_dag/shards/<study>/
+<project>/.influence_dag/shards/<study>-<hash of its `store`>/
     shard-2.alive           touched while shard 2 runs
     ended                   shard 1 has ended: well, or with an error
     <artifact>/plan         the tasks that are to be computed now
@@ -23,6 +23,7 @@ from typing import Any
 from influence_dag.addresses import scheme_of
 from influence_dag.errors import StudyError
 from influence_dag.files import explained, write_atomically
+from influence_dag.fingerprints import fingerprint
 from influence_dag.stages.tasks import BlockTask
 from influence_dag.study.study import Study
 
@@ -75,7 +76,8 @@ class Exchange:
                 f"{study.name}: {study.store_address} is in the memory of one process, which other "
                 "shards do not see; keep the study in a folder or a bucket (`store.path`)"
             )
-        self.folder = study.root / ".influence_dag" / "shards" / study.name
+        name = f"{study.name}-{fingerprint(study.settings.store.path):.8}"
+        self.folder = study.root / ".influence_dag" / "shards" / name
 
     def _of(self, artifact: str) -> Path:
         return self.folder / artifact.replace("/", "~")

@@ -12,7 +12,7 @@ from influence_dag.stages.costs import Cost, Rates, cost_of
 from influence_dag.stages.graph import artifacts
 from influence_dag.store import open_store
 from influence_dag.study.code import put_on_path
-from influence_dag.study.loading import load_study
+from influence_dag.study.loading import check_alone, load_study
 from influence_dag.study.named_code import look_for_callables
 from influence_dag.study.study import Study
 from influence_dag.texts import readable_bytes
@@ -84,6 +84,7 @@ def foresee(folder: str | Path) -> Foreseen:
     the loss.
     """
     study = load_study(folder)
+    check_alone(study, open_store(study.store_address))
     put_on_path(study.root)
     look_for_callables(study)
     from influence_dag.datasets.splits import check_precisions, load_splits

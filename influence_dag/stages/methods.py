@@ -71,7 +71,9 @@ def _factorised_for(bench: Workbench, method: str) -> float | None:
 def factorization_settings(bench: Workbench, method: str) -> dict:
     settings, known = bench.settings.methods[method].factorization, bench.settings.dampings
     if bench.settings.is_auto_damped:
-        settings["damping"] = "auto"
+        matrix = bench.settings.matrix_of_damping(method)
+        is_own = matrix is None or bench.settings.methods[method].uses_matrix
+        settings["damping"] = "auto" if is_own else f"auto, of the stored {matrix}"
     elif method == "direct":
         settings["damping"] = "any" if _factorised_for(bench, method) is None else list(known)
     field = f"methods.{method}.distribution"

@@ -55,14 +55,42 @@ def load_rows(
             values = version.read(name, slice(first, last + 1))
         else:
             values = np.asarray(version.array(name).oindex[slots])
+        wanted = dtype or bench.dtype
+        if values.dtype.kind == "f" and values.dtype.itemsize > wanted.itemsize:
+            _check_held(version, axis, slots, name, values, wanted)
         tensor = torch.from_numpy(np.ascontiguousarray(values)).to(bench.device)
-        return tensor.to(dtype or bench.dtype) if tensor.is_floating_point() else tensor
+        return tensor.to(wanted) if tensor.is_floating_point() else tensor
 
     names = list(version.attrs["inputs"])
     several = {name: f"{split}_x_{name}" for name in names} if len(names) > 1 else {}
     x = {name: read(each) for name, each in several.items()} or read(f"{split}_x")
     weights = read(f"{split}_weight") if f"{split}_weight" in version.variables else None
     return Rows(x, read(f"{split}_y"), weights)
+
+
+def _check_held(
+    version: Version,
+    axis: Axis,
+    slots: np.ndarray,
+    name: str,
+    values: np.ndarray,
+    dtype: "torch.dtype",
+) -> None:
+    """Raise `DataError` for a number of some rows that is infinite in a smaller precision.
+
+    Files are looked at when they are read, in the precision that the study has then.
+    """
+    import torch
+
+    if max(values.max(initial=0), -values.min(initial=0)) <= torch.finfo(dtype).max:
+        return  # a hole is NaN, and looked at below
+    from influence_dag.datasets.sources.numbers import check_precision
+
+    def row_name(row: int) -> str:
+        return f"{version.attrs[f'{axis.name}_source']}: id {str(axis.ids[slots[row]])!r}"
+
+    named = "target" if name.endswith("_y") else name.partition("_")[2]
+    check_precision(values, str(dtype).removeprefix("torch."), name=named, row_name=row_name)
 
 
 def rows_in_blocks(

@@ -1,22 +1,26 @@
-"""A study from its folder, or from the folder of its results."""
+"""A study from its folder, or from the folder of its results, which are those of no other."""
 
 import os
 import reprlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
 
 from influence_dag.addresses import folder_of, scheme_of
-from influence_dag.errors import StudyError
+from influence_dag.errors import StoreError, StudyError
 from influence_dag.study.files import read_yaml
 from influence_dag.study.places import project_around, project_root
 from influence_dag.study.study import Study, StudySettings, study_name
 from influence_dag.texts import did_you_mean
 
+if TYPE_CHECKING:
+    from influence_dag.store import Store
+
 COMPONENT = "influence_dag.components.InfluenceStudy"
 TOP = ("type", "attributes", "requirements", "post_processing")  # of any component of Dagster's
+PLACE = "study_folder"  # under which a dataset notes where its study is, from the project's folder
 
 
 def load_study(folder: str | Path) -> Study:
@@ -60,31 +64,74 @@ def _studies_in(folder: Path) -> list[str]:
     return [path.parent.name for path in folder.glob("*/defs.yaml")]
 
 
-def _keeps(folder: Path, store: Path) -> bool:
-    """Whether there is a study in a folder that keeps its results in `store`."""
+# Where results are, and whose ---------------------------------------------------------------------
+
+
+def place_of(study: Study) -> dict[str, str]:
+    """What a dataset notes of its study: its folder, from the project's, which it moves with."""
+    if study.folder is None:
+        return {}
+    return {PLACE: os.path.relpath(study.folder, study.root)}
+
+
+def check_alone(study: Study, store: "Store") -> None:
+    """Raise `StudyError` where the stored results are those of another study of the project.
+
+    Two folders of one name have one place in a store, and what is there has noted whose it is. A
+    study that was moved since has left no file behind; another one is there still.
+    """
+    if study.folder is None:
+        return
+    try:
+        other = _noted(store, study.root)
+        is_there = other is not None and other != study.folder and _keeps(other, store.address)
+    except (StoreError, StudyError):  # damaged, and made anew; a file that nobody can run
+        return
+    if is_there:
+        raise StudyError(
+            f"{study.folder}/defs.yaml and {other}/defs.yaml are two studies of one name that keep "
+            f"their results in one place, {store.address}, where those of the latter are: rename "
+            "one of the folders, give one study a `store` of its own, or remove one"
+        )
+
+
+def _noted(store: "Store", project: Path) -> Path | None:
+    """The folder that a store says its study is in, believed only where it is in the project."""
+    dataset = store.current("dataset")
+    place = dataset.attrs.get(PLACE) if dataset else None
+    folder = (project / place).resolve() if place else None
+    return folder if folder and folder.is_relative_to(project) else None
+
+
+def _keeps(folder: Path, address: str) -> bool:
+    """Whether there is a study in a folder that keeps its results at this address."""
     if not (folder / "defs.yaml").is_file():
         return False
-    kept = folder_of(load_study(folder).store_address)
-    return kept is not None and kept.resolve() == store
+    return _settled(load_study(folder).store_address) == _settled(address)
 
 
-def _study_of_store(store: Path) -> Path | None:
-    """The folder of the study whose results are in `store`; None if `store` has no results.
+def _settled(address: str) -> str | Path:
+    folder = folder_of(address)
+    return folder.resolve() if folder else address
+
+
+def _study_of_store(path: Path) -> Path | None:
+    """The folder of the study whose results are in `path`; None if there are no results.
 
     A store says where its study was, which is believed only if that is in the project around the
     store and the study there keeps its results here.
     """
     from influence_dag.store import open_store
 
-    dataset = open_store(store).current("dataset") if store.is_dir() else None
-    if dataset is None:
+    store = open_store(path)
+    if not path.is_dir() or store.current("dataset") is None:
         return None
-    project, said = project_around(store), dataset.attrs.get("study_folder")
-    folder = (project / said).resolve() if project and said else None
-    if folder and folder.is_relative_to(project or folder) and _keeps(folder, store):
+    project = project_around(path)
+    folder = project and _noted(store, project)
+    if folder and _keeps(folder, store.address):
         return folder
     raise StudyError(
-        f"{store} holds a study's results, and its study is not found "
+        f"{path} holds a study's results, and its study is not found "
         f"({'no pyproject.toml in a folder above' if not project else f'looked in {project}'}); "
         "give the study's folder, with a defs.yaml in it"
     )

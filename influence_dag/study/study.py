@@ -189,10 +189,11 @@ def placed(settings: StudySettings, folder: Path, root: Path) -> StudySettings:
     if data.images is not None:
         pictures = {"root": from_root(data.images.root)}
         files["images"] = data.images.model_copy(update=pictures)
+    of_model = {name: from_root(getattr(model, name)) for name in ("checkpoint", "depends_on")}
     return settings.model_copy(
         update={
             "data": data.model_copy(update=files),
-            "model": model.model_copy(update={"checkpoint": from_root(model.checkpoint)}),
+            "model": model.model_copy(update=of_model),
         }
     )
 

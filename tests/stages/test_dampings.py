@@ -114,6 +114,23 @@ def test_without_a_stored_matrix_an_automatic_damping_is_estimated_and_says_so(t
     assert_close(stored(project, "cg"), expected, 1e-4)
 
 
+def test_a_matrix_that_is_stored_since_settles_an_automatic_damping(tmp_path):
+    """The mean of its eigenvalues is known then, and methods solve one system."""
+    project = project_of(tmp_path, damping="auto", methods={"direct": None, "cg": {}})
+    project.refresh()
+
+    def taken(method):
+        return project.results.store.version(f"{method}/curvature").attrs["automatic_damping"]
+
+    estimated = taken("cg")
+    project.write_settings(methods={"direct": {"on_indefinite": "lu"}})
+    project.refresh()
+    assert taken("cg") == taken("direct") != estimated
+    project.write_settings(methods={"direct": None})
+    project.refresh()
+    assert taken("cg") == estimated
+
+
 def test_an_automatic_damping_follows_the_data_and_nothing_else_is_computed_again(tmp_path):
     project = project_of(tmp_path, damping="auto")
     project.refresh()

@@ -133,3 +133,16 @@ def test_a_decimal_label_of_a_classification_is_told_with_its_row(project):
     project.edit("test", 3, label=0.5)
     with pytest.raises(DataError, match=r"test\.csv: row 'test-03', column 'label'"):
         project.refresh()
+
+
+@pytest.mark.parametrize(("split", "column"), [("train", "height"), ("test", "height")])
+def test_a_stored_number_is_looked_at_again_in_a_smaller_precision(project, split, column):
+    project.edit(split, 3, **{column: 1e39})
+    project.write_settings(methods={"cg": None}, perturbation=None)
+    project.refresh()
+    project.write_settings(compute={"dtype": "float32"})
+    told = (
+        rf"{split}\.csv: id '{split}-03', x: seen 1e\+39, which is infinite in float32 \(1 such\)"
+    )
+    with pytest.raises(DataError, match=told):
+        project.refresh()

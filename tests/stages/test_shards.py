@@ -97,7 +97,7 @@ def test_shards_at_the_same_time_store_what_one_process_stores(alone, begun, of)
         thread.join(timeout=30)
     assert sorted(told) == list(range(2, of + 1))
     assert_same_bits(alone, begun)
-    left = [path for path in begun.root.rglob(".influence_dag/shards/tiny/*") if path.is_dir()]
+    left = [path for path in begun.root.rglob(".influence_dag/shards/tiny-*/*") if path.is_dir()]
     assert left == [], "nothing is left of what was handed over"
     blocks = blocks_shared(begun, of)
     assert told == {number: blocks[number - 1] for number in told}, "each its own, and once"
@@ -216,6 +216,12 @@ def test_commands_of_an_array_job_store_what_one_stores_though_one_is_killed(alo
     again = started("2/2")
     assert [each.wait(timeout=240) for each in (first, again, second)] == [0, 0, -9]
     assert_same_bits(alone, begun)
+
+
+def test_studies_of_one_name_that_are_stored_apart_share_no_blocks(begun):
+    here = Exchange(load_study(begun.folder)).folder
+    begun.write_settings(store={"path": "another"})
+    assert Exchange(load_study(begun.folder)).folder != here
 
 
 def test_a_folder_of_another_user_is_refused(begun, monkeypatch):

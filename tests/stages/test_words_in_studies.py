@@ -161,6 +161,22 @@ def test_a_given_model_needs_the_order_of_its_outputs(tmp_path):
         project.refresh()
 
 
+def test_words_of_a_fitted_model_are_asked_for_their_order_when_a_model_is_given(
+    finished, tmp_path
+):
+    """The rows are stored, and served a model that was fitted to them in the alphabet's order."""
+    project = finished.copy(tmp_path / "given")
+    content = project.bench().require("model").file("model.safetensors")
+    (project.root / "given.safetensors").write_bytes(content)
+    project.write_settings(model={"fit": None, "checkpoint": "given.safetensors"}, damping=0.1)
+    told = r"order of the model's outputs, for example data\.classes"
+    for ask in (project.refresh, project.materialize, lambda: status(project.folder)):
+        with pytest.raises(DataError, match=told):
+            ask()
+    project.write_settings(data={"classes": SORTED})
+    assert not project.refresh()["dataset"].blocks_computed
+
+
 def test_a_given_model_has_its_outputs_in_the_stated_order(tmp_path):
     project = given_model(tmp_path, ORDER, classes=ORDER)
     project.refresh()
