@@ -291,15 +291,20 @@ def test_an_empty_split_is_refused(tmp_path, text):
     ("text", "word"),
     [
         ("", "the file is empty"),
-        (CSV + "r3,1,2,3,4\n", "not a well-formed .csv"),
-        (CSV.replace("r0,1.5,2,0", "r0,1.5,2,0,9"), "not a well-formed .csv"),
+        (CSV + "r3,1,2,3,4\n", "line 5 has 5 cells, and the header names 4 columns"),
+        (CSV.replace("r0,1.5,2,0", "r0,1.5,2,0,9"), "line 2 has 5 cells"),
+        (CSV + '"r\n3",1,2,3\nr4,1,2,3,4\n', "line 7 has 5 cells"),
         (CSV.replace(",b,", ",a,"), "names the column 'a' more than once"),
         ("id,label\nr0,1\n", "no feature columns"),
     ],
-    ids=["empty", "long row", "long first row", "repeated column", "no features"],
+    ids=["empty", "long", "long first", "long behind a newline", "repeated column", "no features"],
 )
 def test_a_malformed_table_is_refused(tmp_path, text, word):
     refused(tmp_path, text, word)
+
+
+def test_the_line_of_a_fault_is_told_behind_a_long_text(tmp_path):
+    refused(tmp_path, CSV.replace("r0", "r" * 200_000).replace("7,2", "7,cat"), "line 4 (id 'r2')")
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
