@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.datasets.sources.base import Source
-from influence_dag.datasets.sources.numbers import decimal, whole
+from influence_dag.datasets.sources.numbers import beyond, decimal, whole
 from influence_dag.datasets.sources.texts import texts
 from influence_dag.errors import DataError
 from influence_dag.texts import listed
@@ -54,10 +54,14 @@ def _target(sources: Sequence[Source]) -> np.ndarray:
 
 
 def _column(sources: Sequence[Source], name: str) -> np.ndarray:
-    """A column that travels along: as text where the files disagree on what it is."""
+    """A column that travels along: as text where the files disagree on what it is.
+
+    Whole numbers in some and decimals in others are numbers, unless that would round any.
+    """
     parts = [source.kept[name] for source in sources]
     kinds = {part.dtype.kind for part in parts}
-    return np.concatenate(parts if len(kinds) == 1 else [texts(part) for part in parts])
+    exact = kinds <= set("iuf") and not any(beyond(part).any() for part in parts)
+    return np.concatenate(parts if len(kinds) == 1 or exact else [texts(part) for part in parts])
 
 
 def _together(sources: Sequence[Source], name: str, of: Callable[[Source], Any]) -> np.ndarray:
