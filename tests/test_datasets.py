@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -291,15 +292,20 @@ def test_an_empty_split_is_refused(tmp_path, text):
     ("text", "word"),
     [
         ("", "the file is empty"),
-        (CSV + "r3,1,2,3,4\n", "not a well-formed .csv"),
-        (CSV.replace("r0,1.5,2,0", "r0,1.5,2,0,9"), "not a well-formed .csv"),
+        (CSV + "r3,1,2,3,4\n", "line 5 has 5 cells, and the header names 4 columns"),
+        (CSV.replace("r0,1.5,2,0", "r0,1.5,2,0,9"), "line 2 has 5 cells"),
+        (CSV + '"r\n3",1,2,3\nr4,1,2,3,4\n', "line 7 has 5 cells"),
         (CSV.replace(",b,", ",a,"), "names the column 'a' more than once"),
         ("id,label\nr0,1\n", "no feature columns"),
     ],
-    ids=["empty", "long row", "long first row", "repeated column", "no features"],
+    ids=["empty", "long", "long first", "long behind a newline", "repeated column", "no features"],
 )
 def test_a_malformed_table_is_refused(tmp_path, text, word):
     refused(tmp_path, text, word)
+
+
+def test_the_line_of_a_fault_is_told_behind_a_long_text(tmp_path):
+    refused(tmp_path, CSV.replace("r0", "r" * 200_000).replace("7,2", "7,cat"), "line 4 (id 'r2')")
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
@@ -515,6 +521,30 @@ def test_several_array_files(tmp_path, file, save):
     split = load_split(DataSettings(train=f"*-{file}", test="-"), "train", tmp_path)
     assert split.ids.tolist() == list("01234567")
     assert split.x["x"].shape == (8, 2, 3)
+
+
+def test_numbers_that_travel_along_are_numbers_whatever_stands_in_which_file(parts):
+    """A gap makes decimals of a file's whole numbers."""
+    (parts / "part-1.csv").write_text("id,a,b,n,label\nr0,1,2,7,0\nr1,1,2,8,1\n")
+    (parts / "part-2.csv").write_text("id,a,b,n,label\nr2,1,2,,2\nr3,1,2,9,2\n")
+    split = load_split(several(keep=["n"]), "train", parts)
+    np.testing.assert_array_equal(split.kept["n"], [7, 8, np.nan, 9])
+    exact = f"id,a,b,n,label\nr0,1,2,{2**53 + 1},0\n"
+    (parts / "part-1.csv").write_text(exact)
+    split = load_split(several(keep=["n"]), "train", parts)
+    assert split.kept["n"].tolist() == [str(2**53 + 1), "", "9.0"]
+
+
+@pytest.mark.parametrize("role", ["label", "id", "note"])
+def test_a_text_file_within_an_archive_is_no_array_in_any_role(tmp_path, role):
+    there = arrays(id=np.arange(4), note=np.arange(4), label=np.arange(4))
+    del there[role]
+    np.savez(tmp_path / "t.npz", **there)
+    with zipfile.ZipFile(tmp_path / "t.npz", "a") as archive:
+        archive.writestr(role, "text")
+    data = settings("t.npz", target="label", id="id", keep=["note"])
+    with pytest.raises(DataError, match=f"{role} is a file, not an array; take it out"):
+        load_split(data, "train", tmp_path)
 
 
 def refused_parts(folder: Path, second: str, *words: str, **options) -> None:

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_dag.datasets.slots import Axis, AxisChange, assign_slots, fresh_axis
+from influence_dag.datasets.slots import (
+    SPLITS,
+    Axis,
+    AxisChange,
+    assign_slots,
+    fresh_axis,
+    kept_name,
+)
+from influence_dag.errors import DataError
 from influence_dag.store import ArtifactStore, Layout, Variable
 
 Table = dict[str, int]  # id → content
@@ -175,3 +183,28 @@ def test_whatever_is_edited(history):
             assert {name: was[name] for name in stayed} == {
                 name: slot for slot, (name, _) in rows(axis).items() if name in stayed
             }
+
+
+def test_no_column_that_travels_along_is_called_as_an_array_of_ours_is(finished_project):
+    """A column of texts called `loss` ended the run at the summary, which names an array so."""
+    store = ArtifactStore(finished_project.store)
+    versions = map(store.version, store.names())
+    ours = {name for version in versions for name in (*version.variables, *version.coordinates)}
+    suffixes = {
+        name.removeprefix(f"{split}_")
+        for name in ours
+        for split in SPLITS
+        if name.startswith(f"{split}_")
+    }
+    assert {"label", "loss", "predicted", "sum", "y"} <= suffixes
+    assert [each for each in suffixes if kept_name(each) == each] == []
+
+
+def test_columns_whose_coordinates_would_be_called_the_same_are_refused():
+    """One of them was lost."""
+    kept = {name: np.array(["b"] * 10) for name in ("free text", "free_text")}
+    told = "'free text' and 'free_text' would travel along under one name, free_text; rename one"
+    with pytest.raises(DataError, match=told):
+        fresh_axis("train", *columns(TEN), kept)
+    with pytest.raises(DataError, match=told):
+        assign_slots(fresh(TEN), *columns(TEN), kept)

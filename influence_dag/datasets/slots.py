@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from influence_dag.errors import DataError
 from influence_dag.fingerprints import KEY_BYTES, Keys
 from influence_dag.store import Coordinate, Version
 from influence_dag.study.base import Split
@@ -23,7 +24,9 @@ SPLITS: tuple[Split, ...] = ("test", "train")
 STRING = np.dtypes.StringDType()
 HOLE = np.uint64(0)
 # What follows `train_` or `test_` in the names of arrays of our own.
-TAKEN = frozenset({"label", "valid", "key", "x", "y", "weight", "sum", "abs_mean", "block"})
+TAKEN = frozenset(
+    ("label", "valid", "key", "x", "y", "weight", "loss", "predicted", "sum", "abs_mean", "block")
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,7 +266,17 @@ def _by_slot(values: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 
 def _plain(kept: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns under the names that their coordinates have, text of variable width."""
+    """Columns under the names that their coordinates have, text of variable width.
+
+    Raises `DataError` for two that would have one name.
+    """
+    columns: dict[str, str] = {}
+    for column in kept:
+        if (other := columns.setdefault(kept_name(column), column)) != column:
+            raise DataError(
+                f"the columns {other!r} and {column!r} would travel along under one name, "
+                f"{kept_name(column)}; rename one, or name those to keep in data.keep"
+            )
     return {
         kept_name(name): values.astype(STRING) if values.dtype.kind in "OU" else values
         for name, values in kept.items()

@@ -51,5 +51,8 @@ def finished_chunks(entries: Iterable[Mapping[str, Any]]) -> int:
     for entry in entries:
         name = str(entry.get("done") or entry.get("dirty"))
         chunks = {(name, tuple(index)) for index in entry.get("chunks", [])}
-        done = done | chunks if "done" in entry else done - chunks
+        if "done" in entry:
+            done |= chunks
+        else:
+            done -= chunks
     return len(done)

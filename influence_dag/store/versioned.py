@@ -151,7 +151,7 @@ class VersionedStore(ABC, Generic[Kept]):
             known = self.names()
             raise StoreError(
                 f"{self.address} has no {name!r} yet{did_you_mean(name, known)}; it has "
-                f"{', '.join(known)}"
+                f"{', '.join(known) or 'none'}"
             )
         versions = {version.number: version for version in self.versions(name)}
         if number not in versions:

@@ -12,6 +12,7 @@ SLOW = ("TestIcechunk", "TestBuckets")
 ALWAYS = (
     "test_a_second_writer_is_refused_with_the_name_of_the_first",
     "test_what_an_interrupted_run_left_never_reaches_a_run_for_other_data[another row]",
+    "test_what_was_finished_is_found_again_whatever_it_is_called",
     "test_rot_that_no_stamp_tells_is_found_by_checksums",
     "test_a_damaged_chunk_is_found_and_computed_again[removed]",
     "test_a_changed_shape_computes_only_what_it_touches[fewer columns in a chunk]",

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -189,6 +190,25 @@ def test_a_link_that_a_server_made_twice_is_not_written_through(store, monkeypat
         assert store.version(NAME, number).verify(checksums=True) == ()
         values = store.version(NAME, number).open().influences.values
         np.testing.assert_array_equal(values, sample.values)
+
+
+@pytest.mark.parametrize(
+    ("place", "is_folder", "seen", "wanted"),
+    [
+        (f"{NAME}/versions", False, "file", "folder"),
+        (NAME, False, "file", "folder"),
+        (f"{NAME}/.lock", True, "folder", "file"),
+    ],
+)
+def test_what_stands_in_the_place_of_a_file_or_folder_is_named(
+    tmp_path, place, is_folder, seen, wanted
+):
+    there = tmp_path / "study" / place
+    there.parent.mkdir(parents=True)
+    there.mkdir() if is_folder else there.touch()
+    told = f"{re.escape(str(there))} is a {seen}, where a {wanted} is to be; move it away"
+    with pytest.raises(StoreError, match=told):
+        refresh(ArtifactStore(tmp_path / "study"), Sample())
 
 
 def test_no_inodes_left_is_not_called_a_full_disk(store, monkeypatch):

@@ -53,12 +53,16 @@ def labelled(source: Source, labels: Mapping[str, Mapping[str, tuple[str, ...]]]
     only, *others = of_inputs.values()
     if not others and len(only) == 1 and source.inputs[INPUT].ndim == 2:
         columns = next(iter(only.values()))
-        if len({*columns}) == len(columns):
+        if columns and len({*columns}) == len(columns):
             return replace(source, columns=columns)
-    axes = {
-        f"{key} along {dim}": names for key, of in of_inputs.items() for dim, names in of.items()
+    labelled = {
+        f"{key} along {dim}": names
+        for key, of in of_inputs.items()
+        for dim, names in of.items()
+        if names
     }
-    return replace(source, axis_labels=axes)
+    axes = dict(zip(source.inputs, map(tuple, of_inputs.values()), strict=True))
+    return replace(source, axis_labels=labelled, axes=axes)
 
 
 def columns_of_lists(frame: pd.DataFrame) -> list[str]:
@@ -83,12 +87,18 @@ def source_of_lists(frame: pd.DataFrame, wide: list[str], name: str, data: DataS
 
 def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -> Source:
     """The target, ids and weights where there are some, and every other array as an input."""
+    named = data.features.columns or ()
+    for key, values in arrays.items():
+        if not isinstance(values, np.ndarray) and (not named or key in ("id", *data.roles, *named)):
+            raise DataError(
+                f"{name}: {key} is a file, not an array; take it out, or name the arrays to use in "
+                "data.features.columns"
+            )
     ids = arrays.pop("id", None) if data.id is None else None
     if data.id is not None:
         demand(name, arrays, data.id, "id", "data.id")
         ids = arrays.pop(data.id)
     demand(name, arrays, data.target, "target", "data.target")
-    named = data.features.columns or ()
     target = numbers_or_words(arrays.pop(data.target))
     for column in data.keep:
         demand(name, arrays, column, "kept", "data.keep")
@@ -96,12 +106,6 @@ def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -
     arrays = {key: values for key, values in arrays.items() if key not in kept or key in named}
     weights = arrays.pop(data.weight, None) if data.weight is not None else None
     inputs = chosen(name, arrays, data.features.columns)
-    for key, values in inputs.items():
-        if not isinstance(values, np.ndarray):
-            raise DataError(
-                f"{name}: {key} is a file, not an array; name the arrays to use in "
-                "data.features.columns"
-            )
     read_from = tuple(inputs)
     if len(inputs) == 1:
         inputs = {INPUT: next(iter(inputs.values()))}

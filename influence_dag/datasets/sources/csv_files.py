@@ -3,7 +3,9 @@
 import csv
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -92,20 +94,31 @@ def _frame(
                 na_values={column: list(EMPTY_CELLS) for column in header if column != text},
             )
         except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
-            raise DataError(f"{name}: not a well-formed .csv: {str(error).strip()}") from error
+            seen = _too_long(content, len(header), form) or str(error).strip()
+            raise DataError(f"{name}: not a well-formed .csv: {seen}") from error
+
+
+def _too_long(content: bytes, columns: int, form: CsvSettings) -> str | None:
+    """The first line that has more cells than the header; the parser counts no quoted newlines."""
+    with suppress(UnicodeError):
+        for line, record in _rows(content, form):
+            if len(record) > columns:
+                return (
+                    f"line {line} has {len(record)} cells, and the header names {columns} columns; "
+                    f"take off what is too much, or quote cells that hold a {form.separator!r}"
+                )
+    return None
 
 
 def _header(content: bytes, path: Path, form: CsvSettings) -> list[str]:
     try:
-        header = next(_records(content, form), [])
+        _, header = next(_rows(content, form), (1, []))
     except UnicodeError as error:
         named = "UTF-8" if form.encoding == "utf-8-sig" else form.encoding
         raise DataError(
             f"{path}: not a text file in {named}: {error}; data.csv: {{encoding: …}} names another "
             "(latin-1, cp1252, utf-16)"
         ) from error
-    except csv.Error as error:
-        raise DataError(f"{path}: line 1 is no header of a .csv: {error}") from error
     if not header:
         raise DataError(f"{path}: the file is empty; a header line and rows are needed")
     repeated = sorted({column for column in header if column and header.count(column) > 1})
@@ -116,17 +129,20 @@ def _header(content: bytes, path: Path, form: CsvSettings) -> list[str]:
     return header
 
 
-def _records(content: bytes, form: CsvSettings):
+def _rows(content: bytes, form: CsvSettings) -> Iterator[tuple[int, list[str]]]:
+    """Cells with the line on which they start: blank lines and quoted newlines count."""
     text = io.TextIOWrapper(io.BytesIO(content), form.encoding, newline="")
-    return csv.reader(text, delimiter=form.separator)
+    reader, start = csv.reader(text, delimiter=form.separator), 1
+    limit = csv.field_size_limit(len(content))  # else texts of 128 kB are an error
+    try:
+        for record in reader:
+            if record:
+                yield start, record
+            start = reader.line_num + 1
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _line(content: bytes, position: int, form: CsvSettings) -> int:
-    """The line on which a row of the table starts: blank lines and quoted newlines count."""
-    reader, seen, start = _records(content, form), -2, 1
-    for record in reader:
-        seen += bool(record)
-        if seen == position:
-            return start
-        start = reader.line_num + 1
-    raise IndexError(position)
+    """The line on which a row of the table starts, behind the header."""
+    return next(islice(_rows(content, form), position + 1, None))[0]

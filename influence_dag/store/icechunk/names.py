@@ -31,8 +31,8 @@ def name_of(key: str) -> str | None:
     """The file that Icechunk has there; None for what is there for other readers."""
     if key.endswith(METADATA):
         return None
-    array, _, chunk = key.partition("/c")
-    if not array.startswith(f"{BESIDE}/"):
-        return f"{array}/c{chunk.replace('/', '.')}"
-    kind, _, name = array.removeprefix(f"{BESIDE}/").partition("/")
+    node, _, inside = key.partition("/")
+    if node != BESIDE:
+        return f"{node}/{inside.replace('/', '.')}"
+    kind, _, name = inside.removesuffix("/c/0").partition("/")
     return {"group": METADATA, "arrays": f"{name}/{METADATA}"}.get(kind, name)

@@ -153,6 +153,23 @@ class InterruptionContract:
         assert version.attrs["iterations"] == 7
         assert version.open().niter.values.tolist() == list(range(10))
 
+    def test_what_was_finished_is_found_again_whatever_it_is_called(self, store: Store):
+        """Names that begin as a chunk's do, at which backends take keys apart."""
+
+        def named_like_chunks(draft: Draft) -> None:
+            draft.set_result("converged", ("test",), np.ones(10, bool))
+            draft.set_result("c", (), np.array(3))
+            draft.add_file("checkpoint.c", b"weights")
+
+        interrupted_run(store, NEW, 12, then=named_like_chunks)
+        draft = refresh(store, NEW)
+        assert (draft.resumed, draft.chunks_written) == (True, 0)
+        version = current(store)
+        assert version.coordinate("converged").all()
+        assert version.coordinate("c") == 3
+        assert version.file("checkpoint.c") == b"weights"
+        assert version.verify(checksums=True) == ()
+
     def test_results_of_an_interrupted_run_go_if_more_is_computed(self, store: Store):
         refresh(store, OLD)
         interrupted_run(store, NEW, 1, then=set_results)
