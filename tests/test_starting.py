@@ -48,6 +48,25 @@ def start(name="iris", **options):
     )
 
 
+def test_patterns_are_those_of_the_folder_in_which_init_is_called(folder):
+    write_tables(folder, WORDS, note=["some text"] * 24)
+    whole = pd.read_csv("train.csv")
+    whole[:9].to_csv("part-1.csv", index=False)
+    whole[9:].to_csv("part-2.csv", index=False)
+    assert "20 training rows" in start("studies/iris", train="part-*.csv")
+    settings = yaml.safe_load((folder / "studies/iris/defs.yaml").read_text())["attributes"]
+    assert settings["data"]["train"] == "../../part-*.csv"
+    assert settings["data"]["keep"] == ["note"]
+    assert foresee(folder / "studies/iris").rows == {"train": 20, "test": 4}
+    with pytest.raises(DataError, match=r"--train: no file matches .*/parts-\*\.csv"):
+        start("other", train="parts-*.csv")
+    for name in ("part-1.csv", "part-2.csv"):
+        pd.read_csv(name).drop(columns="id").to_csv(name, index=False)
+    with pytest.raises(DataError, match=r"part-\*.csv: no column of these files is called like"):
+        start("other", train="part-*.csv")
+    assert not (folder / "other").exists()
+
+
 def test_what_init_writes_runs(folder):
     write_tables(folder, WORDS, note=["some text"] * 24)
     given = "--train train.csv --test test.csv --target label --id id"

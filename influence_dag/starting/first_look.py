@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from dataclasses import dataclass, field
-from glob import has_magic
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def look_at_files(start: Start, folder: Path, plan: Plan) -> None:
     """
     paths = {which: _path(start, which) for which in ("train", "test")}
     for which, path in paths.items():
-        plan.data[which] = getattr(start, which) if path is None else located(folder, path)
+        name = getattr(start, which)
+        plan.data[which] = name if path is None else located(folder, _absolute(name))
     if start.target is not None:
         plan.data["target"] = start.target
     if start.classes is not None:
@@ -81,15 +82,27 @@ def look_at_files(start: Start, folder: Path, plan: Plan) -> None:
 
 
 def _path(start: Start, which: str) -> Path | None:
-    """The file or folder of a split; None for a callable and for a pattern."""
+    """The file or folder of a split, the first of a pattern's; None for a callable."""
     name = getattr(start, which)
-    path = Path(name).expanduser().resolve()
-    if is_callable_name(name) or (has_magic(name) and not path.exists()):
+    if is_callable_name(name):
         return None
+    path = _absolute(name)
+    if _is_pattern(name):
+        if not (found := sorted(glob(str(path), recursive=True))):
+            raise DataError(f"--{which}: no file matches {path}")
+        return Path(found[0])
     if not path.exists():
         near = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"--{which}: no file {path}{did_you_mean(path.name, near)}")
     return path
+
+
+def _absolute(name: str) -> Path:
+    return Path(name).expanduser().resolve()
+
+
+def _is_pattern(name: str) -> bool:
+    return has_magic(name) and not _absolute(name).exists()
 
 
 def located(folder: Path, path: Path) -> str:
@@ -156,7 +169,7 @@ def _identify(
     """Take a column that is called like an id, or add one to copies of the tables.
 
     Rows of a table that is no .csv may be known by their position, and paths in a copy would lead
-    nowhere.
+    nowhere. Raises `DataError` where several files would have to be copied.
     """
     for column in map(str, tables["train"].columns):
         if column.casefold() in IDS:
@@ -166,6 +179,11 @@ def _identify(
     if any(not plan.data[which].endswith(TEXTS) for which in tables):
         plan.told.append("  ids: no column is called like one, so positions are; --id names one")
         return
+    if copies and any(_is_pattern(getattr(start, which)) for which in paths):
+        raise DataError(
+            f"{start.train}: no column of these files is called like an id; add one, and name it: "
+            "--id"
+        )
     if not copies:
         plan.data["id"] = plan.data["images"]["path"]
         plan.told.append(f"  ids: the paths of the pictures, column {plan.data['id']!r}")
