@@ -10,20 +10,6 @@ from torch import Tensor, nn
 
 from influence_dag.gradients.layers import is_capturable, layer_of
 from influence_dag.gradients.recording import recorded_layers
-from influence_dag.gradients.uncaptured import NotCaptured, without_uncaptured
-
-__all__ = [
-    "Captured",
-    "NotCaptured",
-    "Pair",
-    "capture",
-    "layer_pair",
-    "pair_norms",
-    "pair_sums",
-    "recorded_layers",
-    "squared_norms",
-    "without_uncaptured",
-]
 
 _NORMS = 1e-12, 1e18  # between which float32 has the squares that count
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from influence_dag.gradients import layers
 from influence_dag.gradients.blocks import LinearGradients
-from influence_dag.gradients.capture import NotCaptured, Pair, capture, recorded_layers
+from influence_dag.gradients.capture import Pair, capture
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.local import is_local, local_gradients
+from influence_dag.gradients.recording import recorded_layers
 from influence_dag.gradients.row_by_row import plain_gradient
+from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.structures import tensors_of
 
