@@ -183,13 +183,10 @@ def _local_blocks(
         found = of_layer(objective, name, *pairs[0])
     except NotCaptured:
         return []
-    tolerance = 1e-4 * float(truth.abs().max())
-    same = all(
-        torch.allclose(values, truth[:, objective.slices[key]], rtol=1e-3, atol=tolerance)
-        for key, values in found.items()
-    )
     places = {key: objective.slices[key] for key in found}
-    return [DenseLayout(key, at.start, at.stop, name) for key, at in places.items()] if same else []
+    if not _are_true(((places[key], values) for key, values in found.items()), truth):
+        return []
+    return [DenseLayout(key, at.start, at.stop, name) for key, at in places.items()]
 
 
 def _candidates(objective: Objective) -> list[_Candidate]:
@@ -216,10 +213,15 @@ def _agrees(candidate: _Candidate, pairs: list[Pair], truth: Float[Tensor, "n p"
         return False
     weight, bias = (slice(*cut) if cut else None for cut in (candidate.weight, candidate.bias))
     layer = LinearGradients(candidate.name, *pairs[0], weight, bias, candidate.transposed)
+    return _are_true(layer.parts(), truth)
+
+
+def _are_true(parts: Iterable[tuple[slice, Tensor]], truth: Float[Tensor, "n p"]) -> bool:
+    """Whether gradients with their places in θ are autograd's."""
     tolerance = 1e-4 * float(truth.abs().max())
     return all(
         torch.allclose(values, truth[:, place], rtol=1e-3, atol=tolerance)
-        for place, values in layer.parts()
+        for place, values in parts
     )
 
 

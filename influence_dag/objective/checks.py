@@ -67,13 +67,10 @@ def _check_inputs_are_kept(objective: "Objective", rows: Rows) -> None:
     kept, given = rows[:_FEW].x, map_tensors(torch.clone, rows[:_FEW].x)
     try:
         check_remembers_nothing(objective, Rows(map_tensors(torch.clone, kept), rows[:_FEW].y))
-    except ModelError:
-        raise
-    except Exception:
-        return  # told with its cause by the checks that follow
-    try:
         with torch.no_grad():
             objective.outputs(objective.params, given)
+    except ModelError:
+        raise
     except Exception:
         return  # told with its cause by the checks that follow
     for before, after in zip(tensors_of(kept), tensors_of(given), strict=True):
