@@ -13,22 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from influence_dag.errors import ModelError
-from influence_dag.losses import LossFunction, ReducedLoss, per_sample_loss, reduced_loss
+from influence_dag.losses import LossFunction, ReducedLoss, per_sample_loss
 from influence_dag.objective.chosen_output import chosen_output
 from influence_dag.objective.numbers import check_digits
-from influence_dag.objective.rows import Inputs, Rows
+from influence_dag.objective.rows import Rows
 from influence_dag.objective.twice_differentiable import TwiceDifferentiable
-
-__all__ = [
-    "Inputs",
-    "LossFunction",
-    "Objective",
-    "Rows",
-    "flushed_denormals",
-    "per_sample_loss",
-    "reduced_loss",
-    "without_denormal_entries",
-]
 
 
 @contextmanager
