@@ -16,7 +16,7 @@ from influence_dag.gradients.capture import Pair, capture
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.local import is_local, local_gradients
 from influence_dag.gradients.recording import recorded_layers
-from influence_dag.gradients.row_by_row import plain_gradient
+from influence_dag.gradients.row_by_row import gradient_of_row
 from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.structures import tensors_of
@@ -149,7 +149,7 @@ def _truth(objective: Objective, rows: Rows) -> Float[Tensor, "n p"]:
     def value(subset: tuple[Tensor, ...], row: Rows) -> Tensor:
         return objective.losses(subset[0], row).reshape(())
 
-    each = [plain_gradient(value, (objective.params,), row)[0] for row in rows.batches(1)]
+    each = [gradient_of_row(value, (objective.params,), row)[0] for row in rows.batches(1)]
     return torch.stack(each)
 
 

@@ -245,8 +245,7 @@ def _check_reached(objective: "Objective", rows: Rows) -> None:
     What a loss, a closure or a list holds of them itself stays as it is when θ is exchanged, and
     would be missing from every derivative.
     """
-    named = dict(objective.module.named_parameters())
-    own = [named[name] for name in objective.parameter_names]
+    own = [objective.module.get_parameter(name) for name in objective.parameter_names]
     for what, function in _asked(objective).items():
         with torch.enable_grad():
             total = function(objective.params, rows[:_FEW]).sum()
