@@ -8,14 +8,13 @@ from torch.nn import functional as F
 
 from influence_dag.curvature import Hessian
 from influence_dag.errors import ModelError
+from influence_dag.losses import per_sample_loss, reduced_loss
 from influence_dag.objective import footprint
 from influence_dag.objective.footprint import rows_in_cache, saved_numbers
 from influence_dag.objective.objective import (
     Objective,
     Rows,
     flushed_denormals,
-    per_sample_loss,
-    reduced_loss,
     without_denormal_entries,
 )
 

@@ -8,7 +8,9 @@ from torch.testing import assert_close
 
 import influence_dag as idag
 from influence_dag.curvature import GaussNewton, Hessian
+from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.gradients.stationarity import stationarity
 from influence_dag.objective.fitting import fit
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC, KFAC
@@ -190,3 +192,25 @@ def test_gradients_are_the_rows_own_times_their_weights(module, rows):
     assert_close(per_sample_gradients(objective, rows).dense(), plain * rows.weights[:, None])
     measured = per_sample_gradients(objective, rows, of="measurement").dense()
     assert_close(measured, plain)
+
+
+def test_how_near_a_minimum_is_told_by_the_rows_that_count(module, rows):
+    """Of 2,000 rows three count, and none of those that are looked at if each is."""
+    objective, some = Objective(module, "cross_entropy"), torch.tensor([0, 3, 6])
+    many = rows[torch.arange(2000) % 12]
+    weights = torch.zeros(2000, dtype=F64)
+    weights[some + 12 * 17] = rows.weights[some]
+    gradient = torch.ones(objective.size, dtype=F64)
+    found = stationarity(objective, Rows(many.x, many.y, weights), gradient)
+    assert found == stationarity(objective, rows[some], gradient)
+    assert found.rows == 3
+
+
+def test_gradients_that_do_not_repeat_are_seen_in_rows_without_weight(module, rows):
+    def loss(output, target):
+        noise = torch.randn_like(output) * output
+        return F.cross_entropy(output, target, reduction="none") + (noise - noise.detach()).sum(1)
+
+    unheard = Rows(rows.x, rows.y, torch.arange(12).clamp(min=4).double() - 4)
+    with pytest.raises(ModelError, match="the gradient of the same rows differs between two calls"):
+        Objective(module, loss).check(unheard)

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from torch import nn
 
 import influence_dag as idag
 from influence_dag.errors import ModelError
+from influence_dag.objective import twice_differentiable
+from influence_dag.objective.objective import Objective, Rows
 
 SEED = torch.Generator().manual_seed(0)
 X, Y = torch.randn(9, 4, generator=SEED), torch.arange(9) % 3
@@ -72,6 +75,21 @@ def test_modes_around_a_call_change_nothing(mode):
         assert outside == ("no" not in mode and "inf" not in mode, mode == "autocast")
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other)
+
+
+def test_an_interrupt_between_torchs_switches_leaves_them_as_they_were(monkeypatch):
+    switches = {"first": False, "second": False}
+
+    def turned(name, on):
+        switches[name] = on
+        if name == "second" and on:
+            raise KeyboardInterrupt
+
+    kernels = [(partial(switches.get, name), partial(turned, name), True) for name in switches]
+    monkeypatch.setattr(twice_differentiable, "_KERNELS", kernels)
+    with pytest.raises(KeyboardInterrupt):
+        Objective(nn.Linear(4, 3), "cross_entropy").losses(torch.ones(15), Rows(X, Y))
+    assert switches == {"first": False, "second": False}
 
 
 def test_denormal_numbers_are_zero_within_a_call():

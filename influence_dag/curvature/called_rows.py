@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, vmap
 
-from influence_dag.gradients.capture import NotCaptured, recorded_layers
+from influence_dag.gradients.recording import recorded_layers
+from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.structures import map_tensors, tensors_of
 

@@ -18,7 +18,7 @@ from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherPairs
 from influence_dag.curvature.scratch import Scratch
 from influence_dag.errors import ModelError
-from influence_dag.gradients.capture import NotCaptured
+from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.objective.outputs import OutputSpace
 

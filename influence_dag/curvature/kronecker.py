@@ -19,8 +19,8 @@ from influence_dag.curvature.fisher_batches import (
 )
 from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherPairs
-from influence_dag.gradients.capture import NotCaptured
 from influence_dag.gradients.layouts import joined
+from influence_dag.gradients.uncaptured import NotCaptured
 
 _FORMED = 2**21  # numbers of per-sample matrices held at once: what a processor's cache takes
 _KEPT = 2**25  # numbers captured that are kept for the second pass instead of computed again

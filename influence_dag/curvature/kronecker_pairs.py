@@ -29,13 +29,15 @@ from influence_dag.curvature.kronecker_layout import (
     Place,
     place_of,
 )
-from influence_dag.gradients.capture import NotCaptured, Pair, layer_pair, recorded_layers
+from influence_dag.gradients.capture import Pair, layer_pair
 from influence_dag.gradients.checks import check_batch
 from influence_dag.gradients.found_layouts import own_parameters
 from influence_dag.gradients.layers import is_capturable, layer_of, parameter_name
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.local import local_gradients
 from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.gradients.recording import recorded_layers
+from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.footprint import kept_numbers
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.outputs import Leaves, OutputSpace, flat

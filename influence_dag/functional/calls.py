@@ -11,22 +11,14 @@ from torch import Tensor, nn
 
 from influence_dag.functional import scores
 from influence_dag.functional.arguments import choice
-from influence_dag.functional.columns import (
-    at_positions,
-    columns_of,
-    up_weighted,
-)
+from influence_dag.functional.columns import at_positions, columns_of, up_weighted
 from influence_dag.functional.inversion import Damping, InverseHvpResult, Inversion
 from influence_dag.functional.loaders import read_rows
 from influence_dag.functional.sizes import check_fits
 from influence_dag.functional.usable import usable_device, usable_module
 from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.influence.points import perturbation_point
-from influence_dag.influence.positions import (
-    position_gradients,
-    positions_of,
-    positions_of_test,
-)
+from influence_dag.influence.positions import position_gradients, positions_of, positions_of_test
 from influence_dag.losses import LossFunction, per_sample_loss, reduced_loss
 from influence_dag.objective.objective import (
     Objective,

@@ -19,33 +19,23 @@ _SIGNATURE = inspect.signature(F.multi_head_attention_forward)
 
 
 class RecordedAttention(TorchFunctionMode):
-    """Self-attention in which the calls of `in_proj` and `out_proj` are recorded."""
+    """Self-attention in which the calls of the named `in_proj` and `out_proj` are recorded."""
 
     def __init__(
         self,
-        layers: dict[str, nn.MultiheadAttention],
-        calls: list[tuple[str, Tensor, Tensor]],
-        rebuilt: set[str],
-    ):
-        super().__init__()
-        self.layers, self.calls, self.rebuilt = layers, calls, rebuilt
-
-    @classmethod
-    def of(
-        cls,
         module: nn.Module,
         names: set[str],
         calls: list[tuple[str, Tensor, Tensor]],
         rebuilt: set[str],
-    ) -> "RecordedAttention | None":
-        """For the attentions with a named projection; None where there is none."""
-        layers = {
+    ):
+        super().__init__()
+        self.calls, self.rebuilt = calls, rebuilt
+        self.layers = {
             name: layer
             for name, layer in module.named_modules()
             if isinstance(layer, nn.MultiheadAttention)
             and {joined(name, "in_proj"), joined(name, "out_proj")} & names
         }
-        return cls(layers, calls, rebuilt) if layers else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.multi_head_attention_forward:

@@ -130,13 +130,10 @@ class DenseGradients:
         out.addmm_(self.values, other.values.T)
 
 
-def _rows_within(size: int, row: Tensor) -> int:
-    return max(1, size // max(1, row.numel() * row.element_size()))
-
-
 def _squared_norms(block: "GradientBlock") -> Float[Tensor, " n"]:
     """By writing some rows out at a time."""
-    rows = _rows_within(_ASSEMBLED_BYTES, torch.cat([v[0] for _, v in block[:1].parts()]))
+    row = sum(values.nbytes for _, values in block[:1].parts())
+    rows = max(1, _ASSEMBLED_BYTES // max(1, row))
     parts = (block[start : start + rows].parts() for start in range(0, len(block), rows))
     squares = ([values.double().square().sum(1) for _, values in some] for some in parts)
     return torch.cat([torch.stack(some).sum(0) for some in squares])

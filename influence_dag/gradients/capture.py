@@ -10,20 +10,6 @@ from torch import Tensor, nn
 
 from influence_dag.gradients.layers import is_capturable, layer_of
 from influence_dag.gradients.recording import recorded_layers
-from influence_dag.gradients.uncaptured import NotCaptured, without_uncaptured
-
-__all__ = [
-    "Captured",
-    "NotCaptured",
-    "Pair",
-    "capture",
-    "layer_pair",
-    "pair_norms",
-    "pair_sums",
-    "recorded_layers",
-    "squared_norms",
-    "without_uncaptured",
-]
 
 _NORMS = 1e-12, 1e18  # between which float32 has the squares that count
 
@@ -135,11 +121,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, "n t d_in
         padding = (0,) * len(layer.kernel_size) if layer.padding == "valid" else layer.padding
         sides = [(int(n), int(n)) for n in padding]
     x = nn.functional.pad(x, [n for side in reversed(sides) for n in side])
-    if isinstance(layer, nn.Conv2d):
-        return nn.functional.unfold(
-            x, layer.kernel_size, layer.dilation, 0, layer.stride
-        ).transpose(1, 2)
-    wide = nn.functional.unfold(
-        x.unsqueeze(2), (1, *layer.kernel_size), (1, *layer.dilation), 0, (1, *layer.stride)
-    )
-    return wide.transpose(1, 2)
+    size, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
+    if isinstance(layer, nn.Conv1d):
+        x, size, dilation, stride = x.unsqueeze(2), (1, *size), (1, *dilation), (1, *stride)
+    return nn.functional.unfold(x, size, dilation, 0, stride).transpose(1, 2)

@@ -7,15 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.errors import ModelError
-from influence_dag.gradients.capture import NotCaptured, Pair, pair_norms, pair_sums, squared_norms
+from influence_dag.gradients.capture import Pair, pair_norms, pair_sums, squared_norms
 from influence_dag.gradients.layouts import DenseLayout, LinearLayout
+from influence_dag.gradients.uncaptured import NotCaptured
 
 # Of random sums over rows, relative to the norm of their terms: float64, and float32 and below.
-_TOLERANCE, _LOOSE = {torch.float64: 1e-11}, 1e-4
+_TOLERANCE = 1e-11, 1e-4
 # The same of rows one by one, of whose gradients cancellation may have left few digits.
-_DEPENDENCE, _LOOSE_DEPENDENCE = {torch.float64: 1e-8}, 3e-2
+_DEPENDENCE = 1e-8, 3e-2
 # The same of rows from one layer's input and output gradient, where sums over positions cancel.
-_LOCAL, _LOOSE_LOCAL = {torch.float64: 1e-9}, 1e-3
+_LOCAL = 1e-9, 1e-3
 _ROUNDING = 30  # units, of the sum over all tensors
 # Times what another rounding of θ makes of a sum, of which a network has left rounding alone.
 _NOISE, _ROUNDINGS = 10, 3
@@ -50,7 +51,9 @@ def check_batch(
     u = random_weights(squares.sqrt().to(values.dtype), seed)
     weights = u.double().square()
     truth = _gradient(u, values, theta)
-    tolerance = _TOLERANCE.get(theta.dtype, _LOOSE)
+    tolerance, dependence, local = (
+        each[theta.dtype != torch.float64] for each in (_TOLERANCE, _DEPENDENCE, _LOCAL)
+    )
     # What rounding of all that is summed may leave in a tensor whose own gradients are small.
     unit = torch.finfo(theta.dtype)
     rounding = _ROUNDING * unit.eps * _norm(weights, squares)
@@ -62,8 +65,7 @@ def check_batch(
         if block.name in written and isinstance(block, DenseLayout):
             scale = _norm(weights, of_written[block.name])
             apart = float((u @ written[block.name] - truth[block.start : block.stop]).norm())
-            relative = _local(theta.dtype) if name is not None else _dependence(theta.dtype)
-            if apart <= relative * scale + rounding:
+            if apart <= (dependence if name is None else local) * scale + rounding:
                 continue
             if name is not None:
                 strange.add(name)
@@ -141,10 +143,7 @@ def _sums(
     weight, bias = pair_sums(u, *pair)
     weight = weight.T if block.transposed else weight
     if isinstance(block, DenseLayout):
-        size = block.stop - block.start
-        # A layer of one input has as many weights as biases.
-        is_bias = size != weight.numel() or (size == bias.numel() and block.name.endswith("bias"))
-        return [((block.start, block.stop), bias if is_bias else weight)]
+        return [((block.start, block.stop), bias if block.is_bias else weight)]
     places = [(block.weight, weight), (block.bias, bias)]
     return [(place, values) for place, values in places if place]
 
@@ -152,14 +151,6 @@ def _sums(
 def _norm(weights: Float[Tensor, " n"], squares: Float[Tensor, " n"]) -> float:
     """Of a randomly weighted sum's terms."""
     return float((weights * squares).sum().sqrt())
-
-
-def _local(dtype: torch.dtype) -> float:
-    return _LOCAL.get(dtype, _LOOSE_LOCAL)
-
-
-def _dependence(dtype: torch.dtype) -> float:
-    return _DEPENDENCE.get(dtype, _LOOSE_DEPENDENCE)
 
 
 def _check_rows(off: dict[DenseLayout, tuple[float, float]], noise: Float[Tensor, " p"]) -> None:

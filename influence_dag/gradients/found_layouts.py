@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from influence_dag.gradients import layers
 from influence_dag.gradients.blocks import LinearGradients
-from influence_dag.gradients.capture import NotCaptured, Pair, capture, recorded_layers
+from influence_dag.gradients.capture import Pair, capture
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.local import is_local, local_gradients
-from influence_dag.gradients.row_by_row import plain_gradient
+from influence_dag.gradients.recording import recorded_layers
+from influence_dag.gradients.row_by_row import gradient_of_row
+from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.structures import tensors_of
 
@@ -147,7 +149,7 @@ def _truth(objective: Objective, rows: Rows) -> Float[Tensor, "n p"]:
     def value(subset: tuple[Tensor, ...], row: Rows) -> Tensor:
         return objective.losses(subset[0], row).reshape(())
 
-    each = [plain_gradient(value, (objective.params,), row)[0] for row in rows.batches(1)]
+    each = [gradient_of_row(value, (objective.params,), row)[0] for row in rows.batches(1)]
     return torch.stack(each)
 
 
@@ -181,13 +183,10 @@ def _local_blocks(
         found = of_layer(objective, name, *pairs[0])
     except NotCaptured:
         return []
-    tolerance = 1e-4 * float(truth.abs().max())
-    same = all(
-        torch.allclose(values, truth[:, objective.slices[key]], rtol=1e-3, atol=tolerance)
-        for key, values in found.items()
-    )
     places = {key: objective.slices[key] for key in found}
-    return [DenseLayout(key, at.start, at.stop, name) for key, at in places.items()] if same else []
+    if not _are_true(((places[key], values) for key, values in found.items()), truth):
+        return []
+    return [DenseLayout(key, at.start, at.stop, name) for key, at in places.items()]
 
 
 def _candidates(objective: Objective) -> list[_Candidate]:
@@ -214,10 +213,15 @@ def _agrees(candidate: _Candidate, pairs: list[Pair], truth: Float[Tensor, "n p"
         return False
     weight, bias = (slice(*cut) if cut else None for cut in (candidate.weight, candidate.bias))
     layer = LinearGradients(candidate.name, *pairs[0], weight, bias, candidate.transposed)
+    return _are_true(layer.parts(), truth)
+
+
+def _are_true(parts: Iterable[tuple[slice, Tensor]], truth: Float[Tensor, "n p"]) -> bool:
+    """Whether gradients with their places in θ are autograd's."""
     tolerance = 1e-4 * float(truth.abs().max())
     return all(
         torch.allclose(values, truth[:, place], rtol=1e-3, atol=tolerance)
-        for place, values in layer.parts()
+        for place, values in parts
     )
 
 

@@ -48,6 +48,11 @@ class DenseLayout:
     transposed: bool = False
 
     @property
+    def is_bias(self) -> bool:
+        """Of a captured layer's two parameters."""
+        return self.name.endswith("bias")
+
+    @property
     def row_shapes(self) -> dict[str, tuple[int, ...]]:
         return {joined(self.name, "dense"): (self.stop - self.start,)}
 

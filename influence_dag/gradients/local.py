@@ -15,8 +15,8 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from influence_dag.gradients.capture import NotCaptured
 from influence_dag.gradients.layers import is_capturable
+from influence_dag.gradients.uncaptured import NotCaptured
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm)
 

@@ -6,32 +6,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from influence_dag.gradients.blocks import (
-    DenseGradients,
-    DenseLayout,
-    GradientLayout,
-    Gradients,
-    LinearGradients,
-    LinearLayout,
-)
-from influence_dag.gradients.capture import Captured, NotCaptured, Pair, capture, without_uncaptured
+from influence_dag.gradients.blocks import Gradients, LinearGradients
+from influence_dag.gradients.capture import Captured, Pair, capture
 from influence_dag.gradients.checks import check_batch
 from influence_dag.gradients.found_layouts import gradient_layout, local_layers, of_layer
+from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.row_by_row import dense_gradients, values_of
+from influence_dag.gradients.uncaptured import NotCaptured, without_uncaptured
 from influence_dag.objective.batching import Of
 from influence_dag.objective.footprint import rows_in_cache
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
-
-__all__ = [
-    "DenseGradients",
-    "GradientLayout",
-    "Gradients",
-    "LinearGradients",
-    "gradient_layout",
-    "per_sample_gradients",
-    "with_layout",
-]
-
 
 _Result = TypeVar("_Result")
 
@@ -117,7 +101,7 @@ def _batch(
             tensors[first] = written[block.name]
         else:
             assert block.layer is not None
-            tensors[first] = _formed(objective, block, *pairs[block.layer])
+            tensors[first] = _formed(block, *pairs[block.layer])
     return tensors
 
 
@@ -147,7 +131,6 @@ def _shapes(pair: Pair) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(part.shape[1:]) for part in pair)
 
 
-def _formed(objective: Objective, block: DenseLayout, a: Tensor, g: Tensor) -> Tensor:
+def _formed(block: DenseLayout, a: Tensor, g: Tensor) -> Tensor:
     pair = LinearGradients("", a, g, None, None, block.transposed)
-    is_bias = len(objective.parameter_shapes[objective.parameter_names.index(block.name)]) == 1
-    return pair.bias_gradients() if is_bias else pair.weight_gradients()
+    return pair.bias_gradients() if block.is_bias else pair.weight_gradients()

@@ -72,8 +72,8 @@ def recorded_layers(module: nn.Module, names: set[str], rows: int) -> Iterator[R
         return hook
 
     with ExitStack() as hooks:
-        attention = RecordedAttention.of(module, names, seen.calls, seen.rebuilt)
-        if attention is not None:
+        attention = RecordedAttention(module, names, seen.calls, seen.rebuilt)
+        if attention.layers:
             hooks.enter_context(attention)
         for name, layer in module.named_modules():
             if name in names:

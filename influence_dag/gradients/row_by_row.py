@@ -57,13 +57,14 @@ def _each_row(
     except RuntimeError:
         # Code that looks at its data, operators without a batching rule, packed sequences: slow
         # but right. An error that has another cause comes again from here.
-        each = [plain_gradient(value, subset, row) for row in rows.batches(1)]
+        each = [gradient_of_row(value, subset, row) for row in rows.batches(1)]
         return tuple(torch.stack(values) for values in zip(*each, strict=True))
 
 
-def plain_gradient(
+def gradient_of_row(
     value: Callable[[tuple[Tensor, ...], Rows], Tensor], subset: tuple[Tensor, ...], row: Rows
 ) -> tuple[Tensor, ...]:
+    """That of a batch of one row, by autograd as it stands; zero where nothing depends."""
     leaves = tuple(part.detach().requires_grad_() for part in subset)
     with torch.enable_grad():
         total = value(leaves, row)

@@ -19,8 +19,8 @@ _NUMBERS = 2**27  # of these gradients in all
 class Stationarity:
     r"""The norm of $\nabla f$, f being the penalised mean loss, and its size.
 
-    `relative` is $\lVert \nabla f \rVert / (\frac{1}{m} \sum_i \lVert \nabla L_i \rVert)$ over
-    `rows` m of the training rows: 0 at a minimum, near 1 where all rows pull the same way. A
+    `relative` is $\lVert \nabla f \rVert / (\sum_i w_i \lVert \nabla L_i \rVert / \sum_i w_i)$ over
+    `rows` of the training rows that count: 0 at a minimum, near 1 where all pull the same way. A
     network trained by an ordinary loop has 0.01 to 0.6.
     """
 
@@ -33,9 +33,12 @@ def stationarity(
     objective: Objective, rows: Rows, gradient: Float[Tensor, " p"]
 ) -> Stationarity | None:
     """Of θ, given the gradient of the penalised mean loss; None where no row's can be taken."""
-    few = min(len(rows), _ROWS, max(8, _NUMBERS // objective.size))
-    index = torch.linspace(0, len(rows) - 1, few, dtype=torch.float64).round().long()
-    sample = rows[index.to(objective.device)]
+    counted = torch.arange(len(rows))
+    if rows.weights is not None:
+        counted = rows.weights.cpu().nonzero().flatten()
+    few = min(len(counted), _ROWS, max(8, _NUMBERS // objective.size))
+    index = torch.linspace(0, len(counted) - 1, few, dtype=torch.float64).round().long()
+    sample = rows[counted[index].to(objective.device)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # told again by the gradients that are kept

@@ -103,7 +103,9 @@ def _first_products(
         # An operator without a batching rule (some recurrent kernels) is no reason to fail.
         with suppress(*NOT_FOLLOWED):
             return _by_jacobian(objective, factors, rows)
-    network = _network(objective, rows, route)
+    network = LayeredNetwork.of(objective, rows) if route in ("auto", "layered") else None
+    if network is None and route == "layered":
+        raise not_layered(objective)
     with suppress(*NOT_FOLLOWED):
         return network and layered_products(network, factors, rows, chunk=chunk)
     return None
@@ -165,15 +167,6 @@ def _check_finite(found: Any) -> None:
                 "point, or ask for the derivative in a later module's output (wrt)",
                 row=row,
             )
-
-
-def _network(objective: Objective, rows: Rows, route: Route) -> LayeredNetwork | None:
-    if route not in ("auto", "layered"):
-        return None
-    network = LayeredNetwork.of(objective, rows)
-    if network is None and route == "layered":
-        raise not_layered(objective)
-    return network
 
 
 def _is_small(objective: Objective, rows: Rows) -> bool:

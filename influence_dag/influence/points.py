@@ -1,9 +1,8 @@
 """What a perturbation moves: the model's inputs, or the output of one of its modules."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -16,25 +15,7 @@ from influence_dag.structures import map_tensors, tensors_of
 _SAMPLE = 2  # rows on which a module's output is looked at
 
 
-class Point(ABC):
-    """Tensors, one a row, in which the losses of rows are differentiated."""
-
-    @abstractmethod
-    def leaves(self, rows: Rows) -> list[Tensor]:
-        """Where the tensors stand, leading axis = row."""
-
-    @abstractmethod
-    def losses(
-        self, objective: Objective, theta: Float[Tensor, " p"], rows: Rows, leaves: list[Tensor]
-    ) -> Float[Tensor, " n"]:
-        """The loss of each row with the tensors at `leaves`."""
-
-    @abstractmethod
-    def structured(self, rows: Rows, results: list[Tensor]) -> Any:
-        """Results, one a leaf, as the caller knows them."""
-
-
-class InputPoint(Point):
+class InputPoint:
     """The floating inputs of the model; integer ones (tokens) have no derivative."""
 
     def __init__(self, objective: Objective, rows: Rows):
@@ -46,16 +27,19 @@ class InputPoint(Point):
             )
 
     def leaves(self, rows: Rows) -> list[Tensor]:
+        """Where the tensors stand in which rows are differentiated, leading axis = row."""
         return [leaf for leaf in tensors_of(rows.x) if leaf.is_floating_point()]
 
     def losses(
         self, objective: Objective, theta: Float[Tensor, " p"], rows: Rows, leaves: list[Tensor]
     ) -> Float[Tensor, " n"]:
+        """The loss of each row with the tensors at `leaves`."""
         remaining = iter(leaves)
         x = map_tensors(lambda leaf: next(remaining) if leaf.is_floating_point() else leaf, rows.x)
         return objective.losses(theta, Rows(x, rows.y))
 
     def structured(self, rows: Rows, results: list[Tensor]) -> Any:
+        """Results, one a leaf, as the caller knows them."""
         remaining = iter(results)
         filled = map_tensors(
             lambda leaf: next(remaining) if leaf.is_floating_point() else None, rows.x
@@ -65,7 +49,7 @@ class InputPoint(Point):
         return filled
 
 
-class OutputPoint(Point):
+class OutputPoint:
     """What a module of the model puts out, such as an embedding's vectors, with a shift added.
 
     The module's own parameters stay part of θ: fitting again moves them too.
@@ -86,6 +70,9 @@ class OutputPoint(Point):
 
     def structured(self, rows: Rows, results: list[Tensor]) -> Tensor:
         return results[0]
+
+
+Point: TypeAlias = InputPoint | OutputPoint
 
 
 def perturbation_point(objective: Objective, rows: Rows, wrt: str | None) -> Point:

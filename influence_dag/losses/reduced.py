@@ -28,14 +28,6 @@ from influence_dag.structures import described
 
 _ROUNDING = 100  # units
 _OF_CLASSES = (F.cross_entropy, F.nll_loss)
-_OF_NUMBERS = (
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    F.huber_loss,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-)
 _MODULES: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.CrossEntropyLoss: F.cross_entropy,
     nn.NLLLoss: F.nll_loss,
@@ -173,8 +165,7 @@ def _torch_loss(loss: Any) -> "_TorchLoss | None":
         settings, function = {}, loss
     if isinstance(function, nn.Module) and not settings:
         return _of_module(function)
-    known = (*_OF_CLASSES, *_OF_NUMBERS)
-    if function not in known or {"reduce", "size_average"} & settings.keys():
+    if function not in _MODULES.values() or {"reduce", "size_average"} & settings.keys():
         return None
     reduction = settings.pop("reduction", "mean")
     return _TorchLoss(function, settings, reduction)
@@ -211,40 +202,32 @@ class _TorchLoss:
 
     def shares(self, output: Any, target: Any) -> tuple[Tensor, Tensor]:
         """$L_i = c_i v_i$ and the weights $c_i$ of the rows among the batch's."""
-        values, target = self._evaluated(output, target, "none")
-        if not self._of_classes or target.is_floating_point():
+        values, labelled = self.at_positions(output, target)
+        if labelled is None or self.reduction != "mean":
             losses = self._one_a_row(values)
             return losses, torch.ones_like(losses)
-        labelled = target != self.settings.get("ignore_index", named.IGNORED)
-        if target.ndim == 1:
+        if labelled.ndim == 1:
             values, labelled = values[:, None], labelled[:, None]
-        if self.reduction != "mean":
-            losses = self._one_a_row(values)
-            return losses, torch.ones_like(losses)
-        return named.mean_of_labelled(values, labelled), self._weights(target, labelled, values)
+        weights = self._weights(output, target, labelled, values)
+        return named.mean_of_labelled(values, labelled), weights
 
     def at_positions(self, output: Any, target: Any) -> tuple[Tensor, Tensor | None]:
         """The loss at each position, and which positions count; None: all."""
         values, target = self._evaluated(output, target, "none")
-        if not self._of_classes or target.is_floating_point():
+        if self.function not in _OF_CLASSES or target.is_floating_point():
             return values, None
         return values, target != self.settings.get("ignore_index", named.IGNORED)
 
-    def _weights(self, target: Tensor, labelled: Tensor, like: Tensor) -> Tensor:
+    def _weights(self, output: Any, target: Any, labelled: Tensor, like: Tensor) -> Tensor:
         weight = self.settings.get("weight")
         if weight is None:
             return labelled.flatten(1).any(1).to(like)
-        classes = torch.where(labelled, target.reshape(labelled.shape), 0)
-        return named.mean_of_labelled(
-            torch.where(labelled, weight.to(like)[classes], 0.0), labelled
-        )
+        classes = named.class_targets(output, target).reshape(labelled.shape)
+        of_classes = weight.to(like)[torch.where(labelled, classes, 0)]
+        return named.mean_of_labelled(torch.where(labelled, of_classes, 0.0), labelled)
 
     def whole(self, output: Any, target: Any) -> Tensor:
         return self._evaluated(output, target, self.reduction)[0]
-
-    @property
-    def _of_classes(self) -> bool:
-        return self.function in _OF_CLASSES
 
     def _one_a_row(self, values: Tensor) -> Tensor:
         if self.reduction == "none" and values[0].numel() != 1:
@@ -259,7 +242,7 @@ class _TorchLoss:
                 "torch's losses take one tensor each: write a loss of your own, for example "
                 "lambda output, target: F.cross_entropy(output['logits'], target)"
             )
-        if self._of_classes:
+        if self.function in _OF_CLASSES:
             target = named.class_targets(output, target)
         else:
             target = named.number_targets(self.function.__name__, output, target)

@@ -67,13 +67,10 @@ def _check_inputs_are_kept(objective: "Objective", rows: Rows) -> None:
     kept, given = rows[:_FEW].x, map_tensors(torch.clone, rows[:_FEW].x)
     try:
         check_remembers_nothing(objective, Rows(map_tensors(torch.clone, kept), rows[:_FEW].y))
-    except ModelError:
-        raise
-    except Exception:
-        return  # told with its cause by the checks that follow
-    try:
         with torch.no_grad():
             objective.outputs(objective.params, given)
+    except ModelError:
+        raise
     except Exception:
         return  # told with its cause by the checks that follow
     for before, after in zip(tensors_of(kept), tensors_of(given), strict=True):
@@ -206,17 +203,20 @@ def _check_axis_of_rows(objective: "Objective", rows: Rows) -> None:
     if len(rows) < 2:
         return
     one, two = (_few_outputs(objective, rows[:count].x) for count in (1, 2))
-    for alone, pair in zip(tensors_of(one), tensors_of(two), strict=False):
+    leaves = tensors_of(one), tensors_of(two)
+    pairs = list(zip(*leaves, strict=False))
+    for alone, pair in pairs:
         if pair.shape[:1] == (2,) and alone.shape not in (pair.shape, (1, *pair.shape[1:])):
             raise ModelError(
                 f"the model returns {tuple(alone.shape)} for one row and {tuple(pair.shape)} for "
                 "two: it loses the axis of rows, as squeeze() does; name the axis to take away, "
                 "for example squeeze(-1)"
             )
-    pairs = zip(tensors_of(one), tensors_of(two), strict=False)
     shared = [k for k, (a, b) in enumerate(pairs) if a.ndim and len(a) > 1 and a.shape == b.shape]
+    if not shared or len(leaves[0]) != len(leaves[1]):
+        return
     for what, loss in {"loss": objective.loss, "measurement": objective.measurement}.items():
-        if shared and isinstance(loss, ReducedLoss) and loss.of_torch is None:
+        if isinstance(loss, ReducedLoss) and loss.of_torch is None:
             _check_unshared(what, loss, two, shared, rows[:2].y)
 
 
@@ -230,7 +230,8 @@ def _check_unshared(
     leaves = [leaf.detach().clone() for leaf in tensors_of(outputs)]
     held = [leaves[k].requires_grad_() for k in shared if leaves[k].is_floating_point()]
     with torch.enable_grad():
-        total = loss(with_tensors(outputs, leaves), target).sum()
+        given = with_tensors(outputs, [leaf.clone() for leaf in leaves])  # it may work in place
+        total = loss(given, target).sum()
     if not held or not total.requires_grad:
         return
     for leaf, slope in zip(held, torch.autograd.grad(total, held, allow_unused=True), strict=True):
@@ -248,8 +249,7 @@ def _check_reached(objective: "Objective", rows: Rows) -> None:
     What a loss, a closure or a list holds of them itself stays as it is when θ is exchanged, and
     would be missing from every derivative.
     """
-    named = dict(objective.module.named_parameters())
-    own = [named[name] for name in objective.parameter_names]
+    own = [objective.module.get_parameter(name) for name in objective.parameter_names]
     for what, function in _asked(objective).items():
         with torch.enable_grad():
             total = function(objective.params, rows[:_FEW]).sum()
@@ -293,7 +293,7 @@ def _values_with_gradient(
     theta = objective.params.clone().requires_grad_()
     with torch.enable_grad():
         values = function(theta, rows)
-        mean = rows.weighted(values).sum() / rows.weight_sum
+        mean = values.mean()  # whatever they weigh: it may be nothing
     if not mean.requires_grad:
         raise ModelError(
             f"the {name} does not depend on the parameters that autograd sees: something in the "

@@ -80,7 +80,7 @@ def fit(
     objective = Objective(module, loss, output=output)
     theta, problem, steps = method(objective, rows, settings, say)
     value, gradient = problem.value_and_gradient(theta)
-    _write_back(module, problem.objective.unflatten(theta))
+    objective.put(theta, module)
     norm, seconds = float(gradient.norm()), time.perf_counter() - started
     converged = norm <= settings.tolerance
     result = FitReport(settings.optimizer, float(value), norm, steps, converged, seconds)
@@ -248,10 +248,3 @@ def _endless_batches(n: int, size: int, seed: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.randperm(n, generator=generator).split(size)
-
-
-@torch.no_grad()
-def _write_back(module: nn.Module, parameters: dict[str, Tensor]) -> None:
-    for name, parameter in module.named_parameters():
-        if name in parameters:
-            parameter.copy_(parameters[name])

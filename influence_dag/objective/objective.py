@@ -13,22 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from influence_dag.errors import ModelError
-from influence_dag.losses import LossFunction, ReducedLoss, per_sample_loss, reduced_loss
+from influence_dag.losses import LossFunction, ReducedLoss, per_sample_loss
 from influence_dag.objective.chosen_output import chosen_output
 from influence_dag.objective.numbers import check_digits
-from influence_dag.objective.rows import Inputs, Rows
+from influence_dag.objective.rows import Rows
 from influence_dag.objective.twice_differentiable import TwiceDifferentiable
-
-__all__ = [
-    "Inputs",
-    "LossFunction",
-    "Objective",
-    "Rows",
-    "flushed_denormals",
-    "per_sample_loss",
-    "reduced_loss",
-    "without_denormal_entries",
-]
 
 
 @contextmanager
@@ -128,11 +117,14 @@ class Objective:
         if theta is None and self.dtype == torch.float64:
             return self
         module = copy.deepcopy(self.module).double()
-        parameters = dict(module.named_parameters())
-        with torch.no_grad():
-            for name, value in self.unflatten(self.params if theta is None else theta).items():
-                parameters[name].copy_(value)
+        self.put(self.params if theta is None else theta, module)
         return Objective(module, self.loss, measurement=self.measurement, output=self.output)
+
+    @torch.no_grad()
+    def put(self, theta: Float[Tensor, " p"], module: nn.Module) -> None:
+        """θ as the parameters of this module or one like it, in their precision."""
+        for name, value in self.unflatten(theta).items():
+            module.get_parameter(name).copy_(value)
 
     def unflatten(self, theta: Float[Tensor, " p"]) -> dict[str, Tensor]:
         """θ as named tensors: copies, since modules may change theirs in place (`max_norm`)."""

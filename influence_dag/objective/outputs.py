@@ -67,8 +67,7 @@ class OutputSpace:
     @property
     def values(self) -> Float[Tensor, "n m"]:
         """The tensors at `objective.params`, flat."""
-        tensors = structures.tensors_of(self.template)
-        return flat(tuple(tensors[place] for place in self.places))
+        return flat(self.leaves_of(self.template))
 
     def losses(self, leaves: Leaves) -> Float[Tensor, " n"]:
         """The loss of each row with the tensors at `leaves`."""
@@ -79,14 +78,13 @@ class OutputSpace:
 
     def used(self) -> "OutputSpace":
         """Those of the tensors that the loss depends on; `ModelError` for one without rows."""
-        leaves = [structures.tensors_of(self.template)[place].detach() for place in self.places]
-        leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+        leaves = tuple(
+            leaf.detach().clone().requires_grad_() for leaf in self.leaves_of(self.template)
+        )
         with torch.enable_grad():
-            total = self.losses(tuple(leaves)).sum()
-        gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-        pairs = zip(self.places, gradients, strict=True)
-        used = []
-        for place, gradient in pairs:
+            total = self.losses(leaves).sum()
+        gradients, used = torch.autograd.grad(total, leaves, allow_unused=True), []
+        for place, gradient in zip(self.places, gradients, strict=True):
             if gradient is None:
                 continue
             if gradient.shape[:1] == (len(self.rows),):

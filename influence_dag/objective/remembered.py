@@ -1,6 +1,5 @@
 """Whether a module keeps something of a call that changes what the next one gives."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,11 +91,8 @@ def _put_back(module: nn.Module, before: dict[_Key, Any]) -> None:
 
 def _outputs(objective: "Objective", theta: Tensor, rows: Rows) -> tuple[Tensor, ...]:
     with torch.no_grad():
-        return tuple(leaf.clone() for leaf in _tensors(objective.outputs(theta, rows.x)))
-
-
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tensors_of(outputs) if leaf.is_floating_point())
+        found = tensors_of(objective.outputs(theta, rows.x))
+    return tuple(leaf.clone() for leaf in found if leaf.is_floating_point())
 
 
 def _apart(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:

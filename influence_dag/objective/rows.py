@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from influence_dag.errors import ModelError
-from influence_dag.structures import described, map_tensors, tensors_of
+from influence_dag.structures import described, map_tensors, tensors_of, with_tensors
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | dict[str, Any]
 
@@ -254,23 +254,8 @@ def _row_weights(value: Any, batch: Any) -> Tensor:
 
 
 def _concatenated(parts: list[Any], what: str) -> Any:
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return _joined(parts, what)
-    if isinstance(first, dict):
-        _same(parts, [list(part) if isinstance(part, dict) else None for part in parts], what)
-        return {name: _concatenated([part[name] for part in parts], what) for name in first}
-    _same(parts, [len(part) if isinstance(part, tuple) else None for part in parts], what)
-    return tuple(_concatenated([part[i] for part in parts], what) for i in range(len(first)))
-
-
-def _joined(parts: list[Any], what: str) -> Tensor:
-    kinds = [(p.shape[1:], p.dtype) if isinstance(p, Tensor) else None for p in parts]
-    _same(parts, kinds, what)  # of whole numbers and float32, torch.cat would round the former
-    return torch.cat(parts)
-
-
-def _same(parts: list[Any], kinds: list[Any], what: str) -> None:
+    """One after the other; of whole numbers and float32, `torch.cat` would round the former."""
+    kinds = [str(map_tensors(lambda leaf: (leaf.shape[1:], leaf.dtype), part)) for part in parts]
     for part, kind in zip(parts, kinds, strict=True):
         if kind != kinds[0]:
             raise ModelError(
@@ -278,3 +263,5 @@ def _same(parts: list[Any], kinds: list[Any], what: str) -> None:
                 "all rows need one structure, one dtype and one shape: pad them to the longest row "
                 "of the data, and pass a mask or lengths as a further input"
             )
+    leaves = zip(*map(tensors_of, parts), strict=True)
+    return with_tensors(parts[0], [torch.cat(each) for each in leaves])

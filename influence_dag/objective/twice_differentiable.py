@@ -99,8 +99,8 @@ def _attend_by_products(kernels: ExitStack) -> None:
     """As `sdpa_kernel(SDPBackend.MATH)`, in a tenth of its time: each call of a module pays it."""
     for is_enabled, enable, wanted in _KERNELS:
         if is_enabled() != wanted:
+            kernels.callback(enable, not wanted)  # first: an interrupt may follow either
             enable(wanted)
-            kernels.callback(enable, not wanted)
 
 
 def _configs(layers: list[nn.Module]) -> tuple[Any, ...]:

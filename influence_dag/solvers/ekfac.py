@@ -20,7 +20,7 @@ from influence_dag.curvature.kronecker_fisher import FisherName
 from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherPairs
 from influence_dag.curvature.operators import Curvature
-from influence_dag.gradients.capture import without_uncaptured
+from influence_dag.gradients.uncaptured import without_uncaptured
 from influence_dag.solvers.base import Solution
 from influence_dag.solvers.blocks import Restricted
 from influence_dag.solvers.dampings import AutomaticDamping

@@ -16,7 +16,7 @@ _BLOCK = 2**22  # distances at a time: 32 MB
 
 def nearest(points: Float[Array, "n d"], k: int) -> Int[Array, "n k"]:
     """The `k` other rows nearest to each row, nearest first (all others, where they are fewer)."""
-    points, k = _centred(points), min(k, len(points) - 1)
+    (points,), k = _centred(points), min(k, len(points) - 1)
     found = np.empty((len(points), k), np.int64)
     for rows in _blocks(len(points), len(points)):
         distances = _squared_distances(points[rows], points)
@@ -38,8 +38,7 @@ def nearest_of_others(
     points: Float[Array, "n d"], others: Float[Array, "t d"], k: int
 ) -> Int[Array, "t k"]:
     """The `k` points nearest to each of other ones, nearest first."""
-    centre, k = _flat(points).mean(axis=0), min(k, len(points))
-    points, others = (_flat(each) - centre for each in (points, others))
+    (points, others), k = _centred(points, others), min(k, len(points))
     blocks = [
         _first(_squared_distances(others[rows], points), k)
         for rows in _blocks(len(others), len(points))
@@ -106,9 +105,7 @@ def knn_shapley_of_each(
 def _shapley_blocks(
     points: Array, classes: Array, test_points: Array, test_classes: Array, k: int
 ) -> Iterator[Float[Array, "b n"]]:
-    centre = _flat(points).mean(axis=0)
-    points, test_points = (_flat(each) - centre for each in (points, test_points))
-    n = len(points)
+    (points, test_points), n = _centred(points, test_points), len(points)
     ranks = np.arange(1, n)  # of all but the farthest
     steps = np.minimum(k, ranks) / (k * ranks)
     for rows in _blocks(len(test_points), n):
@@ -124,14 +121,11 @@ def _shapley_blocks(
         yield values
 
 
-def _flat(points: Array) -> Float[Array, "n d"]:
-    return points.reshape(len(points), -1).astype(np.float64)
-
-
-def _centred(points: Array) -> Float[Array, "n d"]:
-    """Around their mean, where squared distances lose fewest digits."""
-    flat = _flat(points)
-    return flat - flat.mean(axis=0)
+def _centred(*sets: Array) -> list[Float[Array, "n d"]]:
+    """Points around the mean of the first set, where squared distances lose fewest digits."""
+    flat = [points.reshape(len(points), -1).astype(np.float64) for points in sets]
+    centre = flat[0].mean(axis=0)
+    return [points - centre for points in flat]
 
 
 def _squared_distances(a: Float[Array, "m d"], b: Float[Array, "n d"]) -> Float[Array, "m n"]:

@@ -76,13 +76,8 @@ def votes(
     of_rows = log_shares(labels[near], len(classes))
     if test_points is None or test_targets is None:
         return Votes(labels, of_rows, of_rows.argmax(axis=1) == labels)
-    said = classes[_most_voted(points, labels, test_points, k)]
-    return Votes(labels, of_rows, said == test_targets)
-
-
-def _most_voted(points: Array, labels: Array, others: Array, k: int) -> Int[Array, " t"]:
-    found = labels[nearest_of_others(points, others, k)]
-    return log_shares(found, int(labels.max()) + 1).argmax(axis=1)
+    of_tests = log_shares(labels[nearest_of_others(points, test_points, k)], len(classes))
+    return Votes(labels, of_rows, classes[of_tests.argmax(axis=1)] == test_targets)
 
 
 def log_shares(near: Int[Array, "n k"], classes: int) -> Float[Array, "n c"]:

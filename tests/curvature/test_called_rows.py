@@ -12,7 +12,7 @@ from influence_dag.curvature import GaussNewton, called_rows
 from influence_dag.curvature.kronecker import kronecker_sums
 from influence_dag.curvature.kronecker_layout import KroneckerLayout
 from influence_dag.curvature.kronecker_pairs import FisherPairs
-from influence_dag.gradients.capture import NotCaptured
+from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import build
 

@@ -19,7 +19,7 @@ from influence_dag.curvature import (
 from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.curvature.captured_products import CapturedSum
 from influence_dag.curvature.kronecker_pairs import FisherPairs
-from influence_dag.gradients.capture import NotCaptured
+from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
 
 

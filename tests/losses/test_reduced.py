@@ -276,11 +276,17 @@ def likelihood(output, target):
     return ((mean - target).square() / variance + variance.log()).mean()
 
 
+def in_place(output, target):
+    mean, variance = output
+    return likelihood((mean, variance.clamp_(min=1e-3)), target)
+
+
+@pytest.mark.parametrize("loss", [likelihood, in_place])
 @pytest.mark.parametrize("learned", [True, False])
-def test_an_output_of_all_rows_alike_is_refused_to_a_loss_of_batches_of_one(learned):
+def test_an_output_of_all_rows_alike_is_refused_to_a_loss_of_batches_of_one(learned, loss):
     # Of 5 rows each was given one of the five variances, and of any other number all of them.
     x, y = torch.randn(517, 3).double(), torch.randn(517, 5).double()
-    model = idag.TorchTwiceDifferentiable(Scaled(learned=learned), likelihood)
+    model = idag.TorchTwiceDifferentiable(Scaled(learned=learned), loss)
     with pytest.raises(ModelError, match=r"an output of shape \(5,\).* return it once a row"):
         idag.compute_influences(model, [(x, y)], [(x[:6], y[:6])], hessian_regularization=1.0)
 
