@@ -67,6 +67,11 @@ class BatchedCurvature(ABC):
     def device(self) -> torch.device:
         return self.objective.device
 
+    @cached_property
+    def weight_sum(self) -> float:
+        """What sums over the rows are divided by."""
+        return self.rows.weight_sum
+
     @property
     def is_layered(self) -> bool:
         """Whether `dense` is in closed form, unless its products turn out to be others."""
@@ -78,8 +83,14 @@ class BatchedCurvature(ABC):
         return LayeredNetwork.of(self.objective, self.rows)
 
     def over(self, rows: Rows) -> Self:
-        """The mean over some of the rows: of the same network, whose derivatives have been seen."""
+        """The mean over some of the rows: of the same network, whose derivatives have been seen.
+
+        Of rows with weights the sum over the share of all weights that so many rows have: divided
+        by their own, means over random rows would have another mean than that of all.
+        """
         some = replace(self, rows=rows, checked=True)
+        if rows.weights is not None:
+            vars(some)["weight_sum"] = self.weight_sum * len(rows) / len(self.rows)
         if self.route != "autograd":
             vars(some)["layered_network"] = self.layered_network
         return some
@@ -95,7 +106,7 @@ class BatchedCurvature(ABC):
         self._check_products()
         if not all_finite(total) and all_finite(vectors):
             check_sum(total, self.objective, self.rows, lambda some: self._sum_of(vectors, some))
-        return total.div_(self.rows.weight_sum).to(vectors.dtype)
+        return total.div_(self.weight_sum).to(vectors.dtype)
 
     def for_one_product(self) -> Self:
         """The curvature for who asks `apply` once."""
@@ -104,7 +115,7 @@ class BatchedCurvature(ABC):
     def dense(self) -> Float[Tensor, "p p"]:
         """The matrix, exactly symmetric."""
         precise = torch.promote_types(self.dtype, torch.float32)
-        return self._sum(self.rows, precise).div_(self.rows.weight_sum).to(self.dtype)
+        return self._sum(self.rows, precise).div_(self.weight_sum).to(self.dtype)
 
     def dense_sum(self, rows: Rows) -> Float[Tensor, "p p"]:
         """The weighted sum, not the mean, over any rows in float64: what an update adds or takes.

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import pytest
 import reference
 import torch
@@ -125,6 +127,13 @@ def test_a_mean_over_rows_of_a_model_has_minibatches():
     some = minibatch(Restricted(hessian, torch.arange(8)), torch.arange(5, 15))
     expected = Hessian(hessian.objective, rows[5:15]).dense()[:8, :8]
     torch.testing.assert_close(some.dense(), expected)
+
+
+def test_minibatches_of_weighted_rows_have_the_mean_of_all():
+    x, y, weights = random_rhs(6, 3), random_rhs(6, 1), torch.tensor([0, 0, 5, 1, 2, 4]).double()
+    hessian = Hessian(Objective(nn.Linear(3, 1).double(), "mse"), Rows(x, y, weights))
+    pairs = [minibatch(hessian, torch.tensor(pair)).dense() for pair in combinations(range(6), 2)]
+    torch.testing.assert_close(torch.stack(pairs).mean(0), hessian.dense())
 
 
 @pytest.mark.parametrize(
