@@ -160,11 +160,20 @@ def test_blocks_are_named_groups_of_positions(blocks, expected):
         ([["0.weight", "0.bias"], ["2.weight"]], "in no block: scale"),
         ([["0.weight", "0.bias", "scale"], ["2.weight", "scale"]], "listed twice: scale"),
         ([["0.weight", "0.bias", "2.weight", "scale", "bias"]], "unknown: bias"),
+        ([["0.weight", "0.bias", "2.weight", "scale"], []], "without any: block 1"),
+        ([["0.weight", "0.bias", "2.weight"], "scales"], "unknown: scales"),
     ],
 )
 def test_wrong_blocks_are_refused(blocks, message):
     with pytest.raises(ValueError, match=message):
         parameter_blocks(SLICES, blocks)
+
+
+@pytest.mark.parametrize("index", [[0, 1], [0, 1, 2, 2], [0, 1, 2, 3, 4]])
+def test_positions_that_are_not_each_once_are_refused(index):
+    blockwise = Blockwise(method=Direct(), blocks={"a": torch.tensor(index)})
+    with pytest.raises(ValueError, match="of the curvature's 4 parameters"):
+        blockwise.factorize(DenseCurvature(torch.eye(4)))
 
 
 def test_a_damping_for_no_block_is_refused():
