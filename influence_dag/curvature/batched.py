@@ -102,10 +102,11 @@ class BatchedCurvature(ABC):
         Raises `ModelError` where torch has no second derivative, one that is not symmetric, or one
         that is not finite, naming the row.
         """
-        total = self._sum_of(vectors, self.rows)
+        asked = vectors.to(self.dtype)
+        total = self._sum_of(asked, self.rows)
         self._check_products()
-        if not all_finite(total) and all_finite(vectors):
-            check_sum(total, self.objective, self.rows, lambda some: self._sum_of(vectors, some))
+        if not all_finite(total) and all_finite(asked):
+            check_sum(total, self.objective, self.rows, lambda some: self._sum_of(asked, some))
         return total.div_(self.weight_sum).to(vectors.dtype)
 
     def for_one_product(self) -> Self:
@@ -172,8 +173,10 @@ class BatchedCurvature(ABC):
                     if not recorded:
                         recorded.append(ways[0](batch))
                     return recorded[0](vectors)
+                except torch.OutOfMemoryError:
+                    raise  # no word of derivatives
                 except NOT_FOLLOWED as error:
-                    if len(ways) == 1 or isinstance(error, torch.OutOfMemoryError):
+                    if len(ways) == 1:
                         raise no_derivative("second", self.objective, error) from error
                     ways.pop(0)
                     recorded.clear()
