@@ -67,6 +67,11 @@ class BatchedCurvature(ABC):
     def device(self) -> torch.device:
         return self.objective.device
 
+    @cached_property
+    def weight_sum(self) -> float:
+        """What sums over the rows are divided by."""
+        return self.rows.weight_sum
+
     @property
     def is_layered(self) -> bool:
         """Whether `dense` is in closed form, unless its products turn out to be others."""
@@ -78,8 +83,14 @@ class BatchedCurvature(ABC):
         return LayeredNetwork.of(self.objective, self.rows)
 
     def over(self, rows: Rows) -> Self:
-        """The mean over some of the rows: of the same network, whose derivatives have been seen."""
+        """The mean over some of the rows: of the same network, whose derivatives have been seen.
+
+        Of rows with weights the sum over the share of all weights that so many rows have: divided
+        by their own, means over random rows would have another mean than that of all.
+        """
         some = replace(self, rows=rows, checked=True)
+        if rows.weights is not None:
+            vars(some)["weight_sum"] = self.weight_sum * len(rows) / len(self.rows)
         if self.route != "autograd":
             vars(some)["layered_network"] = self.layered_network
         return some
@@ -91,11 +102,12 @@ class BatchedCurvature(ABC):
         Raises `ModelError` where torch has no second derivative, one that is not symmetric, or one
         that is not finite, naming the row.
         """
-        total = self._sum_of(vectors, self.rows)
+        asked = vectors.to(self.dtype)
+        total = self._sum_of(asked, self.rows)
         self._check_products()
-        if not all_finite(total) and all_finite(vectors):
-            check_sum(total, self.objective, self.rows, lambda some: self._sum_of(vectors, some))
-        return total.div_(self.rows.weight_sum).to(vectors.dtype)
+        if not all_finite(total) and all_finite(asked):
+            check_sum(total, self.objective, self.rows, lambda some: self._sum_of(asked, some))
+        return total.div_(self.weight_sum).to(vectors.dtype)
 
     def for_one_product(self) -> Self:
         """The curvature for who asks `apply` once."""
@@ -104,7 +116,7 @@ class BatchedCurvature(ABC):
     def dense(self) -> Float[Tensor, "p p"]:
         """The matrix, exactly symmetric."""
         precise = torch.promote_types(self.dtype, torch.float32)
-        return self._sum(self.rows, precise).div_(self.rows.weight_sum).to(self.dtype)
+        return self._sum(self.rows, precise).div_(self.weight_sum).to(self.dtype)
 
     def dense_sum(self, rows: Rows) -> Float[Tensor, "p p"]:
         """The weighted sum, not the mean, over any rows in float64: what an update adds or takes.
@@ -161,8 +173,10 @@ class BatchedCurvature(ABC):
                     if not recorded:
                         recorded.append(ways[0](batch))
                     return recorded[0](vectors)
+                except torch.OutOfMemoryError:
+                    raise  # no word of derivatives
                 except NOT_FOLLOWED as error:
-                    if len(ways) == 1 or isinstance(error, torch.OutOfMemoryError):
+                    if len(ways) == 1:
                         raise no_derivative("second", self.objective, error) from error
                     ways.pop(0)
                     recorded.clear()

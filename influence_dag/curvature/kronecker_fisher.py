@@ -1,6 +1,6 @@
 r"""Fisher matrices by their square roots in the outputs: what is sent back through the network."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -99,7 +99,7 @@ def _hessian_roots(
 
     NaN in the first where it is in the derivatives: `eigh` would make numbers of it.
     """
-    H = _output_hessians(loss, outputs, targets).double()
+    H = output_hessians(loss, outputs, targets).double()
     finite = H.isfinite().all(-1).all(-1)
     values, vectors = torch.linalg.eigh(H.masked_fill(~finite[:, None, None], 0))
     # Confident predictions have a curvature far below 1 whose rounding is not: softmax's p - p².
@@ -112,8 +112,10 @@ def _hessian_roots(
     return vectors * values.sqrt().unsqueeze(1), values
 
 
-def _output_hessians(loss: LossFunction, outputs: Tensor, targets: Tensor) -> Tensor:
-    r"""$\nabla_f^2 L$ of each sample, (n, m, m), one backward pass an output."""
+def output_hessians(
+    loss: LossFunction, outputs: Float[Tensor, "n ..."], targets: Any
+) -> Float[Tensor, "n m m"]:
+    r"""$\nabla_f^2 L$ of each sample, one backward pass an output."""
     n, m = len(outputs), outputs[0].numel()
     point = outputs.detach().requires_grad_()
     with torch.enable_grad():

@@ -1,11 +1,9 @@
 """Pairs of layer inputs and output gradients under a Fisher, batch by batch."""
 
-import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,7 +39,6 @@ from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.footprint import kept_numbers
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.outputs import Leaves, OutputSpace, flat
-from influence_dag.structures import tensors_of
 
 _NUMBERS = 2**24  # numbers captured at once
 _MARGIN = 2**6  # by which what is captured for all root vectors may be more than a graph keeps
@@ -243,8 +240,7 @@ class FisherPairs:
         self, rows: Rows, roots: Float[Tensor, "c n m"], groups: list[DenseGroup]
     ) -> dict[Place, Tensor]:
         """The same through the whole network, a pass a root vector, for what is not captured."""
-        linear = copy.copy(self.objective)
-        linear.loss = _Inner(OutputSpace.of(self.objective, rows[:1]).used().places)
+        linear = OutputSpace.of(self.objective, rows[:1]).used().along()
         blocks = tuple(
             DenseLayout(str(start), start, stop) for group in groups for start, stop in group.places
         )
@@ -274,14 +270,3 @@ def _of_structure(draw: Draw, space: OutputSpace) -> Draw:
     return lambda outputs, targets, generator: draw(
         space.structured(outputs.flatten(1)), targets, generator
     )
-
-
-@dataclass(frozen=True)
-class _Inner:
-    """The product of each row's outputs, at some places of a structure, with a vector."""
-
-    places: tuple[int, ...]
-
-    def __call__(self, outputs: Any, vectors: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
-        tensors = tensors_of(outputs)
-        return (flat(tuple(tensors[place] for place in self.places)) * vectors).sum(1)

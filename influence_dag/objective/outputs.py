@@ -1,5 +1,6 @@
 """The outputs of a batch as a tuple of tensors that losses are functions of."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,12 @@ class OutputSpace:
                 )
         return OutputSpace(self.objective, self.rows, self.template, tuple(used))
 
+    def along(self) -> Objective:
+        r"""The same model with $v \cdot f$ for the loss of a row, whose target is the vector v."""
+        linear = copy.copy(self.objective)
+        linear.loss = _Along(self.places)
+        return linear
+
     def loss_of_flat(self, outputs: Float[Tensor, "n m"], targets: Any) -> Float[Tensor, " n"]:
         """The loss of each row as a function of `flat(leaves)`, for any targets."""
         return self.objective.loss(self.structured(outputs), targets)
@@ -114,6 +121,15 @@ class OutputSpace:
         for place, shape, part in zip(self.places, shapes, outputs.split(widths, 1), strict=True):
             tensors[place] = part.reshape(len(outputs), *shape[1:])
         return structures.with_tensors(self.template, tensors)
+
+
+@dataclass(frozen=True)
+class _Along:
+    places: tuple[int, ...]
+
+    def __call__(self, outputs: Any, vectors: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
+        tensors = structures.tensors_of(outputs)
+        return (flat(tuple(tensors[place] for place in self.places)) * vectors).sum(1)
 
 
 def flat(leaves: Leaves) -> Float[Tensor, "n m"]:

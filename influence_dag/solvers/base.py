@@ -155,6 +155,13 @@ def of_unit_size(rows: Float[Tensor, "k p"]) -> tuple[Float[Tensor, "k p"], Floa
     return rows / size, size
 
 
+def start_of(
+    x0: Float[Tensor, "#k p"], rhs: Float[Tensor, "k p"], size: Float[Tensor, "k 1"]
+) -> Float[Tensor, "k p"]:
+    """Where rows over `size` begin; those of b = 0 at their answer, of which no share is small."""
+    return torch.where(rhs.any(dim=1, keepdim=True), x0.to(rhs) / size, 0)
+
+
 def relative(residual: Float[Tensor, "k ..."], rhs: Float[Tensor, "k p"]) -> Float[Tensor, "k ..."]:
     """Norms of residuals, divided by those of the right-hand sides; 0 stays 0."""
     length = rhs.norm(dim=1)[(...,) + (None,) * (residual.ndim - 1)]

@@ -87,12 +87,15 @@ def _groups(names: list[str], blocks: Blocks) -> dict[str, list[str]]:
         return layers
     if isinstance(blocks, str) or not isinstance(blocks, Iterable):
         raise ValueError(f"blocks={blocks!r} is unknown; use full, layer or lists of names")
-    _check_cover([name for group in blocks for name in group], names)
+    _check_cover(blocks, names)
     return {str(i): list(group) for i, group in enumerate(blocks)}
 
 
-def _check_cover(listed: list[str], names: list[str]) -> None:
+def _check_cover(blocks: Iterable[Sequence[str]], names: list[str]) -> None:
+    groups = [[group] if isinstance(group, str) else list(group) for group in blocks]
+    listed = [name for group in groups for name in group]
     problems = {
+        "without any": [f"block {i}" for i, group in enumerate(groups) if not group],
         "unknown": [name for name in listed if name not in names],
         "listed twice": sorted({name for name in listed if listed.count(name) > 1}),
         "in no block": [name for name in names if name not in listed],
@@ -125,6 +128,15 @@ class Blockwise:
             checked_damping(value, f"the damping of block {name}")
 
     def factorize(self, curvature: Curvature) -> "BlockFactorization":
+        """Raises `ValueError` for blocks that do not hold each parameter once."""
+        held = torch.cat([index.cpu() for index in self.blocks.values()])
+        times = torch.bincount(held, minlength=curvature.size)
+        if len(times) != curvature.size or bool((times != 1).any()):
+            raise ValueError(
+                f"the blocks hold {len(held.unique())} of the curvature's {curvature.size} "
+                f"parameters, by {len(held)} positions; they have to hold each once, as those of "
+                "parameter_blocks do"
+            )
         return BlockFactorization(
             {
                 name: self.method.factorize(self.restricted(curvature, index))
@@ -136,12 +148,8 @@ class Blockwise:
     def restore(
         self, tensors: Mapping[str, Tensor], curvature: Curvature | None
     ) -> "BlockFactorization":
-        def owner(key: str) -> str:
-            # "net.0.places" is of block "net.0" where there is one, of block "net" otherwise.
-            return max((name for name in self.blocks if key.startswith(f"{name}.")), key=len)
-
         def of_block(name: str) -> dict[str, Tensor]:
-            keys = [key for key in tensors if owner(key) == name]
+            keys = [key for key in tensors if self.owner(key) == name]
             return {key.removeprefix(f"{name}."): tensors[key] for key in keys}
 
         return BlockFactorization(
@@ -153,6 +161,10 @@ class Blockwise:
             },
             self,
         )
+
+    def owner(self, key: str) -> str:
+        """The block of a stored tensor: of "net.0.rows" "net.0" if there is one, else "net"."""
+        return max((name for name in self.blocks if key.startswith(f"{name}.")), key=len)
 
     def restricted(self, curvature: Curvature, index: Tensor) -> Restricted:
         """The curvature on a block's parameters."""
@@ -171,11 +183,18 @@ class BlockFactorization:
     settings: Blockwise
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{block}.{name}": tensor
-            for block, part in self.parts.items()
-            for name, tensor in part.tensors().items()
-        }
+        """Raises `ValueError` where one would be read as another block's."""
+        named = {}
+        for block, part in self.parts.items():
+            for name, tensor in part.tensors().items():
+                named[key := f"{block}.{name}"] = tensor
+                if (other := self.settings.owner(key)) != block:
+                    raise ValueError(
+                        f"the tensor {key!r} of block {block!r} would be read as one of block "
+                        f"{other!r}: list the blocks' parameters (blocks: [[…], […]]), whose names "
+                        "are numbers then"
+                    )
+        return named
 
     @property
     def info(self) -> dict[str, Any]:

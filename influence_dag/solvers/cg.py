@@ -11,7 +11,7 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
-from influence_dag.solvers.base import Solution, build, needed, of_unit_size, relative
+from influence_dag.solvers.base import Solution, build, needed, of_unit_size, relative, start_of
 from influence_dag.solvers.conjugate_directions import Iteration
 from influence_dag.solvers.descent import State
 from influence_dag.solvers.nystroem import Nystroem
@@ -141,7 +141,7 @@ class PreconditionedSystem:
         that miss the tolerance.
         """
         given, (rhs, size) = rhs, of_unit_size(rhs)
-        x0 = None if x0 is None else x0.to(rhs) / size
+        x0 = None if x0 is None else start_of(x0, rhs, size)
         rtol = max(self.settings.rtol, _ROUNDING * torch.finfo(rhs.dtype).eps)
         target = torch.maximum(rtol * rhs.norm(dim=1), self.settings.atol / size[:, 0])
         iteration = Iteration(

@@ -28,7 +28,7 @@ class Iteration:
         self,
         rhs: Float[Tensor, "k p"],
         target: Float[Tensor, " k"],
-        x0: Float[Tensor, "#k p"] | None,
+        x0: Float[Tensor, "k p"] | None,
     ) -> State:
         """From `x0`, or from zero, to residuals of length `target`, or until nothing helps."""
         state = self._start(rhs, target, x0)
@@ -36,7 +36,7 @@ class Iteration:
         return state
 
     def _start(self, rhs: Tensor, target: Tensor, x0: Tensor | None) -> State:
-        x = torch.zeros_like(rhs) if x0 is None else x0.to(rhs).expand_as(rhs).clone()
+        x = torch.zeros_like(rhs) if x0 is None else x0
         residual = rhs.clone() if x0 is None else rhs - self._apply(x)
         niter = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
         negative, stalled = (torch.zeros_like(niter, dtype=torch.bool) for _ in range(2))
@@ -152,7 +152,7 @@ class Iteration:
         return self.preconditioner if self.damping > least else Unpreconditioned()
 
     def _apply(self, vectors: Tensor) -> Tensor:
-        return self.curvature.apply(vectors).add_(vectors, alpha=self.damping)
+        return self.curvature.apply(vectors).add(vectors, alpha=self.damping)
 
 
 def _inner(left: Float[Tensor, "k p"], right: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:

@@ -32,7 +32,7 @@ def automatic_damping(
     if isinstance(curvature, DenseCurvature):
         if semidefinite:
             trace = curvature.matrix.diagonal().double().mean().item()
-            return AutomaticDamping(trace, "trace / p of the curvature's matrix")
+            return AutomaticDamping(max(trace, 0.0), "trace / p of the curvature's matrix")
         if curvature.size <= _DIRECT:
             return of_eigenvalues(torch.linalg.eigvalsh(curvature.matrix.double()))
     rows = random_signs(_PROBES, curvature, seed)

@@ -14,7 +14,7 @@ from influence_dag.curvature.finite import check_finite
 from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import Factorization, Solution
 from influence_dag.solvers.eigenbasis import Eigenbasis, Indefinite
-from influence_dag.solvers.rounding import indefinite_error, rounding
+from influence_dag.solvers.rounding import indefinite_error, zero_share
 from influence_dag.solvers.settings import NotNegative, Settings
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 from influence_dag.study.method_defaults import DirectDefaults
@@ -63,7 +63,7 @@ class Direct(Settings):
         check_finite("the curvature", dense)
         if self.damping is None or self.on_indefinite == "absolute":
             return self._diagonalised(dense.double())
-        share = self.rounding or rounding(dense.dtype, len(dense))
+        share = zero_share(self.rounding, dense.dtype, len(dense))
         return self._factor(dense, self.damping, _Precision(share, dense.dtype))
 
     def restore(self, tensors: Mapping[str, Tensor], curvature: Curvature | None) -> Factorization:

@@ -14,7 +14,7 @@ from influence_dag.solvers.rounding import (
     check_in_range,
     check_left_out,
     indefinite_error,
-    rounding,
+    zero_share,
 )
 
 Indefinite = Literal["raise", "allow", "absolute"]
@@ -155,7 +155,7 @@ class Eigenbasis:
 
     def _floor(self, dtype: torch.dtype) -> float:
         """The size of an eigenvalue that is zero to rounding."""
-        share = self.rounding or rounding(dtype, len(self.eigenvectors))
+        share = zero_share(self.rounding, dtype, len(self.eigenvectors))
         return share * max(map(abs, self._ends))
 
     @cached_property  # asked for at every step, and a device is asked once

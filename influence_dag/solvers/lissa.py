@@ -11,7 +11,7 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
-from influence_dag.solvers.base import Solution, needed, of_unit_size, relative
+from influence_dag.solvers.base import Solution, needed, of_unit_size, relative, start_of
 from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
 from influence_dag.solvers.neumann import Damped, Descent
 from influence_dag.solvers.rounding import indefinite_error, round_up
@@ -152,7 +152,7 @@ class NeumannSeries:
         when the series diverges; `IndefiniteError` when no scale would.
         """
         scale, (rhs, size) = self.scale(damping), of_unit_size(rhs)
-        start = rhs.clone() if x0 is None else scale * (x0.to(rhs) / size)
+        start = rhs.clone() if x0 is None else scale * start_of(x0, rhs, size)
         h, lengths = self._run(start, rhs, damping, scale)
         niter = (~lengths.isnan()).sum(dim=1)
         step = self._step(self.curvature, h, rhs, damping, scale)

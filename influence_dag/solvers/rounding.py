@@ -25,6 +25,11 @@ def rounding(dtype: torch.dtype, size: int) -> float:
     return max(least, grown) * torch.finfo(dtype).eps
 
 
+def zero_share(asked: float | None, dtype: torch.dtype, size: int) -> float:
+    """What is asked to count as zero, 0 too, or else `rounding`."""
+    return rounding(dtype, size) if asked is None else asked
+
+
 def noise(rhs: Float[Tensor, "k p"]) -> Float[Tensor, ""]:
     """How far from what they are meant to be any of these rows may be: rounding of the longest."""
     return _NOISE * torch.finfo(rhs.dtype).eps * rhs.norm(dim=1).max()

@@ -15,6 +15,7 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.suspicion import knn_shapley_of_each
 from influence_dag.validation.ensembles import is_linear_in_parameters
+from influence_dag.validation.out_of_fold import is_one_class_a_row
 from influence_dag.validation.representations import representations
 
 # name → damping (None where there is none) → influences (test, train)
@@ -73,7 +74,7 @@ def representation_candidates(
     if rows is None or tests is None:
         return {}
     cosine = normalize(tests) @ normalize(rows).T
-    if of_amounts or train.y.is_floating_point() or train.y.ndim != 1:
+    if of_amounts or not is_one_class_a_row(train.y):
         return {"representation_cosine": {None: cosine}}
     same = test.y[:, None] == train.y
     arrays = (each.numpy(force=True) for each in (rows, train.y, tests, test.y))

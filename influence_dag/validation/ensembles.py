@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
+from influence_dag.objective.outputs import OutputSpace
 from influence_dag.structures import map_tensors
 
 _NUMBERS = 2**23  # of the largest temporary of a batch of members, about
@@ -19,11 +20,12 @@ _SPARSE = 0.75  # below this share of rows with a weight, members work on their 
 
 def is_linear_in_parameters(objective: Objective, rows: Rows) -> bool:
     """Whether the outputs are affine in θ: second differences along a random line vanish."""
-    theta, x = objective.params, rows[:8].x
+    theta, space = objective.params, OutputSpace.of(objective, rows[:8])
     generator = torch.Generator().manual_seed(0)
     step = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
     with torch.no_grad():
-        before, here, after = (objective.outputs(theta + t * step, x) for t in (-1.0, 0.0, 1.0))
+        leaves = (space.leaves(theta + t * step) for t in (-1.0, 0.0, 1.0))
+        before, here, after = (torch.cat([leaf.flatten() for leaf in each]) for each in leaves)
     size = max(float(value.abs().max()) for value in (before, here, after))
     return bool((before + after - 2 * here).abs().max() <= 1e-9 * size)
 

@@ -99,5 +99,5 @@ def _moved(
     weights[:, :n] = train.shares
     weights[torch.arange(2 * m), rows.repeat(2)] = 0.0
     weights[torch.arange(2 * m), n + torch.arange(2 * m)] = train.shares[rows.repeat(2)]
-    targets = train[rows.repeat(2)].y
-    return Rows(torch.cat([train.x, moved]), torch.cat([train.y, targets])), weights
+    originals = train.unweighted
+    return Rows.joined([originals, Rows(moved, originals[rows.repeat(2)].y)]), weights

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 from torch import Tensor
 
-from influence_dag.errors import IndefiniteError
+from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
 from influence_dag.validation.agreement import pearson, slope, spearman
@@ -101,9 +101,9 @@ def leave_one_out(
     `leverage` adds the exact prediction that knows that the row's own curvature goes with it, see
     `ExactPredictions.corrected_influences`: to second order for a model linear in θ, and on a
     network at its minimum nearer than the plain one, too. `"auto"`: where $H + \lambda I$ is
-    positive definite and either H takes at most 1 GiB in float64 (p = 11,585) or its factor is at
-    hand: made for `influences` that were not given, or given as `factorization` (exact, for this
-    `damping`).
+    positive definite, the loss depends on the row's own outputs alone, and either H takes at most 1
+    GiB in float64 (p = 11,585) or its factor is at hand: made for `influences` that were not given,
+    or given as `factorization` (exact, for this `damping`).
 
     Refits start at `objective.params`; a network may end in another minimum than one fitted from
     scratch, which is what is asked of a derivative. `tolerance`, `max_steps` and `proximal` (for a
@@ -141,7 +141,7 @@ def _corrected(
         return None
     try:
         return exact.corrected_influences(test, rows).div(exact.train.weight_sum).numpy(force=True)
-    except IndefiniteError:
+    except (IndefiniteError, ModelError):
         if leverage is True:
             raise
         return None

@@ -1,6 +1,7 @@
 """What a model that has not seen a row makes of it: one refit a fold, all together."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,8 +72,12 @@ def out_of_fold(
 
 def has_classes(rows: Rows) -> bool:
     """Whether labels are classes, one a row, and not too many to ask for each."""
-    y = rows.y
-    return not y.is_floating_point() and y.ndim == 1 and len(y.unique()) <= MOST_CLASSES
+    return is_one_class_a_row(rows.y) and len(rows.y.unique()) <= MOST_CLASSES
+
+
+def is_one_class_a_row(targets: Any) -> bool:
+    """Whether targets are whole numbers, one a row."""
+    return isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim == 1
 
 
 def class_log_chances(

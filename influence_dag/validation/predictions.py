@@ -6,13 +6,14 @@ from functools import cached_property
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad, jacrev, vmap
 
 from influence_dag.curvature import Hessian
-from influence_dag.gradients.per_sample import per_sample_gradients
-from influence_dag.objective.objective import Objective, Rows
+from influence_dag.curvature.drawn_labels import output_gradient
+from influence_dag.curvature.kronecker_fisher import output_hessians
+from influence_dag.gradients.per_sample import per_sample_gradients, with_layout
+from influence_dag.objective.objective import Inputs, Objective, Rows
+from influence_dag.objective.outputs import OutputSpace
 from influence_dag.solvers import Direct, Factorization
-from influence_dag.structures import map_tensors
 
 _NUMBERS = 2**23  # of the Jacobians held at once
 
@@ -68,8 +69,7 @@ class ExactPredictions:
         is divided by one minus its leverage.
         """
         factors, parts = self.factors(test), []
-        for J, outputs, y, shares in self._jacobians(rows):
-            g, S = _output_derivatives(self.objective, outputs, y)
+        for J, g, S, shares in self._jacobians(rows):
             K = self.solve(J.flatten(0, 1)).view(J.shape) @ J.mT
             identity = torch.eye(J.shape[1], dtype=J.dtype, device=J.device)
             coefficients = torch.linalg.solve(identity - shares[:, None, None] * (S @ K), g)
@@ -78,28 +78,28 @@ class ExactPredictions:
         return torch.cat(parts, dim=1)
 
     def _jacobians(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """By batch: Jacobians of outputs in θ `(b, c, p)`, outputs, targets, shares in the mean."""
-        theta, run = self.objective.params, self.objective.outputs
+        """By batch: Jacobians in θ `(b, c, p)` of the outputs that the loss depends on, the loss's
+        gradients `(b, c)` and Hessians `(b, c, c)` in them, shares in the mean.
+        """
+        width = OutputSpace.of(self.objective, rows[:1]).used().values.numel()
+        for batch in rows.batches(max(1, _NUMBERS // (width * self.objective.size))):
+            space = OutputSpace.of(self.objective, batch).used()
+            f, along = space.values, space.along()
+            shares = batch.weighted(f.new_ones(len(batch))) / self.train.weight_sum
+            g = output_gradient(space.loss_of_flat, f, batch.y)
+            S = output_hessians(space.loss_of_flat, f, batch.y)
+            yield _of_each_output(along, batch.x, f), g, S, shares
 
-        def one(point: Tensor, x: Tensor) -> Tensor:
-            return run(point, map_tensors(lambda leaf: leaf.unsqueeze(0), x))[0].flatten()
 
-        width = run(theta, rows[:1].x).numel()
-        for batch in rows.batches(max(1, _NUMBERS // (width * len(theta)))):
-            J = vmap(jacrev(one), in_dims=(None, 0))(theta, batch.x)
-            shares = batch.weighted(J.new_ones(len(batch))) / self.train.weight_sum
-            yield J.detach(), run(theta, batch.x).detach(), batch.y, shares
-
-
-def _output_derivatives(
-    objective: Objective, outputs: Float[Tensor, "b ..."], y: Tensor
-) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b c c"]]:
-    """First and second derivative of each row's loss in its flattened outputs."""
-    shape = outputs.shape[1:]
-
-    def loss(f: Tensor, target: Tensor) -> Tensor:
-        one = map_tensors(lambda leaf: leaf.unsqueeze(0), target)
-        return objective.loss(f.view(1, *shape), one).reshape(())
-
-    flat = outputs.flatten(1)
-    return vmap(grad(loss))(flat, y), vmap(jacrev(grad(loss)))(flat, y)
+def _of_each_output(
+    along: Objective, x: Inputs, outputs: Float[Tensor, "b c"]
+) -> Float[Tensor, "b c p"]:
+    """Gradients in θ of the rows' outputs, `along` having the product with a vector for a loss."""
+    identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+    rows = [Rows(x, unit.expand_as(outputs)) for unit in identity]
+    parts = with_layout(
+        along,
+        rows[0],
+        lambda layout: [per_sample_gradients(along, each, layout=layout).dense() for each in rows],
+    )
+    return torch.stack(parts, dim=1)

@@ -177,6 +177,27 @@ def test_parameters_that_nothing_reads_have_zero_rows():
     assert matrix[:2].abs().max() == 0
 
 
+@pytest.mark.parametrize("curvature", [Hessian, GaussNewton])
+@pytest.mark.parametrize("route", ["auto", "autograd"])
+def test_rows_are_multiplied_in_the_curvatures_precision(curvature, route):
+    _, objective, rows = make("mlp", torch.float32)
+    operator = curvature(objective, rows, route=route)
+    vectors = torch.randn(20, objective.size).double()
+    found = operator.apply(vectors)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found.float(), operator.apply(vectors.float()))
+
+
+def test_memory_that_runs_out_is_told_as_that(monkeypatch):
+    def product(*_):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    _, objective, rows = make("mlp")
+    monkeypatch.setattr(Hessian, "product", product)
+    with pytest.raises(torch.OutOfMemoryError, match="tried to allocate"):
+        Hessian(objective, rows, route="autograd").dense()
+
+
 def test_a_matrix_at_hand_is_a_curvature():
     H = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
     curvature = DenseCurvature(H)

@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import pytest
 import reference
 import torch
@@ -127,6 +129,13 @@ def test_a_mean_over_rows_of_a_model_has_minibatches():
     torch.testing.assert_close(some.dense(), expected)
 
 
+def test_minibatches_of_weighted_rows_have_the_mean_of_all():
+    x, y, weights = random_rhs(6, 3), random_rhs(6, 1), torch.tensor([0, 0, 5, 1, 2, 4]).double()
+    hessian = Hessian(Objective(nn.Linear(3, 1).double(), "mse"), Rows(x, y, weights))
+    pairs = [minibatch(hessian, torch.tensor(pair)).dense() for pair in combinations(range(6), 2)]
+    torch.testing.assert_close(torch.stack(pairs).mean(0), hessian.dense())
+
+
 @pytest.mark.parametrize(
     ("blocks", "expected"),
     [
@@ -151,11 +160,20 @@ def test_blocks_are_named_groups_of_positions(blocks, expected):
         ([["0.weight", "0.bias"], ["2.weight"]], "in no block: scale"),
         ([["0.weight", "0.bias", "scale"], ["2.weight", "scale"]], "listed twice: scale"),
         ([["0.weight", "0.bias", "2.weight", "scale", "bias"]], "unknown: bias"),
+        ([["0.weight", "0.bias", "2.weight", "scale"], []], "without any: block 1"),
+        ([["0.weight", "0.bias", "2.weight"], "scales"], "unknown: scales"),
     ],
 )
 def test_wrong_blocks_are_refused(blocks, message):
     with pytest.raises(ValueError, match=message):
         parameter_blocks(SLICES, blocks)
+
+
+@pytest.mark.parametrize("index", [[0, 1], [0, 1, 2, 2], [0, 1, 2, 3, 4]])
+def test_positions_that_are_not_each_once_are_refused(index):
+    blockwise = Blockwise(method=Direct(), blocks={"a": torch.tensor(index)})
+    with pytest.raises(ValueError, match="of the curvature's 4 parameters"):
+        blockwise.factorize(DenseCurvature(torch.eye(4)))
 
 
 def test_a_damping_for_no_block_is_refused():

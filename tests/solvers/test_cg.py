@@ -152,6 +152,23 @@ def test_x0_is_where_the_iteration_starts(one_for_all):
     assert relative_error(far.x, answer) <= 1e-5
 
 
+def test_a_row_of_zeros_is_at_its_answer_wherever_it_starts():
+    system = ConjugateGradient().factorize(DenseCurvature(spd_matrix(P)))
+    solution = system.solve(torch.zeros(1, P).double(), damping=0.1, x0=random_rhs(1, P))
+    assert not solution.x.any()
+    assert solution.info["niter"].tolist() == [0]
+
+
+def test_a_curvature_may_return_the_rows_that_it_is_given():
+    class One(Counted):
+        def apply(self, vectors):
+            return vectors
+
+    rhs, one = random_rhs(2, P), One(torch.eye(P).double())
+    system = ConjugateGradient(preconditioner="none").factorize(one)
+    torch.testing.assert_close(system.solve(rhs, damping=0.5).x, rhs / 1.5)
+
+
 def test_rows_that_miss_the_tolerance_are_named():
     rhs = random_rhs(4, P)
     rhs[2] = 0

@@ -98,6 +98,14 @@ def test_a_singular_system_is_never_solved(on_indefinite, late, dtype):
     assert 0 < caught.value.suggested_damping < 1e-2
 
 
+@pytest.mark.parametrize("damping", [None, 0.0], ids=["eigenbasis", "factor"])
+def test_no_eigenvalue_counts_as_zero_where_none_is_asked_to(damping):
+    H = torch.diag(torch.tensor([1.0, 1e-20])).double()
+    method = Direct(damping=damping, rounding=0)
+    x = method.factorize(DenseCurvature(H)).solve(torch.ones(1, 2).double(), damping=0.0).x
+    torch.testing.assert_close(x, torch.tensor([[1.0, 1e20]]).double())
+
+
 def test_a_curvature_that_is_not_finite_is_refused():
     H = spd_matrix(4)
     H[1, 2] = torch.nan

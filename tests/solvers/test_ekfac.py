@@ -198,6 +198,36 @@ def test_by_layer_it_is_itself_with_a_damping_for_each(method, name):
     assert_close(restored.solve(rhs, damping=0.01).x, actual)
 
 
+class Scaled(nn.Module):
+    """With a parameter of its own beside a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.scale = nn.Linear(3, 2), nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.net(x) * self.scale
+
+
+def test_tensors_that_would_be_read_as_another_blocks_are_not_stored():
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"net": Scaled()})
+    module.forward = lambda x: module["net"](x)
+    objective = Objective(module.double(), "cross_entropy")
+    curvature = GaussNewton(objective, Rows(random_rhs(9, 3), torch.arange(9) % 2))
+    blocks = parameter_blocks(objective.slices, "layer")
+    assert list(blocks) == ["net", "net.net"]
+    factorization = Blockwise(method=EKFAC(), blocks=blocks).factorize(curvature)
+    with pytest.raises(ValueError, match=r"'net\.net\.dense_places' of block 'net' would be read"):
+        factorization.tensors()
+    names = [["net.scale"], ["net.net.weight", "net.net.bias"]]
+    listed = Blockwise(method=EKFAC(), blocks=parameter_blocks(objective.slices, names))
+    restored = listed.restore(listed.factorize(curvature).tensors(), None)
+    rhs = random_rhs(3, objective.size)
+    expected = factorization.solve(rhs, damping=0.1).x
+    assert_close(restored.solve(rhs, damping=0.1).x, expected)
+
+
 def test_a_bias_apart_from_its_weight_is_a_dense_block():
     objective, rows = make("linear")
     curvature = GaussNewton(objective, rows)

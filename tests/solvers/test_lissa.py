@@ -65,6 +65,10 @@ def test_a_start_at_the_answer_stays_there():
     torch.testing.assert_close(solution.x, answer)
 
 
+def test_a_row_of_zeros_is_at_its_answer_wherever_it_starts():
+    assert not solve(torch.zeros(1, P).double(), x0=random_rhs(1, P)).x.any()
+
+
 def test_divergence_is_noticed_early_and_names_a_scale_that_works():
     curvature = Counted(10 * spd_matrix(P))
     with pytest.raises(NotConvergedError, match=r"diverges with scale=3: .* use scale=") as caught:

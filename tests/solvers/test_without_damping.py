@@ -156,6 +156,12 @@ def test_an_automatic_damping_is_the_mean_size_of_the_eigenvalues():
     assert automatic_damping(Products(G), semidefinite=True).value == pytest.approx(trace, rel=0.15)
 
 
+@pytest.mark.parametrize("make", [DenseCurvature, Products])
+def test_an_automatic_damping_is_never_negative(make):
+    """As the trace of a Gauss-Newton matrix is where the loss is not convex in the outputs."""
+    assert automatic_damping(make(-torch.eye(3).double()), semidefinite=True).value == 0
+
+
 def test_a_matrix_is_formed_where_the_products_would_cost_more():
     few = {"size": 1000, "damping": 0.1}
     assert not worth_forming(ConjugateGradient(), rows=1, **few)
