@@ -129,7 +129,10 @@ def _matrix(study: Study, kind: str) -> Artifact:
     about = "The matrix equals its transpose."
     checks = [Promise("symmetric", "symmetric", (kind,), about)]
     direct = study.settings.methods.direct
-    if direct and direct.on_indefinite == "raise":
+    is_of_all = direct is not None and direct.curvature == kind and direct.blocks == "full"
+    if (
+        is_of_all and direct.on_indefinite == "raise"
+    ):  # of blocks, with λ of their own, factors tell
         about = "With the damping added it has only positive eigenvalues."
         checks.append(Promise("damped_positive_definite", "positive_definite", (kind,), about))
     about = f"{matrix_formula(kind)}, exact, with its eigenvalues."
