@@ -1,6 +1,7 @@
 """No NaN leaves a stage without a word: rows and features are named, nothing is published."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,8 @@ def test_checks_that_compare_refuse_what_is_no_number(project, monkeypatch):
     matrix = np.eye(300)
     matrix[0, 0] = np.nan
     stored = SimpleNamespace(read=lambda name: matrix)
-    assert not checks.symmetric(SimpleNamespace(require=lambda name: stored), "hessian").passed
+    bench: Any = SimpleNamespace(require=lambda name: stored)
+    assert not checks.symmetric(bench, "hessian").passed
     assert checks.matches_parts(project.bench(), "direct").passed
     read = dampings.at
 
