@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from influence_dag.__main__ import main
 from influence_dag.errors import DataError, ModelError, StudyError
 from influence_dag.query.results import open_study
+from influence_dag.stages.costs import Rates, cost_of
 from influence_dag.stages.foreseen import foresee
 from influence_dag.starting.first_look import Start
 from influence_dag.starting.folder import init
@@ -367,6 +368,22 @@ def test_sizes_are_those_that_a_refresh_stores(project):
         stored = int(np.prod(variable.shape)) * np.dtype(variable.dtype).itemsize
         assert found[name].disk == stored
     assert set(found) == set(project.results.artifacts)
+
+
+def test_the_factors_of_each_method_cost_what_it_multiplies_with_the_curvature(project):
+    """Iterative ones at each step, others for residuals alone, which are of a sample where many."""
+    asked = {name: {} for name in ("direct", "cg", "nystroem", "ekfac", "identity")}
+    project.write_settings(methods=asked | {"kfac": {"residuals": "all"}})
+    study = load_study(project.folder)
+
+    def seconds(method: str, train: int = 1000) -> float:
+        rates = Rates(train, 10, 3, 8, 4096, 99, gradient=1e-3, on_demand=False, product=0.0)
+        return cost_of(f"{method}/influence_factors", study, rates).seconds
+
+    assert seconds("identity") == seconds("direct") == 0
+    assert seconds("cg") == 30 * seconds("ekfac") == 30 * seconds("nystroem")
+    many = 2**20
+    assert seconds("ekfac", many) == pytest.approx(seconds("kfac", many) / 16)
 
 
 def test_a_check_says_rows_classes_and_parameters_within_seconds(project):

@@ -165,8 +165,8 @@ WHY = {
         "system is badly conditioned."
     ),
     "residuals": (
-        "How exactly each test row's system is solved: the residual relative to its right- "
-        "hand side. A large one is an error of at least that size in the row's influences."
+        "How exactly each test row's system is solved: the residual relative to its right-hand "
+        "side. A large one is an error of at least that size in the row's influences."
     ),
     "histogram": (
         "How the influences are spread. Most pairs hardly matter; the tails are the rows to "

@@ -76,9 +76,9 @@ def symmetric(bench: Workbench, kind: str) -> Outcome:
     """The stored matrix equals its transpose."""
     matrix = bench.require(kind).read(kind)
     worst = scale = 0.0
-    for rows in pieces(0, len(matrix), 256):
-        worst = max(worst, float(np.abs(matrix[rows] - matrix[:, rows].T).max()))
-        scale = max(scale, float(np.abs(matrix[rows]).max()))
+    for rows in pieces(0, len(matrix), 256):  # NaN is kept, which `max` may lose
+        worst = float(np.maximum(worst, np.abs(matrix[rows] - matrix[:, rows].T).max()))
+        scale = float(np.maximum(scale, np.abs(matrix[rows]).max()))
     message = f"largest asymmetry {worst:.1e} of {scale:.1e}"
     return Outcome(worst <= 1e-12 * scale, message, {"asymmetry": worst})
 
@@ -158,18 +158,17 @@ def _cause_of_residual(bench: Workbench) -> str:
 
 def matches_parts(bench: Workbench, method: str) -> Outcome:
     """A few stored influences equal the product of the stored factors and gradients."""
-    from influence_dag.stages.reading import load_gradients
-
     version = bench.require(naming.influences(method))
     test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
     rng = np.random.default_rng(0)
     worst = scale = 0.0
     for i, j in zip(rng.choice(test.slots, 16), rng.choice(train.slots, 16), strict=True):
         s = reading.load_factors(bench, method, slice(i, i + 1), -1)
-        expected = load_gradients(bench, slice(j, j + 1)).inner(s).item()
+        expected = reading.load_gradients(bench, slice(j, j + 1)).inner(s).item()
         pair = slice(i, i + 1), slice(j, j + 1)
         stored = dampings.at(version, "influences", -1, *pair).item()
-        worst, scale = max(worst, abs(stored - expected)), max(scale, abs(expected))
+        worst = float(np.maximum(worst, abs(stored - expected)))
+        scale = float(np.maximum(scale, abs(expected)))
     limit = max(1e-4, 4 * bench.settings.store.max_relative_error)
     return Outcome(
         worst <= limit * scale, f"16 random pairs: largest difference {worst:.1e} of {scale:.1e}"

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 from influence_dag.stages.graph import matrix_of
+from influence_dag.stages.sampling import FREE
 from influence_dag.study.curvatures import CURVATURE_KINDS
+from influence_dag.study.method_base import ApproximateSettings, MethodSettings
 from influence_dag.study.study import Study
 
 FIT_PASSES, SOLVE_STEPS = 100, 30  # what fits and iterative solves take, about
+VECTORS, LAYER_PASSES = 100, 10  # and sketches, bases and preconditioners, or Kronecker factors
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,7 @@ def cost_of(name: str, study: Study, rates: Rates) -> Cost:
     size, block = rates.itemsize, study.settings.compute.block_bytes
     lambdas = max(len(study.settings.dampings), 1)
     method, _, what = name.rpartition("/")
-    exact = bool(method) and method != "validation" and matrix_of(study, method) is not None
-    steps = 0.0 if exact else SOLVE_STEPS * m * n * rates.gradient * lambdas
+    exact = method in study.settings.methods.names and matrix_of(study, method) is not None
     match what:
         case "dataset":
             bytes_ = 8 * (n + m) * (rates.values + 1)
@@ -61,9 +63,12 @@ def cost_of(name: str, study: Study, rates: Rates) -> Cost:
         case "curvature":
             if exact:
                 return Cost(name, p * p * size, 3 * p * p * size, p**3 * rates.product)
-            return Cost(name, 100 * p * size, 200 * p * size, 100 * n * rates.gradient)
+            asked = study.settings.methods[method]
+            kept = VECTORS * p * size * asked.is_damped  # of Kronecker factors as many, about
+            return Cost(name, kept, 2 * kept, _passes(asked) * n * rates.gradient)
         case "influence_factors":
-            work = steps + lambdas * m * p * p * rates.product * exact
+            steps = _products(study.settings.methods[method], rates)
+            work = lambdas * m * (steps * n * rates.gradient + p * p * rates.product * exact)
             return Cost(name, lambdas * m * p * size, 3 * m * p * size, work)
         case "influences":
             work = lambdas * m * n * p * rates.product
@@ -75,6 +80,22 @@ def cost_of(name: str, study: Study, rates: Rates) -> Cost:
             return Cost(name, 8 * (m + n) * 20, block, lambdas * m * n * 1e-8)
     refits = n * rates.gradient * FIT_PASSES * 2 * 50 if method == "validation" else 0.0
     return Cost(name, 8 * (m + n), block, refits)
+
+
+def _passes(asked: MethodSettings) -> int:
+    """Over the training rows, by what a method makes of the curvature before any solve."""
+    if not asked.is_damped:
+        return 0
+    return LAYER_PASSES if asked.of_layers else VECTORS
+
+
+def _products(asked: MethodSettings, rates: Rates) -> float:
+    """With the curvature, by the factors of a test row: of a solve, or of its residual alone."""
+    if asked.is_iterative:
+        return SOLVE_STEPS
+    if not isinstance(asked, ApproximateSettings):
+        return 0
+    return 1 if asked.residuals == "all" else min(1, FREE / (rates.train * rates.parameters))
 
 
 def _kept_derivatives(study: Study, rates: Rates) -> int:

@@ -129,7 +129,8 @@ def _matrix(study: Study, kind: str) -> Artifact:
     about = "The matrix equals its transpose."
     checks = [Promise("symmetric", "symmetric", (kind,), about)]
     direct = study.settings.methods.direct
-    if direct and direct.on_indefinite == "raise":
+    is_whole = direct and direct.blocks == "full"  # else blocks have λ of their own
+    if direct and is_whole and direct.curvature == kind and direct.on_indefinite == "raise":
         about = "With the damping added it has only positive eigenvalues."
         checks.append(Promise("damped_positive_definite", "positive_definite", (kind,), about))
     about = f"{matrix_formula(kind)}, exact, with its eigenvalues."

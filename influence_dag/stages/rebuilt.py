@@ -75,10 +75,27 @@ def check_rebuilt(study: Study, fitted: Fitted, stored: bytes) -> tuple[Tensor, 
         module = module.to(fitted.objective.device)
         if settings.fit is not None:
             _check_start(settings.build, fitted.started_from, module)
-        modules.load_state(module, stored, "the state that was just fitted")
-        again = study_objective(study, module.eval())
         by = settings.fit if isinstance(settings.fit, str) else "the fit"
+        _fill(module, stored, fitted.objective.module, by)
+        again = study_objective(study, module.eval())
         return _check_same(fitted, again, by=by)
+
+
+def _fill(module: nn.Module, stored: bytes, fitted: nn.Module, by: str) -> None:
+    """Give a module that is made anew what is about to be stored of the fitted one."""
+    try:
+        modules.load_state(module, stored, "the state that was just fitted")
+    except ModelError as error:
+        mine, built = (
+            {name: value.shape for name, value in each.state_dict().items()}
+            for each in (fitted, module)
+        )
+        parts = sorted(name for name in mine.keys() | built if mine.get(name) != built.get(name))
+        raise ModelError(
+            f"{by} has left another network than model.build makes: {_some(parts)} are in one of "
+            "them alone, or have two shapes. Later stages build the network and fill it with what "
+            "is stored: make every part in model.build, in its shape, and set numbers in the fit"
+        ) from error
 
 
 def _check_start(build: str, first: Mapping[str, Tensor], module: nn.Module) -> None:

@@ -128,6 +128,9 @@ def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
         return None
     if _weight_decay(bench) not in dampings.of_method(bench, "direct"):
         return None
+    seen = bench.require(naming.curvature("direct")).attrs["train_rows"]
+    if seen != bench.axis("dataset", "train").fingerprint:  # a pinned one is not of these rows
+        return None
     return load_factorization(bench, "direct")
 
 

@@ -101,6 +101,8 @@ class StudySettings(Settings):
             )
         if self.damping == ():
             raise ValueError("damping is an empty list; give at least one value")
+        if twice := [each for each in self.dampings if self.dampings.count(each) > 1]:
+            raise ValueError(f"damping lists {twice[0]:g} twice; each λ is asked for by its value")
         largest = 3.4e38 if self.compute.dtype == "float32" else 1.7e308
         if beyond := [damping for damping in self.dampings if damping > largest]:
             raise ValueError(

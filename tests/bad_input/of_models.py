@@ -122,6 +122,7 @@ LOSSES = [
 ]
 
 FITS = [
+    Kind("a fit that adds a layer", fit("module.append(nn.Linear(3, 3).double())")),
     Kind("a fit that raises", fit("raise RuntimeError('no convergence')")),
     Kind("a fit that leaves the program", fit("raise SystemExit(0)")),
     Kind("a fit that wants three arguments", fit("pass", "module, rows, more")),

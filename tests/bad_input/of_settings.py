@@ -31,6 +31,7 @@ VALUES = [
     Kind("λ in words", settings(damping="small")),
     Kind("no λ in a list", settings(damping=[])),
     Kind("a λ of NaN in a list", settings(damping=[0.1, float("nan")])),
+    Kind("a λ twice in a list", settings(damping=[0.1, 1, 0.1])),
     Kind(
         "a λ that float32 cannot hold",
         settings(damping=1e300, compute={"dtype": "float32"}, **DIRECT),

@@ -147,7 +147,18 @@ DAMAGE = [
     Kind("no link, and no version that is whole", incomplete),
 ]
 
+
+def another(project: Project) -> None:
+    """A folder of the same name, for something else."""
+    shutil.copytree(project.folder, project.root / "assets" / "more" / "tiny")
+
+
 QUESTIONS = [
+    Kind(
+        "a study of one name with the one whose results they are",
+        another,
+        lambda p: open_study(p.root / "assets" / "more" / "tiny"),
+    ),
     Kind("a folder that there is not", nothing, lambda p: open_study(p.root / "data/nothing")),
     Kind("a folder without results", nothing, lambda p: open_study(p.root)),
     Kind("the folder of all studies", nothing, lambda p: open_study(p.store.parent)),

@@ -76,6 +76,17 @@ def test_a_damping_of_a_block_that_comes_later(study):
     assert_close(stored, block_factors(study, {"0": 3.0, "2": DAMPING}))
 
 
+def test_what_blocks_are_damped_with_is_not_held_against_the_whole_matrix(study):
+    """That has a negative eigenvalue beyond the study's λ; no block has one beyond its own."""
+    damped = {"blocks": "layer", "block_damping": {"0": 1.0, "2": 1.0}}
+    study.write_settings(methods=ALONE | {"direct": damped}, damping=1e-3)
+    smallest = study.results.store.version("hessian").attrs["info"]["smallest_eigenvalue"]
+    assert smallest < -1e-2
+    study.materialize()
+    stored = study.results.influence_factors("direct")
+    assert_close(stored, block_factors(study, {"0": 1.0, "2": 1.0}))
+
+
 @pytest.mark.parametrize("damping", [DAMPING, [DAMPING, 0.5]])
 def test_shares_of_blocks_add_up_to_the_influences(study, damping):
     study.write_settings(damping=damping)

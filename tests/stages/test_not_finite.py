@@ -1,11 +1,15 @@
 """No NaN leaves a stage without a word: rows and features are named, nothing is published."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from tiny_answers import assert_close, expected
 from tiny_project import Project
 
 from influence_dag.errors import ModelError
+from influence_dag.stages import checks, dampings
 
 POOLED = """\
 from torch import nn
@@ -131,3 +135,20 @@ def test_a_row_that_comes_later_is_named_as_well(tmp_path):
     with pytest.raises(ModelError, match="train row 'train-07': the loss has no finite second"):
         project.refresh()
     assert len(project.results.versions("hessian")) == len(stored)
+
+
+def test_checks_that_compare_refuse_what_is_no_number(project, monkeypatch):
+    """It is smaller than no limit, and larger than none."""
+    matrix = np.eye(300)
+    matrix[0, 0] = np.nan
+    stored = SimpleNamespace(read=lambda name: matrix)
+    bench: Any = SimpleNamespace(require=lambda name: stored)
+    assert not checks.symmetric(bench, "hessian").passed
+    assert checks.matches_parts(project.bench(), "direct").passed
+    read = dampings.at
+
+    def damaged(version, name, *region):
+        return np.array(np.nan) if name == "influences" else read(version, name, *region)
+
+    monkeypatch.setattr(dampings, "at", damaged)
+    assert not checks.matches_parts(project.bench(), "direct").passed

@@ -72,6 +72,15 @@ LEFT_OUTSIDE = {
         "module.layer.register_full_backward_pre_hook(lambda m, g: tuple(2 * e for e in g))",
         "gradients differ",
     ),
+    "one module more": (
+        "module.add_module('more', nn.Linear(3, 3))",
+        "'more.bias', 'more.weight' are in one of them alone, or have two shapes",
+    ),
+    "a buffer less": ("del module.saved; module.saved = 1", "'saved' are in one of them"),
+    "a layer of another width": (
+        "module.layer = nn.Linear(3, 5).double()",
+        "make every part in model.build, in its shape, and set numbers in the fit",
+    ),
     "another module": ("module.activation = nn.Tanh()", "'activation'"),
     "frozen parameters": ("module.layer.bias.requires_grad_(False)", "trainable ('layer.bias')"),
 }

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -42,6 +43,24 @@ def test_rows_left_out_are_predicted(validated):
     predicted = stored.sel(train=found.left_out.values).values / 40
     np.testing.assert_allclose(found.predicted, predicted, rtol=1e-12)
     assert np.corrcoef(found.predicted.values.ravel(), found.actual.values.ravel())[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("of_these_rows", [True, False])
+def test_the_factor_of_a_large_model_serves_for_the_rows_that_it_was_made_from(
+    finished_project, tmp_path, monkeypatch, of_these_rows
+):
+    """A pinned one is of other rows, and its leverages are no rows' of today."""
+    for module in (refits, sys.modules["influence_dag.validation.leave_one_out"]):
+        monkeypatch.setattr(module, "MOST_BYTES", 0)
+    project = finished_project.copy(tmp_path)
+    if not of_these_rows:
+        pinned = {"model": {"refit": "pinned"}, "curvature": {"refresh": "pinned"}}
+        project.write_settings(**pinned)
+        project.edit("train", 3, height=2.5)
+    project.write_settings(validation={"leave_one_out": {"rows": 3}})
+    project.refresh()
+    found = project.results.open("validation/leave_one_out")
+    assert ("corrected" in found) == of_these_rows
 
 
 def test_methods_are_scored_beside_exact_solves_and_baselines(validated):
