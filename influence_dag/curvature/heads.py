@@ -8,8 +8,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from influence_dag.curvature.scratch import Scratch
-
 
 class Head(Protocol):
     """A loss's second derivatives in a batch's outputs."""
@@ -20,9 +18,9 @@ class Head(Protocol):
         ...
 
     def product(
-        self, moves: Float[Tensor, "k c n"], some: slice, scratch: Scratch
+        self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
     ) -> Float[Tensor, "k c n"]:
-        """Times moves of the outputs of some rows."""
+        """Times moves of the outputs of some rows, which may be written over."""
         ...
 
 
@@ -43,16 +41,16 @@ class SoftmaxHead:
         return [self.probabilities, self.counted]
 
     def steady(self) -> "SoftmaxHead":
-        """With a pass more through the moves, which it writes over."""
+        """With a pass more through the moves."""
         return replace(self, likeliest=self.probabilities.argmax(dim=0, keepdim=True))
 
     def product(
-        self, moves: Float[Tensor, "k c n"], some: slice, scratch: Scratch
+        self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
     ) -> Float[Tensor, "k c n"]:
         if self.likeliest is not None:
             places = self.likeliest[:, some].expand(len(moves), -1, -1)
             moves -= moves.gather(1, places)
-        curved = torch.mul(self.counted[:, some], moves, out=scratch.like("curved", moves))
+        curved = torch.mul(self.counted[:, some], moves, out=out)
         through = curved.sum(dim=1, keepdim=True)
         return curved.addcmul_(self.probabilities[:, some], through, value=-1)
 
@@ -68,10 +66,46 @@ class WrittenHead:
         return [self.matrices]
 
     def product(
-        self, moves: Float[Tensor, "k c n"], some: slice, scratch: Scratch
+        self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
     ) -> Float[Tensor, "k c n"]:
         curved = torch.bmm(moves.permute(2, 0, 1), self.matrices[some])
-        return scratch.like("curved", moves).copy_(curved.permute(1, 2, 0))
+        return out.copy_(curved.permute(1, 2, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class FewOutputsHead:
+    """Second derivatives in so few outputs that a pass for each is less than a product a row."""
+
+    matrices: Float[Tensor, "c c n"]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.matrices]
+
+    def product(
+        self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
+    ) -> Float[Tensor, "k c n"]:
+        first, *others = self.matrices[..., some]
+        torch.mul(first, moves[:, :1], out=out)
+        for c, column in enumerate(others, 1):
+            out.addcmul_(column, moves[:, c : c + 1])
+        return out
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalHead:
+    """Second derivatives in the outputs of a loss that is a sum over them (mse, BCE)."""
+
+    diagonal: Float[Tensor, "c n"]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.diagonal]
+
+    def product(
+        self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
+    ) -> Float[Tensor, "k c n"]:
+        return torch.mul(self.diagonal[:, some], moves, out=out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +119,6 @@ class CalledHead:
         return []
 
     def product(
-        self, moves: Float[Tensor, "k c n"], some: slice, scratch: Scratch
+        self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
     ) -> Float[Tensor, "k c n"]:
-        return self.output_product(moves.transpose(1, 2)).transpose(1, 2)
+        return out.copy_(self.output_product(moves.transpose(1, 2)).transpose(1, 2))

@@ -18,7 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from influence_dag.curvature.heads import Head, SoftmaxHead, WrittenHead
+from influence_dag.curvature.heads import (
+    DiagonalHead,
+    FewOutputsHead,
+    Head,
+    SoftmaxHead,
+    WrittenHead,
+)
 from influence_dag.curvature.layered import (
     LayeredNetwork,
     LinearLayer,
@@ -34,6 +40,7 @@ _NUMBERS = 2**21
 _BATCHES = 4  # of autograd's size at once: there is no graph to keep of them
 _KEPT_BYTES = 2**28  # of batches, for products to come
 _OUTPUTS = 64  # of a row, whose second derivatives are written out
+_FEW_OUTPUTS = 16  # the same, of which a product a row takes longer than a pass for each
 _OUTPUTS_A_VECTOR = 2  # of which that takes as long as a vector takes autograd
 _MIXED = 2**17  # mixed derivatives of the first two layers, which are summed once
 _ROWS = 256  # at once, on a processor, or more of few vectors
@@ -162,7 +169,7 @@ class LayeredBatch:
     def add_products(
         self, vectors: Float[Tensor, "k p"], out: Float[Tensor, "k p"], scratch: Scratch
     ) -> None:
-        steps = [_step_of(layer, vectors) for layer in self.network.layers]
+        steps = [step_of(layer, vectors) for layer in self.network.layers]
         sums = [step.new_zeros(step.shape[2], *step.shape[:2]) for step in steps]
         sent = [step.new_zeros(step.shape[1], len(vectors), step.shape[2] - 1) for step in steps]
         for some in self._pieces(len(vectors)):
@@ -179,16 +186,23 @@ class LayeredBatch:
             if layer.bias_place is not None:
                 out[:, layer.bias_place] += total[-1]
 
-    def moved_gradients(
-        self, vectors: Float[Tensor, "k p"], scratch: Scratch
-    ) -> tuple[Float[Tensor, "k o n"], Float[Tensor, "k o i"]]:
-        r"""$R\{g_1\}$ and $V_1$: of the first layer, whose inputs' products are made of them."""
-        steps, rows = [_step_of(layer, vectors) for layer in self.network.layers], slice(None)
-        moves, _ = self._forward(rows, steps, scratch)
-        back = self.head.product(moves[-1], rows, scratch)
-        for m in range(len(steps) - 1, 0, -1):
-            back = self._back(m, rows, back, steps[m], moves[m - 1], scratch)
-        return back, steps[0][..., :-1]
+    def forward(
+        self, some: slice, steps: list[Tensor], scratch: Scratch
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """R{z} of each layer, and R{a} of its inputs, of which the first do not move."""
+        moves: list[Tensor] = []
+        moved: list[Tensor] = [steps[0][:0]]
+        for m, (layer, step) in enumerate(zip(self.network.layers, steps, strict=True)):
+            a = self.inputs[m][:, some]
+            move = scratch.take(f"move {m}", a, *step.shape[:2], a.shape[1])
+            torch.mm(step.flatten(0, 1), a, out=move.flatten(0, 1))
+            if m:
+                move.baddbmm_(layer.weight.expand(len(step), -1, -1), moved[m])
+            moves.append(move)
+            if m < len(self.slopes):
+                slope = self.slopes[m][:, some]
+                moved.append(torch.mul(slope, move, out=scratch.like(f"input {m + 1}", move)))
+        return moves, moved
 
     def _pieces(self, vectors: int) -> Iterator[slice]:
         """Rows whose temporaries fit into a cache; on other devices all at once."""
@@ -207,8 +221,8 @@ class LayeredBatch:
         scratch: Scratch,
     ) -> None:
         """Of some rows, to what layers' inputs and their gradients are multiplied into."""
-        moves, moved = self._forward(some, steps, scratch)
-        back = self.head.product(moves[-1], some, scratch)
+        moves, moved = self.forward(some, steps, scratch)
+        back = self.head.product(moves[-1], some, scratch.like("curved", moves[-1]))
         for m in range(len(steps) - 1, -1, -1):
             sums[m].flatten(1).addmm_(self.inputs[m][:, some], back.flatten(0, 1).T)
             if m > self._first:
@@ -220,24 +234,6 @@ class LayeredBatch:
     def _first(self) -> int:
         """The last layer of which nothing is left to be sent through the rows."""
         return 0 if self.mixed is None else 1
-
-    def _forward(
-        self, some: slice, steps: list[Tensor], scratch: Scratch
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """R{z} of each layer, and R{a} of its inputs, of which the first do not move."""
-        moves: list[Tensor] = []
-        moved: list[Tensor] = [steps[0][:0]]
-        for m, (layer, step) in enumerate(zip(self.network.layers, steps, strict=True)):
-            a = self.inputs[m][:, some]
-            move = scratch.take(f"move {m}", a, *step.shape[:2], a.shape[1])
-            torch.mm(step.flatten(0, 1), a, out=move.flatten(0, 1))
-            if m:
-                move.baddbmm_(layer.weight.expand(len(step), -1, -1), moved[m])
-            moves.append(move)
-            if m < len(self.slopes):
-                slope = self.slopes[m][:, some]
-                moved.append(torch.mul(slope, move, out=scratch.like(f"input {m + 1}", move)))
-        return moves, moved
 
     def _back(
         self,
@@ -263,7 +259,13 @@ def _head_of(state: NetworkPass) -> Head:
     if isinstance(state.output_product, SoftmaxCurvature):
         p, counted = state.output_product.probabilities, state.output_product.counted
         return SoftmaxHead(p.T.contiguous(), counted.T.contiguous())
-    return WrittenHead(state.output_matrix().contiguous())
+    matrices = state.output_matrix()
+    diagonal = matrices.diagonal(dim1=1, dim2=2)
+    if matrices.count_nonzero() == diagonal.count_nonzero():
+        return DiagonalHead(diagonal.T.contiguous())
+    if matrices.shape[1] <= _FEW_OUTPUTS:
+        return FewOutputsHead(matrices.permute(1, 2, 0).contiguous())
+    return WrittenHead(matrices.contiguous())
 
 
 def _rows_last(tensors: list[Float[Tensor, "n _"]]) -> list[Float[Tensor, "_ n"]]:
@@ -277,12 +279,10 @@ def _even(length: int, most: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _step_of(layer: LinearLayer, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k o i"]:
+def step_of(layer: LinearLayer, vectors: Float[Tensor, "k p"]) -> Float[Tensor, "k o i"]:
     """The vectors' parts of a layer's weight and bias: no step of what is frozen or not there."""
-    outputs, inputs = layer.weight.shape
-    step = vectors.new_zeros(len(vectors), outputs, inputs + 1)
-    if layer.weight_place is not None:
-        step[..., :-1] = vectors[:, layer.weight_place].unflatten(1, (outputs, inputs))
-    if layer.bias_place is not None:
-        step[..., -1] = vectors[:, layer.bias_place]
+    (outputs, inputs), W, b = layer.weight.shape, layer.weight_place, layer.bias_place
+    step = vectors.new_empty(len(vectors), outputs, inputs + 1)
+    step[..., :-1] = 0 if W is None else vectors[:, W].unflatten(1, (outputs, inputs))
+    step[..., -1] = 0 if b is None else vectors[:, b]
     return step
