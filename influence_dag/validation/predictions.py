@@ -11,8 +11,9 @@ from influence_dag.curvature import Hessian
 from influence_dag.curvature.drawn_labels import output_gradient
 from influence_dag.curvature.kronecker_fisher import output_hessians
 from influence_dag.gradients.per_sample import per_sample_gradients, with_layout
-from influence_dag.objective.objective import Inputs, Objective, Rows
+from influence_dag.objective.objective import Objective
 from influence_dag.objective.outputs import OutputSpace
+from influence_dag.objective.rows import Inputs, Rows
 from influence_dag.solvers import Direct, Factorization
 
 _NUMBERS = 2**23  # of the Jacobians held at once
