@@ -250,7 +250,7 @@ def _values_with_gradient(
     theta = objective.params.clone().requires_grad_()
     with torch.enable_grad():
         values = function(theta, rows)
-        mean = values.mean()  # whatever they weigh: it may be nothing
+        mean = values.sum() / len(rows)  # whatever they weigh: it may be nothing
     if not mean.requires_grad:
         raise ModelError(
             f"the {name} does not depend on the parameters that autograd sees: something in the "
