@@ -377,6 +377,7 @@ class Keeping(nn.Module):
     def __init__(self, what):
         super().__init__()
         self.linear, self.what, self.kept, self.calls = nn.Linear(4, 4), what, None, 0
+        self.cache, self.means = {"used": self.linear.weight}, []
         self.register_buffer("mean", torch.zeros(4))
 
     def forward(self, x):
@@ -389,21 +390,39 @@ class Keeping(nn.Module):
             return torch.tanh(self.linear(x)) @ self.kept
         if self.what == "last output":
             self.kept = self.linear(x)
+        if self.what == "weight's length":
+            scale = self.cache.setdefault("length", self.linear.weight.detach().norm())
+            return self.linear(x) * scale
+        if self.what == "mean in a list":
+            self.means += [] if self.means else [x.mean(0)]
+            return self.linear(x - self.means[0])
+        if self.what == "shapes":
+            self.cache.setdefault(tuple(x.shape), torch.ones(4))
         if self.what == "ones" and self.kept is None:
             self.kept = torch.ones(4)
             x = x * self.kept
         return self.linear(x - self.mean)
 
 
-@pytest.mark.parametrize(("what", "where"), [("first mean", "mean"), ("first weight", "kept")])
+REMEMBERED = {
+    "first mean": "mean",
+    "first weight": "kept",
+    "weight's length": "cache",
+    "mean in a list": "means",
+}
+
+
+@pytest.mark.parametrize(("what", "where"), REMEMBERED.items())
 def test_a_module_that_remembers_its_first_call_is_refused_by_what_it_keeps(what, where, rows):
     with pytest.raises(ModelError, match=rf"remembers a call \(.*{where}.*\)"):
-        Objective(Keeping(what), "cross_entropy").check(rows)
+        Objective(module := Keeping(what), "cross_entropy").check(rows)
+    assert module.cache["used"] is module.linear.weight
 
 
-@pytest.mark.parametrize("what", ["nothing", "last output", "ones"])
+@pytest.mark.parametrize("what", ["nothing", "last output", "ones", "shapes"])
 def test_a_module_may_keep_what_changes_no_output(what, rows):
-    Objective(Keeping(what), "cross_entropy").check(rows)
+    Objective(module := Keeping(what), "cross_entropy").check(rows)
+    assert module.cache["used"] is module.linear.weight
 
 
 def test_a_module_that_was_called_before_is_taken_as_it_is(rows):

@@ -13,6 +13,7 @@ from influence_dag.errors import ModelError
 from influence_dag.losses import LossFunction, ReducedLoss
 from influence_dag.objective.footprint import rows_in_cache
 from influence_dag.objective.rows import Rows
+from influence_dag.structures import tensors_of, with_tensors
 
 if TYPE_CHECKING:
     from influence_dag.objective.objective import Objective
@@ -161,3 +162,48 @@ def _check_finite(values: Float[Tensor, " n"], of: Of) -> None:
             "and whether the model has diverged",
             row=int(bad[0]),
         )
+
+
+def check_axis_of_rows(objective: "Objective", one: Any, two: Any, target: Any) -> None:
+    """Raise `ModelError` where outputs of one row and of two are not as many rows of them.
+
+    A number without any axis has that of rows back already. `target` is of the two rows.
+    """
+    leaves = tensors_of(one), tensors_of(two)
+    pairs = list(zip(*leaves, strict=False))
+    for alone, pair in pairs:
+        if pair.shape[:1] == (2,) and alone.shape not in (pair.shape, (1, *pair.shape[1:])):
+            raise ModelError(
+                f"the model returns {tuple(alone.shape)} for one row and {tuple(pair.shape)} for "
+                "two: it loses the axis of rows, as squeeze() does; name the axis to take away, "
+                "for example squeeze(-1)"
+            )
+    shared = [k for k, (a, b) in enumerate(pairs) if a.ndim and len(a) > 1 and a.shape == b.shape]
+    if not shared or len(leaves[0]) != len(leaves[1]):
+        return
+    for what, loss in {"loss": objective.loss, "measurement": objective.measurement}.items():
+        if isinstance(loss, ReducedLoss) and loss.of_torch is None:
+            _check_unshared(what, loss, two, shared, target)
+
+
+def _check_unshared(
+    what: str, loss: ReducedLoss, outputs: Any, shared: list[int], target: Any
+) -> None:
+    """Refuse an output of all rows alike to a loss of batches of one.
+
+    By its length alone it is told from one of rows: as many rows would share it among themselves.
+    """
+    leaves = [leaf.detach().clone() for leaf in tensors_of(outputs)]
+    held = [leaves[k].requires_grad_() for k in shared if leaves[k].is_floating_point()]
+    with torch.enable_grad():
+        given = with_tensors(outputs, [leaf.clone() for leaf in leaves])  # it may work in place
+        total = loss(given, target).sum()
+    if not held or not total.requires_grad:
+        return
+    for leaf, slope in zip(held, torch.autograd.grad(total, held, allow_unused=True), strict=True):
+        if slope is not None and slope.any():
+            raise ModelError(
+                f"the {what} takes an output of shape {tuple(leaf.shape)} that is the same for any "
+                f"number of rows: of {len(leaf)} rows each would be given a part of it; let the "
+                "model return it once a row (scale.expand(len(x), *scale.shape))"
+            )

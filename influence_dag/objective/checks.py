@@ -11,13 +11,13 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from influence_dag import losses
 from influence_dag.errors import ModelError
-from influence_dag.losses import ReducedLoss, check_real, ignored_class, likelihood_of
-from influence_dag.objective.batching import check_all_rows
+from influence_dag.losses import check_real, ignored_class, likelihood_of
+from influence_dag.objective.batching import check_all_rows, check_axis_of_rows
 from influence_dag.objective.chosen_output import predicts_next
 from influence_dag.objective.remembered import check_remembers_nothing
 from influence_dag.objective.rows import Inputs, Rows
 from influence_dag.objective.twice_differentiable import no_derivative
-from influence_dag.structures import described, map_tensors, tensors_of, with_tensors
+from influence_dag.structures import described, map_tensors, tensors_of
 from influence_dag.texts import a_kind, left_behind, listed
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def check_objective(
     _check_inputs_are_kept(objective, rows)
     check_labels(objective, rows[:_FEW].x, rows.y)
     _check_shapes(objective, rows)
-    _check_axis_of_rows(objective, rows)
+    if len(rows) > 1:
+        one, two = (_few_outputs(objective, rows[:count].x) for count in (1, 2))
+        check_axis_of_rows(objective, one, two, rows[:2].y)
     _check_reached(objective, rows)
     _check_repeats(objective, rows)
     check_all_rows(objective, rows, in_float64=in_float64)
@@ -198,51 +200,6 @@ def _check_shapes(objective: "Objective", rows: Rows) -> None:
             )
 
 
-def _check_axis_of_rows(objective: "Objective", rows: Rows) -> None:
-    """A single row's outputs keep the axis of rows; a number without any has it back already."""
-    if len(rows) < 2:
-        return
-    one, two = (_few_outputs(objective, rows[:count].x) for count in (1, 2))
-    leaves = tensors_of(one), tensors_of(two)
-    pairs = list(zip(*leaves, strict=False))
-    for alone, pair in pairs:
-        if pair.shape[:1] == (2,) and alone.shape not in (pair.shape, (1, *pair.shape[1:])):
-            raise ModelError(
-                f"the model returns {tuple(alone.shape)} for one row and {tuple(pair.shape)} for "
-                "two: it loses the axis of rows, as squeeze() does; name the axis to take away, "
-                "for example squeeze(-1)"
-            )
-    shared = [k for k, (a, b) in enumerate(pairs) if a.ndim and len(a) > 1 and a.shape == b.shape]
-    if not shared or len(leaves[0]) != len(leaves[1]):
-        return
-    for what, loss in {"loss": objective.loss, "measurement": objective.measurement}.items():
-        if isinstance(loss, ReducedLoss) and loss.of_torch is None:
-            _check_unshared(what, loss, two, shared, rows[:2].y)
-
-
-def _check_unshared(
-    what: str, loss: ReducedLoss, outputs: Any, shared: list[int], target: Any
-) -> None:
-    """Refuse an output of all rows alike to a loss of batches of one.
-
-    By its length alone it is told from one of rows: as many rows would share it among themselves.
-    """
-    leaves = [leaf.detach().clone() for leaf in tensors_of(outputs)]
-    held = [leaves[k].requires_grad_() for k in shared if leaves[k].is_floating_point()]
-    with torch.enable_grad():
-        given = with_tensors(outputs, [leaf.clone() for leaf in leaves])  # it may work in place
-        total = loss(given, target).sum()
-    if not held or not total.requires_grad:
-        return
-    for leaf, slope in zip(held, torch.autograd.grad(total, held, allow_unused=True), strict=True):
-        if slope is not None and slope.any():
-            raise ModelError(
-                f"the {what} takes an output of shape {tuple(leaf.shape)} that is the same for any "
-                f"number of rows: of {len(leaf)} rows each would be given a part of it; let the "
-                "model return it once a row (scale.expand(len(x), *scale.shape))"
-            )
-
-
 def _check_reached(objective: "Objective", rows: Rows) -> None:
     """Values depend on the module's parameters as θ's entries alone, which stand in for them.
 
@@ -293,7 +250,7 @@ def _values_with_gradient(
     theta = objective.params.clone().requires_grad_()
     with torch.enable_grad():
         values = function(theta, rows)
-        mean = values.mean()  # whatever they weigh: it may be nothing
+        mean = values.sum() / len(rows)  # whatever they weigh: it may be nothing
     if not mean.requires_grad:
         raise ModelError(
             f"the {name} does not depend on the parameters that autograd sees: something in the "

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
 from influence_dag.objective.rows import Rows
-from influence_dag.structures import tensors_of
+from influence_dag.structures import map_tensors, tensors_of
 from influence_dag.texts import listed
 
 if TYPE_CHECKING:
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 _MOVED = 1e-2  # by which share θ is another one
 _SAME = 1e-3  # relative: of outputs that are
 
+_PLAIN = bool | int | float | str
+_OF_MODULES = vars(nn.Module()).keys()  # what every module has
+
 _Key = tuple[nn.Module, str]
+_Kept = tuple[Any, Any]  # a copy, and what was there with the tensors that it held
 
 
 def check_remembers_nothing(objective: "Objective", rows: Rows) -> None:
@@ -33,7 +37,11 @@ def check_remembers_nothing(objective: "Objective", rows: Rows) -> None:
     half = max(1, len(rows) // 2)
     other = objective.params * (1 + _MOVED) + _MOVED * objective.params.abs().mean()
     _outputs(objective, objective.params, rows[:half])
-    left = [key for key, value in _kept(objective.module).items() if _differs(value, before, key)]
+    left = [
+        key
+        for key, (value, _) in _kept(objective.module).items()
+        if key not in before or not _are_same(value, before[key][0])
+    ]
     if not left:
         return
     after, again = (_outputs(objective, other, rows[half:]) for _ in range(2))
@@ -52,41 +60,50 @@ def check_remembers_nothing(objective: "Objective", rows: Rows) -> None:
         )
 
 
-def _kept(module: nn.Module) -> dict[_Key, Any]:
-    """Buffers as copies, and attributes that are tensors, numbers or nothing, by layer and name."""
-    found: dict[_Key, Any] = {}
+def _kept(module: nn.Module) -> dict[_Key, _Kept]:
+    """Buffers, and attributes that are tensors, numbers, words, nothing, or collections of such."""
+    found: dict[_Key, _Kept] = {}
     for layer in module.modules():
-        for name, buffer in layer._buffers.items():
-            found[layer, name] = None if buffer is None else buffer.detach().clone()
-        for name, value in vars(layer).items():
-            if name == "training" or name.startswith("__"):
-                continue
-            if isinstance(value, Tensor):
-                found[layer, name] = value.detach().clone()
-            elif value is None or isinstance(value, bool | int | float):
-                found[layer, name] = value
+        own = {name: value for name, value in vars(layer).items() if name not in _OF_MODULES}
+        for name, value in (layer._buffers | own).items():
+            if value is None or isinstance(value, _PLAIN | Tensor | list | tuple | dict):
+                copied = map_tensors(lambda leaf: leaf.detach().clone(), value)
+                found[layer, name] = copied, map_tensors(lambda leaf: leaf, value)
     return found
 
 
-def _differs(value: Any, before: dict[_Key, Any], key: _Key) -> bool:
-    old = before.get(key)
-    if isinstance(value, Tensor) and isinstance(old, Tensor):
-        same = value.shape == old.shape and value.dtype == old.dtype
-        return not (same and torch.equal(value.nan_to_num(), old.nan_to_num()))
-    return key not in before or type(value) is not type(old) or value != old
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two values are alike; objects of other kinds are not looked into."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        alike = one.shape == other.shape and one.dtype == other.dtype
+        return alike and torch.equal(one.nan_to_num(), other.nan_to_num())
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_are_same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_are_same, one, other))
+    return one == other if isinstance(one, _PLAIN) else True
 
 
-def _put_back(module: nn.Module, before: dict[_Key, Any]) -> None:
+def _put_back(module: nn.Module, before: dict[_Key, _Kept]) -> None:
     """What there was, and nothing that there was not."""
     for layer, name in _kept(module).keys() - before.keys():
         delattr(layer, name)
-    with torch.no_grad():
-        for (layer, name), value in before.items():
-            now = getattr(layer, name, None)
-            if isinstance(value, Tensor) and isinstance(now, Tensor) and now.shape == value.shape:
-                now.copy_(value)
-            elif now is not value:
-                setattr(layer, name, value)
+    for (layer, name), (copied, held) in before.items():
+        now = getattr(layer, name, None)
+        if _are_same(now, copied):
+            continue
+        with torch.no_grad():
+            for tensor, values in zip(tensors_of(held), tensors_of(copied), strict=True):
+                tensor.copy_(values)
+        if isinstance(now, list) and isinstance(held, list):
+            now[:] = held
+        elif isinstance(now, dict) and isinstance(held, dict):
+            now.clear()
+            now.update(held)
+        else:
+            setattr(layer, name, held)
 
 
 def _outputs(objective: "Objective", theta: Tensor, rows: Rows) -> tuple[Tensor, ...]:
