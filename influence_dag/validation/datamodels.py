@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from influence_dag.errors import ModelError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.objective.seeding import seeded
-from influence_dag.validation.agreement import bootstrap_spearman, pearson, spearman
+from influence_dag.validation.agreement import (
+    bootstrap_spearman,
+    check_shape,
+    mean_of_known,
+    pearson,
+    spearman,
+)
 from influence_dag.validation.candidates import Candidates, exact_candidates
 from influence_dag.validation.refits import Fitting, OnFailure, refit
 
@@ -133,7 +139,7 @@ class Score:
     @property
     def mean(self) -> float:
         """Mean over test rows; rows whose ranks are undefined do not count."""
-        return float(np.nanmean(self.per_test))
+        return mean_of_known(self.per_test)
 
     def __str__(self) -> str:
         damping = "" if self.damping is None else f" (damping {self.damping:g})"
@@ -148,12 +154,16 @@ def linear_datamodelling_score(
     replicates: int = 200,
     seed: int = 0,
 ) -> Score:
-    """Spearman's correlation over subsets, per test row, of predicted and found losses."""
+    """Spearman's correlation over subsets, per test row, of predicted and found losses.
+
+    Raises `ModelError` for influences of another shape than (test rows, training rows).
+    """
+    check_shape(influences, fits.values.shape[1], fits.membership.shape[1])
     predicted, actual = fits.predicted(influences), np.ascontiguousarray(fits.values.T)
     return Score(
         spearman(predicted, actual),
         bootstrap_spearman(predicted, actual, replicates=replicates, seed=seed),
-        float(np.nanmean(pearson(predicted, actual))),
+        mean_of_known(pearson(predicted, actual)),
         damping,
     )
 
@@ -218,7 +228,7 @@ def datamodels(
     for name, by_damping in candidates.items():
         damping = _best_damping(by_damping, chosen_on)
         scores[name] = linear_datamodelling_score(by_damping[damping], fits, damping=damping)
-    ordered = sorted(scores.items(), key=lambda item: -item[1].mean)
+    ordered = sorted(scores.items(), key=lambda item: _known_first(item[1].mean), reverse=True)
     return Datamodels(dict(ordered), fits, chosen_on)
 
 
@@ -228,7 +238,14 @@ def _best_damping(
     if fits is None or len(by_damping) == 1:
         return next(iter(by_damping))
     actual = np.ascontiguousarray(fits.values.T)
-    return max(
-        by_damping,
-        key=lambda damping: np.nanmean(spearman(fits.predicted(by_damping[damping]), actual)),
-    )
+
+    def score(damping: float | None) -> tuple[bool, float]:
+        per_test = spearman(fits.predicted(by_damping[damping]), actual)
+        return _known_first(mean_of_known(per_test))
+
+    return max(by_damping, key=score)
+
+
+def _known_first(score: float) -> tuple[bool, float]:
+    """By which scores are compared: one that is not defined is below all others."""
+    return not np.isnan(score), score
