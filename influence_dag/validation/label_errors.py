@@ -128,6 +128,10 @@ def flip_labels(
     other = labels.cpu().clone()
     other[chosen] = classes[(position + step) % len(classes)]
     if mistaken is not None:
+        if any(mistaken.get(int(each), int(each)) == int(each) for each in classes):
+            raise ModelError(
+                f"mistaken names another class for each of {classes.tolist()}; it is {mistaken}"
+            )
         other[chosen] = torch.tensor([mistaken[int(label)] for label in labels[chosen]])
     return other.to(labels.device), flipped
 

@@ -26,7 +26,7 @@ from influence_dag.validation.agreement import (
     spearman,
 )
 from influence_dag.validation.predictions import ExactPredictions
-from influence_dag.validation.refits import Ending, refit_without
+from influence_dag.validation.refits import Ending, positions_of, refit_without
 
 F64 = torch.float64
 MOST_BYTES = 2**30  # of H in float64 up to which it is factorised unasked: p = 11,585
@@ -117,7 +117,7 @@ def leave_one_out(
     `ModelError` for influences of another shape.
     """
     objective, train, test = objective.in_float64(), train.to(dtype=F64), test.to(dtype=F64)
-    chosen = torch.as_tensor(range(len(train)) if index is None else index)
+    chosen = positions_of(index, len(train))
     damping = weight_decay if damping is None else damping
     small = 8 * objective.size**2 <= MOST_BYTES
     given = None if small else factorization  # made anew, it has all the digits of float64
