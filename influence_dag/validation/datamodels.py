@@ -11,7 +11,7 @@ change is large (half of the data), so this asks more of an influence than leavi
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -31,7 +31,7 @@ from influence_dag.validation.agreement import (
     spearman,
 )
 from influence_dag.validation.candidates import Candidates, exact_candidates
-from influence_dag.validation.refits import Fitting, OnFailure, refit
+from influence_dag.validation.refits import Fitting, refit
 
 
 def draw_subsets(
@@ -88,34 +88,20 @@ def fit_subsets(
     membership: Bool[Tensor, "m n"],
     *,
     weight_decay: float,
-    start: Float[Tensor, "*m p"] | None = None,
-    tolerance: float = 1e-5,
-    max_steps: int = 500,
-    on_failure: OnFailure = "raise",
-    proximal: bool = False,
+    **fitting: Unpack[Fitting],
 ) -> SubsetFits:
     r"""Fit to each subset, as one ensemble, the mean loss over it plus $(w/2) ‖θ‖²$.
 
     `start` as in `refit`: θ (default) is right for a convex model. For a network, give the
     initial weights of the full fit, or others for each member (`initial_params`): started at θ,
-    every subset's model would have seen all the data. `proximal` as in `refit`.
+    every subset's model would have seen all the data. `tolerance` (default 1e-5), `max_steps`
+    (500), `on_failure` and `proximal` as in `refit`.
     """
-    weights = SubsetFits(
-        membership, np.empty((len(membership), 0)), row_weights=train.weights
-    ).weights
-    refits = refit(
-        objective,
-        train,
-        weights,
-        weight_decay=weight_decay,
-        start=start,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        on_failure=on_failure,
-        proximal=proximal,
-    )
+    ending: Fitting = {"tolerance": 1e-5, "max_steps": 500, **fitting}
+    fits = SubsetFits(membership, np.empty((len(membership), 0)), row_weights=train.weights)
+    refits = refit(objective, train, fits.weights, weight_decay=weight_decay, **ending)
     values = refits.measurements(test).numpy(force=True)
-    return SubsetFits(membership, values, refits.summary(), train.weights)
+    return replace(fits, values=values, refits=refits.summary())
 
 
 def initial_params(build: Callable[[], nn.Module], seeds: range) -> Float[Tensor, "m p"]:
