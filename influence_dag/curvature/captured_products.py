@@ -63,8 +63,7 @@ class CapturedSum:
     serves: bool = field(default=True, init=False)
     confirmed: bool = field(default=False, init=False)  # what is kept, held against autograd
     _asked: int = field(default=0, init=False)
-    _kept: list[list[Block]] = field(default_factory=list, init=False)
-    _rows_kept: int = field(default=0, init=False)
+    _kept: list[tuple[int, list[Block]]] = field(default_factory=list, init=False)  # and how many
     _bytes_left: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +78,10 @@ class CapturedSum:
         known = self._rows_kept > 0 or self._bytes_left <= 0
         left = self.captured.outputs * (1 - self._rows_kept / len(self.rows))
         return self.serves and (vectors if known else self._asked) > left
+
+    @property
+    def _rows_kept(self) -> int:
+        return sum(rows for rows, _ in self._kept)
 
     @property
     def is_kept(self) -> bool:
@@ -117,7 +120,8 @@ class CapturedSum:
         self._kept.clear()
 
     def _batches(self) -> Iterator[list[Block]]:
-        yield from self._kept
+        for _, blocks in self._kept:
+            yield blocks
         if self.is_kept:
             return
         rest = self.rows[self._rows_kept :]
@@ -129,11 +133,13 @@ class CapturedSum:
             yield blocks
 
     def _keep(self, blocks: list[Block], rows: int) -> None:
-        """Where there is room; after one for which there is none, no more."""
+        """Where there is room; after one for which there is none, no more.
+
+        In one step with how many rows they are of: after an interrupt none is counted twice.
+        """
         self._bytes_left -= sum(block.bytes for block in blocks)
         if self._bytes_left > 0:
-            self._kept.append(blocks)
-            self._rows_kept += rows
+            self._kept.append((rows, blocks))
 
 
 def _add_products(blocks: list[Block], vectors: Vectors, total: Total, scratch: Scratch) -> None:

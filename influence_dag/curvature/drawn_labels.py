@@ -100,31 +100,28 @@ class Probes:
         u, v = (p * (x - (p * x).sum(1, keepdim=True)) for x in self.vectors)
         squares = u.square().sum(1, keepdim=True)
         ratio = (u * self.products[0]).sum(1, keepdim=True) / squares.clamp(min=1e-300)
-        weights = torch.where(squares.sqrt() > self.rounding, ratio, 0.0)
-        pairs = [(weights * u, self.products[0]), (weights * v, self.products[1])]
-        return self._checked(weights) if self._agree(pairs, weights) else None
+        return self._confirmed(torch.where(squares.sqrt() > self.rounding, ratio, 0.0), u, v)
 
     def single(self, size: Callable[[Tensor], Tensor]) -> Tensor | None:
         """The weights of terms of a single output each; None where outputs are coupled."""
         F = size(self.outputs)
         u, v = (F * x for x in self.vectors)
         ratio = self.products[0] / u.clamp(min=1e-300)
-        weights = torch.where(self.rounding < F, ratio, 0.0)
-        pairs = [(weights * u, self.products[0]), (weights * v, self.products[1])]
-        return self._checked(weights) if self._agree(pairs, weights) else None
+        return self._confirmed(torch.where(self.rounding < F, ratio, 0.0), u, v)
 
-    def _agree(self, pairs: list[tuple[Tensor, Tensor]], weights: Tensor) -> bool:
-        """Row by row, but for what rounding leaves of confident predictions' curvature."""
-        tolerance = max(_TOLERANCE, self.rounding)
-        floor = self.rounding * (1 + weights.abs().max())
-        for found, expected in pairs:
+    def _confirmed(self, weights: Tensor, *products: Tensor) -> Tensor | None:
+        """The weights, if times a distribution's products they are the loss's own, row by row.
+
+        But for what rounding leaves of confident predictions' curvature. Raises `ModelError` for
+        weights that are negative.
+        """
+        tolerance, floor = max(_TOLERANCE, self.rounding), self.rounding * (1 + weights.abs().max())
+        for product, expected in zip(products, self.products, strict=True):
             limit = tolerance * expected.abs().flatten(1).amax(1) + floor
-            if not bool(((found - expected).abs().flatten(1) <= limit[:, None]).all()):
-                return False
-        return True
-
-    def _checked(self, weights: Tensor) -> Tensor:
-        negative = weights < -self.rounding * (1 + weights.abs().max())
+            apart = (weights * product - expected).abs().flatten(1)
+            if not bool((apart <= limit[:, None]).all()):
+                return None
+        negative = weights < -floor
         if negative.any():
             rows = int(negative.flatten(1).any(1).sum())
             raise not_convex(rows, len(negative), float(weights.min()))

@@ -68,10 +68,8 @@ class KroneckerLayout:
         Layers named in `without` become dense blocks. Raises `ModelError` for a dense block that
         is too large, naming it.
         """
-        blocks, module = (
-            found_layouts.gradient_layout(objective, sample, without=without).blocks,
-            objective.module,
-        )
+        blocks = found_layouts.gradient_layout(objective, sample, without=without).blocks
+        module = objective.module
         layers_of_blocks = (b.name if isinstance(b, LinearLayout) else b.layer for b in blocks)
         found = {name for name in layers_of_blocks if name is not None}
         local = {name for name in found if name and not is_capturable(layer_of(module, name))}

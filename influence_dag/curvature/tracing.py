@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -35,7 +36,7 @@ class Segment:
         if node.op == "call_module":
             return self.module.get_submodule(str(node.target))(*args, **kwargs)
         if node.op == "get_attr":
-            return _attribute(self.module, str(node.target))
+            return attrgetter(str(node.target))(self.module)
         return node.target(*args, **kwargs)  # pyright: ignore[reportCallIssue]
 
     @property
@@ -51,15 +52,8 @@ class Segment:
             if node.op == "call_module":
                 yield from self.module.get_submodule(str(node.target)).parameters()
             elif node.op == "get_attr":
-                value = _attribute(self.module, str(node.target))
+                value = attrgetter(str(node.target))(self.module)
                 yield from [value] if isinstance(value, nn.Parameter) else []
-
-
-def _attribute(module: nn.Module, path: str) -> Any:
-    value: Any = module
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,17 +76,25 @@ class Arnoldi(Settings):
             "left_out": torch.tensor(pairs.left_out),
             "products": torch.tensor(pairs.products),
         }
-        return self._basis(pairs.vectors.T, pairs.values, diagnostics)
+        return self._basis(pairs.vectors.T, pairs.values, diagnostics, curvature.dtype)
 
     def restore(self, tensors: Mapping[str, Tensor], curvature: Curvature | None) -> Eigenbasis:
-        return self._basis(*stored_eigenpairs(tensors))
+        precision = None if curvature is None else curvature.dtype
+        return self._basis(*stored_eigenpairs(tensors), precision)
 
-    def _basis(self, vectors: Tensor, values: Tensor, diagnostics: dict[str, Tensor]) -> Eigenbasis:
+    def _basis(
+        self,
+        vectors: Tensor,
+        values: Tensor,
+        diagnostics: dict[str, Tensor],
+        precision: torch.dtype | None,
+    ) -> Eigenbasis:
         return Eigenbasis(
             vectors,
             values,
             complement=self.complement,
             indefinite=self.on_indefinite,
+            precision=precision,
             diagnostics=diagnostics,
         )
 
@@ -103,7 +111,7 @@ class Arnoldi(Settings):
             "left_out": torch.tensor(0.0),
             "products": torch.tensor(curvature.size),
         }
-        return self._basis(vectors, values, diagnostics)
+        return self._basis(vectors, values, diagnostics, curvature.dtype)
 
     def _report(self, pairs: Eigenpairs, tol: float) -> None:
         late = int((pairs.residuals > 2 * tol).sum())

@@ -10,7 +10,8 @@ from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.descent import Progress, State
 from influence_dag.solvers.preconditioners import OfAllDirections, Preconditioner, Unpreconditioned
 from influence_dag.solvers.rounding import rounding
-from influence_dag.solvers.shared_directions import orthonormal, step_of
+
+_DEPENDENT = 2  # of digits: directions are kept down to this root of rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,19 +118,29 @@ class Iteration:
         return unfinished & ~over & (state.niter[rows] < self.maxiter)
 
     def _descend_together(self, state: State, rows: Int[Tensor, " k"]) -> Int[Tensor, " m"]:
-        """The same in directions that the rows share; those left for whom there are none.
+        r"""The same in directions that the rows share; those left for whom there are none.
 
-        That is where the curvature is negative along one of them: single rows tell more of it.
+        That is where the curvature is negative along one of them: single rows tell more of it. With
+        orthonormal directions P (d, p) of all unfinished rows and $Q = A P$, every row takes the
+        best step in the whole of their span,
+
+        $$\alpha = (P^\top Q)^{-1} P^\top R, \quad X \mathrel{+}= P \alpha, \quad
+          R \mathrel{-}= Q \alpha, \quad
+          P \leftarrow \operatorname{orth}(Z - P (P^\top Q)^{-1} Q^\top Z), \quad Z = M^{-1} R$$
+
+        (O'Leary 1980, preconditioned by M; directions that depend on each other are left out, as in
+        Ji & Li 2017, *A breakdown-free block conjugate gradient method*). k rows see k directions a
+        product instead of one: the more rows, the fewer products each.
         """
         residual, preconditioner = state.residual[rows], self._usable
         progress = Progress.of(residual, state.x[rows])
-        directions = orthonormal(preconditioner.precondition(residual, damping=self.damping))
+        directions = _orthonormal(preconditioner.precondition(residual, damping=self.damping))
         largest = 0.0
         while len(rows) and len(directions):
             products = self._apply(directions)
             largest = max(largest, products.norm(dim=1).max().item())
             zero = rounding(directions.dtype, directions.shape[1]) * largest
-            inverse = step_of(directions, products, zero=zero)
+            inverse = _step_of(directions, products, zero=zero)
             if inverse is None:
                 return rows
             steps = (directions @ residual.mT).mT @ inverse
@@ -139,7 +150,7 @@ class Iteration:
             go_on = self._unfinished(state, rows, residual, progress)
             rows, residual, progress = rows[go_on], residual[go_on], progress.of_rows(go_on)
             z = preconditioner.precondition(residual, damping=self.damping)
-            directions = orthonormal(z - (z @ products.mT) @ inverse @ directions)
+            directions = _orthonormal(z - (z @ products.mT) @ inverse @ directions)
         return rows[:0]
 
     @property
@@ -158,3 +169,30 @@ class Iteration:
 def _inner(left: Float[Tensor, "k p"], right: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:
     """Of each row: a block of products is a quarter of the time of as many products of two rows."""
     return (left * right).sum(dim=1)
+
+
+def _step_of(
+    directions: Float[Tensor, "d p"], products: Float[Tensor, "d p"], *, zero: float
+) -> Float[Tensor, "d d"] | None:
+    r"""$(P^\top A P)^{-1}$ where A is positive along the directions; None where it is negative.
+
+    Below `zero` a curvature is nothing but rounding, and is not followed.
+    """
+    small = (directions @ products.T).to(torch.float64)
+    values, basis = torch.linalg.eigh((small + small.mT) / 2)
+    if values[0] < -zero:
+        return None
+    inverse = torch.where(values > zero, 1 / values, 0)
+    return ((basis * inverse) @ basis.mT).to(directions.dtype)
+
+
+def _orthonormal(vectors: Float[Tensor, "k p"]) -> Float[Tensor, "d p"]:
+    """A basis of what the rows span, whatever their lengths; what depends on others is left out."""
+    length = vectors.norm(dim=1, keepdim=True)
+    rows = (vectors / length)[length[:, 0] > 0]
+    if not len(rows):
+        return rows
+    basis, triangle = torch.linalg.qr(rows.mT)
+    left, sizes, _ = torch.linalg.svd(triangle)
+    kept = sizes > sizes[0] * torch.finfo(vectors.dtype).eps ** (1 / _DEPENDENT)
+    return (basis @ left[:, kept]).mT.contiguous()

@@ -62,7 +62,7 @@ class Direct(Settings):
         dense = curvature.dense()
         check_finite("the curvature", dense)
         if self.damping is None or self.on_indefinite == "absolute":
-            return self._diagonalised(dense.double())
+            return self._diagonalised(dense)
         share = zero_share(self.rounding, dense.dtype, len(dense))
         return self._factor(dense, self.damping, _Precision(share, dense.dtype))
 
@@ -71,14 +71,23 @@ class Direct(Settings):
             return CholeskyFactor(tensors["cholesky"], tensors["damping"].item())
         if "lu" in tensors:
             return LUFactor(tensors["lu"], tensors["pivots"], tensors["damping"].item())
-        return self._eigenbasis(tensors["eigenvalues"], tensors["eigenvectors"])
+        precision = None if curvature is None else curvature.dtype
+        return self._eigenbasis(tensors["eigenvalues"], tensors["eigenvectors"], precision)
 
-    def _diagonalised(self, matrix: Float[Tensor, "p p"]) -> Eigenbasis:
-        return self._eigenbasis(*torch.linalg.eigh(matrix))
+    def _diagonalised(self, dense: Float[Tensor, "p p"]) -> Eigenbasis:
+        values, vectors = torch.linalg.eigh(dense.double())
+        return self._eigenbasis(values, vectors, dense.dtype)
 
-    def _eigenbasis(self, values: Float[Tensor, " p"], vectors: Float[Tensor, "p p"]) -> Eigenbasis:
+    def _eigenbasis(
+        self,
+        values: Float[Tensor, " p"],
+        vectors: Float[Tensor, "p p"],
+        precision: torch.dtype | None,
+    ) -> Eigenbasis:
         indefinite = _IN_EIGENBASIS[self.on_indefinite]
-        return Eigenbasis(vectors, values, indefinite=indefinite, rounding=self.rounding)
+        return Eigenbasis(
+            vectors, values, indefinite=indefinite, rounding=self.rounding, precision=precision
+        )
 
     def _factor(self, dense: Tensor, damping: float, precision: "_Precision") -> Factorization:
         norm = torch.linalg.matrix_norm(dense, dtype=torch.float64).item()
@@ -91,12 +100,12 @@ class Direct(Settings):
                 clear = precision.clear_of_its_entries(factor, diagonal)
             else:
                 clear = precision.clear(factor, factor.cholesky.diagonal() ** 2, norm)
-            return factor if clear else self._diagonalised(dense.double())
+            return factor if clear else self._diagonalised(dense)
         del matrix, cholesky
         eigenvalues = torch.linalg.eigvalsh(dense.double())
         ends = eigenvalues[0].item(), eigenvalues[-1].item()
         if ends[0] >= -precision.share * eigenvalues.abs().max():
-            return self._diagonalised(dense.double())
+            return self._diagonalised(dense)
         if self.on_indefinite == "lu":
             lu, pivots, _ = torch.linalg.lu_factor_ex(_damped(dense, damping))
             factor = LUFactor(lu, pivots, damping)

@@ -43,8 +43,9 @@ class Eigenbasis:
 
     `indefinite`: whether eigenvalues with $\mu + \lambda < 0$ are an error, are used as they are
     (`"allow"`), or count by their size (`"absolute"`: $|\mu| + \lambda$ for all of them).
-    `exhausted`: a basis smaller than p that leaves out eigenvalues of zero alone. `diagnostics` are
-    tensors that are stored beside the pairs (residuals, captured share).
+    `exhausted`: a basis smaller than p that leaves out eigenvalues of zero alone. `precision` is
+    the curvature's, where it is known: rounding is of it or of the rows', whichever is coarser.
+    `diagnostics` are tensors that are stored beside the pairs (residuals, captured share).
     """
 
     eigenvectors: Float[Tensor, "p rank"]
@@ -53,6 +54,7 @@ class Eigenbasis:
     indefinite: Indefinite = "raise"
     exhausted: bool = False
     rounding: float | None = None
+    precision: torch.dtype | None = None
     diagnostics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -90,9 +92,12 @@ class Eigenbasis:
                 rest = b - coordinates @ self.eigenvectors.T
                 outside = torch.hypot(outside, rest.norm(dim=1))
         if self.complement == "damping" or self.is_square:  # else the outside is dropped anyway
-            zeros = len(self.eigenvectors) - int(held.sum())
-            check_in_range(outside, rhs, self.eigenvalues, zeros=zeros, damping=damping)
-            check_left_out(coordinates, shifted, held, rhs, damping=damping)
+            zeros, asked = (
+                len(self.eigenvectors) - int(held.sum()),
+                rhs.to(self._coarser(rhs.dtype)),
+            )
+            check_in_range(outside, asked, self.eigenvalues, zeros=zeros, damping=damping)
+            check_left_out(coordinates, shifted, held, asked, damping=damping)
         return LowRank(share, coordinates * (inverse - share), self.eigenvectors)
 
     def precondition(self, rows: Float[Tensor, "k p"], *, damping: float) -> Float[Tensor, "k p"]:
@@ -150,13 +155,17 @@ class Eigenbasis:
         held = size > floor
         if (~held & (values < -floor)).any():
             p = len(self.eigenvectors)
+            dtype = self._coarser(dtype)
             raise indefinite_error(*self._ends, damping=damping, dtype=dtype, size=p)
         return shifted, held
 
     def _floor(self, dtype: torch.dtype) -> float:
         """The size of an eigenvalue that is zero to rounding."""
-        share = zero_share(self.rounding, dtype, len(self.eigenvectors))
+        share = zero_share(self.rounding, self._coarser(dtype), len(self.eigenvectors))
         return share * max(map(abs, self._ends))
+
+    def _coarser(self, dtype: torch.dtype) -> torch.dtype:
+        return max(dtype, self.precision or dtype, key=lambda each: torch.finfo(each).eps)
 
     @cached_property  # asked for at every step, and a device is asked once
     def _ends(self) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from influence_dag.curvature.drawn_labels import Distribution
@@ -31,7 +31,77 @@ from influence_dag.study.method_defaults import KroneckerDefaults
 
 
 @dataclass(frozen=True, kw_only=True)
-class EKFAC(Settings):
+class _OfLayers(Settings):
+    """What EK-FAC and K-FAC share: all but whether eigenvalues are `corrected`."""
+
+    fisher: FisherName = KroneckerDefaults.fisher
+    seed: Seed = KroneckerDefaults.seed
+    distribution: Distribution | None = None
+
+    corrected = True
+
+    def factorize(
+        self, curvature: Curvature, *, sums: KroneckerSums | None = None
+    ) -> "KroneckerFactorization":
+        """Passes over the curvature's rows for their `sums`, if not at hand, and corrections.
+
+        Raises `ValueError` for a curvature that is no mean over rows of an objective, `ModelError`
+        for parameters that need too large a dense block or a loss that has no Fisher.
+        """
+        index = None
+        if isinstance(curvature, Restricted):
+            curvature, index = curvature.curvature, curvature.index
+
+        def factorised(without: frozenset[str]) -> KroneckerFactors:
+            pairs = self._pairs(curvature, index, without)
+            # Sums at hand are of the layers that were captured when they were made.
+            held = sums if sums is not None and sums.layout == pairs.layout else None
+            return kronecker_factors(pairs, corrected=self.corrected, sums=held)
+
+        factors = without_uncaptured(factorised)
+        return KroneckerFactorization.of(factors, curvature.dtype, index)
+
+    def sums(self, curvature: Curvature) -> KroneckerSums | None:
+        """The sums over the curvature's rows that `factorize` takes, to be added and subtracted.
+
+        None for `fisher="sampled"`: which label is drawn for a row depends on the rows before it.
+        Raises as `factorize` does.
+        """
+        if self.fisher == "sampled":
+            return None
+
+        def sums(without: frozenset[str]) -> KroneckerSums:
+            pairs = self._pairs(curvature, None, without)
+            return kronecker_sums(pairs, pairs.layout)
+
+        return without_uncaptured(sums)
+
+    def restore(
+        self, tensors: Mapping[str, Tensor], curvature: Curvature | None
+    ) -> "KroneckerFactorization":
+        return KroneckerFactorization.from_tensors(tensors)
+
+    def _pairs(self, curvature: Any, index: Tensor | None, without: frozenset[str]) -> FisherPairs:
+        if not (hasattr(curvature, "objective") and hasattr(curvature, "rows")):
+            raise ValueError(
+                f"{type(self).__name__} looks into the layers of a model; "
+                f"{type(curvature).__name__} has none: give it Hessian(objective, rows) or "
+                "GaussNewton(objective, rows)"
+            )
+        objective, rows = curvature.objective, curvature.rows
+        layout = KroneckerLayout.of(objective, rows, without=without)
+        size = getattr(curvature, "batch_size", FisherPairs.batch_size)
+        layout = layout if index is None else layout.within(index)
+        if self.distribution is not None and self.fisher != "sampled":
+            raise ValueError(
+                f"distribution={self.distribution!r} is what labels are drawn from, and "
+                f"fisher={self.fisher!r} draws none; add fisher='sampled' or leave it out"
+            )
+        return FisherPairs(objective, rows, layout, self.fisher, self.seed, size, self.distribution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EKFAC(_OfLayers):
     r"""Eigenvalue-corrected Kronecker factors of the Fisher (George et al. 2018).
 
     Each Linear or Conv layer used once is $(Q_G \otimes Q_A)\, \Lambda\, (Q_G \otimes Q_A)^\top$
@@ -50,36 +120,9 @@ class EKFAC(Settings):
     is that of the loss, where that is seen.
     """
 
-    fisher: FisherName = KroneckerDefaults.fisher
-    seed: Seed = KroneckerDefaults.seed
-    distribution: Distribution | None = None
-
-    def factorize(
-        self, curvature: Curvature, *, sums: KroneckerSums | None = None
-    ) -> "KroneckerFactorization":
-        """Two passes over the curvature's rows, or one with their `sums` already at hand.
-
-        Raises `ValueError` for a curvature that is no mean over rows of an objective, `ModelError`
-        for parameters that need too large a dense block or a loss that has no Fisher.
-        """
-        return _factorization(self, curvature, corrected=True, sums=sums)
-
-    def sums(self, curvature: Curvature) -> KroneckerSums | None:
-        """The sums over the curvature's rows that `factorize` takes, to be added and subtracted.
-
-        None for `fisher="sampled"`: which label is drawn for a row depends on the rows before it.
-        Raises as `factorize` does.
-        """
-        return _sums(self, curvature)
-
-    def restore(
-        self, tensors: Mapping[str, Tensor], curvature: Curvature | None
-    ) -> "KroneckerFactorization":
-        return KroneckerFactorization.from_tensors(tensors)
-
 
 @dataclass(frozen=True, kw_only=True)
-class KFAC(Settings):
+class KFAC(_OfLayers):
     r"""Kronecker factors of the Fisher: each layer's block is $G \otimes A$.
 
     Martens & Grosse (2015); convolutions as in Grosse & Martens (2016), sums over positions for A
@@ -87,88 +130,7 @@ class KFAC(Settings):
     Settings as for `EKFAC`, whose rotations it shares: one pass over the data instead of two.
     """
 
-    fisher: FisherName = KroneckerDefaults.fisher
-    seed: Seed = KroneckerDefaults.seed
-    distribution: Distribution | None = None
-
-    def factorize(
-        self, curvature: Curvature, *, sums: KroneckerSums | None = None
-    ) -> "KroneckerFactorization":
-        """One pass over the curvature's rows, none with their `sums`. Raises as `EKFAC` does."""
-        return _factorization(self, curvature, corrected=False, sums=sums)
-
-    def sums(self, curvature: Curvature) -> KroneckerSums | None:
-        """As `EKFAC.sums`."""
-        return _sums(self, curvature)
-
-    def restore(
-        self, tensors: Mapping[str, Tensor], curvature: Curvature | None
-    ) -> "KroneckerFactorization":
-        return KroneckerFactorization.from_tensors(tensors)
-
-
-def _pairs(
-    method: EKFAC | KFAC, curvature: Any, index: Tensor | None, without: frozenset[str]
-) -> FisherPairs:
-    if not (hasattr(curvature, "objective") and hasattr(curvature, "rows")):
-        raise ValueError(
-            f"{type(method).__name__} looks into the layers of a model; {type(curvature).__name__} "
-            "has none: give it Hessian(objective, rows) or GaussNewton(objective, rows)"
-        )
-    objective, rows = curvature.objective, curvature.rows
-    layout = KroneckerLayout.of(objective, rows, without=without)
-    size = getattr(curvature, "batch_size", FisherPairs.batch_size)
-    layout = layout if index is None else layout.within(index)
-    if method.distribution is not None and method.fisher != "sampled":
-        raise ValueError(
-            f"distribution={method.distribution!r} is what labels are drawn from, and "
-            f"fisher={method.fisher!r} draws none; add fisher='sampled' or leave it out"
-        )
-    return FisherPairs(
-        objective, rows, layout, method.fisher, method.seed, size, method.distribution
-    )
-
-
-def _sums(method: EKFAC | KFAC, curvature: Curvature) -> KroneckerSums | None:
-    if method.fisher == "sampled":
-        return None
-
-    def sums(without: frozenset[str]) -> KroneckerSums:
-        pairs = _pairs(method, curvature, None, without)
-        return kronecker_sums(pairs, pairs.layout)
-
-    return without_uncaptured(sums)
-
-
-def _factorization(
-    method: EKFAC | KFAC, curvature: Curvature, *, corrected: bool, sums: KroneckerSums | None
-) -> "KroneckerFactorization":
-    index = None
-    if isinstance(curvature, Restricted):
-        curvature, index = curvature.curvature, curvature.index
-
-    def factorised(without: frozenset[str]) -> KroneckerFactors:
-        pairs = _pairs(method, curvature, index, without)
-        # Sums at hand are of the layers that were captured when they were made.
-        held = sums if sums is not None and sums.layout == pairs.layout else None
-        return kronecker_factors(pairs, corrected=corrected, sums=held)
-
-    factors = without_uncaptured(factorised)
-    sums, dtype = factors.sums, curvature.dtype
-    if index is not None:
-        sums = replace(sums, layout=sums.layout.relocated(index))
-    layers = zip(sums.layout.layers, factors.bases, factors.eigenvalues, strict=True)
-    blocks = [
-        KroneckerBlock(
-            layer, basis.activation_vectors.to(dtype), basis.gradient_vectors.to(dtype), values
-        )
-        for layer, basis, values in layers
-    ]
-    dense = [
-        DenseBlock.of(group, total / sums.rows, dtype)
-        for group, total in zip(sums.layout.dense, sums.dense, strict=True)
-    ]
-    return KroneckerFactorization((*blocks, *dense), sums)
+    corrected = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +143,27 @@ class KroneckerFactorization:
     blocks: tuple[KroneckerBlock | DenseBlock, ...]
     sums: KroneckerSums
 
+    @classmethod
+    def of(
+        cls, factors: KroneckerFactors, dtype: torch.dtype, index: Int[Tensor, " q"] | None
+    ) -> "KroneckerFactorization":
+        """In the curvature's precision; of θ[index] alone where an index is given."""
+        sums = factors.sums
+        if index is not None:
+            sums = replace(sums, layout=sums.layout.relocated(index))
+        layers = zip(sums.layout.layers, factors.bases, factors.eigenvalues, strict=True)
+        blocks = [
+            KroneckerBlock(
+                layer, basis.activation_vectors.to(dtype), basis.gradient_vectors.to(dtype), values
+            )
+            for layer, basis, values in layers
+        ]
+        dense = [
+            DenseBlock.of(group, total / sums.rows, dtype)
+            for group, total in zip(sums.layout.dense, sums.dense, strict=True)
+        ]
+        return cls((*blocks, *dense), sums)
+
     def tensors(self) -> dict[str, Tensor]:
         parts = [self.sums.tensors(), *(block.tensors() for block in self.blocks)]
         return {name: tensor for part in parts for name, tensor in part.items()}
@@ -192,7 +175,7 @@ class KroneckerFactorization:
         return cls(restored_blocks(tensors, sums.layout), sums)
 
     def solve(
-        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "k p"] | None = None
+        self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         r"""$Q (\Lambda + \lambda)^{-1} Q^\top b$ of each row, block by block; `x0` is not needed.
 

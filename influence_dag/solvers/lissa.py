@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,14 +15,7 @@ from influence_dag.solvers.base import Solution, needed, of_unit_size, relative,
 from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
 from influence_dag.solvers.neumann import Damped, Descent
 from influence_dag.solvers.rounding import indefinite_error, round_up
-from influence_dag.solvers.settings import (
-    Count,
-    NotNegative,
-    Positive,
-    Seed,
-    Settings,
-    Share,
-)
+from influence_dag.solvers.settings import Count, NotNegative, Positive, Seed, Settings, Share
 from influence_dag.solvers.spectrum import extreme_eigenvalues
 from influence_dag.study.method_defaults import LissaDefaults
 
@@ -153,47 +146,40 @@ class NeumannSeries:
         """
         scale, (rhs, size) = self.scale(damping), of_unit_size(rhs)
         start = rhs.clone() if x0 is None else scale * start_of(x0, rhs, size)
-        h, lengths = self._run(start, rhs, damping, scale)
+        operator = Damped(self.curvature, damping, scale, self.settings.dampen)
+        h, lengths = self._run(operator, start, rhs)
         niter = (~lengths.isnan()).sum(dim=1)
-        step = self._step(self.curvature, h, rhs, damping, scale)
+        step = operator.step(h, rhs)
         info = {"scale": scale, "niter": niter, "residual_history": relative(lengths, rhs)}
         info |= _quality(step, h, rhs, self.settings.rtol)
         self._report(info, step, h)
         return Solution(h / scale * size, info)
 
-    def _step(
-        self, curvature: Curvature, h: Tensor, rhs: Tensor, damping: float, scale: float
-    ) -> Float[Tensor, "k p"]:
-        return self._damped(curvature, damping, scale).step(h, rhs)
-
     def _run(
-        self, h: Tensor, rhs: Tensor, damping: float, scale: float
+        self, operator: Damped, h: Tensor, rhs: Tensor
     ) -> tuple[Tensor, Float[Tensor, "k steps"]]:
         if self.settings.batch_size is None:
-            return self._descend(h, rhs, damping, scale)
+            return self._descend(operator, h, rhs)
         if self.settings.anchored:
-            return self._passes(h, rhs, damping, scale)
-        return self._average(h, rhs, damping, scale)
+            return self._passes(operator, h, rhs)
+        return self._average(operator, h, rhs)
 
     def _descend(
-        self, h: Tensor, rhs: Tensor, damping: float, scale: float, *, taken: int = 0
+        self, operator: Damped, h: Tensor, rhs: Tensor, *, taken: int = 0
     ) -> tuple[Tensor, Float[Tensor, "k steps"]]:
         """Steps with all rows; each right-hand side leaves when its step is small enough."""
         descent = Descent(
-            self._damped(self.curvature, damping, scale),
+            operator,
             h,
             rhs,
             rtol=self.settings.rtol,
             most=self.settings.maxiter - taken,
-            check=lambda length, first: self._check_growth(length, first, _GROWTH, damping, scale),
+            check=lambda length, first: self._check_growth(operator, length, first, _GROWTH),
         ).run()
         return descent.h, descent.lengths
 
-    def _damped(self, curvature: Curvature, damping: float, scale: float) -> Damped:
-        return Damped(curvature, damping, scale, self.settings.dampen)
-
     def _average(
-        self, h: Tensor, rhs: Tensor, damping: float, scale: float
+        self, operator: Damped, h: Tensor, rhs: Tensor
     ) -> tuple[Tensor, Float[Tensor, "k steps"]]:
         """Steps with mini-batches; the mean of the last half evens out their noise."""
         maxiter = self.settings.maxiter
@@ -201,58 +187,57 @@ class NeumannSeries:
         lengths: list[Tensor] = []
         steps = zip(range(maxiter), self.settings.batches(self.curvature), strict=False)
         for t, batch in steps:
-            step = self._step(batch, h, rhs, damping, scale)
+            step = replace(operator, curvature=batch).step(h, rhs)
             lengths.append(step.norm(dim=1))
-            self._check_growth(lengths[-1], lengths[0], _NOISE, damping, scale)
+            self._check_growth(operator, lengths[-1], lengths[0], _NOISE)
             h += step
             if t >= maxiter // 2:
                 total += h
         return total / (maxiter - maxiter // 2), torch.stack(lengths, dim=1)
 
     def _passes(
-        self, h: Tensor, rhs: Tensor, damping: float, scale: float
+        self, operator: Damped, h: Tensor, rhs: Tensor
     ) -> tuple[Tensor, Float[Tensor, "k steps"]]:
         """Passes of mini-batches, each on what a step with all rows says is left of b."""
         h, rows = h.clone(), torch.arange(len(rhs), device=rhs.device)
         batches, lengths = self.settings.batches(self.curvature), []
-        left = self._step(self.curvature, h, rhs, damping, scale)
+        left = operator.step(h, rhs)
         first = left.norm(dim=1)
         while len(rows) and len(lengths) < self.settings.maxiter:
             b, most = left[rows], self.settings.maxiter - len(lengths)
-            moved, steps = self._pass(batches, b, damping, scale, most)
+            moved, steps = self._pass(operator, batches, b, most)
             if moved is None:  # too different from each other for this scale
-                h, rest = self._descend(h, rhs, damping, scale, taken=len(lengths))
+                h, rest = self._descend(operator, h, rhs, taken=len(lengths))
                 return h, torch.cat([*(each[:, None] for each in lengths), rest], dim=1)
             lengths += [_of_rows(rhs, rows, each) for each in steps]
-            now = self._step(self.curvature, h[rows] + moved, rhs[rows], damping, scale)
+            now = operator.step(h[rows] + moved, rhs[rows])
             nearer = (now.norm(dim=1) < b.norm(dim=1))[:, None]
             h[rows] += torch.where(nearer, moved, b)
             if not nearer.all():  # what one step with all rows leaves
-                now = torch.where(nearer, now, self._step(self.curvature, b, b, damping, scale))
+                now = torch.where(nearer, now, operator.step(b, b))
             left[rows], length = now, now.norm(dim=1)
-            self._check_growth(length, first[rows], _GROWTH, damping, scale)
+            self._check_growth(operator, length, first[rows], _GROWTH)
             rows = rows[length > self.settings.rtol * h[rows].norm(dim=1)]
         return h, torch.stack(lengths, dim=1) if lengths else rhs[:, :0]
 
     def _pass(
-        self, batches: Iterator[Curvature], b: Tensor, damping: float, scale: float, most: int
+        self, operator: Damped, batches: Iterator[Curvature], b: Tensor, most: int
     ) -> tuple[Tensor | None, list[Float[Tensor, " m"]]]:
         """The series of b by mini-batches, and the lengths of its steps; None where it diverges."""
         count = max(1, row_count(self.curvature) // (self.settings.batch_size or 1))
         moved, lengths = b.clone(), [b.norm(dim=1)]
         for _, batch in zip(range(min(count, most) - 1), batches, strict=False):
-            step = self._step(batch, moved, b, damping, scale)
+            step = replace(operator, curvature=batch).step(moved, b)
             lengths.append(step.norm(dim=1))
             if not (lengths[-1] <= _NOISE * lengths[0]).all():
                 return None, []
             moved += step
         return moved, lengths
 
-    def _check_growth(
-        self, length: Tensor, first: Tensor, limit: float, damping: float, scale: float
-    ) -> None:
+    def _check_growth(self, operator: Damped, length: Tensor, first: Tensor, limit: float) -> None:
         # Written so that NaN counts as growth.
         if not (length <= limit * first).all():
+            damping, scale = operator.damping, operator.scale
             raise self.settings.divergence(self.curvature, damping=damping, scale=scale)
 
     def _report(self, info: dict[str, Any], step: Tensor, h: Tensor) -> None:
@@ -263,10 +248,11 @@ class NeumannSeries:
         noisy = self.settings.batch_size and not self.settings.anchored
         cure = "raise maxiter or rtol" + (", or batch_size" if noisy else "")
         worst = (step.norm(dim=1) / h.norm(dim=1))[failed].max()
+        residual = info["residual"][failed].max()
         message = (
             f"{len(rows)} of {len(failed)} series still move by {worst:.1e} a step after "
             f"{self.settings.maxiter} steps with scale={info['scale']:g} (rows {{rows}}; rtol="
-            f"{self.settings.rtol:g}; worst relative residual {info['residual'].max():.1e}); "
+            f"{self.settings.rtol:g}; worst relative residual {residual:.1e}); "
             f"{cure}, lower scale towards the largest eigenvalue, or raise the damping"
         )
         error = NotConvergedError(message, rows=rows)

@@ -75,7 +75,9 @@ class Nystroem(Settings):
         if len(values):
             reached |= bool(values.min() <= rounding(dtype, p) * values.max())
         whole = reached and not diagnostics["discarded"].item()
-        return Eigenbasis(vectors, values, exhausted=whole, diagnostics=diagnostics)
+        return Eigenbasis(
+            vectors, values, exhausted=whole, precision=dtype, diagnostics=diagnostics
+        )
 
     def _test_matrix(self, curvature: Curvature) -> Float[Tensor, "rank p"]:
         rank = min(self.rank, curvature.size)

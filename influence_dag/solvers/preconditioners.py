@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
+from influence_dag.solvers.dampings import random_signs
 
 PreconditionerName = Literal["none", "jacobi", "nystroem", "ekfac"]
 
@@ -54,9 +55,7 @@ class Jacobi:
 
         Bekas, Kokiopoulou & Saad (2007). Negative estimates count as zero.
         """
-        generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (probes, curvature.size), generator=generator)
-        vectors = (2 * signs - 1).to(curvature.device, curvature.dtype)
+        vectors = random_signs(probes, curvature, seed)
         return cls((vectors * curvature.apply(vectors)).mean(0).clamp(min=0))
 
     @property

@@ -12,6 +12,6 @@ FORMULAS = {
     "influences": 1,
     "perturbation": 1,
     "summary": 4,
-    "validation": 7,
+    "validation": 8,
     "report": 6,
 }

@@ -1,8 +1,23 @@
 """How well a prediction agrees with what happened: correlations, ranks, intervals, detection."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float
 from numpy import ndarray as Array
+
+from influence_dag.errors import ModelError
+
+_NOISE = 8 * np.finfo(np.float64).eps  # of the size of numbers: what spreads less is constant
+
+
+def check_shape(influences: Any, tests: int, rows: int) -> None:
+    """Raise `ModelError` for influences that are not of all pairs of test and training row."""
+    if influences.shape != (tests, rows):
+        raise ModelError(
+            f"influences have shape {tuple(influences.shape)}; wanted ({tests}, {rows}), one for "
+            "each test row and each training row, those that are not left out included"
+        )
 
 
 def pearson(a: Float[Array, "*k m"], b: Float[Array, "*k m"]) -> Float[Array, "*k"]:
@@ -11,10 +26,16 @@ def pearson(a: Float[Array, "*k m"], b: Float[Array, "*k m"]) -> Float[Array, "*
     >>> pearson(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])).round(12).item()
     1.0
     """
-    a, b = (v - v.mean(axis=-1, keepdims=True) for v in (a, b))
-    scale = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-    with np.errstate(invalid="ignore"):
-        return np.asarray((a * b).sum(axis=-1) / scale)
+    return np.asarray((_unit_deviations(a) * _unit_deviations(b)).sum(axis=-1))
+
+
+def _unit_deviations(values: Float[Array, "*k m"]) -> Float[Array, "*k m"]:
+    """Deviations from the mean, of length 1; NaN where they are nothing but its rounding."""
+    size = np.abs(values).max(axis=-1, keepdims=True)
+    apart = values - values.mean(axis=-1, keepdims=True)
+    largest = np.abs(apart).max(axis=-1, keepdims=True)
+    apart = apart / np.where(largest > _NOISE * size, largest, np.nan)  # squares may overflow
+    return apart / np.linalg.norm(apart, axis=-1, keepdims=True)
 
 
 def slope(predicted: Float[Array, "*k"], actual: Float[Array, "*k"]) -> float:
@@ -23,7 +44,10 @@ def slope(predicted: Float[Array, "*k"], actual: Float[Array, "*k"]) -> float:
 
 
 def spearman(a: Float[Array, "k m"], b: Float[Array, "k m"]) -> Float[Array, " k"]:
-    """Rank correlation along the last axis, tied values sharing their mean rank."""
+    """Rank correlation along the last axis, tied values sharing their mean rank.
+
+    NaN where one side is constant, or has a NaN.
+    """
     return Ranks(a).correlate(Ranks(b))
 
 
@@ -31,6 +55,7 @@ class Ranks:
     """The ranks of each row's entries; among resampled columns too, without sorting again."""
 
     def __init__(self, values: Float[Array, "k m"]):
+        self._unknown = np.isnan(values).any(axis=1)
         in_order = np.sort(values, axis=1)
         pairs = list(zip(in_order, values, strict=True))
         self._order = np.argsort(values, axis=1, kind="stable")
@@ -51,8 +76,8 @@ class Ranks:
         a, b = self(counts), other(counts)
         a, b = (v - (v * counts).sum(1, keepdims=True) / counts.sum() for v in (a, b))
         scale = np.sqrt((a * a * counts).sum(1) * (b * b * counts).sum(1))
-        with np.errstate(invalid="ignore"):
-            return (a * b * counts).sum(1) / scale
+        scale[self._unknown | other._unknown | (scale == 0)] = np.nan
+        return (a * b * counts).sum(1) / scale
 
 
 def bootstrap_spearman(
@@ -63,7 +88,7 @@ def bootstrap_spearman(
     replicates: int = 200,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Interval of the mean of the rows' rank correlations.
+    """Interval of the mean of the rows' rank correlations; NaN where none is defined.
 
     Rows are drawn with replacement. Columns, which all rows share (the subsets of an ensemble),
     are resampled by halves without replacement: that has the variance of the bootstrap (Shao &
@@ -76,10 +101,18 @@ def bootstrap_spearman(
     means = []
     for _ in range(replicates):
         half = (rng.permutation(m) < m // 2).astype(float)
-        means.append(np.nanmean(left.correlate(right, half)[rng.integers(k, size=k)]))
-    centre = np.nanmean(left.correlate(right)) - np.mean(means)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2]) + centre
+        means.append(mean_of_known(left.correlate(right, half)[rng.integers(k, size=k)]))
+    centre = mean_of_known(left.correlate(right)) - mean_of_known(np.array(means))
+    if np.isnan(centre):
+        return np.nan, np.nan
+    low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2]) + centre
     return float(low), float(min(high, 1.0))
+
+
+def mean_of_known(values: Float[Array, " n"]) -> float:
+    """The mean of those that are not NaN; NaN where all are."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
 
 
 def roc_auc(scores: Float[Array, " n"], positive: Bool[Array, " n"]) -> float:

@@ -15,8 +15,7 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.suspicion import knn_shapley_of_each
 from influence_dag.validation.ensembles import is_linear_in_parameters
-from influence_dag.validation.out_of_fold import is_one_class_a_row
-from influence_dag.validation.representations import representations
+from influence_dag.validation.representations import is_one_class_a_row, representations
 
 # name → damping (None where there is none) → influences (test, train)
 Candidates: TypeAlias = Mapping[str, Mapping[float | None, Tensor]]

@@ -11,7 +11,7 @@ change is large (half of the data), so this asks more of an influence than leavi
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
 
 import numpy as np
@@ -23,9 +23,15 @@ from torch import Tensor, nn
 from influence_dag.errors import ModelError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.objective.seeding import seeded
-from influence_dag.validation.agreement import bootstrap_spearman, pearson, spearman
+from influence_dag.validation.agreement import (
+    bootstrap_spearman,
+    check_shape,
+    mean_of_known,
+    pearson,
+    spearman,
+)
 from influence_dag.validation.candidates import Candidates, exact_candidates
-from influence_dag.validation.refits import Fitting, OnFailure, refit
+from influence_dag.validation.refits import Fitting, refit
 
 
 def draw_subsets(
@@ -82,34 +88,20 @@ def fit_subsets(
     membership: Bool[Tensor, "m n"],
     *,
     weight_decay: float,
-    start: Float[Tensor, "*m p"] | None = None,
-    tolerance: float = 1e-5,
-    max_steps: int = 500,
-    on_failure: OnFailure = "raise",
-    proximal: bool = False,
+    **fitting: Unpack[Fitting],
 ) -> SubsetFits:
     r"""Fit to each subset, as one ensemble, the mean loss over it plus $(w/2) ‖θ‖²$.
 
     `start` as in `refit`: θ (default) is right for a convex model. For a network, give the
     initial weights of the full fit, or others for each member (`initial_params`): started at θ,
-    every subset's model would have seen all the data. `proximal` as in `refit`.
+    every subset's model would have seen all the data. `tolerance` (default 1e-5), `max_steps`
+    (500), `on_failure` and `proximal` as in `refit`.
     """
-    weights = SubsetFits(
-        membership, np.empty((len(membership), 0)), row_weights=train.weights
-    ).weights
-    refits = refit(
-        objective,
-        train,
-        weights,
-        weight_decay=weight_decay,
-        start=start,
-        tolerance=tolerance,
-        max_steps=max_steps,
-        on_failure=on_failure,
-        proximal=proximal,
-    )
+    ending: Fitting = {"tolerance": 1e-5, "max_steps": 500, **fitting}
+    fits = SubsetFits(membership, np.empty((len(membership), 0)), row_weights=train.weights)
+    refits = refit(objective, train, fits.weights, weight_decay=weight_decay, **ending)
     values = refits.measurements(test).numpy(force=True)
-    return SubsetFits(membership, values, refits.summary(), train.weights)
+    return replace(fits, values=values, refits=refits.summary())
 
 
 def initial_params(build: Callable[[], nn.Module], seeds: range) -> Float[Tensor, "m p"]:
@@ -133,7 +125,7 @@ class Score:
     @property
     def mean(self) -> float:
         """Mean over test rows; rows whose ranks are undefined do not count."""
-        return float(np.nanmean(self.per_test))
+        return mean_of_known(self.per_test)
 
     def __str__(self) -> str:
         damping = "" if self.damping is None else f" (damping {self.damping:g})"
@@ -148,12 +140,16 @@ def linear_datamodelling_score(
     replicates: int = 200,
     seed: int = 0,
 ) -> Score:
-    """Spearman's correlation over subsets, per test row, of predicted and found losses."""
+    """Spearman's correlation over subsets, per test row, of predicted and found losses.
+
+    Raises `ModelError` for influences of another shape than (test rows, training rows).
+    """
+    check_shape(influences, fits.values.shape[1], fits.membership.shape[1])
     predicted, actual = fits.predicted(influences), np.ascontiguousarray(fits.values.T)
     return Score(
         spearman(predicted, actual),
         bootstrap_spearman(predicted, actual, replicates=replicates, seed=seed),
-        float(np.nanmean(pearson(predicted, actual))),
+        mean_of_known(pearson(predicted, actual)),
         damping,
     )
 
@@ -218,7 +214,7 @@ def datamodels(
     for name, by_damping in candidates.items():
         damping = _best_damping(by_damping, chosen_on)
         scores[name] = linear_datamodelling_score(by_damping[damping], fits, damping=damping)
-    ordered = sorted(scores.items(), key=lambda item: -item[1].mean)
+    ordered = sorted(scores.items(), key=lambda item: _known_first(item[1].mean), reverse=True)
     return Datamodels(dict(ordered), fits, chosen_on)
 
 
@@ -228,7 +224,14 @@ def _best_damping(
     if fits is None or len(by_damping) == 1:
         return next(iter(by_damping))
     actual = np.ascontiguousarray(fits.values.T)
-    return max(
-        by_damping,
-        key=lambda damping: np.nanmean(spearman(fits.predicted(by_damping[damping]), actual)),
-    )
+
+    def score(damping: float | None) -> tuple[bool, float]:
+        per_test = spearman(fits.predicted(by_damping[damping]), actual)
+        return _known_first(mean_of_known(per_test))
+
+    return max(by_damping, key=score)
+
+
+def _known_first(score: float) -> tuple[bool, float]:
+    """By which scores are compared: one that is not defined is below all others."""
+    return not np.isnan(score), score

@@ -1,33 +1,38 @@
 """The same model at many parameter vectors: losses, values and gradients of all of them at once."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vmap
 
+from influence_dag.objective.footprint import kept_numbers
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.outputs import OutputSpace
-from influence_dag.structures import map_tensors
 
 _NUMBERS = 2**23  # of the largest temporary of a batch of members, about
+_LOOKED_AT = 8  # rows, by which a model is seen to be linear
 _SPARSE = 0.75  # below this share of rows with a weight, members work on their own rows alone
 
 
 def is_linear_in_parameters(objective: Objective, rows: Rows) -> bool:
-    """Whether the outputs are affine in θ: second differences along a random line vanish."""
-    theta, space = objective.params, OutputSpace.of(objective, rows[:8])
+    """Whether the outputs of some of the rows are affine in θ.
+
+    Their second differences along a random line vanish but for rounding.
+    """
+    some = torch.linspace(0, len(rows) - 1, min(_LOOKED_AT, len(rows))).long()
+    theta, space = objective.params, OutputSpace.of(objective, rows[some])
     generator = torch.Generator().manual_seed(0)
     step = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
     with torch.no_grad():
         leaves = (space.leaves(theta + t * step) for t in (-1.0, 0.0, 1.0))
         before, here, after = (torch.cat([leaf.flatten() for leaf in each]) for each in leaves)
     size = max(float(value.abs().max()) for value in (before, here, after))
-    return bool((before + after - 2 * here).abs().max() <= 1e-9 * size)
+    rounding = torch.finfo(theta.dtype).eps ** 0.5 / 10 * size
+    return bool((before + after - 2 * here).abs().max() <= rounding)
 
 
 def member_values(
@@ -41,33 +46,16 @@ def member_values(
     function = objective.losses if of == "loss" else objective.measurements
     parts = [
         _over_members(lambda theta: function(theta, rows), params[chunk])
-        for chunk in member_chunks(len(params), len(rows) * _width(objective, rows))
+        for chunk in member_chunks(len(params), len(rows) * kept_numbers(objective, rows[:2]))
     ]
     return torch.cat(parts).detach()
 
 
-def member_chunks(members: int, numbers: int) -> Iterator[slice]:
-    """Runs of members whose temporaries stay about a hundred megabytes."""
-    size = max(1, min(members, _NUMBERS // max(1, numbers)))
+def member_chunks(members: int, numbers: float) -> Iterator[slice]:
+    """Runs of members whose temporaries, `numbers` each, stay about a hundred megabytes."""
+    size = int(max(1, min(members, _NUMBERS // max(1, numbers))))
     for start in range(0, members, size):
         yield slice(start, start + size)
-
-
-def _width(objective: Objective, rows: Rows) -> int:
-    """How many numbers one row needs on its way: its input, and what each layer returns."""
-    sizes: list[int] = []
-    map_tensors(lambda leaf: sizes.append(leaf[0].numel()), rows.x)
-
-    def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
-            sizes.append(output.numel())
-
-    layers = [module for module in objective.module.modules() if not list(module.children())]
-    with ExitStack() as hooks, torch.no_grad():
-        for layer in layers:
-            hooks.callback(layer.register_forward_hook(count).remove)
-        objective.outputs(objective.params, rows[:1].x)
-    return sum(sizes)
 
 
 def _over_members(function: Callable[[Tensor], Tensor], params: Tensor) -> Tensor:
@@ -135,8 +123,8 @@ class WeightedLosses:
     @property
     def chunks(self) -> Iterator[slice]:
         """Members to minimise together."""
-        rows, width = self.weights.shape[1], _width(self.objective, self.rows)
-        return member_chunks(len(self.weights), max(rows * width, 64 * self.objective.size))
+        kept = self.weights.shape[1] * kept_numbers(self.objective, self.rows[:2])
+        return member_chunks(len(self.weights), max(kept, 64 * self.objective.size))
 
     @flushed_denormals()
     def value_and_gradient(

@@ -16,7 +16,7 @@ from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.agreement import pearson, slope
 from influence_dag.validation.predictions import ExactPredictions
-from influence_dag.validation.refits import Ending, refit
+from influence_dag.validation.refits import Ending, positions_of, refit
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,8 @@ def feature_moves(
         raise ModelError("feature_moves needs a model with one input tensor")
     objective = objective.in_float64()
     train, test = train.to(dtype=torch.float64), test.to(dtype=torch.float64)
-    rows, features = torch.as_tensor(list(moves)).T
+    rows = positions_of([row for row, _ in moves], len(train))
+    features = positions_of([at for _, at in moves], train.x[0].numel(), of="features")
     exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
     P = perturbation_influences(objective, exact.factors(test), train[rows]).flatten(2)
     predicted = -epsilon / train.weight_sum * P[:, torch.arange(len(rows)), features]

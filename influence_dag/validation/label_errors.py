@@ -21,6 +21,7 @@ from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
+from influence_dag.structures import described
 from influence_dag.study.method_base import CurvatureName
 from influence_dag.suspicion import (
     NEIGHBOURS,
@@ -38,7 +39,7 @@ from influence_dag.validation.out_of_fold import (
     out_of_fold,
 )
 from influence_dag.validation.refits import OnFailure, refit
-from influence_dag.validation.representations import representations
+from influence_dag.validation.representations import is_one_class_a_row, representations
 
 Space = Literal["auto", "input", "penultimate"]
 
@@ -103,16 +104,22 @@ def flip_labels(
 
     Which class is drawn, or is the one that `mistaken` says people take each class for.
 
-    Raises `ModelError` unless the labels are integers of at least two classes.
+    Raises `ModelError` unless the labels are integers of at least two classes, and for a share that
+    flips none of them, or all.
     """
-    classes = labels.cpu().unique()
-    if labels.is_floating_point() or labels.ndim != 1 or len(classes) < 2:
+    classes = labels.cpu().unique() if is_one_class_a_row(labels) else torch.empty(0)
+    if len(classes) < 2:
+        kinds = f" with {len(classes)} distinct value" if len(classes) else ""
         raise ModelError(
-            f"labels to be flipped have to be integers of two classes or more; these are "
-            f"{str(labels.dtype).removeprefix('torch.')} of shape {tuple(labels.shape)} with "
-            f"{len(classes)} distinct values"
+            "labels to be flipped have to be integers of two classes or more, one a row; these "
+            f"are {described(labels)}{kinds}"
         )
     count, generator = round(share * len(labels)), torch.Generator().manual_seed(seed)
+    if not 0 < count < len(labels):
+        raise ModelError(
+            f"share={share:g} flips {count} of {len(labels)} labels, and to be found among others "
+            "some have to be, and some not; take another share"
+        )
     chosen = torch.randperm(len(labels), generator=generator)[:count]
     step = torch.randint(1, len(classes), (count,), generator=generator)
     position = torch.searchsorted(classes, labels.cpu()[chosen])
@@ -121,6 +128,10 @@ def flip_labels(
     other = labels.cpu().clone()
     other[chosen] = classes[(position + step) % len(classes)]
     if mistaken is not None:
+        if any(mistaken.get(int(each), int(each)) == int(each) for each in classes):
+            raise ModelError(
+                f"mistaken names another class for each of {classes.tolist()}; it is {mistaken}"
+            )
         other[chosen] = torch.tensor([mistaken[int(label)] for label in labels[chosen]])
     return other.to(labels.device), flipped
 

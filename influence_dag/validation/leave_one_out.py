@@ -18,9 +18,15 @@ from torch import Tensor
 from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
-from influence_dag.validation.agreement import pearson, slope, spearman
+from influence_dag.validation.agreement import (
+    check_shape,
+    mean_of_known,
+    pearson,
+    slope,
+    spearman,
+)
 from influence_dag.validation.predictions import ExactPredictions
-from influence_dag.validation.refits import Ending, refit_without
+from influence_dag.validation.refits import Ending, positions_of, refit_without
 
 F64 = torch.float64
 MOST_BYTES = 2**30  # of H in float64 up to which it is factorised unasked: p = 11,585
@@ -70,8 +76,8 @@ class LeaveOneOut:
             "rows_left_out": len(self.index),
             "test_rows": len(self.actual),
             "pearson": self.pearson,
-            "worst_test_row_pearson": float(np.nanmin(self.pearson_per_test)),
-            "spearman_per_test": float(np.nanmean(spearman(self.predicted, self.actual))),
+            "worst_test_row_pearson": float(np.fmin.reduce(self.pearson_per_test)),
+            "spearman_per_test": mean_of_known(spearman(self.predicted, self.actual)),
             "slope": self.slope,
             **corrected,
             "base_shift": self.base_shift,
@@ -107,10 +113,11 @@ def leave_one_out(
 
     Refits start at `objective.params`; a network may end in another minimum than one fitted from
     scratch, which is what is asked of a derivative. `tolerance`, `max_steps` and `proximal` (for a
-    θ that is no minimum) as in `refit`. Raises `NotConvergedError` as `refit` does.
+    θ that is no minimum) as in `refit`. Raises `NotConvergedError` as `refit` does, and
+    `ModelError` for influences of another shape.
     """
     objective, train, test = objective.in_float64(), train.to(dtype=F64), test.to(dtype=F64)
-    chosen = torch.as_tensor(range(len(train)) if index is None else index)
+    chosen = positions_of(index, len(train))
     damping = weight_decay if damping is None else damping
     small = 8 * objective.size**2 <= MOST_BYTES
     given = None if small else factorization  # made anew, it has all the digits of float64
@@ -120,6 +127,7 @@ def leave_one_out(
     if influences is None:
         predicted = exact.influences(test, train[chosen])
     else:
+        check_shape(influences, len(test), len(train))
         predicted = influences.to(objective.params)[:, chosen]
     refits = refit_without(objective, train, chosen, weight_decay=weight_decay, **ending)
     before, measured = objective.measurements(objective.params, test), refits.measurements(test)

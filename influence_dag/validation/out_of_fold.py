@@ -1,7 +1,6 @@
 """What a model that has not seen a row makes of it: one refit a fold, all together."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 from influence_dag.errors import ModelError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.refits import refit
+from influence_dag.validation.representations import is_one_class_a_row
 
 STEPS = 300  # of a network's fits: its ranking hardly waits for a minimum
 
@@ -73,11 +73,6 @@ def out_of_fold(
 def has_classes(rows: Rows) -> bool:
     """Whether labels are classes, one a row, and not too many to ask for each."""
     return is_one_class_a_row(rows.y) and len(rows.y.unique()) <= MOST_CLASSES
-
-
-def is_one_class_a_row(targets: Any) -> bool:
-    """Whether targets are whole numbers, one a row."""
-    return isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim == 1
 
 
 def class_log_chances(

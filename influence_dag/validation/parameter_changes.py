@@ -15,7 +15,7 @@ from torch import Tensor
 
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.predictions import ExactPredictions
-from influence_dag.validation.refits import Ending, refit_without
+from influence_dag.validation.refits import Ending, positions_of, refit_without
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ def parameter_changes(
     which raises `NotConvergedError`.
     """
     objective, train = objective.in_float64(), train.to(dtype=torch.float64)
-    chosen = torch.as_tensor(range(len(train)) if index is None else index)
+    chosen = positions_of(index, len(train))
     exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
     predicted = exact.solve(exact.gradients(train[chosen])) / train.weight_sum
     refits = refit_without(objective, train, chosen, weight_decay=weight_decay, **ending)

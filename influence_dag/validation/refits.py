@@ -128,7 +128,7 @@ def refit(
     as a thousand gradients times the steps of the slowest few. Buffers are constants.
 
     Raises `NotConvergedError` when a member misses `tolerance` (its gradient's norm) and
-    `on_failure` is `"raise"`; `ModelError` for weights of another shape.
+    `on_failure` is `"raise"`; `ModelError` for weights of another shape, or not finite.
     """
     objective, rows = objective.in_float64(), rows.to(dtype=torch.float64)
     weights = _checked(weights, rows).to(objective.params)
@@ -201,6 +201,25 @@ def default_metric(
     return lambda vectors: factorization.solve(vectors, damping=weight_decay).x
 
 
+def positions_of(
+    index: Sequence[int] | Tensor | None, size: int, *, of: str = "training rows"
+) -> Int[Tensor, " m"]:
+    """Positions among so many, from whole numbers or a mask; all where none are named.
+
+    Raises `ModelError` for anything else.
+    """
+    chosen = torch.arange(size) if index is None else torch.as_tensor(index)
+    if chosen.dtype == torch.bool and chosen.shape == (size,):
+        chosen = chosen.nonzero().flatten()
+    is_list = not chosen.is_floating_point() and chosen.dtype != torch.bool and chosen.ndim == 1
+    if not is_list or not len(chosen) or chosen.min() < -size or chosen.max() >= size:
+        raise ModelError(
+            f"{chosen.tolist()} are no positions of {size} {of}; name at least one, by whole "
+            f"numbers from 0 to {size - 1}"
+        )
+    return chosen
+
+
 def leaving_out(
     shares: Float[Tensor, " n"], index: Sequence[int] | Int[Tensor, " m"]
 ) -> Float[Tensor, "m n"]:
@@ -230,6 +249,11 @@ def _checked(weights: Tensor, rows: Rows) -> Tensor:
         raise ModelError(
             f"weights have shape {tuple(weights.shape)}; wanted (members, {len(rows)}), one "
             "weight a training row"
+        )
+    if strange := int((~weights.isfinite().all(dim=1)).sum()):
+        raise ModelError(
+            f"the weights of {strange} of {len(weights)} members are not finite numbers, as those "
+            "of a subset or fold are of which no row counts; draw larger ones, or fewer folds"
         )
     return weights
 

@@ -25,6 +25,11 @@ def representations(objective: Objective, rows: Rows) -> Float[Tensor, "n d"] | 
     return torch.cat(known) if len(known) == len(parts) and parts else None
 
 
+def is_one_class_a_row(targets: Any) -> bool:
+    """Whether targets are whole numbers, one a row."""
+    return isinstance(targets, Tensor) and not targets.is_floating_point() and targets.ndim == 1
+
+
 def _of_block(objective: Objective, layers: list[nn.Linear], rows: Rows) -> Tensor | None:
     seen: list[tuple[Tensor, Tensor]] = []
 

@@ -23,7 +23,7 @@ from influence_dag.errors import ModelError
 from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.predictions import ExactPredictions
-from influence_dag.validation.refits import refit
+from influence_dag.validation.refits import positions_of, refit
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +94,7 @@ def training_attack(
     predicted class changes (`stop_when_flipped`) or no feature can move.
 
     Raises `ModelError` unless the model has one floating input, `test` one row and the training
-    row its features within the range; `NotConvergedError` as `refit` does.
+    row, which is one of them, its features within the range; `NotConvergedError` as `refit` does.
     """
     objective = objective.in_float64()
     train, test = train.to(dtype=torch.float64), test.to(dtype=torch.float64)
@@ -102,6 +102,7 @@ def training_attack(
     damping = weight_decay if damping is None else damping
     if row is None:
         row = most_exposed_row(objective, train, test, damping=damping, feature_range=feature_range)
+    row = int(positions_of([row], len(train)))
     box = _box(train.x[row], feature_range, radius, row)
     course = [_State.at(objective, train, test, row, damping)]
     fit = partial(refit, weight_decay=weight_decay, tolerance=tolerance)

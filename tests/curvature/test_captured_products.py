@@ -4,6 +4,7 @@ from unittest import mock
 
 import pytest
 import torch
+from interrupts import each_interruption
 from networks import CASES
 from networks import make_weighted as make
 from torch import nn
@@ -240,6 +241,25 @@ def test_what_is_captured_is_kept_for_products_to_come(room, monkeypatch):
     curvature.apply(torch.randn(40, objective.size, dtype=torch.float64))
     least, most = {2**30: (0, 0), 1: (len(rows), len(rows)), 5000: (1, len(rows) - 1)}[room]
     assert least <= sum(captured) <= most
+
+
+def test_a_ctrl_c_while_pairs_are_kept_has_none_counted_twice():
+    objective, rows = make("pooled signal")
+    vectors = torch.randn(8, objective.size, dtype=torch.float64)
+    layout = captured_products.CapturedLayout.of(objective, rows)
+
+    def fresh():
+        return CapturedSum(objective, rows, layout, batch_size=5)
+
+    expected, sums = fresh().summed(vectors), []
+
+    def work():
+        sums.append(fresh())
+        sums[-1].summed(vectors)
+
+    for _ in each_interruption(work, lambda code: code is CapturedSum._keep.__code__):
+        assert_close(sums[-1].summed(vectors), expected)
+    assert len(sums) > 5
 
 
 def test_few_vectors_again_and_again_come_to_be_made_of_pairs():

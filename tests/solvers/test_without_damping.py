@@ -156,6 +156,25 @@ def test_an_automatic_damping_is_the_mean_size_of_the_eigenvalues():
     assert automatic_damping(Products(G), semidefinite=True).value == pytest.approx(trace, rel=0.15)
 
 
+@pytest.mark.parametrize("damping", [0.0, 1e-9])
+@pytest.mark.parametrize(
+    "method", [Direct(), Direct(damping=0.0), Arnoldi(rank=20), Nystroem(rank=20)], ids=repr
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_of_a_curvature_is_not_divided_by_for_rows_of_more_digits(method, damping, seed):
+    rows = random_rhs(50, 20, seed=seed)
+    rows[:, 10:] = 3 * rows[:, :10]
+    H, rhs = rows.T @ rows / 50, random_rhs(3, 50) @ rows / 50
+    if getattr(method, "damping", None) is not None:
+        method = replace(method, damping=damping)
+    curvature = DenseCurvature(H.float())
+    factorization = method.factorize(curvature)
+    restored = method.restore(factorization.tensors(), curvature)
+    for each in (factorization, restored):
+        found = each.solve(rhs, damping=damping).x
+        assert relative_error(found, rhs @ torch.linalg.pinv(H, rtol=1e-10)) <= 1e-4
+
+
 @pytest.mark.parametrize("make", [DenseCurvature, Products])
 def test_an_automatic_damping_is_never_negative(make):
     """As the trace of a Gauss-Newton matrix is where the loss is not convex in the outputs."""

@@ -44,6 +44,28 @@ def test_a_constant_side_has_no_correlation(rng):
     assert spearman(a, a)[0] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("size", [0.1, 1e-170, 1e170])
+def test_the_size_of_numbers_is_nothing_to_a_correlation(rng, size):
+    """The mean of three 0.1 is another number than 0.1; squares may vanish or overflow."""
+    a = size * np.array([[1.0] * 3, [1.0, 2.0, 4.0]])
+    assert np.isnan(pearson(a, a)[0])
+    assert pearson(a, a[::-1] + a)[1] == pytest.approx(1)
+
+
+def test_what_is_not_a_number_has_no_rank(rng):
+    a = rng.normal(size=(2, 8))
+    b = a.copy()
+    b[0, 3] = np.nan
+    assert np.isnan(spearman(a, b)).tolist() == [True, False]
+
+
+def test_an_interval_is_of_the_replicates_that_have_a_correlation():
+    a = np.array([[0.0, 0, 0, 0, 0, 0, 1, 2]])  # half of the columns are often alike
+    low, high = bootstrap_spearman(a, a, replicates=50)
+    assert low <= 1 == high
+    assert np.isnan(bootstrap_spearman(a[:, :2], a[:, :2], replicates=5)).all()
+
+
 def test_slope_is_least_squares_through_the_origin(rng):
     a, b = rng.normal(size=(2, 50))
     assert slope(a, b) == pytest.approx(np.linalg.lstsq(a[:, None], b, rcond=None)[0][0])

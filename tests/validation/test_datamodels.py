@@ -147,6 +147,23 @@ def test_members_start_where_they_are_told(clouds):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_influences_that_rank_nothing_come_last_and_choose_no_damping(digits):
+    train, test = digits[0][:30], digits[1][:3]
+    objective = Objective(nn.Linear(64, 10).double(), "cross_entropy")
+    (exact,) = exact_candidates(objective, train, test, (1.0,))["hessian"].values()
+    candidates = {
+        "none": {None: 0 * exact},
+        "both": {0.5: 0 * exact, 1.0: exact},
+        "one": {None: exact},
+    }
+    result = datamodels(objective, train, test, weight_decay=1.0, candidates=candidates, count=5)
+    assert list(result.scores)[-1] == "none"
+    assert np.isnan(result.scores["none"].mean)
+    assert result.scores["both"].damping == 1.0
+    with pytest.raises(ModelError, match=r"influences have shape \(1, 30\); wanted \(3, 30\)"):
+        linear_datamodelling_score(exact[:1], result.fits)
+
+
 # A network on digits ----------------------------------------------------------------------------
 
 

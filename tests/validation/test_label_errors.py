@@ -155,3 +155,9 @@ def test_flipped_labels_are_other_classes_that_occur():
 def test_labels_that_cannot_be_flipped_are_refused(labels):
     with pytest.raises(ModelError, match="integers of two classes or more"):
         flip_labels(labels, share=0.5)
+
+
+@pytest.mark.parametrize(("share", "flips"), [(0.01, 0), (0.99, 20)])
+def test_a_share_that_leaves_nothing_to_be_found_is_refused(share, flips):
+    with pytest.raises(ModelError, match=rf"share={share} flips {flips} of 20 labels"):
+        flip_labels(torch.arange(20) % 2, share=share)

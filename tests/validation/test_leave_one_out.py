@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.curvature import Hessian
-from influence_dag.errors import IndefiniteError
+from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.objective.fitting import fit
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
@@ -261,3 +261,16 @@ def test_above_a_size_the_leverage_takes_a_factor_that_is_at_hand(network, monke
     for more in ({}, {"influences": influences, "factorization": factor}):
         found = leave_one_out(objective, train, test, **given, **more).corrected
         np.testing.assert_allclose(found, plain.corrected, rtol=1e-9, atol=1e-14)
+
+
+def test_influences_of_other_rows_than_all_are_refused(network):
+    module, train, test = network
+    with pytest.raises(ModelError, match=r"influences have shape .* those that are not left out"):
+        leave_one_out(
+            Objective(module, "cross_entropy"),
+            train,
+            test,
+            weight_decay=0.05,
+            index=[0, 1],
+            influences=torch.zeros(len(test), 2),
+        )
