@@ -116,8 +116,7 @@ def _history(store: str | None) -> Iterator[Finding]:
     trouble = f"DAGSTER_HOME is {given}, which is no folder: make it, or unset it" * no_folder
     yield Finding("DAGSTER_HOME", given or "not set", trouble)
     place = Path(store).absolute() if store and "://" not in store else Path.cwd()
-    project = project_around(place) or (place if (place / "pyproject.toml").is_file() else None)
-    home = home_of(project or place)
+    home = home_of(project_around(place) or place)
     yield Finding("runs are recorded in", str(home) if home else "no place: `make ui` sets it up")
 
 

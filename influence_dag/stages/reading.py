@@ -130,13 +130,6 @@ def rows_in_blocks(
     )
 
 
-def stored_rows(bench: Workbench, split: Split, count: int) -> "Rows":
-    """A few rows to try a model on: of the stored dataset, also while a newer one is planned."""
-    version = bench.store.version("dataset")
-    axis = bench.axis_of(version, split)
-    return load_rows(bench, axis, axis.slots[:count], version=version)
-
-
 def weight_sum(bench: Workbench, train: Axis, *, version: Version | None = None) -> float:
     """`Σ w_i` of training rows, by which means over them are divided: their number without weights.
 
@@ -202,8 +195,11 @@ def study_objective(study: Study, module: "nn.Module") -> "Objective":
     """The module with the study's loss, measurement and choice of output."""
     from influence_dag.objective import Objective
 
-    measurement, output = study_measurement(study), study.settings.model.output
-    return Objective(module, study_loss(study), measurement=measurement, output=output)
+    model = study.settings.model
+    measured = model.measurement and import_callable(
+        model.measurement, study.root, "model.measurement"
+    )
+    return Objective(module, study_loss(study), measurement=measured or None, output=model.output)
 
 
 def study_loss(study: Study) -> "LossFunction":
@@ -214,12 +210,6 @@ def study_loss(study: Study) -> "LossFunction":
     return per_sample_loss(
         loss if loss in LOSSES else import_callable(loss, study.root, "model.loss")
     )
-
-
-def study_measurement(study: Study) -> "LossFunction | None":
-    """The study's measurement; None where it is the loss."""
-    name = study.settings.model.measurement
-    return import_callable(name, study.root, "model.measurement") if name else None
 
 
 def load_objective(bench: Workbench, *, dtype: "torch.dtype | None" = None) -> "Objective":
