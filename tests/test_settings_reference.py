@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from influence_dag.study.methods import MethodSettings
 from influence_dag.study.commented import groups_of
+from influence_dag.study.methods import MethodSettings
 from influence_dag.study.reference import _fields, reference
 from influence_dag.study.study import StudySettings
 
