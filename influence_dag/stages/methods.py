@@ -108,7 +108,12 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
     current ones when the curvature is pinned).
     """
     if bench.settings.methods[method].uses_matrix:
-        return reading.load_matrix(bench, kind(bench, method))
+        import torch
+
+        from influence_dag.curvature import DenseCurvature
+
+        matrix = bench.require(kind(bench, method)).read(kind(bench, method))
+        return DenseCurvature(torch.from_numpy(matrix).to(bench.device))
     axis, version = _rows_of(bench, seen)
     slots = axis.slots[axis.drawn] if draws_in_order(bench, method) else None
     if bench.settings.methods[method].of_layers:  # goes through its rows once or twice

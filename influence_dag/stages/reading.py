@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
     import torch
     from torch import nn
 
-    from influence_dag.curvature import DenseCurvature
     from influence_dag.gradients import Gradients
     from influence_dag.objective import LossFunction, Objective, Rows
     from influence_dag.objective.batching import Of
@@ -265,16 +264,6 @@ def load_gradients(bench: Workbench, slots: slice) -> "Gradients":
         for name in captured.row_shapes
     }
     return Gradients.assembled(captured, tensors)
-
-
-def load_matrix(bench: Workbench, name: str) -> "DenseCurvature":
-    """A stored matrix as a curvature, on the study's device."""
-    import torch
-
-    from influence_dag.curvature import DenseCurvature
-
-    matrix = torch.from_numpy(bench.require(name).read(name))
-    return DenseCurvature(matrix.to(bench.device))
 
 
 def load_factors(bench: Workbench, method: str, slots: slice, place: int) -> "torch.Tensor":
