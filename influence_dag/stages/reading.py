@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,9 @@ def load_rows(
     first, last = (int(slots[0]), int(slots[-1])) if len(slots) else (0, -1)
     is_run = last - first + 1 == len(slots) and bool((np.diff(slots) == 1).all())
 
+    def named(row: int) -> str:
+        return f"{version.attrs[f'{split}_source']}: id {str(axis.ids[slots[row]])!r}"
+
     def read(name: str) -> "torch.Tensor":
         if is_run:
             values = version.read(name, slice(first, last + 1))
@@ -56,7 +59,8 @@ def load_rows(
             values = np.asarray(version.array(name).oindex[slots])
         wanted = dtype or bench.dtype
         if values.dtype.kind == "f" and values.dtype.itemsize > wanted.itemsize:
-            _check_held(version, axis, slots, name, values, wanted)
+            told = "target" if name.endswith("_y") else name.partition("_")[2]
+            _check_held(values, wanted, name=told, row_name=named)
         tensor = torch.from_numpy(np.ascontiguousarray(values)).to(bench.device)
         return tensor.to(wanted) if tensor.is_floating_point() else tensor
 
@@ -68,12 +72,7 @@ def load_rows(
 
 
 def _check_held(
-    version: Version,
-    axis: Axis,
-    slots: np.ndarray,
-    name: str,
-    values: np.ndarray,
-    dtype: "torch.dtype",
+    values: np.ndarray, dtype: "torch.dtype", *, name: str, row_name: Callable[[int], str]
 ) -> None:
     """Raise `DataError` for a number of some rows that is infinite in a smaller precision.
 
@@ -85,11 +84,7 @@ def _check_held(
         return  # a hole is NaN, and looked at below
     from influence_dag.datasets.sources.numbers import check_precision
 
-    def row_name(row: int) -> str:
-        return f"{version.attrs[f'{axis.name}_source']}: id {str(axis.ids[slots[row]])!r}"
-
-    named = "target" if name.endswith("_y") else name.partition("_")[2]
-    check_precision(values, str(dtype).removeprefix("torch."), name=named, row_name=row_name)
+    check_precision(values, str(dtype).removeprefix("torch."), name=name, row_name=row_name)
 
 
 def rows_in_blocks(
