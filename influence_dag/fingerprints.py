@@ -63,11 +63,6 @@ def row_fingerprints(columns: Mapping[str, NDArray]) -> Keys:
     return np.frombuffer(bytes(digests), np.uint8).reshape(-1, KEY_BYTES)
 
 
-def combine(*keys: Keys) -> str:
-    """The fingerprint of arrays of keys, `(…, 16)` each, in their order."""
-    return fingerprint(*keys)
-
-
 def chunk_keys(row_keys: Keys, chunk: int) -> Keys:
     """One key for each run of `chunk` rows: `(n, 16)` → `(ceil(n / chunk), 16)`.
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from influence_dag.study.commented import groups_of
 from influence_dag.study.methods import MethodSettings
-from influence_dag.study.reference import _fields, _groups, reference
+from influence_dag.study.reference import _fields, reference
 from influence_dag.study.study import StudySettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -22,7 +23,7 @@ def settings(group, path=""):
     for name, info in _fields(group).items():
         shared = name in MethodSettings.model_fields and path.startswith("methods.")
         yield ("methods" if shared else path), name
-        for inner in _groups(info.annotation):
+        for inner in groups_of(info.annotation):
             yield from settings(inner, f"{path}.{name}" if path else name)
 
 

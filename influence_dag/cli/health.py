@@ -4,7 +4,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,44 +32,17 @@ class Finding:
     trouble: str = ""
 
 
-@dataclass
-class Doctor:
-    """What is looked at, in groups."""
-
-    store: str | None
-    checksums: bool
-    groups: dict[str, list[Finding]] = field(default_factory=dict)
-
-    def look(self) -> "Doctor":
-        self.groups["versions"] = list(_versions())
-        self.groups["machine"] = list(_machine())
-        self.groups["dagster"] = list(_history(self.store))
-        if self.store is not None:
-            self.groups["store"] = list(_store(self.store, checksums=self.checksums))
-        return self
-
-    @property
-    def troubles(self) -> list[str]:
-        return [each.trouble for group in self.groups.values() for each in group if each.trouble]
-
-    def to_dict(self) -> dict[str, Any]:
-        groups = {
-            name: {each.what: each.seen for each in group} for name, group in self.groups.items()
-        }
-        return {**groups, "troubles": self.troubles}
-
-    def print(self) -> None:
-        for name, group in self.groups.items():
-            heading(name)
-            table(["", ""], [[each.what, _shown(each.seen)] for each in group])
-            click.echo()
-        for trouble in self.troubles:
-            click.secho(f"! {trouble}", fg="red")
-        click.echo(f"{len(self.troubles)} troubles" if self.troubles else "all is well")
+Groups = dict[str, list[Finding]]
 
 
-def _shown(value: Any) -> str:
-    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+def _print(groups: Groups, troubles: list[str]) -> None:
+    for name, group in groups.items():
+        heading(name)
+        table(["", ""], [[each.what, each.seen] for each in group])
+        click.echo()
+    for trouble in troubles:
+        click.secho(f"! {trouble}", fg="red")
+    click.echo(f"{len(troubles)} troubles" if troubles else "all is well")
 
 
 def _versions() -> Iterator[Finding]:
@@ -116,8 +89,7 @@ def _history(store: str | None) -> Iterator[Finding]:
     trouble = f"DAGSTER_HOME is {given}, which is no folder: make it, or unset it" * no_folder
     yield Finding("DAGSTER_HOME", given or "not set", trouble)
     place = Path(store).absolute() if store and "://" not in store else Path.cwd()
-    project = project_around(place) or (place if (place / "pyproject.toml").is_file() else None)
-    home = home_of(project or place)
+    home = home_of(project_around(place) or place)
     yield Finding("runs are recorded in", str(home) if home else "no place: `make ui` sets it up")
 
 
@@ -160,7 +132,11 @@ def doctor(store: str | None, checksums: bool, as_json: bool) -> None:
 
     Exit code 1 where something is wrong.
     """
-    looked = Doctor(store, checksums).look()
-    emit(looked.to_dict(), looked.print, as_json=as_json)
-    if looked.troubles:
+    groups = {"versions": [*_versions()], "machine": [*_machine()], "dagster": [*_history(store)]}
+    if store is not None:
+        groups["store"] = [*_store(store, checksums=checksums)]
+    troubles = [each.trouble for group in groups.values() for each in group if each.trouble]
+    seen = {name: {each.what: each.seen for each in group} for name, group in groups.items()}
+    emit({**seen, "troubles": troubles}, lambda: _print(groups, troubles), as_json=as_json)
+    if troubles:
         raise click.exceptions.Exit(REFUSED)

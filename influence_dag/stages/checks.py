@@ -65,11 +65,15 @@ def _not_finite(version: Version, name: str, splits: tuple[str, ...]) -> int:
 
 def gradient_norm(bench: Workbench) -> Outcome:
     """How far θ is from a minimum: a statement about trust, an error only where one is required."""
-    info, model = bench.require("model").attrs["info"], bench.settings.model
+    version, model = bench.require("model"), bench.settings.model
+    info = version.attrs["info"]
     verdict = judged(model, info)
+    message = verdict.message
+    if version.attrs["train_rows"] != bench.axis("dataset", "train").fingerprint:
+        message += f"; of the {info['trained_on_rows']:,} rows that there were when θ was stored"
     known = {name: info[name] for name in ("gradient_norm", "relative_gradient") if name in info}
     passed = verdict.is_minimum or model.wanted_minimum == "ignore"
-    return Outcome(passed, verdict.message, known, tolerated=verdict.tolerated)
+    return Outcome(passed, message, known, tolerated=verdict.tolerated)
 
 
 def symmetric(bench: Workbench, kind: str) -> Outcome:

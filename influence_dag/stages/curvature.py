@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
     from influence_dag.curvature import Curvature
     from influence_dag.curvature.kronecker import KroneckerSums
     from influence_dag.solvers import Factorization, Method
+    from influence_dag.stages.digits import Digits
 
 FORMULA = FORMULAS["curvature"]
 
@@ -129,6 +130,7 @@ def _updated_sums(
     """
     from influence_dag.curvature.kronecker import KroneckerSums
     from influence_dag.solvers import EKFAC, KFAC
+    from influence_dag.stages.digits import Digits
 
     stored = bench.undamaged(naming.curvature(method))
     if (
@@ -152,8 +154,9 @@ def _updated_sums(
             return None
         parts.append(part)
         total = total + part if sign > 0 else total - part
-    errors = _errors(bench, stored.attrs["error_of_differences"], before, parts, total)
-    if lost := _lost(bench, errors, total):
+    digits = Digits(bench.dtype)
+    errors = _errors(digits, stored.attrs["error_of_differences"], before, parts, total)
+    if lost := _lost(digits, errors, total):
         bench.report(f"{naming.curvature(method)}: {lost}; all rows are summed again")
         return None
     return _UpdatedSums(total, len(changes), errors)
@@ -165,29 +168,22 @@ def _matrices(sums: "KroneckerSums") -> "dict[str, torch.Tensor]":
 
 
 def _errors(
-    bench: Workbench,
+    digits: "Digits",
     errors: Mapping[str, float],
     before: "KroneckerSums",
     parts: "Sequence[KroneckerSums]",
     total: "KroneckerSums",
 ) -> dict[str, float]:
     """The bound of each sum, from what it had and what came and went."""
-    from influence_dag.stages.digits import Digits
-
     old, each = _matrices(before), [_matrices(part) for part in parts]
     return {
-        name: Digits(bench.dtype).after(
-            errors.get(name, 0.0), old[name], [part[name] for part in each], matrix
-        )
+        name: digits.after(errors.get(name, 0.0), old[name], [part[name] for part in each], matrix)
         for name, matrix in _matrices(total).items()
     }
 
 
-def _lost(bench: Workbench, errors: Mapping[str, float], total: "KroneckerSums") -> str:
+def _lost(digits: "Digits", errors: Mapping[str, float], total: "KroneckerSums") -> str:
     """Why a difference cannot be used, in words; empty where it can."""
-    from influence_dag.stages.digits import Digits
-
-    digits = Digits(bench.dtype)
     worst = max(errors, key=errors.__getitem__, default="")
     if worst and errors[worst] > digits.limit:
         return f"a difference would be wrong by up to {errors[worst]:.0e} ({worst})"

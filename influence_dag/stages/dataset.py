@@ -26,7 +26,7 @@ from influence_dag.stages import naming
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.class_order import check_words, of_unknown_order
 from influence_dag.stages.dataset_layout import arrays_of, layout_of, stored_dtype
-from influence_dag.stages.driver import Part, refresh_blocks, says
+from influence_dag.stages.driver import Part, blocks_of, refresh_blocks, says
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.updates import Update, current_update
 from influence_dag.stages.workbench import Workbench
@@ -132,11 +132,9 @@ def _same_source(bench: Workbench, source: str) -> Update | None:
         return None
     if not says(stored, place_of(bench.study)):  # which is to be noted
         return None
-    splits: tuple[Split, ...] = ("train", "test")
-    info: dict[str, Any] = {split: vars(AxisChange()) for split in splits}
-    info["rows"] = {split: bench.axis_of(stored, split).count for split in splits}
-    kept = sum(int(np.prod(variable.grid)) for variable in stored.variables.values())
-    return current_update(bench, naming.DATASET, kept=kept, info=info)
+    info: dict[str, Any] = {split: vars(AxisChange()) for split in SPLITS}
+    info["rows"] = {split: bench.axis_of(stored, split).count for split in SPLITS}
+    return current_update(bench, naming.DATASET, kept=blocks_of(stored), info=info)
 
 
 def _was_read(bench: Workbench, stored: Version, source: str) -> bool:

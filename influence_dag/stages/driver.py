@@ -5,6 +5,7 @@ ought to have, compares them with the keys that are stored, computes the differe
 publishes one new version. Nothing else decides what is recomputed.
 """
 
+import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -226,8 +227,12 @@ def _why_whole(current: Version | None) -> dict[str, int]:
         return {"not computed": 1}
     if current.verify():
         return {"damaged": 1}
-    blocks = sum(int(np.prod(variable.grid)) for variable in current.variables.values())
-    return {"inputs changed": blocks}
+    return {"inputs changed": blocks_of(current)}
+
+
+def blocks_of(version: Version) -> int:
+    """How many chunks a version has, of all its arrays."""
+    return sum(math.prod(variable.grid) for variable in version.variables.values())
 
 
 def _reused(
@@ -242,8 +247,8 @@ def _reused(
         return None
     if not (current.attrs.get("fingerprint") == key or reusable(current)):
         return None
-    kept = sum(int(np.prod(variable.grid)) for variable in current.variables.values())
-    return updates.current_update(bench, artifact, kept=kept, info=current.attrs.get("info"))
+    info = current.attrs.get("info")
+    return updates.current_update(bench, artifact, kept=blocks_of(current), info=info)
 
 
 def _publish(bench: Workbench, artifact: str, key: str, made: "Whole") -> tuple[int, int]:

@@ -162,7 +162,7 @@ def _tried(study: Study, train: "SplitRows", test: "SplitRows") -> "tuple[Object
     if settings.checkpoint:
         modules.load_checkpoint(module, study.path(settings.checkpoint))
     objective = study_objective(study, module)
-    few = _rows_of(train, TRIED, dtype)
+    few = _some_rows(train, TRIED, dtype)
     for split in (train, test)[: 1 if settings.measurement else 2]:
         with naming_targets(split.source, split.ids, study.settings.data.target):
             check_labels(objective, few[:2].x, torch.from_numpy(split.y))
@@ -172,13 +172,17 @@ def _tried(study: Study, train: "SplitRows", test: "SplitRows") -> "tuple[Object
     return objective, few
 
 
-def _rows_of(split: "SplitRows", count: int, dtype: Any) -> "Rows":
+def _some_rows(split: "SplitRows", count: int, dtype: Any) -> "Rows":
+    """Rows that lie evenly among all: the first of a sorted file are of one class."""
     import torch
 
     from influence_dag.objective.objective import Rows
 
+    count = min(count, len(split))
+    at = np.arange(count) * len(split) // count
+
     def tensor(values: "Values") -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(values[:count]))
+        tensor = torch.from_numpy(np.ascontiguousarray(values[at]))
         return tensor.to(dtype) if tensor.is_floating_point() else tensor.long()
 
     x = {name: tensor(values) for name, values in split.x.items()}

@@ -15,7 +15,7 @@ from influence_dag.stages.blocks import Tile
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key, were_met
-from influence_dag.stages.reading import check_rows, load_rows, shared_objective, stored_rows
+from influence_dag.stages.reading import check_rows, load_rows, shared_objective
 from influence_dag.stages.symbols import gradients_formula
 from influence_dag.stages.tasks import Compute, Kernel
 from influence_dag.stages.updates import Update
@@ -77,10 +77,13 @@ def _known_layout(bench: Workbench, without: frozenset[str]) -> GradientLayout |
 
 
 def _found_layout(bench: Workbench, without: frozenset[str]) -> GradientLayout:
-    """The layout that the model shows when it is tried on a few rows."""
+    """The layout that the model shows for a few rows, stored ones while newer ones are planned."""
     from influence_dag.gradients import gradient_layout
 
-    return gradient_layout(shared_objective(bench), stored_rows(bench, "train", 2), without=without)
+    version = bench.store.version("dataset")
+    axis = bench.axis_of(version, "train")
+    few = load_rows(bench, axis, axis.slots[:2], version=version)
+    return gradient_layout(shared_objective(bench), few, without=without)
 
 
 def _layout_key(bench: Workbench, without: frozenset[str]) -> str:

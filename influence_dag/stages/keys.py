@@ -1,7 +1,6 @@
 """Fingerprints of the model: of the code that makes it, its files, θ and its measurement."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 
@@ -80,10 +79,6 @@ def has_run(bench: Workbench) -> bool:
     if stored is None or any(isinstance(name, str) for name in others):
         return False
     return stored.attrs.get("source_key") == source_key(bench.study)
-
-
-def hash_of_file(path: Path) -> str | None:
-    return file_hash(path.read_bytes()) if path.is_file() else None
 
 
 def model_key(bench: Workbench) -> str:

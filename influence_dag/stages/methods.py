@@ -108,12 +108,13 @@ def load_operator(bench: Workbench, method: str, seen: Version | None = None) ->
     current ones when the curvature is pinned).
     """
     if bench.settings.methods[method].uses_matrix:
-        return reading.load_matrix(bench, kind(bench, method))
-    axis, version = (
-        _rows_of(bench, seen)
-        if seen
-        else (bench.axis("dataset", "train"), bench.require("dataset"))
-    )
+        import torch
+
+        from influence_dag.curvature import DenseCurvature
+
+        matrix = bench.require(kind(bench, method)).read(kind(bench, method))
+        return DenseCurvature(torch.from_numpy(matrix).to(bench.device))
+    axis, version = _rows_of(bench, seen)
     slots = axis.slots[axis.drawn] if draws_in_order(bench, method) else None
     if bench.settings.methods[method].of_layers:  # goes through its rows once or twice
         rows = reading.rows_in_blocks(bench, axis, version, bench.dtype, slots)
@@ -141,10 +142,10 @@ def curvature_over(bench: Workbench, method: str, rows: "Rows") -> "Curvature":
     )
 
 
-def _rows_of(bench: Workbench, seen: Version) -> tuple[Axis, Version]:
-    current = bench.require("dataset")
-    if bench.axis_of(current, "train").fingerprint == seen.attrs["train_rows"]:
-        return bench.axis_of(current, "train"), current
+def _rows_of(bench: Workbench, seen: Version | None) -> tuple[Axis, Version]:
+    current, axis = bench.require("dataset"), bench.axis("dataset", "train")
+    if seen is None or axis.fingerprint == seen.attrs["train_rows"]:
+        return axis, current
     number = seen.attrs["dataset_version"]
     version = bench.store.version("dataset", number)
     axis = bench.axis_of(version, "train")

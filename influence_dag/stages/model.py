@@ -14,6 +14,7 @@ from influence_dag.stages.minimum import assumption, movement
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
+from influence_dag.study.code import hash_of_file
 from influence_dag.study.imported import import_callable
 from influence_dag.study.study import Study
 from influence_dag.study.torch_modes import kept_modes
@@ -110,7 +111,7 @@ def _settings_key(study: Study) -> str:
 def _checkpoint_key(study: Study) -> str | None:
     """Hash of the file, which a stage that reads it notes again: it may be replaced meanwhile."""
     path = study.path(str(study.settings.model.checkpoint))
-    return note(f"the checkpoint {path}", lambda: keys.hash_of_file(path))
+    return note(f"the checkpoint {path}", lambda: hash_of_file(path))
 
 
 def _produce(bench: Workbench, train: Axis, settings_key: str) -> Whole:

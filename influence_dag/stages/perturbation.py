@@ -85,15 +85,11 @@ def _layout(
 ) -> Layout:
     wrt = point(bench)
     about = {"scale": bench.settings.data.features.scale} if wrt is None else {"wrt": wrt}
-    base = _base_key(bench, method, *(() if wrt is None else (wrt,)), *form.items())
+    read = bench.require(naming.factors(method)).attrs["base_key"]
+    base = fingerprint(PERTURBATIONS, FORMULA, read, *filter(None, [wrt]), *form.items())
     attrs = methods.method_attributes(bench, method, base_key=base, **about, **form)
     coordinates = (*labels, DampingAxis.of(bench, method).coordinate)
     return Layout(variables, coordinates, attrs, provenance())
-
-
-def _base_key(bench: Workbench, method: str, *form: Any) -> str:
-    key = bench.require(naming.factors(method)).attrs["base_key"]
-    return fingerprint(PERTURBATIONS, FORMULA, key, *form)
 
 
 def _part(bench: Workbench, method: str, variable: Variable, base: str) -> Part:

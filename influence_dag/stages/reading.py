@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # a plan reads none of it: what computes imports torch
     import torch
     from torch import nn
 
-    from influence_dag.curvature import DenseCurvature
     from influence_dag.gradients import Gradients
     from influence_dag.objective import LossFunction, Objective, Rows
     from influence_dag.objective.batching import Of
@@ -50,6 +49,9 @@ def load_rows(
     first, last = (int(slots[0]), int(slots[-1])) if len(slots) else (0, -1)
     is_run = last - first + 1 == len(slots) and bool((np.diff(slots) == 1).all())
 
+    def named(row: int) -> str:
+        return f"{version.attrs[f'{split}_source']}: id {str(axis.ids[slots[row]])!r}"
+
     def read(name: str) -> "torch.Tensor":
         if is_run:
             values = version.read(name, slice(first, last + 1))
@@ -57,7 +59,8 @@ def load_rows(
             values = np.asarray(version.array(name).oindex[slots])
         wanted = dtype or bench.dtype
         if values.dtype.kind == "f" and values.dtype.itemsize > wanted.itemsize:
-            _check_held(version, axis, slots, name, values, wanted)
+            told = "target" if name.endswith("_y") else name.partition("_")[2]
+            _check_held(values, wanted, name=told, row_name=named)
         tensor = torch.from_numpy(np.ascontiguousarray(values)).to(bench.device)
         return tensor.to(wanted) if tensor.is_floating_point() else tensor
 
@@ -69,12 +72,7 @@ def load_rows(
 
 
 def _check_held(
-    version: Version,
-    axis: Axis,
-    slots: np.ndarray,
-    name: str,
-    values: np.ndarray,
-    dtype: "torch.dtype",
+    values: np.ndarray, dtype: "torch.dtype", *, name: str, row_name: Callable[[int], str]
 ) -> None:
     """Raise `DataError` for a number of some rows that is infinite in a smaller precision.
 
@@ -86,11 +84,7 @@ def _check_held(
         return  # a hole is NaN, and looked at below
     from influence_dag.datasets.sources.numbers import check_precision
 
-    def row_name(row: int) -> str:
-        return f"{version.attrs[f'{axis.name}_source']}: id {str(axis.ids[slots[row]])!r}"
-
-    named = "target" if name.endswith("_y") else name.partition("_")[2]
-    check_precision(values, str(dtype).removeprefix("torch."), name=named, row_name=row_name)
+    check_precision(values, str(dtype).removeprefix("torch."), name=name, row_name=row_name)
 
 
 def rows_in_blocks(
@@ -128,13 +122,6 @@ def rows_in_blocks(
         max(FEWEST, bench.settings.compute.block_bytes // max(row_bytes, 1)),
         ranks,
     )
-
-
-def stored_rows(bench: Workbench, split: Split, count: int) -> "Rows":
-    """A few rows to try a model on: of the stored dataset, also while a newer one is planned."""
-    version = bench.store.version("dataset")
-    axis = bench.axis_of(version, split)
-    return load_rows(bench, axis, axis.slots[:count], version=version)
 
 
 def weight_sum(bench: Workbench, train: Axis, *, version: Version | None = None) -> float:
@@ -202,8 +189,11 @@ def study_objective(study: Study, module: "nn.Module") -> "Objective":
     """The module with the study's loss, measurement and choice of output."""
     from influence_dag.objective import Objective
 
-    measurement, output = study_measurement(study), study.settings.model.output
-    return Objective(module, study_loss(study), measurement=measurement, output=output)
+    model = study.settings.model
+    measured = model.measurement and import_callable(
+        model.measurement, study.root, "model.measurement"
+    )
+    return Objective(module, study_loss(study), measurement=measured or None, output=model.output)
 
 
 def study_loss(study: Study) -> "LossFunction":
@@ -214,12 +204,6 @@ def study_loss(study: Study) -> "LossFunction":
     return per_sample_loss(
         loss if loss in LOSSES else import_callable(loss, study.root, "model.loss")
     )
-
-
-def study_measurement(study: Study) -> "LossFunction | None":
-    """The study's measurement; None where it is the loss."""
-    name = study.settings.model.measurement
-    return import_callable(name, study.root, "model.measurement") if name else None
 
 
 def load_objective(bench: Workbench, *, dtype: "torch.dtype | None" = None) -> "Objective":
@@ -275,16 +259,6 @@ def load_gradients(bench: Workbench, slots: slice) -> "Gradients":
         for name in captured.row_shapes
     }
     return Gradients.assembled(captured, tensors)
-
-
-def load_matrix(bench: Workbench, name: str) -> "DenseCurvature":
-    """A stored matrix as a curvature, on the study's device."""
-    import torch
-
-    from influence_dag.curvature import DenseCurvature
-
-    matrix = torch.from_numpy(bench.require(name).read(name))
-    return DenseCurvature(matrix.to(bench.device))
 
 
 def load_factors(bench: Workbench, method: str, slots: slice, place: int) -> "torch.Tensor":

@@ -6,7 +6,7 @@ The tensor test × train × features is held a block at a time, on the device th
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -26,7 +26,12 @@ _MANY = 16  # features from which more of them leave chunks of pairs as they are
 
 @dataclass(frozen=True)
 class Form(ABC):
-    """A way to keep less than all, of one method's derivatives in some inputs."""
+    """A way to keep less than all, of one method's derivatives in some inputs.
+
+    `labelled`: whether test rows, training rows and features are.
+    """
+
+    labelled: ClassVar[tuple[bool, bool, bool]] = True, True, True
 
     method: str
     inputs: tuple[tuple[str, tuple[str, ...], tuple[int, ...]], ...]
@@ -39,7 +44,7 @@ class Form(ABC):
             return _Pairs(method, given, asked.top)
         if asked.reduce is None:
             return None
-        kind = _OverFeatures if asked.reduce.over == "feature" else _OverTests
+        kind = {each.over: each for each in (_OverFeatures, _OverTests)}[asked.reduce.over]
         return kind(method, given, asked.reduce.by)
 
     @property
@@ -55,11 +60,6 @@ class Form(ABC):
     @abstractmethod
     def about(self) -> dict[str, Any]:
         """What attributes and keys say of the form."""
-
-    @property
-    @abstractmethod
-    def labelled(self) -> tuple[bool, bool, bool]:
-        """Whether test rows, training rows and features are labelled."""
 
     @abstractmethod
     def variables(self, bench: Workbench, words: dict[str, str]) -> tuple[Variable, ...]: ...
@@ -84,7 +84,13 @@ class Form(ABC):
 
 @dataclass(frozen=True)
 class _Reduced(Form):
+    over: ClassVar[Literal["feature", "test"]]
+
     by: By
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"reduce": {"over": self.over, "by": self.by}}
 
     def _words(self, words: dict[str, str], over: str, what: str) -> dict[str, str]:
         sign, formula = words["sign"], _FORMULAS[self.by].format(words["formula"], over=over)
@@ -103,13 +109,7 @@ _FORMULAS = {
 class _OverFeatures(_Reduced):
     """A number a pair and input, `test × train`."""
 
-    @property
-    def about(self) -> dict[str, Any]:
-        return {"reduce": {"over": "feature", "by": self.by}}
-
-    @property
-    def labelled(self) -> tuple[bool, bool, bool]:
-        return True, True, False
+    over, labelled = "feature", (True, True, False)
 
     def variables(self, bench: Workbench, words: dict[str, str]) -> tuple[Variable, ...]:
         test, train = axes(bench, self.method)
@@ -132,13 +132,7 @@ class _OverFeatures(_Reduced):
 class _OverTests(_Reduced):
     """A map a training row, `train × features`: every test row that changes changes all of them."""
 
-    @property
-    def about(self) -> dict[str, Any]:
-        return {"reduce": {"over": "test", "by": self.by}}
-
-    @property
-    def labelled(self) -> tuple[bool, bool, bool]:
-        return False, True, True
+    over, labelled = "test", (False, True, True)
 
     def variables(self, bench: Workbench, words: dict[str, str]) -> tuple[Variable, ...]:
         rows = len(axes(bench, self.method)[1])
@@ -171,10 +165,6 @@ class _Pairs(Form):
     @property
     def about(self) -> dict[str, Any]:
         return {"pairs": f"top-{self.top}"}
-
-    @property
-    def labelled(self) -> tuple[bool, bool, bool]:
-        return True, True, True
 
     def variables(self, bench: Workbench, words: dict[str, str]) -> tuple[Variable, ...]:
         test, train = axes(bench, self.method)

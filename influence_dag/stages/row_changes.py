@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence_dag.datasets.slots import Axis
+from influence_dag.datasets.slots import HOLE, Axis
 from influence_dag.stages.reading import load_rows
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
@@ -50,13 +50,17 @@ def row_changes(bench: Workbench, stored: Version, seen: str, train: Axis) -> Ro
     if before is None or before.verify():
         return None
     old = bench.axis_of(before, "train")
-    changes = RowChanges(old, before, _gone(old, train), train, _gone(train, old))
+    gone, come = (
+        np.flatnonzero(one.valid & ~rows_of_both(one, other).valid)
+        for one, other in ((old, train), (train, old))
+    )
+    changes = RowChanges(old, before, gone, train, come)
     return changes if old.fingerprint == seen and len(changes) < train.count else None
 
 
-def _gone(old: Axis, new: Axis) -> np.ndarray:
-    """Slots of the old axis whose row is not at the same slot of the new one."""
-    after = np.zeros(len(old), np.uint64)
-    both = min(len(old), len(new))
-    after[:both] = new.keys[:both]
-    return np.flatnonzero(old.valid & (old.keys != after))
+def rows_of_both(axis: Axis, other: Axis) -> Axis:
+    """The axis without rows that the other one does not have, or has otherwise, at their slots."""
+    theirs = np.full(len(axis), HOLE)
+    both = min(len(axis), len(other))
+    theirs[:both] = other.keys[:both]
+    return Axis(axis.name, axis.ids, np.where(axis.keys == theirs, axis.keys, HOLE))

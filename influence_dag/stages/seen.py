@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence_dag.datasets.slots import HOLE, SPLITS, Axis, Split
+from influence_dag.datasets.slots import SPLITS, Axis, Split
 from influence_dag.fingerprints import Keys, fingerprint, grid_keys
 from influence_dag.stages import reading
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import measurement_key, model_key
+from influence_dag.stages.row_changes import rows_of_both
 from influence_dag.stages.tasks import Arrays, Compute, Kernel
 from influence_dag.stages.workbench import Workbench
 
@@ -46,15 +47,12 @@ def keys_of(bench: Workbench, axis: Axis, chunk: int) -> Keys:
     base = fingerprint(
         "seen", FORMULAS["summary"], model_key(bench), measurement_key(bench.study), axis.name
     )
-    return grid_keys(base, of_dataset(bench, axis).digests(chunk))
+    return grid_keys(base, _of_dataset(bench, axis).digests(chunk))
 
 
-def of_dataset(bench: Workbench, axis: Axis) -> Axis:
-    """The axis without rows that the stored dataset has otherwise: of these nothing is said."""
-    now = np.full(len(axis), HOLE)
-    stored = bench.axis("dataset", axis.name).keys[: len(axis)]
-    now[: len(stored)] = stored
-    return Axis(axis.name, axis.ids, np.where(axis.keys == now, axis.keys, HOLE))
+def _of_dataset(bench: Workbench, axis: Axis) -> Axis:
+    """Of rows that the stored dataset has otherwise nothing is said."""
+    return rows_of_both(axis, bench.axis("dataset", axis.name))
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class SeenRows(Kernel):
 
     def at(self, bench: Workbench) -> Compute:
         objective = reading.shared_objective(bench)
-        axis = of_dataset(bench, bench.axis(self.artifact, self.split))
+        axis = _of_dataset(bench, bench.axis(self.artifact, self.split))
 
         def compute(tile: Tile) -> Arrays:
             found = np.full((2, *tile.shape), np.nan)

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from influence_dag.datasets.slots import HOLE, Axis
+from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import dampings, eigenbasis, methods, naming, reading
 from influence_dag.stages.blocks import Tile, pieces
+from influence_dag.stages.row_changes import rows_of_both
 from influence_dag.stages.tasks import Arrays
 from influence_dag.stages.workbench import Workbench
 
@@ -32,16 +33,10 @@ class OwnSolves:
 
     def __init__(self, bench: Workbench, method: str, train: Axis, *, chunk: int):
         self.bench, self.method, self.chunk = bench, method, chunk
-        stored = bench.axis(naming.GRADIENTS, "train").keys[: len(train)]
-        keys = np.full(len(train), HOLE)
-        keys[: len(stored)] = np.where(stored == train.keys[: len(stored)], stored, HOLE)
+        self.rows = rows_of_both(train, bench.axis(naming.GRADIENTS, "train"))
         self.weighted = bench.require("dataset").attrs.get("weights", "none") != "none"
         if self.weighted:  # of rows that the dataset has otherwise no weight is known
-            now = np.full(len(train), HOLE)
-            current = bench.axis("dataset", "train").keys[: len(train)]
-            now[: len(current)] = current
-            keys = np.where(keys == now, keys, HOLE)
-        self.rows = Axis("train", train.ids, keys)
+            self.rows = rows_of_both(self.rows, bench.axis("dataset", "train"))
         gradients_key = bench.require(naming.GRADIENTS).attrs["base_key"]
         self.key = fingerprint(methods.factors_key(bench, method), gradients_key)
         size = bench.require("model").attrs["info"]["parameters"]

@@ -10,7 +10,7 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,6 @@ from influence_dag.study.study import Study
 PATIENCE = 600.0  # seconds without a sign of a shard that has blocks left
 BEAT = 5.0
 POLL = 0.2
-
-Report = Callable[[str], None]
 
 
 class ShardExecutor:
@@ -112,9 +110,7 @@ def driving(shard: Shard, study: Study, patience: float = PATIENCE) -> Iterator[
     exchange.end(None)
 
 
-def compute_share(
-    study: Study, shard: Shard, *, report: Report = lambda message: None, patience: float = PATIENCE
-) -> int:
+def compute_share(study: Study, shard: Shard, *, patience: float = PATIENCE) -> int:
     """What a shard but the first does: its blocks, until the first has ended; how many they were.
 
     Raises the error of a block that cannot be computed, and `InfluenceDagError` where nothing was
@@ -134,7 +130,6 @@ def compute_share(
                 done, last = done + count, time.monotonic() if count else last
             waited = time.monotonic() - last > patience
             if _is_over(exchange, shard, began, waited=waited):
-                report(f"shard {shard}: {done} blocks computed")
                 return done
             if waited and not _is_driven(exchange):
                 raise InfluenceDagError(

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from influence_dag.fingerprints import Keys, combine, fingerprint
+from influence_dag.fingerprints import Keys, fingerprint
 from influence_dag.stages import dampings, methods, naming, rankings, seen
 from influence_dag.stages.blocks import Tile, pieces
 from influence_dag.stages.dampings import DampingAxis
@@ -143,9 +143,9 @@ class _Summary:
         """What is computed from blocks of influences, then what is merged from that."""
         read = (self.version.attrs["base_key"], self.bench.settings.store.max_relative_error)
         tests, trains = self.test.digests(self.chunks[0]), self.train.digests(self.chunks[1])
-        of_train = self._keys("train", read, combine(tests))(trains)
+        of_train = self._keys("train", read, fingerprint(tests))(trains)
         of_blocks = self._keys("blocks", read, self.top)(tests, trains)
-        of_test = self._keys("test", read, self.top, combine(trains))(tests)
+        of_test = self._keys("test", read, self.top, fingerprint(trains))(tests)
         parts = [
             self._part("train", of_train),
             self._part("blocks", of_blocks),

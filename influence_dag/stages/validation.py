@@ -13,10 +13,6 @@ from influence_dag.stages.workbench import Workbench
 FORMULA = FORMULAS["validation"]
 
 
-def artifact(kind: str) -> str:
-    return f"validation/{kind}"
-
-
 def refresh(bench: Workbench, kind: str) -> Update:
     """Refit as the study asks and keep predictions, outcomes and their agreement."""
     settings = getattr(bench.settings.validation, kind)
@@ -31,4 +27,4 @@ def refresh(bench: Workbench, kind: str) -> Update:
 
         return replace(produced(bench, kind), notes={naming.OF_INFLUENCES: stored})
 
-    return refresh_whole(bench, artifact(kind), key, produce)
+    return refresh_whole(bench, f"validation/{kind}", key, produce)

@@ -175,7 +175,7 @@ def _settings(
     fitted: dict[str, Any] = {"fit": {"weight_decay": 0.01}}
     path = Path(start.checkpoint or "").expanduser().resolve()
     given = {"checkpoint": located(Path(os.path.abspath(start.folder)), path)}
-    build = start.model or _write_model(plan, train, size, outputs, package)
+    build = start.model or _write_model(plan, train, size, outputs, package, loss)
     settings: dict[str, Any] = {
         "data": plan.data,
         "model": {"build": build, "loss": loss, **(given if start.checkpoint else fitted)},
@@ -184,7 +184,8 @@ def _settings(
     if start.checkpoint:
         settings["damping"] = "auto"
     if names := unscaled(train):
-        settings |= _of_unscaled(plan, names)
+        plan.data["features"] = {"standardise": True}
+        plan.told.append(f"  columns of very different scales ({', '.join(names)}): standardised")
     if method == "direct" and 8 * len(train) * len(test) * size <= PERTURBED_UP_TO:
         settings["perturbation"] = {"methods": [method]}
     return settings | ({"store": {"path": "store"}} if own_project else {})
@@ -208,24 +209,19 @@ def _task(plan: Plan, train: SplitRows) -> tuple[str, int]:
     return "mse", int(np.prod(y.shape[1:]))
 
 
-def _write_model(plan: Plan, train: SplitRows, size: int, outputs: int, package: str) -> str:
+def _write_model(
+    plan: Plan, train: SplitRows, size: int, outputs: int, package: str, loss: str
+) -> str:
     if len(train.x) > 1:
         raise StudyError(f"the rows have several inputs, {list(train.x)}; name a model: --model")
     layer = f"nn.Linear({size}, {outputs})"
     flat = next(iter(train.x.values())).ndim == 2
-    softmax = plan.told[-1].startswith("  target:") and "classes" in plan.told[-1]
-    what = f"{'softmax' if softmax else 'linear'} regression on {size} features"
+    kind = "softmax" if loss == "cross_entropy" else "linear"
+    what = f"{kind} regression on {size} features"
     module = layer if flat else f"nn.Sequential(nn.Flatten(), {layer})"
     plan.files["model.py"] = MODEL.format(what=what, module=module)
     plan.told.append(f"  model: {what} (model.py)")
     return f"{package}model:build"
-
-
-def _of_unscaled(plan: Plan, names: list[str]) -> dict[str, Any]:
-    """Settings for columns of very different sizes: standardised."""
-    plan.data["features"] = {"standardise": True}
-    plan.told.append(f"  columns of very different scales ({', '.join(names)}): standardised")
-    return {"data": plan.data}
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

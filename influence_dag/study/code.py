@@ -163,14 +163,16 @@ def opened_key(paths: Sequence[Path], modules: Sequence[str], root: Path, field:
         for name in names & sys.modules.keys():
             del sys.modules[name]
     _opened.update(hashes)
-    return fingerprint([str(note(f"{field}: {path}", lambda p=path: _hash(p))) for path in paths])
+    seen = [note(f"{field}: {path}", lambda p=path: hash_of_file(p)) for path in paths]
+    return fingerprint(list(map(str, seen)))
 
 
 def _opened_hash(path: Path, field: str) -> str:
-    if found := _hash(path):
+    if found := hash_of_file(path):
         return found
     raise StudyError(f"{field}: {path} is not a file; name each file that the code opens")
 
 
-def _hash(path: Path) -> str | None:
+def hash_of_file(path: Path) -> str | None:
+    """Of its content; None for what is no file."""
     return file_hash(path.read_bytes()) if path.is_file() else None

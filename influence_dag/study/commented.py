@@ -23,7 +23,7 @@ def commented(
     for name, info in sorted(fields.items(), key=lambda each: each[0] not in given):
         out = off or name not in given
         yield from _about(info, indent)
-        group = _group(info.annotation)
+        group = next(groups_of(info.annotation), None)
         value = given.get(name, {} if group else _default(info))
         if group and isinstance(value, Mapping) and (group.model_fields or not value):
             if not out and not value:
@@ -61,9 +61,10 @@ def _inline(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("...").strip()
 
 
-def _group(annotation: Any) -> type[BaseModel] | None:
-    """The group of settings that a field's type is, or may be."""
+def groups_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The groups of settings that a field's type is, or may be."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    parts = (part for part in get_args(annotation) if not isinstance(part, str))
-    return next((found for found in map(_group, parts) if found), None)
+        yield annotation
+    for part in get_args(annotation):
+        if not isinstance(part, str):
+            yield from groups_of(part)

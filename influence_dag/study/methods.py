@@ -13,13 +13,20 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from influence_dag.study import method_defaults
 from influence_dag.study.base import Seed, Settings, Unit, check_named, setting
 from influence_dag.study.method_base import (
     ApproximateSettings,
     CurvatureName,
     MethodSettings,
     OnFailure,
+)
+from influence_dag.study.method_defaults import (
+    ArnoldiDefaults,
+    ConjugateGradientDefaults,
+    DirectDefaults,
+    KroneckerDefaults,
+    LissaDefaults,
+    NystroemDefaults,
 )
 
 Fisher = Literal["exact", "sampled", "empirical"]
@@ -34,7 +41,7 @@ class DirectSettings(MethodSettings):
     uses_matrix: ClassVar[bool] = True
 
     on_indefinite: Literal["raise", "lu", "absolute"] = setting(
-        method_defaults.DirectDefaults.on_indefinite,
+        DirectDefaults.on_indefinite,
         "of negative eigenvalues: an error | as they are | by size, V(|μ| + λ)⁻¹Vᵀ",
     )
 
@@ -46,31 +53,28 @@ class ConjugateGradientSettings(MethodSettings):
     is_iterative: ClassVar[bool] = True
 
     rtol: PositiveFloat = setting(
-        method_defaults.ConjugateGradientDefaults.rtol,
-        "a row stops when its residual is below rtol times ‖b‖ …",
+        ConjugateGradientDefaults.rtol, "a row stops when its residual is below rtol times ‖b‖ …"
     )
-    atol: NonNegativeFloat = setting(
-        method_defaults.ConjugateGradientDefaults.atol, "… or below atol"
-    )
+    atol: NonNegativeFloat = setting(ConjugateGradientDefaults.atol, "… or below atol")
     maxiter: Annotated[PositiveInt | None, Unit("products")] = setting(
-        method_defaults.ConjugateGradientDefaults.maxiter,
+        ConjugateGradientDefaults.maxiter,
         "products a row; default: ten times the parameters, at least 1000",
     )
     preconditioner: Literal["none", "jacobi", "nystroem", "ekfac"] = setting(
-        method_defaults.ConjugateGradientDefaults.preconditioner,
+        ConjugateGradientDefaults.preconditioner,
         "what the system is multiplied by, so that few steps do",
     )
     rank: PositiveInt = setting(
-        method_defaults.ConjugateGradientDefaults.rank, "of the Nyström or Jacobi preconditioner"
+        ConjugateGradientDefaults.rank, "of the Nyström or Jacobi preconditioner"
     )
     search: Literal["own", "shared"] = Field(
-        default=method_defaults.ConjugateGradientDefaults.search,
+        default=ConjugateGradientDefaults.search,
         description="a row's directions: its own, or those of all rows of a block, which takes "
         "fewer products and depends on the block within the tolerance",
         exclude_if=lambda search: search == "own",  # as studies before it were stored
     )
-    seed: Seed = method_defaults.ConjugateGradientDefaults.seed
-    on_failure: OnFailure = method_defaults.ConjugateGradientDefaults.on_failure
+    seed: Seed = ConjugateGradientDefaults.seed
+    on_failure: OnFailure = ConjugateGradientDefaults.on_failure
 
 
 class LissaSettings(MethodSettings):
@@ -79,52 +83,46 @@ class LissaSettings(MethodSettings):
     is_iterative: ClassVar[bool] = True
 
     maxiter: Annotated[PositiveInt, Unit("steps")] = setting(
-        method_defaults.LissaDefaults.maxiter, "steps of the series"
+        LissaDefaults.maxiter, "steps of the series"
     )
     dampen: Annotated[float, Field(ge=0, lt=1)] = setting(
-        method_defaults.LissaDefaults.dampen,
-        "share of h that a step forgets: adds dampen times scale to λ",
+        LissaDefaults.dampen, "share of h that a step forgets: adds dampen times scale to λ"
     )
     scale: PositiveFloat | None = setting(
-        method_defaults.LissaDefaults.scale,
+        LissaDefaults.scale,
         "what H is divided by, above its largest eigenvalue; default: estimated",
     )
     rtol: PositiveFloat = setting(
-        method_defaults.LissaDefaults.rtol,
-        "a row is converged when a step changes it by at most this share",
+        LissaDefaults.rtol, "a row is converged when a step changes it by at most this share"
     )
     batch_size: Annotated[PositiveInt | None, Unit("rows")] = setting(
-        method_defaults.LissaDefaults.batch_size,
-        "rows of a mini-batch, drawn anew for each step; default: all",
+        LissaDefaults.batch_size, "rows of a mini-batch, drawn anew for each step; default: all"
     )
-    seed: Seed = method_defaults.LissaDefaults.seed
-    on_failure: OnFailure = method_defaults.LissaDefaults.on_failure
+    seed: Seed = LissaDefaults.seed
+    on_failure: OnFailure = LissaDefaults.on_failure
 
 
 class ArnoldiSettings(ApproximateSettings):
     """The eigenpairs of largest absolute value (Schioppa et al. 2022)."""
 
     rank: Annotated[PositiveInt, Unit("eigenpairs")] = setting(
-        method_defaults.ArnoldiDefaults.rank, "eigenpairs that are kept"
+        ArnoldiDefaults.rank, "eigenpairs that are kept"
     )
     tol: PositiveFloat = setting(
-        method_defaults.ArnoldiDefaults.tol,
-        "residual at which a pair is found, of the largest eigenvalue",
+        ArnoldiDefaults.tol, "residual at which a pair is found, of the largest eigenvalue"
     )
     complement: Literal["drop", "damping"] = setting(
-        method_defaults.ArnoldiDefaults.complement,
-        "what becomes of the rest: dropped as published, or kept as λ",
+        ArnoldiDefaults.complement, "what becomes of the rest: dropped as published, or kept as λ"
     )
     max_products: Annotated[PositiveInt | None, Unit("products")] = setting(
-        method_defaults.ArnoldiDefaults.max_products,
+        ArnoldiDefaults.max_products,
         "a search that takes more has failed; default: 40 an eigenpair",
     )
     on_device: bool = setting(
-        method_defaults.ArnoldiDefaults.on_device,
-        "small eigenproblems on compute.device, not on the processor",
+        ArnoldiDefaults.on_device, "small eigenproblems on compute.device, not on the processor"
     )
-    seed: Seed = method_defaults.ArnoldiDefaults.seed
-    on_failure: OnFailure = method_defaults.ArnoldiDefaults.on_failure
+    seed: Seed = ArnoldiDefaults.seed
+    on_failure: OnFailure = ArnoldiDefaults.on_failure
 
     @property
     def _of_solves(self) -> set[str]:
@@ -136,12 +134,11 @@ class NystroemSettings(ApproximateSettings):
     """A randomised low-rank sketch (Frangella, Tropp & Udell 2021)."""
 
     rank: Annotated[PositiveInt, Unit("eigenpairs")] = setting(
-        method_defaults.NystroemDefaults.rank,
-        "directions of the sketch; what they leave out is λ alone",
+        NystroemDefaults.rank, "directions of the sketch; what they leave out is λ alone"
     )
-    seed: Seed = method_defaults.NystroemDefaults.seed
+    seed: Seed = NystroemDefaults.seed
     power_iterations: int = setting(
-        method_defaults.NystroemDefaults.power_iterations,
+        NystroemDefaults.power_iterations,
         "products with H before the sketch, for flat spectra",
         ge=0,
     )
@@ -156,9 +153,9 @@ class KroneckerSettings(ApproximateSettings):
         "gauss_newton", "the matrix that residuals are measured with"
     )
     fisher: Fisher = setting(
-        method_defaults.KroneckerDefaults.fisher, "exact | sampled labels | empirical (data labels)"
+        KroneckerDefaults.fisher, "exact | sampled labels | empirical (data labels)"
     )
-    seed: Seed = method_defaults.KroneckerDefaults.seed
+    seed: Seed = KroneckerDefaults.seed
     distribution: str | None = setting(
         None,
         "what sampled labels are drawn from: categorical | bernoulli | gaussian | "

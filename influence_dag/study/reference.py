@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Iterator, Mapping
 from inspect import getdoc
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from influence_dag.study.base import Unit
+from influence_dag.study.commented import groups_of
 from influence_dag.study.methods import MethodSettings
 from influence_dag.study.study import StudySettings
 from influence_dag.texts import readable_bytes
@@ -36,7 +37,7 @@ def reference() -> str:
 def _sections(group: type[BaseModel], path: str) -> Iterator[str]:
     """A section for each group within a group, its table first."""
     for name, info in _fields(group).items():
-        for inner in _groups(info.annotation):
+        for inner in groups_of(info.annotation):
             full = f"{path}.{name}" if path else name
             yield f"{'#' * (2 + full.count('.'))} {full}\n\n{_about(inner)}\n"
             if full == "methods":
@@ -55,7 +56,7 @@ def _table(group: type[BaseModel]) -> Iterator[str]:
 
 def _row(name: str, info: FieldInfo, group: type[BaseModel]) -> str:
     schema = group.model_json_schema()
-    about = info.description or " ".join(map(_about, _groups(info.annotation)))
+    about = info.description or " ".join(map(_about, groups_of(info.annotation)))
     kind = _kind(schema["properties"][name], schema.get("$defs", {}))
     cells = (f"`{name}`", kind, _default(info), _unit(info), about)
     return f"| {' | '.join(cell.replace('|', OR) for cell in cells)} |"
@@ -71,15 +72,6 @@ def _is_own(group: type[BaseModel], info: FieldInfo) -> bool:
     if group is MethodSettings or not issubclass(group, MethodSettings):
         return True
     return not any(repr(info) == repr(shared) for shared in MethodSettings.model_fields.values())
-
-
-def _groups(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The groups of settings that a field's type is, or may be."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        if not isinstance(part, str):
-            yield from _groups(part)
 
 
 def _about(group: type[BaseModel]) -> str:

@@ -80,20 +80,17 @@ class StudySettings(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySettings":
-        unknown = set(self.perturbation.methods if self.perturbation else ()) - set(
-            self.methods.names
-        )
-        if unknown:
-            raise ValueError(
-                f"perturbation.methods names {', '.join(sorted(unknown))}, methods has only "
-                f"{', '.join(self.methods.names)}"
-            )
         judged = self.validation.leave_one_out and self.validation.leave_one_out.method
-        if judged and judged not in self.methods.names:
-            raise ValueError(
-                f"validation.leave_one_out.method names {judged}, methods has only "
-                f"{', '.join(self.methods.names)}"
-            )
+        named = {
+            "perturbation.methods": self.perturbation.methods if self.perturbation else (),
+            "validation.leave_one_out.method": (judged,) if judged else (),
+        }
+        for field, methods in named.items():
+            if unknown := sorted(set(methods) - set(self.methods.names)):
+                raise ValueError(
+                    f"{field} names {', '.join(unknown)}, methods has only "
+                    f"{', '.join(self.methods.names)}"
+                )
         if self.compute.executor == "dask" and scheme_of(self.store.path) == "memory":
             raise ValueError(
                 f"compute.executor is dask, and store {self.store.path} is in the memory of one "

@@ -133,10 +133,12 @@ def test_training_on_ends_at_a_minimum_and_tells_what_it_changed(project):
 
 
 def test_training_on_follows_the_rows_and_a_checkpoint_as_it_is_does_not(project):
-    before = project.data_versions()["model"]
+    before, earlier = project.data_versions()["model"], "of the 40 rows that there were"
+    assert earlier not in checks.gradient_norm(project.bench()).message
     project.edit("train", 3, height=2.5)
     project.refresh()
     assert project.data_versions()["model"] == before
+    assert earlier in checks.gradient_norm(project.bench()).message, "it is not measured anew"
     project.write_settings(model={"fit": {"from": "checkpoint", "weight_decay": 0.05}})
     project.refresh()
     fitted = project.data_versions()["model"]

@@ -68,9 +68,7 @@ def others(project: Project, *numbers: int, of: int, patience: float = 20.0):
     def work(number: int) -> None:
         study = load_study(project.folder)
         try:
-            told[number] = compute_share(
-                study, Shard(number, of), report=lambda said: None, patience=patience
-            )
+            told[number] = compute_share(study, Shard(number, of), patience=patience)
         except Exception as error:
             told[number] = error
 

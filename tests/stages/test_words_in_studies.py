@@ -1,6 +1,7 @@
 """Labels that are words, and columns that travel along, from the file to what is shown."""
 
 import csv
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,8 @@ from influence_dag.errors import DataError, ModelError, StudyError
 from influence_dag.query.drawn import _name, summary
 from influence_dag.query.suspects import suspects
 from influence_dag.query.text import describe
-from influence_dag.stages import dataset, model
+from influence_dag.stages import dataset, foreseen, model
+from influence_dag.stages.foreseen import foresee
 from influence_dag.stages.status import status
 
 WORDS = ["setosa", "Versicolor", "virginica"]  # of the labels 0, 1, 2; capitals sort first
@@ -189,6 +191,19 @@ def test_an_order_no_better_than_chance_is_told_with_the_one_that_is(tmp_path):
     with pytest.raises(ModelError, match="no better than chance") as caught:
         project.refresh()
     assert f"under {ORDER} it would be right on" in str(caught.value)
+
+
+@pytest.mark.parametrize("of_one_class", [False, True])
+def test_an_order_is_judged_by_rows_of_several_classes(tmp_path, monkeypatch, of_one_class):
+    """A sorted file begins with one class, of which every order is at chance."""
+    monkeypatch.setattr(foreseen, "TRIED", 12)
+    project = given_model(tmp_path, ORDER, classes=ORDER)
+    rows = sorted(project.rows["train"], key=lambda row: row[4])
+    project.rows["train"] = rows[:12] if of_one_class else rows
+    write_words(project)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not foresee(project.folder).warnings
 
 
 def test_an_order_that_changes_is_looked_at_again(tmp_path):
