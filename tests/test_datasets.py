@@ -304,6 +304,33 @@ def test_a_malformed_table_is_refused(tmp_path, text, word):
     refused(tmp_path, text, word)
 
 
+NOTES = "id,text,a,label\n{}r8,x,1,1\n"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        'r1,"so good,1,0\nr2,fine,2,1\nr3,ok" yes,3,0\n',
+        'r1,"so good,1,0\nr2,fine",2,1\n',
+        'r1,"so good,1,0\nr2,"fine",2,1\n',
+    ],
+    ids=["whole rows", "two halves", "before another quote"],
+)
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path, rows):
+    """The row had the numbers and the label of the last one that was swallowed."""
+    (tmp_path / "train.csv").write_text(NOTES.format(rows))
+    told = "line 2: the text in column 'text' is . lines long and holds whole rows: a quote"
+    with pytest.raises(DataError, match=told):
+        load_split(settings(keep=["text"]), "train", tmp_path)
+
+
+def test_texts_of_several_lines_are_texts(tmp_path):
+    rows = 'r1,"so good,\nand 1, 0",2,0\nr2,"Total, 5\nand, so, on",2,1\n'
+    (tmp_path / "train.csv").write_text(NOTES.format(rows))
+    kept = load_split(settings(keep=["text"]), "train", tmp_path).kept["text"]
+    assert kept.tolist() == ["so good,\nand 1, 0", "Total, 5\nand, so, on", "x"]
+
+
 def test_the_line_of_a_fault_is_told_behind_a_long_text(tmp_path):
     refused(tmp_path, CSV.replace("r0", "r" * 200_000).replace("7,2", "7,cat"), "line 4 (id 'r2')")
 
@@ -458,6 +485,16 @@ def test_the_bundled_diabetes_features_are_standardised():
     np.testing.assert_allclose(train.x["x"].mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(train.x["x"].std(0), 1, atol=1e-6)
     assert train.y.dtype == np.float64
+
+
+def test_units_of_many_rows_in_float32_keep_their_digits(tmp_path):
+    """Sums over 200,000 rows in float32 had a deviation of 87 instead of 1."""
+    x = 50_000 + np.random.default_rng(0).normal(size=(200_000, 3)).astype(np.float32)
+    np.savez(tmp_path / "t.npz", x=x, y=np.zeros(len(x)))
+    data = settings("t.npz", "t.npz", target="y", features={"standardise": True})
+    seen = load_splits(data, tmp_path)[0].x["x"]
+    assert (abs(seen.mean(axis=0)) < 1 / 8).all()
+    np.testing.assert_allclose(seen.std(axis=0), 1, atol=0.05)
 
 
 def test_every_message_says_the_file_relative_to_the_project(tmp_path):
