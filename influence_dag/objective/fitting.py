@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from influence_dag.errors import ModelError
 from influence_dag.objective.lbfgs import LBFGS
 from influence_dag.objective.objective import LossFunction, Objective, Rows
+from influence_dag.objective.threads import is_small_pass, one_thread
 from influence_dag.objective.twice_differentiable import plain_gradient
 from influence_dag.study.model import FitSettings
 
@@ -78,7 +79,9 @@ def fit(
     module.eval()
     method = _fit_on_all_rows if settings.optimizer == "lbfgs" else _fit_on_batches
     objective = Objective(module, loss, output=output)
-    theta, problem, steps = method(objective, rows, settings, say)
+    batch = None if settings.optimizer == "lbfgs" else settings.batch_size
+    with one_thread(where=is_small_pass(min(batch or len(rows), len(rows)), objective.size)):
+        theta, problem, steps = method(objective, rows, settings, say)
     value, gradient = problem.value_and_gradient(theta)
     objective.put(theta, module)
     norm, seconds = float(gradient.norm()), time.perf_counter() - started

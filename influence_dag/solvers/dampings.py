@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature, DenseCurvature
+from influence_dag.objective.threads import eigenvalues
 
 _PROBES, _STEPS = 8, 20
 _DIRECT = 6000  # parameters up to which all eigenvalues are computed
@@ -34,7 +35,7 @@ def automatic_damping(
             trace = curvature.matrix.diagonal().double().mean().item()
             return AutomaticDamping(max(trace, 0.0), "trace / p of the curvature's matrix")
         if curvature.size <= _DIRECT:
-            return of_eigenvalues(torch.linalg.eigvalsh(curvature.matrix.double()))
+            return of_eigenvalues(eigenvalues(curvature.matrix.double()))
     rows = random_signs(_PROBES, curvature, seed)
     if semidefinite:
         value = (rows * curvature.apply(rows)).sum(1).double().mean().item() / curvature.size

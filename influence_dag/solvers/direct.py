@@ -12,6 +12,7 @@ from torch import Tensor
 
 from influence_dag.curvature.finite import check_finite
 from influence_dag.curvature.operators import Curvature
+from influence_dag.objective import threads
 from influence_dag.solvers.base import Factorization, Solution
 from influence_dag.solvers.eigenbasis import Eigenbasis, Indefinite
 from influence_dag.solvers.rounding import indefinite_error, zero_share
@@ -102,7 +103,7 @@ class Direct(Settings):
                 clear = precision.clear(factor, factor.cholesky.diagonal() ** 2, norm)
             return factor if clear else self._diagonalised(dense)
         del matrix, cholesky
-        eigenvalues = torch.linalg.eigvalsh(dense.double())
+        eigenvalues = threads.eigenvalues(dense.double())
         ends = eigenvalues[0].item(), eigenvalues[-1].item()
         if ends[0] >= -precision.share * eigenvalues.abs().max():
             return self._diagonalised(dense)

@@ -184,11 +184,13 @@ def _errors(
 
 def _lost(digits: "Digits", errors: Mapping[str, float], total: "KroneckerSums") -> str:
     """Why a difference cannot be used, in words; empty where it can."""
+    from influence_dag.curvature.finite import all_finite
+
     worst = max(errors, key=errors.__getitem__, default="")
     if worst and errors[worst] > digits.limit:
         return f"a difference would be wrong by up to {errors[worst]:.0e} ({worst})"
     for name, matrix in _matrices(total).items():
-        if not bool(matrix.isfinite().all()) or not digits.is_semidefinite(matrix):
+        if not all_finite(matrix) or not digits.is_semidefinite(matrix):
             return f"{name}, made by difference, is no sum of squares any more"
     return ""
 

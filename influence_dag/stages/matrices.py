@@ -96,21 +96,23 @@ def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Who
 
 def _mean(summed: _Summed, weight: float) -> "tuple[torch.Tensor, torch.Tensor | None]":
     """The matrix and its eigenvalues, where these are computed."""
-    import torch
+    from influence_dag.curvature.finite import all_finite
+    from influence_dag.objective.threads import eigenvalues
 
     matrix = summed.total.div_(weight)  # sums are exactly symmetric, so are their differences
-    if len(matrix) > LARGEST_SPECTRUM or not bool(matrix.isfinite().all()):
+    if len(matrix) > LARGEST_SPECTRUM or not all_finite(matrix):
         return matrix, None
-    return matrix, torch.linalg.eigvalsh(matrix)
+    return matrix, eigenvalues(matrix)
 
 
 def _plausible(
     bench: Workbench, kind: str, matrix: "torch.Tensor", values: "torch.Tensor | None"
 ) -> bool:
     """Whether what follows takes it: finite, and positive definite with the damping if it must."""
+    from influence_dag.curvature.finite import all_finite
     from influence_dag.stages.digits import LIMIT, Digits
 
-    if not bool(matrix.isfinite().all()):
+    if not all_finite(matrix):
         return False
     if CURVATURE_KINDS[kind].is_semidefinite and not Digits(bench.dtype).is_semidefinite(matrix):
         return False
