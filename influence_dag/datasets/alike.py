@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from influence_dag.datasets.sources.joining import labels_differ
+from influence_dag.datasets.sources.joining import check_axes
 from influence_dag.datasets.sources.numbers import decimal
 from influence_dag.datasets.sources.on_demand import RowsOnDemand, Values, seen
 from influence_dag.datasets.sources.words import TRUTH
@@ -19,8 +19,7 @@ def check_alike(train: SplitRows, test: SplitRows) -> None:
     """Raise `DataError` unless both splits have the same columns, inputs, shapes and target."""
     pair = f"{test.source} and {train.source}"
     _check_columns(train, test, pair)
-    if test.axis_labels != train.axis_labels:
-        raise labels_differ(pair, test.axis_labels, train.axis_labels)
+    check_axes(pair, test, train)
     if list(train.x) != list(test.x):
         raise DataError(f"{pair} disagree on the inputs: {list(test.x)} and {list(train.x)}")
     for name in train.x:

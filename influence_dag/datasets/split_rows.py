@@ -22,8 +22,8 @@ class SplitRows:
     lets go of what they are read from, until they are asked for again. `scale` is
     applied. Floating inputs stay floating, tables are float64, unscaled integer arrays are
     integers. `y` is int64 for whole-number columns.
-    `feature_names` are a table's feature columns, row-major where the input has a shape, and
-    `axis_labels` what stands along other axes where a format says so.
+    `feature_names` are a table's feature columns, row-major where the input has a shape, `axes`
+    what other axes are called and `axis_labels` what stands along them, where a format says so.
     `units` are those of a standardised input, the same for both splits.
     `weights` (n,) are those of training rows, None where all count alike; test rows have none.
     Labels that were words are numbers in `y`, positions in `classes`, which are `ordered` as
@@ -46,6 +46,7 @@ class SplitRows:
     counted: bool | None = None
     close: Callable[[], None] = lambda: None
     axis_labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def on_demand(self) -> bool:

@@ -61,6 +61,7 @@ def load_split(
         counted=count_outputs(source, named) if named else None,
         close=source.close,
         axis_labels=source.axis_labels,
+        axes=source.axes,
     )
 
 

@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 import zarr
 
+from influence_dag.datasets.sources import zarr_groups
 from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
@@ -163,4 +164,45 @@ def test_labels_that_are_lost_are_told(tmp_path, form):
     lost = tmp_path / "t.zarr/feature" / ("0" if form == 2 else "c/0")
     lost.unlink()
     with pytest.raises(DataError, match="feature: 1 of its 1 chunks are not stored"):
+        read(tmp_path)
+
+
+IMAGES = np.arange(36.0).reshape(4, 3, 3)
+
+
+def write_images(path, dims: tuple[str, ...], x=IMAGES, **options) -> None:
+    labels = {"y": ("n", [0, 1, 0, 1]), "id": ("n", [path.name + c for c in "abcd"])}
+    xr.Dataset({"x": (dims, x), **labels}).to_zarr(path, **options)
+
+
+def test_axes_in_another_order_are_refused_whatever_their_lengths(tmp_path):
+    """Of square pictures each pixel would have met another's place."""
+    write_images(tmp_path / "a.zarr", ("n", "row", "column"))
+    write_images(tmp_path / "b.zarr", ("n", "column", "row"), IMAGES.transpose(0, 2, 1))
+    write_images(tmp_path / "c.zarr", ("n", "height", "width"))
+    told = "disagree on the axes of x: column, row and row, column; write both in one order"
+    with pytest.raises(DataError, match=told):
+        load_splits(DataSettings(train="a.zarr", test="b.zarr"), tmp_path)
+    with pytest.raises(DataError, match=told):
+        load_split(DataSettings(train=["a.zarr", "b.zarr"], test="-", id="id"), "train", tmp_path)
+    train, test = load_splits(DataSettings(train="a.zarr", test="c.zarr"), tmp_path)
+    np.testing.assert_array_equal(train.x["x"], test.x["x"])
+
+
+def test_rows_along_a_later_axis_are_refused(tmp_path):
+    write_images(tmp_path / "t.zarr", ("row", "column", "n"), np.zeros((4, 3, 4)))
+    with pytest.raises(DataError, match="x has the axes row, column, n, and n is that of the rows"):
+        read(tmp_path)
+
+
+def test_every_chunk_is_looked_for_however_many_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(zarr_groups, "MOST", 2)
+    of_rows = {"encoding": {"x": {"chunks": (1, 3, 3)}}, "zarr_format": 3}
+    write_images(tmp_path / "t.zarr", ("n", "row", "column"), IMAGES + 1, **of_rows)
+    assert read(tmp_path).x["x"][3, 0, 0] == 28
+    (tmp_path / "t.zarr" / "x" / "c" / "3" / "0" / "0").unlink()
+    with pytest.raises(DataError, match=r"x: 1 of its 4 chunks are not stored \(c/3/0/0\)"):
+        read(tmp_path)
+    (tmp_path / "t.zarr" / "x" / "c" / "0" / "0" / "0").unlink()
+    with pytest.raises(DataError, match="x: at least 2 of its 4 chunks are not stored"):
         read(tmp_path)

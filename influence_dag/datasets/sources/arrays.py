@@ -53,12 +53,16 @@ def labelled(source: Source, labels: Mapping[str, Mapping[str, tuple[str, ...]]]
     only, *others = of_inputs.values()
     if not others and len(only) == 1 and source.inputs[INPUT].ndim == 2:
         columns = next(iter(only.values()))
-        if len({*columns}) == len(columns):
+        if columns and len({*columns}) == len(columns):
             return replace(source, columns=columns)
-    axes = {
-        f"{key} along {dim}": names for key, of in of_inputs.items() for dim, names in of.items()
+    labelled = {
+        f"{key} along {dim}": names
+        for key, of in of_inputs.items()
+        for dim, names in of.items()
+        if names
     }
-    return replace(source, axis_labels=axes)
+    axes = dict(zip(source.inputs, map(tuple, of_inputs.values()), strict=True))
+    return replace(source, axis_labels=labelled, axes=axes)
 
 
 def columns_of_lists(frame: pd.DataFrame) -> list[str]:

@@ -46,8 +46,9 @@ class Source:
     for example `"line 7"`. A target of words is an object array; `text_of_target` has a target of
     numbers as it is written, where that can be told. `kept` are columns that travel along,
     `dims` the names of an input's axes where the format has some, `classes` the labels in the order
-    of their numbers where it has these. `read_from` are the arrays that inputs are, and
-    `axis_labels` what stands along their axes, where that is no column.
+    of their numbers where it has these. `read_from` are the arrays that inputs are, `axes` what
+    their axes behind the rows are called, and `axis_labels` what stands along these, where that is
+    no column.
 
     Inputs that code makes are read when they are asked for; what was found of them when all rows
     were seen is in `input_keys` (hashes of the rows as the model sees them) and `not_finite`, and
@@ -67,6 +68,7 @@ class Source:
     classes: tuple[str, ...] | None = None
     read_from: tuple[str, ...] = ()
     axis_labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     input_keys: np.ndarray | None = None
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
     close: Callable[[], None] = lambda: None

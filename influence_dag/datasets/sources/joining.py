@@ -1,7 +1,7 @@
 """Several files of one split: their rows as those of one file."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -40,6 +40,7 @@ def joined(name: str, sources: Sequence[Source]) -> Source:
         lambda: np.concatenate([source.words() for source in sources]),
         first.dims,
         axis_labels=first.axis_labels,
+        axes=first.axes,
     )
 
 
@@ -77,15 +78,31 @@ def _together(sources: Sequence[Source], name: str, of: Callable[[Source], Any])
     )
 
 
-def labels_differ(
-    pair: str, seen: Mapping[str, tuple[str, ...]], wanted: Mapping[str, tuple[str, ...]]
-) -> DataError:
-    """Of files whose axes are labelled in different ways: a number would meet another's place."""
-    axis = next(each for each in [*wanted, *seen] if seen.get(each) != wanted.get(each))
-    return DataError(
-        f"{pair} disagree on the labels of {axis}: {listed(seen.get(axis, ()))} and "
-        f"{listed(wanted.get(axis, ()))}; write both in one order"
-    )
+class Labelled(Protocol):
+    """What is said of the axes of arrays: their names, and what stands along them."""
+
+    @property
+    def axes(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def axis_labels(self) -> Mapping[str, tuple[str, ...]]: ...
+
+
+def check_axes(pair: str, other: Labelled, first: Labelled) -> None:
+    """A `DataError` where axes or their labels are in another order: numbers would change places.
+
+    Names alone may differ, or be missing in one of them.
+    """
+    for what, seen, wanted in (
+        ("axes", other.axes, first.axes),
+        ("labels", other.axis_labels, first.axis_labels),
+    ):
+        for axis in dict.fromkeys([*wanted, *seen]):
+            a, b = seen.get(axis, ()), wanted.get(axis, ())
+            if a != b and (what == "labels" or sorted(a) == sorted(b)):
+                raise DataError(
+                    f"{pair} disagree on the {what} of {axis}: {listed(a)} and {listed(b)}; write "
+                    "both in one order"
+                )
 
 
 def _check_alike(first: Source, other: Source) -> None:
@@ -104,8 +121,7 @@ def _check_alike(first: Source, other: Source) -> None:
             f"{f'{listed(own[0] + own[1])} in one alone' if any(own) else 'their order'}; "
             "data.features.columns can name those to use, in order"
         )
-    if other.axis_labels != first.axis_labels:
-        raise labels_differ(pair, other.axis_labels, first.axis_labels)
+    check_axes(pair, other, first)
     if set(other.kept) != set(first.kept):
         differing = sorted(set(other.kept) ^ set(first.kept))
         raise DataError(f"{pair} differ: only one of them has the text {listed(differing)}")

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ import xarray as xr
 import zarr
 
 from influence_dag.errors import DataError
+from influence_dag.files import files_below
 from influence_dag.study.data import DataSettings
 from influence_dag.texts import listed
 
-MOST = 10_000  # chunks that are looked for where an array says that it has more
+MOST = 10_000  # missing chunks that are counted; an array may say that it has any number
 _CODED = ("scale_factor", "add_offset", "missing_value", "_FillValue", "units", "_Unsigned")
 
 
 AxisLabels = Mapping[str, Mapping[str, tuple[str, ...]]]
+"""Of each array its axes but the first, by name and in order; empty where nothing stands along."""
 
 
 def read_group(
@@ -28,7 +31,8 @@ def read_group(
     `scale_factor`, `add_offset`, `_FillValue`, `missing_value` and units of time count as in
     `xarray.open_zarr`. Its coordinates are labels, and left out unless the settings name them;
     those along the axes of an array behind its rows are given beside the arrays, by name and axis.
-    Raises `DataError` for what cannot be read, and for chunks that are not there.
+    Raises `DataError` for what cannot be read, for chunks that are not there, and where the axis
+    of the target's rows is another array's second or later one.
     """
     _check_files(path, name)
     try:
@@ -55,15 +59,27 @@ def _decoded(
     for key, array in (wanted | {axis: arrays[axis] for axis in axes & arrays.keys()}).items():
         _check_chunks(path, array, f"{name}: {key}")
     if by_xarray:
+        _check_rows(name, {key: dataset[key] for key in wanted}, data.target)
         labels = {key: _labels(dataset[key]) for key in wanted}
         return {key: np.asarray(dataset[key].values) for key in wanted}, labels
     return {key: _plain(f"{name}: {key}", array) for key, array in wanted.items()}, {}
 
 
+def _check_rows(name: str, arrays: Mapping[str, xr.DataArray], target: str) -> None:
+    rows = arrays[target].dims[:1] if target in arrays else ()
+    for key, array in arrays.items():
+        if behind := [dim for dim in array.dims[1:] if dim in rows]:
+            raise DataError(
+                f"{name}: {key} has the axes {listed(array.dims)}, and {behind[0]} is that of the "
+                f"rows of {target}; write arrays with their rows first"
+            )
+
+
 def _labels(array: xr.DataArray) -> dict[str, tuple[str, ...]]:
-    """What stands along each axis but the first, where anything does."""
-    named = [dim for dim in array.dims[1:] if dim in array.coords]
-    return {str(dim): tuple(map(str, array[dim].values.tolist())) for dim in named}
+    return {
+        str(dim): tuple(map(str, array[dim].values.tolist() if dim in array.coords else ()))
+        for dim in array.dims[1:]
+    }
 
 
 def _check_files(path: Path, name: str) -> None:
@@ -99,11 +115,13 @@ def _check_chunks(path: Path, array: zarr.Array, name: str) -> None:
     files = array.shards or array.chunks
     grid = [-(-length // size) for length, size in zip(array.shape, files, strict=True)]
     total = math.prod(grid)
-    places = (np.unravel_index(position, grid) for position in range(min(total, MOST)))
+    folder = f"{path / array.path}/"
+    there = {file.removeprefix(folder) for file in files_below(folder.rstrip("/"))}
+    places = (np.unravel_index(position, grid) for position in range(total))
     keys = (array.metadata.encode_chunk_key(tuple(map(int, place))) for place in places)
-    missing = [key for key in keys if not (path / array.path / key).exists()]
+    missing = list(islice((key for key in keys if key not in there), MOST))
     if missing:
-        count = len(missing) if total <= MOST else f"at least {len(missing)}"
+        count = len(missing) if len(missing) < MOST else f"at least {MOST:,}"
         raise DataError(
             f"{name}: {count} of its {total} chunks are not stored "
             f"({listed(missing, 3)}) and would read as {array.fill_value}: they are lost, or "
