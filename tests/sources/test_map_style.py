@@ -67,6 +67,8 @@ def bad(k): return (x(k) if k != 7 else 1 / 0), k % 3
 def ragged(k): return x(k)[: 2 if k == 7 else 3], k % 3
 def several_targets(k): return x(k), {"kind": k % 3, "size": 0.5}
 def masked(k): return np.ma.masked_equal(np.array([k, -1.0, 5.0]), 2.0), k % 3
+def tracked(k): return x(k).requires_grad_(), k % 3
+def brief(k): return x(k).bfloat16(), k % 3
 def not_finite(k): return (x(k) if k % 5 != 3 else x(k) * float("inf")), k % 3
 def drawn(k): return x(k) + 0.1 * torch.randn(3), k % 3
 def by_process(k): return x(k) * 0 + os.getpid(), k % 3
@@ -170,6 +172,8 @@ def test_whole_numbers_among_decimals_are_decimals(tmp_path, item):
         ("bad", "row 7 ended in ZeroDivisionError"),
         ("masked", "row 2 holds a masked array"),
         ("several_targets", "row 0 has a dict as target"),
+        ("tracked", r"row 0 as arrays ended in RuntimeError: .*\.detach\(\)"),
+        ("brief", r"row 0 as arrays ended in TypeError: .*\.float\(\) of bfloat16"),
         ("ragged", r"row 7 has x of shape \(2,\), row 0 has \(3,\)"),
         ("not_finite", r"row 3, x\[0\]: seen inf, expected a finite number \(2 such rows\)"),
     ],

@@ -149,6 +149,14 @@ def ragged():
 
 def random():
     return FRAME.assign(n=np.random.default_rng().normal(size=3))
+
+
+def weighed():
+    return FRAME.assign(w=np.random.default_rng().uniform(size=3))
+
+
+def named():
+    return FRAME.assign(id=np.random.default_rng().integers(2**60, size=3))
 """
 
 
@@ -172,6 +180,20 @@ def test_cells_that_are_lists_are_arrays(made):
         read(made, "made_tables:ragged")
 
 
-def test_a_table_that_is_drawn_anew_is_refused(made):
+@pytest.mark.parametrize("name", ["random", "weighed", "named"])
+def test_a_table_that_is_drawn_anew_is_refused(made, name):
     with pytest.raises(DataError, match="is another one when it is read again"):
-        read(made, "made_tables:random")
+        read(made, f"made_tables:{name}", weight="w" if name == "weighed" else None)
+
+
+@pytest.mark.parametrize("column", ["index", "level_0"])
+def test_numbers_of_rows_that_pandas_has_made_a_column_are_no_feature(tmp_path, column):
+    frame = FRAME.assign(**{column: [17, 3, 5]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(DataError, match=rf"'{column}' has another whole number in each row.*drop="):
+        read(tmp_path, "t.csv")
+    listed = {"columns": ["größe", column]}
+    assert read(tmp_path, "t.csv", features=listed).feature_names == ("größe", column)
+    for values in ([17, 3, 3], [17.5, 3, 5]):  # a price of shares, say
+        frame.assign(**{column: values}).to_csv(tmp_path / "t.csv", index=False)
+        assert column in read(tmp_path, "t.csv").feature_names

@@ -27,19 +27,28 @@ def is_table(dataset: Any) -> bool:
 
 def read_table(made: RereadRows, name: str, data: DataSettings, which: Split) -> Source:
     """The rows of a table, made twice: of the first hashes are kept, not the table."""
-    first = _source(made.dataset, name, data)
-    inputs, target, before = list(first.inputs), first.target, _keys(first)
+    before = _seen(_source(made.dataset, name, data))
     made.close()
-    del first
     source = _source(made.made(), name, data)
-    same = np.zeros(len(target), bool)
-    if list(source.inputs) == inputs and source.target.shape[1:] == target.shape[1:]:
-        there = min(len(target), len(source.target))
-        same[:there] = (before[:there] == _keys(source)[:there]).all(axis=1)
-        same[:there] &= equal_rows(target[:there], source.target[:there])
+    now, count = _seen(source), len(before["target"])
+    same = np.zeros(count, bool)
+    if {key: part.shape[1:] for key, part in now.items()} == {
+        key: part.shape[1:] for key, part in before.items()
+    }:
+        there = min(count, len(source.target))
+        same[:there] = True
+        for key, part in before.items():
+            same[:there] &= equal_rows(part[:there], now[key][:there])
     if not same.all():
-        raise moved_rows(which, name, np.flatnonzero(~same).tolist(), len(same), source.row_name)
+        raise moved_rows(which, name, np.flatnonzero(~same).tolist(), count, source.row_name)
     return source
+
+
+def _seen(source: Source) -> dict[str, np.ndarray]:
+    """What has to be the same of each row when it is made again, its inputs as their hashes."""
+    beside = {"ids": source.ids, "weights": source.weights}
+    parts = {key: each for key, each in beside.items() if each is not None}
+    return parts | {"target": source.target, f"inputs {list(source.inputs)}": _keys(source)}
 
 
 def _keys(source: Source) -> np.ndarray:

@@ -16,6 +16,10 @@ from influence_dag.texts import a_kind
 
 TARGETS = ("labels", "label", "targets", "target", "y")  # as in batches of a loader
 WEIGHTS = ("weights", "weight", "sample_weight")
+_AS_ARRAYS = (
+    "hand over what numpy takes (.detach() of a tensor with a gradient, .float() of bfloat16, "
+    ".to_dense() of a sparse one, .cpu())"
+)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,9 @@ def _row(dataset: Any, position: int, form: Form) -> dict[str, np.ndarray]:
             f"{form.name}: row {position} holds a masked array, whose gaps would become what "
             "stands below them; fill them (filled(0)), and let the mask be a further input"
         )
-    arrays = {f"x.{key}": np.asarray(value) for key, value in named.items()}
-    return arrays | {"y": np.asarray(y), "weight": np.asarray(weight)}
+    with named_by(f"{form.name}: row {position} as arrays", _AS_ARRAYS, DataError):
+        arrays = {f"x.{key}": np.asarray(value) for key, value in named.items()}
+        return arrays | {"y": np.asarray(y), "weight": np.asarray(weight)}
 
 
 def in_parts(item: Any, target: str) -> Any:

@@ -1,7 +1,7 @@
 """Tables: data frames, from `.parquet`, Arrow files or memory, their columns in their roles."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
 from influence_dag.texts import literal
 
+_OF_AN_INDEX = {"index", "level_0"}
 _NO_NAME = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 
 
@@ -104,6 +105,8 @@ def table(
     mark = "." if text_of is None else data.csv.decimal
     read = partial(numbers_of, source, frame, text_of, mark=mark)
     x = [decimal(read(column), **told(source, column)) for column in features]
+    if data.features.columns is None:
+        _check_row_numbers(name, dict(zip(features, x, strict=True)))
     kept = data.keep
     if data.images is not None or (data.features.columns and not kept):
         kept = tuple(dict.fromkeys((*kept, *_texts_beside(frame, data))))
@@ -118,6 +121,19 @@ def table(
         {column: kept_label(frame, column) for column in kept},
         lambda: frame[data.target].to_numpy(object) if text_of is None else text_of(data.target),
     )
+
+
+def _check_row_numbers(name: str, features: Mapping[str, np.ndarray]) -> None:
+    """A `DataError` for the numbers of a data frame's rows, which `reset_index` makes a column."""
+    for column in _OF_AN_INDEX & features.keys():
+        values = features[column]
+        if len(values) > 1 and len(np.unique(values)) == len(values) and not (values % 1).any():
+            raise DataError(
+                f"{name}: column {column!r} has another whole number in each row, as numbers of "
+                "rows that pandas has made a column (`frame.reset_index()`), which are no feature: "
+                "leave it out (`reset_index(drop=True)`), give it a name of its own, or list the "
+                "features in data.features.columns"
+            )
 
 
 def _demand_roles(name: str, columns: list[str], data: DataSettings) -> None:
