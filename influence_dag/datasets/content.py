@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from influence_dag.datasets.sources import files
+from influence_dag.datasets.sources import files, pictures
 from influence_dag.datasets.sources.digests import FileDigests
 from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.splits import load_splits
@@ -43,13 +43,10 @@ def _content(
     if split is not None and is_callable_name(data.names(which)[0]):
         kept = {name: list(map(str, values)) for name, values in split.kept.items()}
         return fingerprint(list(map(str, split.ids)), split.row_keys(), split.classes, kept)
-    beside = {}
-    if data.images is not None and data.images.root is not None:
-        beside = {"images.root": root / Path(data.images.root).expanduser()}
     return fingerprint(
         {
             f"{name}/{inside.relative_to(path)}": digests[inside]
-            for name, path in (files(data, which, root) | beside).items()
+            for name, path in (files(data, which, root) | pictures(data, which, root)).items()
             for inside in (sorted(path.rglob("*")) if path.is_dir() else [path])
             if inside.is_file()
         }

@@ -80,6 +80,30 @@ def test_an_edited_picture_is_another_content(folder):
     assert source_fingerprint(data, folder) != before
 
 
+@pytest.mark.parametrize("root", [None, "train"])
+def test_an_edited_picture_that_a_table_names_is_another_content(folder, root):
+    """Beside the table it was no part of the content: a refresh found nothing to do."""
+    start = "train/" if root is None else ""
+    rows = {"id": [1, 2], "path": [f"{start}warm/a.png", f"{start}cold/b.png"], "kind": [0, 1]}
+    pd.DataFrame(rows).to_csv(folder / "t.csv", index=False)
+    options = {"train": "t.csv", "test": "t.csv", "id": "id", "target": "kind"}
+    data = DataSettings.model_validate({"images": {"root": root}} | options)
+    before = source_fingerprint(data, folder)
+    Image.new("RGB", (4, 2), RED).save(folder / "train/cold/deep/c.png")  # which nobody names
+    assert source_fingerprint(data, folder) == before
+    Image.new("RGB", (4, 2), RED).save(folder / "train/cold/b.png")
+    assert source_fingerprint(data, folder) != before
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
+def test_pictures_whose_numbers_would_be_cut_off_are_refused(folder, dtype):
+    """Of 16 bits all above 255 were white, of decimals from 0 to 1 all were black."""
+    picture = Image.fromarray(np.full((2, 4), 40_000, dtype))
+    picture.save(folder / "train/warm/deep.tif")
+    with pytest.raises(DataError, match=r"warm/deep\.tif is no readable picture: .* not of 8 bits"):
+        read(folder)
+
+
 def test_pictures_that_cannot_be_used_are_told(folder):
     Image.new("RGB", (9, 9), RED).save(folder / "train/warm/z.png")
     with pytest.raises(DataError, match=r"2 sizes \(rows × columns: 2 × 4, 9 × 9\); data\.images"):

@@ -1,3 +1,4 @@
 from .base import Source as Source
 from .read import files as files
+from .read import pictures as pictures
 from .read import read_source as read_source

@@ -15,6 +15,8 @@ from influence_dag.texts import listed
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 DIMS = ("channel", "row", "column")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+DEEP = ("I", "F")  # modes whose numbers Pillow would cut at 255, or at 0
+Reader = Callable[[Path, str, DataSettings], Source]
 
 
 def read_folder(path: Path, name: str, data: DataSettings) -> Source:
@@ -45,7 +47,7 @@ def _line_of(ids: np.ndarray) -> Callable[[int], str]:
 
 
 def read_pictures(
-    read: Callable[[Path, str, DataSettings], Source],
+    read: Reader,
     path: Path,
     name: str,
     data: DataSettings,
@@ -55,6 +57,16 @@ def read_pictures(
 
     The paths travel along as a coordinate, and so does what else `data.keep` names.
     """
+    assert data.images is not None
+    table, written, found = named_pictures(read, path, name, data, root)
+    pictures = _pictures(found, written, name, data.images)
+    return replace(table, inputs={INPUT: pictures}, columns=None, dims=DIMS)
+
+
+def named_pictures(
+    read: Reader, path: Path, name: str, data: DataSettings, root: Path
+) -> tuple[Source, list[str], list[Path]]:
+    """A table without its pictures, the paths that stand in it, and the files that these are."""
     assert data.images is not None
     column = data.images.path
     kept = tuple(dict.fromkeys((column, *data.keep)))
@@ -69,8 +81,7 @@ def read_pictures(
             f"{name}: {table.row_name(row)}, column {column!r}: {seen} "
             f"({len(missing)} such rows); data.images.root says where paths start"
         )
-    pictures = _pictures([base / each for each in written], written, name, data.images)
-    return replace(table, inputs={INPUT: pictures}, columns=None, dims=DIMS)
+    return table, written, [base / each for each in written]
 
 
 def _pictures(
@@ -98,6 +109,11 @@ def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
         raise DataError(f"{name}: reading pictures needs Pillow; pip install pillow") from error
     try:
         with Image.open(path) as file:
+            if file.mode.startswith(DEEP):
+                raise ValueError(
+                    f"its numbers are not of 8 bits (mode {file.mode}) and would be cut at 255; "
+                    "save it with 8 bits a channel, or all pictures as arrays"
+                )
             picture = ImageOps.exif_transpose(file).convert(MODES[settings.channels])
             if settings.size is not None:
                 rows, columns = settings.size

@@ -61,8 +61,24 @@ def files(data: DataSettings, which: Split, root: Path) -> dict[str, Path]:
     return dict(sorted(paths.items()))
 
 
+def pictures(data: DataSettings, which: Split, root: Path) -> dict[str, Path]:
+    """Name → file of the pictures that the tables of a split name; none where they name none."""
+    found: dict[str, Path] = {}
+    tables = files(data, which, root).items() if data.images else ()
+    for table, path in tables:
+        if _ending(path) in READERS:
+            read, named = _reader(READERS[_ending(path)]), _reader("images:named_pictures")
+            _, names, there = named(read, path, table, data, root)
+            found |= {f"{table}: {name}": file for name, file in zip(names, there, strict=True)}
+    return found
+
+
+def _ending(path: Path) -> str:
+    return "".join(path.suffixes[-2:]) if path.suffix in (".gz", ".zst") else path.suffix
+
+
 def _read(path: Path, name: str, data: DataSettings, which: Split, root: Path) -> Source:
-    ending = "".join(path.suffixes[-2:]) if path.suffix in (".gz", ".zst") else path.suffix
+    ending = _ending(path)
     if path.is_dir() and ending != ".zarr":
         if ending in READERS:
             raise DataError(f"data.{which}: {name} is a folder; a file of that name is wanted")
