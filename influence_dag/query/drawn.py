@@ -42,7 +42,8 @@ def convergence(bench: Workbench, version: Version, method: str | None) -> Drawn
 
 def influences(bench: Workbench, version: Version, method: str | None) -> Drawn:
     rows = max(1, SAMPLE // version.variables["influences"].shape[-1])
-    block = dampings.at(version, "influences", -1, slice(0, rows))
+    slots = Axis.read(version, "test").slots[:rows]
+    block = dampings.at(version, "influences", -1, slice(slots[0], slots[-1] + 1))[slots - slots[0]]
     figure = plots.histogram(
         block[np.isfinite(block)], title=f"Influences by {method}, first {len(block)} test rows"
     )
@@ -119,17 +120,20 @@ def perturbation(bench: Workbench, version: Version, method: str | None) -> Draw
 
 
 def _derivative(version: Version, name: str, entry: Variable) -> tuple[np.ndarray, str]:
-    """The longest derivative of the first block, and whose it is."""
+    """The longest derivative of the first block that has a row, and whose it is."""
     train, lead, title = Axis.read(version, "train"), (), "all test rows"
     if "test" in entry.dims:
         test = Axis.read(version, "test")
         j = int(test.slots[0])
         lead, title = (slice(j, j + 1),), literal(test.ids[j], 28)
-    span = entry.chunks[entry.dims.index("rank" if "rank" in entry.dims else "train")]
-    block = dampings.at(version, name, -1, *lead, slice(0, span)).astype(np.float64)
+    ranked = "rank" in entry.dims
+    span = entry.chunks[entry.dims.index("rank" if ranked else "train")]
+    start = 0 if ranked else int(train.slots[0]) // span * span
+    block = dampings.at(version, name, -1, *lead, slice(start, start + span)).astype(np.float64)
     block = block[0] if lead else block
-    i = int(np.nansum(np.abs(block).reshape(len(block), -1), axis=1).argmax())
-    row = int(dampings.at(version, "top_train", -1, *lead)[0, i]) if "rank" in entry.dims else i
+    length = np.abs(block).reshape(len(block), -1).sum(axis=1)  # NaN where there is no row
+    i = int(np.nanargmax(length))
+    row = int(dampings.at(version, "top_train", -1, *lead)[0, i]) if ranked else start + i
     return block[i], f"{literal(train.ids[row], 28)} → {title}"
 
 
