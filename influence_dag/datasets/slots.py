@@ -155,6 +155,12 @@ class StoredAxis:
         return Axis.read(self.version, self.split)
 
 
+def dataset_of(version: Version, kept: Iterable[Version]) -> Version | None:
+    """The first of some versions of the dataset whose training rows an artifact has; else None."""
+    rows = StoredAxis.of(version, "train")
+    return next((each for each in kept if StoredAxis.of(each, "train") == rows), None)
+
+
 def natural_ids(ids: np.ndarray) -> np.ndarray:
     """Ids as whole numbers where all are, and are written as those are; else as text.
 

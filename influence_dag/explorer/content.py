@@ -41,18 +41,12 @@ class Contents:
         """The row with this very content: of the current dataset, or of one that is still kept."""
         split: Split = rows.axis.name
         name, key = rows.ids[position], rows.keys[position]
-        for version in self._versions():
+        for version in self.opened.kept("dataset"):
             there = self.opened.rows(version, split)
             at = there.positions.get(name)
             if at is not None and there.keys[at] == key:
                 return Found(version, int(there.slots[at]))
         return None
-
-    def _versions(self) -> Any:
-        if current := self.opened.current("dataset"):
-            yield current
-        for version in reversed(list(self.opened.store.versions("dataset"))):
-            yield self.opened.version("dataset", version.number)
 
     def shown(self, rows: Rows, position: int) -> dict[str, Any]:
         """A row's content as the page shows it, and the columns that travel along."""

@@ -3,6 +3,8 @@
 Nothing is computed and nothing imported: regions of stored arrays are read when they are asked for.
 """
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_dag.datasets.slots import Axis, Split, StoredAxis
+from influence_dag.datasets.slots import Axis, Split, StoredAxis, dataset_of
 from influence_dag.errors import StoreError
 from influence_dag.stages import dampings, naming
 from influence_dag.store import Store, Version
@@ -57,6 +59,12 @@ class Opened:
         """A kept version, by default the current one."""
         found = self.store.version(artifact, number)
         return self._version(artifact, found.number, found.data_version)
+
+    def kept(self, artifact: str) -> Iterator[Version]:
+        """The kept versions, newest first; one that is damaged is passed over."""
+        for version in reversed(list(self.store.versions(artifact))):
+            with suppress(StoreError):
+                yield self._version(artifact, version.number, version.data_version)
 
     def _opened(self, artifact: str, number: int, data_version: str) -> Version:
         return self.store.version(artifact, number)
@@ -204,13 +212,20 @@ class View:
     @cached_property
     def summary(self) -> Version | None:
         """What was summed up of exactly these influences; None where it is not stored."""
-        artifact, wanted = naming.summary(self.method), self.influences.number
-        if self.opened.store.current(artifact) is None:
-            return None
-        kept = reversed(list(self.opened.store.versions(artifact)))
-        matching = (v for v in kept if v.attrs.get("influences_version") == wanted)
-        version = next(matching, None)
-        return version and self.opened.version(artifact, version.number)
+        wanted = {
+            "influences_data_version": self.influences.data_version,
+            "influences_version": self.influences.number,  # all that earlier summaries say
+        }
+        for version in self.opened.kept(naming.summary(self.method)):
+            said = next((name for name in wanted if name in version.attrs), None)
+            if said and version.attrs[said] == wanted[said]:
+                return version
+        return None
+
+    @cached_property
+    def dataset(self) -> Version | None:
+        """The version of the dataset that these rows are of; None where it is not kept any more."""
+        return dataset_of(self.influences, self.opened.kept("dataset"))
 
     def said(self, name: str, split: Split) -> NDArray[np.float64] | None:
         """A number of each row from the summary, in the order of the rows; None without it."""

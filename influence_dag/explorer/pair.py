@@ -34,12 +34,8 @@ class Maps:
         return stored, "stored" if stored else "none"
 
     def _stored(self, view: View, test: str, train: str) -> dict[str, NDArray]:
-        opened, artifact = view.opened, naming.perturbation(view.method)
-        if opened.store.current(artifact) is None:
-            return {}
         base = _made_from(view.influences)
-        for version in reversed(list(opened.store.versions(artifact))):
-            kept = opened.version(artifact, version.number)
+        for kept in view.opened.kept(naming.perturbation(view.method)):
             if _made_from(kept) != base or not naming.keeps_all(kept.attrs):
                 continue
             places = [_slot(view, kept, *each) for each in (("test", test), ("train", train))]

@@ -20,7 +20,7 @@ class Predictions:
         self.rows = view.split(split)
         dataset = view.opened.current("dataset")
         assert dataset is not None
-        self.classes = list(dataset.attrs.get("classes", ()))
+        self.classes = list(view.dataset.attrs.get("classes", ())) if view.dataset else []
         values = view.said(f"{split}_predicted", split)
         self.values = np.full(len(self.rows), np.nan) if values is None else values
         loss, known = view.influences.attrs.get("loss"), view.said("train_predicted", "train")
@@ -50,6 +50,8 @@ class Predictions:
         if self.classes:
             places = {name: place for place, name in enumerate(map(str, self.classes))}
             known = np.array([places.get(str(each), -1) for each in labels.tolist()])
+        elif labels.dtype.kind == "T":  # and what was the order of their classes nobody knows
+            return None
         else:
             known = labels.astype(np.float64)
         return np.isfinite(self.values) & (known != self.values)

@@ -36,10 +36,7 @@ def newer_beside(store: Store, version: Version) -> dict[str, str]:
     """
     if "model_data_version" not in version.attrs:
         return {}
-    method, rows = (
-        version.artifact.partition("/")[0],
-        _other_rows(store.version("dataset"), version),
-    )
+    method = version.artifact.partition("/")[0]
     beside = {
         "θ": (naming.MODEL, "model_data_version"),
         "curvature": (naming.curvature(method), "curvature_data_version"),

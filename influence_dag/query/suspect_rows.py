@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from influence_dag.datasets import neighbours as stored
-from influence_dag.datasets.slots import Axis, Split
+from influence_dag.datasets.slots import Axis, Split, dataset_of
 from influence_dag.errors import StoreError
 from influence_dag.query.reopened import workbench_of
 from influence_dag.stages import naming
@@ -123,8 +123,11 @@ class _Rows:
         return stored.have_classes(self.dataset, summary.attrs.get("loss"), known)
 
     def _in_words(self, predicted: NDArray) -> NDArray:
-        classes = predicted.astype(np.int64)
-        names = np.array(self.dataset.attrs.get("classes", ()))
+        """Names of the classes in the order that the dataset had for the model that predicted."""
+        store, classes = self.study.store, predicted.astype(np.int64)
+        summary = store.version(naming.summary(self.method))
+        dataset = dataset_of(summary, reversed(store.versions("dataset")))
+        names = np.array(dataset.attrs.get("classes", ()) if dataset else ())
         return names[classes] if len(names) else classes
 
     @cached_property

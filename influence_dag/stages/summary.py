@@ -103,7 +103,11 @@ class _Summary:
         variables = [self._variable(name, dims, words[name]) for name, dims in named.items()]
         variables += self._seen_variables()
         labels = (*self.test.coordinates, *self.train.coordinates, self.axis.coordinate)
-        made = {**provenance(), "influences_version": self.version.number}
+        made = {
+            **provenance(),
+            "influences_version": self.version.number,
+            "influences_data_version": self.version.data_version,
+        }
         return Layout(
             tuple(variables), labels, methods.method_attributes(self.bench, self.method), made
         )

@@ -1,0 +1,68 @@
+"""What is looked at is told by what it was computed with, whatever has become of the rest since."""
+
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+from tiny_project import Project
+
+from influence_dag.explorer.opened import Opened
+from influence_dag.explorer.predictions import predictions
+from influence_dag.stages import dataset
+
+WORDS = np.array(["cat", "dog", "eel"])
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory) -> Project:
+    """A study of words, whose dataset was refreshed alone, with a class that comes first."""
+    project = Project(tmp_path_factory.mktemp("words"), perturbation=None, methods={"cg": None})
+    for split, rows in project.rows.items():
+        project.write(split, [[*row[:4], str(WORDS[row[4]])] for row in rows])
+    project.refresh()
+    project.write("train", [*project.rows["train"], ["train-99", 0.5, 0.5, 0.5, "ant"]])
+    dataset.refresh(project.bench())
+    return project
+
+
+def test_classes_are_those_that_the_model_predicted(words):
+    """By the current dataset's each would be the one before it, and every row wrong."""
+    results = words.results
+    assert results.store.version("dataset").attrs["classes"] == ["ant", *WORDS]
+    view = Opened(results).view()
+    predicted = results.store.version("direct/summary").read("test_predicted").astype(int)
+    seen = predictions(view, "test")
+    assert [seen.predicted(k) for k in range(len(predicted))] == WORDS[predicted].tolist()
+    labels = np.array([seen.label(k) for k in range(len(predicted))])
+    np.testing.assert_array_equal(seen.wrong, WORDS[predicted] != labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of older influences
+        suspects = results.suspects(40)
+        summary = results.open("direct/summary")
+    of_rows = summary["train_predicted"].sel(train=suspects.train.values).values.astype(int)
+    assert suspects.predicted.values.tolist() == WORDS[of_rows].tolist()
+
+
+def test_without_that_dataset_nothing_is_called_wrong(words, tmp_path):
+    project = words.copy(tmp_path)
+    shutil.rmtree(project.results.store.version("dataset", 1).path)
+    seen = predictions(Opened(project.results).view(), "test")
+    assert seen.wrong is None
+    assert seen.predicted(0) in ("0", "1", "2")
+
+
+def test_losses_are_there_when_influences_were_mended(finished_project, tmp_path):
+    """The same numbers as another version; the summary needs none, being of these numbers."""
+    project = finished_project.copy(tmp_path)
+    chunk = project.results.store.version("direct/influences").path / "influences" / "c.0.0"
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.unlink()  # linked to where it was copied from
+    chunk.write_bytes(content)
+    project.refresh()
+    store = project.results.store
+    ages = [store.version(f"direct/{name}").number for name in ("influences", "summary")]
+    assert ages == [2, 1]
+    losses = Opened(project.results).view("direct").said("test_loss", "test")
+    np.testing.assert_array_equal(losses, store.version("direct/summary").read("test_loss")[:10])
