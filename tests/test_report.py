@@ -187,6 +187,24 @@ def test_what_is_broken_is_not_trusted(project, tmp_path, harm):
     assert any(words in reason for reason in found.reasons)
 
 
+def test_refits_that_were_held_against_other_influences_are_no_measure(project, tmp_path):
+    """An interrupted run has renewed influences: by refits of the old ones they were trusted."""
+    other = project.copy(tmp_path)
+    for position in range(0, 40, 3):
+        other.edit("train", position, label=1)
+    bench, late = other.bench(), ("report", "validation/leave_one_out")
+    for node in artifacts(bench.study):
+        if node.name not in late:
+            node.refresh(bench)
+    found = findings_of(other.results)
+    assert found.verdict.trust == "neither"
+    told = "2 artifacts were measured on other influences than these: validation/leave_one_out, rep"
+    assert any(told in reason for reason in found.verdict.reasons)
+    assert "refits" not in {each.name for each in found.found}
+    other.refresh()
+    assert "refits" in {each.name for each in findings_of(other.results).found}
+
+
 def test_influences_of_another_damping_than_the_solves_are_not_trusted(project, tmp_path):
     """λ and residuals are the factors', which a run that was interrupted has renewed."""
     other = project.copy(tmp_path)

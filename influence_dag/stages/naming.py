@@ -12,6 +12,8 @@ PERTURBATIONS = "perturbation_influences"
 """The array of perturbation influences, of several inputs the beginning of each array's name."""
 LONGEST_PAIRS = "top_train"
 """Beside it, where a study keeps the longest pairs: the slots of the training rows."""
+OF_INFLUENCES = "of_influences"
+"""The attribute of what was measured on influences: by method, the data versions that these had."""
 
 
 def curvature(method: str) -> str:

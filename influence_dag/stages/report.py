@@ -46,7 +46,9 @@ def refresh(bench: Workbench) -> Update:
             for name, values in labels.items()
         )
         info = {"methods": list(methods), "strength": alone, "agreement": pairs}
-        return Whole(arrays, bench.attributes(), info, coordinates)
+        of = {method: versions[naming.influences(method)] for method in methods}
+        notes = {naming.OF_INFLUENCES: of}
+        return Whole(arrays, bench.attributes(), info, coordinates, notes=notes)
 
     return refresh_whole(bench, naming.REPORT, key, produce)
 

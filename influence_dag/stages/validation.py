@@ -1,5 +1,7 @@
 """Whether a study's influences mean what they say: refits against predictions, as artifacts."""
 
+from dataclasses import replace
+
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
 from influence_dag.stages.driver import Whole, refresh_whole
@@ -27,6 +29,6 @@ def refresh(bench: Workbench, kind: str) -> Update:
     def produce() -> Whole:
         from influence_dag.stages.refits import produced  # here: it imports torch, a plan does not
 
-        return produced(bench, kind)
+        return replace(produced(bench, kind), notes={naming.OF_INFLUENCES: stored})
 
     return refresh_whole(bench, artifact(kind), key, produce)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 RESIDUAL = {"float32": 1e-4, "float64": 1e-8}
 SAME = 1e-3  # relative error up to which exact methods agree
-FAR = 10  # λ beyond this many weight decays is another model's
+LEAVE_ONE_OUT, DATAMODELS = "validation/leave_one_out", "validation/datamodels"
 DRAWS = 400  # of a bootstrap
 
 
@@ -74,6 +74,7 @@ class _Look:
     def all(self) -> Iterator[Finding]:
         yield self.sound()
         yield self.fresh()
+        yield from self.measured()
         yield self.minimum()
         yield from self.definite()
         yield from self.damped()
@@ -104,6 +105,23 @@ class _Look:
         if moved:
             says += f": {', '.join(moved)}; materialise the study again"
         return Finding("up to date", len(moved), 0, "bad" if moved else "good", says)
+
+    def measured(self) -> Iterator[Finding]:
+        """What is stored of refits and of agreement, where it is not of these influences."""
+        there = map(self.store.current, (LEAVE_ONE_OUT, DATAMODELS, naming.REPORT))
+        others = [each for each in there if each and not self._is_of_these(each, self.method)]
+        if others:
+            says = (
+                f"{len(others)} artifacts were measured on other influences than these: "
+                f"{', '.join(each.artifact for each in others)}; materialise the study again"
+            )
+            yield Finding("measured", len(others), 0, "bad", says)
+
+    def _is_of_these(self, version: Version, *methods: str) -> bool:
+        """Whether it was measured on the influences that are stored now, as far as it says."""
+        of = version.attrs.get(naming.OF_INFLUENCES, {})
+        now = {name: self.store.version(naming.influences(name)).data_version for name in methods}
+        return all(of.get(name, known) == known for name, known in now.items())
 
     def minimum(self) -> Finding:
         model = self.store.version("model").attrs
@@ -163,9 +181,11 @@ class _Look:
     def agreement(self) -> Iterator[Finding]:
         """With the other methods; two that are exact and differ are wrong, one or the other."""
         report = self.store.current(naming.REPORT)
-        for pair, found in (report.attrs["info"]["agreement"] if report else {}).items():
+        if report is None:
+            return
+        for pair, found in report.attrs["info"]["agreement"].items():
             names = pair.split(" vs ")
-            if self.method not in names:
+            if self.method not in names or not self._is_of_these(report, *names):
                 continue
             versions = [self.store.version(naming.factors(name)) for name in names]
             same = None not in (systems := {_system(v) for v in versions}) and len(systems) == 1
@@ -185,8 +205,10 @@ class _Look:
                 yield Finding(f"like {other}", ranks, VALUES, outcome, says)
 
     def refits(self) -> Iterator[Finding]:
-        version = self.store.current("validation/leave_one_out")
+        version = self.store.current(LEAVE_ONE_OUT)
         if version is None or version.attrs.get("method") != self.method:
+            return
+        if not self._is_of_these(version, self.method):
             return
         predicted, actual = version.read("predicted"), version.read("actual")
         rows = predicted.shape[1]
@@ -204,9 +226,9 @@ class _Look:
         yield Finding("sizes", size, 1, outcome, says, interval)
 
     def subsets(self) -> Iterator[Finding]:
-        version = self.store.current("validation/datamodels")
+        version = self.store.current(DATAMODELS)
         score = version.attrs["info"]["scores"].get(self.method) if version else None
-        if version is None or score is None:
+        if version is None or score is None or not self._is_of_these(version, self.method):
             return
         lds, interval = score["lds"], tuple(score["interval"])
         outcome: Outcome = "good" if lds >= RANKS else "warn"
