@@ -190,3 +190,17 @@ def test_a_link_of_another_program_is_no_artifact(store):
     (store.root / "node" / "current").symlink_to("versions/1.22.4")
     assert store.names() == [NAME]
     assert store.current("node") is None
+
+
+def test_an_artifact_on_another_disk_is_there_by_a_link_and_an_alias_is_none(tmp_path):
+    store = ArtifactStore(tmp_path / "studies" / "tiny")
+    refresh(store, Sample())
+    refresh(store, Sample(), "dataset")
+    (store.root / "direct").rename(tmp_path / "large")
+    (store.root / "direct").symlink_to(tmp_path / "large")
+    (store.root / "alias").symlink_to("dataset")
+    (store.root / "around").symlink_to("..")
+    assert store.names() == ["dataset", NAME]
+    refresh(store, Sample().with_train({0: 50.0}))
+    assert [version.number for version in store.versions(NAME)] == [1, 2]
+    assert store.gc() == []

@@ -93,16 +93,21 @@ class ArtifactStore(versioned.VersionedStore[FolderVersion]):
         """The artifacts that have a version or the beginning of one, sorted.
 
         Folders that a person, a server or a sync tool has put beside them (`.snapshot`, `@eaDir`,
-        `Copy of direct`) are passed over. Who opens `/` is not to wait until all of it has been
+        `Copy of direct`) are passed over, and so are links to others of them; one that was moved
+        to another disk is there by a link. Who opens `/` is not to wait until all of it has been
         looked at. Raises `StoreError` for a folder that may not be read: what is in it would be
         missing without a word.
         """
-        names, closed = [], list[OSError]()
-        for folder, inside, _ in os.walk(self.root, onerror=closed.append):
+        names, closed, root = [], list[OSError](), self.root.resolve()
+        for folder, inside, _ in os.walk(self.root, onerror=closed.append, followlinks=True):
             relative = Path(folder).relative_to(self.root)
             if not versioned.TAKEN.isdisjoint(inside):
                 names.append(relative.as_posix())
-            inside[:] = filter(versioned.is_part, inside)
+            inside[:] = [
+                each
+                for each in inside
+                if versioned.is_part(each) and not _is_alias(Path(folder, each), root)
+            ]
             if len(relative.parts) >= versioned.DEEPEST:
                 inside.clear()
         refused = [each for each in closed if isinstance(each, PermissionError)]
@@ -195,6 +200,12 @@ class ArtifactStore(versioned.VersionedStore[FolderVersion]):
             self._point_current(name, published_path(journal.with_suffix("")))
             remove([journal])
         remove([*(folder / "versions").glob(".trash-*"), *folder.glob("*current.*.partial")])
+
+
+def _is_alias(path: Path, root: Path) -> bool:
+    """Whether it is a link to something in a store, or around it, that is there without it."""
+    there = path.resolve() if path.is_symlink() else None
+    return there is not None and (there.is_relative_to(root) or root.is_relative_to(there))
 
 
 def _folder_of(draft: StoredDraft) -> Folder:
