@@ -4,12 +4,9 @@ A version is the same files wherever it is kept (`zarr.json`, `influences/c.0.12
 what they hold is the business of the modules beside this one, where they lie is a backend's.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Set
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from zarr.abc.store import Store as ZarrStore
+from typing import Protocol
 
 Reader = Callable[[str], bytes | None]
 Stamp = tuple[int, int]
@@ -36,6 +33,10 @@ class Contents(Protocol):
         """What a file holds; None without one."""
         ...
 
+    async def fetch(self, name: str) -> bytes | None:
+        """`read`, for Zarr, which asks for several at once."""
+        ...
+
     def ahead(self, names: Iterable[str]) -> Reader:
         """`read`, for who asks for these files next: where each is a way off they are on theirs."""
         ...
@@ -46,13 +47,6 @@ class Contents(Protocol):
 
     def doubt(self, name: str) -> None:
         """A reader found the file to be another one: its stamp is to be another one as well."""
-        ...
-
-    def zarr_store(self, artifact: str, checksums: Mapping[str, int]) -> "ZarrStore":
-        """The files as Zarr opens them, read-only, each checked as it is read.
-
-        `checksums` has what every file was published with: see `checked.Checked`.
-        """
         ...
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, NoReturn, Unpack
 
 from influence_dag.errors import StoreError
 from influence_dag.store.cloning import clone
@@ -32,9 +32,6 @@ from influence_dag.store.versioned import (
     refuse_locks,
 )
 
-if TYPE_CHECKING:
-    from influence_dag.store.memory_zarr import CheckedMemory
-
 _generations = itertools.count(1)
 
 
@@ -53,6 +50,12 @@ class Memory:
     address: str
     files: dict[str, _File] = field(default_factory=dict)
 
+    def __reduce__(self) -> NoReturn:
+        raise StoreError(
+            f"{self.address} is in the memory of one process and cannot be pickled; load what is "
+            "needed first, or keep the study in a folder (`store.path`)"
+        )
+
     def is_kept(self) -> bool:
         """Always: whoever reads a removed version keeps it in memory."""
         return True
@@ -63,6 +66,9 @@ class Memory:
     def read(self, name: str) -> bytes | None:
         file = self.files.get(name)
         return file and file.content
+
+    async def fetch(self, name: str) -> bytes | None:
+        return self.read(name)
 
     def ahead(self, names: Iterable[str]) -> Reader:
         return self.read
@@ -75,11 +81,6 @@ class Memory:
     def doubt(self, name: str) -> None:
         if found := self.files.get(name):
             self.files[name] = _File(found.content)
-
-    def zarr_store(self, artifact: str, checksums: Mapping[str, int]) -> "CheckedMemory":
-        from influence_dag.store.memory_zarr import CheckedMemory
-
-        return CheckedMemory(self, artifact=artifact, checksums=checksums)
 
     def write(self, name: str, content: bytes) -> None:
         self.files[name] = _File(bytes(content))

@@ -246,7 +246,9 @@ class StoredVersion:
 
     @cached_property
     def _store(self) -> "ZarrStore":
-        return self.contents.zarr_store(self.artifact, self._checksums)
+        from influence_dag.store.checked import Checked
+
+        return Checked(self.contents, self.artifact, self._checksums)
 
     def _expected(self, file: str) -> int:
         """The checksum that a chunk, of a variable or of labels, was published with."""

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from influence_dag.store.icechunk.repositories import (
     Repository,
     found,
     is_theirs,
+    left_by,
     tag_of,
     told,
 )
@@ -25,8 +26,6 @@ from influence_dag.store.threads import UnderWay
 
 if TYPE_CHECKING:
     from icechunk import IcechunkStore, Session
-
-    from influence_dag.store.icechunk.opened import CheckedRepository
 
 AT_ONCE = 32  # chunks that are asked for beside each other
 
@@ -57,6 +56,13 @@ class Kept:
 
     def read(self, name: str) -> bytes | None:
         return found(lambda: get(self.opened(), name), f"reading {self.address}/{name}")
+
+    async def fetch(self, name: str) -> bytes | None:
+        try:
+            content = await self.opened().get(key_of(name), default_buffer_prototype())
+        except Exception as error:
+            return left_by(error, f"reading {self.address}/{name}")
+        return None if content is None else content.to_bytes()
 
     def ahead(self, names: Iterable[str]) -> Reader:
         """Some at once: a bucket is slow to answer, and answers many."""
@@ -93,11 +99,6 @@ class Kept:
 
     def doubt(self, name: str) -> None:
         self.repository.doubt(self.number)
-
-    def zarr_store(self, artifact: str, checksums: Mapping[str, int]) -> "CheckedRepository":
-        from influence_dag.store.icechunk.opened import CheckedRepository
-
-        return CheckedRepository(self, artifact=artifact, checksums=checksums)
 
 
 async def _all(store: "IcechunkStore", names: list[str]) -> list[bytes | None]:
@@ -152,8 +153,8 @@ class Draft:
     def doubt(self, name: str) -> None:
         """Its readers are its writer, who knows."""
 
-    def zarr_store(self, artifact: str, checksums: Mapping[str, int]) -> "CheckedRepository":
-        raise NotImplementedError("an unfinished version is no store of Zarr's")
+    async def fetch(self, name: str) -> bytes | None:
+        return await asyncio.to_thread(self.read, name)
 
     def write(self, name: str, content: bytes) -> None:
         with self._using() as store:

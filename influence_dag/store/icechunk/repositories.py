@@ -270,10 +270,15 @@ def found(read: Callable[[], bytes | None], doing: str) -> bytes | None:
     try:
         return read()
     except Exception as error:
-        if not is_theirs(error) or _OUTAGE.search(str(error)):
-            with told(doing):
-                raise
-        return None if _GONE.search(str(error)) else b""
+        return left_by(error, doing)
+
+
+def left_by(error: Exception, doing: str) -> bytes | None:
+    """What `found` is of an object whose reading raised this; an outage says nothing of it."""
+    if not is_theirs(error) or _OUTAGE.search(str(error)):
+        with told(doing):
+            raise error
+    return None if _GONE.search(str(error)) else b""
 
 
 def quiet() -> None:
