@@ -460,6 +460,16 @@ def test_the_bundled_diabetes_features_are_standardised():
     assert train.y.dtype == np.float64
 
 
+def test_units_of_many_rows_in_float32_keep_their_digits(tmp_path):
+    """Sums over 200,000 rows in float32 had a deviation of 87 instead of 1."""
+    x = 50_000 + np.random.default_rng(0).normal(size=(200_000, 3)).astype(np.float32)
+    np.savez(tmp_path / "t.npz", x=x, y=np.zeros(len(x)))
+    data = settings("t.npz", "t.npz", target="y", features={"standardise": True})
+    seen = load_splits(data, tmp_path)[0].x["x"]
+    assert (abs(seen.mean(axis=0)) < 1 / 8).all()
+    np.testing.assert_allclose(seen.std(axis=0), 1, atol=0.05)
+
+
 def test_every_message_says_the_file_relative_to_the_project(tmp_path):
     with pytest.raises(DataError) as caught:
         load_csv(tmp_path, CSV.replace("-3", "nan"))

@@ -80,6 +80,8 @@ def test_the_influence_of_a_group_is_the_sum_of_its_rows(study, influences):
     np.testing.assert_allclose(found, expected)
     assert found.attrs["long_name"] == "influence of 2 training rows together on the test loss"
     np.testing.assert_allclose(found.idag.to_loo(), expected / 40)
+    gaps = influences.where(influences.train != "train-11")  # as of a slot without a row
+    assert np.isnan(gaps.idag.influence_of(group)).all()
 
 
 @pytest.mark.parametrize(

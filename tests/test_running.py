@@ -200,6 +200,13 @@ def test_the_strongest_rows_it_names_are_those(finished_project):
     assert f"harmed by  {worst.train.item(0)} " in said
 
 
+def test_a_single_test_row_is_told_once(finished_project, tmp_path):
+    project = finished_project.copy(tmp_path)
+    project.write("test", project.rows["test"][:1])
+    project.refresh()
+    assert describe(project.results).count("helped by") == 1
+
+
 @pytest.mark.parametrize("command", ["materialize", "show"])
 def test_errors_on_the_command_line_are_one_line_and_no_traceback(tmp_path, command):
     done = CliRunner().invoke(main, [command, str(tmp_path)])

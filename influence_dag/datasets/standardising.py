@@ -62,7 +62,7 @@ def unscaled(train: "SplitRows") -> list[str]:
     if train.feature_names is None:
         return []
     (x,) = train.x.values()
-    scales = np.asarray(x).reshape(len(x), -1).std(axis=0)
+    scales = moments(x)[1].ravel()
     order = [k for k in np.argsort(scales) if scales[k] > 0]
     if len(order) < 2 or scales[order[-1]] < APART * scales[order[0]]:
         return []

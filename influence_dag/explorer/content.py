@@ -118,11 +118,11 @@ class Look:
         if values.dtype.kind in "iu":
             return {"kind": "tokens", "name": name, "tokens": values.tolist()}
         names = self.names(name) or [f"{name}[{k}]" for k in range(len(values))]
-        units = self.in_units(name, values)
+        units = self.in_units(values)
         columns = [[each, number(value)] for each, value in zip(names, units, strict=True)]
         return {"kind": "table", "name": name, "columns": columns}
 
-    def in_units(self, name: str, values: NDArray) -> NDArray:
+    def in_units(self, values: NDArray) -> NDArray:
         """Columns as the file has them, whatever the model sees of them."""
         scale = self.version.attrs.get("scale", 1.0)
         if len(self.inputs) == 1 and "feature_scale" in self.version.coordinates:
@@ -219,7 +219,7 @@ def compared(look: Look, name: str, of_row: NDArray, of_test: NDArray) -> list[d
     """A table's row beside the test row: every column, those that differ most first."""
     names = look.names(name) or [f"{name}[{k}]" for k in range(len(of_row))]
     apart = look.differences(name, of_row, of_test)
-    here, there = look.in_units(name, of_row), look.in_units(name, of_test)
+    here, there = look.in_units(of_row), look.in_units(of_test)
     order = np.argsort(-np.abs(np.nan_to_num(apart)), kind="stable")
     return [
         {

@@ -48,11 +48,11 @@ class InfluenceAccessor:
         """Influence of a group of training rows, named by their ids: the sum of theirs, `(test,)`.
 
         Leaving out all of them changes the test loss by about `+1/n` of it, which leaves aside
-        what the rows do to one another (`idag.to_loo()` divides).
+        what the rows do to one another (`idag.to_loo()` divides). NaN where one of theirs is.
         """
         names = rows_named(self._array, "train", rows)
         with xr.set_options(keep_attrs=True):
-            group = self._array.sel(train=names).sum("train")
+            group = self._array.sel(train=names).sum("train", skipna=False)
         told = f"influence of {len(names)} training rows together on the test loss"
         return group.assign_attrs(long_name=told)
 

@@ -35,9 +35,10 @@ def describe(results: StudyResults) -> str:
     if not results.methods:
         return "\n".join([*lines, "No influences yet: materialise the study."])
     method = results.methods[0]
-    influences = results[method].influences.isel(damping=-1, missing_dims="ignore")
+    influences = results.influences(method=method)
     lines += [f"Influences by {method}: {_sizes(influences)}; positive helps, negative harms"]
-    for position in np.linspace(0, influences.sizes["test"] - 1, TESTS).astype(int):
+    tests = influences.sizes["test"]
+    for position in np.linspace(0, tests - 1, min(TESTS, tests)).astype(int):
         # Were it named, a cluster would be looked for, by what takes long to import.
         row = influences.isel(test=position).load(scheduler=get_sync)
         lines += _strongest(row)

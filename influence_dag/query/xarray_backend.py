@@ -10,6 +10,7 @@ from xarray.backends import BackendEntrypoint
 
 if TYPE_CHECKING:
     from influence_dag.query.results import StudyResults
+    from influence_dag.store import Version
 
 
 class StudyBackend(BackendEntrypoint):
@@ -33,28 +34,18 @@ class StudyBackend(BackendEntrypoint):
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
     ) -> xr.Dataset:
         """An artifact by its folder, `…/direct/influences`, or one of its versions."""
-        from influence_dag.query.holes import without_holes
-
-        path = Path(filename_or_obj)
-        results, artifact, version = _place(path)
-        stored = results.store.version(artifact, version)
-        return without_holes(stored.open(chunks=None)).drop_vars(_names(drop_variables))
+        results, artifact, version = _place(Path(filename_or_obj))
+        return _shown(results.store.version(artifact, version), drop_variables)
 
     def open_groups_as_dict(
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
     ) -> dict[str, xr.Dataset]:
-        from influence_dag.query.holes import without_holes
         from influence_dag.query.results import open_study
 
         results = open_study(filename_or_obj)
-        groups = {
-            f"/{name}": results.store.version(name).open(chunks=None) for name in results.artifacts
-        }
-        dropped = _names(drop_variables)
-        return {"/": xr.Dataset()} | {
-            name: without_holes(group).drop_vars(dropped, errors="ignore")
-            for name, group in groups.items()
-        }
+        versions = {f"/{name}": results.store.version(name) for name in results.artifacts}
+        shown = {name: _shown(version, drop_variables) for name, version in versions.items()}
+        return {"/": xr.Dataset()} | shown
 
     def open_datatree(
         self, filename_or_obj: Any, *, drop_variables: str | Iterable[str] | None = None
@@ -63,8 +54,11 @@ class StudyBackend(BackendEntrypoint):
         return xr.DataTree.from_dict(groups, name=Path(filename_or_obj).resolve().name)
 
 
-def _names(given: str | Iterable[str] | None) -> list[str]:
-    return [given] if isinstance(given, str) else list(given or ())
+def _shown(version: "Version", dropped: str | Iterable[str] | None) -> xr.Dataset:
+    from influence_dag.query.holes import without_holes
+
+    names = [dropped] if isinstance(dropped, str) else list(dropped or ())
+    return without_holes(version.open(chunks=None)).drop_vars(names, errors="ignore")
 
 
 def _place(path: Path) -> "tuple[StudyResults, str, int | None]":

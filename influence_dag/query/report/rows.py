@@ -12,6 +12,7 @@ from influence_dag.datasets.slots import shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents
+from influence_dag.query.questions import at_damping
 from influence_dag.stages import naming
 from influence_dag.suspicion import NEIGHBOURS
 from influence_dag.texts import literal
@@ -79,7 +80,7 @@ class ShownRows:
         """The test rows with the strongest influences, strongest first."""
         summary = self.results.open(naming.summary(self.method))
         ends = [abs(summary[f"{end}_influence"]).max("position") for end in ("top", "bottom")]
-        strength = np.maximum(*(_last(each).values for each in ends))
+        strength = np.maximum(*(at_damping(each, None).values for each in ends))
         order = np.argsort(-np.nan_to_num(strength), kind="stable")[:TESTS]
         return summary["test"].values[order].tolist()
 
@@ -156,10 +157,6 @@ class ShownRows:
         predicted = shown_label(row.predicted.item()) if "predicted" in row else ""
         names = literal(content.id), _label(content), literal(predicted)
         return Suspect(*names, own, share, image)
-
-
-def _last(array: xr.DataArray) -> xr.DataArray:
-    return array.isel(damping=-1, missing_dims="ignore")
 
 
 def _label(content: Content) -> str:
