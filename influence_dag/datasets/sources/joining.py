@@ -1,7 +1,7 @@
 """Several files of one split: their rows as those of one file."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from influence_dag.datasets.sources.numbers import beyond, decimal, whole
 from influence_dag.datasets.sources.texts import texts
 from influence_dag.errors import DataError
 from influence_dag.texts import listed
+
+if TYPE_CHECKING:
+    from influence_dag.datasets.split_rows import SplitRows
 
 
 def joined(name: str, sources: Sequence[Source]) -> Source:
@@ -78,16 +81,7 @@ def _together(sources: Sequence[Source], name: str, of: Callable[[Source], Any])
     )
 
 
-class Labelled(Protocol):
-    """What is said of the axes of arrays: their names, and what stands along them."""
-
-    @property
-    def axes(self) -> Mapping[str, tuple[str, ...]]: ...
-    @property
-    def axis_labels(self) -> Mapping[str, tuple[str, ...]]: ...
-
-
-def check_axes(pair: str, other: Labelled, first: Labelled) -> None:
+def check_axes(pair: str, other: "Source | SplitRows", first: "Source | SplitRows") -> None:
     """A `DataError` where axes or their labels are in another order: numbers would change places.
 
     Names alone may differ, or be missing in one of them.
