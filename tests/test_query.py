@@ -323,3 +323,22 @@ def test_questions_of_xarray_are_answered_by_name(influences):
     assert influences.sortby("train_label").train_label.values.tolist() == sorted(
         influences.train_label.values.tolist()
     )
+
+
+def test_a_table_of_artifacts_of_several_ages_holds_the_ids_and_digits_of_each(
+    finished_project, tmp_path
+):
+    """Of a method that the settings no longer name, with ids of before; it ended in a traceback."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    project = finished_project.copy(tmp_path)
+    project.write_settings(methods={"cg": None}, compute={"dtype": "float32"}, perturbation=None)
+    for split, rows in project.rows.items():
+        project.write(split, [[number, *row[1:]] for number, row in enumerate(rows)])
+    project.refresh()
+    results = project.results
+    results.export(tmp_path / "pairs.parquet")
+    table = parquet.read_table(tmp_path / "pairs.parquet").to_pandas()
+    for method, first in (("direct", "0"), ("cg", "train-00")):
+        found = table[table.method == method]
+        np.testing.assert_array_equal(found.influence, results[method].influences.values.ravel())
+        assert found.train.iloc[0] == first

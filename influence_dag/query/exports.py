@@ -20,6 +20,7 @@ from influence_dag.errors import StoreError
 from influence_dag.stages import naming
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from zarr.abc.store import Store as ZarrStore
 
     from influence_dag.query.results import StudyResults
@@ -195,24 +196,39 @@ def _parquet(results: "StudyResults", target: Path, artifacts: list[str]) -> lis
             f"{others[0]} is no table of pairs; parquet takes "
             f"{', '.join(map(naming.influences, results.methods))}, and .zarr takes anything"
         )
-    writer = None
-    try:
-        for part in (part for name in names for part in _parts(results, name)):
-            table = pa.Table.from_pydict(part)
-            writer = writer or ParquetWriter(target, table.schema, compression="zstd")
-            writer.write_table(table.cast(writer.schema))
-    finally:
-        if writer is not None:
-            writer.close()
+    arrays = {name.removesuffix(naming.influences("")): _swept(results, name) for name in names}
+    firsts = (_columns(method, array[0, :1, :1]) for method, array in arrays.items())
+    schema = _common([pa.Table.from_pydict(columns).schema for columns in firsts])
+    with ParquetWriter(target, schema, compression="zstd") as writer:
+        for part in (part for each in arrays.items() for part in _parts(*each)):
+            writer.write_table(pa.Table.from_pydict(part).select(schema.names).cast(schema))
     return names
 
 
-def _parts(results: "StudyResults", artifact: str) -> Iterator[dict[str, Any]]:
-    """The columns of some test rows at a time."""
-    method = artifact.removesuffix(naming.influences(""))
+def _common(schemas: "list[pa.Schema]") -> "pa.Schema":
+    """The columns that all have, in types that hold those of each: ids may be text in one alone."""
+    import pyarrow as pa
+
+    names = [name for name in schemas[0].names if all(name in each.names for each in schemas)]
+    types = {name: {each.field(name).type for each in schemas} for name in names}
+    for found in types.values():
+        if len(found) > 1:
+            numbers = all(map(pa.types.is_floating, found))
+            found.clear()
+            found.add(pa.float64() if numbers else pa.string())
+    return pa.schema([(name, *found) for name, found in types.items()])
+
+
+def _swept(results: "StudyResults", artifact: str) -> xr.DataArray:
+    """Influences of a method, `(damping, test, train)`."""
     influences = results.open(artifact)["influences"]
-    if "damping" not in influences.dims:
-        influences = influences.expand_dims(damping=[_damping(results, method)])
+    if "damping" in influences.dims:
+        return influences
+    return influences.expand_dims(damping=[_damping(results, artifact)])
+
+
+def _parts(method: str, influences: xr.DataArray) -> Iterator[dict[str, Any]]:
+    """The columns of some test rows at a time."""
     tests, trains = influences.sizes["test"], influences.sizes["train"]
     size = max(1, PAIRS_AT_ONCE // trains)
     for k in range(influences.sizes["damping"]):
@@ -220,9 +236,9 @@ def _parts(results: "StudyResults", artifact: str) -> Iterator[dict[str, Any]]:
             yield _columns(method, influences[k, start : start + size].load())
 
 
-def _damping(results: "StudyResults", method: str) -> float:
+def _damping(results: "StudyResults", artifact: str) -> float:
     """The λ of all parameters; NaN where blocks have their own, or none has any."""
-    damping = results.store.version(naming.influences(method)).attrs["damping"]
+    damping = results.store.version(artifact).attrs["damping"]
     return float(damping) if isinstance(damping, int | float) else float("nan")
 
 
