@@ -8,6 +8,7 @@ the data touches only the chunks that hold the edited rows.
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from influence_dag.errors import DataError
+from influence_dag.errors import DataError, StoreError
 from influence_dag.fingerprints import KEY_BYTES, Keys
 from influence_dag.store import Coordinate, Version
 from influence_dag.study.base import Split
@@ -156,9 +157,16 @@ class StoredAxis:
 
 
 def dataset_of(version: Version, kept: Iterable[Version]) -> Version | None:
-    """The first of some versions of the dataset whose training rows an artifact has; else None."""
+    """The first of some versions of the dataset whose training rows an artifact has; else None.
+
+    One that is damaged is passed over.
+    """
     rows = StoredAxis.of(version, "train")
-    return next((each for each in kept if StoredAxis.of(each, "train") == rows), None)
+    for each in kept:
+        with suppress(StoreError):
+            if StoredAxis.of(each, "train") == rows:
+                return each
+    return None
 
 
 def natural_ids(ids: np.ndarray) -> np.ndarray:

@@ -44,12 +44,19 @@ def test_classes_are_those_that_the_model_predicted(words):
     assert suspects.predicted.values.tolist() == WORDS[of_rows].tolist()
 
 
-def test_without_that_dataset_nothing_is_called_wrong(words, tmp_path):
+@pytest.mark.parametrize("harm", ["is damaged", "is gone"])
+def test_without_that_dataset_nothing_is_called_wrong(words, tmp_path, harm):
     project = words.copy(tmp_path)
-    shutil.rmtree(project.results.store.version("dataset", 1).path)
+    older = project.results.store.version("dataset", 1).path
+    if harm == "is damaged":
+        (older / "manifest.json").write_text("{}")
+    else:
+        shutil.rmtree(older)
     seen = predictions(Opened(project.results).view(), "test")
     assert seen.wrong is None
     assert seen.predicted(0) in ("0", "1", "2")
+    with pytest.warns(RuntimeWarning, match="was computed before"):
+        assert project.results.suspects(3).predicted.dtype.kind == "i"
 
 
 def test_losses_are_there_when_influences_were_mended(finished_project, tmp_path):
