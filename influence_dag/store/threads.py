@@ -6,6 +6,7 @@ taken (a `Condition` is entered in two steps), after which no end is ever told a
 it hangs. Here the main thread starts threads and hands over in single steps, and holds no lock.
 """
 
+import os
 import threading
 import time
 from _thread import start_new_thread
@@ -101,7 +102,11 @@ def each_by_threads(act: Callable[[Item], object], items: Iterable[Item], thread
 
 @contextmanager
 def repeated(act: Callable[[], object], seconds: float) -> Iterator[None]:
-    """Inside, a thread calls it every so many seconds; afterwards it is not under way."""
+    """Inside, a thread calls it every so many seconds; afterwards it is not under way.
+
+    A forked child has no such thread, and waits for none.
+    """
+    process = os.getpid()
     ended: SimpleQueue[None] = SimpleQueue()
     left: SimpleQueue[None] = SimpleQueue()
 
@@ -116,8 +121,9 @@ def repeated(act: Callable[[], object], seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        ended.put(None)
-        left.get()
+        if os.getpid() == process:
+            ended.put(None)
+            left.get()
 
 
 def _is_empty_for(seconds: float, queue: SimpleQueue[None]) -> bool:

@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -278,3 +281,38 @@ def test_a_bucket_that_is_not_there_is_told(bucket):
         StoreError, match=r"locking s3://nowhere/tiny/direct/influences failed .*does not exist"
     ):
         refresh(store, replace(SAMPLE))
+
+
+class Bucket:
+    """Objects in a folder, which a forked child sees as well."""
+
+    def pipe_file(self, path: str, content: bytes, mode: str = "", **given: str) -> None:
+        with open(path, "xb" if mode == "create" else "wb") as file:
+            file.write(content)
+
+    def cat_file(self, path: str) -> bytes:
+        return Path(path).read_bytes()
+
+    def rm_file(self, path: str) -> None:
+        Path(path).unlink()
+
+    def info(self, path: str) -> dict[str, Any]:
+        return {"ETag": Path(path).stat().st_mtime_ns}
+
+
+def test_a_forked_child_neither_ends_a_lease_nor_waits_for_the_thread_that_renews_it(tmp_path):
+    lock = tmp_path / ".lock"
+    try:
+        with leases.leased(Bucket(), str(lock), told="it", timeout=1, report=print):
+            if (child := os.fork()) == 0:
+                raise SystemExit
+            deadline = time.monotonic() + 20
+            while not (done := os.waitpid(child, os.WNOHANG)[0]) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            if not done:
+                os.kill(child, signal.SIGKILL)
+            assert done, "it waits"
+            assert lock.exists()
+    except SystemExit:
+        os._exit(0)
+    assert not lock.exists()

@@ -7,6 +7,7 @@ do is not its business: a version is published under a number that is given once
 """
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -86,6 +87,8 @@ class _Lease:
             self._written_over(self.tag)
 
     def release(self) -> None:
+        if self.mine["pid"] != os.getpid():  # a forked child: its parent goes on writing
+            return
         with suppress(FileNotFoundError):
             if json.loads(self.files.cat_file(self.path)).get("token") == self.mine["token"]:
                 self.files.rm_file(self.path)
