@@ -183,7 +183,7 @@ class Explorer:
 
     def _known(self, view: View) -> dict[tuple[str, str], NDArray]:
         mine = _numbers_of(view)
-        return {key[-2:]: v for key, v in self._relabelled.items() if key[:-2] == mine}
+        return {key[-2:]: v for key, v in list(self._relabelled.items()) if key[:-2] == mine}
 
 
 def _numbers_of(view: View) -> tuple:

@@ -138,7 +138,7 @@ class Look:
     def about(self, name: str) -> dict[str, Any]:
         """The spread of an input's numbers over some training rows, and their ends."""
         key = self.version.data_version, name
-        if key not in _looks:
+        if (known := _looks.get(key)) is None:  # another thread may clear them at any time
             if len(_looks) > 32:
                 _looks.clear()
             sample = self.read("train", name, slice(0, SAMPLED)).astype(np.float64)
@@ -148,8 +148,8 @@ class Look:
             inside = low >= 0.0 and high <= 1.0
             ends = (0.0, 1.0) if inside else (low, high)
             spread = few.std(axis=0) if len(few) else np.zeros(sample.shape[1:])
-            _looks[key] = {"spread": spread, "ends": ends}
-        return _looks[key]
+            known = _looks[key] = {"spread": spread, "ends": ends}
+        return known
 
 
 def is_picture(shape: tuple[int, ...]) -> bool:

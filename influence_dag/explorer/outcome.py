@@ -24,6 +24,10 @@ from influence_dag.explorer.predictions import is_label, predictions
 from influence_dag.explorer.shown import at
 
 Marked = Mapping[str, Mapping[str, Any]]
+NOTHING_TOLD = {
+    "made": "", "method": None, "damping": None, "counted": {"drop": 0, "relabel": 0}, "said": [],
+    "copies": [], "marks": 0,
+}  # fmt: skip
 Relabelled = Mapping[tuple[str, str], NDArray]  # (id, new label) → I' of every test row
 
 
@@ -155,10 +159,13 @@ def outcomes(opened: Opened, marks: Marks) -> list[dict[str, Any]]:
 
 def outcome(opened: Opened, marks: Marks, number_: int) -> dict[str, Any]:
     """An edit's prediction beside what the refit did, once the data were refreshed."""
-    told = marks.edit(number_)
-    shown = {name: told[name] for name in ("made", "method", "damping", "counted", "said")}
-    shown |= {"number": number_, "folder": f"{marks.shown}/{number_:04d}", "copies": told["copies"]}
-    shown["marks"] = len(told["marks"])
+    place = {"number": number_, "folder": f"{marks.shown}/{number_:04d}"}
+    try:
+        told = marks.edit(number_)
+    except StoreError as error:
+        return place | NOTHING_TOLD | {"state": "unreadable", "why": str(error)}
+    shown = place | {name: told[name] for name in ("made", "method", "damping", "counted", "said")}
+    shown |= {"copies": told["copies"], "marks": len(told["marks"])}
     try:
         with np.load(marks.place(number_) / "predicted.npz", allow_pickle=False) as arrays:
             before = dict(arrays)

@@ -28,8 +28,8 @@ class Maps:
 
     def of(self, view: View, test: str, train: str) -> tuple[dict[str, NDArray], str]:
         """Maps by input, and where they are from; none where none is stored or computed yet."""
-        if (key := _key(view, test, train)) in self._computed:
-            return self._computed[key], "computed"
+        if (computed := self._computed.get(_key(view, test, train))) is not None:
+            return computed, "computed"
         stored = self._stored(view, test, train)
         return stored, "stored" if stored else "none"
 

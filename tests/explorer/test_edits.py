@@ -276,6 +276,18 @@ def test_an_edit_by_a_method_that_is_gone_does_not_hide_the_others(loop):
     shutil.rmtree(other)
 
 
+def test_an_edit_whose_file_is_lost_does_not_hide_the_others(loop):
+    _, explorer, folder, *_ = loop
+    other = folder.with_name("0099")
+    shutil.copytree(folder, other)
+    (other / "edit.json").write_text("[")
+    lost, first = outcomes(explorer.opened, explorer.marks)
+    shutil.rmtree(other)
+    assert (lost["number"], lost["state"], first["state"]) == (99, "unreadable", "done")
+    assert "0099/edit.json cannot be read" in lost["why"]
+    assert lost.keys() - {"why"} <= first.keys()
+
+
 def test_data_that_changed_otherwise_too_are_told(loop):
     _, explorer, folder, *_ = loop
     other = folder.with_name("0002")
