@@ -133,6 +133,8 @@ def whole_chunk(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _spans(variable: Variable, region: Region) -> list[range]:
+    if any(part.step not in (None, 1) for part in region):
+        raise StoreError(f"{variable.name!r}: {region} has steps; read all of it and take some")
     return [
         range(*(region[axis] if axis < len(region) else slice(None)).indices(length))
         for axis, length in enumerate(variable.shape)

@@ -110,6 +110,12 @@ class WritingContract:
         plan = store.plan(NAME, exact.layout, exact.expected)
         assert plan.computed == 2, "another encoding"
 
+    def test_a_region_with_steps_is_refused(self, store: Store):
+        version = published(store, SAMPLE)
+        for step in (-1, 2):
+            with pytest.raises(StoreError, match=r"'influences': .* has steps"):
+                version.read("influences", slice(None, None, step))
+
     def test_text_survives(self, store: Store):
         words = np.array(["", "héllo", "長い文字列" * 40])
         layout = Layout((), (Coordinate("train", ("train",), words),))
