@@ -304,6 +304,33 @@ def test_a_malformed_table_is_refused(tmp_path, text, word):
     refused(tmp_path, text, word)
 
 
+NOTES = "id,text,a,label\n{}r8,x,1,1\n"
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        'r1,"so good,1,0\nr2,fine,2,1\nr3,ok" yes,3,0\n',
+        'r1,"so good,1,0\nr2,fine",2,1\n',
+        'r1,"so good,1,0\nr2,"fine",2,1\n',
+    ],
+    ids=["whole rows", "two halves", "before another quote"],
+)
+def test_a_quote_that_is_not_closed_swallows_no_rows(tmp_path, rows):
+    """The row had the numbers and the label of the last one that was swallowed."""
+    (tmp_path / "train.csv").write_text(NOTES.format(rows))
+    told = "line 2: the text in column 'text' is . lines long and holds whole rows: a quote"
+    with pytest.raises(DataError, match=told):
+        load_split(settings(keep=["text"]), "train", tmp_path)
+
+
+def test_texts_of_several_lines_are_texts(tmp_path):
+    rows = 'r1,"so good,\nand 1, 0",2,0\nr2,"Total, 5\nand, so, on",2,1\n'
+    (tmp_path / "train.csv").write_text(NOTES.format(rows))
+    kept = load_split(settings(keep=["text"]), "train", tmp_path).kept["text"]
+    assert kept.tolist() == ["so good,\nand 1, 0", "Total, 5\nand, so, on", "x"]
+
+
 def test_the_line_of_a_fault_is_told_behind_a_long_text(tmp_path):
     refused(tmp_path, CSV.replace("r0", "r" * 200_000).replace("7,2", "7,cat"), "line 4 (id 'r2')")
 

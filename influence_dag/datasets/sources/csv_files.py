@@ -5,7 +5,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ def read_csv(path: Path, name: str, data: DataSettings) -> Source:
     check_names(name, header, data)
     demand(name, header, data.id, "id", "data.id")
     frame = _frame(content, name, header, data.id, form)
-    _check_quotes(name, pd.Series(frame[data.id]), len(header), content, form)
+    _check_quotes(name, frame, data.id, content, form)
     frame[data.id] = frame[data.id].str.strip()
     return table(
         frame,
@@ -56,20 +56,42 @@ def _check_separator(name: str, header: list[str], data: DataSettings) -> None:
 
 
 def _check_quotes(
-    name: str, ids: pd.Series, columns: int, content: bytes, form: CsvSettings
+    name: str, frame: pd.DataFrame, id: str, content: bytes, form: CsvSettings
 ) -> None:
-    """A `DataError` for an id that holds a whole row, as where a quote is never closed.
+    """A `DataError` for a text that holds whole rows, as where a quote is never closed.
 
-    In a column of numbers such a cell is no number; an id may hold anything.
+    In a column of numbers such a cell is no number. An id has no lines that could be rows; of
+    other texts the lines would be rows by themselves, with numbers where columns have them.
     """
-    for position in np.flatnonzero(ids.str.contains("\n", regex=False, na=False)).tolist():
-        lines = str(ids.iloc[position]).splitlines()
-        if any(line.count(form.separator) >= columns - 1 for line in lines):
-            raise DataError(
-                f"{name}: line {_line(content, position, form)}: the id is {len(lines)} lines "
-                "long and holds whole rows: a quote is opened and not closed; close it, or double "
-                "it where it belongs to the text"
-            )
+    for place, column in enumerate(frame):
+        if pd.api.types.is_numeric_dtype(frame[column]):
+            continue
+        texts = frame[column].astype(str)
+        for position in np.flatnonzero(texts.str.contains("\n", regex=False)).tolist():
+            rows = [line.split(form.separator) for line in texts.iloc[position].splitlines()]
+            whole = max(map(len, rows)) >= frame.shape[1]
+            if (column == id and whole) or _are_rows(rows, frame, place, form.decimal):
+                what = "id" if column == id else f"text in column {column!r}"
+                raise DataError(
+                    f"{name}: line {_line(content, position, form)}: the {what} is {len(rows)} "
+                    "lines long and holds whole rows: a quote is opened and not closed; close it, "
+                    "or double it where it belongs to the text"
+                )
+
+
+def _are_rows(rows: list[list[str]], frame: pd.DataFrame, place: int, decimal: str) -> bool:
+    """Whether cells are the end of a row, whole rows, and the beginning of another.
+
+    A single number in its place may be one of the text's.
+    """
+    numeric = [pd.api.types.is_numeric_dtype(frame[column]) for column in frame]
+    spans = [numeric[place:], *([numeric] * (len(rows) - 2)), numeric[: place + 1]]
+    if list(map(len, rows)) != list(map(len, spans)):
+        return False
+    pairs = zip(chain(*rows), chain(*spans), strict=True)
+    cells = pd.Series([cell.replace(decimal, ".") for cell, is_number in pairs if is_number])
+    numbers = np.asarray(pd.to_numeric(cells, errors="coerce"), np.float64)
+    return len(numbers) > 1 and not np.isnan(numbers).any()
 
 
 def _frame(
