@@ -283,6 +283,32 @@ def test_a_bucket_that_is_not_there_is_told(bucket):
         refresh(store, replace(SAMPLE))
 
 
+def test_a_forked_process_is_told_that_it_cannot_read(store):
+    """It waited for ever: of Icechunk's threads it has none."""
+    refresh(store, SAMPLE)
+    if (child := os.fork()) == 0:
+        said = 1
+        try:
+            store.current(NAME).read("influences")
+        except StoreError as error:
+            said = 0 if "forked from one that had Icechunk open" in str(error) else 2
+        finally:
+            os._exit(said)
+    assert ended(child) == 0
+
+
+def ended(child: int) -> int | None:
+    """How a process has ended; None where it had to be killed."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return None
+
+
 class Bucket:
     """Objects in a folder, which a forked child sees as well."""
 
@@ -306,12 +332,7 @@ def test_a_forked_child_neither_ends_a_lease_nor_waits_for_the_thread_that_renew
         with leases.leased(Bucket(), str(lock), told="it", timeout=1, report=print):
             if (child := os.fork()) == 0:
                 raise SystemExit
-            deadline = time.monotonic() + 20
-            while not (done := os.waitpid(child, os.WNOHANG)[0]) and time.monotonic() < deadline:
-                time.sleep(0.01)
-            if not done:
-                os.kill(child, signal.SIGKILL)
-            assert done, "it waits"
+            assert ended(child) == 0
             assert lock.exists()
     except SystemExit:
         os._exit(0)

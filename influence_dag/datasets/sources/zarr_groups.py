@@ -117,7 +117,8 @@ def _check_chunks(path: Path, array: zarr.Array, name: str) -> None:
     total = math.prod(grid)
     folder = f"{path / array.path}/"
     there = {file.removeprefix(folder) for file in files_below(folder.rstrip("/"))}
-    keys = map(array.metadata.encode_chunk_key, np.ndindex(*grid))
+    places = (np.unravel_index(position, grid) for position in range(total))
+    keys = (array.metadata.encode_chunk_key(tuple(map(int, place))) for place in places)
     missing = list(islice((key for key in keys if key not in there), MOST))
     if missing:
         count = len(missing) if len(missing) < MOST else f"at least {MOST:,}"

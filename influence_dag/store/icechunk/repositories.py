@@ -23,6 +23,7 @@ import numpy as np
 
 from influence_dag.errors import StoreError
 from influence_dag.store.icechunk.places import REPOSITORY, Place
+from influence_dag.store.icechunk.waiting import check_process
 
 if TYPE_CHECKING:
     from icechunk import Repository as Opened
@@ -74,6 +75,7 @@ class Repository:
         return opened
 
     def known(self) -> "Opened | None":
+        check_process(self.address)
         if (opened := self.opened) is None:
             del self.opened
         return opened
@@ -105,6 +107,7 @@ class Repository:
 
     def session(self, number: int) -> "Session":
         """A version, read-only."""
+        check_process(self.address)
         if number not in self._sessions:
             self._sessions[number] = self.repository.readonly_session(
                 snapshot_id=self.snapshot(number)

@@ -7,6 +7,8 @@ from collections.abc import Coroutine
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from influence_dag.errors import StoreError
+
 T = TypeVar("T")
 
 
@@ -21,3 +23,15 @@ def _loop(pid: int) -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="icechunk", daemon=True).start()
     return loop
+
+
+_used: dict[str, int] = {}  # by which process
+
+
+def check_process(address: str) -> None:
+    """A `StoreError` in a forked process, which would wait for ever for threads of its parent's."""
+    if _used.setdefault("process", os.getpid()) != os.getpid():
+        raise StoreError(
+            f"{address}: this process was forked from one that had Icechunk open, and lacks the "
+            "threads by which it reads; start it anew (multiprocessing: 'spawn' or 'forkserver')"
+        )
