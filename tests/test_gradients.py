@@ -196,3 +196,16 @@ def test_rows_that_depend_on_others_are_told_though_gradients_cancel():
 def row_by_row(objective):
     blocks = [DenseLayout(str(at.start), at.start, at.stop) for at in objective.slices.values()]
     return GradientLayout(tuple(blocks), objective.size)
+
+
+@pytest.mark.parametrize(("units", "width"), [(32, 64), (10, 33), (3, 784), (0, 5), (7, 0)])
+def test_pieces_of_products_are_even_and_lie_in_whole_lines(units, width):
+    left = torch.empty(5, units)
+    rows, some = products._piece(left, width)
+    pieces = [*products._runs(units, some)]
+    assert rows % 64 == 0
+    assert rows >= 512
+    assert sum(each.stop - each.start for each in pieces) == units
+    assert all(each.stop - each.start > some - len(pieces) for each in pieces)
+    (first, *_) = products.row_pieces(torch.empty(1000, 5000))
+    assert first == slice(0, 512)

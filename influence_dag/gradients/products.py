@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _ROWS, _BYTES = 512, 2**21  # of a piece: fewer rows make a thin product, more bytes leave the cache
+_ALIGNED = 64  # rows of whose multiples products of matrices take least
 _BYTES_OF_POSITIONS = 2**22  # where each row is a sum over them
 _DEVICE_ROWS, _DEVICE_BYTES = 8192, 2**28  # where starting an operation is what costs
 _SUM_BYTES, _DEVICE_SUMS = 2**21, 2**62  # of sums over layers; rows of them elsewhere
@@ -63,7 +64,7 @@ def add_projected(
 def row_pieces(out: Float[Tensor, "k n"]) -> Iterator[slice]:
     """Runs of rows whose products with all vectors are added up in a cache, layer after layer."""
     size = _SUM_BYTES // max(1, out.element_size() * len(out))
-    return _runs(out.shape[1], max(_ROWS, size) if out.device.type == "cpu" else _DEVICE_SUMS)
+    return _runs(out.shape[1], _rows(size) if out.device.type == "cpu" else _DEVICE_SUMS)
 
 
 def _piece(left: Tensor, width: int) -> tuple[int, int]:
@@ -72,9 +73,16 @@ def _piece(left: Tensor, width: int) -> tuple[int, int]:
     rows, size = _ROWS, _BYTES if left.ndim == 2 else _BYTES_OF_POSITIONS
     if not on_cpu:
         rows, size = _DEVICE_ROWS, _DEVICE_BYTES
-    numbers, width = size // left.element_size(), max(1, width)
-    units = max(1, min(left.shape[-1], numbers // (rows * width)))
-    return max(rows, numbers // (units * width)), units
+    numbers, width, all_units = size // left.element_size(), max(1, width), max(1, left.shape[-1])
+    units = max(1, min(all_units, numbers // (rows * width)))
+    units = -(-all_units // -(-all_units // units))  # evenly: a last piece would be a thin product
+    rows_of_units = numbers // (units * width)
+    return _rows(rows_of_units) if on_cpu else max(rows, rows_of_units), units
+
+
+def _rows(size: int) -> int:
+    """At most so many, in whole lines of a cache, but no thin product."""
+    return max(_ROWS, size // _ALIGNED * _ALIGNED)
 
 
 def _rows_last(vectors: Float[Tensor, "n *t d"]) -> Float[Tensor, "d *t n"]:
