@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.store import open_store
+from influence_dag.study.loading import load_study as load_study  # named from here
 from influence_dag.study.loading import study_to_run
 from influence_dag.study.places import home_of
 from influence_dag.study.study import Study
