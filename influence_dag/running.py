@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.store import open_store
-from influence_dag.study.code import put_on_path
-from influence_dag.study.loading import check_alone, load_study
-from influence_dag.study.named_code import look_for_callables
+from influence_dag.study.loading import load_study as load_study  # named from here
+from influence_dag.study.loading import study_to_run
 from influence_dag.study.places import home_of
 from influence_dag.study.study import Study
 
@@ -39,7 +38,7 @@ def materialize(
     `InfluenceDagError` when an asset check fails, or `KeyboardInterrupt` after SIGINT or SIGTERM.
     What was finished before stays.
     """
-    study = _loaded(folder)
+    study = study_to_run(folder)
     with _shared(study, shard) as executor:
         return _materialize(study, progress, executor, again=again)
 
@@ -56,14 +55,7 @@ def compute_shard(folder: str | Path, shard: str) -> int:
     mine = Shard.parse(shard)
     if mine.drives:
         raise StudyError(f"shard {mine} is the first, which drives: materialize(…, shard='{mine}')")
-    return compute_share(_loaded(folder), mine)
-
-
-def _loaded(folder: str | Path) -> Study:
-    study = load_study(folder)
-    check_alone(study, open_store(study.store_address))
-    put_on_path(study.root)
-    return study
+    return compute_share(study_to_run(folder), mine)
 
 
 @contextmanager
@@ -84,7 +76,6 @@ def _shared(study: Study, shard: str | None) -> "Iterator[ShardExecutor | None]"
 def _materialize(
     study: Study, progress: bool | None, executor: "ShardExecutor | None", *, again: bool
 ) -> "StudyResults":
-    look_for_callables(study)
     home = home_of(study.root)
     if again or not (home and _is_done(study, home)):
         _look(study)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from influence_dag.stages.graph import matrix_of
-from influence_dag.stages.sampling import FREE
 from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.study.method_base import ApproximateSettings, MethodSettings
 from influence_dag.study.study import Study
@@ -95,6 +94,8 @@ def _products(asked: MethodSettings, rates: Rates) -> float:
         return SOLVE_STEPS
     if not isinstance(asked, ApproximateSettings):
         return 0
+    from influence_dag.stages.sampling import FREE  # here: names are told before rows are read
+
     return 1 if asked.residuals == "all" else min(1, FREE / (rates.train * rates.parameters))
 
 

@@ -11,9 +11,7 @@ import numpy as np
 from influence_dag.stages.costs import Cost, Rates, cost_of
 from influence_dag.stages.graph import artifacts
 from influence_dag.store import open_store
-from influence_dag.study.code import put_on_path
-from influence_dag.study.loading import check_alone, load_study
-from influence_dag.study.named_code import look_for_callables
+from influence_dag.study.loading import study_to_run
 from influence_dag.study.study import Study
 from influence_dag.texts import readable_bytes
 
@@ -83,10 +81,7 @@ def foresee(folder: str | Path) -> Foreseen:
     Raises what a refresh would raise for the settings, the rows, the module, its checkpoint and
     the loss.
     """
-    study = load_study(folder)
-    check_alone(study, open_store(study.store_address))
-    put_on_path(study.root)
-    look_for_callables(study)
+    study = study_to_run(folder)
     from influence_dag.datasets.splits import check_precisions, load_splits
     from influence_dag.stages.class_order import check_words
 

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from influence_dag.stages.artifacts import Artifact
 from influence_dag.stages.graph import artifacts
-from influence_dag.study.code import put_on_path
-from influence_dag.study.loading import load_study
-from influence_dag.study.named_code import look_for_callables
+from influence_dag.study.loading import study_to_run
 from influence_dag.study.study import Study
 
 if TYPE_CHECKING:
@@ -102,10 +100,7 @@ def status(folder: str | Path) -> StudyStatus:
 
     Raises `StudyError` or `DataError` as a refresh would.
     """
-    study = load_study(folder)
-    put_on_path(study.root)
-    look_for_callables(study)
-    return status_of(study)
+    return status_of(study_to_run(folder))
 
 
 def status_of(study: Study) -> StudyStatus:

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 
 from influence_dag.addresses import folder_of, scheme_of
 from influence_dag.errors import StoreError, StudyError
+from influence_dag.study.code import put_on_path
 from influence_dag.study.files import read_yaml
+from influence_dag.study.named_code import look_for_callables
 from influence_dag.study.places import project_around, project_root
 from influence_dag.study.study import Study, StudySettings, study_name
 from influence_dag.texts import did_you_mean
@@ -58,6 +60,21 @@ def load_study(folder: str | Path) -> Study:
     except ValidationError as error:
         raise StudyError(_explained(path, nodes, error)) from error
     return Study(study_name(path.parent), settings, project_root(path.parent), path.parent)
+
+
+def study_to_run(folder: str | Path) -> Study:
+    """As `load_study`, with the project's code on Python's path, and its results its own.
+
+    Raises `StudyError` also for a callable that is certainly not there, and for results that are
+    those of another study.
+    """
+    from influence_dag.store import open_store
+
+    study = load_study(folder)
+    check_alone(study, open_store(study.store_address))
+    put_on_path(study.root)
+    look_for_callables(study)
+    return study
 
 
 def _studies_in(folder: Path) -> list[str]:
