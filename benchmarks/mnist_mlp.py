@@ -53,6 +53,8 @@ def main() -> None:
     if options.project:
         print(json.dumps(measured(options.project)))
         return
+    if options.scratch:
+        options.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         project = Path(folder)
         write(options, project)

@@ -52,6 +52,8 @@ def main() -> None:
 
 
 def made(count: int, scratch: Path | None) -> Found:
+    if scratch:
+        scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         write(Path(folder), count)
         here = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, folder])}

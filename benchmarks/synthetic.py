@@ -108,6 +108,8 @@ def main() -> None:
 
 def made(size: Size, scratch: Path | None = None, *, count: bool = False) -> Found:
     """The study made in a process of its own, which one thread works in; or its operations."""
+    if scratch:
+        scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         write(Path(folder), size)
         here = {**os.environ, "PYTHONPATH": os.pathsep.join([*filter(None, sys.path), folder])}
