@@ -7,9 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_SHARED = (
-    10**7
-)  # rows times parameters of a pass, from which on two threads take less time than one
+_SHARED = 10**7  # rows × parameters of a pass: of more two threads take less time than one
 _SPECTRUM = 4096  # rows of a matrix that is tridiagonalised: two threads take twice the processor
 
 
