@@ -9,7 +9,8 @@ from influence_dag.errors import ModelError
 from influence_dag.losses.named import mse
 from influence_dag.objective import threads
 from influence_dag.objective.fitting import fit
-from influence_dag.objective.objective import Rows
+from influence_dag.objective.footprint import multiplications
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.study.model import FitSettings
 
 
@@ -44,6 +45,28 @@ def test_a_fit_whose_steps_are_small_takes_one_thread(monkeypatch, optimizer, ba
     assert used in seen
     assert {*seen} <= {used, 3}  # what is said of the end is of all rows
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(("positions", "used"), [(9, 1), (10, 3)])
+def test_positions_of_a_layer_are_work_as_rows_are(monkeypatch, positions, used):
+    """By its few parameters a convolution's large pass was small."""
+    monkeypatch.setattr(threads, "_SHARED", 20 * 4 * 9)
+    seen = set()
+
+    def loss(output, target):
+        seen.add(torch.get_num_threads())
+        return mse(output, target)
+
+    module = nn.Sequential(nn.Conv1d(1, 1, 3), nn.Flatten())
+    rows = Rows(torch.randn(20, 1, positions + 2), torch.randn(20, positions))
+    fit(module, loss, rows, FitSettings(optimizer="lbfgs", max_steps=2))
+    assert used in seen
+    assert seen <= {used, 3}
+
+
+def test_work_of_a_chain_is_its_parameters():
+    objective = Objective(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), mse)
+    assert multiplications(objective, Rows(torch.randn(5, 3), torch.randn(5, 2))) == 26
 
 
 def test_threads_come_back_after_an_error():
