@@ -47,9 +47,11 @@ def explained(path: Path, doing: str, *, size: int | None = None) -> Iterator[No
                 f"{nowhere} is a link to {os.readlink(nowhere)}, where no folder is; mount or make "
                 "it, or give `store.path` another"
             )
-        elif error.errno in (errno.EEXIST, errno.EISDIR) and error.filename:
-            kinds = ("file", "folder") if error.errno == errno.EEXIST else ("folder", "file")
-            cause = f"{error.filename} is a {kinds[0]}, where a {kinds[1]} is to be; move it away"
+        elif error.errno == errno.EISDIR and error.filename:
+            there = error.filename2 or error.filename  # what was to be replaced by the first
+            cause = f"{there} is a folder, where a file is to be; move it away"
+        elif error.errno == errno.EEXIST and error.filename and not error.filename2:
+            cause = f"{error.filename} is a file, where a folder is to be; move it away"
         raise StoreError(
             f"{doing} {path} failed: {cause}. The current version is untouched and the next run "
             f"resumes what was finished"

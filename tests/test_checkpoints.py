@@ -82,6 +82,14 @@ def test_a_tied_weight_that_is_stored_twice_is_stored_alike(tmp_path):
     modules.load_checkpoint(module, tmp_path / "saved.pt")
 
 
+def test_views_of_one_tensor_may_have_its_numbers_in_another_order():
+    module, square = nn.Linear(2, 2), torch.arange(4.0).reshape(2, 2)
+    module.register_buffer("square", square)
+    module.register_buffer("turned", square.mT)
+    modules.load_state(module, modules.save_checkpoint(module), "its own state")
+    assert module.turned.tolist() == [[0.0, 2.0], [1.0, 3.0]]
+
+
 def test_a_tied_weight_is_stored_under_one_name(tmp_path):
     saved, module = tied(), tied()
     save_file(

@@ -1,4 +1,5 @@
 import weakref
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -417,6 +418,14 @@ def test_a_module_that_remembers_its_first_call_is_refused_by_what_it_keeps(what
     with pytest.raises(ModelError, match=rf"remembers a call \(.*{where}.*\)"):
         Objective(module := Keeping(what), "cross_entropy").check(rows)
     assert module.cache["used"] is module.linear.weight
+
+
+def test_it_is_refused_beside_an_attribute_that_is_not_to_be_copied(rows):
+    """Of none of its attributes it was asked whether a call had left it as it was."""
+    module = Keeping("first mean")
+    module.settings = [MappingProxyType({"width": 4})]
+    with pytest.raises(ModelError, match=r"remembers a call \(mean"):
+        Objective(module, "cross_entropy").check(rows)
 
 
 @pytest.mark.parametrize("what", ["nothing", "last output", "ones", "shapes"])

@@ -205,6 +205,25 @@ def test_refits_that_were_held_against_other_influences_are_no_measure(project, 
     assert "refits" in {each.name for each in findings_of(other.results).found}
 
 
+def test_refits_that_the_study_asks_for_no_more_are_no_fault_of_its_influences(project, tmp_path):
+    """They stay as they are, and materialising the study again would not renew them."""
+    other = project.copy(tmp_path)
+    other.edit("train", 5, label=0)
+    other.write_settings(validation=None)
+    other.refresh()
+    assert other.results.store.current("validation/leave_one_out") is not None
+    found = {each.name: each for each in findings_of(other.results).found}
+    assert not {"measured", "refits"} & found.keys()
+    assert findings_of(other.results).verdict.trust == "ranks"
+
+
+@pytest.mark.parametrize("size", range(2, 12))
+def test_what_is_constant_correlates_with_nothing(size):
+    """Of 0.1 rounding of the mean was what correlated."""
+    moved = np.random.default_rng(size).normal(size=(3, size))
+    assert np.isnan(pearson(np.full((3, size), 0.1), moved))
+
+
 def test_influences_of_another_damping_than_the_solves_are_not_trusted(project, tmp_path):
     """λ and residuals are the factors', which a run that was interrupted has renewed."""
     other = project.copy(tmp_path)

@@ -1,70 +1,93 @@
-"""Small work is done in one thread, and who computes next has all of them again."""
+"""Threads that do what they are given: all of it, several at once, errors told, never a hang."""
+
+import threading
+import time
+import weakref
 
 import pytest
-import torch
-from torch import nn
-from torch.testing import assert_close
+from interrupts import each_interruption
 
-from influence_dag.errors import ModelError
-from influence_dag.losses.named import mse
-from influence_dag.objective import threads
-from influence_dag.objective.fitting import fit
-from influence_dag.objective.objective import Rows
-from influence_dag.study.model import FitSettings
+from influence_dag.stages.blocks import stream
+from influence_dag.store.threads import Workers, each_by_threads
 
 
-@pytest.fixture(autouse=True)
-def three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+def test_each_item_is_done_once_by_several_threads():
+    done: list[tuple[int, int]] = []
+
+    def act(item):
+        time.sleep(0.002)
+        done.append((item, threading.get_ident()))
+
+    each_by_threads(act, range(40), 4)
+    assert sorted(item for item, _ in done) == list(range(40))
+    assert len({thread for _, thread in done} - {threading.get_ident()}) == 4
 
 
-def fitted(optimizer, loss=mse, **settings):
-    rows = Rows(torch.randn(20, 3), torch.randn(20, 1))
-    fit(nn.Linear(3, 1), loss, rows, FitSettings(optimizer=optimizer, max_steps=2, **settings))
+def test_nothing_to_do_is_done():
+    each_by_threads(pytest.fail, [], 4)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "batch", "rows", "used"),
-    [("lbfgs", None, 20, 1), ("lbfgs", None, 19, 3), ("adam", 5, 5, 1), ("adam", None, 19, 3)],
-)
-def test_a_fit_whose_steps_are_small_takes_one_thread(monkeypatch, optimizer, batch, rows, used):
-    """4 parameters; `rows` are as many as one thread is to take."""
-    monkeypatch.setattr(threads, "_SHARED", 4 * rows)
-    seen = []
+def test_the_first_error_is_raised_and_what_has_not_begun_is_dropped():
+    done = []
 
-    def loss(output, target):
-        seen.append(torch.get_num_threads())
-        return mse(output, target)
+    def act(item):
+        time.sleep(0.005)
+        done.append(item)
+        if item == 3:
+            raise OSError("full")
 
-    settings = {} if optimizer == "lbfgs" else {"batch_size": batch}
-    fitted(optimizer, loss, **settings)
-    assert used in seen
-    assert {*seen} <= {used, 3}  # what is said of the end is of all rows
-    assert torch.get_num_threads() == 3
+    with pytest.raises(OSError, match="full"):
+        each_by_threads(act, range(1000), 2)
+    assert len(done) < 100
 
 
-def test_threads_come_back_after_an_error():
-    with pytest.raises(ModelError, match="left the finite numbers"):
-        fitted("lbfgs", lambda output, target: mse(output, target) * torch.nan)
-    assert torch.get_num_threads() == 3
+def test_what_was_given_is_not_kept_alive_by_a_thread_that_waits():
+    class Block:
+        pass
+
+    with Workers(lambda block: None, 1) as workers:
+        block = Block()
+        seen = weakref.ref(block)
+        workers.give(block)
+        workers.end()
+        del block
+        deadline = time.monotonic() + 5
+        while seen() is not None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert seen() is None
 
 
-@pytest.mark.parametrize(("largest", "used"), [(8, 1), (7, 3)])
-def test_eigenvalues_are_lapacks_in_one_thread(monkeypatch, largest, used):
-    monkeypatch.setattr(threads, "_SPECTRUM", largest)
-    asked, seen = torch.linalg.eigvalsh, []
-    matrix = torch.randn(8, 8, dtype=torch.float64)
-    matrix = matrix + matrix.T
+def test_leaving_waits_for_what_was_given():
+    done = []
 
-    def counted(matrix):
-        seen.append(torch.get_num_threads())
-        return asked(matrix)
+    def act(item):
+        time.sleep(0.02)
+        done.append(item)
 
-    monkeypatch.setattr(torch.linalg, "eigvalsh", counted)
-    found = threads.eigenvalues(matrix)
-    assert seen == [used]
-    assert torch.get_num_threads() == 3
-    assert_close(found, torch.linalg.eigh(matrix).eigenvalues)
+    def work():
+        with Workers(act, 1) as workers:
+            workers.give(1)
+            workers.give(2)
+            raise ValueError("elsewhere")
+
+    with pytest.raises(ValueError, match="elsewhere"):
+        work()
+    assert done == [1, 2]
+
+
+def test_wherever_ctrl_c_meets_threads_they_end():
+    before = threading.active_count()
+    steps = list(each_interruption(lambda: each_by_threads(abs, [1, 2, 3], 2), lambda code: True))
+    assert len(steps) > 30
+    assert threading.active_count() <= before + 1
+
+
+def test_wherever_ctrl_c_meets_blocks_that_are_written_it_is_left():
+    written: list[int] = []
+
+    def work():
+        stream(((item, item) for item in range(3)), lambda item, values: written.append(item))
+
+    steps = list(each_interruption(work, lambda code: True))
+    assert len(steps) > 30
+    assert written[-3:] == [0, 1, 2]

@@ -165,13 +165,13 @@ def _complaints(
 
 def _stored_apart(stored: Mapping[str, Tensor], module: nn.Module) -> list[str]:
     """Names of one tensor of the module under which other numbers are stored: one would be lost."""
-    names: dict[tuple[int, torch.Size], str] = {}
+    names: dict[tuple[Any, ...], str] = {}  # a view of it in another order has other numbers
     live = {key: value for key, value in module.state_dict().items() if value.numel()}
     return [
         f"{first} and {key} are one tensor of the module, and differ"
         for key, value in live.items()
         if key in stored
-        and (first := names.setdefault((value.data_ptr(), value.shape), key)) != key
+        and (first := names.setdefault((value.data_ptr(), value.shape, value.stride()), key)) != key
         and not stored[first].equal(stored[key].to(stored[first]))
     ]
 

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
+from influence_dag.objective.footprint import multiplications
 from influence_dag.objective.lbfgs import LBFGS
 from influence_dag.objective.objective import LossFunction, Objective, Rows
 from influence_dag.objective.threads import is_small_pass, one_thread
@@ -79,8 +80,8 @@ def fit(
     module.eval()
     method = _fit_on_all_rows if settings.optimizer == "lbfgs" else _fit_on_batches
     objective = Objective(module, loss, output=output)
-    batch = None if settings.optimizer == "lbfgs" else settings.batch_size
-    with one_thread(where=is_small_pass(min(batch or len(rows), len(rows)), objective.size)):
+    at_once = len(rows) if settings.optimizer == "lbfgs" else settings.batch_size or len(rows)
+    with one_thread(where=is_small_pass(min(at_once, len(rows)), multiplications(objective, rows))):
         theta, problem, steps = method(objective, rows, settings, say)
     value, gradient = problem.value_and_gradient(theta)
     objective.put(theta, module)

@@ -1,10 +1,12 @@
-"""How many numbers a differentiated pass keeps for each row, from which block sizes follow."""
+"""How many numbers a pass keeps for each row, from which block sizes follow, and multiplies."""
 
 import math
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from influence_dag.objective.rows import Rows
 from influence_dag.structures import tensors_of
@@ -97,3 +99,32 @@ def _saved(objective: "Objective", rows: Rows, of: "Of") -> list[int]:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         values(theta, rows)
     return sizes
+
+
+def multiplications(objective: "Objective", rows: Rows) -> int:
+    """How many numbers a forward pass multiplies for a row, about: parameters times positions.
+
+    A layer has as many positions as numbers that it returns for each of its outputs (of a
+    convolution, a sequence); all parameters have one where the model does not run on a row.
+    """
+    counted: list[int] = []
+
+    def hook(own: list[nn.Parameter]) -> Any:
+        size, outputs = sum(each.numel() for each in own), max(1, *own[0].shape[:1])
+
+        def count(_layer: nn.Module, _inputs: Any, output: Any) -> None:
+            returned = max((leaf.numel() for leaf in tensors_of(output)), default=0)
+            counted.append(size * max(1, returned // outputs))
+
+        return count
+
+    try:
+        with ExitStack() as hooks, torch.enable_grad():  # else fused kernels may go round layers
+            for layer in objective.module.modules():
+                if own := list(layer.parameters(recurse=False)):
+                    hooks.callback(layer.register_forward_hook(hook(own)).remove)
+            copied = rows[:1][torch.zeros(1, dtype=torch.long)].to(dtype=objective.dtype)
+            objective.outputs(objective.params.clone().requires_grad_(), copied.x)
+    except Exception:  # of whatever the model raises: told by the fit itself
+        return objective.size
+    return max(objective.size, sum(counted))

@@ -1,5 +1,6 @@
 """Whether a module keeps something of a call that changes what the next one gives."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,8 +68,9 @@ def _kept(module: nn.Module) -> dict[_Key, _Kept]:
         own = {name: value for name, value in vars(layer).items() if name not in _OF_MODULES}
         for name, value in (layer._buffers | own).items():
             if value is None or isinstance(value, _PLAIN | Tensor | list | tuple | dict):
-                copied = map_tensors(lambda leaf: leaf.detach().clone(), value)
-                found[layer, name] = copied, map_tensors(lambda leaf: leaf, value)
+                with suppress(TypeError, AttributeError, RecursionError):  # not to be made again
+                    copied = map_tensors(lambda leaf: leaf.detach().clone(), value)
+                    found[layer, name] = copied, map_tensors(lambda leaf: leaf, value)
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_SHARED = 10**7  # rows × parameters of a pass: of more two threads take less time than one
+_SHARED = 10**7  # multiplications of a pass, from which on two threads take less time than one
 _SPECTRUM = 4096  # rows of a matrix that is tridiagonalised: two threads take twice the processor
 
 
@@ -25,13 +25,13 @@ def one_thread(*, where: bool = True) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def is_small_pass(rows: int, parameters: int) -> bool:
+def is_small_pass(rows: int, multiplications: int) -> bool:
     """Whether a pass of so many rows, forward and backward, gains nothing by a second thread.
 
     Each operation waits for all threads. Of 1,500 rows and 2,410 parameters a pass in two threads
     takes 2.1 times the processor time of one, of ten times as much work 1.4 times.
     """
-    return rows * parameters <= _SHARED
+    return rows * multiplications <= _SHARED
 
 
 def eigenvalues(matrix: Float[Tensor, "p p"]) -> Float[Tensor, " p"]:

@@ -63,9 +63,9 @@ def parameter_blocks(
 ) -> dict[str, Int[Tensor, " q"]]:
     """Positions in the parameter vector of each block, by name.
 
-    `"full"` is one block of all parameters, `"layer"` one for each module that has any (named
-    like it), lists of parameter names one block each (`"0", "1", …`); names left out of every
-    list are an error. `slices` says where each named parameter lies (`Objective.slices`).
+    `"full"` is one block of all parameters, `"layer"` one for each module that has any (named like
+    it), lists of parameter names, or names alone, one block each (`"0", "1", …`); names left out of
+    every list are an error. `slices` says where each named parameter lies (`Objective.slices`).
 
     >>> parameter_blocks({"0.weight": slice(0, 2), "0.bias": slice(2, 3)}, "layer")
     {'0': tensor([0, 1, 2])}
@@ -87,12 +87,12 @@ def _groups(names: list[str], blocks: Blocks) -> dict[str, list[str]]:
         return layers
     if isinstance(blocks, str) or not isinstance(blocks, Iterable):
         raise ValueError(f"blocks={blocks!r} is unknown; use full, layer or lists of names")
-    _check_cover(blocks, names)
-    return {str(i): list(group) for i, group in enumerate(blocks)}
-
-
-def _check_cover(blocks: Iterable[Sequence[str]], names: list[str]) -> None:
     groups = [[group] if isinstance(group, str) else list(group) for group in blocks]
+    _check_cover(groups, names)
+    return {str(i): group for i, group in enumerate(groups)}
+
+
+def _check_cover(groups: list[list[str]], names: list[str]) -> None:
     listed = [name for group in groups for name in group]
     problems = {
         "without any": [f"block {i}" for i, group in enumerate(groups) if not group],

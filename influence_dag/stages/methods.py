@@ -81,6 +81,8 @@ def factorization_settings(bench: Workbench, method: str) -> dict:
         settings["distribution_code"] = callable_key(bench.study, name, field)
     if settings.get("fisher") == "sampled" or settings.get("batch_size"):
         settings["drawn"] = "in the order of the rows' content"
+    if settings.get("batch_size") and bench.settings.data.weight is not None:
+        settings["batches"] = "over their share of all weights"
     return settings
 
 

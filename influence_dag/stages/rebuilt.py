@@ -91,6 +91,11 @@ def _fill(module: nn.Module, stored: bytes, fitted: nn.Module, by: str) -> None:
             for each in (fitted, module)
         )
         parts = sorted(name for name in mine.keys() | built if mine.get(name) != built.get(name))
+        if not parts:
+            raise ModelError(
+                f"what {by} has left is not to be put into the network that model.build makes "
+                f"({error}); keep every number finite in the fit, and tied what model.build ties"
+            ) from error
         raise ModelError(
             f"{by} has left another network than model.build makes: {_some(parts)} are in one of "
             "them alone, or have two shapes. Later stages build the network and fill it with what "

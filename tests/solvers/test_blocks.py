@@ -145,8 +145,12 @@ def test_minibatches_of_weighted_rows_have_the_mean_of_all():
             [["0.bias", "2.weight"], ["scale", "0.weight"]],
             {"0": [6, 7, 8, 9], "1": [10, 0, 1, 2, 3, 4, 5]},
         ),
+        (
+            [["0.weight", "0.bias"], "2.weight", "scale"],
+            {"0": list(range(8)), "1": [8, 9], "2": [10]},
+        ),
     ],
-    ids=["full", "layer", "lists"],
+    ids=["full", "layer", "lists", "names alone"],
 )
 def test_blocks_are_named_groups_of_positions(blocks, expected):
     found = parameter_blocks(SLICES, blocks)

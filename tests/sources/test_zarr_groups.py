@@ -195,6 +195,14 @@ def test_rows_along_a_later_axis_are_refused(tmp_path):
         read(tmp_path)
 
 
+def test_chunks_may_lie_behind_a_link(tmp_path):
+    made = tmp_path / "t.zarr" / "x"
+    dataset().to_zarr(tmp_path / "t.zarr", zarr_format=3)
+    (made / "c").rename(tmp_path / "another disk")
+    (made / "c").symlink_to(tmp_path / "another disk")
+    np.testing.assert_array_equal(read(tmp_path).x["x"], X)
+
+
 def test_every_chunk_is_looked_for_however_many_there_are(tmp_path, monkeypatch):
     monkeypatch.setattr(zarr_groups, "MOST", 2)
     of_rows = {"encoding": {"x": {"chunks": (1, 3, 3)}}, "zarr_format": 3}

@@ -6,7 +6,7 @@ import pytest
 from tiny_project import Project
 
 import influence_dag.gradients
-from influence_dag.stages import formulas, gradients, refits
+from influence_dag.stages import dataset, formulas, gradients, refits
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.workbench import Workbench
 
@@ -74,3 +74,13 @@ def test_how_layers_are_kept_is_found_once_for_each_formula(project, monkeypatch
     monkeypatch.setattr(gradients, "FORMULA", 99)
     assert gradients.refresh(project.bench()).blocks_reused == 0
     assert len(asked) == 1
+
+
+def test_rows_that_an_earlier_version_has_read_are_read_anew(project, monkeypatch):
+    """What is refused since, or summed otherwise, was stored; nothing else is computed."""
+    with monkeypatch.context() as earlier:
+        earlier.setattr(dataset, "FORMULA", 3)
+        dataset.refresh(project.bench())
+    assert dataset.refresh(project.bench()).blocks_reused == 0
+    later = (node.refresh(project.bench()) for node in artifacts(project.bench().study))
+    assert all(update.is_current for update in later)

@@ -84,6 +84,21 @@ LEFT_OUTSIDE = {
     "another module": ("module.activation = nn.Tanh()", "'activation'"),
     "frozen parameters": ("module.layer.bias.requires_grad_(False)", "trainable ('layer.bias')"),
 }
+TIED = PLAIN.replace(
+    "self.temperature = 1.0",
+    "self.temperature = 1.0\n        self.second = nn.Linear(3, 3)\n"
+    "        self.second.weight = self.layer.weight",
+).replace("return self.layer(x)", "return self.second(self.layer(x))")
+
+UNTIED = "module.second.weight = nn.Parameter(module.layer.weight.detach() * 2)"
+
+
+def test_one_tensor_that_a_fit_makes_two_is_told_by_its_names(tmp_path):
+    """As parts of another network it was told, without a name."""
+    project = fitted_by(tmp_path, UNTIED, TIED)
+    told = "layer.weight and second.weight are one tensor of the .*tied what model.build ties"
+    with pytest.raises(ModelError, match=told):
+        project.refresh()
 
 
 def fitted_by(root, line: str, model: str = PLAIN) -> Project:

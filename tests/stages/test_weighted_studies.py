@@ -1,5 +1,7 @@
 """Weights of training rows: 2 counts as the row twice, everywhere."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,10 @@ from tiny_project import Project
 from torch.nn import functional as F
 from weighted import WEIGHTS, Weighted
 
+from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.query.results import StudyResults
+from influence_dag.stages import methods
+from influence_dag.stages.graph import artifacts
 
 DAMPING = 0.05
 
@@ -115,3 +120,26 @@ def test_weights_of_test_rows_change_nothing(tmp_path):
     updates = made.refresh()
     assert all(update.blocks_computed == 0 for update in updates.values())
     assert "test_weight" not in made.results.open("dataset")
+
+
+def test_an_estimate_from_batches_over_their_own_weights_is_made_anew(tmp_path, monkeypatch):
+    """The scale of `lissa`, stored by a version that divided a batch by what its rows weigh."""
+    lissa = {"direct": None, "cg": None, "lissa": {"batch_size": 1}}
+    made = project(tmp_path, methods=lissa, damping=0.5)
+    settings = methods.factorization_settings
+
+    def estimated() -> float:
+        for node in artifacts(made.bench().study):
+            if node.name in ("dataset", "model", "lissa/curvature"):
+                node.refresh(made.bench())
+        return float(made.results.store.version("lissa/curvature").read("largest_eigenvalue")[0])
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(BatchedCurvature, "over", lambda self, rows: replace(self, rows=rows))
+        earlier.setattr(
+            methods,
+            "factorization_settings",
+            lambda *of: {k: v for k, v in settings(*of).items() if k != "batches"},
+        )
+        before = estimated()
+    assert estimated() > 1.05 * before

@@ -14,6 +14,7 @@ import pytest
 from stored_sample import NAME, Sample, refresh, write_chunk
 
 from influence_dag.errors import StoreError
+from influence_dag.files import explained, write_atomically
 from influence_dag.store import ArtifactStore
 from influence_dag.store.posix import durable, folders, locks
 from influence_dag.store.posix.durable import make_durable, sync
@@ -209,6 +210,15 @@ def test_what_stands_in_the_place_of_a_file_or_folder_is_named(
     told = f"{re.escape(str(there))} is a {seen}, where a {wanted} is to be; move it away"
     with pytest.raises(StoreError, match=told):
         refresh(ArtifactStore(tmp_path / "study"), Sample())
+
+
+def test_a_folder_in_the_place_of_a_file_that_is_replaced_is_named(tmp_path):
+    """Its own name, not that of the file beside it by which it was to be replaced."""
+    folder = tmp_path / "marks.json"
+    folder.mkdir()
+    told = f"{re.escape(str(folder))} is a folder, where a file is to be; move it away"
+    with pytest.raises(StoreError, match=told), explained(tmp_path, "writing marks to"):
+        write_atomically(folder, b"{}")
 
 
 def test_no_inodes_left_is_not_called_a_full_disk(store, monkeypatch):

@@ -1,5 +1,6 @@
 """What was measured of a stored study, each finding a number with a sentence about it."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from influence_dag.stages.sampling import values_of_rows
 from influence_dag.stages.wording import NO_MINIMUM
 from influence_dag.store import Version
 from influence_dag.study.methods import MethodSettings, MethodsSettings
+from influence_dag.validation import agreement
 
 if TYPE_CHECKING:
     from influence_dag.query.results import StudyResults
@@ -107,15 +109,23 @@ class _Look:
         return Finding("up to date", len(moved), 0, "bad" if moved else "good", says)
 
     def measured(self) -> Iterator[Finding]:
-        """What is stored of refits and of agreement, where it is not of these influences."""
-        there = map(self.store.current, (LEAVE_ONE_OUT, DATAMODELS, naming.REPORT))
+        """What the study measures, refits and agreement, where it is not of these influences."""
+        there = map(self.store.current, (*self._asked_refits, naming.REPORT))
         others = [each for each in there if each and not self._is_of_these(each, self.method)]
         if others:
             says = (
                 f"{len(others)} artifacts were measured on other influences than these: "
-                f"{', '.join(each.artifact for each in others)}; materialise the study again"
+                f"{', '.join(each.artifact for each in others)}; materialise the study again, or "
+                "remove the folder of what it asks for no more"
             )
             yield Finding("measured", len(others), 0, "bad", says)
+
+    @property
+    def _asked_refits(self) -> list[str]:
+        """Those that the study asked for when it was solved; others stay as they once were."""
+        told = json.loads(self.factors.attrs.get("study_settings", "{}")).get("settings", {})
+        asked = told.get("validation", {})
+        return [name for name in (LEAVE_ONE_OUT, DATAMODELS) if asked.get(name.partition("/")[2])]
 
     def _is_of_these(self, version: Version, *methods: str) -> bool:
         """Whether it was measured on the influences that are stored now, as far as it says."""
@@ -287,9 +297,8 @@ def over_columns(
 
 
 def pearson(predicted: NDArray, actual: NDArray) -> float:
-    """Correlation over all pairs; NaN where nothing moved."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.corrcoef(predicted.ravel(), actual.ravel())[0, 1])
+    """Correlation over all pairs; NaN where one side is constant."""
+    return float(agreement.pearson(predicted.ravel(), actual.ravel()))
 
 
 def slope(predicted: NDArray, actual: NDArray) -> float:
