@@ -94,7 +94,7 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
         weight_decay=decay,
         index=index,
         influences=_stored(bench, method, nearest),
-        factorization=_exact_factor(bench, objective.size),
+        factorization=_exact_factor(bench, objective.size, decay),
         tolerance=settings.tolerance,
         max_steps=settings.max_steps,
         proximal=given,
@@ -119,14 +119,14 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     return Whole(arrays, attributes, refits.summary(), coordinates)
 
 
-def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
-    """The factor of H + wI that `direct` keeps, where H is too large to make one anew."""
+def _exact_factor(bench: Workbench, size: int, damping: float) -> Factorization | None:
+    """The factor of H + λI that `direct` keeps, where H is too large to make one anew."""
     direct = bench.settings.methods.direct
     if 8 * size**2 <= MOST_BYTES or direct is None:
         return None
     if direct.curvature != "hessian" or direct.blocks != "full" or direct.on_indefinite != "raise":
         return None
-    if _weight_decay(bench) not in dampings.of_method(bench, "direct"):
+    if damping not in dampings.of_method(bench, "direct"):
         return None
     seen = bench.require(naming.curvature("direct")).attrs["train_rows"]
     if seen != bench.axis("dataset", "train").fingerprint:  # a pinned one is not of these rows
