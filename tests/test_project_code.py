@@ -376,3 +376,29 @@ def test_installed_distributions_count_by_version(root, tmp_path_factory):
         )  # fmt: skip
         keys.append(done.stdout)
     assert keys[0] == keys[1] != keys[2]
+
+
+LATE = """\
+from torch import nn
+
+
+def build():
+    from tiny_layers import NAME
+
+    assert NAME == {!r}
+    return nn.Linear(3, 3)
+"""
+
+
+def test_what_is_imported_when_code_is_called_is_its_own_project_s(tmp_path):
+    """Also of a project that was run before another one with modules of the same names."""
+    projects = []
+    for name in ("one", "other"):
+        model = LATE.format(name)
+        project = Project(tmp_path / name, model=model, methods={"cg": None}, perturbation=None)
+        (project.root / "tiny_layers.py").write_text(f"NAME = {name!r}\n")
+        projects.append(project)
+    for project in projects:
+        project.materialize()
+    projects[0].edit("train", 3, height=2.5)
+    projects[0].materialize()

@@ -8,6 +8,7 @@ the machine stops, the last events may be missing, as if the run had been killed
 """
 
 import importlib
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
@@ -30,17 +31,36 @@ _NAME = "create_engine"  # under which each of them has the function
 
 @contextmanager
 def kept_open() -> Iterator[None]:
-    """One engine for each database, with its connection, until the block ends.
+    """One engine for each database, with its connection, until the last such block ends.
 
     It is Dagster's own code that this changes in this process: a version of it that makes its
     engines elsewhere is left as it is.
     """
+    global _inside, _kept
+    with _changing:
+        if not _inside:
+            _kept = _all_kept()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _changing:
+            _inside -= 1
+            if not _inside:
+                _kept.close()
+
+
+_inside, _kept, _changing = 0, ExitStack(), threading.Lock()  # of all threads
+
+
+def _all_kept() -> ExitStack:
+    """What is to be closed so that Dagster makes its engines itself again."""
     with ExitStack() as stack:
         for name in STORAGES:
             module = importlib.import_module(name)
             if hasattr(module, _NAME):
                 stack.enter_context(_engines_kept(module))
-        yield
+        return stack.pop_all()
 
 
 @contextmanager

@@ -11,8 +11,6 @@ from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import matrices, methods, naming
 from influence_dag.stages.driver import Whole, refresh_whole
-from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.keys import model_key
 from influence_dag.stages.reading import naming_rows
 from influence_dag.stages.row_changes import row_changes
 from influence_dag.stages.updates import Update
@@ -26,14 +24,14 @@ if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
     from influence_dag.solvers import Factorization, Method
     from influence_dag.stages.digits import Digits
 
-FORMULA = FORMULAS["curvature"]
-
 
 def refresh(bench: Workbench, method: str) -> Update:
     """The expensive half of a method, stored: a factor, an eigenbasis, a preconditioner."""
     train = bench.axis("dataset", "train")
     fitted = methods.factorization_settings(bench, method)
-    settings_key = fingerprint(naming.curvature(method), FORMULA, model_key(bench), fitted)
+    settings_key = methods.curvature_key(bench, method)
+    for matrix in _matrices_read(bench, method):
+        methods.check_of_now(bench, matrix, "settings_key", matrices.matrix_key(bench, matrix))
     key = fingerprint(settings_key, _read(bench, method, train.fingerprint))
 
     def produce() -> Whole:
@@ -198,6 +196,12 @@ def _lost(digits: "Digits", errors: Mapping[str, float], total: "KroneckerSums")
 def _read(bench: Workbench, method: str, train_rows: str) -> str:
     uses_matrix = bench.settings.methods[method].uses_matrix
     return bench.require(methods.kind(bench, method)).data_version if uses_matrix else train_rows
+
+
+def _matrices_read(bench: Workbench, method: str) -> set[str]:
+    """The stored matrix that is factorised, or says what λ is."""
+    own = methods.kind(bench, method) if bench.settings.methods[method].uses_matrix else None
+    return {each for each in (own, bench.settings.matrix_of_damping(method)) if each}
 
 
 def _labelled(name: str, tensor: "torch.Tensor") -> tuple[tuple[str, ...], np.ndarray, dict]:

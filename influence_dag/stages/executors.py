@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 from influence_dag.stages.landing import landed
@@ -45,7 +46,7 @@ class LocalExecutor:
 
 _Asked = tuple[int, str, int | None, bool]
 _open: dict[_Asked, "DaskExecutor"] = {}
-_given: Executor | None = None
+_given: ContextVar[Executor | None] = ContextVar("given", default=None)
 _runs = 0
 _changing = threading.RLock()
 
@@ -56,7 +57,7 @@ def executor_of(bench: Workbench) -> Executor:
     Workers come up when there first is something to compute, and serve all that is refreshed
     until the outermost `one_run` ends, or else the process.
     """
-    if (told := bench.executor or _given) is not None:
+    if (told := bench.executor or _given.get()) is not None:
         return told
     compute = bench.settings.compute
     if compute.executor == "local":
@@ -75,17 +76,20 @@ def executor_of(bench: Workbench) -> Executor:
 
 @contextmanager
 def one_run(executor: Executor | None = None) -> Iterator[None]:
-    """Inside, artifacts share their workers, which end with it; or all are told who computes."""
-    global _given, _runs
+    """Inside, artifacts share their workers, which end with it; or all are told who computes.
+
+    Of what is refreshed in other threads meanwhile, nobody is told.
+    """
+    global _runs
     with _changing:
         _runs += 1
-        before, _given = _given, executor or _given
+    told = _given.set(executor or _given.get())
     try:
         yield
     finally:
+        _given.reset(told)
         with _changing:
             _runs -= 1
-            _given = before
             ending = [] if _runs else [_open.pop(asked) for asked in [*_open]]
         for executor in ending:
             executor.close()

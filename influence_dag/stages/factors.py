@@ -26,6 +26,7 @@ def refresh(bench: Workbench, method: str) -> Update:
     """Solve for the test rows whose block is not stored under its key."""
     test, axis = bench.axis("dataset", "test"), DampingAxis.of(bench, method)
     size = bench.require("model").attrs["info"]["parameters"]
+    methods.check_curvature(bench, method)
     base = methods.factors_key(bench, method)
     layout = _layout(bench, method, test, axis, size, base)
     names = tuple(variable.name for variable in layout.variables)

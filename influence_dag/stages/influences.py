@@ -28,6 +28,8 @@ FORMULA = FORMULAS["influences"]
 
 def refresh(bench: Workbench, method: str) -> Update:
     """Compute the blocks `test × train` whose factors or gradients changed."""
+    methods.check_factors(bench, method)
+    methods.check_gradients(bench)
     test = bench.axis(naming.factors(method), "test")
     train = bench.axis(naming.GRADIENTS, "train")
     base, axis = base_key(bench, method), DampingAxis.of(bench, method)

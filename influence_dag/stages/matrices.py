@@ -42,9 +42,13 @@ def refresh(bench: Workbench, kind: str) -> Update:
 
 def _keys(bench: Workbench, kind: str) -> tuple[Axis, str, str]:
     """The rows, the key of all but these, and the key of everything."""
-    train = bench.axis("dataset", "train")
-    settings_key = fingerprint(kind, FORMULA, model_key(bench))
+    train, settings_key = bench.axis("dataset", "train"), matrix_key(bench, kind)
     return train, settings_key, fingerprint(settings_key, train.fingerprint)
+
+
+def matrix_key(bench: Workbench, kind: str) -> str:
+    """Of a matrix, all but the rows."""
+    return fingerprint(kind, FORMULA, model_key(bench))
 
 
 def pinned(bench: Workbench, settings_key: str):

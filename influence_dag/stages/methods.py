@@ -86,6 +86,40 @@ def factorization_settings(bench: Workbench, method: str) -> dict:
     return settings
 
 
+def curvature_key(bench: Workbench, method: str) -> str:
+    """Of a factorisation, all but the rows: θ, and the settings that it depends on."""
+    fitted = factorization_settings(bench, method)
+    return fingerprint(naming.curvature(method), FORMULAS["curvature"], model_key(bench), fitted)
+
+
+def check_curvature(bench: Workbench, method: str) -> None:
+    """Raise `StudyError` for a factorisation that is of another θ, or of other settings, than now.
+
+    A run brings all up to date in turn. Who has some made alone may leave behind what they are
+    made from, and a product of what is of two θ is the influence of neither.
+    """
+    check_of_now(bench, naming.curvature(method), "settings_key", curvature_key(bench, method))
+
+
+def check_factors(bench: Workbench, method: str) -> None:
+    """The same for factors."""
+    check_of_now(bench, naming.factors(method), "base_key", factors_key(bench, method))
+
+
+def check_gradients(bench: Workbench) -> None:
+    """The same for gradients of training rows."""
+    check_of_now(bench, naming.GRADIENTS, "model_key", model_key(bench))
+
+
+def check_of_now(bench: Workbench, artifact: str, name: str, wanted: str) -> None:
+    """The same for an artifact that says in an attribute what it is of."""
+    if bench.require(artifact).attrs.get(name) != wanted:
+        raise StudyError(
+            f"{bench.study.name}/{artifact} is of another θ, or of other settings or code, than "
+            "there are now, and what is made from it would be of both; materialise it first"
+        )
+
+
 def factors_key(bench: Workbench, method: str) -> str:
     """Of factors, all but the test row: θ, the factorisation, how it solves, the measurement."""
     version = bench.require(naming.curvature(method))

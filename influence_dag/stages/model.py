@@ -85,6 +85,9 @@ def _has_met_rows(bench: Workbench) -> bool:
     theta = bench.require(naming.MODEL).data_version
     if factors is None or factors.attrs.get("model_data_version") != theta:
         return False
+    measured = bench.settings.model.measurement or "the loss"
+    if factors.attrs.get("measurement") != measured:  # under one targets of test rows are free
+        return False
     met: dict[Split, Version] = {"train": gradients, "test": factors}
     return all(
         bench.axis_of(version, split).fingerprint == bench.axis("dataset", split).fingerprint

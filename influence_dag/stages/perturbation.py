@@ -26,6 +26,7 @@ FORMULA = FORMULAS["perturbation"]
 
 def refresh(bench: Workbench, method: str) -> Update:
     """Compute the blocks whose factors or training rows changed."""
+    methods.check_factors(bench, method)
     test, train = axes(bench, method)
     form = _form(bench, method)
     layout = whole_layout(bench, method) if form is None else _reduced_layout(bench, method, form)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from influence_dag.errors import StudyError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming, reducing
 from influence_dag.stages.dampings import DampingAxis
@@ -168,6 +169,11 @@ class _Pairs(Form):
 
     def variables(self, bench: Workbench, words: dict[str, str]) -> tuple[Variable, ...]:
         test, train = axes(bench, self.method)
+        if any("rank" in dims for _, dims, _ in self.inputs):
+            raise StudyError(
+                f"{bench.study.name}: 'rank' is the name of a feature axis, and of the axis of "
+                "perturbation.pairs; choose another (data.features.dims, or in the file)"
+            )
         rows, rank = len(test), min(self.top, train.count)
         at, first = naming.perturbation(self.method), self._names()[0]
         row_bytes = max(rank * self.numbers * self._itemsize(bench), _SMALLEST_ROW)

@@ -9,7 +9,7 @@ from influence_dag.solvers import Factorization
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.amounts import are_amounts, refuse_amounts
 from influence_dag.stages.driver import Result, Whole
-from influence_dag.stages.methods import load_factorization
+from influence_dag.stages.methods import check_of_now, load_factorization
 from influence_dag.stages.reading import load_objective, load_rows
 from influence_dag.stages.refit_starts import built, initial, is_checkpoint, subset_starts
 from influence_dag.stages.wording import wording_of
@@ -65,10 +65,21 @@ _PROXIMAL = {
 
 
 def _stored(bench: Workbench, method: str, place: int) -> torch.Tensor:
-    """A method's stored influences `(test, train)` without holes, float64."""
-    version = bench.require(naming.influences(method))
-    values = dampings.at(version, "influences", place).astype(np.float64)
+    """A method's stored influences `(test, train)` without holes, float64.
+
+    Raises `StudyError` where they are of other rows than the refits, or of another θ.
+    """
+    artifact, theta = naming.influences(method), bench.require(naming.MODEL).data_version
+    check_of_now(bench, artifact, "model_data_version", theta)
+    version = bench.require(artifact)
     test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
+    for axis in (test, train):
+        if axis.fingerprint != bench.axis("dataset", axis.name).fingerprint:
+            raise StudyError(
+                f"{bench.study.name}/{artifact} has other {axis.name} rows than the dataset, on "
+                "which models are fitted again; materialise it first"
+            )
+    values = dampings.at(version, "influences", place).astype(np.float64)
     return torch.from_numpy(values[test.valid][:, train.valid])
 
 
@@ -94,7 +105,7 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
         weight_decay=decay,
         index=index,
         influences=_stored(bench, method, nearest),
-        factorization=_exact_factor(bench, objective.size),
+        factorization=_exact_factor(bench, objective.size, decay),
         tolerance=settings.tolerance,
         max_steps=settings.max_steps,
         proximal=given,
@@ -119,14 +130,14 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     return Whole(arrays, attributes, refits.summary(), coordinates)
 
 
-def _exact_factor(bench: Workbench, size: int) -> Factorization | None:
-    """The factor of H + wI that `direct` keeps, where H is too large to make one anew."""
+def _exact_factor(bench: Workbench, size: int, damping: float) -> Factorization | None:
+    """The factor of H + λI that `direct` keeps, where H is too large to make one anew."""
     direct = bench.settings.methods.direct
     if 8 * size**2 <= MOST_BYTES or direct is None:
         return None
     if direct.curvature != "hessian" or direct.blocks != "full" or direct.on_indefinite != "raise":
         return None
-    if _weight_decay(bench) not in dampings.of_method(bench, "direct"):
+    if damping not in dampings.of_method(bench, "direct"):
         return None
     seen = bench.require(naming.curvature("direct")).attrs["train_rows"]
     if seen != bench.axis("dataset", "train").fingerprint:  # a pinned one is not of these rows

@@ -1,10 +1,12 @@
 """How the methods of a study agree, and where everything is."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from itertools import combinations
 
 import numpy as np
 
+from influence_dag.datasets.slots import Axis, Split
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.blocks import pieces
@@ -12,9 +14,10 @@ from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.rankings import ENDS
 from influence_dag.stages.ranks import Moments, length, rank_correlations
+from influence_dag.stages.row_changes import rows_of_both
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
-from influence_dag.store import Coordinate
+from influence_dag.store import Coordinate, Version
 
 FORMULA = FORMULAS["report"]
 STRENGTH = ("mean", "mean_absolute", "largest")
@@ -75,25 +78,38 @@ def strength(bench: Workbench, method: str) -> dict[str, float]:
 
 
 def compare(bench: Workbench, first: str, second: str) -> dict[str, float]:
-    """Agreement of two methods' influences, read by runs of test rows (the last λ of a sweep)."""
-    both, ranks, difference = Moments(), list[np.ndarray](), 0.0
-    for a, b in zip(_blocks(bench, first), _blocks(bench, second), strict=True):
+    """Agreement of two methods' influences, read by runs of test rows (the last λ of a sweep).
+
+    Of the pairs of rows that both have; NaN without any.
+    """
+    both, ranks, difference = Moments(), [np.empty(0)], 0.0
+    for a, b in _blocks(bench, first, second):
         both = both.joined(Moments.of(a, b))
         difference = float(np.hypot(difference, length(a - b)))
         ranks.append(rank_correlations(a, b))
     ranked = (of_rows := np.concatenate(ranks))[~np.isnan(of_rows)]
-    size = float(both.lengths[1])
+    size, alike = float(both.lengths[1]), 0.0 if both.count else np.nan
     return {
-        "relative_error": difference / size if size else (np.inf if difference else 0.0),
+        "relative_error": difference / size if size else (np.inf if difference else alike),
         "pearson": both.pearson,
         "spearman_per_test": float(ranked.mean()) if len(ranked) else np.nan,
     }
 
 
-def _blocks(bench: Workbench, method: str) -> Iterator[np.ndarray]:
-    """A method's influences by runs of test rows, holes left out, in float64."""
-    version = bench.require(naming.influences(method))
-    test, train = bench.axis_of(version, "test"), bench.axis_of(version, "train")
-    for slots in pieces(0, len(test), version.variables["influences"].chunks[-2]):
-        block = dampings.at(version, "influences", -1, slots)
-        yield block[test.valid[slots]][:, train.valid].astype(np.float64)
+def _blocks(bench: Workbench, *methods: str) -> Iterator[list[np.ndarray]]:
+    """Influences by runs of test rows, in float64, of the rows that all of the methods have.
+
+    Those of one may be of another age, with other rows, and be cut otherwise.
+    """
+    versions = [bench.require(naming.influences(method)) for method in methods]
+    test, train = (_of_all(bench, versions, split).slots for split in ("test", "train"))
+    stop = int(test[-1]) + 1 if len(test) else 0
+    for slots in pieces(0, stop, versions[0].variables["influences"].chunks[-2]):
+        rows = test[(test >= slots.start) & (test < slots.stop)] - slots.start
+        blocks = (dampings.at(version, "influences", -1, slots) for version in versions)
+        yield [block[np.ix_(rows, train)].astype(np.float64) for block in blocks]
+
+
+def _of_all(bench: Workbench, versions: Sequence[Version], split: Split) -> Axis:
+    """The rows that all of some versions have alike; a row keeps its slot."""
+    return reduce(rows_of_both, (bench.axis_of(version, split) for version in versions))

@@ -27,8 +27,9 @@ class OwnSolves:
     """`∇L(z_i)ᵀ (H + λI)⁻¹ ∇L(z_i)` and `‖(H + λI)⁻¹ ∇L(z_i)‖` of each training row.
 
     Of rows that the stored gradients do not have (they may be of another age than the influences)
-    nothing is said: NaN, and their keys are those of holes. Rows of a `chunk` are solved for
-    together, whatever else a tile has: its bits depend on nothing but its rows.
+    nothing is said: NaN, and their keys are those of holes. NaN also of a row whose solve missed
+    its tolerance (`on_failure: warn`): nothing beside it would say so. Rows of a `chunk` are solved
+    for together, whatever else a tile has: its bits depend on nothing but its rows.
     """
 
     def __init__(self, bench: Workbench, method: str, train: Axis, *, chunk: int):
@@ -38,7 +39,10 @@ class OwnSolves:
         if self.weighted:  # of rows that the dataset has otherwise no weight is known
             self.rows = rows_of_both(self.rows, bench.axis("dataset", "train"))
         gradients_key = bench.require(naming.GRADIENTS).attrs["base_key"]
-        self.key = fingerprint(methods.factors_key(bench, method), gradients_key)
+        asked = bench.settings.methods[method]
+        warns = asked.is_iterative and getattr(asked, "on_failure", "raise") == "warn"
+        told = ["of rows that met the tolerance"] if warns else []
+        self.key = fingerprint(methods.factors_key(bench, method), gradients_key, *told)
         size = bench.require("model").attrs["info"]["parameters"]
         if eigenbasis.has_eigenbasis(bench, method):
             size = reading.gradient_layout_of(bench).numbers_per_row
@@ -100,8 +104,11 @@ class OwnSolves:
             if self._by_cholesky and self._by_cholesky.factor.damping == damping:
                 return self._by_cholesky(G)
             with reading.named_rows(ids, f"{self.method}, training rows"):
-                x = factorization.solve(G, damping=damping).x
-            return (x * G).sum(dim=1), x.norm(dim=1)
+                solution = factorization.solve(G, damping=damping)
+            own, lengths = (solution.x * G).sum(dim=1), solution.x.norm(dim=1)
+            if (met := solution.info.get("converged")) is not None:
+                own[~met] = lengths[~met] = np.nan
+            return own, lengths
 
         return solved
 

@@ -42,8 +42,13 @@ _imported: dict[str, str] = {}  # name of a loaded module → hash of its file w
 
 
 def put_on_path(root: Path) -> None:
-    """Let Python find what lies in a project, as the modules of its studies' callables do."""
-    if str(root) not in sys.path:
+    """Let Python find what lies in a project, as the modules of its studies' callables do.
+
+    Before what lies in others that were run before: code may import when it is called.
+    """
+    if sys.path[:1] != [str(root)]:
+        if str(root) in sys.path:
+            sys.path.remove(str(root))
         sys.path.insert(0, str(root))
 
 

@@ -65,6 +65,18 @@ def test_a_database_stays_open_until_the_run_has_ended(module, tmp_path):
     assert module.create_engine is create
 
 
+def test_of_blocks_that_overlap_the_last_one_leaves_dagster_as_it_was():
+    """As two threads have them, of which the first to begin is the first to end."""
+    create = sqlite_event_log.create_engine
+    first, second = kept_open(), kept_open()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert sqlite_event_log.create_engine is not create
+    second.__exit__(None, None, None)
+    assert sqlite_event_log.create_engine is create
+
+
 def test_a_recorded_history_is_opened_a_few_times_and_left_closed(tmp_path, monkeypatch):
     opened, connect = [], dbapi2.connect
     monkeypatch.setattr(dbapi2, "connect", lambda *a, **k: opened.append(a) or connect(*a, **k))

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
+from tiny_project import Project
 
 from influence_dag.explorer.numbers import agreement
+from influence_dag.stages.graph import artifacts
 from influence_dag.stages.ranks import rank_correlations
 
 
@@ -28,3 +30,31 @@ def test_rows_without_equal_numbers_are_ranked_beside_rows_with_them():
     a[2] = a[2].round(0)
     expected = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(rank_correlations(a, b), expected)
+
+
+def test_methods_are_compared_on_the_rows_that_both_have(project):
+    project.edit("test", 1, height=9.0)
+    names = ("influence_factors", "influences", "summary")
+    wanted = {"dataset", *(f"direct/{name}" for name in names), "report"}
+    bench = project.bench()
+    for node in artifacts(bench.study):
+        if node.name in wanted:
+            node.refresh(bench)
+    told = project.bench().require("report").attrs["info"]["agreement"]["direct vs cg"]
+    assert told["relative_error"] < 1e-6
+
+
+def test_methods_are_compared_however_each_is_cut(tmp_path):
+    """One that is added later has chunks of its own."""
+    rows = {"test": 4, "train": 16}
+    project = Project(tmp_path, methods={"cg": None}, perturbation=None, store={"chunks": rows})
+    project.refresh()
+    project.write_settings(methods={"cg": {"rtol": 1e-10}}, store={"chunks": None})
+    project.refresh()
+    bench = project.bench()
+    both = [bench.require(f"{name}/influences") for name in ("direct", "cg")]
+    assert len({version.variables["influences"].chunks for version in both}) == 2
+    told = bench.require("report").attrs["info"]["agreement"]["direct vs cg"]
+    a, b = (version.read("influences") for version in both)
+    wanted = np.linalg.norm(a - b) / np.linalg.norm(b)
+    assert told["relative_error"] == pytest.approx(wanted, rel=1e-6)

@@ -13,7 +13,7 @@ from spawned import Backwards, Remembering, SpawnedExecutor, dask_executor
 from tiny_project import Project
 
 from influence_dag.errors import ModelError, NotConvergedError
-from influence_dag.stages.executors import LocalExecutor
+from influence_dag.stages.executors import LocalExecutor, executor_of, one_run
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.tasks import run
 from influence_dag.stages.workbench import Workbench
@@ -229,3 +229,15 @@ def test_only_a_few_blocks_exist_at_a_time(tmp_path, monkeypatch):
     assert len(seen) == 15
     assert max(seen) == 3  # of four the one that is asked for
     assert not alive
+
+
+def test_a_run_tells_no_other_thread_who_computes(finished_project):
+    """Another study's would be sent there, and after two runs that overlap all that follows."""
+    bench, told, found = finished_project.bench(), Remembering(), []
+    with one_run(told):
+        other = threading.Thread(target=lambda: found.append(executor_of(bench)))
+        other.start()
+        other.join()
+        assert executor_of(bench) is told
+    assert found[0] is not told
+    assert executor_of(bench) is not told

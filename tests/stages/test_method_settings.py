@@ -11,6 +11,7 @@ from tiny_project import Project
 from torch.nn import functional as F
 
 from influence_dag.errors import NotConvergedError, StudyError
+from influence_dag.stages import methods, reading
 
 BLOCKS = {"0": slice(0, 16), "2": slice(16, 31)}
 ALONE = {"direct": None, "cg": None}
@@ -236,7 +237,7 @@ EFFECTS = [  # method, settings, a change of them
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_each_setting_of_a_method_has_an_effect(study):
-    from influence_dag.stages import matrices, methods
+    from influence_dag.stages import matrices
 
     rhs, found = torch.randn(3, 31, dtype=torch.float64).to(study.bench().device), {}
 
@@ -275,3 +276,19 @@ def test_every_setting_of_every_method_is_among_those_tried():
         own = {(method, name) for name in settings.model_fields if name not in common}
         aliases = {("kfac", name) for _, name in own if method == "kfac"}
         assert own - aliases <= tried | without, own - tried
+
+
+def test_self_influences_of_solves_that_missed_their_tolerance_are_not_numbers(study):
+    loose = {"preconditioner": "none", "rtol": 0.05, "maxiter": 3, "on_failure": "warn"}
+    study.settings["methods"] = {}
+    study.write_settings(methods={"cg": loose}, summary={"self_influence": True})
+    with warnings.catch_warnings(action="ignore"):
+        study.refresh()
+        bench = study.bench()
+        train = bench.axis("dataset", "train")
+        G = reading.load_gradients(bench, slice(0, len(train))).dense()[train.slots]
+        solved = methods.load_factorization(bench, "cg").solve(G, damping=DAMPING)
+    met = solved.info["converged"].numpy(force=True)
+    assert 0 < met.sum() < len(met)
+    for name in ("self_influence", "parameter_influence_norm"):
+        assert (np.isfinite(bench.require("cg/summary").read(name)[train.slots]) == met).all()

@@ -193,3 +193,11 @@ def test_lengths_are_those_of_float64_whatever_the_size(features):
     expected = torch.linalg.vector_norm(values.double(), dim=2).float()
     found = over_features(values, "l2")
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0, equal_nan=True)
+
+
+def test_no_feature_axis_is_called_as_that_of_the_longest_pairs(project):
+    """Of two axes of one name xarray selects neither."""
+    project.write_settings(data={"features": {"dims": ["rank"]}})
+    project.write_settings(perturbation={"reduce": None, "pairs": "top-3"})
+    with pytest.raises(StudyError, match="'rank' is the name of a feature axis"):
+        project.refresh()

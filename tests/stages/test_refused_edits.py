@@ -251,3 +251,30 @@ def test_a_damping_that_leaves_the_system_indefinite(finished_project, tmp_path)
     assert project.data_versions()["direct/influences"] == before["direct/influences"]
     project.write_settings(damping=error.suggested_damping)
     project.refresh()
+
+
+BINARY = """\
+from torch import nn
+
+
+def build():
+    return nn.Linear(3, 1)
+
+
+def margin(output, target):
+    return output.flatten(1)[:, 0]
+"""
+
+
+def test_targets_that_were_free_under_a_measurement_are_looked_at_when_it_is_gone(tmp_path):
+    """The loss takes them for probabilities: above 1 it is of no row."""
+    methods, model = {"cg": None}, {"loss": "bce_with_logits", "measurement": "tiny_model:margin"}
+    project = Project(tmp_path, model=BINARY, methods=methods, perturbation=None)
+    project.write_settings(model=model)
+    for split, rows in project.rows.items():
+        project.write(split, [[*row[:4], int(row[4] > 0)] for row in rows])
+    project.edit("test", 3, label=2)
+    project.refresh()
+    project.write_settings(model={"measurement": None})
+    with pytest.raises(DataError, match=r"test.csv: row 'test-03'.* between 0 and 1"):
+        project.refresh()

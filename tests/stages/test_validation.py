@@ -21,6 +21,18 @@ from influence_dag.study.validation import ValidationSettings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "validation.md"
 
+LINEAR = """\
+from torch import nn
+
+
+def build():
+    return nn.Linear(3, 3)
+
+
+def trained(module, rows):
+    pass
+"""
+
 CHOSEN = {
     "leave_one_out": {"rows": 6, "seed": 1},
     "datamodels": {"count": 8},
@@ -61,6 +73,22 @@ def test_the_factor_of_a_large_model_serves_for_the_rows_that_it_was_made_from(
     project.refresh()
     found = project.results.open("validation/leave_one_out")
     assert ("corrected" in found) == of_these_rows
+
+
+def test_the_factor_of_another_damping_does_not_serve(finished_project, tmp_path, monkeypatch):
+    """With damping: auto each method has its own; the factor refuses all but that of `direct`."""
+    for module in (refits, sys.modules["influence_dag.validation.leave_one_out"]):
+        monkeypatch.setattr(module, "MOST_BYTES", 0)
+    project = finished_project.copy(tmp_path)
+    project.write_model(LINEAR)
+    project.write_settings(
+        model={"fit": "tiny_model:trained", "minimum": "ignore"},
+        damping="auto",
+        methods={"cg": None, "direct": {"on_indefinite": "raise"}, "ekfac": {}},
+        validation={"leave_one_out": {"rows": 3, "method": "ekfac"}},
+    )
+    project.refresh()
+    assert "corrected" not in project.results.open("validation/leave_one_out")
 
 
 def test_methods_are_scored_beside_exact_solves_and_baselines(validated):
