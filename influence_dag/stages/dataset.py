@@ -184,7 +184,10 @@ def _as_stored(stored: Version, split: Split, table: SplitRows, slots: np.ndarra
         return np.zeros_like(same)
     if (f"{split}_weight" in stored.variables) != (table.weights is not None):
         return np.zeros_like(same)
-    for name, values in arrays_of(table, split).items():
+    arrays = arrays_of(table, split)
+    if not arrays.keys() <= stored.variables.keys():  # of other inputs
+        return np.zeros_like(same)
+    for name, values in arrays.items():
         kept, values = canonical(stored.read(name)), canonical(np.asarray(values))
         if kept.shape[1:] != values.shape[1:] or kept.dtype != values.dtype:
             return np.zeros_like(same)
