@@ -1,5 +1,8 @@
 """Questions to a study by the names of its rows, and pictures of it."""
 
+import time
+
+import dask
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,10 @@ from influence_dag.errors import StoreError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents
+from influence_dag.query.lazy import _labelled
 from influence_dag.query.questions import at_damping
+from influence_dag.stages.dampings import DAMPING, DampingAxis
+from influence_dag.store import Coordinate, Layout
 from influence_dag.validation import leave_one_out
 
 
@@ -204,3 +210,24 @@ def test_a_damping_of_many_digits_is_told_and_found_in_few():
     at_damping(swept, 5e-11)
     with pytest.raises(StoreError, match=r"stored: \[5e-11\]"):
         at_damping(swept, 1.0)
+
+
+def test_arrays_that_are_computed_together_take_turns():
+    """Of two inputs, or two methods: each swaps a module's parameters, and torch's modes."""
+    inside, most = [], []
+
+    def block(tile):
+        inside.append(tile)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return np.zeros(tile.shape)
+
+    axis = DampingAxis(Coordinate(DAMPING, (DAMPING,), np.zeros(1)))
+    made = [
+        _labelled(Layout((variable,)), variable, block)
+        for name in ("left", "right")
+        for variable in [axis.variable(name, ("param", 8, 1), dtype="float64", about={})]
+    ]
+    dask.compute(*(array.data for array in made), scheduler="threads", num_workers=4)
+    assert (len(most), max(most)) == (16, 1)
