@@ -84,7 +84,7 @@ def _standardised(train: SplitRows, test: SplitRows) -> tuple[SplitRows, SplitRo
             f"{train.source}: data.features.standardise is for one input, not for {list(train.x)}"
         )
     ((name, values),) = train.x.items()
-    units = Units.of(values, train.source)
+    units = Units.of(values, train.source, train.weights)
     first, second = (_in_units(split, name, units) for split in (train, test))
     return first, second
 

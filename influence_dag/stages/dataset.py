@@ -121,7 +121,8 @@ def _source_key(bench: Workbench) -> str:
     if data.makes_rows:
         return ""  # what code returns is known when it was called
     content = source_fingerprint(data, bench.study.root)
-    how = (data.reading, bench.chunk_override, bench.study.name, loss)
+    how = [data.reading, bench.chunk_override, bench.study.name, loss]
+    how += ["units of weighted rows"] if data.weight and data.features.standardise else []
     return fingerprint(naming.DATASET, FORMULA, content, how)
 
 
