@@ -1,15 +1,23 @@
 """Questions to a study by the names of its rows, and pictures of it."""
 
+import time
+
+import dask
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from tiny_project import COLUMNS
 
 from influence_dag.errors import StoreError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents
+from influence_dag.query.lazy import _labelled
 from influence_dag.query.questions import at_damping
+from influence_dag.query.text import describe
+from influence_dag.stages.dampings import DAMPING, DampingAxis
+from influence_dag.store import Coordinate, Layout
 from influence_dag.validation import leave_one_out
 
 
@@ -204,3 +212,47 @@ def test_a_damping_of_many_digits_is_told_and_found_in_few():
     at_damping(swept, 5e-11)
     with pytest.raises(StoreError, match=r"stored: \[5e-11\]"):
         at_damping(swept, 1.0)
+
+
+def test_arrays_that_are_computed_together_take_turns():
+    """Of two inputs, or two methods: each swaps a module's parameters, and torch's modes."""
+    inside, most = [], []
+
+    def block(tile):
+        inside.append(tile)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return np.zeros(tile.shape)
+
+    axis = DampingAxis(Coordinate(DAMPING, (DAMPING,), np.zeros(1)))
+    made = [
+        _labelled(Layout((variable,)), variable, block)
+        for name in ("left", "right")
+        for variable in [axis.variable(name, ("param", 8, 1), dtype="float64", about={})]
+    ]
+    dask.compute(*(array.data for array in made), scheduler="threads", num_workers=4)
+    assert (len(most), max(most)) == (16, 1)
+
+
+def test_ids_that_are_numbers_are_asked_for_as_they_are_shown(finished_project, tmp_path):
+    project = finished_project.copy(tmp_path)
+    for split, rows in project.rows.items():
+        project.write(split, [[k, *row[1:]] for k, row in enumerate(rows)])
+    project.refresh()
+    study = project.results
+    best = study.top_k(3, 2).train
+    assert best.dtype.kind == "i"
+    both = study.influence_of(best.values.tolist())
+    xr.testing.assert_identical(study.influence_of(best), both)
+    told = [study.relabelled_influences("direct", {key: 2}) for key in (5, "5")]
+    xr.testing.assert_identical(*told)
+    for test in (3, "3"):
+        bars = study.plot.feature_map(test, 7).axes[0].get_yticklabels()
+        assert [bar.get_text() for bar in bars] == COLUMNS[1:4]
+    with pytest.raises(StoreError, match="no test row '77'"):
+        study.plot.feature_map(77, 7)
+    code = [line.strip() for line in describe(study).splitlines() if ".sel(test=" in line]
+    assert len(code) == 2
+    for line in code:
+        exec(line, {"study": study})

@@ -31,7 +31,7 @@ def load_split(
     """Read and check one split; relative paths start at `root`.
 
     Labels that are words become positions in `data.classes`, else in `classes` (those of the
-    training rows), else in the sorted distinct labels of the split itself.
+    training rows), else in what the source says, else in the sorted distinct labels of the split.
 
     Raises `DataError` naming file, row, column, what was seen and what would be right.
     """
@@ -44,7 +44,8 @@ def load_split(
     dims = roles.dims(source, data.features, x)
     weights = roles.weights(source, data) if which == "train" else None
     named = data.classes or source.classes
-    values, names = encoded(source, data.target, named or classes, given=named is not None)
+    order = data.classes or classes or source.classes
+    values, names = encoded(source, data.target, order, given=named is not None)
     y = roles.target(replace(source, target=values))
     return SplitRows(
         ids,
@@ -83,7 +84,7 @@ def _standardised(train: SplitRows, test: SplitRows) -> tuple[SplitRows, SplitRo
             f"{train.source}: data.features.standardise is for one input, not for {list(train.x)}"
         )
     ((name, values),) = train.x.items()
-    units = Units.of(values, train.source)
+    units = Units.of(values, train.source, train.weights)
     first, second = (_in_units(split, name, units) for split in (train, test))
     return first, second
 

@@ -1,11 +1,12 @@
 r"""Columns brought to the order of 1, in a way that edits of rows seldom change.
 
 The model sees $(x - m) / s$, column by column. s is the power of two nearest to the standard
-deviation of the training rows, m the multiple of s / 4 nearest to their mean: what is left has a
-mean of at most 1/8 and a deviation between 0.7 and 1.4, in numbers that rounding leaves alone. Of
-the rows as they are now, m and s are always the same, whatever they were before; an edit changes
-them only where a statistic crosses from one grid point to the next. Then every row is another
-input, and everything is computed anew. (`unscaled` tells of columns that want it.)
+deviation of the training rows, m the multiple of s / 4 nearest to their mean, both by their
+weights: what is left has a mean of at most 1/8 and a deviation between 0.7 and 1.4, in numbers that
+rounding leaves alone. Of the rows as they are now, m and s are always the same, whatever they were
+before; an edit changes them only where a statistic crosses from one grid point to the next. Then
+every row is another input, and everything is computed anew. (`unscaled` tells of columns that want
+it.)
 """
 
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ class Units:
     scale: np.ndarray
 
     @classmethod
-    def of(cls, values: Values, source: str) -> "Units":
-        """From training rows `(n, *shape)`; a constant column keeps its unit.
+    def of(cls, values: Values, source: str, weights: np.ndarray | None = None) -> "Units":
+        """From training rows `(n, *shape)`, by their weights; a constant column keeps its unit.
 
         Raises `DataError` for whole numbers that are no measurements, such as tokens.
         """
@@ -43,7 +44,7 @@ class Units:
                 f"{source}: data.features.standardise is for decimal numbers; the input is "
                 f"{values.dtype}, which may be indices: leave the setting out, or hand over floats"
             )
-        mean, deviation, largest = moments(values)
+        mean, deviation, largest = moments(values, weights)
         varies = deviation > _CONSTANT * largest
         scale = np.exp2(np.round(np.log2(np.where(varies, deviation, 1.0))))
         return cls(np.round(mean / scale * _STEPS) / _STEPS * scale, scale)

@@ -93,7 +93,8 @@ def _copy(path: Path, data: DataSettings, marks: Marked) -> tuple[bytes, set[str
     form: dict[str, Any] = {"sep": data.csv.separator, "encoding": data.csv.encoding}
     read = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, **form)
     _demand(path, read.columns, data)
-    frame, marked = _applied(read, data, _written(marks, data.csv.decimal))
+    marks = _counted(_written(marks, data.csv.decimal), data, read[data.target])
+    frame, marked = _applied(read, data, marks)
     if form["encoding"].lower() == "utf-8-sig" and not path.read_bytes().startswith(BOM_UTF8):
         form["encoding"] = "utf-8"  # which reads both, and writes a mark that was not there
     frame.to_csv(buffer, index=False, lineterminator="\n", **form)
@@ -107,6 +108,24 @@ def _written(marks: Marked, decimal: str) -> Marked:
     return {
         name: {**mark, "label": mark["label"].replace(".", decimal)}
         if "label" in mark and _is_number(mark["label"])
+        else mark
+        for name, mark in marks.items()
+    }
+
+
+def _counted(marks: Marked, data: DataSettings, cells: Iterable[object]) -> Marked:
+    """Marks with labels as a file has them whose numbers count the classes of the settings."""
+    known = {str(cell).strip().lower() for cell in cells}
+    if data.classes is None or known & {*map(str.lower, data.classes)}:
+        return marks
+    truth = known <= {"true", "false"}
+    if not truth and not all(map(str.isdecimal, known)):
+        return marks
+    shown = [str(bool(k)) if truth else str(k) for k in range(len(data.classes))]
+    numbers = dict(zip(data.classes, shown, strict=True))
+    return {
+        name: {**mark, "label": numbers.get(mark["label"], mark["label"])}
+        if "label" in mark
         else mark
         for name, mark in marks.items()
     }
@@ -141,6 +160,7 @@ def _copy_of_parquet(path: Path, data: DataSettings, marks: Marked) -> tuple[byt
     _demand(path, table.column_names, data)
     ids = list(map(_as_text, table[data.id].to_pylist()))
     place, target = table.schema.get_field_index(data.target), table[data.target]
+    marks = _counted(marks, data, target.to_pylist())
     new = [k for k, name in enumerate(ids) if marks.get(name, {}).get("action") == "relabel"]
     if new:
         cells = target.to_pylist()

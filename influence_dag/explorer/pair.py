@@ -85,8 +85,18 @@ def _are_tokens(view: View) -> bool:
     return inputs is not None and inputs.dtype.startswith("int")
 
 
+_SYSTEM = (
+    "model_data_version",
+    "curvature_data_version",
+    "damping",
+    "method_settings",
+    "measurement",
+)
+
+
 def _made_from(version: Any) -> list[Any]:
-    return [version.attrs.get(f"{what}_data_version") for what in ("model", "curvature")]
+    """What maps have to share with influences to be derivatives of them."""
+    return [version.attrs.get(name) for name in _SYSTEM]
 
 
 def _maps(version: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import dask.array as da
 import numpy as np
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from influence_dag.solvers.blocks import Blocks
 
 Block = Callable[[Tile], np.ndarray]
+
+_ONE_AT_A_TIME = SerializableLock("influence_dag.query.lazy")
+"""A module's parameters, and torch's modes, are swapped while it is evaluated: of all arrays."""
 
 
 def lazy_perturbations(
@@ -182,7 +186,6 @@ def _entry(store: Store, method: str) -> Variable:
 
 def _labelled(layout: Layout, whole: Variable, compute: Block) -> xr.DataArray:
     """A dask array with a block for each chunk, and the labels; of one λ without its axis."""
-    one_at_a_time = SerializableLock()  # a module's parameters are swapped while it is evaluated
     layout = stored(layout)
     variable, place = layout[whole.name], whole.dims.index(DAMPING)
     hidden = variable.dims != whole.dims
@@ -191,7 +194,7 @@ def _labelled(layout: Layout, whole: Variable, compute: Block) -> xr.DataArray:
         where = list(block_info[None]["array-location"])
         where[place:place] = [(0, 1)] if hidden else []
         start, stop = zip(*where, strict=True)
-        with one_at_a_time, plain_modes():
+        with _ONE_AT_A_TIME, plain_modes():
             values = compute(Tile(start, stop, ()))
         return values.squeeze(place) if hidden else values
 
@@ -199,7 +202,8 @@ def _labelled(layout: Layout, whole: Variable, compute: Block) -> xr.DataArray:
     sizes = tuple(
         _sizes(n, chunk) for n, chunk in zip(variable.shape, variable.chunks, strict=True)
     )
-    array = da.map_blocks(block, chunks=sizes, dtype=variable.dtype, meta=empty)
+    name = f"{variable.name}-{uuid4().hex}"  # else that of the code, which other arrays have too
+    array = da.map_blocks(block, name=name, chunks=sizes, dtype=variable.dtype, meta=empty)
     coordinates = {item.name: (item.dims, item.values) for item in layout.coordinates}
     variables = {variable.name: (variable.dims, array, variable.attrs)}
     return without_holes(xr.Dataset(variables, coordinates, layout.attrs))[variable.name]

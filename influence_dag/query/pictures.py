@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from influence_dag.datasets.slots import Axis
+from influence_dag.datasets.slots import Axis, Split
 from influence_dag.errors import StoreError
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents, named
+from influence_dag.query.rows import rows_named
 from influence_dag.stages import naming
 from influence_dag.stages.sampling import values_of_rows
 from influence_dag.store import Store, Version
@@ -76,7 +77,10 @@ class Pictures:
         From the stored perturbation influences, or computed where they are not stored, which needs
         the study's code (see `open_study`).
         """
-        values = self._perturbation(method).sel(test=test, train=train)
+        values = self._perturbation(method)
+        values = values.sel(
+            {"test": _row(values, "test", test), "train": _row(values, "train", train)}
+        )
         values = values.isel(damping=-1, missing_dims="ignore").load()
         rows = Contents(self._study)["train", train], Contents(self._study)["test", test]
         title = f"{literal(train, 24)} → {literal(test, 24)}"
@@ -145,6 +149,11 @@ class Pictures:
 
     def _by(self, of: dict[str, Any]) -> str:
         return f"Influence by {self._method(of.get('method'))}"
+
+
+def _row(values: "xr.DataArray", split: Split, name: Any) -> Any:
+    """A row's id as the axis has it."""
+    return rows_named(values, split, [name])[0]
 
 
 def named_row(row: "xr.DataArray", split: str) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from influence_dag.gradients.per_sample import Gradients
     from influence_dag.stages.workbench import Workbench
 
-Labels = Mapping[str, str | float]
+Labels = Mapping[Any, str | float]
 
 
 @plain_modes()
@@ -37,6 +37,7 @@ def relabelled_influences(
     """
     bench = workbench_of(store, method, project)
     check_influences(bench, method, rows="dataset")
+    labels = {str(name): label for name, label in labels.items()}  # ids may be whole numbers
     names, gradients = _gradients(bench, method, labels)
     axis = DampingAxis.of(bench, method)
     values = _products(bench, method, gradients, (len(axis), len(names)))

@@ -201,7 +201,7 @@ class StudyResults(Questions):
 
         return parameter_influences(self.store, method, self.project)
 
-    def relabelled_influences(self, method: str, labels: Mapping[str, str | float]) -> xr.DataArray:
+    def relabelled_influences(self, method: str, labels: Mapping[Any, str | float]) -> xr.DataArray:
         """Influences of training rows as they would be with other labels, computed when called.
 
         `labels` are new labels by training row's id. Relabelling row i changes the loss of test

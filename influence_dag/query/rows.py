@@ -18,12 +18,15 @@ from influence_dag.texts import did_you_mean, literal
 def rows_named(labelled: xr.DataArray | xr.Dataset, split: Split, rows: Iterable[object]) -> list:
     """The ids of rows as the axis has them, each once; `"17"` stands for 17 as well.
 
+    They may be another array's coordinate (`study.top_k(test).train`).
+
     Raises `StoreError` for a name that no row has, with the nearest ones.
     """
     if split not in labelled.dims:
         raise StoreError(
             f"rows are looked up along {split!r}, which is not among the dimensions {labelled.dims}"
         )
+    rows = np.atleast_1d(rows.values).tolist() if isinstance(rows, xr.DataArray) else rows
     given = [rows] if isinstance(rows, str) else list(rows)
     known = {str(name): name for name in labelled[split].values.tolist()}
     for name in map(str, given):

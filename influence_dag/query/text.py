@@ -110,7 +110,7 @@ def _quoted(text: str) -> str:
 
 
 def _next(root: str, method: str, results: StudyResults, influences: xr.DataArray) -> list[str]:
-    test = _in_python(influences.test.values[0])
+    test = _in_python(influences.test.values.tolist()[0])
     lines = [
         "Next, in Python:",
         "  import influence_dag as idag",
@@ -130,9 +130,9 @@ def _next(root: str, method: str, results: StudyResults, influences: xr.DataArra
     return [*lines, *_in_the_browser(root)]
 
 
-def _in_python(text: object) -> str:
-    """A text between quotation marks, as it can be typed; what is not printed by its number."""
-    quoted = json.dumps(str(text), ensure_ascii=False)
+def _in_python(value: object) -> str:
+    """A number as it is, a text between quotation marks; what is not printed by its number."""
+    quoted = json.dumps(value, ensure_ascii=False)
     return literal(quoted, 10 * len(quoted))
 
 

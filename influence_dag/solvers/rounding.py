@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from influence_dag.errors import IndefiniteError
+from influence_dag.study.curvatures import rounding_share
 
 _NOISE = 16  # units of rounding, of the longest right-hand side, that any of them may be off
 _OUTSIDE = 1e-6, 1e-2  # share of ‖b‖ that may lie outside the range, in float64 and in float32
@@ -14,15 +15,8 @@ _LEFT_OUT = 0.05  # share of bᵀ(H + λI)⁻¹b that rounding may leave out
 
 
 def rounding(dtype: torch.dtype, size: int) -> float:
-    r"""The share of $|\mu_1|$ below which an eigenvalue of a p × p curvature counts as zero.
-
-    $\max(8, \sqrt p)$ units of rounding, in float64 $\max(64, 4 \sqrt p)$. Measured on softmax
-    regressions, whose curvature has p / C exact zeros: 0.5 units in float32 (rows are summed in
-    float64), 4 in float64 at p = 1,000; and 40 in float64 on attention, inside of which
-    products that cancel are larger than what is left of them.
-    """
-    least, grown = (64.0, 4 * size**0.5) if dtype == torch.float64 else (8.0, size**0.5)
-    return max(least, grown) * torch.finfo(dtype).eps
+    """`rounding_share` of a curvature in this precision."""
+    return rounding_share(torch.finfo(dtype).eps, size)
 
 
 def zero_share(asked: float | None, dtype: torch.dtype, size: int) -> float:

@@ -121,7 +121,8 @@ def _source_key(bench: Workbench) -> str:
     if data.makes_rows:
         return ""  # what code returns is known when it was called
     content = source_fingerprint(data, bench.study.root)
-    how = (data.reading, bench.chunk_override, bench.study.name, loss)
+    how = [data.reading, bench.chunk_override, bench.study.name, loss]
+    how += ["units of weighted rows"] if data.weight and data.features.standardise else []
     return fingerprint(naming.DATASET, FORMULA, content, how)
 
 
@@ -184,7 +185,10 @@ def _as_stored(stored: Version, split: Split, table: SplitRows, slots: np.ndarra
         return np.zeros_like(same)
     if (f"{split}_weight" in stored.variables) != (table.weights is not None):
         return np.zeros_like(same)
-    for name, values in arrays_of(table, split).items():
+    arrays = arrays_of(table, split)
+    if not arrays.keys() <= stored.variables.keys():  # of other inputs
+        return np.zeros_like(same)
+    for name, values in arrays.items():
         kept, values = canonical(stored.read(name)), canonical(np.asarray(values))
         if kept.shape[1:] != values.shape[1:] or kept.dtype != values.dtype:
             return np.zeros_like(same)

@@ -118,9 +118,13 @@ def written(contents: Contents, file: str) -> bytes:
     return content
 
 
-def vanished(contents: Contents, file: str) -> StoreError:
+class VanishedError(StoreError):
+    """A file of an unfinished version is gone, which its journal says to be there."""
+
+
+def vanished(contents: Contents, file: str) -> VanishedError:
     """The error for a file that was written and is not there."""
-    return StoreError(f"{contents.address}/{file} vanished before it was published; run again")
+    return VanishedError(f"{contents.address}/{file} vanished before it was published; run again")
 
 
 def chunk_file(variable: str, index: ChunkIndex) -> str:

@@ -20,9 +20,13 @@ def finish(draft: "StoredDraft") -> None:
     results = draft.results
     draft.contents.sweep({arrays.METADATA, *_arrays(draft), *results.files})
     data_version = _data_version(draft)
-    draft.contents.write(BLOCKS, _bookkeeping(draft))
-    _write_attributes(draft, data_version)
-    draft.contents.write(MANIFEST, sealed(_manifest(draft, data_version)))
+    try:
+        draft.contents.write(BLOCKS, _bookkeeping(draft))
+        _write_attributes(draft, data_version)
+        draft.contents.write(MANIFEST, sealed(_manifest(draft, data_version)))
+    except arrays.VanishedError:  # or every run would resume it, and miss the same file
+        draft.forget()
+        raise
     try:
         draft.contents.settle()
     except Exception:  # what of it is safe nobody knows now

@@ -443,3 +443,22 @@ def test_where_no_copy_can_be_made_a_sentence_says_why(explorer, monkeypatch, da
     files, said = copies(explorer.opened, "direct", {"train-01": {"action": "drop"}})
     assert files == {}
     assert words in said[0]
+
+
+def test_a_copy_of_a_file_that_counts_its_classes_has_their_numbers(tmp_path):
+    """By their names the copy would hold words among numbers, which nobody reads."""
+    marks = {"b": {"action": "relabel", "label": "dog"}}
+    classes = {"target": "y", "classes": ["cat", "dog"]}
+    copy, _ = edited("id,x,y\na,1,1\nb,2,0\n", tmp_path, marks, **classes)
+    assert copy == "id,x,y\na,1,1\nb,2,1\n"
+    copy, _ = edited("id,x,y\na,1,true\nb,2,false\n", tmp_path, marks, **classes)
+    assert copy == "id,x,y\na,1,true\nb,2,True\n"
+    copy, _ = edited("id,x,y\na,1,dog\nb,2,cat\n", tmp_path, marks, **classes)
+    assert copy == "id,x,y\na,1,dog\nb,2,dog\n"
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"id": ["a", "b"], "x": [1.0, 2.0], "y": [1, 0]})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    settings = DataSettings(train="rows.parquet", test="t.parquet", id="id", **classes)
+    content, _ = _copy(tmp_path / "rows.parquet", settings, marks)
+    assert pd.read_parquet(io.BytesIO(content)).y.tolist() == [1, 1]

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from tiny_project import Project
 
+from influence_dag.explorer.content import Contents
 from influence_dag.explorer.opened import Opened
+from influence_dag.explorer.pair import Maps
 from influence_dag.explorer.predictions import predictions
 from influence_dag.stages import dataset
+from influence_dag.stages.graph import artifacts
 
 WORDS = np.array(["cat", "dog", "eel"])
 
@@ -73,3 +76,21 @@ def test_losses_are_there_when_influences_were_mended(finished_project, tmp_path
     assert ages == [2, 1]
     losses = Opened(project.results).view("direct").said("test_loss", "test")
     np.testing.assert_array_equal(losses, store.version("direct/summary").read("test_loss")[:10])
+
+
+def test_maps_of_another_damping_are_not_those_of_an_influence(tmp_path):
+    """A curvature may be of no λ, as a preconditioner is."""
+    project = Project(tmp_path, methods={"direct": None}, perturbation={"methods": ["cg"]})
+    project.refresh()
+    project.write_settings(damping=0.7)
+    bench = project.bench()
+    for node in artifacts(bench.study):
+        if node.name != "cg/perturbation_influences":  # the refresh has not come to it
+            node.refresh(bench)
+    opened = Opened(project.results)
+    maps = Maps(Contents(opened))
+    new, old = (opened.view("cg", version=number) for number in (2, 1))
+    assert (new.shown_damping, old.shown_damping) == (0.7, 0.05)
+    pair = new.test.ids[0], new.train.ids[0]
+    assert maps.of(new, *pair) == ({}, "none")
+    assert maps.of(old, *pair)[1] == "stored"

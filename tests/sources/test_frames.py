@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from influence_dag.datasets.splits import load_split
+from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
 
@@ -169,3 +169,55 @@ def test_a_complex_column_travels_along_as_it_is_written(tmp_path):
     code = COMPLEX + "\n\ndef kept(): return FRAME.assign(z=FRAME.a + 1j)\n"
     split = read(tmp_path, "complex_rows", code, "kept", keep=["z"])
     assert split.kept["z"].tolist() == ["(1+1j)", "(2+1j)"]
+
+
+NAMED = """
+import pandas as pd
+
+
+class Table:
+    column_names = ["id", "a", "label"]
+
+    def __init__(self, names, numbers):
+        self.features = {"label": type("Label", (), {"names": names})()}
+        self.numbers = numbers
+
+    def to_pandas(self):
+        ids = [f"r{k}" for k in range(len(self.numbers))]
+        return pd.DataFrame({"id": ids, "a": [float(k) for k in self.numbers],
+                             "label": self.numbers})
+
+
+def train(): return Table(["ant", "bee", "cat"], [0, 1, 2])
+def test(): return Table(["bee", "cat"], [0, 1])
+def strange(): return Table(["bee", "dog"], [0, 1])
+def counted(): return Table(["0", "1", "10", "2"], [3, 2, 1, 0])
+"""
+
+
+def named(folder, train, test, **options):
+    (folder / "named_rows.py").write_text(NAMED)
+    sys.modules.pop("named_rows", None)
+    names = {"train": f"named_rows:{train}", "test": f"named_rows:{test}"}
+    return load_splits(DataSettings(**names, id="id", target="label", **options), folder)
+
+
+def test_classes_are_the_same_ones_by_their_names_in_both_splits(tmp_path):
+    """A test split that lacks a class numbers those behind it otherwise."""
+    train, test = named(tmp_path, "train", "test")
+    assert train.classes == test.classes == ("ant", "bee", "cat")
+    assert (train.y.tolist(), test.y.tolist()) == ([0, 1, 2], [1, 2])
+    with pytest.raises(DataError, match="'dog', which is none of the classes"):
+        named(tmp_path, "train", "strange")
+
+
+def test_the_settings_put_the_names_of_a_table_in_their_order(tmp_path):
+    train, test = named(tmp_path, "train", "test", classes=["cat", "bee", "ant"])
+    assert (train.y.tolist(), test.y.tolist()) == ([2, 1, 0], [1, 0])
+    assert train.labels.tolist() == ["ant", "bee", "cat"]
+
+
+def test_names_that_are_digits_are_no_numbers_of_their_table(tmp_path):
+    train, _ = named(tmp_path, "counted", "counted")
+    assert train.classes == ("0", "1", "10", "2")
+    assert (train.y.tolist(), train.labels.tolist()) == ([3, 2, 1, 0], ["2", "10", "1", "0"])

@@ -327,3 +327,12 @@ def test_memory_does_not_follow_the_number_of_rows(tmp_path, monkeypatch):
     peak_of(project, 100)  # imports and caches
     small, large = peak_of(project, 200), peak_of(project, 800)
     assert large - small < 0.1 * 600 * 32_000
+
+
+def test_words_of_a_data_set_are_names_as_they_are_written(tmp_path):
+    """`00` is no number of an output."""
+    code = "def rows(): return [({'x': [1.0]}, '00'), ({'x': [2.0]}, '02'), ({'x': [3.0]}, '01')]"
+    (tmp_path / "coded_rows.py").write_text(code)
+    data = DataSettings(train="coded_rows:rows", test="-", classes=["02", "00", "01"])
+    split = load_split(data, "train", tmp_path)
+    assert split.y.tolist() == [1, 0, 2]

@@ -244,3 +244,22 @@ def test_what_cannot_travel_is_told(tmp_path):
     refused(tmp_path, "no kept column 'nte' (data.keep)", keep=["nte"])
     with pytest.raises(ValueError, match="a coordinate already"):
         DataSettings(train="a", test="b", id="i", keep=["i"])
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_npz, as_zarr])
+def test_names_that_look_like_numbers_are_names_as_they_are_written(tmp_path, write):
+    """As numbers they would count the outputs, in another order than that of their names."""
+    write(tmp_path, "train", ["00", "02", "01"])
+    write(tmp_path, "test", ["01", "00"])
+    train, test = splits(tmp_path, write.__name__.removeprefix("as_"), classes=["02", "00", "01"])
+    assert (train.y.tolist(), test.y.tolist()) == ([1, 0, 2], [2, 1])
+    assert train.labels.tolist() == ["00", "02", "01"]
+
+
+def test_bytes_that_are_no_text_stay_different_classes(tmp_path):
+    """As those of another encoding, whose letters would all be one that stands for none."""
+    for split in ("train", "test"):
+        as_npz(tmp_path, split, ["né".encode("latin-1"), "nè".encode("latin-1"), b"no"])
+    train, _ = splits(tmp_path, "npz")
+    assert train.classes == (r"n\xe8", r"n\xe9", "no")
+    assert train.y.tolist() == [1, 0, 2]

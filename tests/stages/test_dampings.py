@@ -7,6 +7,7 @@ import torch
 from tiny_project import MODEL, Project
 from torch.nn import functional as F
 
+from influence_dag.query.report import findings_of
 from influence_dag.stages import checks
 
 HESSIAN_METHODS = ("direct", "cg")
@@ -161,6 +162,9 @@ def test_without_damping_a_singular_curvature_has_the_answer_of_least_norm(tmp_p
         methods={"direct": {}, "cg": {"rtol": 1e-10}},
     )
     project.materialize()  # with its checks
+    said = {each.name: each for each in findings_of(project.results).found}
+    assert abs(said["curvature"].number) < 1e-12
+    assert said["curvature"].outcome == "good"
     H, rhs, gradients = problem(project)
     inverse = torch.linalg.pinv(H, hermitian=True, rtol=1e-12)
     for method in HESSIAN_METHODS:

@@ -146,3 +146,19 @@ def test_a_stored_number_is_looked_at_again_in_a_smaller_precision(project, spli
     )
     with pytest.raises(DataError, match=told):
         project.refresh()
+
+
+def test_files_may_gain_and_lose_inputs(tmp_path):
+    """What is stored of the rows is of other arrays then."""
+    project = Project(tmp_path)
+    project.settings["data"] = {split: f"{split}.npz" for split in ("train", "test")}
+    project.write_settings()
+    rng, numbers = np.random.default_rng(0), {"train": 12, "test": 4}
+    for names in (["a"], ["a", "b"], ["b"]):
+        for split, n in numbers.items():
+            arrays = {name: rng.normal(size=(n, 3)) for name in names}
+            np.savez(tmp_path / f"{split}.npz", y=np.arange(n) % 3, **arrays)
+        dataset.refresh(project.bench())
+        stored = project.results.open("dataset")
+        variable = f"train_x_{names[-1]}" if len(names) > 1 else "train_x"
+        np.testing.assert_array_equal(stored[variable], np.load(tmp_path / "train.npz")[names[-1]])

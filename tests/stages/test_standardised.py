@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 from tiny_project import Project
+from weighted import Weighted
 
+from influence_dag.datasets.sources import on_demand
+from influence_dag.datasets.sources.on_demand import moments
 from influence_dag.datasets.standardising import Units
 from influence_dag.errors import DataError, StoreError, StudyError
+from influence_dag.stages import dataset
 from influence_dag.stages.status import status
 from influence_dag.study.data import FeatureSettings
 
@@ -167,3 +171,32 @@ def test_constant_columns_keep_their_unit_and_indices_are_refused():
 def test_standardise_is_yes_or_no():
     with pytest.raises(ValidationError):
         FeatureSettings(standardise="perhaps")
+
+
+def test_a_row_of_weight_2_counts_twice_in_the_units_and_one_of_0_not(monkeypatch):
+    monkeypatch.setattr(on_demand, "BLOCK_BYTES", 64)  # blocks of four rows
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(11, 2)) * [3.0, 1e-3] + [100.0, 0.0]
+    weights = np.array([0, 0, 0, 0, 1, 2, 3, 0, 5, 1, 4])
+    values[weights == 0] *= 1e6
+    repeated = np.repeat(values, weights, axis=0)
+    for found, wanted in zip(moments(values, weights), moments(repeated), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    one, other = Units.of(values, "rows", weights), Units.of(repeated, "rows")
+    np.testing.assert_array_equal(one.mean, other.mean)
+    np.testing.assert_array_equal(one.scale, other.scale)
+
+
+def test_units_of_a_weighted_study_are_by_its_weights(tmp_path):
+    project = Weighted(tmp_path, methods={"cg": None}, data={"weight": "importance"})
+    stretched(project)
+    weights = [0.0] * 39 + [2.0]
+    weights[:2] = [1.0, 3.0]
+    project.write("train", weights={"train": weights}["train"])
+    project.write_settings(data={"features": {"standardise": True}})
+    dataset.refresh(project.bench())
+    counted = np.array([project.rows["train"][k][1:4] for k in (0, 1, 39)])
+    wanted = Units.of(np.repeat(counted, [1, 3, 2], axis=0), "rows")
+    stored = arrays(project)
+    np.testing.assert_array_equal(stored.feature_mean, wanted.mean)
+    np.testing.assert_array_equal(stored.feature_scale, wanted.scale)

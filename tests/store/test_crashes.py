@@ -412,3 +412,18 @@ def test_a_lock_is_let_go_wherever_ctrl_c_meets_its_release(store):
     for _ in each_interruption(hold, watched):
         with ArtifactStore(store.root, lock_timeout=0.0).exclusive(NAME):
             pass
+
+
+def test_a_finished_chunk_that_was_taken_away_is_computed_again(store):
+    """The journal vouches for it: whoever resumed would miss it again, and again."""
+
+    def write_and_lose():
+        with store.new_version(NAME, NEW.layout) as draft:
+            for index in draft.outdated(NEW.expected)["influences"]:
+                write_chunk(draft, NEW, index)
+            (draft.contents.path / "influences" / "c.0.1").unlink()
+
+    with pytest.raises(StoreError, match=r"c\.0\.1 vanished before it was published; run again"):
+        write_and_lose()
+    refresh(store, NEW)
+    assert_whole(store, NEW)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from influence_dag.datasets.sources.base import INPUT, Source, chosen, demand, same_length, stacked
-from influence_dag.datasets.sources.texts import TEXT_KINDS, numbers_or_words, texts
+from influence_dag.datasets.sources.texts import is_text, numbers_or_words, texts
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
 
@@ -99,7 +99,7 @@ def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -
         demand(name, arrays, data.id, "id", "data.id")
         ids = arrays.pop(data.id)
     demand(name, arrays, data.target, "target", "data.target")
-    target = numbers_or_words(arrays.pop(data.target))
+    written = arrays.pop(data.target)
     for column in data.keep:
         demand(name, arrays, column, "kept", "data.keep")
     kept = {column: kept_array(name, column, arrays[column]) for column in data.keep}
@@ -109,8 +109,19 @@ def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -
     read_from = tuple(inputs)
     if len(inputs) == 1:
         inputs = {INPUT: next(iter(inputs.values()))}
-    source = Source(name, inputs, target, ids, weights=weights, kept=kept, read_from=read_from)
-    return same_length(source)
+    target, text_of = numbers_or_words(written), (lambda: written) if is_text(written) else None
+    return same_length(
+        Source(
+            name,
+            inputs,
+            target,
+            ids,
+            weights=weights,
+            kept=kept,
+            text_of_target=text_of,
+            read_from=read_from,
+        )
+    )
 
 
 def kept_array(name: str, column: str, values: np.ndarray) -> np.ndarray:
@@ -119,4 +130,4 @@ def kept_array(name: str, column: str, values: np.ndarray) -> np.ndarray:
         raise DataError(
             f"{name}: {column} has shape {values.shape}; what data.keep names is one value a row"
         )
-    return texts(values) if values.dtype.kind in TEXT_KINDS else values
+    return texts(values) if is_text(values) else values

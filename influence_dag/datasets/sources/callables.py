@@ -10,7 +10,7 @@ from influence_dag.datasets.sources.base import Source, same_length
 from influence_dag.datasets.sources.frames import is_table, read_table
 from influence_dag.datasets.sources.map_style import Form
 from influence_dag.datasets.sources.rereading import RereadRows
-from influence_dag.datasets.sources.texts import numbers_or_words
+from influence_dag.datasets.sources.texts import is_text, numbers_or_words
 from influence_dag.errors import DataError
 from influence_dag.study.base import Split
 from influence_dag.study.data import DataSettings
@@ -50,6 +50,7 @@ def read_callable(name: str, data: DataSettings, which: Split, root: Path) -> So
             ids,
             weights=rows.weights if weighted else None,
             kept=kept,
+            text_of_target=(lambda: rows.targets) if is_text(rows.targets) else None,
             input_keys=rows.keys,
             not_finite=rows.not_finite,
             close=rows.close,

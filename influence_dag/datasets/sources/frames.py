@@ -64,11 +64,27 @@ def _source(dataset: Any, name: str, data: DataSettings) -> Source:
     if not len(table):
         raise DataError(f"{name}: the table has no rows; at least one is needed")
     source = frame_source(table, name, data)
-    return replace(source, classes=_class_names(dataset, data.target))
+    return _by_name(source, _class_names(dataset, data.target), data.classes)
+
+
+def _by_name(
+    source: Source, names: tuple[str, ...] | None, classes: tuple[str, ...] | None
+) -> Source:
+    """The source with the names that its whole numbers stand for as its target.
+
+    Another table, or the settings, may have them in another order. Where the settings have none of
+    them they name the numbers anew.
+    """
+    renamed = bool(classes) and set(classes or ()).isdisjoint(names or ())
+    if names is None or renamed or source.target.dtype.kind not in "iu":
+        return replace(source, classes=names)
+    known = dict(enumerate(names))
+    words = np.array([known.get(k, str(k)) for k in source.target.tolist()], object)
+    return replace(source, target=words, text_of_target=None, classes=names)
 
 
 def _class_names(dataset: Any, target: str) -> tuple[str, ...] | None:
     """What the whole numbers of the target are called, as a `ClassLabel` of `datasets` says."""
     features = getattr(dataset, "features", None)
     names = getattr(features.get(target), "names", None) if isinstance(features, Mapping) else None
-    return tuple(map(str, names)) if names else None
+    return tuple(str(name).strip() for name in names) if names else None

@@ -62,20 +62,31 @@ def row_bytes(*values: Values) -> int:
     return 8 * sum(int(np.prod(each.shape[1:])) for each in values)
 
 
-def moments(values: Values) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def moments(
+    values: Values, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, standard deviation and largest size over the rows, each in the shape of a row.
 
-    In float64, block by block; these are merged by their sums of squares about their own means
-    (Chan et al., 1979).
+    A row of weight 2 counts twice, one of weight 0 not at all. In float64, block by block; these
+    are merged by their sums of squares about their own means (Chan et al., 1979).
     """
     count, mean, squares, largest = 0, 0.0, 0.0, 0.0
     for rows in runs(len(values), row_bytes(values)):
         block = values[rows].astype(np.float64)
-        n, own = len(block), block.mean(axis=0)
+        w = None if weights is None else weights[rows][weights[rows] > 0]
+        block = block if weights is None else block[weights[rows] > 0]
+        if not len(block):
+            continue
+        n = len(block) if w is None else w.sum()
+        own = _total(block, w) / n
         step = own - mean
-        squares = squares + np.square(block - own).sum(axis=0)
+        squares = squares + _total(np.square(block - own), w)
         squares = squares + np.square(step) * (count * n / (count + n))
         mean = mean + step * (n / (count + n))
         largest = np.maximum(largest, np.abs(block).max(axis=0))
         count += n
     return np.asarray(mean), np.sqrt(np.asarray(squares) / count), np.asarray(largest)
+
+
+def _total(values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    return values.sum(axis=0) if weights is None else np.tensordot(weights, values, 1)

@@ -15,8 +15,15 @@ EMPTY_CELLS = (
 )  # fmt: skip
 
 
+def is_text(values: np.ndarray) -> bool:
+    """Whether it holds anything but numbers and truth values."""
+    return values.dtype.kind in TEXT_KINDS
+
+
 def texts(values: Any) -> np.ndarray:
     """Values as text, an object array: dates in ISO form, bytes as UTF-8; "" where one is missing.
+
+    Bytes that are none are written as their numbers, so that different ones stay different.
 
     >>> texts(np.array(["2024-05-01", "NaT"], "datetime64[s]")).tolist()
     ['2024-05-01', '']
@@ -34,7 +41,7 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and np.isnan(value):
         return ""
     if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace").strip()
+        return value.decode("utf-8", errors="backslashreplace").strip()
     if isinstance(value, datetime):
         midnight = value.time() == time() and value.tzinfo is None
         return value.date().isoformat() if midnight else value.isoformat()
@@ -43,7 +50,7 @@ def _text(value: Any) -> str:
 
 def numbers_or_words(values: np.ndarray) -> np.ndarray:
     """An array of text as numbers if all of it is numbers, else as it is, in an object array."""
-    if values.dtype.kind not in TEXT_KINDS:
+    if not is_text(values):
         return values
     words = texts(values)
     numbers = np.asarray(pd.to_numeric(pd.Series(words.ravel()), errors="coerce"))

@@ -26,6 +26,7 @@ from influence_dag.stages import naming
 from influence_dag.stages.sampling import values_of_rows
 from influence_dag.stages.wording import NO_MINIMUM
 from influence_dag.store import Version
+from influence_dag.study.curvatures import rounding_share
 from influence_dag.study.methods import MethodSettings, MethodsSettings
 from influence_dag.validation import agreement
 
@@ -155,11 +156,14 @@ class _Look:
             yield Finding("curvature", 0, None, "warn", says)
             return
         version = self.store.current(settings.curvature)
-        smallest = version.attrs["info"].get("smallest_eigenvalue") if version else None
+        info = version.attrs["info"] if version else {}
+        smallest = info.get("smallest_eigenvalue")
         other = getattr(settings, "on_indefinite", "") == "absolute" or settings.blocks != "full"
         if smallest is None or not self.dampings or other:  # the system is another matrix's
             return
-        yield _definite(settings.curvature, smallest, min(self.dampings))
+        eps = float(np.finfo(self.factors.variables["influence_factors"].dtype).eps)
+        zero = rounding_share(eps, info["parameters"]) * abs(info["largest_eigenvalue"])
+        yield _definite(settings.curvature, smallest, min(self.dampings), zero)
 
     def damped(self) -> Iterator[Finding]:
         decay = self.store.version("model").attrs["info"].get("weight_decay")
@@ -249,11 +253,15 @@ class _Look:
         yield Finding("subsets", lds, RANKS, outcome, says, interval)
 
 
-def _definite(kind: str, smallest: float, damping: float) -> Finding:
-    """Whether the most negative direction has less weight than those that count as flat."""
-    wanted = max(0.0, -2 * smallest)
+def _definite(kind: str, smallest: float, damping: float, zero: float) -> Finding:
+    """Whether the most negative direction has less weight than those that count as flat.
+
+    What is no further from 0 than `zero` counts as flat.
+    """
+    is_negative = smallest < -zero
+    wanted = -2 * smallest if is_negative else 0.0
     outcome: Outcome = "good" if damping >= wanted else "warn"
-    outcome = "bad" if damping + smallest <= 0 else outcome
+    outcome = "bad" if is_negative and damping + smallest <= 0 else outcome
     says = f"λ = {damping:g}, and the smallest eigenvalue of the {kind} is {smallest:.2g}"
     if outcome != "good":
         says += f", so that its direction outweighs all others; take λ ≥ {wanted:.2g}"
