@@ -133,7 +133,7 @@ class PreconditionedSystem:
     def solve(
         self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
-        r"""Solve every row, from `x0` (one row for all, or one each) or from zero.
+        r"""Solve every row, from `x0` (one row for all, or one each) or, where it is nearer, zero.
 
         Info per row: `niter`, `converged`, `residual` (over $\lVert b \rVert$) and
         `residual_history`, the recurrence's after each iteration (NaN once the row has stopped).
