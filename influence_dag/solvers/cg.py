@@ -158,7 +158,7 @@ class PreconditionedSystem:
         converged = length <= target
         if state.stalled.any():
             lowest = _STALLED * torch.finfo(rhs.dtype).eps * rhs.norm(dim=1)
-            met = (length <= lowest) | (length.double() <= noise(given.double()) / size[:, 0])
+            met = (length <= lowest) | (length.double() <= noise(given) / size[:, 0])
             converged |= state.stalled & met
         if not converged.all():
             self._report(state, residual, converged, damping)

@@ -114,12 +114,15 @@ class Iteration:
         *,
         over: Bool[Tensor, " k"] | None = None,
     ) -> Bool[Tensor, " k"]:
-        """Which rows go on after an iteration; who got nowhere is set back to its best."""
+        """Which rows go on after an iteration; who got nowhere is set back to its best.
+
+        So is who has no residual any more: of a direction that is rounding alone, 0 / 0.
+        """
         length = state.record(rows, residual)
-        unfinished = length > state.target[rows]
-        stalled = progress.stalled(length, state.x, rows)
+        unfinished = ~(length <= state.target[rows])
+        stalled = progress.stalled(length, state.x, rows) | ~length.isfinite()
         over = stalled if over is None else over | stalled
-        back = unfinished & over & (length > progress.mark)
+        back = unfinished & over & ~(length <= progress.mark)
         state.x[rows[back]] = progress.best[back]
         state.strayed |= bool(back.any())
         return unfinished & ~over & (state.niter[rows] < self.maxiter)
