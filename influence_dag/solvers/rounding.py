@@ -174,7 +174,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def round_up(value: float) -> float:
-    """The next number with two significant digits: 0.001434 → 0.0015."""
+    """The next number with two significant digits: 0.001434 → 0.0015; what is none stays none."""
+    if not math.isfinite(value):
+        return value
     if value <= 0:
         return torch.finfo(torch.float64).tiny
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
