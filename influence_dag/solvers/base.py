@@ -9,7 +9,7 @@ from pkgutil import resolve_name
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
@@ -158,8 +158,18 @@ def of_unit_size(rows: Float[Tensor, "k p"]) -> tuple[Float[Tensor, "k p"], Floa
 def start_of(
     x0: Float[Tensor, "#k p"], rhs: Float[Tensor, "k p"], size: Float[Tensor, "k 1"]
 ) -> Float[Tensor, "k p"]:
-    """Where rows over `size` begin; those of b = 0 at their answer, of which no share is small."""
-    return torch.where(rhs.any(dim=1, keepdim=True), x0.to(rhs) / size, 0)
+    """Where rows over `size` begin; those of b = 0 at their answer, of which no share is small.
+
+    So do those whose start is the answer to rows so much longer that squares would overflow.
+    """
+    x = torch.where(rhs.any(dim=1, keepdim=True), x0.to(rhs) / size, 0)
+    held = x.abs().amax(dim=1, keepdim=True) <= torch.finfo(x.dtype).max ** (1 / 3)
+    return torch.where(held, x, 0)
+
+
+def is_nearer(residual: Float[Tensor, "k p"], rhs: Float[Tensor, "k p"]) -> Bool[Tensor, "k 1"]:
+    """Which rows have a start with this residual that leaves no more of b than zero does."""
+    return residual.norm(dim=1, keepdim=True) <= rhs.norm(dim=1, keepdim=True)
 
 
 def relative(residual: Float[Tensor, "k ..."], rhs: Float[Tensor, "k p"]) -> Float[Tensor, "k ..."]:

@@ -17,6 +17,7 @@ from influence_dag.solvers.base import (
     relative,
     residuals,
 )
+from influence_dag.solvers.rounding import lengths_of
 from influence_dag.solvers.settings import checked_damping
 
 Blocks = Literal["full", "layer"] | Sequence[Sequence[str]]
@@ -219,9 +220,9 @@ class BlockFactorization:
             solution = part.solve(
                 rhs[:, index],
                 damping=self.settings.damping_of(block, damping),
-                x0=None if x0 is None else x0[..., index],
+                x0=None if x0 is None else x0.to(rhs)[..., index],
             )
-            x[:, index], lengths[block] = solution.x, rhs[:, index].norm(dim=1)
+            x[:, index], lengths[block] = solution.x, lengths_of(rhs[:, index])
             info |= {f"{block}.{key}": value for key, value in solution.info.items()}
         return Solution(x, info | _of_whole_rows(info, lengths))
 
@@ -238,7 +239,7 @@ class BlockFactorization:
             part, index = self.settings.restricted(curvature, index), index.to(rhs.device)
             b, lam = rhs[:, index], self.settings.damping_of(block, damping)
             parts[f"{block}.residual"] = residuals(part, x[:, index], b, damping=lam)
-            lengths[block] = b.norm(dim=1)
+            lengths[block] = lengths_of(b)
         return _of_whole_rows(parts, lengths)["residual"]
 
 
@@ -250,7 +251,10 @@ _TOGETHER: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _of_whole_rows(info: Mapping[str, Any], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is told of every block's part of a row, told of the row; `lengths` are ‖b‖ by block."""
+    """What is told of every block's part of a row, told of the row; `lengths` are ‖b‖ by block.
+
+    These in float64, in which squares of short and long rows are numbers.
+    """
 
     def each(key: str) -> list[Tensor]:
         return [info[name] for block in lengths if (name := f"{block}.{key}") in info]
@@ -258,11 +262,12 @@ def _of_whole_rows(info: Mapping[str, Any], lengths: Mapping[str, Tensor]) -> di
     whole = {key: join(torch.stack(each(key))) for key, join in _TOGETHER.items() if each(key)}
     norms = torch.stack(list(lengths.values()))
     if shares := each("residual"):
-        whole["residual"] = relative((torch.stack(shares) * norms).norm(dim=0), norms.T)
+        residual = relative((torch.stack(shares) * norms).norm(dim=0), norms.T)
+        whole["residual"] = residual.to(shares[0].dtype)
     if histories := each("residual_history"):
         steps = max(history.shape[1] for history in histories)
         shares = torch.stack([carried_on(history, steps) for history in histories])
-        curve = relative((shares * norms[..., None]).norm(dim=0), norms.T)
+        curve = relative((shares * norms[..., None]).norm(dim=0), norms.T).to(shares.dtype)
         late = torch.arange(steps, device=curve.device) >= whole["niter"][:, None]
         whole["residual_history"] = curve.masked_fill(late, torch.nan)
     return whole

@@ -133,7 +133,7 @@ class PreconditionedSystem:
     def solve(
         self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
-        r"""Solve every row, from `x0` (one row for all, or one each) or from zero.
+        r"""Solve every row, from `x0` (one row for all, or one each) or, where it is nearer, zero.
 
         Info per row: `niter`, `converged`, `residual` (over $\lVert b \rVert$) and
         `residual_history`, the recurrence's after each iteration (NaN once the row has stopped).
@@ -158,7 +158,7 @@ class PreconditionedSystem:
         converged = length <= target
         if state.stalled.any():
             lowest = _STALLED * torch.finfo(rhs.dtype).eps * rhs.norm(dim=1)
-            met = (length <= lowest) | (length.double() <= noise(given.double()) / size[:, 0])
+            met = (length <= lowest) | (length.double() <= noise(given) / size[:, 0])
             converged |= state.stalled & met
         if not converged.all():
             self._report(state, residual, converged, damping)

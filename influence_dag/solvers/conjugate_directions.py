@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
+from influence_dag.solvers.base import is_nearer
 from influence_dag.solvers.descent import Progress, State
 from influence_dag.solvers.preconditioners import OfAllDirections, Preconditioner, Unpreconditioned
 from influence_dag.solvers.rounding import rounding
@@ -31,14 +32,20 @@ class Iteration:
         target: Float[Tensor, " k"],
         x0: Float[Tensor, "k p"] | None,
     ) -> State:
-        """From `x0`, or from zero, to residuals of length `target`, or until nothing helps."""
+        """To residuals of length `target`, or until nothing helps.
+
+        From `x0` where it is nearer to the answer than zero is, by what is left of b.
+        """
         state = self._start(rhs, target, x0)
         self._iterate(state, rhs)
         return state
 
     def _start(self, rhs: Tensor, target: Tensor, x0: Tensor | None) -> State:
-        x = torch.zeros_like(rhs) if x0 is None else x0
-        residual = rhs.clone() if x0 is None else rhs - self._apply(x)
+        x, residual = torch.zeros_like(rhs), rhs.clone()
+        if x0 is not None:
+            left = rhs - self._apply(x0)
+            nearer = is_nearer(left, rhs)
+            x, residual = torch.where(nearer, x0, x), torch.where(nearer, left, residual)
         niter = torch.zeros(len(rhs), dtype=torch.int64, device=rhs.device)
         negative, stalled = (torch.zeros_like(niter, dtype=torch.bool) for _ in range(2))
         return State(x, residual, target, niter, negative, stalled)
@@ -107,12 +114,15 @@ class Iteration:
         *,
         over: Bool[Tensor, " k"] | None = None,
     ) -> Bool[Tensor, " k"]:
-        """Which rows go on after an iteration; who got nowhere is set back to its best."""
+        """Which rows go on after an iteration; who got nowhere is set back to its best.
+
+        So is who has no residual any more: of a direction that is rounding alone, 0 / 0.
+        """
         length = state.record(rows, residual)
-        unfinished = length > state.target[rows]
-        stalled = progress.stalled(length, state.x, rows)
+        unfinished = ~(length <= state.target[rows])
+        stalled = progress.stalled(length, state.x, rows) | ~length.isfinite()
         over = stalled if over is None else over | stalled
-        back = unfinished & over & (length > progress.mark)
+        back = unfinished & over & ~(length <= progress.mark)
         state.x[rows[back]] = progress.best[back]
         state.strayed |= bool(back.any())
         return unfinished & ~over & (state.niter[rows] < self.maxiter)

@@ -14,6 +14,7 @@ from influence_dag.solvers.rounding import (
     check_in_range,
     check_left_out,
     indefinite_error,
+    lengths_of,
     zero_share,
 )
 
@@ -84,13 +85,13 @@ class Eigenbasis:
         b = rhs.to(self.eigenvectors.dtype)
         coordinates = b @ self.eigenvectors
         inverse = torch.where(held, shifted, 1.0).reciprocal() * held
-        outside, share = (coordinates * ~held).norm(dim=1), 0.0
+        outside, share = lengths_of(coordinates * ~held), 0.0
         if self.complement == "damping" and not self.is_square:
             if self._divides(damping, rhs.dtype):
                 share = 1 / damping
             else:
                 rest = b - coordinates @ self.eigenvectors.T
-                outside = torch.hypot(outside, rest.norm(dim=1))
+                outside = torch.hypot(outside, lengths_of(rest))
         if self.complement == "damping" or self.is_square:  # else the outside is dropped anyway
             zeros, asked = (
                 len(self.eigenvectors) - int(held.sum()),

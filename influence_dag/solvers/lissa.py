@@ -11,7 +11,14 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
-from influence_dag.solvers.base import Solution, needed, of_unit_size, relative, start_of
+from influence_dag.solvers.base import (
+    Solution,
+    is_nearer,
+    needed,
+    of_unit_size,
+    relative,
+    start_of,
+)
 from influence_dag.solvers.minibatches import minibatch, random_batches, row_count
 from influence_dag.solvers.neumann import Damped, Descent
 from influence_dag.solvers.rounding import indefinite_error, round_up
@@ -133,7 +140,7 @@ class NeumannSeries:
     def solve(
         self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
-        r"""Solve from `x0` (one row for all, or one each) or from $b / s$.
+        r"""Solve from `x0` (one row for all, or one each) or, where zero is nearer, from $b / s$.
 
         Info: `scale`; per row `niter`, `converged`, `residual` (the true $\lVert r \rVert /
         \lVert b \rVert$, dampen counted as damping), `max_perc_residual` and `mean_perc_residual`
@@ -145,8 +152,11 @@ class NeumannSeries:
         when the series diverges; `IndefiniteError` when no scale would.
         """
         scale, (rhs, size) = self.scale(damping), of_unit_size(rhs)
-        start = rhs.clone() if x0 is None else scale * start_of(x0, rhs, size)
         operator = Damped(self.curvature, damping, scale, self.settings.dampen)
+        start = rhs.clone()
+        if x0 is not None:
+            given = scale * start_of(x0, rhs, size)
+            start = torch.where(is_nearer(operator.step(given, rhs), rhs), given, start)
         h, lengths = self._run(operator, start, rhs)
         niter = (~lengths.isnan()).sum(dim=1)
         step = operator.step(h, rhs)

@@ -25,8 +25,15 @@ def zero_share(asked: float | None, dtype: torch.dtype, size: int) -> float:
 
 
 def noise(rhs: Float[Tensor, "k p"]) -> Float[Tensor, ""]:
-    """How far from what they are meant to be any of these rows may be: rounding of the longest."""
-    return _NOISE * torch.finfo(rhs.dtype).eps * rhs.norm(dim=1).max()
+    """How far from what they are meant to be any of these rows may be: rounding of the longest.
+
+    In float64: squares of float32 numbers overflow and vanish.
+    """
+    return _NOISE * torch.finfo(rhs.dtype).eps * lengths_of(rhs).max()
+
+
+def lengths_of(rows: Float[Tensor, "k p"]) -> Float[Tensor, " k"]:
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
 
 
 def check_in_range(
@@ -46,9 +53,9 @@ def check_in_range(
     """
     if len(rhs) and not outside.any():
         return
-    lengths = rhs.norm(dim=1).to(outside)
+    lengths = lengths_of(rhs)
     allowed = _OUTSIDE[rhs.dtype != torch.float64] * lengths
-    bad = outside > torch.maximum(allowed, noise(rhs).to(outside)) if len(rhs) else outside > 0
+    bad = outside > torch.maximum(allowed, noise(rhs)) if len(rhs) else outside > 0
     if not zeros or not bad.any():
         return
     worst = (outside / lengths)[bad].max().item()
@@ -82,8 +89,8 @@ def check_left_out(
     """
     if damping <= 0 or bool(held.all()) or not len(rhs):
         return
-    real = (coordinates.abs() - noise(rhs).to(coordinates)).clamp(min=0)
-    terms = real.square() / shifted.abs().clamp(min=damping)
+    real = (coordinates.double().abs() - noise(rhs)).clamp(min=0)
+    terms = real.square() / shifted.double().abs().clamp(min=damping)
     left = (terms * ~held).sum(1) / terms.sum(1).clamp(min=torch.finfo(terms.dtype).tiny)
     bad = (left > _LEFT_OUT).nonzero()[:, 0].tolist()
     if bad:
@@ -161,7 +168,9 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def round_up(value: float) -> float:
-    """The next number with two significant digits: 0.001434 → 0.0015."""
+    """The next number with two significant digits: 0.001434 → 0.0015; what is none stays none."""
+    if not math.isfinite(value):
+        return value
     if value <= 0:
         return torch.finfo(torch.float64).tiny
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)

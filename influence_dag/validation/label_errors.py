@@ -37,6 +37,7 @@ from influence_dag.validation.out_of_fold import (
     class_log_chances,
     has_classes,
     out_of_fold,
+    unlabelled,
 )
 from influence_dag.validation.refits import OnFailure, refit
 from influence_dag.validation.representations import is_one_class_a_row, representations
@@ -178,8 +179,16 @@ def label_errors(
     `test` rows, whose labels stay, there are KNN-Shapley values too. `folds` (0: none) models that
     have not seen the rows of a fold say how hard their labels are to believe. `mistaken` as in
     `flip_labels`.
+
+    Raises `ModelError` as `flip_labels` does, and for rows without a label.
     """
     objective, train = objective.in_float64(), train.to(dtype=torch.float64)
+    if without := unlabelled(objective, train):
+        raise ModelError(
+            f"{without} of {len(train)} training rows have no label (the class that the loss "
+            "leaves out): it would be flipped as any other; leave these rows out, they have no "
+            "influence"
+        )
     labels, flipped = flip_labels(train.y, share=share, seed=seed, mistaken=mistaken)
     rows = Rows(train.x, labels, train.weights)
     fits = {"weight_decay": weight_decay, "start": start, "tolerance": tolerance}

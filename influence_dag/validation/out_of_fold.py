@@ -9,6 +9,7 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from influence_dag.errors import ModelError
+from influence_dag.losses import ignored_class
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.refits import refit
 from influence_dag.validation.representations import is_one_class_a_row
@@ -42,7 +43,8 @@ def out_of_fold(
 
     With a cross entropy that is $-\log p$ of the row's label: low out-of-fold confidence (Northcutt
     et al. 2021) is a high one. A network has to start at initial weights: θ has seen the rows. Fits
-    that miss `tolerance` in `max_steps` are taken as they are.
+    that miss `tolerance` in `max_steps` are taken as they are. Among rows without a label, which
+    the loss leaves out, there are no probabilities: of no label it would be sure, for every row.
     """
     fold = draw_folds(len(rows), folds=folds, seed=seed)
     shares = rows.shares.cpu() * (fold != torch.arange(folds)[:, None])
@@ -57,7 +59,7 @@ def out_of_fold(
         on_failure="keep",
     )
     losses = refits.losses(rows).cpu()[fold, torch.arange(len(rows))].numpy()
-    if not has_classes(rows):
+    if not has_classes(rows) or unlabelled(objective, rows):
         return OutOfFold(losses, None)
     classes = rows.y.unique()
     chances = np.empty((len(rows), len(classes)))
@@ -73,6 +75,14 @@ def out_of_fold(
 def has_classes(rows: Rows) -> bool:
     """Whether labels are classes, one a row, and not too many to ask for each."""
     return is_one_class_a_row(rows.y) and len(rows.y.unique()) <= MOST_CLASSES
+
+
+def unlabelled(objective: Objective, rows: Rows) -> int:
+    """How many rows have the class for a label that the loss leaves out."""
+    ignored = ignored_class(objective.loss)
+    if ignored is None or not isinstance(rows.y, Tensor):
+        return 0
+    return int((rows.y == ignored).sum())
 
 
 def class_log_chances(

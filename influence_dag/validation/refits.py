@@ -206,18 +206,19 @@ def positions_of(
 ) -> Int[Tensor, " m"]:
     """Positions among so many, from whole numbers or a mask; all where none are named.
 
-    Raises `ModelError` for anything else.
+    Those below 0 are counted from the end. Raises `ModelError` for anything else.
     """
     chosen = torch.arange(size) if index is None else torch.as_tensor(index)
     if chosen.dtype == torch.bool and chosen.shape == (size,):
         chosen = chosen.nonzero().flatten()
     is_list = not chosen.is_floating_point() and chosen.dtype != torch.bool and chosen.ndim == 1
+    chosen = chosen.long() if is_list else chosen  # in uint8 they would be a mask
     if not is_list or not len(chosen) or chosen.min() < -size or chosen.max() >= size:
         raise ModelError(
             f"{chosen.tolist()} are no positions of {size} {of}; name at least one, by whole "
             f"numbers from 0 to {size - 1}"
         )
-    return chosen
+    return chosen % size
 
 
 def leaving_out(

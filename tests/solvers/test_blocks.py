@@ -192,3 +192,18 @@ def test_an_indefinite_block_is_refused():
         Blockwise(method=Direct(), blocks=BLOCKS).factorize(DenseCurvature(H)).solve(
             random_rhs(1, P), damping=0.1
         )
+
+
+@pytest.mark.parametrize("power", [-120, -70, 70])
+@pytest.mark.parametrize("method", [ConjugateGradient(rtol=1e-3, preconditioner="none"), LiSSA()])
+def test_residuals_of_a_row_do_not_depend_on_its_length(method, power):
+    H, rhs = DenseCurvature(spd_matrix(P).float()), random_rhs(3, P).float()
+    factorization = Blockwise(method=method, blocks=BLOCKS).factorize(H)
+    expected = factorization.solve(rhs, damping=0.1)
+    assert (expected.info["residual"] > 0).all()
+    rhs[1] *= 2.0**power
+    found = factorization.solve(rhs, damping=0.1)
+    for name in ("residual", "residual_history"):
+        torch.testing.assert_close(found.info[name], expected.info[name], equal_nan=True)
+    told = factorization.residuals(H, found.x, rhs, 0.1)
+    torch.testing.assert_close(told, found.info["residual"], rtol=1e-2, atol=1e-6)

@@ -301,3 +301,12 @@ def test_restoring_without_a_curvature_is_refused():
 def test_an_unknown_preconditioner_is_refused():
     with pytest.raises(ValueError, match="preconditioner='ilu' is unknown; choose one of none"):
         ConjugateGradient(preconditioner="ilu")
+
+
+@pytest.mark.parametrize("search", ["own", "shared"])
+def test_a_right_hand_side_that_is_not_a_number_is_a_row_that_missed(search):
+    rhs = random_rhs(3, P)
+    rhs[1, 3] = torch.nan
+    system = ConjugateGradient(search=search).factorize(DenseCurvature(spd_matrix(P)))
+    with pytest.raises(NotConvergedError, match=r"1 of 3 systems missed .*\(rows 1;"):
+        system.solve(rhs, damping=0.1)

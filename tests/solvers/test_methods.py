@@ -174,3 +174,18 @@ def test_an_unknown_method_is_refused_by_name():
 def test_an_unknown_setting_is_refused_by_name():
     with pytest.raises(TypeError, match=r"'cg' has no setting 'tolerance'; it accepts rtol, atol"):
         build("cg", {"tolerance": 1e-3})
+
+
+@pytest.mark.parametrize("power", [-120, -70, -30])
+@pytest.mark.parametrize("method", [ConjugateGradient(), LiSSA(rtol=1e-6, maxiter=400)], ids=repr)
+def test_a_start_of_another_row_does_no_harm(method, power):
+    """A refresh starts at the factors of the slot's row before, which may have been far longer."""
+    H, rhs = spd_matrix(P).float(), random_rhs(3, P).float()
+    factorization = method.factorize(DenseCurvature(H))
+    before = factorization.solve(rhs, damping=DAMPING).x
+    rhs[1] *= 2.0**power
+    expected = factorization.solve(rhs, damping=DAMPING).x
+    found = factorization.solve(rhs, damping=DAMPING, x0=before.roll(1, 0)).x
+    for x in (found, expected):
+        x[1] /= 2.0**power
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

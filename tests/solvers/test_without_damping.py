@@ -188,3 +188,34 @@ def test_a_matrix_is_formed_where_the_products_would_cost_more():
     assert worth_forming(ConjugateGradient(), rows=1, size=1000, damping=0.0)
     assert not worth_forming(ConjugateGradient(preconditioner="ekfac"), rows=100, **few)
     assert not worth_forming(ConjugateGradient(), rows=10_000, size=5000, damping=0.1)
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "name", ["direct", "direct, late", "cg", "cg, all pairs", "cg, none", "nystroem"]
+)
+def test_what_a_short_row_has_outside_the_range_may_be_rounding_of_a_long_one(name, dtype):
+    """Such as the gradient of a row that is fitted almost exactly: a difference of long ones."""
+    H, V, values = singular(dtype)
+    outside, unit = torch.linalg.qr(V, mode="complete").Q[:, -1], torch.finfo(dtype).eps
+    rhs = random_rhs(3, RANK) @ V.T
+    rhs /= rhs.norm(dim=1, keepdim=True)
+    rhs[1] *= 30 * unit
+    expected = (rhs @ V / values) @ V.T
+    rhs[1] += 5 * unit * outside
+    x = METHODS[name].factorize(DenseCurvature(H)).solve(rhs.to(dtype), damping=0.0).x
+    assert relative_error(x[[0, 2]], expected[[0, 2]]) <= 1e-4
+    assert (x[1] - expected[1]).norm() <= 100 * 16 * unit / values[-1]
+
+
+@pytest.mark.parametrize("power", [-80, 70])
+@pytest.mark.parametrize("name", ["direct", "nystroem, above the rank"])
+def test_rows_of_any_length_are_told_from_those_outside_the_range(name, power):
+    H, V, values = singular(torch.float32)
+    rhs = random_rhs(1, RANK) @ V.T
+    factorization = METHODS[name].factorize(DenseCurvature(H))
+    x = factorization.solve(rhs.float() * 2.0**power, damping=0.0).x / 2.0**power
+    assert relative_error(x, (rhs @ V / values) @ V.T) <= 1e-4
+    rhs += 0.5 * rhs.norm() * torch.linalg.qr(V, mode="complete").Q[:, -1]
+    with pytest.raises(IndefiniteError, match=r"up to 4\.5e-01 of their length"):
+        factorization.solve(rhs.float() * 2.0**power, damping=0.0)

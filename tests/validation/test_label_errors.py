@@ -17,7 +17,7 @@ from influence_dag.validation.label_errors import (
     points_of,
     self_influences,
 )
-from influence_dag.validation.out_of_fold import draw_folds
+from influence_dag.validation.out_of_fold import draw_folds, out_of_fold
 from influence_dag.validation.representations import representations
 
 
@@ -161,3 +161,16 @@ def test_labels_that_cannot_be_flipped_are_refused(labels):
 def test_a_share_that_leaves_nothing_to_be_found_is_refused(share, flips):
     with pytest.raises(ModelError, match=rf"share={share} flips {flips} of 20 labels"):
         flip_labels(torch.arange(20) % 2, share=share)
+
+
+def test_rows_without_a_label_are_of_no_class():
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 4).double(), torch.randint(0, 3, (40,))
+    labelled, y[:5] = Rows(x[5:], y[5:]), -100
+    objective, rows = Objective(nn.Linear(4, 3).double(), "cross_entropy"), Rows(x, y)
+    with pytest.raises(ModelError, match="5 of 40 training rows have no label"):
+        label_errors(objective, rows, weight_decay=0.1)
+    found = out_of_fold(objective, rows, folds=3, weight_decay=0.1)
+    assert found.classes is None
+    assert not found.losses[:5].any()
+    assert out_of_fold(objective, labelled, folds=3, weight_decay=0.1).classes.shape == (35, 3)

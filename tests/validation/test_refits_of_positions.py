@@ -90,3 +90,21 @@ def test_a_linear_model_in_single_precision_has_one_curvature(rows):
     objective = Objective(nn.Linear(3, 2), "cross_entropy")
     rows = rows.to(dtype=torch.float32)
     assert "gauss_newton" not in exact_candidates(objective, rows, rows[:2], (0.1,))
+
+
+def test_positions_from_the_end_are_those_from_the_beginning(objective, rows):
+    how = {"weight_decay": 0.1}
+    for index in ([-1, 3], torch.tensor([11, 3], dtype=torch.uint8)):
+        result = leave_one_out(objective, rows, rows[:2], index=index, **how)
+        assert result.index.tolist() == [11, 3]
+    found, expected = (
+        feature_moves(objective, rows, rows[:2], moves, epsilon=0.1, **how)
+        for moves in ([(-1, -3), (3, 1)], [(11, 0), (3, 1)])
+    )
+    assert (found.actual == expected.actual).all()
+    assert (found.predicted == expected.predicted).all()
+    assert found.rows.tolist() == [11, 3]
+    attack = training_attack(
+        objective, rows, rows[:1], row=-1, feature_range=(-9, 9), max_steps=1, **how
+    )
+    assert attack.row == 11
