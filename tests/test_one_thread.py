@@ -64,6 +64,22 @@ def test_positions_of_a_layer_are_work_as_rows_are(monkeypatch, positions, used)
     assert seen <= {used, 3}
 
 
+def test_a_module_is_not_called_to_see_how_much_work_it_is():
+    """What one that remembers its first call kept would have been of a single row."""
+
+    class Remembering(nn.Linear):
+        seen = ()
+
+        def forward(self, x):
+            self.seen = (*self.seen, len(x))
+            return super().forward(x)
+
+    rows = Rows(torch.randn(20, 3), torch.randn(20, 1))
+    module = Remembering(3, 1)
+    fit(module, mse, rows, FitSettings(optimizer="adam", max_steps=2, batch_size=5))
+    assert {*module.seen} == {5, 20}
+
+
 def test_work_of_a_chain_is_its_parameters():
     objective = Objective(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), mse)
     assert multiplications(objective, Rows(torch.randn(5, 3), torch.randn(5, 2))) == 26

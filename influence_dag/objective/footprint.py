@@ -1,7 +1,7 @@
 """How many numbers a pass keeps for each row, from which block sizes follow, and multiplies."""
 
+import copy
 import math
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -105,7 +105,8 @@ def multiplications(objective: "Objective", rows: Rows) -> int:
     """How many numbers a forward pass multiplies for a row, about: parameters times positions.
 
     A layer has as many positions as numbers that it returns for each of its outputs (of a
-    convolution, a sequence); all parameters have one where the model does not run on a row.
+    convolution, a sequence); all parameters have one where the model does not run on a row. A copy
+    of the module is called, in which a call may leave what it likes.
     """
     counted: list[int] = []
 
@@ -119,12 +120,14 @@ def multiplications(objective: "Objective", rows: Rows) -> int:
         return count
 
     try:
-        with ExitStack() as hooks, torch.enable_grad():  # else fused kernels may go round layers
-            for layer in objective.module.modules():
-                if own := list(layer.parameters(recurse=False)):
-                    hooks.callback(layer.register_forward_hook(hook(own)).remove)
-            copied = rows[:1][torch.zeros(1, dtype=torch.long)].to(dtype=objective.dtype)
-            objective.outputs(objective.params.clone().requires_grad_(), copied.x)
+        spare = copy.copy(objective)
+        spare.module = copy.deepcopy(objective.module)
+        for layer in spare.module.modules():
+            if own := list(layer.parameters(recurse=False)):
+                layer.register_forward_hook(hook(own))
+        copied = rows[:1][torch.zeros(1, dtype=torch.long)].to(dtype=objective.dtype)
+        with torch.enable_grad():  # else fused kernels may go round layers
+            spare.outputs(objective.params.clone().requires_grad_(), copied.x)
     except Exception:  # of whatever the model raises: told by the fit itself
         return objective.size
     return max(objective.size, sum(counted))
