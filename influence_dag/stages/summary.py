@@ -34,10 +34,10 @@ Arrays = dict[str, np.ndarray]
 
 def refresh(bench: Workbench, method: str) -> Update:
     """Sums over each axis, each test row's strongest pairs, self-influence, loss and prediction."""
+    summary = bench.once(("summary", method), lambda: _Summary(bench, method))
     if has_self_influence(bench.study, method):
         methods.check_curvature(bench, method)
         methods.check_gradients(bench)
-    summary = bench.once(("summary", method), lambda: _Summary(bench, method))
     info = {"test_rows": summary.test.count, "train_rows": summary.train.count}
     return refresh_blocks(
         bench, naming.summary(method), summary.layout(), summary.parts(), info=info
