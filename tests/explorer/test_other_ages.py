@@ -11,6 +11,7 @@ from influence_dag.explorer.content import Contents
 from influence_dag.explorer.opened import Opened
 from influence_dag.explorer.pair import Maps
 from influence_dag.explorer.predictions import predictions
+from influence_dag.explorer.suspicion import disagreement
 from influence_dag.stages import dataset
 from influence_dag.stages.graph import artifacts
 
@@ -94,3 +95,16 @@ def test_maps_of_another_damping_are_not_those_of_an_influence(tmp_path):
     pair = new.test.ids[0], new.train.ids[0]
     assert maps.of(new, *pair) == ({}, "none")
     assert maps.of(old, *pair)[1] == "stored"
+
+
+def test_neighbours_are_those_of_the_dataset_that_is_there_now(finished_project, tmp_path):
+    """Also while the influences that are looked at stay the same."""
+    project = finished_project.copy(tmp_path)
+    opened = Opened(project.results)
+    before = disagreement(opened.view("direct"))
+    project.edit("train", 0, height=9.0, label=2)
+    dataset.refresh(project.bench())
+    now, anew = (disagreement(each.view("direct")) for each in (opened, Opened(project.results)))
+    np.testing.assert_array_equal(now, anew)
+    assert np.isfinite(before[0])
+    assert np.isnan(now[0])
