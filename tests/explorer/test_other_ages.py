@@ -11,6 +11,7 @@ from influence_dag.explorer.content import Contents
 from influence_dag.explorer.opened import Opened
 from influence_dag.explorer.pair import Maps
 from influence_dag.explorer.predictions import predictions
+from influence_dag.explorer.shown import one
 from influence_dag.explorer.suspicion import disagreement
 from influence_dag.stages import dataset
 from influence_dag.stages.graph import artifacts
@@ -108,3 +109,45 @@ def test_neighbours_are_those_of_the_dataset_that_is_there_now(finished_project,
     np.testing.assert_array_equal(now, anew)
     assert np.isfinite(before[0])
     assert np.isnan(now[0])
+
+
+TWO = """
+import torch
+from torch import nn
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, a, b):
+        return self.linear(torch.cat([a, b], 1))
+
+
+def build():
+    return Both()
+"""
+
+
+def test_rows_of_other_inputs_than_those_of_now_are_looked_at(tmp_path):
+    files = {split: f"{split}.npz" for split in ("train", "test")}
+    project = Project(tmp_path, methods={"cg": None}, perturbation=None, model=TWO)
+    project.settings["data"] = files
+    project.write_settings()
+    rng, numbers = np.random.default_rng(0), {"train": 12, "test": 4}
+
+    def write(*names):
+        for split, n in numbers.items():
+            arrays = {name: rng.normal(size=(n, 3)) for name in names}
+            np.savez(tmp_path / files[split], y=np.arange(n) % 3, **arrays)
+
+    write("a", "b")
+    project.refresh()
+    write("x")
+    dataset.refresh(project.bench())
+    opened = Opened(project.results)
+    view, contents = opened.view("direct"), Contents(opened)
+    found = one(view, contents, "test", view.test.ids[0], {})
+    assert [each["name"] for each in found["row"]["inputs"]] == ["a", "b"]
+    assert contents.values(view.test, 0, "x") is None
