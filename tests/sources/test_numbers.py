@@ -191,3 +191,15 @@ def test_a_row_is_known_by_its_own_numbers_whatever_others_hold():
     y, x = np.array([2**60, 1]), {"x": np.ones((2, 1))}
     split = SplitRows(np.array(["a", "b"]), x, y, None, ("feature",), "rows")
     np.testing.assert_array_equal(split.row_keys()[1:], split.row_keys(np.array([1])))
+
+
+def test_whole_numbers_that_a_scale_would_round_are_refused(tmp_path):
+    """As those of a table are: two ids of a device may be one number else."""
+    x = np.array([[2**60], [2**60 + 1]])
+    np.savez(tmp_path / "rows.npz", id=np.arange(2), x=x, y=np.arange(2))
+    data = {"train": "rows.npz", "test": "rows.npz", "id": "id"}
+    assert load_split(DataSettings(**data), "train", tmp_path).x["x"].tolist() == x.tolist()
+    with pytest.raises(
+        DataError, match=r"row 1 \(id '1'\), x: seen 1152921504606846977, .* float64"
+    ):
+        load_split(DataSettings(**data, features={"scale": 0.5}), "train", tmp_path)
