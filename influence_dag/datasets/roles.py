@@ -1,12 +1,13 @@
 """A source's arrays in their roles: inputs in the study's shape, a target, weights of rows."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from influence_dag.datasets.sources import Source
 from influence_dag.datasets.sources.base import not_finite
-from influence_dag.datasets.sources.numbers import whole
+from influence_dag.datasets.sources.numbers import decimal, whole
 from influence_dag.datasets.sources.on_demand import RowsOnDemand, Values, seen
 from influence_dag.datasets.sources.preparing import prepared
 from influence_dag.errors import DataError
@@ -54,14 +55,21 @@ def _seen(source: Source, value: float) -> str:
 def scaled(source: Source, name: str, features: FeatureSettings) -> Values:
     """The input in the study's shape, times its scale."""
     values = source.inputs[name]
-    if values.dtype == np.uint64:
-        values = seen(values, partial(whole, name=name, row_name=source.place_of))
+    if values.dtype == np.uint64 and features.scale == 1:
+        values = seen(values, partial(whole, name=name, row_name=_row_name(source, values)))
+    elif features.scale != 1 and values.dtype.kind in "iu" and values.dtype.itemsize == 8:
+        values = seen(values, partial(decimal, name=name, row_name=_row_name(source, values)))
     if features.shape is not None:
         _check_shape(source, values, features.shape)
     elif source.columns is not None and not source.columns:
         raise DataError(f"{source.name}: no feature columns beside the id and the target; add some")
     of = f"{source.name}: {name}"
     return seen(values, partial(prepared, features=features, name=of))
+
+
+def _row_name(source: Source, values: Values) -> Callable[[int], str]:
+    """How rows are told; of those that are read on demand the file, since they come in blocks."""
+    return (lambda row: source.name) if isinstance(values, RowsOnDemand) else source.place_of
 
 
 def _check_shape(source: Source, values: Values, shape: tuple[int, ...]) -> None:

@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from influence_dag.datasets.sources.numbers import canonical
 from influence_dag.datasets.sources.on_demand import RowsOnDemand, Values
-from influence_dag.datasets.sources.row_keys import input_keys
+from influence_dag.datasets.sources.row_keys import input_keys, value_keys
 from influence_dag.datasets.standardising import Units
-from influence_dag.fingerprints import row_fingerprints
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +68,8 @@ class SplitRows:
 
         Ids and order do not matter, nor does it whether 2 was written as 2.0.
         """
-        columns = {"x": self._input_keys(rows), "y": canonical(self.y[rows])}
-        if self.weights is not None:
-            columns["weight"] = canonical(self.weights[rows])
-        return row_fingerprints(columns)
+        weights = {} if self.weights is None else {"weight": self.weights[rows]}
+        return value_keys({"y": self.y[rows], **weights}, {"x": self._input_keys(rows)})
 
     def _input_keys(self, rows: np.ndarray | slice) -> np.ndarray:
         if self.known_keys is not None:

@@ -62,11 +62,10 @@ class Contents:
         return {"inputs": inputs, "kept": kept, "dataset": place.version.number}
 
     def values(self, rows: Rows, position: int, name: str) -> tuple["Look", NDArray] | None:
-        """One input of a row as the model sees it."""
+        """One input of a row as the model sees it; None without the row, or without the input."""
         place = self.find(rows, position)
-        if place is None:
+        if place is None or name not in (look := Look(place.version)).inputs:
             return None
-        look = Look(place.version)
         return look, look.read(rows.axis.name, name, slice(place.slot, place.slot + 1))[0]
 
 

@@ -87,13 +87,13 @@ class Opened:
             near = did_you_mean(method, methods)
             raise StoreError(f"no influences of {method!r}{near}; stored are {', '.join(methods)}")
         influences = self.version(naming.influences(method), version)
-        summary = self.store.current(naming.summary(method))
-        beside = (summary.number, summary.data_version) if summary else None
-        known = influences.number, influences.data_version, beside
+        found = map(self.store.current, (naming.summary(method), "dataset"))
+        beside = [each and (each.number, each.data_version) for each in found]
+        known = influences.number, influences.data_version, *beside
         return self._view(method, _damping(influences, damping), known)
 
     def _made_view(self, method: str, damping: int, known: tuple) -> "View":
-        number, data_version, _ = known
+        number, data_version, *_ = known
         influences = self._version(naming.influences(method), number, data_version)
         return View(self, method, influences, damping)
 

@@ -11,6 +11,8 @@ from influence_dag.explorer.content import Contents
 from influence_dag.explorer.opened import Opened
 from influence_dag.explorer.pair import Maps
 from influence_dag.explorer.predictions import predictions
+from influence_dag.explorer.shown import one
+from influence_dag.explorer.suspicion import disagreement
 from influence_dag.stages import dataset
 from influence_dag.stages.graph import artifacts
 
@@ -94,3 +96,58 @@ def test_maps_of_another_damping_are_not_those_of_an_influence(tmp_path):
     pair = new.test.ids[0], new.train.ids[0]
     assert maps.of(new, *pair) == ({}, "none")
     assert maps.of(old, *pair)[1] == "stored"
+
+
+def test_neighbours_are_those_of_the_dataset_that_is_there_now(finished_project, tmp_path):
+    """Also while the influences that are looked at stay the same."""
+    project = finished_project.copy(tmp_path)
+    opened = Opened(project.results)
+    before = disagreement(opened.view("direct"))
+    project.edit("train", 0, height=9.0, label=2)
+    dataset.refresh(project.bench())
+    now, anew = (disagreement(each.view("direct")) for each in (opened, Opened(project.results)))
+    np.testing.assert_array_equal(now, anew)
+    assert np.isfinite(before[0])
+    assert np.isnan(now[0])
+
+
+TWO = """
+import torch
+from torch import nn
+
+
+class Both(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, a, b):
+        return self.linear(torch.cat([a, b], 1))
+
+
+def build():
+    return Both()
+"""
+
+
+def test_rows_of_other_inputs_than_those_of_now_are_looked_at(tmp_path):
+    files = {split: f"{split}.npz" for split in ("train", "test")}
+    project = Project(tmp_path, methods={"cg": None}, perturbation=None, model=TWO)
+    project.settings["data"] = files
+    project.write_settings()
+    rng, numbers = np.random.default_rng(0), {"train": 12, "test": 4}
+
+    def write(*names):
+        for split, n in numbers.items():
+            arrays = {name: rng.normal(size=(n, 3)) for name in names}
+            np.savez(tmp_path / files[split], y=np.arange(n) % 3, **arrays)
+
+    write("a", "b")
+    project.refresh()
+    write("x")
+    dataset.refresh(project.bench())
+    opened = Opened(project.results)
+    view, contents = opened.view("direct"), Contents(opened)
+    found = one(view, contents, "test", view.test.ids[0], {})
+    assert [each["name"] for each in found["row"]["inputs"]] == ["a", "b"]
+    assert contents.values(view.test, 0, "x") is None

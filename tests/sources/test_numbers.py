@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from influence_dag.datasets.sources.row_keys import value_keys
+from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
@@ -179,3 +181,25 @@ def test_a_frame_saved_with_its_index_is_refused_and_without_is_read(tmp_path):
         one(tmp_path, "train.csv")
     frame.to_csv(tmp_path / "train.csv", index=False)
     assert one(tmp_path, "train.csv").feature_names == ("a",)
+
+
+def test_a_row_is_known_by_its_own_numbers_whatever_others_hold():
+    """Also where float64 cannot tell some of another row's, in another column, apart."""
+    columns = {"a": np.array([[2**60], [1], [2]]), "b": np.array([[1], [2**60 + 1], [3]])}
+    alone = [value_keys({n: each[k : k + 1] for n, each in columns.items()}) for k in range(3)]
+    np.testing.assert_array_equal(value_keys(columns), np.concatenate(alone))
+    y, x = np.array([2**60, 1]), {"x": np.ones((2, 1))}
+    split = SplitRows(np.array(["a", "b"]), x, y, None, ("feature",), "rows")
+    np.testing.assert_array_equal(split.row_keys()[1:], split.row_keys(np.array([1])))
+
+
+def test_whole_numbers_that_a_scale_would_round_are_refused(tmp_path):
+    """As those of a table are: two ids of a device may be one number else."""
+    x = np.array([[2**60], [2**60 + 1]])
+    np.savez(tmp_path / "rows.npz", id=np.arange(2), x=x, y=np.arange(2))
+    data = {"train": "rows.npz", "test": "rows.npz", "id": "id"}
+    assert load_split(DataSettings(**data), "train", tmp_path).x["x"].tolist() == x.tolist()
+    with pytest.raises(
+        DataError, match=r"row 1 \(id '1'\), x: seen 1152921504606846977, .* float64"
+    ):
+        load_split(DataSettings(**data, features={"scale": 0.5}), "train", tmp_path)

@@ -1,6 +1,7 @@
 """What a row is known by: hashes of its numbers, whatever they were written in."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -20,17 +21,24 @@ def input_keys(x: Mapping[str, Values]) -> np.ndarray:
     return np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *blocks])
 
 
-def value_keys(columns: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Hash of each row's numbers, uint8 `(n, 16)`: 2 is 2.0, and other rows do not matter."""
-    large = np.logical_or.reduce(
-        [beyond(values).reshape(len(values), -1).any(axis=1) for values in columns.values()]
+def value_keys(
+    columns: Mapping[str, np.ndarray], beside: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> np.ndarray:
+    """Hash of each row's numbers, uint8 `(n, 16)`: 2 is 2.0, and other rows do not matter.
+
+    `beside` are other parts of the rows, as they are.
+    """
+    large = np.column_stack(
+        [beyond(each).any(axis=tuple(range(1, each.ndim))) for each in columns.values()]
     )
-    if not large.any():
-        return row_fingerprints({name: canonical(values) for name, values in columns.items()})
+    alike = [slice(None)]
+    if large.any():  # of a row's own columns some are in another type
+        _, group = np.unique(large, axis=0, return_inverse=True)
+        alike = [np.flatnonzero(group.ravel() == k) for k in range(group.max() + 1)]
     keys = np.empty((len(large), KEY_BYTES), np.uint8)
-    for rows in (np.flatnonzero(large), np.flatnonzero(~large)):
+    for rows in alike:
         part = {name: canonical(values[rows]) for name, values in columns.items()}
-        keys[rows] = row_fingerprints(part)
+        keys[rows] = row_fingerprints(part | {name: each[rows] for name, each in beside.items()})
     return keys
 
 
