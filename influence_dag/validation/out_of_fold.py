@@ -1,5 +1,6 @@
 """What a model that has not seen a row makes of it: one refit a fold, all together."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,13 +89,18 @@ def unlabelled(objective: Objective, rows: Rows) -> int:
 def class_log_chances(
     objective: Objective, params: Float[Tensor, " p"], rows: Rows, classes: Int[Tensor, " c"]
 ) -> Float[Array, "n c"]:
-    """Log-probability of each class by what the row's loss would be with it, `exp(-L)` of all."""
+    """Log-probability of each class by what the row's loss would be with it, `exp(-L)` of all.
+
+    Finite: of a loss that is infinite (the logarithm of a probability of 0) the smallest there is.
+    """
     with torch.no_grad():
         losses = [
             objective.losses(params, Rows(rows.x, torch.full_like(rows.y, int(each))))
             for each in classes
         ]
-    return torch.stack(losses, dim=1).neg().log_softmax(dim=1).numpy(force=True)
+    numbers = torch.finfo(losses[0].dtype)
+    chances = torch.stack(losses, dim=1).clamp(max=numbers.max).neg().log_softmax(dim=1)
+    return chances.clamp(min=math.log(numbers.tiny)).numpy(force=True)
 
 
 def draw_folds(n: int, *, folds: int, seed: int = 0) -> Int[Tensor, " n"]:

@@ -10,14 +10,14 @@ from influence_dag.errors import ModelError, NotConvergedError
 from influence_dag.objective.fitting import fit
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.study.model import FitSettings
-from influence_dag.suspicion import combined_suspicion
+from influence_dag.suspicion import combined_suspicion, doubt
 from influence_dag.validation.label_errors import (
     flip_labels,
     label_errors,
     points_of,
     self_influences,
 )
-from influence_dag.validation.out_of_fold import draw_folds, out_of_fold
+from influence_dag.validation.out_of_fold import class_log_chances, draw_folds, out_of_fold
 from influence_dag.validation.representations import representations
 
 
@@ -174,3 +174,21 @@ def test_rows_without_a_label_are_of_no_class():
     assert found.classes is None
     assert not found.losses[:5].any()
     assert out_of_fold(objective, labelled, folds=3, weight_decay=0.1).classes.shape == (35, 3)
+
+
+def test_a_class_that_a_loss_rules_out_leaves_the_others_what_they_are():
+    def loss(output, target):  # infinite where a probability vanishes
+        return -output.softmax(1).log().gather(1, target[:, None])[:, 0]
+
+    torch.manual_seed(0)
+    objective = Objective(nn.Linear(2, 3).double(), loss)
+    rows = Rows(torch.randn(30, 2).double(), torch.randint(0, 3, (30,)))
+    chances = [
+        class_log_chances(objective, factor * objective.params, rows, torch.arange(3))
+        for factor in (1, 2000)
+    ]
+    assert np.isfinite(chances).all()
+    assert chances[1].min() == pytest.approx(-708, abs=1)
+    outputs = objective.outputs(2000 * objective.params, rows.x)
+    assert (chances[1].argmax(1) == outputs.argmax(1).numpy(force=True)).all()
+    assert np.isfinite(doubt(chances, rows.y.numpy())).all()
