@@ -23,12 +23,12 @@ from influence_dag.query.report.verdict import (
     verdict,
 )
 from influence_dag.stages import naming
+from influence_dag.stages.ranks import Moments
 from influence_dag.stages.sampling import values_of_rows
 from influence_dag.stages.wording import NO_MINIMUM
 from influence_dag.store import Version
 from influence_dag.study.curvatures import rounding_share
 from influence_dag.study.methods import MethodSettings, MethodsSettings
-from influence_dag.validation import agreement
 
 if TYPE_CHECKING:
     from influence_dag.query.results import StudyResults
@@ -306,7 +306,7 @@ def over_columns(
 
 def pearson(predicted: NDArray, actual: NDArray) -> float:
     """Correlation over all pairs; NaN where one side is constant."""
-    return float(agreement.pearson(predicted.ravel(), actual.ravel()))
+    return float(Moments.of(predicted, actual).pearson)
 
 
 def slope(predicted: NDArray, actual: NDArray) -> float:
