@@ -112,7 +112,10 @@ class Artifact:
         for _ in range(TRIES):
             try:
                 with watching(), bench.at(self.name, self.reads), plain_modes():
-                    return stage(bench, *([self.argument] if self.argument else []))
+                    update = stage(bench, *([self.argument] if self.argument else []))
+                if not bench.plan_only:
+                    bench.brought_up_to_date.add(self.name)
+                return update
             except SystemExit as error:
                 raise ended(error) from error
             except ChangedError as error:

@@ -53,6 +53,7 @@ class Workbench:
         self._planned: dict[str, PlannedVersion] = {}
         self._readable: tuple[str, ...] | None = None
         self._once: dict[Hashable, Any] = {}
+        self.brought_up_to_date: set[str] = set()  # artifacts, by this run
         self.busy = threading.Lock()
 
     @contextmanager
