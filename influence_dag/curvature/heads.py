@@ -1,31 +1,32 @@
 """Second derivatives of losses in the outputs, times vectors that have the rows last."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class Head(Protocol):
+@dataclass(frozen=True, eq=False)
+class Head(ABC):
     """A loss's second derivatives in a batch's outputs."""
 
     @property
     def tensors(self) -> list[Tensor]:
         """What is kept of the batch."""
-        ...
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
+    @abstractmethod
     def product(
         self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
     ) -> Float[Tensor, "k c n"]:
-        """Times moves of the outputs of some rows, which may be written over."""
-        ...
+        """Times moves of the outputs of some rows, which may be written over, in `out`."""
 
 
 @dataclass(frozen=True, eq=False)
-class SoftmaxHead:
+class SoftmaxHead(Head):
     r"""Second derivatives $w \, (\mathrm{diag}(p) - p p^\top)$ in the outputs, by p and w p.
 
     They are blind to a move that all outputs share. Less that of each row's `likeliest` one, the
@@ -35,10 +36,6 @@ class SoftmaxHead:
     probabilities: Float[Tensor, "c n"]
     counted: Float[Tensor, "c n"]
     likeliest: Int[Tensor, "1 n"] | None = None
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [self.probabilities, self.counted]
 
     def steady(self) -> "SoftmaxHead":
         """With a pass more through the moves."""
@@ -56,14 +53,10 @@ class SoftmaxHead:
 
 
 @dataclass(frozen=True, eq=False)
-class WrittenHead:
+class WrittenHead(Head):
     """Second derivatives in the outputs, one matrix a row."""
 
     matrices: Float[Tensor, "n c c"]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [self.matrices]
 
     def product(
         self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
@@ -73,14 +66,10 @@ class WrittenHead:
 
 
 @dataclass(frozen=True, eq=False)
-class FewOutputsHead:
+class FewOutputsHead(Head):
     """Second derivatives in so few outputs that a pass for each is less than a product a row."""
 
     matrices: Float[Tensor, "c c n"]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [self.matrices]
 
     def product(
         self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
@@ -93,14 +82,10 @@ class FewOutputsHead:
 
 
 @dataclass(frozen=True, eq=False)
-class DiagonalHead:
+class DiagonalHead(Head):
     """Second derivatives in the outputs of a loss that is a sum over them (mse, BCE)."""
 
     diagonal: Float[Tensor, "c n"]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [self.diagonal]
 
     def product(
         self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
@@ -109,14 +94,10 @@ class DiagonalHead:
 
 
 @dataclass(frozen=True, eq=False)
-class CalledHead:
+class CalledHead(Head):
     """As a function of vectors `(k, n, c)` over all rows of a batch, nothing written out."""
 
     output_product: Callable[[Float[Tensor, "k n c"]], Float[Tensor, "k n c"]]
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return []
 
     def product(
         self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]

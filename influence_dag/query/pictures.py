@@ -122,15 +122,15 @@ class Pictures:
 
     def lds(self) -> Figure:
         """Linear datamodelling scores with their intervals, baselines among them."""
-        return datamodels(self._study.store.version("validation/datamodels"))
+        return datamodels(self._study.store.version(naming.validation("datamodels")))
 
     def leave_one_out(self) -> Figure:
         """What refits without single rows found, against what influences said."""
-        return leave_one_out(self._study.store.version("validation/leave_one_out"))
+        return leave_one_out(self._study.store.version(naming.validation("leave_one_out")))
 
     def label_errors(self) -> Figure:
         """The share of flipped labels among the first rows of each ranking."""
-        return label_errors(self._study.store.version("validation/label_errors"))
+        return label_errors(self._study.store.version(naming.validation("label_errors")))
 
     def _perturbation(self, method: str | None) -> "xr.DataArray":
         artifacts = self._study.artifacts

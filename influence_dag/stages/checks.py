@@ -192,7 +192,7 @@ def methods_agree(bench: Workbench, *methods: str) -> Outcome:
 
 def predicts_refits(bench: Workbench) -> Outcome:
     """Predicted and actual changes correlate; of a network not every row's need to."""
-    info = bench.require("validation/leave_one_out").attrs["info"]
+    info = bench.require(naming.validation("leave_one_out")).attrs["info"]
     pearson = info["pearson"]
     message = f"Pearson {pearson:.4f}, slope {info['slope']:.3f}, limit {REFITS:g}"
     if pearson < REFITS:

@@ -228,7 +228,7 @@ def _summary(study: Study, method: str) -> Artifact:
 
 
 def _validation(study: Study, kind: str) -> Artifact:
-    name, (about, picture) = f"validation/{kind}", VALIDATIONS[kind]
+    name, (about, picture) = naming.validation(kind), VALIDATIONS[kind]
     checks = []
     if kind == "leave_one_out":
         said = "Influences predict what leaving rows out does; a warning where they do not."

@@ -36,6 +36,10 @@ def summary(method: str) -> str:
     return f"{method}/summary"
 
 
+def validation(kind: str) -> str:
+    return f"validation/{kind}"
+
+
 def is_sampled(version: "Version", name: str) -> bool:
     """Whether an array is of a sample of the test rows; of the others it is NaN."""
     return name == "residual" and "sample" in version.array(name).attrs

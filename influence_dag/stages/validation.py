@@ -27,4 +27,4 @@ def refresh(bench: Workbench, kind: str) -> Update:
 
         return replace(produced(bench, kind), notes={naming.OF_INFLUENCES: stored})
 
-    return refresh_whole(bench, f"validation/{kind}", key, produce)
+    return refresh_whole(bench, naming.validation(kind), key, produce)

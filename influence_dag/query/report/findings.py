@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 RESIDUAL = {"float32": 1e-4, "float64": 1e-8}
 SAME = 1e-3  # relative error up to which exact methods agree
-LEAVE_ONE_OUT, DATAMODELS = "validation/leave_one_out", "validation/datamodels"
+REFITS = ("leave_one_out", "datamodels")
+LEAVE_ONE_OUT, DATAMODELS = map(naming.validation, REFITS)
 DRAWS = 400  # of a bootstrap
 
 
@@ -126,7 +127,7 @@ class _Look:
         """Those that the study asked for when it was solved; others stay as they once were."""
         told = json.loads(self.factors.attrs.get("study_settings", "{}")).get("settings", {})
         asked = told.get("validation", {})
-        return [name for name in (LEAVE_ONE_OUT, DATAMODELS) if asked.get(name.partition("/")[2])]
+        return [naming.validation(kind) for kind in REFITS if asked.get(kind)]
 
     def _is_of_these(self, version: Version, *methods: str) -> bool:
         """Whether it was measured on the influences that are stored now, as far as it says."""

@@ -149,21 +149,21 @@ class Sections:
         plot, stored = self.results.plot, self.results.artifacts
         known = [
             (
-                "validation/leave_one_out",
+                naming.validation("leave_one_out"),
                 "Leaving rows out",
                 "Each point is a test row after a refit without one training row. On the diagonal, "
                 "values are right; along a line, ranks are.",
                 plot.leave_one_out,
             ),
             (
-                "validation/datamodels",
+                naming.validation("datamodels"),
                 "Random subsets",
                 "Whether summed influences rank models fitted to random subsets. Baselines stand "
                 "among the methods: what does not beat them explains nothing.",
                 plot.lds,
             ),
             (
-                "validation/label_errors",
+                naming.validation("label_errors"),
                 "Flipped labels",
                 "How early labels that were flipped on purpose turn up in each ranking.",
                 plot.label_errors,
