@@ -20,8 +20,8 @@ from torch import Tensor
 from influence_dag.curvature.layered import LayeredNetwork, LinearLayer, NetworkPass
 from influence_dag.objective.objective import Rows
 
-_NUMBERS = 2**22  # of the largest temporary, samples × pairs of inputs
-_BATCHES = 2  # of autograd's size at once: adding up sums takes a third as long as making them
+_NUMBERS = 2**23  # of the largest temporary, samples × pairs of inputs
+_BATCHES = 3  # of autograd's size at once: adding up sums takes a third as long as making them
 _Pair = tuple[int, int]
 
 
@@ -41,9 +41,10 @@ def second_derivative_sum(
         for pair, terms in _terms(
             network, network.run(batch, gauss_newton=gauss_newton), gauss_newton
         ):
-            for total, term in zip(sums.setdefault(pair, []), terms, strict=False):
-                total += term
-            sums[pair] += [term.double() for term in terms[len(sums[pair]) :]]
+            if pair in sums:
+                held = zip(sums[pair], terms, strict=True)
+                terms = [total.double().add_(term) for total, term in held]
+            sums[pair] = terms
     device = network.layers[0].weight.device
     matrix = torch.zeros(network.size, network.size, dtype=network.sums, device=device)
     for (m, k), exact in sums.items():
