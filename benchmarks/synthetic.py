@@ -3,12 +3,14 @@
 `python benchmarks/synthetic.py --train 200000 --test 1000 --scratch FOLDER` makes one in a process
 of its own (by default of the digits network's shape: 64 features, 32 hidden units, 10 classes,
 p = 2,410) and prints of each stage processor seconds, the peak of resident memory, bytes on disk;
-of the influences how many times the bare matrix product they take. One thread.
+of the influences how many times the bare matrix product they take, and the product with what the
+system takes for so many bytes. One thread.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -167,9 +169,23 @@ def measured(project: Path) -> Found:
         if pairs and version:
             floor = min(floor, pair_floor(bench.require("model").attrs["info"]["parameters"]))
             bare = floor * 1e-6 * version.sizes["test"] * version.sizes["train"]
-            found[node.name]["of_the_bare_product"] = found[node.name]["cpu_s"] / bare
+            stored = bare + writing(project / "bare", found[node.name]["disk_MB"])
+            for what, least in {"product": bare, "product_and_bytes": stored}.items():
+                found[node.name][f"of_the_bare_{what}"] = found[node.name]["cpu_s"] / least
         print(node.name, found[node.name], file=sys.stderr, flush=True)
     return found
+
+
+def writing(folder: Path, megabytes: float) -> float:
+    """Processor seconds in which the system takes so many bytes, in files of one megabyte."""
+    content = os.urandom(10**6)
+    folder.mkdir()
+    started = time.process_time()
+    for number in range(round(megabytes)):
+        (folder / str(number)).write_bytes(content)
+    taken = time.process_time() - started
+    shutil.rmtree(folder)
+    return taken
 
 
 def counted(project: Path) -> Found:
