@@ -239,7 +239,7 @@ class BatchedCurvature(ABC):
         few = rows[order[torch.linspace(0, len(rows) - 1, min(_WEIGHED, len(rows))).long()]]
         found = self._sum_of(v, few, plain=plain)
         alone = [self._sum_of(v, few[k : k + 1].unweighted, plain=plain) for k in range(len(few))]
-        parts = few.weights.double()[:, None] * torch.cat(alone)
+        parts = torch.cat([few[k : k + 1].weighted(part) for k, part in enumerate(alone)])
         largest, off = parts.norm(dim=1).sum(), (found[0] - parts.sum(0)).norm()
         if off > torch.finfo(self.dtype).eps ** 0.5 * largest:
             raise ModelError(
