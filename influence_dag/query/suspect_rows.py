@@ -14,7 +14,7 @@ from influence_dag.errors import StoreError
 from influence_dag.query.reopened import workbench_of
 from influence_dag.stages import naming
 from influence_dag.store import Version
-from influence_dag.study.torch_modes import plain_modes
+from influence_dag.study.torch_modes import study_modes
 from influence_dag.suspicion import (
     NEIGHBOURS,
     SUSPICIONS,
@@ -57,7 +57,7 @@ class Asked:
             )
 
 
-@plain_modes()
+@study_modes()
 def suspect_rows(
     study: "Questions", k: int, *, method: str | None, damping: float | None, asked: Asked
 ) -> xr.Dataset:
