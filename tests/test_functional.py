@@ -18,7 +18,7 @@ from influence_dag import (
     solve_hvp,
 )
 from influence_dag.curvature import DenseCurvature, Hessian
-from influence_dag.errors import IndefiniteError, ModelError
+from influence_dag.errors import IndefiniteError, ModelError, NotConvergedError
 from influence_dag.functional import sizes
 from influence_dag.functional.inversion import Inversion
 from influence_dag.gradients import found_layouts
@@ -803,6 +803,21 @@ def test_products_that_float32_cannot_hold_are_refused(model, train):
     wrapped = TorchTwiceDifferentiable(model, scaled)
     with pytest.raises(ModelError, match=r"test row 0 are not finite .*overflow torch\.float32"):
         compute_influences(wrapped, [train], inversion_method="identity")
+
+
+@pytest.mark.parametrize("method", ["direct", "cg", "nystroem"])
+def test_solutions_found_in_float64_are_infinite_in_no_answer_of_float32(method):
+    """Without a damping small problems are solved in float64, whose range is another one."""
+    x, y = _data(TRAIN, 0)
+    model = TorchTwiceDifferentiable(nn.Linear(FEATURES, OUTPUTS, bias=False), "mse")
+    curvature, longer = [(1e-15 * x, y)], [(1e10 * x, y)]
+    b = torch.full((1, model.num_params), 1e12)
+    told = r"right-hand sides 0.* are not finite: the solve overflows"
+    with pytest.raises(NotConvergedError, match=told):
+        solve_hvp(method, model, curvature, b)
+    with pytest.raises(NotConvergedError, match=told):
+        compute_influence_factors(model, curvature, longer, inversion_method=method)
+    assert solve_hvp(method, model, curvature, 1e-8 * b).x.isfinite().all()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e12])

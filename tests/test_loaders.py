@@ -86,3 +86,13 @@ def test_complex_rows_that_are_kept_as_conjugates_are_read():
 def test_batches_that_all_are_without_rows_are_an_empty_loader():
     with pytest.raises(ModelError, match="the data loader is empty"):
         read_rows([(X[:0], Y[:0])], what="test_data")
+
+
+def test_what_holds_no_number_may_come_and_go():
+    class Loader(Passes):
+        def __iter__(self):
+            empty = [torch.ones(12, 0)][len(self.passes) - 1 :]
+            self.passes = self.passes[-1:]
+            return iter([((X, *empty), Y)])
+
+    assert torch.equal(read_rows(Loader(ALL, ALL), what="training_data").y, Y)

@@ -10,8 +10,12 @@ from torch.nn import functional as F
 from influence_dag import suspects
 from influence_dag.datasets.slots import Axis
 from influence_dag.errors import StoreError
+from influence_dag.explorer.opened import Opened
+from influence_dag.explorer.predictions import predictions
+from influence_dag.explorer.suspicion import disagreement, ranks, suspicion
 from influence_dag.objective.fitting import fit
 from influence_dag.objective.objective import Rows
+from influence_dag.query.suspect_rows import Asked, _Rows
 from influence_dag.study.model import FitSettings
 from influence_dag.suspicion import (
     SUSPICIONS,
@@ -88,6 +92,57 @@ def test_what_neighbours_and_model_say_stands_beside_each_row_and_ranks_them(pro
     assert np.allclose(rows.combined, combined_suspicion(views, known))
     shapley = suspects(project.store, 40, neighbours=5, by="knn_shapley").knn_shapley
     assert (np.diff(shapley) >= 0).all()
+
+
+@pytest.fixture(scope="module")
+def unlabelled(tmp_path_factory) -> Project:
+    """Four training rows and a test row have the class that the loss leaves out."""
+    project = Project(tmp_path_factory.mktemp("unlabelled"), methods={"cg": None})
+    for split, positions in (("train", [3, 4, 5, 20]), ("test", [2])):
+        for position in positions:
+            project.edit(split, position, label=-100)
+    project.refresh()
+    return project
+
+
+def test_rows_without_a_label_are_no_suspects_and_no_neighbours(unlabelled):
+    (x, y), (tests, labels) = (
+        tuple(each[unlabelled.tensors(split)[1] >= 0].numpy() for each in unlabelled.tensors(split))
+        for split in ("train", "test")
+    )
+    found = suspects(unlabelled.store, 40, neighbours=5, folds=4).sortby("train")
+    assert found.train_label.values.tolist() == y.tolist()
+    assert np.allclose(found.neighbour_disagreement, neighbour_disagreement(x, y, k=5))
+    assert np.allclose(found.knn_shapley, knn_shapley(x, y, tests, labels, k=5))
+    views = {name: found[name].values for name in found if name in SUSPICIONS}
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    module.load_state_dict(load_file(unlabelled.store / "model/current/model.safetensors"))
+    losses = F.cross_entropy(module(torch.tensor(x)), torch.tensor(y), reduction="none").detach()
+    assert np.allclose(found.loss, losses)
+    right = module(torch.tensor(tests)).argmax(dim=1).numpy() == labels
+    known = votes(x, y, tests, labels, k=5).evidence(right)
+    assert np.allclose(found.combined, combined_suspicion(views, known))
+    assert (found.out_of_fold_loss > 0).all()
+
+
+def test_the_explorer_says_the_same_of_rows_without_a_label(unlabelled):
+    view = Opened(unlabelled.results).view()
+    said, found = suspicion(view), suspects(unlabelled.store, 40).sortby("train")
+    bare = unlabelled.tensors("train")[1].numpy() < 0
+    assert np.isnan(said[bare]).all()
+    assert np.allclose(said[~bare], found.combined)
+    assert np.isnan(disagreement(view)[bare]).all()
+    assert not predictions(view, "test").wrong[2]
+    assert sorted(ranks(view)[bare]) == [37, 38, 39, 40]
+
+
+def test_neighbours_are_those_of_the_space_and_number_that_are_asked_for(project):
+    results = project.results
+    rows = _Rows(results, results.self_influence())
+    for asked in (Asked(), Asked(neighbours=3), Asked(space="penultimate"), Asked()):
+        once = _Rows(results, results.self_influence()).neighbours(asked)
+        for name, values in rows.neighbours(asked).items():
+            np.testing.assert_array_equal(values, once[name], err_msg=f"{name} {asked}")
 
 
 def test_rows_that_are_named_by_numbers_are_as_suspect(project, tmp_path):

@@ -113,10 +113,12 @@ def test_values_of_a_test_row_add_up_to_how_right_the_classifier_is(points, clas
 
 
 def test_normal_scores_are_those_of_mean_ranks():
-    values = np.array([3.0, 1.0, 3.0, np.nan, 9.0, np.inf])
-    ranks = rankdata(values[[0, 1, 2, 4]])
-    assert np.allclose(normal_scores(values)[[0, 1, 2, 4]], norm.ppf((ranks - 0.5) / 4))
-    assert np.isnan(normal_scores(values)[[3, 5]]).all()
+    """What is infinite, a loss out of fold, is beyond all others; NaN has no rank."""
+    values = np.array([3.0, 1.0, 3.0, np.nan, 9.0, np.inf, -np.inf])
+    known = ~np.isnan(values)
+    ranks = rankdata(values[known])
+    assert np.allclose(normal_scores(values)[known], norm.ppf((ranks - 0.5) / 6))
+    assert np.isnan(normal_scores(values)[3])
 
 
 def test_a_combination_does_not_know_the_scales_of_what_it_combines():

@@ -20,6 +20,7 @@ from influence_dag.curvature.products import (
     is_matrix_of,
     random_vectors,
 )
+from influence_dag.errors import ModelError
 from influence_dag.objective.footprint import of_numbers, widest_numbers
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, no_derivative
@@ -29,6 +30,7 @@ from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, no_deriva
 # temporaries of tens of MiB go back to the system each time, to be mapped page by page again.
 _COLUMNS = 32
 _NUMBERS = 2**21
+_WEIGHED = 4  # rows of which is seen that they count by their weights
 _PLAIN = 4  # times as many rows where one vector alone is multiplied
 
 Route = Literal["auto", "layered", "autograd"]
@@ -188,6 +190,7 @@ class BatchedCurvature(ABC):
         return lambda vectors: torch.stack([plain(vector) for vector in vectors])
 
     def _sum_of_products(self, rows: Rows) -> Float[Tensor, "p p"]:
+        self._check_weights(rows)
         identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
         total = self._sum_of(identity, rows)
         check_symmetric(total, self.objective)
@@ -195,6 +198,7 @@ class BatchedCurvature(ABC):
 
     def _confirms(self, total: Float[Tensor, "p p"], rows: Rows) -> bool:
         """Whether products by double backward over all rows are those of the matrix."""
+        self._check_weights(rows, plain=True)
         places = list(self.objective.slices.values())
         # Not through torch.func: its first use in a process imports a compiler, 1 CPU s.
         same = is_matrix_of(
@@ -217,11 +221,32 @@ class BatchedCurvature(ABC):
         if self._seen:
             return
         self.check_derivatives(self.rows)
+        self._check_weights(self.rows)
         u, v = self._vectors
         products = self._of_random_vectors(self.rows)
         check_sum(products, self.objective, self.rows, self._of_random_vectors)
         check_symmetric_products((u, products[0]), (v, products[1]), self.objective)
         object.__setattr__(self, "_seen", True)
+
+    def _check_weights(self, rows: Rows, *, plain: bool = False) -> None:
+        """Raise `ModelError` where a row of weight w does not count w times.
+
+        Seen in a few rows of different weights: together, and each alone without one.
+        """
+        if rows.weights is None:
+            return
+        v, order = self._vectors[:1], rows.weights.argsort()
+        few = rows[order[torch.linspace(0, len(rows) - 1, min(_WEIGHED, len(rows))).long()]]
+        found = self._sum_of(v, few, plain=plain)
+        alone = [self._sum_of(v, few[k : k + 1].unweighted, plain=plain) for k in range(len(few))]
+        parts = torch.cat([few[k : k + 1].weighted(part) for k, part in enumerate(alone)])
+        largest, off = parts.norm(dim=1).sum(), (found[0] - parts.sum(0)).norm()
+        if off > torch.finfo(self.dtype).eps ** 0.5 * largest:
+            raise ModelError(
+                f"{type(self).__name__} does not count rows by their weights (the sum over "
+                f"{len(few)} of them is off by {off / largest:.0e}): a batch's products are sums "
+                "of w_i times what row i adds, which Rows.weighted makes of values by row"
+            )
 
     @property
     def _vectors(self) -> Float[Tensor, "two p"]:
@@ -236,7 +261,10 @@ class BatchedCurvature(ABC):
 
     @abstractmethod
     def product(self, batch: Rows) -> Callable[[Float[Tensor, "k p"]], Float[Tensor, "k p"]]:
-        """Row vectors times the sum over one batch; what is recorded is recorded once."""
+        """Row vectors times the sum over one batch; what is recorded is recorded once.
+
+        Each row counts by its weight where the batch has some (`Rows.weighted`).
+        """
 
     @abstractmethod
     def plain_product(self, batch: Rows) -> Callable[[Float[Tensor, " p"]], Float[Tensor, " p"]]:

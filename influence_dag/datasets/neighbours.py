@@ -7,7 +7,14 @@ from numpy.typing import NDArray
 
 from influence_dag.datasets.slots import Axis, Split
 from influence_dag.store import Version
-from influence_dag.suspicion import NEIGHBOURS, Votes, nearest, neighbour_disagreement, votes
+from influence_dag.suspicion import (
+    NEIGHBOURS,
+    Votes,
+    are_labelled,
+    nearest,
+    neighbour_disagreement,
+    votes,
+)
 
 MOST_NUMBERS = 2**28  # of all rows' inputs: 2 GiB in float64
 
@@ -21,9 +28,14 @@ def has_points(dataset: Version) -> bool:
     return x.dtype.startswith("float") and prod(x.shape) <= MOST_NUMBERS
 
 
-def points(dataset: Version, split: Split) -> NDArray:
-    """The inputs of the rows that exist, as the model sees them, one vector a row, by slot."""
+def labelled(dataset: Version, split: Split, *, are_classes: bool) -> NDArray[np.int64]:
+    """Slots of the rows that exist and have a label, ascending."""
     slots = Axis.read(dataset, split).slots
+    return slots[are_labelled(dataset.read(f"{split}_y")[slots])] if are_classes else slots
+
+
+def points(dataset: Version, split: Split, slots: NDArray[np.int64]) -> NDArray:
+    """The inputs of these rows, as the model sees them, one vector a row."""
     values = dataset.read(f"{split}_x")[slots]
     return values.reshape(len(slots), -1)
 
@@ -47,18 +59,23 @@ def are_whole(values: NDArray) -> bool:
     return not np.mod(values[np.isfinite(values)], 1).any()
 
 
-def targets(dataset: Version, split: Split, *, are_classes: bool) -> NDArray:
-    """Classes as integers or numbers as floats, of the rows that exist, by slot."""
-    values = dataset.read(f"{split}_y")[Axis.read(dataset, split).slots]
+def targets(
+    dataset: Version, split: Split, slots: NDArray[np.int64], *, are_classes: bool
+) -> NDArray:
+    """Classes as integers or numbers as floats, of these rows."""
+    values = dataset.read(f"{split}_y")[slots]
     return values if are_classes else values.astype(np.float64)
 
 
 def stored_neighbours(
     dataset: Version, k: int = NEIGHBOURS, *, are_classes: bool
 ) -> tuple[NDArray[np.float64], Votes | None]:
-    """`suspicion.neighbour_disagreement` and, of classes, `votes` of the training rows, by slot."""
-    train, test = (points(dataset, split) for split in ("train", "test"))
-    labels, truth = (targets(dataset, s, are_classes=are_classes) for s in ("train", "test"))
+    """`suspicion.neighbour_disagreement` and, of classes, `votes`, of `labelled` training rows."""
+    slots: dict[Split, NDArray[np.int64]] = {
+        split: labelled(dataset, split, are_classes=are_classes) for split in ("train", "test")
+    }
+    train, test = (points(dataset, *each) for each in slots.items())
+    labels, truth = (targets(dataset, *each, are_classes=are_classes) for each in slots.items())
     near = nearest(train, k)
     disagreement = neighbour_disagreement(train, labels, near=near)
     if labels.dtype.kind != "i":

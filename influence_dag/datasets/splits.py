@@ -15,7 +15,7 @@ from influence_dag.datasets import roles
 from influence_dag.datasets.alike import check_alike, of_one_type
 from influence_dag.datasets.sources import read_source
 from influence_dag.datasets.sources.ids import checked_ids
-from influence_dag.datasets.sources.numbers import check_precision
+from influence_dag.datasets.sources.numbers import check_precision, check_weights_held
 from influence_dag.datasets.sources.on_demand import row_bytes, runs, seen
 from influence_dag.datasets.sources.words import count_outputs, encoded
 from influence_dag.datasets.split_rows import SplitRows
@@ -94,8 +94,12 @@ def _in_units(split: SplitRows, name: str, units: Units) -> SplitRows:
 
 
 def check_precisions(splits: Iterable[SplitRows], dtype: str) -> None:
-    """Raise `DataError` for a number that is infinite in `compute.dtype`."""
+    """Raise `DataError` for a number that is infinite in `compute.dtype`, or a weight that is 0."""
     for split in splits:
+        if split.weights is not None:
+            about = {"name": "weight", "row_name": partial(_of_id, split, 0)}
+            check_precision(split.weights, dtype, **about)
+            check_weights_held(split.weights, dtype, largest=split.weights.max(), **about)
         for name, values in {**split.x, "target": split.y}.items():
             if values.dtype.itemsize <= np.dtype(dtype).itemsize:
                 continue

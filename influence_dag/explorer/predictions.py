@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from influence_dag.datasets.neighbours import are_whole, have_classes
 from influence_dag.datasets.slots import Split, shown_label
 from influence_dag.explorer.opened import View
+from influence_dag.suspicion import are_labelled
 
 MOST_LABELS = 200  # distinct ones that are still offered as a choice
 
@@ -42,8 +43,16 @@ class Predictions:
         return str(self.classes[place]) if place < len(self.classes) else str(place)
 
     @cached_property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Which rows have a label; all where labels are no classes, or are not known."""
+        labels = self.rows.labels
+        if labels is None or not self.are_classes:
+            return np.ones(len(self.rows), bool)
+        return are_labelled(labels)
+
+    @cached_property
     def wrong(self) -> NDArray[np.bool_] | None:
-        """Of each row whether the class is another than its label; None of numbers."""
+        """Of each row whether it has a label that is another class; None of numbers."""
         if not self._says_classes or self.rows.labels is None:
             return None
         labels = self.rows.labels
@@ -54,7 +63,7 @@ class Predictions:
             return None
         else:
             known = labels.astype(np.float64)
-        return np.isfinite(self.values) & (known != self.values)
+        return self.labelled & np.isfinite(self.values) & (known != self.values)
 
 
 def predictions(view: View, split: Split) -> Predictions:

@@ -12,7 +12,7 @@ from torch import Tensor
 from influence_dag.curvature import CURVATURES, Curvature, DenseCurvature
 from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.functional.arguments import choice, damping_of, method_of, start_of
-from influence_dag.functional.outcomes import Solver, check_start
+from influence_dag.functional.outcomes import Solver, check_finite, check_start
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.objective.batching import check_all_rows
 from influence_dag.objective.objective import Objective, Rows
@@ -236,10 +236,14 @@ class Inversion:
 
 
 def _as(dtype: torch.dtype, result: InverseHvpResult) -> InverseHvpResult:
-    """The result in the caller's precision, whichever it was found in."""
+    """The result in the caller's precision, whichever it was found in.
+
+    Raises `NotConvergedError` for solutions that are infinite in it.
+    """
 
     def cast(value: Any) -> Any:
         floating = isinstance(value, Tensor) and value.is_floating_point()
         return value.to(dtype) if floating else value
 
-    return InverseHvpResult(cast(result.x), {key: cast(v) for key, v in result.info.items()})
+    check_finite(x := cast(result.x))
+    return InverseHvpResult(x, {key: cast(v) for key, v in result.info.items()})

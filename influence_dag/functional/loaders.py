@@ -92,7 +92,9 @@ def _same(one: Rows, other: Rows) -> bool:
 
 def _compare(first: list[bytes], second: list[bytes], what: str, ordered: bool) -> None:
     pairs = zip_longest(first, second)
-    row = next(k for k, (one, other) in enumerate(pairs) if one != other)
+    row = next((k for k, (one, other) in enumerate(pairs) if one != other), None)
+    if row is None:  # what has moved holds no number
+        return
     if sorted(first) != sorted(second):
         raise ModelError(
             f"{what} gives other rows when it is read again ({len(first)} rows, then "

@@ -52,6 +52,7 @@ def kernel(
             solver.warn(objective.dtype)
             return found, measured.layout
     x = solver.solve(measured.dense(), inversion.start).x.to(objective.dtype)
+    check_finite(x)
     return partial(influences, without_denormal_entries(x)), measured.layout
 
 

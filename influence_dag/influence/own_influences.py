@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from influence_dag.curvature.products import random_vectors
+from influence_dag.solvers.base import of_unit_size
 from influence_dag.solvers.direct import CholeskyFactor
 
 _PROBES = 16  # of so many, errors are told three times too small once in 10⁵ rows
@@ -39,13 +40,14 @@ class OwnInfluences:
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         serves, found = rows.dtype != torch.float64, []
         for some in rows.split(_ROWS):
-            g, units = _scaled(some)
+            g, units = of_unit_size(some)
             if serves and len(g) >= _FEWEST:
                 h, x, refused = self._rounded_solves(g)
                 serves = refused <= _GIVEN_UP * len(g)
             else:
                 h, x = self._exactly(g)
-            found.append((h.square_().mul_(units.square()), x.mul_(units)))
+            unit = units.double().squeeze(1)
+            found.append((h.square_().mul_(unit.square()), x.mul_(unit)))
         own, lengths = map(torch.cat, zip(*found, strict=True))
         return own, lengths
 
@@ -90,15 +92,6 @@ class OwnInfluences:
         of_h = torch.linalg.solve_triangular(L.T, u.double(), upper=True)
         _, of_x = _solves(L, u.double().T)
         return u, of_h, of_x.T
-
-
-def _scaled(
-    rows: Float[Tensor, "n p"],
-) -> tuple[Float[Tensor, "n p"], Float[Tensor, " n"]]:
-    """Over a power of 2 a row, which rounds nothing: squares of small ones are beyond float32."""
-    largest = rows.abs().amax(dim=1)
-    units = torch.where(largest > 0, largest / torch.frexp(largest).mantissa, 1.0)
-    return rows / units[:, None], units.double()
 
 
 def _solves(

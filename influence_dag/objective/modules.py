@@ -10,7 +10,7 @@ from influence_dag.objective.checkpoints import load_checkpoint, load_state, sav
 from influence_dag.objective.fitting import FitReport, fit
 from influence_dag.objective.numbers import check_memory, check_numbers
 from influence_dag.objective.seeding import seeded
-from influence_dag.study.imported import import_callable
+from influence_dag.study.imported import import_callable, own_default
 from influence_dag.study.model import ModelSettings
 from influence_dag.study.torch_modes import kept_modes
 from influence_dag.study.users_code import named_by
@@ -34,7 +34,7 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     context = f"model.build: {settings.build}"
     wanted = "it is called without arguments and has to return a torch.nn.Module"
     seed = settings.own_fit.seed if settings.own_fit else 0
-    with seeded(seed), kept_modes(), named_by(context, wanted):
+    with seeded(seed), kept_modes(), named_by(context, wanted), own_default(settings.build, root):
         module = build()
     if not isinstance(module, nn.Module):
         raise ModelError(f"{context} returned {a_kind(module)}, expected a torch.nn.Module")

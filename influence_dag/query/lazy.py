@@ -17,10 +17,10 @@ from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import DAMPING, DampingAxis, of_method, stored
 from influence_dag.stages.wording import wording_of
 from influence_dag.store import Coordinate, Layout, Store, Variable
-from influence_dag.study.torch_modes import plain_modes
 
 if TYPE_CHECKING:
     from influence_dag.solvers.blocks import Blocks
+    from influence_dag.stages.workbench import Workbench
 
 Block = Callable[[Tile], np.ndarray]
 
@@ -43,7 +43,8 @@ def lazy_perturbations(
 
     bench = workbench_of(store, method, project)
     check_influences(bench, method, rows="dataset")
-    layout = whole_layout(bench, method)
+    with bench.modes():
+        layout = whole_layout(bench, method)
 
     def block_of(variable: Variable) -> Block:
         kernel = DerivativesOfPairs.of(method, variable)
@@ -56,7 +57,7 @@ def lazy_perturbations(
 
         return block
 
-    return {each.name: _labelled(layout, each, block_of(each)) for each in layout.variables}
+    return {each.name: _labelled(bench, layout, each, block_of(each)) for each in layout.variables}
 
 
 def parameter_influences(store: Store, method: str, project: Path | None = None) -> xr.DataArray:
@@ -67,7 +68,8 @@ def parameter_influences(store: Store, method: str, project: Path | None = None)
     bench = workbench_of(store, method, project)
     check_influences(bench, method)
     train = bench.axis(naming.GRADIENTS, "train")
-    factorization = methods.load_factorization(bench, method)
+    with bench.modes():
+        factorization = methods.load_factorization(bench, method)
     dampings = of_method(bench, method)
 
     def block(tile: Tile) -> np.ndarray:
@@ -91,7 +93,7 @@ def parameter_influences(store: Store, method: str, project: Path | None = None)
     )
     labels = (*train.coordinates, axis.coordinate)
     layout = Layout((variable,), labels, methods.method_attributes(bench, method))
-    return _labelled(layout, variable, block)
+    return _labelled(bench, layout, variable, block)
 
 
 def block_influences(
@@ -137,7 +139,7 @@ def block_influences(
     labels = Coordinate("block", ("block",), np.array(names, np.dtypes.StringDType()))
     coordinates = (labels, *test.coordinates, *train.coordinates, axis.coordinate)
     layout = Layout((variable,), coordinates, methods.method_attributes(bench, method))
-    return _labelled(layout, variable, block)
+    return _labelled(bench, layout, variable, block)
 
 
 def position_influences(store: Store, method: str, project: Path | None = None) -> xr.DataArray:
@@ -150,8 +152,10 @@ def position_influences(store: Store, method: str, project: Path | None = None) 
 
     bench = workbench_of(store, method, project)
     check_influences(bench, method, rows="dataset")
-    train, objective = bench.axis("dataset", "train"), load_objective(bench)
-    shape = positions_of(objective, load_rows(bench, train, train.slots[:1]))
+    train = bench.axis("dataset", "train")
+    with bench.modes():
+        objective = load_objective(bench)
+        shape = positions_of(objective, load_rows(bench, train, train.slots[:1]))
 
     def block(tile: Tile) -> np.ndarray:
         places, tests, slots, *_ = tile.region
@@ -176,7 +180,7 @@ def position_influences(store: Store, method: str, project: Path | None = None) 
     places = (Coordinate(n, (n,), np.arange(k)) for n, k in zip(names, shape, strict=True))
     coordinates = (*test.coordinates, *train.coordinates, axis.coordinate, *places)
     layout = Layout((variable,), coordinates, methods.method_attributes(bench, method))
-    return _labelled(layout, variable, block)
+    return _labelled(bench, layout, variable, block)
 
 
 def _entry(store: Store, method: str) -> Variable:
@@ -184,7 +188,7 @@ def _entry(store: Store, method: str) -> Variable:
     return store.version(naming.influences(method)).variables["influences"]
 
 
-def _labelled(layout: Layout, whole: Variable, compute: Block) -> xr.DataArray:
+def _labelled(bench: "Workbench", layout: Layout, whole: Variable, compute: Block) -> xr.DataArray:
     """A dask array with a block for each chunk, and the labels; of one λ without its axis."""
     layout = stored(layout)
     variable, place = layout[whole.name], whole.dims.index(DAMPING)
@@ -194,7 +198,7 @@ def _labelled(layout: Layout, whole: Variable, compute: Block) -> xr.DataArray:
         where = list(block_info[None]["array-location"])
         where[place:place] = [(0, 1)] if hidden else []
         start, stop = zip(*where, strict=True)
-        with _ONE_AT_A_TIME, plain_modes():
+        with _ONE_AT_A_TIME, bench.modes():
             values = compute(Tile(start, stop, ()))
         return values.squeeze(place) if hidden else values
 

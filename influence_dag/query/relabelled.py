@@ -15,7 +15,7 @@ from influence_dag.stages import naming, reading
 from influence_dag.stages.blocks import pieces
 from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.store import Store
-from influence_dag.study.torch_modes import plain_modes
+from influence_dag.study.torch_modes import study_modes
 
 if TYPE_CHECKING:
     from influence_dag.gradients.per_sample import Gradients
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Labels = Mapping[Any, str | float]
 
 
-@plain_modes()
+@study_modes()
 def relabelled_influences(
     store: Store, method: str, labels: Labels, project: Path | None = None
 ) -> xr.DataArray:

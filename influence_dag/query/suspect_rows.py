@@ -14,11 +14,12 @@ from influence_dag.errors import StoreError
 from influence_dag.query.reopened import workbench_of
 from influence_dag.stages import naming
 from influence_dag.store import Version
-from influence_dag.study.torch_modes import plain_modes
+from influence_dag.study.torch_modes import study_modes
 from influence_dag.suspicion import (
     NEIGHBOURS,
     SUSPICIONS,
     Evidence,
+    are_labelled,
     combined_suspicion,
     knn_shapley,
     nearest,
@@ -56,7 +57,7 @@ class Asked:
             )
 
 
-@plain_modes()
+@study_modes()
 def suspect_rows(
     study: "Questions", k: int, *, method: str | None, damping: float | None, asked: Asked
 ) -> xr.Dataset:
@@ -71,7 +72,7 @@ def suspect_rows(
     if asked.by not in rankings:
         raise StoreError(_missing(asked.by))
     order = np.argsort(-np.nan_to_num(rankings[asked.by], nan=-np.inf), kind="stable")[:k]
-    first = scores.isel(train=order)
+    first = rows.scores.isel(train=order)
     values = {
         name: ("train", column[order], {"long_name": SUSPICIONS.get(name, "predicted class")})
         for name, column in columns.items()
@@ -91,12 +92,20 @@ def _missing(by: str) -> str:
 
 
 class _Rows:
-    """The training rows that have self-influences, and what else is known of them."""
+    """The training rows that have self-influences and labels, and what else is known of them."""
 
     def __init__(self, study: "Questions", scores: xr.DataArray):
-        self.study, self.scores, self.method = study, scores, scores.attrs["method"]
+        self.study, self.method = study, scores.attrs["method"]
         self.dataset: Version = study.store.version("dataset")
-        self._known: dict[str, Any] = {}  # what is costly, once
+        self._known: dict[Any, Any] = {}  # what is costly, once
+        self.kept = self._labelled(scores)
+        self.scores = scores.isel(train=self.kept)
+
+    def _labelled(self, scores: xr.DataArray) -> NDArray[np.int64]:
+        """Which of the rows have a label that could be wrong."""
+        if not self.have_classes or "train_label" not in scores.coords:
+            return np.arange(scores.size)
+        return np.flatnonzero(are_labelled(scores.train_label.values))
 
     @cached_property
     def said(self) -> dict[str, NDArray]:
@@ -107,8 +116,9 @@ class _Rows:
                 f"the summary of {self.method} holds no losses of training rows; materialise the "
                 "study again"
             )
-        said = {"self_influence": self.scores.values, "loss": summary["train_loss"].values}
-        predicted = summary["train_predicted"].values
+        loss = summary["train_loss"].values[self.kept]
+        said = {"self_influence": self.scores.values, "loss": loss}
+        predicted = summary["train_predicted"].values[self.kept]
         numbered = np.isfinite(predicted).all() and stored.are_whole(predicted)
         if self.have_classes and numbered and len(predicted):
             said["predicted"] = self._in_words(predicted)
@@ -131,15 +141,23 @@ class _Rows:
         return names[classes] if len(names) else classes
 
     @cached_property
+    def slots(self) -> dict[Split, NDArray[np.int64]]:
+        """Of the dataset's rows that have labels."""
+        return {
+            split: stored.labelled(self.dataset, split, are_classes=self.have_classes)
+            for split in ("train", "test")
+        }
+
+    @cached_property
     def places(self) -> NDArray[np.int64]:
-        """Of each row its position among the dataset's rows."""
-        axis = Axis.read(self.dataset, "train")
-        known = {str(axis.ids[slot]): place for place, slot in enumerate(axis.slots)}
+        """Of each row its position among the dataset's training rows that have labels."""
+        ids = Axis.read(self.dataset, "train").ids
+        known = {str(ids[slot]): place for place, slot in enumerate(self.slots["train"])}
         missing = [str(row) for row in self.scores.train.values if str(row) not in known]
         if missing:
             raise StoreError(
-                f"{len(missing)} rows ({missing[0]}, …) are no longer in the dataset; materialise "
-                "the study again"
+                f"{len(missing)} rows ({missing[0]}, …) are no longer in the dataset, or have no "
+                "label there; materialise the study again"
             )
         return np.array([known[str(row)] for row in self.scores.train.values], np.int64)
 
@@ -152,12 +170,12 @@ class _Rows:
     def labels(self) -> list[NDArray]:
         """Classes or numbers of the training and the test rows."""
         return [
-            stored.targets(self.dataset, split, are_classes=self.have_classes)
-            for split in ("train", "test")
+            stored.targets(self.dataset, *each, are_classes=self.have_classes)
+            for each in self.slots.items()
         ]
 
     def points(self, space: Space) -> tuple[NDArray, NDArray]:
-        """Training and test rows as points."""
+        """Training and test rows that have labels, as points."""
         if space not in self._known:
             self._known[space] = self._points(space, "train"), self._points(space, "test")
         return self._known[space]
@@ -185,9 +203,10 @@ class _Rows:
         return voted and voted.evidence(self._right, unseen).of_rows(self.places)
 
     def _near(self, asked: Asked) -> NDArray[np.int64]:
-        if "near" not in self._known:
-            self._known["near"] = nearest(self.points(asked.space)[0], asked.neighbours)
-        return self._known["near"]
+        key = "near", asked.space, asked.neighbours
+        if key not in self._known:
+            self._known[key] = nearest(self.points(asked.space)[0], asked.neighbours)
+        return self._known[key]
 
     @property
     def _right(self) -> NDArray[np.bool_] | None:
@@ -200,7 +219,8 @@ class _Rows:
         if seen != now or "predicted" not in self.said:
             return None
         predicted = self.study.open(artifact)["test_predicted"].values
-        return predicted.astype(np.int64) == self.labels[1]
+        among = np.isin(Axis.read(self.dataset, "test").slots, self.slots["test"])
+        return predicted[among].astype(np.int64) == self.labels[1]
 
     def _has_points(self, asked: Asked) -> bool:
         if not asked.neighbours:
@@ -212,12 +232,13 @@ class _Rows:
 
     def _points(self, space: Space, split: Split) -> NDArray:
         if space != "penultimate":
-            return stored.points(self.dataset, split)
+            return stored.points(self.dataset, split, self.slots[split])
         from influence_dag.stages.reading import load_objective, load_rows
         from influence_dag.validation.label_errors import points_of
 
         axis, objective = Axis.read(self.dataset, split), load_objective(self.bench)
-        blocks = [axis.slots[start : start + BLOCK] for start in range(0, axis.count, BLOCK)]
+        slots = self.slots[split]
+        blocks = [slots[start : start + BLOCK] for start in range(0, len(slots), BLOCK)]
         rows = (load_rows(self.bench, axis, slots) for slots in blocks)
         points = (points_of(objective, few, "penultimate") for few in rows)
         return np.concatenate([part for part in points if part is not None])
@@ -225,11 +246,13 @@ class _Rows:
     def out_of_fold(self, asked: Asked) -> dict[str, NDArray]:
         if not asked.folds:
             return {}
-        return {"out_of_fold_loss": self._unseen(asked.folds).losses[self.places]}
+        among = np.searchsorted(Axis.read(self.dataset, "train").slots, self.slots["train"])
+        return {"out_of_fold_loss": self._unseen(asked.folds).losses[among[self.places]]}
 
     def _unseen(self, folds: int) -> "OutOfFold":
-        if "unseen" not in self._known:
+        """Of all rows, unlabelled ones too; of classes only where there are none of these."""
+        if ("unseen", folds) not in self._known:
             from influence_dag.stages.refits import unseen
 
-            self._known["unseen"] = unseen(self.bench, folds)
-        return self._known["unseen"]
+            self._known["unseen", folds] = unseen(self.bench, folds)
+        return self._known["unseen", folds]

@@ -11,7 +11,7 @@ from torch import Tensor
 from influence_dag.curvature.operators import Curvature
 from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.eigenbasis import Eigenbasis, stored_eigenpairs
-from influence_dag.solvers.krylov import Eigenpairs, leading_eigenpairs
+from influence_dag.solvers.krylov import MARGIN, Eigenpairs, leading_eigenpairs
 from influence_dag.solvers.rounding import rounding
 from influence_dag.solvers.settings import Count, NotNegative, Seed, Settings
 from influence_dag.study.method_defaults import ArnoldiDefaults
@@ -32,8 +32,9 @@ class Arnoldi(Settings):
     Pairs count as found at $\lVert Hv - \mu v \rVert \le \mathtt{tol}\, |\mu_1|$ (at least
     $\max(8, \sqrt p)$ units of rounding). A search that takes more than `max_products` products,
     by default 40 a pair, raises `NotConvergedError`, or warns and keeps what there is
-    (`on_failure="warn"`). Small eigenproblems are solved in float64, on the processor unless
-    `on_device`. Where all p pairs are asked for, they are those of the matrix itself, in float64.
+    (`on_failure="warn"`); so does one that ends with fewer pairs than there are. Small
+    eigenproblems are solved in float64, on the processor unless `on_device`. Where all p pairs are
+    asked for, they are those of the matrix itself, in float64.
 
     Pairs whose $\mu + \lambda$ is negative are an error, or used as they are, as published
     (`on_indefinite="allow"`).
@@ -68,8 +69,7 @@ class Arnoldi(Settings):
             max_products=self.max_products or max(40 * self.rank, 400),
             small_device=curvature.device if self.on_device else torch.device("cpu"),
         )
-        if pairs.residuals.max() > 2 * tol:
-            self._report(pairs, tol)
+        self._report(pairs, tol)
         diagnostics = {
             "residuals": pairs.residuals,
             "captured": torch.tensor(pairs.captured),
@@ -114,11 +114,22 @@ class Arnoldi(Settings):
         return self._basis(vectors, values, diagnostics, curvature.dtype)
 
     def _report(self, pairs: Eigenpairs, tol: float) -> None:
-        late = int((pairs.residuals > 2 * tol).sum())
-        message = (
-            f"{late} of {len(pairs.values)} eigenpairs missed tol={tol:g} after {pairs.products} "
-            f"products (worst residual {pairs.residuals.max():.1e}); raise tol or max_products"
-        )
+        """Of pairs that missed the tolerance, and of larger ones that the search has not met."""
+        late, found = int((pairs.residuals > 2 * tol).sum()), len(pairs.values)
+        largest, smallest = pairs.values[0].abs().item(), pairs.values[-1].abs().item()
+        least = (1 + MARGIN) * smallest if found == self.rank else tol * largest
+        if late:
+            message = (
+                f"{late} of {found} eigenpairs missed tol={tol:g} after {pairs.products} products "
+                f"(worst residual {pairs.residuals.max():.1e}); raise tol or max_products"
+            )
+        elif pairs.left_out > least:
+            message = (
+                f"{found} of {self.rank} eigenpairs were found with {pairs.products} products, and "
+                f"one of {pairs.left_out:.2g} or more is not among them; raise max_products"
+            )
+        else:
+            return
         if self.on_failure == "raise":
             raise NotConvergedError(message)
         warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -18,6 +18,7 @@ _FEWEST, _MOST = 4, 7  # blocks of wanted pairs: the more, the fewer products
 _WIDTH = 8  # rows of a block from which on those are the more: fewer leave registers empty
 _LONGEST = 4  # basis rows per wanted pair, above which the basis is compressed
 _UNSEEN = 8  # blocks at most between two looks at the residuals
+MARGIN = 1e-3  # of an estimate of what was left out, over the smallest pair
 _TINY = torch.finfo(torch.float64).tiny
 _COMBINATIONS = 4  # of pairs, of which products are taken to confirm all residuals
 
@@ -212,7 +213,7 @@ def leading_eigenpairs(
         whole = len(space.basis) == curvature.size
         if spent or whole or (enough and search.ends(lambda: space.distance(rank, tol))):
             pairs = _leading(space, rank, seed, tol)
-            if spent or whole or pairs.left_out <= (1 + 1e-3) * pairs.values[-1].abs():
+            if spent or whole or pairs.left_out <= (1 + MARGIN) * pairs.values[-1].abs():
                 return pairs
             exhausted = True
         if exhausted:

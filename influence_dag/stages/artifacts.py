@@ -9,7 +9,6 @@ from influence_dag.errors import StudyError
 from influence_dag.stages.allocation import keep_freed_memory
 from influence_dag.study.loading import check_alone
 from influence_dag.study.study import Study
-from influence_dag.study.torch_modes import plain_modes
 from influence_dag.study.users_code import ended
 from influence_dag.unchanged import ChangedError, watching
 
@@ -111,7 +110,7 @@ class Artifact:
         changed = ""
         for _ in range(TRIES):
             try:
-                with watching(), bench.at(self.name, self.reads), plain_modes():
+                with watching(), bench.at(self.name, self.reads), bench.modes():
                     update = stage(bench, *([self.argument] if self.argument else []))
                 if not bench.plan_only:
                     bench.brought_up_to_date.add(self.name)

@@ -123,6 +123,7 @@ def _source_key(bench: Workbench) -> str:
     content = source_fingerprint(data, bench.study.root)
     how = [data.reading, bench.chunk_override, bench.study.name, loss]
     how += ["units of weighted rows"] if data.weight and data.features.standardise else []
+    how += ["scaled in float64"] if data.features.scale != 1 else []
     return fingerprint(naming.DATASET, FORMULA, content, how)
 
 

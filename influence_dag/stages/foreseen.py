@@ -13,6 +13,7 @@ from influence_dag.stages.graph import artifacts
 from influence_dag.store import open_store
 from influence_dag.study.loading import study_to_run
 from influence_dag.study.study import Study
+from influence_dag.study.torch_modes import study_modes
 from influence_dag.texts import readable_bytes
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
+@study_modes()
 def foresee(folder: str | Path) -> Foreseen:
     """Read the rows, build the model, try both on a few rows; nothing is fitted, solved or stored.
 

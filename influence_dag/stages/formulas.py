@@ -11,7 +11,7 @@ FORMULAS = {
     "factors": 3,
     "influences": 1,
     "perturbation": 1,
-    "summary": 4,
+    "summary": 5,
     "validation": 8,
     "report": 6,
 }

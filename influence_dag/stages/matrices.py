@@ -83,8 +83,6 @@ class _Summed:
 
 
 def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Whole:
-    from influence_dag.curvature.finite import check_finite
-
     objective = load_objective(bench)
     summed = _by_difference(bench, kind, train, objective, settings_key)
     if summed is None:
@@ -94,7 +92,6 @@ def _produce(bench: Workbench, kind: str, train: Axis, settings_key: str) -> Who
         bench.report(f"{kind}: made by difference it would be refused; all rows are summed again")
         summed = _over_all(bench, kind, train, objective)
         matrix, values = _mean(summed, weight_sum(bench, train))
-    check_finite(kind, matrix)
     return _whole(bench, kind, train, settings_key, summed, matrix, values)
 
 
@@ -138,6 +135,9 @@ def _whole(
     matrix: "torch.Tensor",
     values: "torch.Tensor | None",
 ) -> Whole:
+    from influence_dag.curvature.finite import check_finite
+
+    check_finite(kind, matrix)
     attrs = attributes(bench, settings_key, train, curvature=kind)
     about = {"formula": matrix_formula(kind, attrs["weights"])}
     arrays: dict[str, Result] = {kind: (("param", "param_t"), matrix.cpu().numpy(), about)}

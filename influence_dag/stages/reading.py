@@ -61,6 +61,9 @@ def load_rows(
         if values.dtype.kind == "f" and values.dtype.itemsize > wanted.itemsize:
             told = "target" if name.endswith("_y") else name.partition("_")[2]
             _check_held(values, wanted, name=told, row_name=named)
+            if told == "weight" and ((values > 0) & (values < torch.finfo(wanted).tiny)).any():
+                largest = float(np.nanmax(version.read(name)))
+                _check_counts(values, wanted, largest=largest, row_name=named)
         tensor = torch.from_numpy(np.ascontiguousarray(values)).to(bench.device)
         return tensor.to(wanted) if tensor.is_floating_point() else tensor
 
@@ -85,6 +88,16 @@ def _check_held(
     from influence_dag.datasets.sources.numbers import check_precision
 
     check_precision(values, str(dtype).removeprefix("torch."), name=name, row_name=row_name)
+
+
+def _check_counts(
+    weights: np.ndarray, dtype: "torch.dtype", *, largest: float, row_name: Callable[[int], str]
+) -> None:
+    """Raise `DataError` for weights that are 0 in a smaller precision, and count beside others."""
+    from influence_dag.datasets.sources.numbers import check_weights_held
+
+    held = str(dtype).removeprefix("torch.")
+    check_weights_held(weights, held, name="weight", largest=largest, row_name=row_name)
 
 
 def rows_in_blocks(

@@ -90,7 +90,14 @@ class OwnSolves:
     def _solved(
         self, slots: slice, present: np.ndarray
     ) -> "Callable[[float], tuple[torch.Tensor, torch.Tensor]]":
-        """Both numbers of some rows at a λ: from pairs where the method has an eigenbasis."""
+        """Both numbers of some rows at a λ: from pairs where the method has an eigenbasis.
+
+        Sums are float64, of rows over a power of 2 each: squares of the gradients of rows that a
+        model is sure of are beyond the range of float32.
+        """
+        from torch.linalg import vecdot
+
+        from influence_dag.solvers.base import of_unit_size
         from influence_dag.solvers.ekfac import KroneckerFactorization
 
         if isinstance(factorization := self.factorization, KroneckerFactorization):
@@ -99,13 +106,15 @@ class OwnSolves:
         G = reading.load_gradients(self.bench, slots).dense()
         G = G if len(G) == len(present) else G[present]
         ids = self.rows.ids[slots][present]
+        g, units = of_unit_size(G)
 
         def solved(damping: float) -> "tuple[torch.Tensor, torch.Tensor]":
             if self._by_cholesky and self._by_cholesky.factor.damping == damping:
                 return self._by_cholesky(G)
             with reading.named_rows(ids, f"{self.method}, training rows"):
-                solution = factorization.solve(G, damping=damping)
-            own, lengths = (solution.x * G).sum(dim=1), solution.x.norm(dim=1)
+                solution = factorization.solve(g, damping=damping)
+            x, unit = solution.x.double(), units.double().squeeze(1)
+            own, lengths = vecdot(x, g.double()) * unit.square(), x.norm(dim=1) * unit
             if (met := solution.info.get("converged")) is not None:
                 own[~met] = lengths[~met] = np.nan
             return own, lengths

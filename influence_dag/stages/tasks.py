@@ -26,7 +26,6 @@ from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Version
 from influence_dag.study.code import put_on_path
 from influence_dag.study.study import Study, StudySettings
-from influence_dag.study.torch_modes import plain_modes
 from influence_dag.study.users_code import ended
 
 Compute = Callable[[Tile], Computed]
@@ -204,7 +203,7 @@ def started(task: BlockTask) -> Computed:
     """As `run`, but what is given may be on a GPU, and not yet computed: see `stages.landing`."""
     try:
         bench = _bench(task.inputs)
-        with bench.busy, plain_modes():
+        with bench.busy, bench.modes():
             return bench.once(task.kernel, lambda: task.kernel.at(bench))(task.tile)
     except SystemExit as error:  # people's code would end whatever process this is
         raise _noted(ended(error), task) from error

@@ -120,8 +120,10 @@ def _check_model(start: Start, folder: Path, project: Path | None) -> None:
         )
     look_for(start.model, project or folder, "--model")
     from influence_dag.study.imported import import_callable
+    from influence_dag.study.torch_modes import study_modes
 
-    import_callable(start.model, project or folder, "--model")
+    with study_modes():
+        import_callable(start.model, project or folder, "--model")
 
 
 def _make_package(folder: Path, project: Path) -> None:

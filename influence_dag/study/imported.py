@@ -9,9 +9,14 @@ from typing import Any
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.study.code import code_hashes, forget_outdated, import_as_hashed
-from influence_dag.study.module_files import is_of_project
+from influence_dag.study.module_files import is_of_project, looked_through
 from influence_dag.study.named_code import no_module, no_name, not_python, on_path
-from influence_dag.study.torch_modes import kept_modes
+from influence_dag.study.torch_modes import (
+    default_dtype,
+    initial_dtype,
+    kept_modes,
+    set_default_dtype,
+)
 from influence_dag.study.users_code import place_of
 from influence_dag.texts import a_kind
 
@@ -39,8 +44,44 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
 
 def _import_from(module_name: str, root: Path, context: str) -> Any:
     forget_outdated(module_name, root)
-    if (loaded := sys.modules.get(module_name)) is not None:
-        return loaded
+    with own_default(module_name, root):
+        if (loaded := sys.modules.get(module_name)) is not None:
+            return loaded
+        return _imported(module_name, root, context)
+
+
+_defaults: dict[str, Any] = {}  # loaded module → the type of tensors that its import has set
+
+
+@contextmanager
+def own_default(name: str, root: Path) -> Iterator[None]:
+    """What a module, or one that it imports, says of tensors without a type is in force again.
+
+    It is imported, or its callable (`module:callable`) is called, as if nothing else had been.
+    Which of several modules has set the type is told by their text: another study may import that
+    one alone.
+    """
+    module_name = name.partition(":")[0]
+    for name in _defaults.keys() - sys.modules.keys():
+        del _defaults[name]
+    hashes = code_hashes(module_name, root) if _defaults else {}
+    known = [_defaults[name] for name in hashes if name in _defaults]
+    before, loaded = default_dtype(), set(sys.modules)
+    set_default_dtype(known[0] if known else None)
+    begun, done = default_dtype(), False
+    try:
+        yield
+        done = True
+    finally:
+        if done and default_dtype() != (begun or initial_dtype()):
+            files, _ = looked_through(module_name, root)
+            new = [n for n in files if n not in loaded and b"set_default" in files[n][1]]
+            _defaults.update(dict.fromkeys(new or [module_name], default_dtype()))
+        elif not (done and known):
+            set_default_dtype(before)
+
+
+def _imported(module_name: str, root: Path, context: str) -> Any:
     try:
         with on_path(root), kept_modes():
             return importlib.import_module(module_name)

@@ -46,19 +46,77 @@ def plain_modes() -> Iterator[None]:
 
 @contextmanager
 def kept_modes() -> Iterator[None]:
-    """What is set inside ends here: people's code sets it when it is imported."""
+    """What is set inside ends here: people's code sets it when it is imported.
+
+    But for the type of tensors that say none, on which that code may rely: see `OwnDefaults`.
+    """
     before: Any = sys.modules.get("torch")
     rounding = before and _roundings(before)
     grads = before is None or before.is_grad_enabled()
+    device = before and before.get_default_device()
     try:
         yield
     finally:
         if (torch := sys.modules.get("torch")) is not None:
             torch.set_grad_enabled(grads)
+            if torch.get_default_device() != device:
+                torch.set_default_device(device)
             if rounding:
                 _restore(torch, rounding)
             else:
                 keep_digits(torch)
+
+
+@contextmanager
+def study_modes() -> Iterator[None]:
+    """`plain_modes` for who asks a study once: what its code sets ends here as well."""
+    with OwnDefaults().in_force(), plain_modes():
+        yield
+
+
+def default_dtype() -> Any:
+    """The type of tensors that say none; None while there is no torch."""
+    torch: Any = sys.modules.get("torch")
+    return torch and torch.get_default_dtype()
+
+
+def initial_dtype() -> Any:
+    """The one with which torch begins."""
+    torch: Any = sys.modules.get("torch")
+    return torch and torch.float32
+
+
+def set_default_dtype(dtype: Any) -> None:
+    """Let tensors that say no type have this one, None for the one with which torch begins."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_default_dtype(dtype or torch.float32)
+
+
+@dataclass(eq=False)
+class OwnDefaults:
+    """The type of tensors that say none, while one study works: float32, or what its code has set.
+
+    `torch.set_default_dtype` is the whole process's: without an end, what one study's module sets
+    when it is imported would be in the first weights and constants of all that come after it.
+    """
+
+    dtype: Any = None
+    _entered: bool = False
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Inside; what is set there is in force again the next time, and afterwards as before."""
+        if self._entered:
+            yield
+            return
+        before, self._entered = default_dtype(), True
+        set_default_dtype(self.dtype)
+        try:
+            yield
+        finally:
+            self.dtype, self._entered = default_dtype(), False
+            set_default_dtype(before)
 
 
 @dataclass(frozen=True)

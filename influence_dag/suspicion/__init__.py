@@ -2,6 +2,8 @@
 
 from influence_dag.suspicion.neighbours import (
     NEIGHBOURS,
+    UNLABELLED,
+    are_labelled,
     knn_shapley,
     knn_shapley_of_each,
     nearest,
@@ -15,8 +17,10 @@ from influence_dag.suspicion.votes import Evidence, Votes, log_shares, trusted, 
 __all__ = [
     "NEIGHBOURS",
     "SUSPICIONS",
+    "UNLABELLED",
     "Evidence",
     "Votes",
+    "are_labelled",
     "combined",
     "combined_suspicion",
     "confident_joint",

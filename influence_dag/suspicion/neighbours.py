@@ -7,11 +7,17 @@ Euclidean, found block by block: of n rows, never n × n numbers are in memory.
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 from numpy import ndarray as Array
 
 NEIGHBOURS = 10
+UNLABELLED = -100  # for a class: torch's losses leave such a row out
 _BLOCK = 2**22  # distances at a time: 32 MB
+
+
+def are_labelled(targets: Num[Array, " n"]) -> Bool[Array, " n"]:
+    """Which rows have a class, of which a neighbour may say something; numbers are none."""
+    return targets != UNLABELLED if targets.dtype.kind == "i" else np.ones(len(targets), bool)
 
 
 def nearest(points: Float[Array, "n d"], k: int) -> Int[Array, "n k"]:

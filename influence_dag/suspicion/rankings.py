@@ -63,12 +63,12 @@ def combined_suspicion(
 def normal_scores(values: Float[Array, " n"]) -> Float[Array, " n"]:
     """Van der Waerden's scores: $Φ^{-1}((r - 1/2) / n)$ of each rank r, ties sharing their mean.
 
-    What is not finite is not ranked, and stays NaN.
+    NaN is not ranked, and stays NaN; what is infinite is beyond all others.
 
     >>> normal_scores(np.array([5.0, 1.0, 3.0])).round(2)
     array([ 0.97, -0.97,  0.  ])
     """
-    found, known = np.full(len(values), np.nan), np.isfinite(values)
+    found, known = np.full(len(values), np.nan), ~np.isnan(values)
     _, place, counts = np.unique(values[known], return_inverse=True, return_counts=True)
     quantile = NormalDist().inv_cdf
     middle = (np.cumsum(counts) - counts / 2) / max(1, known.sum())

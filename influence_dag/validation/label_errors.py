@@ -19,6 +19,7 @@ from torch import Tensor
 from influence_dag.curvature import CURVATURES
 from influence_dag.errors import ModelError
 from influence_dag.gradients.per_sample import per_sample_gradients
+from influence_dag.losses import ignored_class
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.structures import described
@@ -200,7 +201,7 @@ def label_errors(
         fitted, rows, damping=weight_decay if damping is None else damping, curvature=curvature
     )
     unseen = out_of_fold(objective, rows, folds=folds, seed=seed, **fits) if folds else None
-    beside = None if test is None else test.to(dtype=torch.float64)
+    beside = None if test is None else _labelled(objective, test.to(dtype=torch.float64))
     disagreement, values, evidence = _by_neighbours(fitted, rows, beside, space, neighbours, unseen)
     return LabelErrors(
         flipped.numpy(),
@@ -213,6 +214,15 @@ def label_errors(
         values,
         evidence,
     )
+
+
+def _labelled(objective: Objective, rows: Rows) -> Rows | None:
+    """Those of which neighbours can be right or wrong."""
+    ignored = ignored_class(objective.loss)
+    if ignored is None or not isinstance(rows.y, Tensor) or rows.y.ndim != 1:
+        return rows
+    kept = (rows.y != ignored).nonzero().flatten()
+    return rows[kept] if len(kept) else None
 
 
 def points_of(objective: Objective, rows: Rows, space: Space) -> Float[Array, "n d"] | None:

@@ -150,6 +150,19 @@ def test_pairs_that_are_not_found_are_an_error_that_counts_them():
         method.factorize(DenseCurvature(flat))
 
 
+@pytest.mark.parametrize("rank", [100, 30])
+def test_a_search_that_ends_with_fewer_pairs_than_there_are_says_so(rank):
+    """Of an eigenvalue with copies a block brings as many as it is wide, all of them exact."""
+    curvature = DenseCurvature(2 * torch.eye(200, dtype=torch.float64))
+    asked = {"rank": rank, "max_products": rank // 3}
+    said = rf"\d\d of {rank} eigenpairs were found with \d\d products, and one of 2 or more is not"
+    with pytest.raises(NotConvergedError, match=said):
+        Arnoldi(**asked).factorize(curvature)
+    with pytest.warns(RuntimeWarning, match=said):
+        few = Arnoldi(**asked, on_failure="warn").factorize(curvature)
+    assert len(few.eigenvalues) < rank
+
+
 def test_pairs_that_are_not_found_may_be_kept():
     flat = with_spectrum(torch.linspace(1.0, 0.9, 200))
     method = Arnoldi(rank=20, max_products=40, on_failure="warn")

@@ -1,21 +1,23 @@
 """A curvature in one file and its words: settings, graph, checks, pictures and results have it."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import reference
+import torch
 from tiny_answers import DAMPING, assert_close, stored_module
 from tiny_project import Project
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from influence_dag.curvature import CURVATURES
 from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.curvature.layered import LayeredNetwork
-from influence_dag.errors import StudyError
+from influence_dag.errors import ModelError, StudyError
 from influence_dag.gradients.per_sample import per_sample_gradients
-from influence_dag.objective.objective import Rows
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages.graph import artifacts
 from influence_dag.study.curvatures import CURVATURE_KINDS, CurvatureKind, add_curvature
 from influence_dag.study.loading import load_study
@@ -35,16 +37,35 @@ class Outer(BatchedCurvature):
 
     def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
         G = self._gradients(batch)
-        return lambda vectors: vectors @ G.T @ G
+        return lambda vectors: vectors @ G.T @ batch.weighted(G)
 
     plain_product = product
 
     def layered_sum(self, network: LayeredNetwork, rows: Rows) -> Tensor:
         G = self._gradients(rows).double()
-        return G.T @ G
+        return G.T @ rows.weighted(G)
 
     def _gradients(self, rows: Rows) -> Tensor:
-        return per_sample_gradients(self.objective, rows).dense()
+        return per_sample_gradients(self.objective, rows.unweighted).dense()
+
+
+class WeightedTwice(Outer):
+    """Gradients of rows with weights have them as a factor, which a square has twice."""
+
+    def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
+        G = per_sample_gradients(self.objective, batch).dense()
+        return lambda vectors: vectors @ G.T @ G
+
+    plain_product = product
+
+
+class Unweighted(Outer):
+    """What is asked of the rows alone counts them alike."""
+
+    def product(self, batch: Rows) -> Callable[[Tensor], Tensor]:
+        return super().product(batch.unweighted)
+
+    plain_product = product
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,6 +98,35 @@ def test_a_study_computes_with_it(project):
     assert_close(project.results.open(NAME)[NAME], fisher)
     assert_close(results["direct"].influences, wanted, 1e-8)
     assert_close(results["cg"].influences, wanted, 1e-8)
+
+
+@pytest.fixture
+def rows() -> Rows:
+    """Of which one weighs nothing."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(12, 3, dtype=torch.float64, generator=generator)
+    return Rows(x, torch.arange(12) % 3, torch.arange(12).double() / 4)
+
+
+def test_a_row_of_weight_2_is_the_row_twice(rows):
+    objective = Objective(nn.Linear(3, 3).double(), "cross_entropy")
+    G = per_sample_gradients(objective, rows.unweighted).dense()
+    fisher = G.T @ (rows.weights[:, None] * G) / rows.weights.sum()
+    for route in ("auto", "autograd"):
+        torch.testing.assert_close(Outer(objective, rows, route=route).dense(), fisher)
+    torch.testing.assert_close(Outer(objective, rows).apply(G), G @ fisher)
+
+
+@pytest.mark.parametrize("kind", [WeightedTwice, Unweighted])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("asked", ["apply", "dense", "autograd"])
+def test_a_curvature_that_counts_rows_otherwise_is_refused(rows, kind, dtype, asked):
+    rows, objective = rows.to(dtype=dtype), Objective(nn.Linear(3, 3).to(dtype), "cross_entropy")
+    curvature = kind(objective, rows, route="autograd" if asked == "autograd" else "auto")
+    with pytest.raises(ModelError, match=f"{kind.__name__} does not count rows by their weights"):
+        curvature.apply(torch.ones(1, 12, dtype=dtype)) if asked == "apply" else curvature.dense()
+    alike = replace(rows, weights=None)
+    assert kind(objective, alike).dense().isfinite().all()
 
 
 def test_what_is_stored_says_its_formula(project):

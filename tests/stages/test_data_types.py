@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from tiny_project import Project
+from weighted import Weighted
 
 from influence_dag.errors import DataError
 from influence_dag.stages import dataset
@@ -146,6 +147,42 @@ def test_a_stored_number_is_looked_at_again_in_a_smaller_precision(project, spli
     )
     with pytest.raises(DataError, match=told):
         project.refresh()
+
+
+@pytest.mark.parametrize("dtypes", [["float32"], ["float64", "float32"]])
+def test_weights_that_float32_takes_for_zero_are_told(tmp_path, dtypes):
+    """Of rows that weigh 1e-40 each nothing is left, of means over them neither."""
+    project = Weighted(tmp_path, methods={"cg": None}, perturbation=None)
+    project.write("train", weights=[1e-40] * 40)
+    project.write_settings(data={"weight": "importance"})
+    for dtype in dtypes[:-1]:
+        project.write_settings(compute={"dtype": dtype})
+        project.refresh()
+    project.write_settings(compute={"dtype": dtypes[-1]})
+    told = r"train\.csv: id 'train-00', weight: seen 1e-40, which is 0 in float32 \(\d+ such\)"
+    with pytest.raises(DataError, match=told):
+        project.refresh()
+
+
+def test_a_weight_that_float32_takes_for_zero_may_stand_beside_larger_ones(tmp_path):
+    project = Weighted(tmp_path, methods={"cg": None}, perturbation=None)
+    project.write("train", weights=[1e-40] + [1.0] * 39)
+    project.write_settings(data={"weight": "importance"}, compute={"dtype": "float32"})
+    project.refresh()
+    assert (project.results.influences().isel(train=0) == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8", "uint8", "bool"])
+def test_scaled_inputs_are_rounded_once(tmp_path, dtype):
+    project = Project(tmp_path)
+    project.settings["data"] = {split: f"{split}.npz" for split in ("train", "test")}
+    project.write_settings(data={"features": {"scale": 0.3}})
+    x = np.random.default_rng(0).integers(0, 100, size=(12, 3)).astype(dtype)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", x=x, y=np.arange(12) % 3)
+    dataset.refresh(project.bench())
+    stored = project.results.open("dataset").train_x
+    np.testing.assert_array_equal(stored, x.astype(float) * 0.3)
 
 
 def test_files_may_gain_and_lose_inputs(tmp_path):

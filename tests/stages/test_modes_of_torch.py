@@ -1,9 +1,16 @@
 """What scripts and modules set in torch for the whole process is no part of a study's numbers."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from tiny_project import MODEL, Project
+
+from influence_dag.study.code import put_on_path
+from influence_dag.study.imported import import_callable
+from influence_dag.study.torch_modes import OwnDefaults
 
 SETTINGS = {
     "methods": {"direct": {"curvature": "gauss_newton"}, "ekfac": {}},
@@ -34,6 +41,8 @@ def wanted(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _as_before():
     yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
     torch.set_grad_enabled(True)
     torch.set_float32_matmul_precision("highest")
     torch.backends.mkldnn.conv.fp32_precision = "none"
@@ -57,6 +66,102 @@ def test_what_a_models_code_sets_is_not_computed_with(tmp_path, wanted, place):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
+@pytest.mark.parametrize("place", ["module", "build"])
+def test_types_that_one_studys_code_sets_are_not_those_of_the_next(tmp_path, wanted, place):
+    lines = ["torch.set_default_dtype(torch.float64)", 'torch.set_default_device("cpu:0")']
+    if place == "module":
+        source = MODEL.replace("\n\n", "\n" + "\n".join(lines) + "\n\n", 1)
+    else:
+        source = MODEL.replace("build():\n", "build():\n" + "".join(f"    {x}\n" for x in lines))
+    first = Project(tmp_path / "first", model=source, methods={"cg": None})
+    first.refresh()
+    first.results.lazy_perturbations("direct")["perturbation_influences"][:1, :1].compute()
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.get_default_device() == torch.device("cpu")
+    assert_same(numbers(Project(tmp_path / "next", **SETTINGS)), wanted)
+
+
+RELYING = """\
+import torch
+from torch import nn
+
+{first}
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4{dtype}), nn.Linear(4, 3{dtype})
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x)) @ torch.eye(4{dtype}))
+
+
+def build():
+    {inside}
+    return Model()
+
+
+def loss(output, target):
+    return -(output.log_softmax(1) * torch.eye(3{dtype})[target]).sum(1)
+"""
+SETS = "torch.set_default_dtype(torch.float64)"
+
+
+def everything(root: Path, places: dict[str, str]) -> dict[str, np.ndarray]:
+    root.mkdir()
+    (root / "sets.py").write_text(f"import torch\n\n{SETS}\n")
+    sys.modules.pop("sets", None)
+    put_on_path(root)  # as a run does
+    source = RELYING.format(**{"first": "", "inside": "pass", **places})
+    project = Project(root, model=source)
+    project.write_settings(model={"loss": "tiny_model:loss"})
+    project.refresh()
+    project.write_settings(damping=0.1)
+    project.refresh()  # by another workbench, of modules that are there already
+    results = project.results
+    found = {
+        "influences": results.influences(method="direct"),
+        "perturbation": results.perturbation("direct"),
+        "lazy": results.lazy_perturbations("direct")["perturbation_influences"],
+        "parameter influences": results.parameter_influences("cg"),
+        "suspects": results.suspects(20, space="penultimate").combined,
+    }
+    found = {name: array.values for name, array in found.items()}
+    assert torch.get_default_dtype() == torch.float32
+    return found
+
+
+@pytest.fixture(scope="module")
+def with_types(tmp_path_factory):
+    """A study whose code says the type of every tensor."""
+    root = tmp_path_factory.mktemp("types") / "project"
+    return everything(root, {"dtype": ", dtype=torch.float64"})
+
+
+@pytest.mark.parametrize("places", [{"first": SETS}, {"inside": "import sets"}])
+def test_a_study_that_relies_on_its_own_type_has_it_in_all_that_it_runs(
+    tmp_path, with_types, places
+):
+    assert_same(everything(tmp_path / "project", {"dtype": "", **places}), with_types)
+
+
+def test_a_module_that_two_studies_import_sets_the_type_for_both(tmp_path):
+    """It is imported once."""
+    (tmp_path / "common.py").write_text(f"import torch\n\n{SETS}\n")
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(
+            "import torch\n\nimport common\n\nIT = torch.ones(1).dtype\n\n\n"
+            "def build():\n    return torch.nn.Linear(3, 3)\n"
+        )
+        with OwnDefaults().in_force():
+            build = import_callable(f"{name}:build", tmp_path, "model.build")
+            found += [build().weight.dtype, sys.modules[name].IT, torch.get_default_dtype()]
+        assert torch.get_default_dtype() == torch.float32
+    assert found == [torch.float64] * 6
+
+
 @pytest.mark.parametrize(
     "mode",
     [
@@ -64,8 +169,9 @@ def test_what_a_models_code_sets_is_not_computed_with(tmp_path, wanted, place):
         torch.inference_mode,
         lambda: torch.autocast("cpu", torch.bfloat16),
         lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: torch.set_default_dtype(torch.float64),
     ],
-    ids=["no_grad", "inference_mode", "autocast", "medium"],
+    ids=["no_grad", "inference_mode", "autocast", "medium", "default_dtype"],
 )
 def test_modes_around_a_refresh_change_nothing(tmp_path, wanted, mode):
     project = Project(tmp_path, **SETTINGS)

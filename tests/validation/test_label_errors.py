@@ -192,3 +192,15 @@ def test_a_class_that_a_loss_rules_out_leaves_the_others_what_they_are():
     outputs = objective.outputs(2000 * objective.params, rows.x)
     assert (chances[1].argmax(1) == outputs.argmax(1).numpy(force=True)).all()
     assert np.isfinite(doubt(chances, rows.y.numpy())).all()
+
+
+def test_test_rows_without_a_label_are_nobodys_mistakes(softmax, digits):
+    train, test = (Rows(rows.x[:60], rows.y[:60]) for rows in digits)
+    bare = Rows(test.x, test.y.where(torch.arange(60) % 3 != 0, -100))
+    kept = test[torch.arange(60) % 3 != 0]
+    asked = {"weight_decay": 1e-1, "seed": 7, "folds": 0, "curvature": "gauss_newton"}
+    found, wanted = (label_errors(softmax, train, test=each, **asked) for each in (bare, kept))
+    assert found.rankings.keys() == wanted.rankings.keys()
+    for name, values in wanted.rankings.items():
+        np.testing.assert_allclose(found.rankings[name], values, err_msg=name)
+    np.testing.assert_allclose(found.combined, wanted.combined)

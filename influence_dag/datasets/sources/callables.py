@@ -14,7 +14,7 @@ from influence_dag.datasets.sources.texts import is_text, numbers_or_words
 from influence_dag.errors import DataError
 from influence_dag.study.base import Split
 from influence_dag.study.data import DataSettings
-from influence_dag.study.imported import import_callable
+from influence_dag.study.imported import import_callable, own_default
 from influence_dag.study.users_code import named_by
 from influence_dag.texts import a_kind
 
@@ -29,7 +29,7 @@ def read_callable(name: str, data: DataSettings, which: Split, root: Path) -> So
     def make() -> Any:
         make = import_callable(name, root, f"data.{which}")
         wanted = "it is called without arguments and returns a data set or a table"
-        with named_by(f"data.{which}: {name}", wanted, DataError):
+        with named_by(f"data.{which}: {name}", wanted, DataError), own_default(name, root):
             return make()
 
     weighted = data.weight is not None and which == "train"

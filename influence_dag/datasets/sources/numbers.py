@@ -68,6 +68,21 @@ def check_precision(values: np.ndarray, dtype: str, *, name: str, row_name: RowN
         )
 
 
+def check_weights_held(
+    weights: np.ndarray, dtype: str, *, name: str, largest: float, row_name: RowName
+) -> None:
+    """A `DataError` for a weight that counts beside the `largest`, and is 0 in `dtype`."""
+    limits = np.finfo(dtype)
+    lost = (weights > limits.eps * largest) & (weights < limits.tiny)
+    if lost.any():
+        row = int(np.argmax(lost))
+        raise DataError(
+            f"{row_name(row)}, {name}: seen {weights[row]:g}, which is 0 in {dtype} "
+            f"({int(lost.sum())} such); multiply all weights by one number (their ratios are "
+            "what counts), or set compute.dtype: float64"
+        )
+
+
 def beyond(values: np.ndarray) -> np.ndarray:
     """Which numbers are whole and so large that float64 may not tell them apart."""
     if values.dtype.kind not in "iu" or values.dtype.itemsize < 8:

@@ -11,6 +11,7 @@ def prepared(
 ) -> np.ndarray:
     """Rows of an input as the model sees them: in the settings' shape, times their scale.
 
+    What is scaled is float64, as it is stored: float16 would round it once more, to a thousandth.
     A shape that does not fit is left for `datasets` to refuse. Raises `DataError` where the scale
     makes a number infinite.
     """
@@ -19,7 +20,7 @@ def prepared(
     if features.scale == 1:
         return values
     with np.errstate(over="ignore"):
-        scaled = values * features.scale
+        scaled = values.astype(np.float64) * features.scale
     if (np.isinf(scaled) & np.isfinite(values)).any():
         raise DataError(
             f"{name} times data.features.scale {features.scale:g} overflows; choose a smaller one"
