@@ -136,6 +136,7 @@ class StoredVersion:
     @cached_property
     def _attrs(self) -> dict[str, Any]:
         attrs = dict(self._metadata["attributes"])
+        attrs |= self.results.attrs  # in which numbers that are not finite are no words
         attrs.pop("coordinates", None)  # how xarray marks coordinates, and hides it too
         return attrs
 
