@@ -69,6 +69,7 @@ class StoredVersion:
         dataset = xr.open_zarr(self._store, chunks=None, consolidated=True)
         for coordinate in dataset.coords.values():
             coordinate.load()
+        dataset.attrs |= self.results.attrs  # where the group has words, there are numbers
         if chunks is None:
             return dataset
         # Of text dask cannot say how large a block is.
