@@ -154,11 +154,8 @@ def _whole(
 
 def _as_summed(train: Axis) -> tuple[Coordinate, ...]:
     """The rows that the sum is over: a new name of one is no new sum, and is not written here."""
-    note = "as it was when the sum was made: a row that was only renamed since has its former id"
-    return tuple(
-        replace(each, attrs={**each.attrs, "note": note}) if each.name == train.name else each
-        for each in train.coordinates
-    )
+    note = "as it stood when the sum was made: a row that was only renamed since has its old name"
+    return tuple(replace(each, attrs={**each.attrs, "note": note}) for each in train.coordinates)
 
 
 def _curvature(bench: Workbench, kind: str, objective: "Objective", rows: "Rows"):
