@@ -14,6 +14,7 @@ from influence_dag.datasets.slots import (
     assign_slots,
     fresh_axis,
     kept_name,
+    shown_label,
 )
 from influence_dag.errors import DataError
 from influence_dag.store import ArtifactStore, Layout, Variable
@@ -208,3 +209,10 @@ def test_columns_whose_coordinates_would_be_called_the_same_are_refused():
         fresh_axis("train", *columns(TEN), kept)
     with pytest.raises(DataError, match=told):
         assign_slots(fresh(TEN), *columns(TEN), kept)
+
+
+@given(st.lists(st.floats(allow_nan=False) | st.integers(), min_size=2, max_size=2, unique=True))
+def test_labels_that_differ_are_shown_as_two(pair):
+    one, other = map(shown_label, pair)
+    assert one != other
+    assert one == shown_label(np.array(pair[0]).item())

@@ -15,6 +15,7 @@ from influence_dag.study.files import read_yaml
 from influence_dag.study.study import Study, StudySettings, study_name, usable_name
 
 GROUP = "studies_not_loaded"
+_TYPE = "InfluenceStudy"  # as a file names it
 _MODEL = '''"""The model of this study."""
 
 from torch import nn
@@ -105,12 +106,31 @@ class InfluenceStudy(dg.Component):
             name = study_name(file.parent)
         except StudyError as error:
             return unusable(file.parent.name, error)
+        try:
+            _check_alone(file, root, Path(context.defs_module_path))
+        except StudyError as error:
+            return unusable(_shown(file.parent, root), error)
         return study_definitions(Study(name, self.settings, root, file.parent))
 
 
 def _file_of(context: dg.ComponentLoadContext) -> Path:
     path = Path(str(context.path))
     return path if path.is_file() else path / "defs.yaml"
+
+
+def _check_alone(file: Path, root: Path, definitions: Path) -> None:
+    """A `StudyError` for a study whose name another one among the definitions has."""
+    own = file.resolve()
+    for other in sorted(definitions.rglob(f"{file.parent.name}/defs.yaml")):
+        if other.resolve() != own and _TYPE in other.read_text(errors="replace"):
+            raise StudyError(
+                f"{_shown(file, root)} and {_shown(other, root)} are two studies of one name, by "
+                "which Dagster knows a study's assets, checks and jobs: rename one of the folders"
+            )
+
+
+def _shown(path: Path, root: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def unusable(folder: str, error: InfluenceDagError) -> dg.Definitions:

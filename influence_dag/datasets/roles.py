@@ -123,6 +123,8 @@ def weights(source: Source, data: DataSettings) -> np.ndarray | None:
     """How often each training row counts, float64 `(n,)`."""
     if data.weight is None:
         return None
+    if source.no_weights is not None:
+        raise source.no_weights
     if source.weights is None:
         raise DataError(f"{source.name}: no weight column {data.weight!r} (data.weight)")
     if source.weights.ndim != 1 or source.weights.dtype.kind not in "fiub":

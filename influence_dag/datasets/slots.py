@@ -85,7 +85,7 @@ class Axis:
 
     @cached_property
     def stored_ids(self) -> np.ndarray:
-        """Ids by slot as their coordinate has them: whole numbers where all are."""
+        """Ids by slot as their coordinate has them: whole numbers where all are, holes' as well."""
         return natural_ids(self.ids)
 
     @cached_property
@@ -308,5 +308,11 @@ def kept_name(column: str) -> str:
 
 
 def shown_label(label: Any) -> str:
-    """A label as a person reads it: words as they are, numbers without trailing zeros."""
-    return f"{label:g}" if isinstance(label, int | float | np.number) else str(label)
+    """A label as a person reads it: words as they are, numbers without trailing zeros.
+
+    Two labels that differ are never shown as one.
+
+    >>> shown_label(3.0), shown_label(0.25), shown_label(1000001), shown_label(float("nan"))
+    ('3', '0.25', '1000001', 'nan')
+    """
+    return str(label).removesuffix(".0") if isinstance(label, float | np.floating) else str(label)

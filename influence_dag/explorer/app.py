@@ -173,6 +173,7 @@ class Explorer:
     def _relabel(self, view: View, wanted: dict[str, str]) -> None:
         view.check_current()
         influences = self.opened.results.relabelled_influences(view.method, wanted)
+        view.check_current()  # a refresh may have come in between
         influences = influences.isel(damping=view.damping, missing_dims="ignore")
         order = {name: place for place, name in enumerate(map(str, influences.train.values))}
         for name, label in wanted.items():

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_dag.datasets.slots import Split
+from influence_dag.datasets.slots import Split, shown_label
 from influence_dag.explorer.numbers import number
 from influence_dag.explorer.opened import Opened, Rows
 from influence_dag.store import Version
@@ -51,7 +51,8 @@ class Contents:
     def shown(self, rows: Rows, position: int) -> dict[str, Any]:
         """A row's content as the page shows it, and the columns that travel along."""
         kept = [
-            {"name": name, "text": _text(values[position])} for name, values in rows.kept.items()
+            {"name": name, "text": shown_label(values[position])}
+            for name, values in rows.kept.items()
         ]
         place = self.find(rows, position)
         if place is None:
@@ -208,10 +209,6 @@ def _png(pixels: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def compared(look: Look, name: str, of_row: NDArray, of_test: NDArray) -> list[dict[str, Any]]:

@@ -8,17 +8,20 @@ import json
 import shutil
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from influence_dag.addresses import folder_of
 from influence_dag.errors import StoreError
 from influence_dag.files import explained, write_atomically
+from influence_dag.store.posix.locks import NoLocksError, locked
 from influence_dag.study.places import project_around
 
 ACTIONS = ("relabel", "drop", "keep")
 LONGEST_NOTE = 2_000
+PATIENCE = 10.0  # seconds for which another explorer may be writing
 FORMAT = 1
 
 
@@ -46,7 +49,7 @@ class Marks:
             raise StoreError(f"{name}: a row that is relabelled needs its new label")
         if len(note) > LONGEST_NOTE:
             raise StoreError(f"a note has {len(note):,} characters; {LONGEST_NOTE:,} are kept")
-        with self._one_at_a_time:
+        with self._writing():
             marks = self.all()
             marks.pop(name, None)
             if action is not None:
@@ -56,15 +59,27 @@ class Marks:
 
     def clear(self) -> None:
         """Begin anew; edits that were exported stay."""
-        with self._one_at_a_time:
+        with self._writing():
             self._write({})
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Be the only one who changes marks and edits: of threads, and of other explorers."""
+        with self._one_at_a_time, ExitStack() as held:
+            if self.folder is not None:
+                lock, told = self.folder / ".lock", f"the list of marks in {self.folder}"
+                try:
+                    held.enter_context(locked(lock, timeout=PATIENCE, told=told))
+                except NoLocksError:
+                    files = locked(lock, timeout=PATIENCE, told=told, locks="files")
+                    held.enter_context(files)
+            yield
 
     def _write(self, marks: Mapping[str, dict[str, Any]]) -> None:
         if self.folder is None:
             self._held = dict(marks)
             return
         with explained(self.folder, "writing marks to"):
-            self.folder.mkdir(exist_ok=True)
             content = json.dumps({"format": FORMAT, "marks": dict(marks)}, indent=1)
             write_atomically(self.folder / "marks.json", content.encode())
 
@@ -82,9 +97,8 @@ class Marks:
                 "this store is in no folder, and an edit is exported beside a store's folder; open "
                 "a study that is stored in one"
             )
-        with self._one_at_a_time, explained(self.folder, "exporting an edit to"):
+        with self._writing(), explained(self.folder, "exporting an edit to"):
             number = max(self.edits, default=0) + 1
-            self.folder.mkdir(exist_ok=True)
             draft = self.folder / f".{uuid.uuid4().hex}.partial"
             draft.mkdir()
             try:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_dag.stages.ranks import rank_correlations
+from influence_dag.stages.ranks import Moments, rank_correlations
 
 BINS = 61
 POINTS = 3_000  # of a scatter plot
@@ -41,11 +41,17 @@ def histogram(values: NDArray) -> dict[str, Any]:
 
 
 def agreement(x: NDArray, y: NDArray) -> dict[str, float | None]:
-    """Correlations, and by how much the first has to be multiplied to fit the second best."""
-    if len(x) < 3 or not x.std() or not y.std():
+    """Correlations, and by how much the first has to be multiplied to fit the second best.
+
+    Nothing of less than three pairs, and of a side whose numbers are all equal.
+
+    >>> agreement(np.array([0.1, 0.1, 0.1]), np.array([1.0, 2.0, 3.0]))["pearson"] is None
+    True
+    """
+    if len(x) < 3 or np.isnan(pearson := Moments.of(x, y).pearson):
         return {"pearson": None, "spearman": None, "slope": None}
     return {
-        "pearson": number(np.corrcoef(x, y)[0, 1]),
+        "pearson": pearson,
         "spearman": number(rank_correlations(x[None], y[None])[0]),
         "slope": number((x @ y) / (x @ x)),
     }

@@ -38,7 +38,7 @@ class Predictions:
         if not np.isfinite(value):
             return None
         if not self._says_classes:
-            return f"{value:.4g}"
+            return amount(value)
         place = int(value)
         return str(self.classes[place]) if place < len(self.classes) else str(place)
 
@@ -71,6 +71,15 @@ def predictions(view: View, split: Split) -> Predictions:
     if ("predictions", split) not in view.known:
         view.known["predictions", split] = Predictions(view, split)
     return view.known["predictions", split]
+
+
+def amount(value: float) -> str:
+    """A predicted amount: four digits, and all before the point, beside labels as they are written.
+
+    >>> amount(0.123456), amount(384123.4), amount(-2.5e-7), amount(3e20)
+    ('0.1235', '384123', '-2.5e-07', '3e+20')
+    """
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def is_label(value: Any, text: str) -> bool:

@@ -1,11 +1,10 @@
 """Whether what is asked for fits into memory, before anything is computed for it."""
 
-from pathlib import Path
-
 import torch
 
 from influence_dag.errors import ModelError
 from influence_dag.influence.points import Point
+from influence_dag.objective.free_memory import free_memory
 from influence_dag.objective.objective import Rows
 from influence_dag.texts import readable_bytes
 
@@ -35,9 +34,4 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * int(found[0]) if found else None
+    return free_memory()

@@ -85,7 +85,8 @@ def _rows_of_images(
 
 def _images(dataset: Version, axis: Axis, slots: np.ndarray) -> list[tuple[str, np.ndarray]]:
     """Captions and images of rows, found by id: the dataset may be newer than the summary."""
-    at = {str(name): slot for slot, name in enumerate(Axis.read(dataset, axis.name).ids)}
+    rows = Axis.read(dataset, axis.name)
+    at = {str(rows.ids[slot]): int(slot) for slot in rows.slots}
     found = np.array([at.get(str(axis.ids[slot]), -1) for slot in slots])
     array = dataset.array(f"{axis.name}_x")
     images = np.full((len(slots), *array.shape[1:]), np.nan)

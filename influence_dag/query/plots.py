@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from influence_dag.query.figures import Picture, as_it_is, panels, scaled_log, titled
+from influence_dag.stages.ranks import Moments
 from influence_dag.texts import literal
 
 HELPS, HARMS, NEUTRAL = "#2166ac", "#b2182b", "#555555"
@@ -204,7 +205,7 @@ def agreement(predictions: Mapping[str, NDArray], actual: NDArray, *, title: str
     for (name, predicted), colour in zip(predictions.items(), (HELPS, HARMS), strict=False):
         x, y = predicted.ravel(), actual.ravel()
         with np.errstate(invalid="ignore"):
-            fit = f"Pearson {np.corrcoef(x, y)[0, 1]:.3f}, slope {x @ y / (x @ x):.2f}"
+            fit = f"Pearson {Moments.of(x, y).pearson:.3f}, slope {x @ y / (x @ x):.2f}"
         axes.scatter(x, y, s=4, alpha=0.4, color=colour, label=f"{name}: {fit}", rasterized=True)
     axes.set(xlabel="predicted change of the test loss", ylabel="change after a refit")
     titled(axes, title)

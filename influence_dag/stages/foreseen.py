@@ -191,6 +191,7 @@ def _some_rows(split: "SplitRows", count: int, dtype: Any) -> "Rows":
 
 def _warnings(study: Study, train: "SplitRows", costs: tuple[Cost, ...]) -> Iterator[str]:
     from influence_dag.datasets.standardising import unscaled
+    from influence_dag.objective.free_memory import free_memory
 
     features = study.settings.data.features
     if not features.standardise and (names := unscaled(train)):
@@ -203,7 +204,7 @@ def _warnings(study: Study, train: "SplitRows", costs: tuple[Cost, ...]) -> Iter
     need, free = sum(cost.disk for cost in costs), open_store(study.store_address).free_bytes()
     if free is not None and need > free:
         yield f"{readable_bytes(need)} are to be stored, {readable_bytes(free)} are free"
-    memory, there = max(costs, key=lambda cost: cost.memory), _memory()
+    memory, there = max(costs, key=lambda cost: cost.memory), free_memory()
     if there and memory.memory > there:
         yield (
             f"{memory.artifact} takes {readable_bytes(memory.memory)} of memory, "
@@ -223,13 +224,3 @@ def _above_the_limit(study: Study, costs: tuple[Cost, ...]) -> Iterator[str]:
             f"perturbation.max_bytes, {limit}; raise it, or keep less (perturbation.reduce, "
             "perturbation.pairs)"
         )
-
-
-def _memory() -> int | None:
-    """Bytes of memory that are free, where the system says so."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    fields = {line.split(":")[0]: line.split()[1] for line in lines}
-    return 1024 * int(fields["MemAvailable"]) if "MemAvailable" in fields else None

@@ -1,6 +1,6 @@
 """The curvature as a matrix: computed over all rows once, then kept true by differences."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from influence_dag.stages.row_changes import row_changes
 from influence_dag.stages.symbols import matrix_formula
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
+from influence_dag.store import Coordinate
 from influence_dag.study.curvatures import CURVATURE_KINDS
 
 if TYPE_CHECKING:  # a plan needs the key alone: what computes imports torch
@@ -148,7 +149,13 @@ def _whole(
         info |= {"largest_eigenvalue": float(values[-1]), "smallest_eigenvalue": float(values[0])}
     notes = {"dataset_version": bench.require("dataset").number}
     notes |= {"error_of_differences": summed.error}
-    return Whole(arrays, attrs, info, train.coordinates, notes=notes)
+    return Whole(arrays, attrs, info, _as_summed(train), notes=notes)
+
+
+def _as_summed(train: Axis) -> tuple[Coordinate, ...]:
+    """The rows that the sum is over: a new name of one is no new sum, and is not written here."""
+    note = "as it stood when the sum was made: a row that was only renamed since has its old name"
+    return tuple(replace(each, attrs={**each.attrs, "note": note}) for each in train.coordinates)
 
 
 def _curvature(bench: Workbench, kind: str, objective: "Objective", rows: "Rows"):

@@ -12,6 +12,7 @@ from influence_dag.stages.dampings import DampingAxis, stored
 from influence_dag.stages.derivatives import DerivativesOfPairs, axes, point
 from influence_dag.stages.driver import Part, refresh_blocks
 from influence_dag.stages.formulas import FORMULAS
+from influence_dag.stages.keys import model_key
 from influence_dag.stages.naming import PERTURBATIONS
 from influence_dag.stages.reading import load_rows, shared_objective
 from influence_dag.stages.reduced import Form, Inputs
@@ -86,11 +87,23 @@ def _layout(
 ) -> Layout:
     wrt = point(bench)
     about = {"scale": bench.settings.data.features.scale} if wrt is None else {"wrt": wrt}
-    read = bench.require(naming.factors(method)).attrs["base_key"]
-    base = fingerprint(PERTURBATIONS, FORMULA, read, *filter(None, [wrt]), *form.items())
+    base = fingerprint(
+        PERTURBATIONS, FORMULA, *_read(bench, method), *filter(None, [wrt]), *form.items()
+    )
     attrs = methods.method_attributes(bench, method, base_key=base, **about, **form)
     coordinates = (*labels, DampingAxis.of(bench, method).coordinate)
     return Layout(variables, coordinates, attrs, provenance())
+
+
+def _read(bench: Workbench, method: str) -> tuple[str, ...]:
+    """Keys of what is read: of the factors, and of the code that differentiates the rows.
+
+    Factors name the code that they were made with, which is that of now, unless it was edited in
+    this run, that goes on with them.
+    """
+    made_with = bench.require(naming.factors(method)).attrs["base_key"]
+    is_of_now = made_with == methods.factors_key(bench, method)
+    return (made_with,) if is_of_now else (made_with, model_key(bench))
 
 
 def _part(bench: Workbench, method: str, variable: Variable, base: str) -> Part:

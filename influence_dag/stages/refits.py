@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from influence_dag.datasets.slots import natural_ids
 from influence_dag.errors import IndefiniteError, StudyError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
@@ -85,7 +86,7 @@ def _stored(bench: Workbench, method: str, place: int) -> torch.Tensor:
 
 def _ids(bench: Workbench, split) -> np.ndarray:
     axis = bench.axis("dataset", split)
-    return axis.stored_ids[axis.slots]
+    return natural_ids(axis.ids[axis.slots])
 
 
 def _leave_one_out(bench: Workbench, settings) -> Whole:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from influence_dag.datasets.sources.arrays import columns_of_lists
 from influence_dag.datasets.sources.base import demand, did_you_mean
+from influence_dag.datasets.sources.csv_files import long_cells
 from influence_dag.datasets.sources.images import SUFFIXES
 from influence_dag.datasets.sources.packed import content_of
 from influence_dag.datasets.sources.tables import check_names
@@ -203,8 +204,9 @@ def _with_ids(path: Path, name: str, which: str, plan: Plan) -> str:
     settings = DataSettings.model_validate(plan.data)
     separator = settings.csv.separator
     try:
-        text = _text(content_of(path, name))
-        header, *rows = filter(None, csv.reader(text, delimiter=separator))
+        content = content_of(path, name)
+        with long_cells(len(content)):
+            header, *rows = filter(None, csv.reader(_text(content), delimiter=separator))
     except csv.Error as error:
         raise DataError(f"{name}: not a readable .csv: {error}") from error
     check_names(name, header, settings)

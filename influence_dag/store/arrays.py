@@ -1,6 +1,7 @@
 """Zarr's part: how an array is described and encoded, and which bytes of one are sound."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -71,7 +72,7 @@ def write_metadata(
         "node_type": "array",
         "storage_transformers": [],
     }
-    contents.write(f"{array}/{METADATA}", json.dumps(metadata).encode())
+    contents.write(f"{array}/{METADATA}", _json(metadata))
 
 
 def _fill_value(dtype: np.dtype) -> Any:
@@ -107,7 +108,25 @@ def write_group(contents: Unfinished, attributes: Mapping[str, Any], arrays: Seq
         "consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": members},
         "node_type": "group",
     }
-    contents.write(METADATA, json.dumps(metadata).encode())
+    contents.write(METADATA, _json(metadata))
+
+
+def _json(metadata: Mapping[str, Any]) -> bytes:
+    """As every parser takes it: numbers that are not finite are Zarr's words for them."""
+    try:
+        return json.dumps(metadata, allow_nan=False).encode()
+    except ValueError:
+        return json.dumps(_in_words(metadata), allow_nan=False).encode()
+
+
+def _in_words(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _in_words(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_in_words(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def written(contents: Contents, file: str) -> bytes:
@@ -173,13 +192,15 @@ def crc32c(content: Content) -> int:
 def round_mantissas(values: NDArray, max_relative_error: float) -> NDArray:
     """Keep the fewest mantissa bits for which no value moves by more than the relative error.
 
-    The zeros left behind are what compresses. NaN and infinity stay as they are.
+    The zeros left behind are what compresses. NaN and infinity stay as they are, and so do denormal
+    numbers, whose mantissas have fewer digits than they have bits.
     """
     bits = max(int(np.ceil(-np.log2(max_relative_error))) - 1, 0)
     if bits >= np.finfo(values.dtype).nmant:
         return values
     rounded = np.asarray(BitRound(bits).encode(values)).view(values.dtype).reshape(values.shape)
-    return np.where(np.isfinite(values) & np.isfinite(rounded), rounded, values)
+    is_normal = np.isfinite(values) & (np.abs(values) >= np.finfo(values.dtype).tiny)
+    return np.where(is_normal & np.isfinite(rounded), rounded, values)
 
 
 def plain(value: Any) -> Any:

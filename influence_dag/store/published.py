@@ -69,6 +69,7 @@ class StoredVersion:
         dataset = xr.open_zarr(self._store, chunks=None, consolidated=True)
         for coordinate in dataset.coords.values():
             coordinate.load()
+        dataset.attrs |= self.results.attrs  # where the group has words, there are numbers
         if chunks is None:
             return dataset
         # Of text dask cannot say how large a block is.
@@ -136,6 +137,7 @@ class StoredVersion:
     @cached_property
     def _attrs(self) -> dict[str, Any]:
         attrs = dict(self._metadata["attributes"])
+        attrs |= self.results.attrs  # in which numbers that are not finite are no words
         attrs.pop("coordinates", None)  # how xarray marks coordinates, and hides it too
         return attrs
 

@@ -43,7 +43,11 @@ def draw_subsets(
     """
     size = round(fraction * n)
     if not 0 < size < n:
-        raise ModelError(f"subsets of {size} of {n} rows (fraction={fraction:g}); take 0 < f < 1")
+        cure = "take a fraction by which some rows are in and some are not"
+        raise ModelError(
+            f"subsets of {size} of {n} rows (fraction={fraction:g}); "
+            f"{cure if n > 1 else 'they need two training rows or more'}"
+        )
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.stack([torch.randperm(n, generator=generator)[:size] for _ in range(count)])
     return torch.zeros(count, n, dtype=torch.bool).scatter_(1, chosen, True)

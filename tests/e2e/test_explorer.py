@@ -134,6 +134,22 @@ def test_a_search_narrows_the_rows_while_one_types(visit):
     assert visit.page.run("document.activeElement.type") == "search", "one goes on typing"
 
 
+def test_numbers_of_the_data_are_shown_as_they_are_known(visit):
+    values = "[1938, 148380557.25, 0.000340324, -0.1, 5, 4e-7, null]"
+    code = f"import('/parts.js').then((m) => window.shown = {values}.map(m.given)) && null"
+    visit.page.run(code)
+    visit.page.wait_until("window.shown")
+    wanted = ["1938", "148380557", "0.000340324", "−0.1", "5", "4e−7", "–"]
+    assert visit.page.run("window.shown") == wanted
+
+
+def test_a_table_that_is_wider_than_the_window_scrolls_by_itself(visit):
+    visit.to("#/train")
+    visit.page.run("document.querySelector('table.rows').style.minWidth = '3000px'")
+    visit.settled()
+    visit.to("#/test?search=07")
+
+
 def test_a_row_opens_with_what_helped_and_harmed_it(visit, tiny):
     visit.after("document.querySelector('table.rows tbody tr').click()")
     row = tiny.results["direct"].influences.sel(test="test-07").load()

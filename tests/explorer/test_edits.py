@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import threading
 from datetime import date
 from urllib.parse import urlencode
 
@@ -42,6 +43,40 @@ def test_a_mark_is_kept_until_it_is_taken_away(client, looked_at):
     assert row["mark"] == kept
     client.post("mark", {"id": "train-01", "action": None})
     assert json.loads(file.read_text())["marks"] == {}
+
+
+def test_two_explorers_lose_no_mark_of_each_other(tmp_path, monkeypatch):
+    """One has read the list and not yet written it when the other comes."""
+    one, other = (Marks(str(tmp_path / "tiny")) for _ in range(2))
+    read, late = one.all, threading.Thread(target=other.put, args=("train-02", "drop"))
+
+    def slow():
+        found = read()
+        late.start()
+        late.join(0.3)
+        return found
+
+    monkeypatch.setattr(one, "all", slow)
+    one.put("train-01", "keep")
+    late.join()
+    assert set(other.all()) == {"train-01", "train-02"}
+
+
+def test_labels_that_a_refresh_overtakes_are_kept_for_no_other_version(looked_at, tmp_path):
+    project = looked_at.copy(tmp_path)
+    explorer = Explorer(project.results)
+    explorer.marks.put("train-04", "relabel", "2")
+    compute = explorer.opened.results.relabelled_influences
+
+    def overtaken(*asked):
+        project.edit("train", 7, height=3.5)
+        project.refresh()
+        return compute(*asked)
+
+    explorer.opened.results.relabelled_influences = overtaken
+    with pytest.raises(StoreError, match="for the current version alone"):
+        explorer.relabels(Request({"type": "http", "query_string": b""}), {})
+    assert not explorer._relabelled
 
 
 @pytest.mark.parametrize(
@@ -87,7 +122,7 @@ def test_an_export_that_fails_leaves_no_half_an_edit(tmp_path):
     marks = Marks(str(tmp_path / "study"))
     with pytest.raises(StoreError, match="exporting an edit"):
         marks.freeze({"marks.csv": b"", "no/such/folder.csv": b""})
-    assert list((tmp_path / "study.edits").iterdir()) == []
+    assert [each.name for each in (tmp_path / "study.edits").iterdir()] == [".lock"]
     assert (marks.freeze({"a": b"1"}), marks.freeze({"a": b"2"})) == (1, 2)
     assert [(marks.place(k) / "a").read_bytes() for k in marks.edits] == [b"1", b"2"]
 

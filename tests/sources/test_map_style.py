@@ -190,6 +190,21 @@ def test_rows_that_are_drawn_when_read_are_refused_when_they_are_used(tmp_path, 
         split.x["x"][4:6]
 
 
+@pytest.mark.parametrize("column", ["names", "note"])
+def test_names_that_are_drawn_when_a_data_set_is_made_are_refused(tmp_path, column):
+    data = write(tmp_path, id="names", keep=["note"])
+    drawn = """
+        super().__init__(item)
+        self.{} = [f"{{k}} of {{os.urandom(8).hex()}}" for k in range(12)]
+"""
+    code = tmp_path / f"rows_of_{tmp_path.name}.py"
+    init = "\n\nclass Drawn(Rows):\n    def __init__(self, item):" + drawn.format(column)
+    code.write_text(code.read_text().replace("return Rows(", "return Drawn(") + init)
+    split = load_split(data, "train", tmp_path)
+    with pytest.raises(DataError, match=f"row 0 is the same .* its '{column}' is not .'0 of "):
+        split.x["x"][[3]]
+
+
 def test_a_worker_that_is_killed_is_told(tmp_path):
     with pytest.raises(DataError, match=r"ended by itself .*data\.workers is 2"):
         load_split(write(tmp_path, item="killed", workers=2), "train", tmp_path)

@@ -1,15 +1,18 @@
 """Tables as people have them: separators, encodings, packed files, Arrow, frames from code."""
 
+import csv
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
+from influence_dag.datasets.sources.csv_files import _line, long_cells
 from influence_dag.datasets.splits import load_splits
 from influence_dag.errors import DataError
-from influence_dag.study.data import DataSettings
+from influence_dag.study.data import CsvSettings, DataSettings
 
 FRAME = pd.DataFrame(
     {
@@ -197,3 +200,27 @@ def test_numbers_of_rows_that_pandas_has_made_a_column_are_no_feature(tmp_path, 
     for values in ([17, 3, 3], [17.5, 3, 5]):  # a price of shares, say
         frame.assign(**{column: values}).to_csv(tmp_path / "t.csv", index=False)
         assert column in read(tmp_path, "t.csv").feature_names
+
+
+def test_the_limit_of_cells_is_put_back_and_never_lowered():
+    before = csv.field_size_limit()
+    with long_cells(10):
+        assert csv.field_size_limit() == before
+    with long_cells(before + 1):
+        assert csv.field_size_limit() == before + 1
+    assert csv.field_size_limit() == before
+
+
+def test_tables_are_read_side_by_side_whatever_their_cells(tmp_path):
+    """The limit of the reader that is done first ended the other."""
+    texts = {"long": 200_000, "short": 3}
+    for name, size in texts.items():
+        rows = "".join(f"{k},{'x' * size},1.5,{k}\n" for k in range(3))
+        (tmp_path / f"{name}.csv").write_text(f"id,text,a,label\n{rows}")
+
+    def lines(name: str) -> int:
+        content = (tmp_path / f"{name}.csv").read_bytes()
+        return sum(_line(content, 2, CsvSettings()) for _ in range(300))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(lines, [*texts, *texts])) == {1200}

@@ -133,3 +133,21 @@ def test_a_weight_is_part_of_the_rows_key(tmp_path):
 def test_a_column_has_one_role():
     with pytest.raises(ValidationError, match="target and weight both name 'y'"):
         DataSettings(train="a.csv", test="b.csv", weight="y")
+
+
+@pytest.mark.parametrize("save", [csv, parquet])
+def test_weights_that_are_no_numbers_are_refused_where_they_are_used(tmp_path, save):
+    """Nobody asks for those of testing rows."""
+    file = save(tmp_path, ["1", "many", "2"])
+    whole = {"train": file, "test": file}
+    (tmp_path / "more").mkdir()
+    parts = frame([1, 2, 3]).assign(id=list("stu"))
+    parts.to_csv(tmp_path / "more/a.csv", index=False)
+    parts.assign(id=list("xyz"), w="?").to_csv(tmp_path / "more/b.csv", index=False)
+    for names in (whole, {"train": "more/*.csv", "test": "more/*.csv"}):
+        data = DataSettings(**names, id="id", target="y", weight="w")
+        split = load_split(data, "test", tmp_path)
+        assert split.weights is None
+        assert split.feature_names == ("a", "b")
+        with pytest.raises(DataError, match=r"column 'w': seen '(many|\?)', expected a number"):
+            load_split(data, "train", tmp_path)

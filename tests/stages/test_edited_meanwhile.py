@@ -106,6 +106,23 @@ def test_code_that_is_edited_while_a_stage_waits_and_set_back(tmp_path, undistur
     np.testing.assert_allclose(influences(project), undisturbed, rtol=1e-9)
 
 
+def test_derivatives_by_code_that_is_edited_before_their_stage_and_set_back(tmp_path):
+    """They are of factors of the old code and of rows that the new one differentiates."""
+    project = made(tmp_path)
+    project.write_settings(perturbation={"methods": ["direct"]})
+    file = project.root / "tiny_model.py"
+    held = Held(project, "direct/influences", lambda: file.write_text(MODEL.format(factor=7.0)))
+    project.refresh(held)
+    assert held.edits == 1
+    file.write_text(MODEL.format(factor=1.0))
+    project.refresh()
+    found = project.results.perturbation("direct").values
+    project.remove_store()
+    project.refresh()
+    wanted = project.results.perturbation("direct").values
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
+
+
 def test_a_module_that_a_function_imports_when_it_is_called(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     project = made(tmp_path, LAZY)

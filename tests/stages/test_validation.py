@@ -195,3 +195,20 @@ def test_nothing_is_refitted_when_nothing_changed(validated):
     updates = validated.refresh()
     assert all(updates[f"validation/{kind}"].is_current for kind in CHOSEN)
     assert not validated.updates["validation/datamodels"].is_current
+
+
+def test_rows_of_a_validation_have_the_ids_of_the_influences(finished_project, tmp_path):
+    project = finished_project.copy(tmp_path)
+    project.write_settings(validation=CHOSEN)
+    for split, rows in project.rows.items():
+        numbered = [["first" if k == 0 else str(k), *row[1:]] for k, row in enumerate(rows)]
+        project.write(split, numbered)
+    project.refresh()
+    for split, rows in project.rows.items():
+        project.write(split, rows[1:])  # a hole that was named by a word
+    project.refresh()
+    left_out = project.results.open("validation/leave_one_out")
+    influences = project.results["direct"].influences
+    assert influences.train.dtype == left_out.left_out.dtype == np.int64
+    predicted = influences.sel(train=left_out.left_out, test=left_out.test) / 39
+    np.testing.assert_allclose(left_out.predicted, predicted, rtol=1e-12)

@@ -9,7 +9,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from influence_dag.errors import StoreError
 from influence_dag.store import Coordinate, Variable
-from influence_dag.store.arrays import chunk_file, create_variable
+from influence_dag.store.arrays import chunk_file, create_variable, round_mantissas
 from influence_dag.store.chunks import read_array, read_region, write_array, write_chunk
 from influence_dag.store.posix.folders import Folder
 
@@ -112,3 +112,19 @@ def test_a_number_is_a_chunk_without_dimensions(tmp_path):
 def test_labels_of_a_type_that_is_not_kept_are_refused():
     with pytest.raises(StoreError, match=r"'day'.*datetime64.*numbers, truth values or text"):
         Coordinate("day", ("day",), np.array(["2026-01-01"], "datetime64[D]"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_no_rounded_value_moves_by_more_than_the_relative_error(dtype):
+    smallest = np.finfo(dtype).smallest_subnormal
+    tiny = np.finfo(dtype).tiny
+    below = smallest * np.array([1, 3, 5, 12345])  # whose mantissas begin late
+    ends = [-0.0, 0.0, np.inf, -np.inf, np.nan, np.finfo(dtype).max, tiny, 1.1 * tiny, np.pi]
+    values = np.concatenate([below, -below, np.array(ends, dtype)]).astype(dtype)
+    rounded = round_mantissas(values, 1e-2)
+    finite = np.isfinite(values)
+    before, after = values[finite], rounded[finite]
+    assert (np.abs(after - before) <= 1e-2 * np.abs(before)).all()
+    np.testing.assert_array_equal(rounded[~finite], values[~finite])
+    np.testing.assert_array_equal(np.signbit(rounded), np.signbit(values))
+    assert rounded[-1] != values[-1]

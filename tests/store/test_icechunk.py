@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -100,9 +101,48 @@ class UnlockedPlace(places.Place):
 def test_a_number_that_another_has_published_is_not_given_twice(store):
     refresh(store, SAMPLE)
     repository = kept_in(store.version(NAME)).repository
-    repository.begin_draft(1)
+    session = repository.begin_draft(1)
     with pytest.raises(StoreError, match="version 1 was published by another writer meanwhile"):
-        repository.publish(1)
+        repository.publish(1, session.snapshot_id)
+
+
+def test_what_is_published_is_what_was_written_whoever_has_begun_meanwhile(store, monkeypatch):
+    """Another writer may hold this one to be dead, and begin a draft of its own."""
+    refresh(store, SAMPLE)
+    repository, finish = kept_in(store.version(NAME)).repository, versions.finish
+
+    def overtaken(draft):
+        finish(draft)
+        repository.begin_draft(1)
+
+    monkeypatch.setattr(versions, "finish", overtaken)
+    refresh(store, OTHER)
+    np.testing.assert_array_equal(store.version(NAME).read("influences"), OTHER.values)
+    assert repository.branch("draft") == repository.snapshot(1), "which is the other's"
+
+
+def test_a_store_that_is_removed_and_made_anew_is_the_new_one_to_who_had_it_open(store, address):
+    folder = Path(address.removeprefix("icechunk+file://"))
+    refresh(store, SAMPLE)
+    held = store.version(NAME)
+    np.testing.assert_array_equal(held.read("influences"), SAMPLE.values)
+    shutil.rmtree(folder)
+    refresh(open_store(address), OTHER)
+    np.testing.assert_array_equal(store.version(NAME).read("influences"), OTHER.values)
+    assert store.plan(NAME, OTHER.layout, OTHER.expected).up_to_date
+    shutil.rmtree(folder)
+    assert store.current(NAME) is None
+    refresh(open_store(address), SAMPLE.with_train({5: 7.0}))
+    assert refresh(store, OTHER).chunks_written
+    np.testing.assert_array_equal(store.version(NAME).read("influences"), OTHER.values)
+
+
+def test_a_lease_that_cannot_be_let_go_of_ends_no_run():
+    class Unreachable:
+        def cat_file(self, path):
+            raise OSError("the network is down")
+
+    leases._Lease(Unreachable(), "a/.lock", "a").release()
 
 
 KILLED = """

@@ -81,8 +81,10 @@ def test_subsets_have_their_size_and_follow_their_seed():
 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 1.0])
 def test_a_subset_of_nothing_or_everything_is_refused(fraction):
-    with pytest.raises(ModelError, match=r"subsets of \d+ of 10 rows"):
+    with pytest.raises(ModelError, match=r"subsets of \d+ of 10 rows .*some rows are in and some"):
         draw_subsets(10, fraction=fraction)
+    with pytest.raises(ModelError, match=r"of 1 rows .*need two training rows or more"):
+        draw_subsets(1, fraction=fraction)
 
 
 def small_network() -> nn.Module:

@@ -42,9 +42,10 @@ class Source:
     """What one split's files hold: inputs and target with the row as leading axis.
 
     `columns` are the feature columns of a table, `ids` is None where the position is the id,
-    `weights` is None where rows count alike, and `line_of(position)` is where a person finds a row,
-    for example `"line 7"`. A target of words is an object array; `text_of_target` has a target of
-    numbers as it is written, where that can be told. `kept` are columns that travel along,
+    `weights` is None where rows count alike, or where `no_weights` says what is wrong with them (it
+    is raised of rows whose weights are used), and `line_of(position)` is where a person finds a
+    row, for example `"line 7"`. A target of words is an object array; `text_of_target` has a target
+    of numbers as it is written, where that can be told. `kept` are columns that travel along,
     `dims` the names of an input's axes where the format has some, `classes` the labels in the order
     of their numbers where it has these. `read_from` are the arrays that inputs are, `axes` what
     their axes behind the rows are called, and `axis_labels` what stands along these, where that is
@@ -72,6 +73,7 @@ class Source:
     input_keys: np.ndarray | None = None
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
     close: Callable[[], None] = lambda: None
+    no_weights: DataError | None = None
 
     def words(self) -> np.ndarray:
         """The target as text without the space around it, an object array."""

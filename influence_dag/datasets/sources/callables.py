@@ -1,5 +1,7 @@
 """Rows that code makes: `module:callable` → a map-style dataset of `(x, y)`, or a table."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ def read_callable(name: str, data: DataSettings, which: Split, root: Path) -> So
     ids, kept = _beside(rows.dataset, name, data)
     if ids is not None:
         rows.row_name = lambda row: f"row {row} (id {str(ids[row])!r})"
+    rows.look_again = partial(_check_beside, data, which, name, ids, kept)
     rows.see()
     return same_length(
         Source(
@@ -93,3 +96,29 @@ def _beside(
             )
         kept[column] = kept_array(name, column, np.asarray(getattr(dataset, column)))
     return None if ids is None else np.asarray(ids), kept
+
+
+def _check_beside(
+    data: DataSettings,
+    which: Split,
+    name: str,
+    ids: np.ndarray | None,
+    kept: Mapping[str, np.ndarray],
+    again: Any,
+) -> None:
+    """A `DataError` where a data set that was made anew names the same rows otherwise."""
+    ids_now, kept_now = _beside(again, name, data)
+    was, now = ({**k, str(data.id): i} for k, i in ((kept, ids), (kept_now, ids_now)))
+    for column, values in was.items():
+        if values is None:
+            continue
+        then, seen = (list(map(str, each.tolist())) for each in (values, np.asarray(now[column])))
+        if then != seen:
+            pairs = enumerate(zip(then, seen, strict=False))
+            row, (one, other) = next((k, pair) for k, pair in pairs if pair[0] != pair[1])
+            raise DataError(
+                f"data.{which}: {name}: row {row} is the same when the data set is made again, and "
+                f"its {column!r} is not ({one!r:.80}, then {other!r:.80}): drawn names would make "
+                "every row a new one at each refresh; take what belongs to the row, or leave "
+                f"data.{'id' if column == data.id else 'keep'} out"
+            )

@@ -4,9 +4,10 @@ import csv
 import io
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pandas as pd
@@ -122,7 +123,7 @@ def _frame(
 
 def _too_long(content: bytes, columns: int, form: CsvSettings) -> str | None:
     """The first line that has more cells than the header; the parser counts no quoted newlines."""
-    with suppress(UnicodeError):
+    with suppress(UnicodeError), long_cells(len(content)):
         for line, record in _rows(content, form):
             if len(record) > columns:
                 return (
@@ -134,7 +135,8 @@ def _too_long(content: bytes, columns: int, form: CsvSettings) -> str | None:
 
 def _header(content: bytes, path: Path, form: CsvSettings) -> list[str]:
     try:
-        _, header = next(_rows(content, form), (1, []))
+        with long_cells(len(content)):
+            _, header = next(_rows(content, form), (1, []))
     except UnicodeError as error:
         named = "UTF-8" if form.encoding == "utf-8-sig" else form.encoding
         raise DataError(
@@ -151,20 +153,35 @@ def _header(content: bytes, path: Path, form: CsvSettings) -> list[str]:
     return header
 
 
+@contextmanager
+def long_cells(size: int) -> Iterator[None]:
+    """Inside, cells may have so many characters; else those of 128 kB are an error.
+
+    The limit is the process's: it is never lowered, and readers in several threads take turns.
+    """
+    with _LIMIT:
+        limit = csv.field_size_limit()
+        csv.field_size_limit(max(limit, size))
+        try:
+            yield
+        finally:
+            csv.field_size_limit(limit)
+
+
+_LIMIT = Lock()
+
+
 def _rows(content: bytes, form: CsvSettings) -> Iterator[tuple[int, list[str]]]:
     """Cells with the line on which they start: blank lines and quoted newlines count."""
     text = io.TextIOWrapper(io.BytesIO(content), form.encoding, newline="")
     reader, start = csv.reader(text, delimiter=form.separator), 1
-    limit = csv.field_size_limit(len(content))  # else texts of 128 kB are an error
-    try:
-        for record in reader:
-            if record:
-                yield start, record
-            start = reader.line_num + 1
-    finally:
-        csv.field_size_limit(limit)
+    for record in reader:
+        if record:
+            yield start, record
+        start = reader.line_num + 1
 
 
 def _line(content: bytes, position: int, form: CsvSettings) -> int:
     """The line on which a row of the table starts, behind the header."""
-    return next(islice(_rows(content, form), position + 1, None))[0]
+    with long_cells(len(content)):
+        return next(islice(_rows(content, form), position + 1, None))[0]

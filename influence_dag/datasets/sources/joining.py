@@ -44,6 +44,7 @@ def joined(name: str, sources: Sequence[Source]) -> Source:
         first.dims,
         axis_labels=first.axis_labels,
         axes=first.axes,
+        no_weights=next(filter(None, (source.no_weights for source in sources)), None),
     )
 
 
@@ -119,7 +120,7 @@ def _check_alike(first: Source, other: Source) -> None:
     if set(other.kept) != set(first.kept):
         differing = sorted(set(other.kept) ^ set(first.kept))
         raise DataError(f"{pair} differ: only one of them has the text {listed(differing)}")
-    if (first.weights is None) != (other.weights is None):
+    if len({s.weights is None and s.no_weights is None for s in (first, other)}) > 1:
         raise DataError(f"{pair} differ: only one of them has the weights that data.weight names")
     for key in (*first.inputs, "target"):
         a, b = ({**s.inputs, "target": s.target}[key].shape[1:] for s in (other, first))

@@ -35,6 +35,7 @@ class RereadRows:
         self._workers: Workers | None = None
         self._last: tuple[np.ndarray, Block] | None = None
         self.row_name: Callable[[int], str] = "row {}".format
+        self.look_again: Callable[[Any], None] = lambda dataset: None  # at one that was made anew
         self._seed = FIRST
         self._dataset: Any = self.made()
         self.not_finite: dict[str, NotFinite] = {}
@@ -75,10 +76,12 @@ class RereadRows:
         if self._last is not None and np.array_equal(self._last[0], positions):
             return self._last[1]
         try:
-            if self._seed == FIRST:
+            if is_new := self._seed == FIRST:
                 self._remake()
             if len(self._differing(positions, block := self._fetch_again(positions))):
                 raise self._moved()
+            if is_new:
+                self.look_again(self._dataset)
         except BaseException:  # whoever keeps the error would keep the workers
             self.close()
             raise

@@ -110,6 +110,7 @@ def table(
     kept = data.keep
     if data.images is not None or (data.features.columns and not kept):
         kept = tuple(dict.fromkeys((*kept, *_texts_beside(frame, data))))
+    weights, no_weights = _weights(columns, data.weight, read)
     return Source(
         name,
         {INPUT: np.column_stack(x) if x else np.empty((len(frame), 0))},
@@ -117,10 +118,23 @@ def table(
         ids,
         tuple(features),
         line_of,
-        read(data.weight) if data.weight in columns else None,
+        weights,
         {column: kept_label(frame, column) for column in kept},
         lambda: frame[data.target].to_numpy(object) if text_of is None else text_of(data.target),
+        no_weights=no_weights,
     )
+
+
+def _weights(
+    columns: Sequence[str], name: str | None, read: Callable[[str], np.ndarray]
+) -> tuple[np.ndarray | None, DataError | None]:
+    """The column, or what is wrong with it: testing rows may have one that nobody uses."""
+    if name is None or name not in columns:
+        return None, None
+    try:
+        return read(name), None
+    except DataError as error:
+        return None, error
 
 
 def _check_row_numbers(name: str, features: Mapping[str, np.ndarray]) -> None:

@@ -115,7 +115,7 @@ export function scatter(points, { width = 760, height = 300, xName, yName, log =
 // Named numbers around zero.
 export function bars(names, values, { width = 560 } = {}) {
   const line = 22;
-  const left = Math.min(210, 16 + 7 * Math.max(...names.map((name) => Math.min(name.length, 30))));
+  const left = Math.min(230, 20 + 7.5 * Math.max(...names.map((name) => Math.min(name.length, 30))));
   const height = names.length * line + 8;
   const svg = frame(width, height, "what more of each column does");
   const most = Math.max(...values.map(Math.abs), 1e-300);

@@ -2,7 +2,7 @@
 
 import { bars, histogram, scatter } from "./draw.js";
 import {
-  ask, bar, choose, content, count, fmt, h, markBox, pictureOf, prose, signed, stat, tell, thumb, toast, tone, verdict,
+  ask, bar, choose, content, count, fmt, given, h, markBox, pictureOf, prose, signed, stat, tell, thumb, toast, tone, verdict,
 } from "./parts.js";
 
 const state = { study: null, marks: 0 };
@@ -165,7 +165,7 @@ function tableOf(found, split) {
     found.largest.total !== null ? measure(row, "total") : null,
     own ? h("td", { class: "marks" }, markBox({ ...row, split }, context)) : null);
   if (!found.rows.length) return h("p", { class: "empty" }, "No row is so. Take a filter away.");
-  return h("table", { class: "rows" }, h("thead", {}, h("tr", {}, columns.map((each) => h("th", { class: MEASURES.has(each) ? "measure" : "" }, each)))), h("tbody", {}, found.rows.map(line)));
+  return h("div", { class: "wide" }, h("table", { class: "rows" }, h("thead", {}, h("tr", {}, columns.map((each) => h("th", { class: MEASURES.has(each) ? "measure" : "" }, each)))), h("tbody", {}, found.rows.map(line))));
 }
 
 function pages(found) {
@@ -230,7 +230,7 @@ function entry(each, row, found, split) {
       h("div", { class: "value" }, h("b", { class: tone(each.influence) }, signed(each.influence)), bar(each.influence, largest))),
     prose(each),
     chips.length ? h("p", { class: "chips" }, chips.map((one) => h("span", { title: `${fmt(Math.abs(one.apart))} standard deviations ${one.apart > 0 ? "above" : "below"}` },
-      h("i", {}, one.name), ` ${fmt(one.value)} `, h("em", {}, `vs ${fmt(one.test)}`)))) : null,
+      h("i", {}, one.name), ` ${given(one.value)} `, h("em", {}, `vs ${given(one.test)}`)))) : null,
     same ? h("p", { class: "quiet" }, "no column differs by a standard deviation") : null);
 }
 
@@ -369,7 +369,7 @@ function overlayOf(found, map) {
 function differencesCard(found) {
   if (!found.differences.length) return null;
   const order = found.differences;
-  const line = (each) => h("tr", { class: each.differs ? "differs" : "" }, h("th", {}, each.name), h("td", {}, fmt(each.test)), h("td", {}, fmt(each.value)),
+  const line = (each) => h("tr", { class: each.differs ? "differs" : "" }, h("th", {}, each.name), h("td", {}, given(each.test)), h("td", {}, given(each.value)),
     h("td", {}, each.apart === null ? "–" : each.apart === 0 ? "0" : `${each.apart > 0 ? "▲" : "▼"} ${fmt(Math.abs(each.apart))}`));
   return h("section", { class: "card" }, h("h3", {}, "Column by column"),
     h("p", { class: "quiet" }, "Those that differ most come first; marked ones differ by a standard deviation of the column or more."),

@@ -38,6 +38,13 @@ export function fmt(value) {
   return Number(value.toPrecision(3)).toString().replace("-", "−");
 }
 
+// A number of the data as it is known: six digits, and no mark at thousands, which years have not.
+export function given(value) {
+  if (value === null || value === undefined) return "–";
+  return Number(value.toPrecision(Math.abs(value) < 1e15 ? Math.max(6, Math.trunc(Math.abs(value)).toString().length) : 6))
+    .toString().replaceAll("-", "−");
+}
+
 export const signed = (value) => (value > 0 ? "+" : "") + fmt(value);
 export const count = (value) => (value ?? 0).toLocaleString("en");
 export const tone = (value) => (value > 0 ? "helps" : value < 0 ? "harms" : "");
@@ -127,7 +134,7 @@ export function prose(row) {
 
 function columns(all) {
   const shown = all.slice(0, 12);
-  const line = ([name, value]) => h("tr", {}, h("th", {}, name), h("td", {}, fmt(value)));
+  const line = ([name, value]) => h("tr", {}, h("th", {}, name), h("td", {}, given(value)));
   const table = h("table", { class: "columns" }, shown.map(line));
   if (all.length <= shown.length) return table;
   const more = h("button", { class: "link", onclick: () => { more.remove(); table.append(...all.slice(12).map(line)); } },

@@ -122,6 +122,7 @@ class Draft:
         self.names: set[str] = set()
         self._written: set[str] = set()
         self._under_way = UnderWay()
+        self.snapshot = session.snapshot_id  # the last that was kept
 
     @property
     def address(self) -> str:
@@ -216,7 +217,7 @@ class Draft:
             if not self._session.has_uncommitted_changes:
                 return
             with told(f"writing {self.repository.address}"):
-                self._session.commit(why)
+                self.snapshot = self._session.commit(why)
                 self._session = self.repository.repository.writable_session(DRAFT)
 
     @contextmanager

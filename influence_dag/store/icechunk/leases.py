@@ -89,7 +89,7 @@ class _Lease:
     def release(self) -> None:
         if self.mine["pid"] != os.getpid():  # a forked child: its parent goes on writing
             return
-        with suppress(FileNotFoundError):
+        with suppress(Exception):  # what cannot be removed is taken over from
             if json.loads(self.files.cat_file(self.path)).get("token") == self.mine["token"]:
                 self.files.rm_file(self.path)
 

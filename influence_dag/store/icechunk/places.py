@@ -93,13 +93,18 @@ class Place:
         names = (each["name"] for each in found if each["type"] == "directory")
         return [name.rstrip("/").rpartition("/")[2] for name in names]
 
-    def tags(self, artifact: str) -> list[str]:
-        """Of a repository, by one listing: Icechunk reads each that there ever was, gone or not."""
+    def tags(self, artifact: str) -> dict[str, int]:
+        """Of a repository, by one listing: Icechunk reads each that there ever was, gone or not.
+
+        Each with a number for the object that it is: another in a repository that was made anew.
+        """
         refs = self.at(f"{artifact}/{REPOSITORY}/refs")
-        found = (path.rsplit("/", 2)[1:] for path in self.files.find(refs))
-        files = [(ref[4:], file) for ref, file in found if ref.startswith("tag.")]
-        gone = {tag for tag, file in files if file == "ref.json.deleted"}
-        return sorted({tag for tag, file in files if file == "ref.json"} - gone)
+        found = self.files.find(refs, detail=True)
+        parts = ((*path.rsplit("/", 2)[1:], (path, about)) for path, about in found.items())
+        files = [(ref[4:], file, entry) for ref, file, entry in parts if ref.startswith("tag.")]
+        gone = {tag for tag, file, _ in files if file == "ref.json.deleted"}
+        there = {tag: _number(entry) for tag, file, entry in files if file == "ref.json"}
+        return {tag: there[tag] for tag in sorted(there.keys() - gone)}
 
     def objects(self, artifact: str) -> np.ndarray:
         """A number for each object of a repository: others for one that is replaced."""

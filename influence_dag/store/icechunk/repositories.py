@@ -48,6 +48,7 @@ class Repository:
         self.place, self.artifact = place, artifact
         self._snapshots: dict[int, str] = {}
         self._sessions: dict[int, Session] = {}
+        self._tags: dict[int, int] = {}
         self._looked: _Look | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -96,8 +97,23 @@ class Repository:
     def numbers(self) -> list[int]:
         """Of the kept versions, oldest first."""
         with told(f"looking for versions of {self.address}"):
-            tags = self.place.tags(self.artifact)
-        return sorted(int(tag) for tag in tags if _TAG.fullmatch(tag))
+            found = self.place.tags(self.artifact)
+        tags = {int(tag): each for tag, each in found.items() if _TAG.fullmatch(tag)}
+        if any(self._tags.get(number, each) != each for number, each in tags.items()):
+            self._forget()
+        self._tags |= tags
+        return sorted(tags)
+
+    def _forget(self) -> None:
+        """A number is given once: the repository was removed, and another is in its place."""
+        for known in (self._snapshots, self._sessions, self._tags):
+            known.clear()
+        self._looked = None
+        self.__dict__.pop("opened", None)
+
+    def tag(self, number: int) -> int:
+        """A number for the object that says which snapshot a version is, as it was last listed."""
+        return self._tags.get(number, 0)
 
     def snapshot(self, number: int) -> str:
         if number not in self._snapshots:
@@ -133,10 +149,8 @@ class Repository:
             with told(f"removing what was unfinished of {self.address}"):
                 self.repository.delete_branch(DRAFT)
 
-    def publish(self, number: int) -> None:
-        """Let the draft be that version, in one step; whoever comes second is told."""
-        snapshot = self.branch(DRAFT)
-        assert snapshot
+    def publish(self, number: int, snapshot: str) -> None:
+        """Let what was written be that version, in one step; whoever comes second is told."""
         try:
             self.repository.create_tag(tag_of(number), snapshot)
         except Exception as error:
@@ -147,7 +161,8 @@ class Repository:
                 "stays; refresh again to go on from it"
             ) from error
         self.point_main()
-        self.drop_draft()
+        if self.branch(DRAFT) == snapshot:  # not what another writer has begun since
+            self.drop_draft()
 
     def point_main(self) -> None:
         """Let `main` lead to the newest version, where a kill came in between."""

@@ -42,6 +42,7 @@ class IcechunkStore(VersionedStore[StoredVersion]):
         super().__init__(address.rstrip("/"), **options)
         self._place = Place(self.address)
         self._repositories: dict[str, Repository] = {}
+        self._tags: dict[str, int] = {}
 
     def current(self, name: str) -> StoredVersion | None:
         numbers = self._repository(name).numbers()
@@ -85,7 +86,13 @@ class IcechunkStore(VersionedStore[StoredVersion]):
         return self._repositories.setdefault(name, Repository(self._place, name))
 
     def _stored(self, name: str, number: int) -> StoredVersion:
-        return self._known(StoredVersion(Kept(self._repository(name), number), name, number))
+        repository = self._repository(name)
+        version = StoredVersion(Kept(repository, number), name, number)
+        tag = repository.tag(number)
+        if self._tags.setdefault(version.address, tag) != tag:  # of a store that was made anew
+            self._opened.pop(version.address, None)
+            self._tags[version.address] = tag
+        return self._known(version)
 
     def _writing(self, name: str) -> AbstractContextManager[None]:
         return self._held(name, ".lock")
@@ -126,7 +133,7 @@ class IcechunkStore(VersionedStore[StoredVersion]):
     def _publish(self, draft: StoredDraft) -> None:
         contents, repository = _contents_of(draft), self._repository(draft.artifact)
         finish(draft)
-        repository.publish(contents.number)
+        repository.publish(contents.number, contents.snapshot)
         repository.note_objects([contents.number])
         repository.drop([version.number for version in self._surplus(draft.artifact)])
 

@@ -1,9 +1,12 @@
 """What comes out beside the planned arrays: the contract's part about results and files."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
 from influence_dag.errors import StoreError
 from influence_dag.store.protocol import Store, Version
@@ -39,6 +42,26 @@ class ResultsContract:
         assert version.file("model.safetensors") == b"\x00weights"
         with pytest.raises(StoreError, match=r"no file 'x'; it has model\.safetensors"):
             version.file("x")
+
+    def test_numbers_that_are_not_finite_are_json_for_every_reader(self, store: Store):
+        """JavaScript's parser and Rust's refuse what Python writes for them."""
+        info = {"pearson": float("nan"), "ends": [-np.inf, 1.0, np.inf], "name": "NaN"}
+        with store.new_version(NAME, SAMPLE.layout) as draft:
+            for index in ALL_CHUNKS:
+                write_chunk(draft, SAMPLE, index)
+            draft.set_attrs(info=info)
+        version = current(store)
+        for said in (version.attrs["info"], version.open().attrs["info"]):
+            assert np.isnan(said["pearson"])
+            assert (said["ends"], said["name"]) == ([-np.inf, 1.0, np.inf], "NaN")
+        content = sync(version.zarr_store().get("zarr.json", default_buffer_prototype()))
+        assert content is not None
+        told = json.loads(content.to_bytes(), parse_constant=pytest.fail)
+        shown = {"pearson": "NaN", "ends": ["-Infinity", 1.0, "Infinity"], "name": "NaN"}
+        assert told["attributes"]["info"] == shown
+        with store.new_version(NAME, SAMPLE.layout) as draft:
+            draft.set_attrs(info=info)
+        assert current(store).number == version.number
 
     @pytest.fixture
     def solved(self, store: Store) -> Version:
