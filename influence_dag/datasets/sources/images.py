@@ -1,8 +1,10 @@
 """Pictures: a folder with a folder a class, or a table with a column of paths."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -102,6 +104,20 @@ def _pictures(
     return np.stack(pictures)
 
 
+def is_deep(file: Any) -> bool:
+    """Whether an opened picture has numbers of more than 8 bits.
+
+    Of some kinds Pillow has no mode for these (16 bits of RGB) and reads their upper 8 bits: that is
+    told by how their pixels are stored alone, `RGB;16B`, or by the largest number of a `.ppm`.
+    """
+    tiles = getattr(file, "tile", ())
+    return (
+        file.mode.startswith(DEEP)
+        or any(re.search(";16[BLN]", repr(tile)) for tile in tiles)
+        or any(codec.startswith("ppm") and stored[1] > 255 for codec, _, _, stored in tiles)
+    )
+
+
 def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
     try:
         from PIL import Image, ImageOps
@@ -109,10 +125,10 @@ def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
         raise DataError(f"{name}: reading pictures needs Pillow; pip install pillow") from error
     try:
         with Image.open(path) as file:
-            if file.mode.startswith(DEEP):
+            if is_deep(file):
                 raise ValueError(
-                    f"its numbers are not of 8 bits (mode {file.mode}) and would be cut at 255; "
-                    "save it with 8 bits a channel, or all pictures as arrays"
+                    f"its numbers are not of 8 bits (mode {file.mode}) and would be cut; save it "
+                    "with 8 bits a channel, or all pictures as arrays"
                 )
             picture = ImageOps.exif_transpose(file).convert(MODES[settings.channels])
             if settings.size is not None:
