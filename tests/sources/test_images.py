@@ -83,6 +83,19 @@ def test_an_edited_picture_is_another_content(folder):
     assert source_fingerprint(data, folder) != before
 
 
+def test_a_folder_that_is_linked_is_a_class(folder):
+    """Its rows were not there, without a word, and edits of them were no edit."""
+    for split in ("train", "test"):
+        (folder / split / "cold").rename(folder / f"elsewhere_{split}")
+        (folder / split / "cold").symlink_to(folder / f"elsewhere_{split}")
+        (folder / split / "warm/again").symlink_to(folder / split)  # without an end
+    assert read(folder)[0].labels.tolist() == ["cold", "cold", "warm"]
+    data = DataSettings.model_validate({"train": "train", "test": "test", "images": {}})
+    before = source_fingerprint(data, folder)
+    Image.new("RGB", (4, 2), RED).save(folder / "elsewhere_train/b.png")
+    assert source_fingerprint(data, folder) != before
+
+
 @pytest.mark.parametrize("root", [None, "train"])
 def test_an_edited_picture_that_a_table_names_is_another_content(folder, root):
     """Beside the table it was no part of the content: a refresh found nothing to do."""
@@ -128,7 +141,7 @@ def test_colours_of_16_bits_are_refused(folder, ending):
     ppm = b"P6 4 2 65535\n" + pixels.astype(">u2").tobytes()
     content = png_of_16_bits(pixels) if ending == "png" else ppm
     (folder / f"train/warm/deep.{ending}").write_bytes(content)
-    with pytest.raises(DataError, match=r"warm/deep\.p\w+ is no readable picture: .* not of 8 bits"):
+    with pytest.raises(DataError, match=r"warm/deep\.p\w+ is no readable .* not of 8 bits"):
         read(folder)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from influence_dag.datasets.sources.base import INPUT, Source
 from influence_dag.datasets.sources.texts import texts
 from influence_dag.errors import DataError
+from influence_dag.files import files_behind
 from influence_dag.study.data import DataSettings, ImageSettings
 from influence_dag.texts import listed
 
@@ -26,8 +27,8 @@ def read_folder(path: Path, name: str, data: DataSettings) -> Source:
     assert data.images is not None
     found = sorted(
         each
-        for each in path.rglob("*")
-        if each.suffix.lower() in SUFFIXES and not each.is_dir() and each.parent != path
+        for each in map(Path, files_behind(path))
+        if each.suffix.lower() in SUFFIXES and each.parent != path
     )
     if lost := [each for each in found if not each.is_file()]:  # reading a pipe would wait for ever
         raise DataError(
@@ -107,8 +108,8 @@ def _pictures(
 def is_deep(file: Any) -> bool:
     """Whether an opened picture has numbers of more than 8 bits.
 
-    Of some kinds Pillow has no mode for these (16 bits of RGB) and reads their upper 8 bits: that is
-    told by how their pixels are stored alone, `RGB;16B`, or by the largest number of a `.ppm`.
+    Of some kinds Pillow has no mode for these (RGB of 16 bits) and reads their upper 8 bits: how
+    their pixels are stored tells, `RGB;16B`, or the largest number of a `.ppm`.
     """
     tiles = getattr(file, "tile", ())
     return (
