@@ -64,6 +64,15 @@ def test_points_where_decimals_have_commas_are_no_decimals(tmp_path, cells, colu
         read(tmp_path, "t.csv", csv={"separator": ";", "decimal": ","}, weight="weight")
 
 
+def test_a_column_has_one_type_however_long_it_is(tmp_path, recwarn):
+    """pandas reads pieces: those of digits alone were numbers, so that 007 was 7 there."""
+    rows = "".join(f"{k},0.5,{'x' if k == 99_999 else '007'},{k % 2}\n" for k in range(100_000))
+    (tmp_path / "long.csv").write_text(f"id,a,note,label\n{rows}")
+    split = read(tmp_path, "long.csv", keep=["note"])
+    assert set(split.kept["note"].tolist()) == {"007", "x"}
+    assert not recwarn.list
+
+
 def test_lines_are_told_in_any_form(tmp_path):
     bad = FRAME.astype({"n": object})
     bad.loc[1, "n"] = "zwei"
@@ -147,6 +156,11 @@ def ragged():
     return pa.table({"id": [7, 8], "input_ids": [[1, 2], [4]], "label": ["no", "yes"]})
 
 
+def uneven():
+    cells = [[[1], [1, 2]], [[1], [1, 2]]]
+    return pd.DataFrame({"id": [7, 8], "input_ids": cells, "label": ["no", "yes"]})
+
+
 def random():
     return FRAME.assign(n=np.random.default_rng().normal(size=3))
 
@@ -178,6 +192,8 @@ def test_cells_that_are_lists_are_arrays(made):
     assert split.labels.tolist() == ["no", "yes"]
     with pytest.raises(DataError, match="row 1 has input_ids of shape"):
         read(made, "made_tables:ragged")
+    with pytest.raises(DataError, match="row 0, column 'input_ids': lists of several lengths in one"):
+        read(made, "made_tables:uneven")
 
 
 @pytest.mark.parametrize("name", ["random", "weighed", "named"])

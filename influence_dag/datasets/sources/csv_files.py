@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -101,20 +102,23 @@ def _frame(
 
     `007` and `NA` are ids as they stand: never parsed, never "missing".
     """
+    options: dict[str, Any] = {
+        "index_col": False,
+        "sep": form.separator,
+        "decimal": form.decimal,
+        "encoding": form.encoding,
+        "dtype": {text: str},
+        "keep_default_na": False,
+        "na_values": {column: list(EMPTY_CELLS) for column in header if column != text},
+    }
     with warnings.catch_warnings():
         # pandas only warns of rows that are longer than the header, and cuts them off.
         warnings.simplefilter("error", pd.errors.ParserWarning)
+        warnings.simplefilter("error", pd.errors.DtypeWarning)
         try:
-            return pd.read_csv(
-                io.BytesIO(content),
-                index_col=False,
-                sep=form.separator,
-                decimal=form.decimal,
-                encoding=form.encoding,
-                dtype={text: str},
-                keep_default_na=False,
-                na_values={column: list(EMPTY_CELLS) for column in header if column != text},
-            )
+            with suppress(pd.errors.DtypeWarning):  # types by pieces of a column: 7 and then 007
+                return pd.read_csv(io.BytesIO(content), **options)
+            return pd.read_csv(io.BytesIO(content), **options, low_memory=False)
         except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
             seen = _too_long(content, len(header), form) or str(error).strip()
             raise DataError(f"{name}: not a well-formed .csv: {seen}") from error

@@ -18,6 +18,8 @@ def prepared(
         values = values.reshape(len(values), *features.shape)
     if features.scale == 1:
         return values
+    if values.dtype == np.float16:  # whose products would be of 3 digits, and 0 below 6e-8
+        values = values.astype(np.float64)
     with np.errstate(over="ignore"):
         scaled = values * features.scale
     if (np.isinf(scaled) & np.isfinite(values)).any():
