@@ -84,7 +84,7 @@ def _labels(array: xr.DataArray) -> dict[str, tuple[str, ...]]:
 
 def _check_files(path: Path, name: str) -> None:
     """A `DataError` for what is no file: reading a pipe would wait for ever."""
-    for file in files_behind(path):
+    for file in files_behind(path) if path.is_dir() else ():
         if not os.path.isfile(file):
             raise DataError(f"{name}: {file} is neither a file nor a folder; write it again")
 
