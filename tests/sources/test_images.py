@@ -76,6 +76,17 @@ def test_a_table_names_pictures(folder):
         read(folder, **options)
 
 
+def test_columns_that_would_not_be_read_are_refused(folder):
+    frame = pd.DataFrame({"id": [1], "path": ["warm/a.png"], "kind": ["w"], "iso": [100]})
+    for split in ("train", "test"):
+        frame.to_csv(folder / f"{split}.csv", index=False)
+    options = {"train": "train.csv", "test": "test.csv", "id": "id", "target": "kind"}
+    with pytest.raises(DataError, match=r"features\.columns names iso, .* pictures are the only"):
+        read(folder, {"root": "train"}, features={"columns": ["iso"]}, **options)
+    with pytest.raises(DataError, match=r"data\.keep names iso, .* has none"):
+        read(folder, keep=["iso"])
+
+
 def test_an_edited_picture_is_another_content(folder):
     data = DataSettings.model_validate({"train": "train", "test": "test", "images": {}})
     before = source_fingerprint(data, folder)

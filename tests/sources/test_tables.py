@@ -73,6 +73,18 @@ def test_a_column_has_one_type_however_long_it_is(tmp_path, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_whole_numbers_with_a_gap_that_travel_along_are_exact(tmp_path, name):
+    """Two numbers of devices were one, of 2⁵³ and more."""
+    devices = pd.array([2**53, 2**53 + 1, None], dtype="Int64")
+    frame = FRAME.assign(device=devices, few=pd.array([1, 2, None], dtype="Int64"))
+    write = frame.to_parquet if name.endswith("parquet") else frame.to_csv
+    write(tmp_path / name, index=False)
+    kept = read(tmp_path, name, keep=["device", "few"]).kept
+    assert kept["device"].tolist() == [str(2**53), str(2**53 + 1), ""]
+    np.testing.assert_array_equal(kept["few"], [1.0, 2.0, np.nan])
+
+
 def test_lines_are_told_in_any_form(tmp_path):
     bad = FRAME.astype({"n": object})
     bad.loc[1, "n"] = "zwei"
@@ -80,6 +92,12 @@ def test_lines_are_told_in_any_form(tmp_path):
     form = {"separator": ";", "decimal": ",", "encoding": "latin-1"}
     with pytest.raises(DataError, match=r"line 3 \(id 'r1'\), column 'n': seen 'zwei'"):
         read(tmp_path, "t.csv", csv=form)
+
+
+def test_lines_of_spaces_are_counted_as_lines(tmp_path):
+    (tmp_path / "t.csv").write_text("id,a,label\nr0,0.5,x\n  \nr1,zwei,y\n")
+    with pytest.raises(DataError, match=r"line 4 \(id 'r1'\), column 'a': seen 'zwei'"):
+        read(tmp_path, "t.csv")
 
 
 def test_another_separator_or_encoding_is_told_with_its_setting(tmp_path):

@@ -156,13 +156,16 @@ def _header(content: bytes, path: Path, form: CsvSettings) -> list[str]:
 
 
 def _rows(content: bytes, form: CsvSettings) -> Iterator[tuple[int, list[str]]]:
-    """Cells with the line on which they start: blank lines and quoted newlines count."""
+    """Cells with the line on which they start: blank lines and quoted newlines count.
+
+    A line of spaces is blank, as for pandas.
+    """
     text = io.TextIOWrapper(io.BytesIO(content), form.encoding, newline="")
     reader, start = csv.reader(text, delimiter=form.separator), 1
     limit = csv.field_size_limit(len(content))  # else texts of 128 kB are an error
     try:
         for record in reader:
-            if record:
+            if record and not (len(record) == 1 and record[0].isspace()):
                 yield start, record
             start = reader.line_num + 1
     finally:

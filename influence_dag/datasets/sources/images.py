@@ -34,6 +34,11 @@ def read_folder(path: Path, name: str, data: DataSettings) -> Source:
         raise DataError(
             f"{name}: {lost[0].relative_to(path)} is no file, or a link to none; take it out"
         )
+    if data.keep:
+        raise DataError(
+            f"{name}: data.keep names {listed(data.keep)}, and a folder of pictures has none; "
+            "leave it out, or write a table with the paths of the pictures"
+        )
     if not found:
         raise DataError(
             f"{name}: no pictures ({', '.join(SUFFIXES)}) in folders of this folder; a folder a "
