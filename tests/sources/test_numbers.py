@@ -130,10 +130,10 @@ def test_unsigned_numbers_do_not_wrap(tmp_path, role):
     [
         (np.array([1, 2**63, 3], np.uint64), False),
         (pd.array([1, 2**53 + 1, 3], "Int64"), True),
-        ([decimal.Decimal(1), decimal.Decimal(2**53 + 1), decimal.Decimal(3)], False),
+        ([decimal.Decimal(1), decimal.Decimal(2**53 + 1), decimal.Decimal(3)], True),
         ([decimal.Decimal("1.5"), decimal.Decimal(2), decimal.Decimal(3)], True),
     ],
-    ids=["unsigned", "nullable", "large decimal", "decimal"],
+    ids=["unsigned", "nullable", "whole decimal", "decimal"],
 )
 def test_numbers_of_parquet_are_exact_or_refused(tmp_path, values, good):
     frame = pd.DataFrame({"id": list("abc"), "a": 1.0, "y": values})

@@ -144,6 +144,17 @@ def test_arrow_files_are_read(tmp_path, name):
     check(read(tmp_path, name))
 
 
+def test_labels_that_are_digits_in_text_are_whole_numbers(tmp_path):
+    """In a .parquet they were decimals, and no classes: `suspects` took them for amounts."""
+    for name, write in (("t.csv", pd.DataFrame.to_csv), ("t.parquet", pd.DataFrame.to_parquet)):
+        write(FRAME.assign(label=["0", "2", "1"]), tmp_path / name, index=False)
+        split = read(tmp_path, name)
+        assert split.y.dtype == np.int64
+        assert split.labels.tolist() == [0, 2, 1]
+    FRAME.assign(label=["0", "2.5", "1"]).to_parquet(tmp_path / "t.parquet")
+    assert read(tmp_path, "t.parquet").y.tolist() == [0.0, 2.5, 1.0]
+
+
 MADE = """
 import numpy as np
 import pandas as pd

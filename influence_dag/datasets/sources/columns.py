@@ -92,6 +92,8 @@ def _parsed(source: Source, name: str, column: pd.Series, mark: str) -> np.ndarr
     wrong = (numbers.isna() & text.notna()).to_numpy()
     if wrong.any():
         _not_a_number(source, name, text.to_numpy(object), wrong, mark)
+    if pd.api.types.is_integer_dtype(numbers):
+        return whole(numbers.to_numpy(), **told(source, name))
     values = numbers.to_numpy(np.float64, copy=True, na_value=np.nan)
     from_text(text.to_numpy(object), values, **told(source, name))
     return values
