@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from influence_dag.datasets.sources.numbers import EXACT
 from influence_dag.errors import DataError, StoreError
 from influence_dag.fingerprints import KEY_BYTES, Keys
 from influence_dag.store import Coordinate, Version
@@ -308,5 +309,14 @@ def kept_name(column: str) -> str:
 
 
 def shown_label(label: Any) -> str:
-    """A label as a person reads it: words as they are, numbers without trailing zeros."""
-    return f"{label:g}" if isinstance(label, int | float | np.number) else str(label)
+    """A label as a person reads it: words and whole numbers as they are, other numbers short.
+
+    >>> shown_label(1_234_567), shown_label(2.0), shown_label(0.30000001), shown_label("b")
+    ('1234567', '2', '0.3', 'b')
+    """
+    if not isinstance(label, int | float | np.number):
+        return str(label)
+    is_short = isinstance(label, float | np.floating) and not (
+        label % 1 == 0 and abs(label) < EXACT
+    )
+    return f"{label:g}" if is_short else str(int(label))
