@@ -44,6 +44,12 @@ class Rows:
         return globals()[self.item](k)
 
 
+class Renamed(Rows):
+    def __init__(self, item):
+        super().__init__(item)
+        self.drawn = np.random.default_rng().permutation(12)
+
+
 def alive():
     import gc
 
@@ -187,6 +193,17 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path, item, words, workers):
 def test_rows_that_are_drawn_when_read_are_refused_when_they_are_used(tmp_path, workers):
     split = load_split(write(tmp_path, item="drawn", workers=workers), "train", tmp_path)
     with pytest.raises(DataError, match=r"row 0 is another one .*\(12 of 12 rows are\)"):
+        split.x["x"][4:6]
+
+
+@pytest.mark.parametrize("beside", [{"id": "drawn"}, {"keep": ["drawn"]}])
+def test_names_that_are_drawn_when_it_is_made_are_refused(tmp_path, beside):
+    """As those of a table are: each refresh took all rows for others."""
+    data = write(tmp_path, **beside)
+    path = tmp_path / f"rows_of_{tmp_path.name}.py"
+    path.write_text(path.read_text().replace("return Rows(", "return Renamed("))
+    split = load_split(data, "train", tmp_path)
+    with pytest.raises(DataError, match=r"is another one when it is read again \(\d+ of 12"):
         split.x["x"][4:6]
 
 

@@ -198,6 +198,10 @@ def weighed():
     return FRAME.assign(w=np.random.default_rng().uniform(size=3))
 
 
+def noted():
+    return FRAME.assign(note=np.random.default_rng().uniform(size=3))
+
+
 def named():
     return FRAME.assign(id=np.random.default_rng().integers(2**60, size=3))
 """
@@ -225,10 +229,11 @@ def test_cells_that_are_lists_are_arrays(made):
         read(made, "made_tables:uneven")
 
 
-@pytest.mark.parametrize("name", ["random", "weighed", "named"])
+@pytest.mark.parametrize("name", ["random", "weighed", "noted", "named"])
 def test_a_table_that_is_drawn_anew_is_refused(made, name):
     with pytest.raises(DataError, match="is another one when it is read again"):
-        read(made, f"made_tables:{name}", weight="w" if name == "weighed" else None)
+        beside = {"weighed": {"weight": "w"}, "noted": {"keep": ["note"]}}
+        read(made, f"made_tables:{name}", **beside.get(name, {}))
 
 
 @pytest.mark.parametrize("column", ["index", "level_0"])

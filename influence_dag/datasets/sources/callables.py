@@ -39,6 +39,7 @@ def read_callable(name: str, data: DataSettings, which: Split, root: Path) -> So
         return read_table(rows, name, data, which)
     _check_map_style(rows.dataset, name, which)
     ids, kept = _beside(rows.dataset, name, data)
+    rows.beside = lambda dataset: _named(*_beside(dataset, name, data))
     if ids is not None:
         rows.row_name = lambda row: f"row {row} (id {str(ids[row])!r})"
     rows.see()
@@ -76,6 +77,10 @@ def _check_map_style(dataset: Any, name: str, which: Split) -> None:
         count = len(dataset)
     if count == 0:
         raise DataError(f"data.{which}: {name} is empty; at least one row is needed")
+
+
+def _named(ids: np.ndarray | None, kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return kept if ids is None else kept | {"ids": ids}
 
 
 def _beside(

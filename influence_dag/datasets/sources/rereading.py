@@ -35,6 +35,7 @@ class RereadRows:
         self._workers: Workers | None = None
         self._last: tuple[np.ndarray, Block] | None = None
         self.row_name: Callable[[int], str] = "row {}".format
+        self.beside: Callable[[Any], dict[str, np.ndarray]] = lambda dataset: {}
         self._seed = FIRST
         self._dataset: Any = self.made()
         self.not_finite: dict[str, NotFinite] = {}
@@ -52,6 +53,7 @@ class RereadRows:
             self.close()
 
     def _see(self) -> None:
+        self._named = self.beside(self._dataset)
         first = self._fetch(np.arange(1))
         like = {f"x.{name}": part.shape[1:] for name, part in first.inputs.items()}
         like |= {"y": first.target.shape[1:], "weight": first.weights.shape[1:]}
@@ -102,6 +104,16 @@ class RereadRows:
     def _remake(self) -> None:
         self.close()
         self._seed, self._dataset = AGAIN, self.made()
+        for name, now in self.beside(self._dataset).items():
+            self._check_same(self._named[name], now)
+
+    def _check_same(self, before: np.ndarray, now: np.ndarray) -> None:
+        """A `DataError` where what stands beside the rows, ids or labels, is drawn anew."""
+        there, same = min(len(before), len(now)), np.zeros(len(before), bool)
+        same[:there] = equal_rows(before[:there], now[:there])
+        if not same.all():
+            moved = np.flatnonzero(~same).tolist()
+            raise moved_rows(self._which, self._form.name, moved, len(before), self.row_name)
 
     def _blocks(self, start: int) -> Iterator[tuple[int, Block]]:
         """Where each block begins, and its rows."""
