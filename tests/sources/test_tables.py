@@ -231,8 +231,8 @@ def test_cells_that_are_lists_are_arrays(made):
 
 @pytest.mark.parametrize("name", ["random", "weighed", "noted", "named"])
 def test_a_table_that_is_drawn_anew_is_refused(made, name):
+    beside = {"weighed": {"weight": "w"}, "noted": {"keep": ["note"]}}
     with pytest.raises(DataError, match="is another one when it is read again"):
-        beside = {"weighed": {"weight": "w"}, "noted": {"keep": ["note"]}}
         read(made, f"made_tables:{name}", **beside.get(name, {}))
 
 
