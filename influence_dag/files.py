@@ -171,6 +171,19 @@ def files_below(folder: Path | str) -> Iterator[str]:
         yield from (f"{parent}/{name}" for name in names)
 
 
+def files_behind(folder: Path | str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Every file in a folder and in those inside it or linked there, a link to nothing too.
+
+    A link to one of the folders `above` it, whose files are theirs, is not followed.
+    """
+    real = os.path.realpath(folder)
+    for entry in () if real in above else os.scandir(folder):
+        if entry.is_dir():
+            yield from files_behind(entry.path, (*above, real))
+        else:
+            yield entry.path
+
+
 def remove(paths: Iterable[Path]) -> None:
     """Remove files and folders; a folder vanishes under its name at once, then its content."""
     for path in paths:

@@ -136,3 +136,27 @@ def test_a_file_that_torch_cannot_read_is_refused(tmp_path, content):
         (tmp_path / "saved.pt").write_bytes(content)
     with pytest.raises(ModelError, match=r"saved\.pt: not a readable checkpoint"):
         modules.load_checkpoint(build(), tmp_path / "saved.pt")
+
+
+class Masked(nn.Module):
+    """Attention keeps what comes later out by -∞, in a buffer that is saved along."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+
+
+def test_a_mask_of_infinities_is_no_fault(tmp_path):
+    """Networks that keep one could be neither fitted nor loaded."""
+    stored = Masked().state_dict()
+    torch.save(stored, tmp_path / "saved.pt")
+    modules.load_checkpoint(module := Masked(), tmp_path / "saved.pt")
+    modules.load_state(module, modules.save_checkpoint(module), "stored")
+    torch.testing.assert_close(module.layer.weight, stored["layer.weight"])
+    for place, number in (((0, 0), torch.inf), ((0, 1), torch.nan), ((0, 1), torch.inf)):
+        wrong = stored["mask"].clone()
+        wrong[place] = number
+        torch.save({**stored, "mask": wrong}, tmp_path / "saved.pt")
+        with pytest.raises(ModelError, match="mask is not finite"):
+            modules.load_checkpoint(Masked(), tmp_path / "saved.pt")

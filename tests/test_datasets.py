@@ -356,6 +356,26 @@ def test_dims_may_not_take_another_axis_name(tmp_path):
         load_split(settings(features={"dims": ["train"]}), "train", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("dim", "told"),
+    [
+        ("train_length", "name of another array"),
+        ("test_x", "name of another array"),
+        ("feature_mean", "name of another array"),
+        ("perturbation_influences", "name of another array"),
+        ("two words", "cannot name a stored array"),
+        ("a/b", "cannot name a stored array"),
+        ("_hidden", "cannot name a stored array"),
+        ("", "cannot name a stored array"),
+    ],
+)
+def test_dims_are_names_that_results_can_have(tmp_path, dim, told):
+    """`train_length` was read as a column of the rows, when the model had been fitted."""
+    (tmp_path / "train.csv").write_text(CSV)
+    with pytest.raises(DataError, match=f"'{dim}' .*{told}"):
+        load_split(settings(features={"dims": [dim]}), "train", tmp_path)
+
+
 @ARRAY_FILES
 @pytest.mark.parametrize(
     ("contents", "words"),

@@ -141,6 +141,26 @@ def test_rows_are_picked_by_slice_and_by_index():
     assert torch.equal(gradients[4:].dense(), gradients.dense()[4:])
 
 
+def test_layers_without_numbers_take_no_others_place():
+    """A layer of no output has the place in θ of what follows it, whose gradients were zeros."""
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.none, self.nothing = nn.Linear(3, 0), nn.Linear(0, 2)
+            self.cells, self.head = nn.RNN(3, 3, batch_first=True), nn.Linear(3, 2)
+
+        def forward(self, x):
+            of_none = self.none(x).sum(1, keepdim=True) + self.nothing(x[:, :0])
+            return self.head(self.cells(x.unsqueeze(1))[0][:, 0]) + of_none
+
+    torch.manual_seed(0)
+    module, x, y = Recurrent().double(), torch.randn(6, 3).double(), torch.arange(6) % 2
+    objective = Objective(module, "cross_entropy")
+    found = per_sample_gradients(objective, Rows(x, y)).dense()
+    assert_close(found, reference.per_sample_gradients(module, F.cross_entropy, x, y))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7, ROWS, 100])
 def test_the_batch_size_changes_nothing(batch_size):
     module, x, y = CASES["positions"].make()

@@ -6,6 +6,7 @@ from influence_dag.datasets.sources import files, pictures
 from influence_dag.datasets.sources.digests import FileDigests
 from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.splits import load_splits
+from influence_dag.files import files_behind
 from influence_dag.fingerprints import fingerprint
 from influence_dag.study.base import Split, is_callable_name
 from influence_dag.study.data import DataSettings
@@ -47,7 +48,7 @@ def _content(
         {
             f"{name}/{inside.relative_to(path)}": digests[inside]
             for name, path in (files(data, which, root) | pictures(data, which, root)).items()
-            for inside in (sorted(path.rglob("*")) if path.is_dir() else [path])
+            for inside in (map(Path, files_behind(path)) if path.is_dir() else [path])
             if inside.is_file()
         }
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import get_args
 
 import numpy as np
 
@@ -11,9 +12,14 @@ from influence_dag.datasets.sources.numbers import decimal, whole
 from influence_dag.datasets.sources.on_demand import RowsOnDemand, Values, seen
 from influence_dag.datasets.sources.preparing import prepared
 from influence_dag.errors import DataError
+from influence_dag.study.base import Split
 from influence_dag.study.data import DataSettings, FeatureSettings
 
 RESERVED_DIMS = ("test", "train", "param", "damping")  # names of other axes in the results
+_OF_ARRAYS = ("feature_mean", "feature_scale", "perturbation_influences")  # which they stand beside
+_OF_ROWS = tuple(
+    f"{split}_" for split in get_args(Split)
+)  # how what the results hold of rows begins
 _TYPES = {"U": "text", "S": "bytes", "O": "objects", "M": "times", "m": "durations"}
 _TYPES |= {"c": "complex numbers", "V": "records"}
 
@@ -104,11 +110,17 @@ def dims(source: Source, features: FeatureSettings, x: dict[str, Values]) -> tup
             f"{source.name}: data.features.dims {list(dims)} names {len(dims)} axes, "
             f"a row has {axes}; give data.features.shape or as many names"
         )
-    taken = [dim for dim in dims if dim in RESERVED_DIMS]
-    if taken:
-        raise DataError(
-            f"data.features.dims: {taken[0]!r} is the name of another axis; choose another"
-        )
+    for dim in dims:
+        what = "axis" if dim in RESERVED_DIMS else "array"
+        if what == "axis" or dim in _OF_ARRAYS or dim.startswith(_OF_ROWS):
+            raise DataError(
+                f"data.features.dims: {dim!r} is the name of another {what}; choose another"
+            )
+        if not dim or set(dim) & set(" /\\") or dim[0] in "._":
+            raise DataError(
+                f"data.features.dims: {dim!r} cannot name a stored array; choose a name without "
+                "spaces and slashes that begins with neither . nor _"
+            )
     return dims
 
 

@@ -154,7 +154,11 @@ def _complaints(
             for key in shared
             if stored[key].shape != wanted[key].shape
         ],
-        [f"{key} is {seen}" for key in stored if (seen := _not_numbers(stored[key]))],
+        [
+            f"{key} is {seen}"
+            for key in stored
+            if (seen := _not_numbers(stored[key], wanted.get(key)))
+        ],
     )
     return [
         complaint
@@ -176,13 +180,19 @@ def _stored_apart(stored: Mapping[str, Tensor], module: nn.Module) -> list[str]:
     ]
 
 
-def _not_numbers(value: Tensor) -> str | None:
-    """Why a tensor is no array of finite real numbers; None where it is one."""
+def _not_numbers(value: Tensor, ours: Tensor | None) -> str | None:
+    """Why a tensor is no array of finite real numbers; None where it is one.
+
+    A mask of attention is -∞ where the module's own is.
+    """
     if value.is_meta:
         return "on the meta device, without numbers"
     if value.layout != torch.strided or value.is_complex() or value.is_quantized:
         return f"{value.dtype}, {value.layout}; wanted a dense tensor of real numbers"
-    return None if value.isfinite().all() else "not finite"
+    finite = value.isfinite()
+    if ours is not None and ours.shape == value.shape:
+        finite |= value == ours
+    return None if finite.all() else "not finite"
 
 
 def _may_lack(key: str, stored: Mapping[str, Tensor], module: nn.Module) -> bool:

@@ -53,6 +53,7 @@ class Objective:
     in the order of `module.named_parameters()`; a tied weight is one entry. Frozen parameters
     and buffers are constants. `output` names the prediction in a module's dict or tuple of outputs
     (see `chosen_output`). `params` is a copy taken here: later training does not move it.
+    Parameters without a number have no place in it, which would be another one's.
 
     Denormal entries are zero in it, in every thread's arithmetic (see `flushed_denormals`).
 
@@ -72,7 +73,7 @@ class Objective:
         trainable = {
             name: parameter
             for name, parameter in module.named_parameters()
-            if parameter.requires_grad
+            if parameter.requires_grad and parameter.numel()
         }
         if not trainable:
             raise ModelError(

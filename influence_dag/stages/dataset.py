@@ -184,11 +184,9 @@ def _as_stored(stored: Version, split: Split, table: SplitRows, slots: np.ndarra
     same = slots >= 0
     if stored.verify() or stored.attrs.get("rows_formula") != FORMULA:
         return np.zeros_like(same)
-    if (f"{split}_weight" in stored.variables) != (table.weights is not None):
-        return np.zeros_like(same)
     arrays = arrays_of(table, split)
-    if not arrays.keys() <= stored.variables.keys():  # of other inputs
-        return np.zeros_like(same)
+    if arrays.keys() != {name for name in stored.variables if name.startswith(f"{split}_")}:
+        return np.zeros_like(same)  # of other inputs, or with weights and without
     for name, values in arrays.items():
         kept, values = canonical(stored.read(name)), canonical(np.asarray(values))
         if kept.shape[1:] != values.shape[1:] or kept.dtype != values.dtype:

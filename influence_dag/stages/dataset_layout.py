@@ -38,6 +38,7 @@ def layout_of(bench: Workbench, tables: dict, axes: dict[Split, Axis], source: s
         weights=bench.settings.data.weight or "none",
         note=_seen(tables["train"]),
         classes=list(tables["train"].classes or ()),
+        **_columns_of_shape(tables["train"]),
     )
     made = {f"{split}_source": tables[split].source for split in tables}
     made = {**provenance(), **made, "source_key": source, "rows_formula": FORMULA}
@@ -64,6 +65,12 @@ def _feature_coordinates(table: SplitRows) -> list[Coordinate]:
         Coordinate(dim, (dim,), np.arange(size), {"long_name": f"position along {dim}"})
         for dim, size in zip(table.dims, values.shape[1:], strict=True)
     ]
+
+
+def _columns_of_shape(table: SplitRows) -> dict[str, list[str]]:
+    """The feature columns, row-major, where no coordinate has them."""
+    shaped = table.feature_names and len(table.dims) > 1
+    return {"feature_columns": list(table.feature_names or ())} if shaped else {}
 
 
 def _unit_coordinates(table: SplitRows) -> list[Coordinate]:

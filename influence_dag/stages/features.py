@@ -23,8 +23,10 @@ AT_ONCE = 2**14  # rows
 
 
 def feature_names(bench: Workbench) -> list[str]:
-    """Names of the feature columns, in order; none where inputs are arrays without any."""
+    """Names of the feature columns, row-major; none where inputs are arrays without any."""
     dataset = bench.require("dataset")
+    if columns := dataset.attrs.get("feature_columns"):
+        return list(columns)
     dims = list(dataset.attrs["feature_dims"])
     if len(dims) != 1 or dims[0] not in dataset.coordinates:
         return []
@@ -100,7 +102,7 @@ def unscaled_columns(bench: Workbench) -> str:
     the curvature goes with, squared.
     """
     dataset = bench.require("dataset")
-    names = feature_names(bench)
+    names = feature_names(bench) if len(dataset.attrs["feature_dims"]) == 1 else []
     is_float = names and np.dtype(dataset.variables["train_x"].dtype).kind == "f"
     if not is_float or len(dataset.attrs["inputs"]) != 1:
         return ""

@@ -19,6 +19,7 @@ from influence_dag.datasets.sources.packed import content_of
 from influence_dag.datasets.sources.tables import check_names
 from influence_dag.datasets.sources.texts import TEXT_KINDS
 from influence_dag.errors import DataError
+from influence_dag.files import files_behind
 from influence_dag.study.base import is_callable_name
 from influence_dag.study.data import DataSettings
 
@@ -264,7 +265,8 @@ def _look_at_arrays(path: Path, plan: Plan) -> None:
 
 
 def _look_at_pictures(folder: Path, plan: Plan) -> None:
-    pictures = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES)
+    files = sorted(map(Path, files_behind(folder)))
+    pictures = (path for path in files if path.suffix.lower() in SUFFIXES)
     if not (found := list(pictures)):
         raise DataError(
             f"{folder} has no pictures ({', '.join(SUFFIXES)}); give a folder of pictures with a "

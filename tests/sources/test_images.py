@@ -1,5 +1,8 @@
 """Folders of pictures, and tables that name them."""
 
+import struct
+import zlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,10 +76,34 @@ def test_a_table_names_pictures(folder):
         read(folder, **options)
 
 
+def test_columns_that_would_not_be_read_are_refused(folder):
+    frame = pd.DataFrame({"id": [1], "path": ["warm/a.png"], "kind": ["w"], "iso": [100]})
+    for split in ("train", "test"):
+        frame.to_csv(folder / f"{split}.csv", index=False)
+    options = {"train": "train.csv", "test": "test.csv", "id": "id", "target": "kind"}
+    with pytest.raises(DataError, match=r"features\.columns names iso, .* pictures are the only"):
+        read(folder, {"root": "train"}, features={"columns": ["iso"]}, **options)
+    with pytest.raises(DataError, match=r"data\.keep names iso, .* has none"):
+        read(folder, keep=["iso"])
+
+
 def test_an_edited_picture_is_another_content(folder):
     data = DataSettings.model_validate({"train": "train", "test": "test", "images": {}})
     before = source_fingerprint(data, folder)
     Image.new("RGB", (4, 2), RED).save(folder / "train/cold/b.png")
+    assert source_fingerprint(data, folder) != before
+
+
+def test_a_folder_that_is_linked_is_a_class(folder):
+    """Its rows were not there, without a word, and edits of them were no edit."""
+    for split in ("train", "test"):
+        (folder / split / "cold").rename(folder / f"elsewhere_{split}")
+        (folder / split / "cold").symlink_to(folder / f"elsewhere_{split}")
+        (folder / split / "warm/again").symlink_to(folder / split)  # without an end
+    assert read(folder)[0].labels.tolist() == ["cold", "cold", "warm"]
+    data = DataSettings.model_validate({"train": "train", "test": "test", "images": {}})
+    before = source_fingerprint(data, folder)
+    Image.new("RGB", (4, 2), RED).save(folder / "elsewhere_train/b.png")
     assert source_fingerprint(data, folder) != before
 
 
@@ -102,6 +129,37 @@ def test_pictures_whose_numbers_would_be_cut_off_are_refused(folder, dtype):
     picture.save(folder / "train/warm/deep.tif")
     with pytest.raises(DataError, match=r"warm/deep\.tif is no readable picture: .* not of 8 bits"):
         read(folder)
+
+
+def png_of_16_bits(pixels):
+    """The bytes of a .png `(rows, columns, 3)`, which Pillow reads and does not write."""
+
+    def chunk(kind, content):
+        ends = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + ends
+
+    rows, columns, _ = pixels.shape
+    head = struct.pack(">IIBBBBB", columns, rows, 16, 2, 0, 0, 0)
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+@pytest.mark.parametrize("ending", ["png", "ppm"])
+def test_colours_of_16_bits_are_refused(folder, ending):
+    """Pillow has them as RGB, of their upper 8 bits: 255 of 65,535 were 0."""
+    pixels = np.full((2, 4, 3), 255)
+    ppm = b"P6 4 2 65535\n" + pixels.astype(">u2").tobytes()
+    content = png_of_16_bits(pixels) if ending == "png" else ppm
+    (folder / f"train/warm/deep.{ending}").write_bytes(content)
+    with pytest.raises(DataError, match=r"warm/deep\.p\w+ is no readable .* not of 8 bits"):
+        read(folder)
+
+
+def test_a_ppm_of_fewer_than_256_levels_is_read(folder):
+    pixels = np.full((2, 4, 3), 100, np.uint8)
+    (folder / "train/warm/z.ppm").write_bytes(b"P6 4 2 200\n" + pixels.tobytes())
+    np.testing.assert_allclose(read(folder)[0].x["x"][-1], 128 / 255, atol=1e-6)
 
 
 def test_pictures_that_cannot_be_used_are_told(folder):

@@ -130,10 +130,10 @@ def test_unsigned_numbers_do_not_wrap(tmp_path, role):
     [
         (np.array([1, 2**63, 3], np.uint64), False),
         (pd.array([1, 2**53 + 1, 3], "Int64"), True),
-        ([decimal.Decimal(1), decimal.Decimal(2**53 + 1), decimal.Decimal(3)], False),
+        ([decimal.Decimal(1), decimal.Decimal(2**53 + 1), decimal.Decimal(3)], True),
         ([decimal.Decimal("1.5"), decimal.Decimal(2), decimal.Decimal(3)], True),
     ],
-    ids=["unsigned", "nullable", "large decimal", "decimal"],
+    ids=["unsigned", "nullable", "whole decimal", "decimal"],
 )
 def test_numbers_of_parquet_are_exact_or_refused(tmp_path, values, good):
     frame = pd.DataFrame({"id": list("abc"), "a": 1.0, "y": values})
@@ -191,6 +191,16 @@ def test_a_row_is_known_by_its_own_numbers_whatever_others_hold():
     y, x = np.array([2**60, 1]), {"x": np.ones((2, 1))}
     split = SplitRows(np.array(["a", "b"]), x, y, None, ("feature",), "rows")
     np.testing.assert_array_equal(split.row_keys()[1:], split.row_keys(np.array([1])))
+
+
+def test_numbers_of_two_bytes_are_scaled_in_all_digits(tmp_path):
+    """In their own type 0.001 times 1e-5 is 0, and 1,000 times 1,000 is infinite."""
+    x = np.array([[0.001, 1000.0]], np.float16)
+    np.savez(tmp_path / "rows.npz", x=x, y=np.arange(1))
+    for scale in (1e-5, 1e3):
+        data = DataSettings(train="rows.npz", test="rows.npz", features={"scale": scale})
+        split = load_split(data, "train", tmp_path)
+        np.testing.assert_array_equal(split.x["x"], x.astype(np.float64) * scale)
 
 
 def test_whole_numbers_that_a_scale_would_round_are_refused(tmp_path):

@@ -67,6 +67,27 @@ def test_points_where_decimals_have_commas_are_no_decimals(tmp_path, cells, colu
         read(tmp_path, "t.csv", csv={"separator": ";", "decimal": ","}, weight="weight")
 
 
+def test_a_column_has_one_type_however_long_it_is(tmp_path, recwarn):
+    """pandas reads pieces: those of digits alone were numbers, so that 007 was 7 there."""
+    rows = "".join(f"{k},0.5,{'x' if k == 99_999 else '007'},{k % 2}\n" for k in range(100_000))
+    (tmp_path / "long.csv").write_text(f"id,a,note,label\n{rows}")
+    split = read(tmp_path, "long.csv", keep=["note"])
+    assert set(split.kept["note"].tolist()) == {"007", "x"}
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_whole_numbers_with_a_gap_that_travel_along_are_exact(tmp_path, name):
+    """Two numbers of devices were one, of 2⁵³ and more."""
+    devices = pd.array([2**53, 2**53 + 1, None], dtype="Int64")
+    frame = FRAME.assign(device=devices, few=pd.array([1, 2, None], dtype="Int64"))
+    write = frame.to_parquet if name.endswith("parquet") else frame.to_csv
+    write(tmp_path / name, index=False)
+    kept = read(tmp_path, name, keep=["device", "few"]).kept
+    assert kept["device"].tolist() == [str(2**53), str(2**53 + 1), ""]
+    np.testing.assert_array_equal(kept["few"], [1.0, 2.0, np.nan])
+
+
 def test_lines_are_told_in_any_form(tmp_path):
     bad = FRAME.astype({"n": object})
     bad.loc[1, "n"] = "zwei"
@@ -74,6 +95,12 @@ def test_lines_are_told_in_any_form(tmp_path):
     form = {"separator": ";", "decimal": ",", "encoding": "latin-1"}
     with pytest.raises(DataError, match=r"line 3 \(id 'r1'\), column 'n': seen 'zwei'"):
         read(tmp_path, "t.csv", csv=form)
+
+
+def test_lines_of_spaces_are_counted_as_lines(tmp_path):
+    (tmp_path / "t.csv").write_text("id,a,label\nr0,0.5,x\n  \nr1,zwei,y\n")
+    with pytest.raises(DataError, match=r"line 4 \(id 'r1'\), column 'a': seen 'zwei'"):
+        read(tmp_path, "t.csv")
 
 
 def test_another_separator_or_encoding_is_told_with_its_setting(tmp_path):
@@ -120,6 +147,17 @@ def test_arrow_files_are_read(tmp_path, name):
     check(read(tmp_path, name))
 
 
+def test_labels_that_are_digits_in_text_are_whole_numbers(tmp_path):
+    """In a .parquet they were decimals, and no classes: `suspects` took them for amounts."""
+    for name, write in (("t.csv", pd.DataFrame.to_csv), ("t.parquet", pd.DataFrame.to_parquet)):
+        write(FRAME.assign(label=["0", "2", "1"]), tmp_path / name, index=False)
+        split = read(tmp_path, name)
+        assert split.y.dtype == np.int64
+        assert split.labels.tolist() == [0, 2, 1]
+    FRAME.assign(label=["0", "2.5", "1"]).to_parquet(tmp_path / "t.parquet")
+    assert read(tmp_path, "t.parquet").y.tolist() == [0.0, 2.5, 1.0]
+
+
 MADE = """
 import numpy as np
 import pandas as pd
@@ -150,12 +188,21 @@ def ragged():
     return pa.table({"id": [7, 8], "input_ids": [[1, 2], [4]], "label": ["no", "yes"]})
 
 
+def uneven():
+    cells = [[[1], [1, 2]], [[1], [1, 2]]]
+    return pd.DataFrame({"id": [7, 8], "input_ids": cells, "label": ["no", "yes"]})
+
+
 def random():
     return FRAME.assign(n=np.random.default_rng().normal(size=3))
 
 
 def weighed():
     return FRAME.assign(w=np.random.default_rng().uniform(size=3))
+
+
+def noted():
+    return FRAME.assign(note=np.random.default_rng().uniform(size=3))
 
 
 def named():
@@ -181,12 +228,15 @@ def test_cells_that_are_lists_are_arrays(made):
     assert split.labels.tolist() == ["no", "yes"]
     with pytest.raises(DataError, match="row 1 has input_ids of shape"):
         read(made, "made_tables:ragged")
+    with pytest.raises(DataError, match="row 0, column 'input_ids': lists of several"):
+        read(made, "made_tables:uneven")
 
 
-@pytest.mark.parametrize("name", ["random", "weighed", "named"])
+@pytest.mark.parametrize("name", ["random", "weighed", "noted", "named"])
 def test_a_table_that_is_drawn_anew_is_refused(made, name):
+    beside = {"weighed": {"weight": "w"}, "noted": {"keep": ["note"]}}
     with pytest.raises(DataError, match="is another one when it is read again"):
-        read(made, f"made_tables:{name}", weight="w" if name == "weighed" else None)
+        read(made, f"made_tables:{name}", **beside.get(name, {}))
 
 
 @pytest.mark.parametrize("column", ["index", "level_0"])

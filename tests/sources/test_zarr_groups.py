@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 import zarr
 
+from influence_dag.datasets.content import source_fingerprint
 from influence_dag.datasets.sources import zarr_groups
 from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError
@@ -201,6 +202,17 @@ def test_chunks_may_lie_behind_a_link(tmp_path):
     (made / "c").rename(tmp_path / "another disk")
     (made / "c").symlink_to(tmp_path / "another disk")
     np.testing.assert_array_equal(read(tmp_path).x["x"], X)
+
+
+def test_an_edit_behind_a_linked_array_is_another_content(tmp_path):
+    dataset().to_zarr(tmp_path / "t.zarr")
+    (tmp_path / "t.zarr/x").rename(tmp_path / "large")
+    (tmp_path / "t.zarr/x").symlink_to(tmp_path / "large")
+    data = DataSettings(train="t.zarr", test="t.zarr")
+    before = source_fingerprint(data, tmp_path)
+    zarr.open_array(tmp_path / "large", mode="r+")[0, 0] = 9.0
+    assert source_fingerprint(data, tmp_path) != before
+    assert read(tmp_path).x["x"][0, 0] == 9.0
 
 
 def test_every_chunk_is_looked_for_however_many_there_are(tmp_path, monkeypatch):

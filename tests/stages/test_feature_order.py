@@ -48,6 +48,20 @@ def test_a_pinned_theta_refuses_another_order_and_names_both(convex):
     np.testing.assert_array_equal(influences(convex), before)
 
 
+def test_columns_in_a_shape_have_an_order_too(tmp_path):
+    """Their axes have positions for labels, and nothing told that they had changed places."""
+    model = MODEL.replace("nn.Linear(3, 3)", "nn.Sequential(nn.Flatten(), nn.Linear(3, 3))")
+    shaped = {"features": {"shape": [3, 1]}}
+    project = Project(tmp_path, model=model, data=shaped)
+    project.write_settings(methods={"cg": None}, perturbation=None, model={"refit": "pinned"})
+    project.refresh()
+    reorder(project, ORDER)
+    with pytest.raises(StudyError, match=r"features height, width, depth, .* have depth, height"):
+        project.refresh()
+    reorder(project, ORDER, ["id", "d", "h", "w", "label"])  # other features, by their names
+    project.refresh()
+
+
 def test_the_setting_that_the_refusal_names_gives_the_same_numbers(convex):
     before, theta = influences(convex), convex.data_versions()["model"]
     convex.write_settings(model={"refit": "pinned"})

@@ -1,8 +1,9 @@
 """Arrays: .npz and .zarr, with the target, perhaps ids and weights, and one input or several."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,13 +77,26 @@ def columns_of_lists(frame: pd.DataFrame) -> list[str]:
 def source_of_lists(frame: pd.DataFrame, wide: list[str], name: str, data: DataSettings) -> Source:
     arrays = {
         str(column): (
-            stacked(name, str(column), [np.asarray(cell) for cell in frame[column]])
+            stacked(name, str(column), _as_arrays(frame[column], name, str(column)))
             if str(column) in wide
             else frame[column].to_numpy()
         )
         for column in frame
     }
     return array_source(arrays, name, data)
+
+
+def _as_arrays(cells: Iterable[Any], name: str, column: str) -> list[np.ndarray]:
+    arrays = []
+    for position, cell in enumerate(cells):
+        try:
+            arrays.append(np.asarray(cell))
+        except ValueError as error:
+            raise DataError(
+                f"{name}: row {position}, column {column!r}: lists of several lengths in one list; "
+                "all rows need one shape: pad them"
+            ) from error
+    return arrays
 
 
 def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -> Source:

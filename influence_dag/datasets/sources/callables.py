@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def _check_beside(
             continue
         then, seen = (list(map(str, each.tolist())) for each in (values, np.asarray(now[column])))
         if then != seen:
-            pairs = enumerate(zip(then, seen, strict=False))
+            pairs = enumerate(zip_longest(then, seen, fillvalue="none"))
             row, (one, other) = next((k, pair) for k, pair in pairs if pair[0] != pair[1])
             raise DataError(
                 f"data.{which}: {name}: row {row} is the same when the data set is made again, and "

@@ -8,20 +8,31 @@ import numpy as np
 import pandas as pd
 
 from influence_dag.datasets.sources.base import Source
-from influence_dag.datasets.sources.numbers import EXACT, from_text, whole
+from influence_dag.datasets.sources.numbers import EXACT, from_text, rounded, whole
 from influence_dag.datasets.sources.texts import texts
 from influence_dag.errors import DataError
 
 
-def kept_label(frame: pd.DataFrame, name: str) -> np.ndarray:
-    """A column as a label: numbers and truth values as they are, anything else as text."""
+def kept_label(
+    frame: pd.DataFrame, name: str, text_of: Callable[[str], np.ndarray] | None
+) -> np.ndarray:
+    """A column as a label: numbers and truth values as they are, anything else as text.
+
+    So are whole numbers with a gap among them that decimals would round.
+    """
     column = plain_categories(frame, name)
     if pd.api.types.is_bool_dtype(column) and not column.isna().any():
         return column.to_numpy(bool, copy=True)
     if pd.api.types.is_integer_dtype(column) and not column.isna().any():
         return _plain(column)
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_complex_dtype(column):
-        return column.to_numpy(np.float64, copy=True, na_value=np.nan)
+        numbers = column.to_numpy(np.float64, copy=True, na_value=np.nan)
+        written = column.to_numpy(object)
+        if text_of is not None and (np.abs(numbers) >= EXACT).any():
+            written = text_of(name)
+        if not rounded(written, numbers).any():
+            return numbers
+        return texts(written)
     return texts(column.to_numpy(object))
 
 
@@ -81,6 +92,8 @@ def _parsed(source: Source, name: str, column: pd.Series, mark: str) -> np.ndarr
     wrong = (numbers.isna() & text.notna()).to_numpy()
     if wrong.any():
         _not_a_number(source, name, text.to_numpy(object), wrong, mark)
+    if pd.api.types.is_integer_dtype(numbers):
+        return whole(numbers.to_numpy(), **told(source, name))
     values = numbers.to_numpy(np.float64, copy=True, na_value=np.nan)
     from_text(text.to_numpy(object), values, **told(source, name))
     return values

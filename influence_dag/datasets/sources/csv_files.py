@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from itertools import chain, islice
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -102,20 +103,23 @@ def _frame(
 
     `007` and `NA` are ids as they stand: never parsed, never "missing".
     """
+    options: dict[str, Any] = {
+        "index_col": False,
+        "sep": form.separator,
+        "decimal": form.decimal,
+        "encoding": form.encoding,
+        "dtype": {text: str},
+        "keep_default_na": False,
+        "na_values": {column: list(EMPTY_CELLS) for column in header if column != text},
+    }
     with warnings.catch_warnings():
         # pandas only warns of rows that are longer than the header, and cuts them off.
         warnings.simplefilter("error", pd.errors.ParserWarning)
+        warnings.simplefilter("error", pd.errors.DtypeWarning)
         try:
-            return pd.read_csv(
-                io.BytesIO(content),
-                index_col=False,
-                sep=form.separator,
-                decimal=form.decimal,
-                encoding=form.encoding,
-                dtype={text: str},
-                keep_default_na=False,
-                na_values={column: list(EMPTY_CELLS) for column in header if column != text},
-            )
+            with suppress(pd.errors.DtypeWarning):  # types by pieces of a column: 7 and then 007
+                return pd.read_csv(io.BytesIO(content), **options)
+            return pd.read_csv(io.BytesIO(content), **options, low_memory=False)
         except (pd.errors.ParserError, pd.errors.ParserWarning, UnicodeDecodeError) as error:
             seen = _too_long(content, len(header), form) or str(error).strip()
             raise DataError(f"{name}: not a well-formed .csv: {seen}") from error
@@ -172,11 +176,14 @@ _LIMIT = Lock()
 
 
 def _rows(content: bytes, form: CsvSettings) -> Iterator[tuple[int, list[str]]]:
-    """Cells with the line on which they start: blank lines and quoted newlines count."""
+    """Cells with the line on which they start: blank lines and quoted newlines count.
+
+    A line of spaces is blank, as for pandas.
+    """
     text = io.TextIOWrapper(io.BytesIO(content), form.encoding, newline="")
     reader, start = csv.reader(text, delimiter=form.separator), 1
     for record in reader:
-        if record:
+        if record and not (len(record) == 1 and record[0].isspace()):
             yield start, record
         start = reader.line_num + 1
 

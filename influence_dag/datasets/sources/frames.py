@@ -48,6 +48,7 @@ def _seen(source: Source) -> dict[str, np.ndarray]:
     """What has to be the same of each row when it is made again, its inputs as their hashes."""
     beside = {"ids": source.ids, "weights": source.weights}
     parts = {key: each for key, each in beside.items() if each is not None}
+    parts |= {f"kept {column}": values for column, values in source.kept.items()}
     return parts | {"target": source.target, f"inputs {list(source.inputs)}": _keys(source)}
 
 

@@ -1,14 +1,17 @@
 """Pictures: a folder with a folder a class, or a table with a column of paths."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from influence_dag.datasets.sources.base import INPUT, Source
 from influence_dag.datasets.sources.texts import texts
 from influence_dag.errors import DataError
+from influence_dag.files import files_behind
 from influence_dag.study.data import DataSettings, ImageSettings
 from influence_dag.texts import listed
 
@@ -24,12 +27,17 @@ def read_folder(path: Path, name: str, data: DataSettings) -> Source:
     assert data.images is not None
     found = sorted(
         each
-        for each in path.rglob("*")
-        if each.suffix.lower() in SUFFIXES and not each.is_dir() and each.parent != path
+        for each in map(Path, files_behind(path))
+        if each.suffix.lower() in SUFFIXES and each.parent != path
     )
     if lost := [each for each in found if not each.is_file()]:  # reading a pipe would wait for ever
         raise DataError(
             f"{name}: {lost[0].relative_to(path)} is no file, or a link to none; take it out"
+        )
+    if data.keep:
+        raise DataError(
+            f"{name}: data.keep names {listed(data.keep)}, and a folder of pictures has none; "
+            "leave it out, or write a table with the paths of the pictures"
         )
     if not found:
         raise DataError(
@@ -102,6 +110,20 @@ def _pictures(
     return np.stack(pictures)
 
 
+def is_deep(file: Any) -> bool:
+    """Whether an opened picture has numbers of more than 8 bits.
+
+    Of some kinds Pillow has no mode for these (RGB of 16 bits) and reads their upper 8 bits: how
+    their pixels are stored tells, `RGB;16B`, or the largest number of a `.ppm`.
+    """
+    tiles = getattr(file, "tile", ())
+    return (
+        file.mode.startswith(DEEP)
+        or any(re.search(";16[BLN]", repr(tile)) for tile in tiles)
+        or any(codec.startswith("ppm") and stored[1] > 255 for codec, _, _, stored in tiles)
+    )
+
+
 def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
     try:
         from PIL import Image, ImageOps
@@ -109,10 +131,10 @@ def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
         raise DataError(f"{name}: reading pictures needs Pillow; pip install pillow") from error
     try:
         with Image.open(path) as file:
-            if file.mode.startswith(DEEP):
+            if is_deep(file):
                 raise ValueError(
-                    f"its numbers are not of 8 bits (mode {file.mode}) and would be cut at 255; "
-                    "save it with 8 bits a channel, or all pictures as arrays"
+                    f"its numbers are not of 8 bits (mode {file.mode}) and would be cut; save it "
+                    "with 8 bits a channel, or all pictures as arrays"
                 )
             picture = ImageOps.exif_transpose(file).convert(MODES[settings.channels])
             if settings.size is not None:

@@ -49,10 +49,16 @@ def decimal(values: np.ndarray, *, name: str, row_name: RowName) -> np.ndarray:
 
 def from_text(texts: np.ndarray, numbers: np.ndarray, *, name: str, row_name: RowName) -> None:
     """A `DataError` where digits alone stood in a file and a float64 has rounded them."""
+    _refuse(np.asarray(texts, object), rounded(texts, numbers), "a float64", name, row_name)
+
+
+def rounded(texts: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Which of what is written is a whole number that the float64 beside it is not."""
+    wrong = np.zeros(len(texts), bool)
     for row in np.flatnonzero((np.abs(numbers) >= EXACT) & np.isfinite(numbers)).tolist():
-        if _WHOLE.fullmatch(str(texts[row])) and int(texts[row]) != int(numbers[row]):
-            mask = np.arange(len(texts)) == row
-            _refuse(np.asarray(texts, object), mask, "a float64", name, row_name)
+        whole = _WHOLE.fullmatch(str(texts[row]))
+        wrong[row] = whole is not None and int(texts[row]) != int(numbers[row])
+    return wrong
 
 
 def check_precision(values: np.ndarray, dtype: str, *, name: str, row_name: RowName) -> None:

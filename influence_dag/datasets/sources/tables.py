@@ -15,7 +15,7 @@ from influence_dag.datasets.sources.numbers import decimal
 from influence_dag.datasets.sources.texts import numbers_or_words
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
-from influence_dag.texts import literal
+from influence_dag.texts import listed, literal
 
 _OF_AN_INDEX = {"index", "level_0"}
 _NO_NAME = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
@@ -99,7 +99,12 @@ def table(
     _demand_roles(name, columns, data)
     features = data.features.columns or [c for c in columns if c not in data.roles]
     if data.images is not None:
-        features = ()  # the pictures are
+        if data.features.columns:
+            raise DataError(
+                f"{name}: data.features.columns names {listed(features)}, and with data.images the "
+                "pictures are the only input; leave it out, or let columns travel along (data.keep)"
+            )
+        features = ()
     ids = None if data.id is None else frame[data.id].to_numpy(object)
     source = Source(name, {}, np.empty(0), ids, line_of=line_of)
     mark = "." if text_of is None else data.csv.decimal
@@ -119,7 +124,7 @@ def table(
         tuple(features),
         line_of,
         weights,
-        {column: kept_label(frame, column) for column in kept},
+        {column: kept_label(frame, column, text_of) for column in kept},
         lambda: frame[data.target].to_numpy(object) if text_of is None else text_of(data.target),
         no_weights=no_weights,
     )

@@ -11,7 +11,7 @@ import xarray as xr
 import zarr
 
 from influence_dag.errors import DataError
-from influence_dag.files import files_below
+from influence_dag.files import files_behind, files_below
 from influence_dag.study.data import DataSettings
 from influence_dag.texts import listed
 
@@ -84,12 +84,9 @@ def _labels(array: xr.DataArray) -> dict[str, tuple[str, ...]]:
 
 def _check_files(path: Path, name: str) -> None:
     """A `DataError` for what is no file: reading a pipe would wait for ever."""
-    for folder, _, files in os.walk(path):
-        for entry in os.scandir(folder) if files else ():
-            if not (entry.is_file() or entry.is_dir()):
-                raise DataError(
-                    f"{name}: {entry.path} is neither a file nor a folder; write it again"
-                )
+    for file in files_behind(path) if path.is_dir() else ():
+        if not os.path.isfile(file):
+            raise DataError(f"{name}: {file} is neither a file nor a folder; write it again")
 
 
 def _has_names(array: zarr.Array) -> bool:
