@@ -37,8 +37,8 @@ def refresh(bench: Workbench, method: str) -> Update:
             bench.report(said)
 
     part = Part(names, keys, SolvesOfRows(method, names), tell=tell)
-    info = _info(bench, method, test)
-    return refresh_blocks(bench, naming.factors(method), layout, [part], info=info)
+    info, notes = _info(bench, method, test), {"study_settings": _study_settings(bench)}
+    return refresh_blocks(bench, naming.factors(method), layout, [part], info=info, notes=notes)
 
 
 def _layout(
@@ -78,9 +78,12 @@ def _layout(
         about = {"long_name": "iteration, on a logarithmic scale"}
         coordinates += (Coordinate("iteration", ("iteration",), steps, about),)
     attrs = method_attributes(bench, method, base_key=base)
-    known = {"settings": bench.settings.model_dump(mode="json"), "project": str(bench.study.root)}
-    made = {**provenance(), "study_settings": json.dumps(known)}
-    return Layout((factors, *per_row), coordinates, attrs, made)
+    return Layout((factors, *per_row), coordinates, attrs, provenance())
+
+
+def _study_settings(bench: Workbench) -> str:
+    """Those of the study as it is now: what is computed from factors later is as they say."""
+    return json.dumps({"settings": bench.settings.model_dump(mode="json")})
 
 
 def _info(bench: Workbench, method: str, test: Axis) -> dict:
