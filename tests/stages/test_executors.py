@@ -246,7 +246,7 @@ def test_a_run_tells_no_other_thread_who_computes(finished_project):
 
 
 def test_workers_of_the_process_that_forked_are_not_ended_by_the_child(monkeypatch):
-    """Their connection is the parent's: closing it in a child waits for threads that are not there."""
+    """Their connection is the parent's: a child has not the threads that closing it waits for."""
     ended = []
 
     class Workers:
