@@ -4,6 +4,7 @@ import base64
 import os
 import re
 import stat
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -234,6 +235,9 @@ def test_a_matrix_that_no_method_uses_any_more_says_nothing_of_a_damping(tmp_pat
     study.refresh()
     assert "hessian" in study.results.artifacts
     assert not of_curvature()
+    with warnings.catch_warnings(record=True) as told:
+        as_html(study.results, findings_of(study.results))
+    assert not [each for each in told if "hessian" in str(each.message)]
     with pytest.warns(RuntimeWarning, match="hessian was computed before the stored model"):
         study.results.plot.spectrum("hessian")
 
