@@ -236,7 +236,7 @@ def test_a_matrix_that_no_method_uses_any_more_says_nothing_of_a_damping(tmp_pat
     assert "hessian" in study.results.artifacts
     assert not of_curvature()
     with warnings.catch_warnings(record=True) as told:
-        as_html(study.results, findings_of(study.results))
+        as_html(study.results, findings_of(study.results, "cg"))
     assert not [each for each in told if "hessian" in str(each.message)]
     with pytest.warns(RuntimeWarning, match="hessian was computed before the stored model"):
         study.results.plot.spectrum("hessian")

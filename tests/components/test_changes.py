@@ -59,6 +59,11 @@ def test_what_may_be_trusted_is_shown_anew_when_refits_say_more(project):
         versions.append(project.refresh()["report"].data_version)
         assert f"over {rows} rows left out and" in shown()
     assert len({*versions}) == 3
+    project.settings["methods"].pop("direct")
+    project.write_settings(perturbation={"methods": ["cg"]})
+    project.edit("train", 3, height=2.5)
+    project.refresh()
+    assert "**up to date**: 0 things have changed" in shown().replace("  \n  ", " ")
 
 
 METHODS = {
