@@ -110,6 +110,14 @@ def rewrite(path, text: str) -> None:
     path.write_text(text)
 
 
+def test_code_that_is_edited_before_a_slice_is_computed_is_not_run(project):
+    """What was opened is of the code that it was held against."""
+    stored = project.results.perturbation("direct").load()
+    lazy = project.results.lazy_perturbation("direct")
+    project.write_model(MODEL.replace("Tanh", "Sigmoid"))
+    np.testing.assert_allclose(lazy, stored, rtol=1e-9)
+
+
 def test_edited_code_is_not_run_under_the_old_numbers(project):
     mark = project.root / "ran"
     edited = MODEL.replace("nn.Tanh()", "nn.Softplus()")
