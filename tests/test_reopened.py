@@ -10,7 +10,7 @@ from tiny_project import MODEL, Project
 
 import influence_dag as idag
 from influence_dag.errors import StoreError
-from influence_dag.query.reopened import callables_of
+from influence_dag.query.reopened import callables_of, settings_of
 from influence_dag.stages.graph import artifacts
 from influence_dag.store.arrays import crc32c
 from influence_dag.store.manifests import sealed, unsealed
@@ -48,6 +48,22 @@ def test_a_copy_follows_its_own_store_whatever_becomes_of_the_original(project, 
     assert_same(before, numbers(idag.open_study(copy.store)))
     shutil.rmtree(project.store)
     assert_same(before, numbers(idag.open_study(copy.store)))
+
+
+def test_settings_since_the_solves_are_those_that_are_computed_with(project):
+    """Factors do not depend on them, and stay; what is derived from factors is another thing."""
+    asked = {"methods": ["direct"], "wrt": "1"}
+    project.write_settings(perturbation=asked, validation={"leave_one_out": {"rows": 2}})
+    factors = project.refresh()["direct/influence_factors"]
+    assert (factors.blocks_computed, factors.bytes_written) == (0, 0)
+    assert factors.why == "labels or attributes changed"
+    study = project.results
+    stored, computed = study.perturbation("direct"), study.lazy_perturbation("direct")
+    assert computed.dims == stored.dims == ("test", "train", "1_0")
+    np.testing.assert_allclose(computed, stored, rtol=1e-9)
+    told = settings_of(study.store, "direct")["settings"]
+    assert told["validation"]["leave_one_out"]["rows"] == 2
+    assert all(update.is_current for update in project.refresh().values())
 
 
 def test_a_store_that_was_moved_alone_asks_for_the_project_by_name(project, tmp_path_factory):
@@ -92,6 +108,14 @@ def tamper(study: Project, *, build: str, **others: str) -> None:
 def rewrite(path, text: str) -> None:
     path.unlink()
     path.write_text(text)
+
+
+def test_code_that_is_edited_before_a_slice_is_computed_is_not_run(project):
+    """What was opened is of the code that it was held against."""
+    stored = project.results.perturbation("direct").load()
+    lazy = project.results.lazy_perturbation("direct")
+    project.write_model(MODEL.replace("Tanh", "Sigmoid"))
+    np.testing.assert_allclose(lazy, stored, rtol=1e-9)
 
 
 def test_edited_code_is_not_run_under_the_old_numbers(project):

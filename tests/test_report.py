@@ -4,6 +4,7 @@ import base64
 import os
 import re
 import stat
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -215,6 +216,30 @@ def test_refits_that_the_study_asks_for_no_more_are_no_fault_of_its_influences(p
     found = {each.name: each for each in findings_of(other.results).found}
     assert not {"measured", "refits"} & found.keys()
     assert findings_of(other.results).verdict.trust == "ranks"
+
+
+def test_a_matrix_that_no_method_uses_any_more_says_nothing_of_a_damping(tmp_path):
+    """It stays as it was, of another θ."""
+    study = Project(tmp_path, damping=2.0, perturbation=None)
+    study.refresh()
+
+    def of_curvature():
+        return [
+            each.says for each in findings_of(study.results, "cg").found if each.name == "curvature"
+        ]
+
+    assert "the smallest eigenvalue of the hessian is" in of_curvature()[0]
+    study.settings["methods"].pop("direct")
+    study.write_settings()
+    study.edit("train", 3, height=9.0)
+    study.refresh()
+    assert "hessian" in study.results.artifacts
+    assert not of_curvature()
+    with warnings.catch_warnings(record=True) as told:
+        as_html(study.results, findings_of(study.results, "cg"))
+    assert not [each for each in told if "hessian" in str(each.message)]
+    with pytest.warns(RuntimeWarning, match="hessian was computed before the stored model"):
+        study.results.plot.spectrum("hessian")
 
 
 @pytest.mark.parametrize("size", range(2, 12))

@@ -154,7 +154,8 @@ def report(bench: Workbench, version: Version, method: str | None) -> Drawn:
     from influence_dag.query.report import findings_of
     from influence_dag.query.results import StudyResults
 
-    findings = findings_of(StudyResults(bench.store.address))
+    first = bench.settings.methods.names[0]  # one that the study no longer has may be stored too
+    findings = findings_of(StudyResults(bench.store.address), first)
     info, reasons = version.attrs["info"], _list(findings.verdict.reasons)
     page = f"The whole page: {code(f'influence-dag report {bench.store.address}')}"
     return {

@@ -57,6 +57,21 @@ def newer_beside(store: Store, version: Version) -> dict[str, str]:
     return newer | {f"{split} rows": f"the {split} rows that are stored" for split in rows}
 
 
+def matrix_behind(store: Store, curvature: Version, kind: str) -> Version | None:
+    """The stored matrix of the θ and the rows that a method's curvature is of.
+
+    That of a method which a study no longer has stays as it was, and is another's.
+    """
+    matrix = store.current(kind)
+    if (
+        matrix is None
+        or matrix.attrs["model_data_version"] != curvature.attrs["model_data_version"]
+    ):
+        return None
+    seen = Axis.read(matrix, "train").fingerprint
+    return matrix if seen == curvature.attrs["train_rows"] else None
+
+
 def _other_rows(dataset: Version, version: Version) -> list[str]:
     return [
         split

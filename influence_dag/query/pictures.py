@@ -13,6 +13,7 @@ from influence_dag.datasets.slots import Axis, Split
 from influence_dag.errors import StoreError
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents, named
+from influence_dag.query.older import warn_of_older
 from influence_dag.query.rows import rows_named
 from influence_dag.stages import naming
 from influence_dag.stages.sampling import values_of_rows
@@ -97,7 +98,10 @@ class Pictures:
         return plots.feature_map(values.values, title=title, rows=beside)
 
     def spectrum(self, of: str | None = None) -> Figure:
-        """Eigenvalues of a stored matrix (`hessian`), or those that a method keeps (`ekfac`)."""
+        """Eigenvalues of a stored matrix (`hessian`), or those that a method keeps (`ekfac`).
+
+        A `RuntimeWarning` says where they are older than θ or the rows, as `open` does.
+        """
         store = self._study.store
         known = [kind for kind in CURVATURE_KINDS if kind in self._study.artifacts]
         known += [name for name in self._study.methods if _has_spectrum(store, name)]
@@ -109,6 +113,7 @@ class Pictures:
         of = of or known[0]
         kind = of in CURVATURE_KINDS
         version = store.version(of if kind else naming.curvature(of))
+        warn_of_older(store, version)
         lines = dampings(store, self._study.methods if kind else [of])
         return spectrum(version, None if kind else of, lines)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def workbench_of(store: Store, method: str, project: Path | None = None) -> "Workbench":
-    """The study as it was when the method's factors were computed, on the opened store.
+    """The study as it was when a refresh last came to the method's factors, on the opened store.
 
     Raises `StoreError` when its code is not to be found, or when the code, the model or the
     curvature are no longer those that the factors were computed with.
@@ -133,5 +133,5 @@ def check_influences(bench: "Workbench", method: str, *, rows: str = "gradients"
 
 
 def settings_of(store: Store, method: str) -> dict[str, Any]:
-    """The settings and the project's folder that a method's factors were computed with."""
+    """The settings that the study had when a refresh last came to a method's factors."""
     return json.loads(store.version(naming.factors(method)).attrs["study_settings"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,8 +62,8 @@ def refresh(bench: Workbench, method: str) -> Update:
             method=method,
             method_settings=fitted,
             curvature=methods.kind(bench, method),
-            train_rows=train.fingerprint,
             **resolved,
+            **_rows_seen(bench, method, train),
         )
         info = dict(getattr(factorization, "info", {}))  # rank, captured share, layers …
         typical = auto or automatic.typical(bench, method, operator, factorization)
@@ -194,8 +194,24 @@ def _lost(digits: "Digits", errors: Mapping[str, float], total: "KroneckerSums")
 
 
 def _read(bench: Workbench, method: str, train_rows: str) -> str:
-    uses_matrix = bench.settings.methods[method].uses_matrix
-    return bench.require(methods.kind(bench, method)).data_version if uses_matrix else train_rows
+    """Of which rows it is: of the matrix's, or of those of now, and of those that λ is settled by.
+
+    A matrix that is pinned, or that a refresh has not got to, is of others than there are now.
+    """
+    if bench.settings.methods[method].uses_matrix:
+        return bench.require(methods.kind(bench, method)).data_version
+    damped_by = bench.settings.matrix_of_damping(method)
+    of_damping = bench.axis(damped_by, "train").fingerprint if damped_by else train_rows
+    return train_rows if of_damping == train_rows else f"{train_rows}, λ by {of_damping}"
+
+
+def _rows_seen(bench: Workbench, method: str, train: Axis) -> dict[str, Any]:
+    """What is said of the rows that a curvature is of: those of a stored matrix are its own."""
+    if not bench.settings.methods[method].uses_matrix:
+        return {"train_rows": train.fingerprint}
+    matrix = bench.require(kind := methods.kind(bench, method))
+    said = {name: matrix.attrs[name] for name in ("n_train", "weights", "weight_sum")}
+    return said | {"train_rows": bench.axis(kind, "train").fingerprint}
 
 
 def _matrices_read(bench: Workbench, method: str) -> set[str]:

@@ -90,6 +90,7 @@ def one_run(executor: Executor | None = None) -> Iterator[None]:
         _given.reset(told)
         with _changing:
             _runs -= 1
-            ending = [] if _runs else [_open.pop(asked) for asked in [*_open]]
+            own = [asked for asked in _open if asked[0] == os.getpid()]
+            ending = [] if _runs else [_open.pop(asked) for asked in own]
         for executor in ending:
             executor.close()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from influence_dag.datasets.slots import Axis
+from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import dampings, methods, naming, sampling
 from influence_dag.stages.blocks import Tile
 from influence_dag.stages.dampings import DampingAxis
@@ -19,6 +20,7 @@ from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Coordinate, Layout
 
 _CURVE = "relative residual by iteration; from where the row stopped, its last"
+_OF_PLACES = ("compute", "store", "dagster", "refresh")
 PER_ROW = {"niter": "iterations", "converged": "1 where the tolerance was met"}
 
 
@@ -37,8 +39,8 @@ def refresh(bench: Workbench, method: str) -> Update:
             bench.report(said)
 
     part = Part(names, keys, SolvesOfRows(method, names), tell=tell)
-    info = _info(bench, method, test)
-    return refresh_blocks(bench, naming.factors(method), layout, [part], info=info)
+    info, notes = _info(bench, method, test), _settings_told(bench)
+    return refresh_blocks(bench, naming.factors(method), layout, [part], info=info, notes=notes)
 
 
 def _layout(
@@ -78,9 +80,19 @@ def _layout(
         about = {"long_name": "iteration, on a logarithmic scale"}
         coordinates += (Coordinate("iteration", ("iteration",), steps, about),)
     attrs = method_attributes(bench, method, base_key=base)
-    known = {"settings": bench.settings.model_dump(mode="json"), "project": str(bench.study.root)}
+    known = {"settings": bench.settings.model_dump(mode="json")}
     made = {**provenance(), "study_settings": json.dumps(known)}
     return Layout((factors, *per_row), coordinates, attrs, made)
+
+
+def _settings_told(bench: Workbench) -> dict[str, str]:
+    """Stands for the settings that what is made from stored factors later depends on.
+
+    A version that says others is followed by one that says those of now. Where and how fast things
+    are computed, kept and shown is no part of it.
+    """
+    told = bench.settings.model_dump(mode="json", exclude={*_OF_PLACES})
+    return {"settings_told": fingerprint(told)}
 
 
 def _info(bench: Workbench, method: str, test: Axis) -> dict:

@@ -254,10 +254,11 @@ def _report(study: Study) -> Artifact:
     if len(exact) > 1 and len({methods[method].curvature for method in exact}) == 1:
         about = "Methods that solve the same system give the same influences."
         checks.append(Promise("methods_agree", "methods_agree", tuple(exact), about))
+    of_methods = [name(m) for name in (naming.influences, naming.summary) for m in methods.names]
     return _node(
         "report",
         naming.REPORT,
-        tuple(name(m) for name in (naming.influences, naming.summary) for m in methods.names),
+        (*of_methods, *map(naming.validation, study.settings.validation.names)),
         "What was measured, and whether to trust the influences; how the methods agree.",
         checks=tuple(checks),
         picture=Picture("report", ("verdict", "measured", "agreement", "strength")),

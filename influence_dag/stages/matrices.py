@@ -60,13 +60,15 @@ def pinned(bench: Workbench, settings_key: str):
 
 def attributes(bench: Workbench, settings_key: str, train: Axis, **extra) -> dict:
     """What every curvature artifact says about the θ and the rows that it saw."""
+    of_rows = {
+        "n_train": train.count,
+        "weights": bench.require("dataset").attrs.get("weights", "none"),
+        "weight_sum": weight_sum(bench, train),
+    }
     return bench.attributes(
         settings_key=settings_key,
-        n_train=train.count,
-        weights=bench.require("dataset").attrs.get("weights", "none"),
-        weight_sum=weight_sum(bench, train),
         model_data_version=bench.require("model").data_version,
-        **extra,
+        **of_rows | extra,
     )
 
 

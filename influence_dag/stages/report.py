@@ -25,9 +25,13 @@ AGREEMENT = ("relative_error", "pearson", "spearman_per_test")
 
 
 def refresh(bench: Workbench) -> Update:
-    """Compare each pair of methods: relative error, Pearson, mean Spearman per test row."""
+    """Compare each pair of methods: relative error, Pearson, mean Spearman per test row.
+
+    Made anew where validations are other ones: what may be trusted is shown with it.
+    """
     methods = bench.settings.methods.names
     read = [name(m) for name in (naming.influences, naming.summary) for m in methods]
+    read += map(naming.validation, bench.settings.validation.names)
     versions = {name: bench.require(name).data_version for name in read}
     key = fingerprint(naming.REPORT, FORMULA, versions)
 

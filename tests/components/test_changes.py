@@ -45,6 +45,27 @@ def test_rows_by_id_and_the_pairs_that_moved_most(project):
     assert dataset["train_rows_changed"] == "1: train-11"
 
 
+def test_what_may_be_trusted_is_shown_anew_when_refits_say_more(project):
+    """A picture is drawn once a version: that of the report shows what validations found."""
+
+    def shown():
+        bench, report = project.bench(), [*artifacts(project.bench().study)][-1]
+        return report.picture.drawn(bench, bench.require("report"), None)["measured"]
+
+    assert "refitted" not in shown()
+    versions = [project.refresh()["report"].data_version]
+    for rows in (2, 3):
+        project.write_settings(validation={"leave_one_out": {"rows": rows}})
+        versions.append(project.refresh()["report"].data_version)
+        assert f"over {rows} rows left out and" in shown()
+    assert len({*versions}) == 3
+    project.settings["methods"].pop("direct")
+    project.write_settings(perturbation={"methods": ["cg"]})
+    project.edit("train", 3, height=2.5)
+    project.refresh()
+    assert "**up to date**: 0 things have changed" in shown().replace("  \n  ", " ")
+
+
 METHODS = {
     "direct": {},
     "cg": {"rank": 8},

@@ -145,6 +145,47 @@ def test_an_automatic_damping_follows_the_data_and_nothing_else_is_computed_agai
     assert after == pytest.approx(torch.linalg.eigvalsh(H).abs().mean().item(), rel=1e-3)
 
 
+def test_a_damping_by_a_matrix_of_other_rows_is_settled_anew_when_that_has_followed(tmp_path):
+    """A pinned matrix says the λ of a method that comes later, until it is pinned no more."""
+    matrix = {"curvature": "gauss_newton"}
+    project = project_of(tmp_path, damping="auto", methods={"direct": matrix, "cg": None})
+    project.write_settings(curvature={"refresh": "pinned"}, model={"refit": "pinned"})
+    project.refresh()
+    for row in range(12):
+        project.edit("train", row, height=5.0 + row)
+    project.write("train", project.rows["train"][:-3])
+    project.write_settings(methods={"cg": matrix})
+    project.refresh()
+
+    def said(name):
+        attrs = {m: project.results.store.version(f"{m}/curvature").attrs for m in ("direct", "cg")}
+        return attrs["direct"][name], attrs["cg"][name]
+
+    assert said("n_train") == (40, 37)
+    project.write_settings(curvature={"refresh": "on_change"})
+    project.refresh()
+    assert said("n_train") == (37, 37)
+    assert len({*said("automatic_damping")}) == 1
+    assert all(update.is_current for update in project.refresh().values())
+
+
+def test_a_factorisation_says_the_rows_of_its_matrix(tmp_path):
+    """Of a pinned one it is factorised anew, for another λ, beside other rows."""
+    project = project_of(tmp_path, damping=1.0, curvature={"refresh": "pinned"})
+    project.write_settings(model={"refit": "pinned"})
+    project.refresh()
+
+    def said():
+        attrs = project.results.store.version("direct/curvature").attrs
+        return [attrs[name] for name in ("n_train", "weight_sum", "train_rows")]
+
+    before = said()
+    project.write("train", project.rows["train"][:-3])
+    project.write_settings(damping=2.0)
+    assert project.refresh()["direct/curvature"].blocks_computed
+    assert said() == before
+
+
 def test_a_study_with_an_automatic_damping_is_materialised_with_its_checks(tmp_path):
     project = project_of(tmp_path, damping="auto", methods={"direct": {}, "cg": {}})
     assert project.materialize()["direct"].influences.shape[0] > 0

@@ -1,5 +1,6 @@
 """Whoever computes the blocks, the same bits are stored; only one process locks and writes."""
 
+import os
 import shutil
 import threading
 import weakref
@@ -13,6 +14,7 @@ from spawned import Backwards, Remembering, SpawnedExecutor, dask_executor
 from tiny_project import Project
 
 from influence_dag.errors import ModelError, NotConvergedError
+from influence_dag.stages import executors
 from influence_dag.stages.executors import LocalExecutor, executor_of, one_run
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.tasks import run
@@ -241,3 +243,19 @@ def test_a_run_tells_no_other_thread_who_computes(finished_project):
         assert executor_of(bench) is told
     assert found[0] is not told
     assert executor_of(bench) is not told
+
+
+def test_workers_of_the_process_that_forked_are_not_ended_by_the_child(monkeypatch):
+    """Their connection is the parent's: a child has not the threads that closing it waits for."""
+    ended = []
+
+    class Workers:
+        def __init__(self, name):
+            self.close = lambda: ended.append(name)
+
+    opened = {(pid, "local", None, False): Workers(pid) for pid in (os.getpid(), -1)}
+    monkeypatch.setattr(executors, "_open", opened)
+    with one_run():
+        pass
+    assert ended == [os.getpid()]
+    assert [asked[0] for asked in opened] == [-1]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.query.older import newer_beside
+from influence_dag.query.older import matrix_behind, newer_beside
 from influence_dag.query.pictures import dampings
 from influence_dag.query.report.verdict import (
     RANKS,
@@ -156,7 +156,8 @@ class _Look:
             )
             yield Finding("curvature", 0, None, "warn", says)
             return
-        version = self.store.current(settings.curvature)
+        curvature = self.store.version(naming.curvature(self.method))
+        version = matrix_behind(self.store, curvature, settings.curvature)
         info = version.attrs["info"] if version else {}
         smallest = info.get("smallest_eigenvalue")
         other = getattr(settings, "on_indefinite", "") == "absolute" or settings.blocks != "full"

@@ -11,6 +11,7 @@ import numpy as np
 
 from influence_dag.datasets.slots import SPLITS, Axis, shown_label
 from influence_dag.errors import StoreError
+from influence_dag.query.older import matrix_behind
 from influence_dag.stages import naming
 from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.texts import listed, literal
@@ -116,16 +117,18 @@ class Sections:
         return [*self._spectrum(), *self._histogram(), *self._solves()]
 
     def _spectrum(self) -> Iterator[Picture]:
-        stored = [kind for kind in CURVATURE_KINDS if kind in self.results.artifacts]
-        try:
-            figure = self.results.plot.spectrum(stored[0] if stored else None)
-        except StoreError:
-            return
+        curvature = self.store.version(naming.curvature(self.method))
+        behind = (kind for kind in CURVATURE_KINDS if matrix_behind(self.store, curvature, kind))
         why = (
             "Directions of θ by how sharply the training loss rises along them. Below λ they count "
             "as flat; negative ones are where θ is no minimum of the unpenalised loss."
         )
-        yield Picture("Spectrum", why, figure)
+        for of in (*behind, self.method, *self.results.methods):
+            try:
+                yield Picture("Spectrum", why, self.results.plot.spectrum(of))
+                return
+            except StoreError:  # it keeps none
+                continue
 
     def _solves(self) -> Iterator[Picture]:
         methods = [m for m in self.results.methods if m != self.method]
