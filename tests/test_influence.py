@@ -299,6 +299,29 @@ def test_a_first_layer_of_any_width_gives_what_autograd_does(units):
     assert_close(found, expected)
 
 
+def squares(output, target):
+    return (output - F.one_hot(target, 3)).square().sum(1)
+
+
+def tied_squares(output, target):
+    """Second derivatives across outputs, of each row its own."""
+    return output.sum(1) ** 4 + squares(output, target)
+
+
+@pytest.mark.usefixtures("no_second_way")
+@pytest.mark.parametrize("k", [2, 7], ids=["fewer factors than outputs", "more"])
+@pytest.mark.parametrize("name", ["mlp", "deep", "frozen layer"])
+@pytest.mark.parametrize("loss", ["cross_entropy", squares, tied_squares])
+def test_second_derivatives_of_the_loss_are_autograds_written_out_or_called(loss, name, k):
+    module, _, rows, _ = problem(name)
+    objective = Objective(module, loss)
+    factors = torch.randn(k, objective.size, dtype=torch.float64)
+    of_batch = F.cross_entropy if loss == "cross_entropy" else lambda f, y: loss(f, y).mean()
+    expected = reference.mixed_products(module, of_batch, factors, rows.x, rows.y)
+    found = perturbation_influences(objective, factors, rows, route="layered", chunk=3)
+    assert_close(found, expected)
+
+
 def test_rows_that_a_model_is_sure_of_keep_their_digits():
     module = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), last := nn.Linear(5, 3))
     with torch.no_grad():
@@ -360,6 +383,21 @@ def test_inputs_by_position_give_results_by_position(record):
     result = perturbation_influences(objective, factors, Rows((numbers, token), y))
     assert result[1] is None
     assert_close(result[0], expected_for_numbers(objective, factors, numbers, token, y))
+
+
+def test_the_mixed_jacobian_of_several_inputs_is_refused(record):
+    objective, factors, (numbers, token, y) = record
+    with pytest.raises(ModelError, match="single input tensor; use route='autograd'"):
+        perturbation_influences(objective, factors, Rows((numbers, token), y), route="jacobian")
+
+
+@pytest.mark.parametrize("route", ["layered", "jacobian"])
+def test_routes_that_take_inputs_are_refused_in_the_output_of_a_module(record, route):
+    objective, factors, (numbers, token, y) = record
+    with pytest.raises(ModelError, match=f"route='{route}' takes inputs; with wrt='embed'"):
+        perturbation_influences(
+            objective, factors, Rows((numbers, token), y), wrt="embed", route=route
+        )
 
 
 def expected_for_numbers(objective, factors, numbers, token, y):
