@@ -391,10 +391,7 @@ def test_influences_that_are_not_finite_are_refused_by_row():
     x = torch.randn(6, 4)
     x[3] = 0.0
     wrapped = idag.TorchTwiceDifferentiable(module, "cross_entropy")
-    with (
-        pytest.warns(RuntimeWarning, match="differentiated by autograd"),
-        pytest.raises(ModelError, match="training row 3 are not finite"),
-    ):
+    with pytest.raises(ModelError, match="training row 3 are not finite"):
         idag.compute_influences(
             wrapped,
             [(x, torch.arange(6) % 2)],

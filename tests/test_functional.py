@@ -250,7 +250,7 @@ def test_lissa_starts_at_h0_which_is_scale_times_x(wrapped_model, training_data_
 
 def test_several_dampings_are_for_as_many_calls(training_data_loader, wrapped_model):
     b = torch.ones(1, wrapped_model.num_params)
-    with pytest.raises(TypeError, match="damping is a list; .*call once for each"):
+    with pytest.raises(TypeError, match=r"damping is a list; .*call once for each"):
         solve_hvp("cg", wrapped_model, training_data_loader, b, hessian_perturbation=[0.1, 1.0])
 
 
