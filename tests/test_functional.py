@@ -248,6 +248,39 @@ def test_lissa_starts_at_h0_which_is_scale_times_x(wrapped_model, training_data_
         solve_hvp("lissa", wrapped_model, training_data_loader, b, h0=10 * x)
 
 
+@pytest.mark.parametrize("method", ["direct", "cg", "ekfac", "identity"])
+def test_the_automatic_damping_is_the_mean_size_of_eigenvalues(
+    method, model, train, wrapped_model, training_data_loader, test_data_loader
+):
+    def factors(damping):
+        return compute_influence_factors(
+            wrapped_model,
+            training_data_loader,
+            test_data_loader,
+            inversion_method=method,
+            hessian_regularization=damping,
+        )
+
+    told = factors("auto")
+    H = reference.hessian(model, nn.functional.mse_loss, *train)  # linear: Gauss-Newton's as well
+    expected = 0.0 if method == "identity" else torch.linalg.eigvalsh(H).abs().mean().item()
+    assert told.info["damping"] == pytest.approx(expected, rel=1e-5)
+    assert relative_error(told.x, factors(told.info["damping"]).x.double()) <= 1e-6
+
+
+def test_solutions_that_overflow_are_refused_by_row(wrapped_model, training_data_loader):
+    b = torch.ones(3, wrapped_model.num_params)
+    b[1] *= 3e38
+    with pytest.raises(NotConvergedError, match=r"right-hand sides 1 are not finite.*larger damp"):
+        solve_hvp("direct", wrapped_model, training_data_loader, b, hessian_perturbation=1e-4)
+
+
+def test_several_dampings_are_for_as_many_calls(training_data_loader, wrapped_model):
+    b = torch.ones(1, wrapped_model.num_params)
+    with pytest.raises(TypeError, match=r"damping is a list; .*call once for each"):
+        solve_hvp("cg", wrapped_model, training_data_loader, b, hessian_perturbation=[0.1, 1.0])
+
+
 def test_lissa_reports_shares_of_the_last_step(wrapped_model, training_data_loader):
     b = torch.randn(3, wrapped_model.num_params)
     info = solve_hvp("lissa", wrapped_model, training_data_loader, b, scale=10.0).info

@@ -86,6 +86,17 @@ def test_each_of_several_inputs_is_looked_at(share):
         perturbation_influences(objective, factors, rows)
 
 
+def test_a_feature_is_looked_at_in_units_of_its_own_size():
+    """In those of the others it would be moved to where the model does not answer any more."""
+
+    def small_one_aside(network, x):
+        return torch.cat([(1e6 * x[:, :1].detach()).tanh(), x[:, 1:]], dim=1)
+
+    x = NUMBERS * torch.tensor([1e-6, 1.0, 1.0, 1.0])
+    with pytest.raises(ModelError, match=r"derivatives in the inputs .*torch\.no_grad"):
+        asked(small_one_aside, x)
+
+
 def test_a_modules_output_that_autograd_does_not_see_is_refused():
     def detached(network, x):
         return network.body(x).detach().tanh()

@@ -66,6 +66,10 @@ LOSSES = {
         "next_token",
         lambda f, y: F.pad(class_terms(f[:, :, :-1], y[:, 1:]), (1, 0)),
     ),
+    "coins": (
+        "bce_with_logits",
+        lambda f, y: F.binary_cross_entropy_with_logits(f, y, reduction="none") / LENGTH,
+    ),
     "numbers": ("mse", lambda f, y: (f - y).square() / LENGTH),
     "torch's numbers": (nn.HuberLoss(delta=0.5), huber_terms),
 }
@@ -87,9 +91,11 @@ def gradients_of_terms(module, terms, x, y):
 @pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES)
 def test_shares_of_positions_are_autograds_and_add_up_to_the_rows(case):
     loss, terms = case
-    numbers = case in (LOSSES["numbers"], LOSSES["torch's numbers"])
+    numbers = case in (LOSSES["numbers"], LOSSES["torch's numbers"], LOSSES["coins"])
     module = Tagger(numbers).double().eval()
     train, test = rows(70, 1, numbers), rows(5, 2, numbers)  # more than one batch
+    if case is LOSSES["coins"]:
+        train, test = ((x, (y > 0).double()) for x, y in (train, test))
     weights = torch.rand(70).double()
     loaders = [
         DataLoader(TensorDataset(*train, weights), batch_size=16),

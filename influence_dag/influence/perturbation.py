@@ -63,40 +63,34 @@ def perturbation_influences(
     if wrt is not None and route not in ("auto", "autograd"):
         raise ModelError(f"route={route!r} takes inputs; with wrt={wrt!r} use route='autograd'")
     found = None if wrt else _by_a_short_cut(objective, factors, rows, route, chunk)
-    if found is not None:
+    if found is not None and _confirmed(objective, factors, rows, found):
         check_input_derivatives(objective, factors, rows, wrt)
         return found
+    is_other = found is not None
+    del found  # as large as what follows
     found = _by_autograd(objective, factors, rows, chunk, point)
     if wrt is not None:
         _check_order(objective, factors, rows, point, wrt)
     check_input_derivatives(objective, factors, rows, wrt)
     _check_finite(found)
+    if is_other:
+        _tell_of_other_rows(objective)
     return found
 
 
-def _by_a_short_cut(
-    objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, route: Route, chunk: int
-) -> Tensor | None:
-    """The products by a route for some models only; None where there is none, or it is wrong.
-
-    A random combination of the factors is taken through every row by autograd, and has to give
-    the same combination of the products, which are then finite as it is.
-    """
-    found = _first_products(objective, factors, rows, route, chunk)
-    if found is None or _confirmed(objective, factors, rows, found):
-        return found
+def _tell_of_other_rows(objective: Objective) -> None:
     warnings.warn(
         f"{type(objective.module).__name__} is not for all rows what it is for the first: their "
         "perturbation influences are differentiated by autograd",
         RuntimeWarning,
         stacklevel=4,
     )
-    return None
 
 
-def _first_products(
+def _by_a_short_cut(
     objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, route: Route, chunk: int
 ) -> Tensor | None:
+    """The products by a route for some models only; None where there is none. To be confirmed."""
     if route == "jacobian":
         return _by_jacobian(objective, factors, rows)
     if route == "auto" and _is_small(objective, rows):
@@ -114,6 +108,9 @@ def _first_products(
 def _confirmed(
     objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, found: Float[Tensor, "k n ..."]
 ) -> bool:
+    """Whether a random combination of the factors, taken through every row by autograd, gives the
+    same combination of the products, which are then finite as it is.
+    """
     u = random_weights(factors.norm(dim=1), len(rows))
     point = InputPoint(objective, rows)
     truth = _flat(_by_autograd(objective, (u @ factors)[None], rows, 1, point))[0]

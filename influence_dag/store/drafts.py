@@ -81,7 +81,7 @@ class StoredDraft:
 
     def keys(self, variable: str) -> Keys:
         """The keys of what the draft holds now; zeros where nothing has been computed."""
-        return self._keys[self.layout[variable].name].copy()
+        return self._keys[self.layout[variable].name]
 
     def checksums(self, variable: str) -> NDArray[np.int64]:
         """The checksum of each chunk; `UNKNOWN` of those that an interrupted run wrote."""

@@ -22,6 +22,7 @@ from influence_dag.curvature.captured_products import CapturedSum
 from influence_dag.curvature.kronecker_pairs import FisherPairs
 from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
+from influence_dag.solvers import EKFAC, KFAC
 
 
 def both(objective, rows, count=40, **kwargs):
@@ -84,23 +85,30 @@ def test_a_layer_with_its_weight_the_other_way_round(positions):
 
 
 class Optional(nn.Module):
-    """A layer that no row of a batch may call."""
+    """Layers, not square, that no row of a batch may call."""
 
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.inner, self.extra = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.inner, self.extra = nn.Linear(3, 3), nn.Sequential(kind(3, 5), kind(5, 3))
 
     def forward(self, x):
         hidden = torch.tanh(self.inner(x))
         return self.extra(hidden) if bool((x > 100).any()) else hidden
 
 
-def test_a_layer_that_no_row_calls_adds_nothing():
-    objective = Objective(Optional().double(), "cross_entropy")
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+def test_layers_that_no_row_calls_add_nothing(kind):
+    objective = Objective(Optional(kind).double(), "cross_entropy")
     rows = Rows(torch.randn(6, 3).double(), torch.arange(6) % 3)
     found, expected, given = both(objective, rows)
     assert given == 2
     assert_close(found, expected)
+    g = torch.randn(4, objective.size).double()
+    for method in (EKFAC(), KFAC()):
+        x = method.factorize(GaussNewton(objective, rows)).solve(g, damping=0.1).x
+        uncalled = slice(objective.slices["extra.0.weight"].start, None)
+        assert_close(x[:, uncalled], g[:, uncalled] / 0.1)
+        assert not torch.allclose(x, g / 0.1)
 
 
 def test_few_vectors_go_through_the_network():

@@ -287,6 +287,30 @@ def test_frozen_parameters_are_in_no_block(name):
     assert not {f"{layer}.weight" for layer in captured} & frozen_weights
 
 
+@pytest.mark.parametrize("name", ["norms", "deep", "recurrent"])
+def test_the_blocks_of_some_parameters_cover_those_and_no_others(name):
+    """Every layer and every module of several parameters, with any one of them left out."""
+    _, objective, rows = make(name)
+    whole = KroneckerLayout.of(objective, rows)
+    places = [(where.start, where.stop) for where in objective.slices.values()]
+    for kept in [*([p for p in places if p != one] for one in places), *([p] for p in places)]:
+        index = torch.cat([torch.arange(*place) for place in kept])
+        layout = whole.within(index)
+        assert sorted(_places(layout)) == kept
+        weights = {layer.weight for layer in whole.layers} & set(kept)
+        assert {layer.weight for layer in layout.layers} == weights
+        moved = _places(layout.relocated(index))
+        assert sorted(i for place in moved for i in range(*place)) == list(range(len(index)))
+        assert torch.equal(
+            torch.cat([index[slice(*place)] for place in moved]),
+            torch.cat([torch.arange(*place) for place in _places(layout)]),
+        )
+
+
+def _places(layout):
+    return [place for block in (*layout.layers, *layout.dense) for place in block.places]
+
+
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
 @pytest.mark.parametrize("name", ["deep", "images", "norms"])
 def test_sums_follow_a_change_of_rows(name, fisher):

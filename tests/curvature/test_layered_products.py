@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from influence_dag.curvature import Hessian, layered_products
 from influence_dag.curvature.layered import LayeredNetwork
-from influence_dag.curvature.layered_products import LayeredSum
+from influence_dag.curvature.layered_products import LayeredBatch, LayeredSum
 from influence_dag.objective.objective import Objective, Rows
 
 
@@ -121,11 +121,13 @@ def test_a_wrong_part_of_a_small_tensor_is_noticed(scale, monkeypatch):
     assert not hessian._layered.confirmed
 
 
-@pytest.mark.parametrize(("room", "again"), [(2**28, 0), (1, 2)], ids=["all", "none"])
-def test_batches_are_kept_for_products_to_come(room, again, monkeypatch):
-    monkeypatch.setattr(layered_products, "_KEPT_BYTES", room)
+@pytest.mark.parametrize(("kept", "again"), [(9, 0), (1, 1), (0, 2)], ids=["all", "one", "none"])
+def test_batches_are_kept_for_products_to_come(kept, again, monkeypatch):
     objective, rows = make_weighted("deep")
     vectors, eighth = vectors_of(objective), (len(rows) + 7) // 8
+    network = LayeredNetwork.of(objective, rows)
+    of_one = LayeredBatch.of(network, network.run(rows[: 4 * eighth])).bytes
+    monkeypatch.setattr(layered_products, "_KEPT_BYTES", 1 + kept * of_one)
     hessian = Hessian(objective, rows, batch_size=eighth)  # four of them at once
     hessian.apply(vectors)
     passes = passes_of(monkeypatch)

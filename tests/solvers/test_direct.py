@@ -10,6 +10,7 @@ from influence_dag.errors import IndefiniteError, ModelError
 from influence_dag.solvers import Direct
 from influence_dag.solvers.direct import CholeskyFactor, LUFactor
 from influence_dag.solvers.eigenbasis import Eigenbasis
+from influence_dag.solvers.rounding import rounding
 
 
 def indefinite(size=12, smallest=-0.2):
@@ -104,6 +105,43 @@ def test_no_eigenvalue_counts_as_zero_where_none_is_asked_to(damping):
     method = Direct(damping=damping, rounding=0)
     x = method.factorize(DenseCurvature(H)).solve(torch.ones(1, 2).double(), damping=0.0).x
     torch.testing.assert_close(x, torch.tensor([[1.0, 1e20]]).double())
+
+
+SHARE = rounding(torch.float64, 100)
+# Damping, the largest diagonal entry, the smallest eigenvalue over what counts as zero (of a
+# correlation of two columns of size 1): whether that is told from zero.
+NEAR_ZERO = [
+    *((0.0, 1.0, 100, True), (0.0, 1.0, 2, False), (0.0, 1e6, 100, False)),
+    *((1e-3, 1.0, 100, True), (1e-3, 1.0, 2, False)),
+    *((1e-3, 1e6, 100, True), (1e-3, 1e6, 2, False)),  # columns of any size hide nothing
+]
+
+
+def near_zero(largest, smallest):
+    H = torch.eye(100, dtype=torch.float64)
+    H[5, 5] = largest
+    H[7, 90] = H[90, 7] = 1 - smallest * SHARE
+    return H
+
+
+@pytest.mark.parametrize(("damping", "largest", "smallest", "clear"), NEAR_ZERO)
+def test_eigenvalues_tell_what_is_zero_where_pivots_do_not(damping, largest, smallest, clear):
+    """100 of a share of √100, the norm, are above it and below 100 times as much, p pivots'."""
+    H = near_zero(largest, smallest)
+    H.diagonal().sub_(damping)
+    factorization = Direct(damping=damping).factorize(DenseCurvature(H))
+    assert isinstance(factorization, CholeskyFactor if clear else Eigenbasis)
+
+
+@pytest.mark.parametrize("smallest", [100, 2])
+def test_the_same_of_an_indefinite_system(smallest):
+    H = near_zero(-0.5, smallest)
+    method = Direct(damping=0.0, on_indefinite="lu")
+    if smallest == 100:
+        assert isinstance(method.factorize(DenseCurvature(H)), LUFactor)
+    else:
+        with pytest.raises(IndefiniteError, match=r"smallest eigenvalue of H is -0\.5"):
+            method.factorize(DenseCurvature(H))
 
 
 def test_a_curvature_that_is_not_finite_is_refused():

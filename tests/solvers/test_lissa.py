@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 import reference
 import torch
@@ -136,6 +138,68 @@ def test_minibatches_that_diverge_name_a_scale_that_works():
     scale = float(str(caught.value).rpartition("scale=")[2])
     expected = reference.damped_solve(MOMENT.dense(), random_rhs(4, 6), 0.1)
     assert relative_error(by_minibatches(scale=scale).x, expected) <= 0.05
+
+
+# Anchored by products with all rows ---------------------------------------------------------------
+
+
+DIRECTIONS = 5**0.5 * torch.eye(6, dtype=torch.float64) * torch.linspace(1, 1.5, 6)[:, None]
+ANCHORED = {
+    "alike": (MOMENT.rows, 10, 6),  # rows, of a batch, steps of a pass
+    "a pass leads astray": (DIRECTIONS.repeat(2, 1), 2, 6),
+    "far above the scale": (DIRECTIONS.repeat(10, 1), 1, 1),  # given up in the first pass
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Watched(SecondMoment):
+    """It notes the vectors that all rows are multiplied with."""
+
+    whole: int
+    seen: list[int]
+
+    def apply(self, vectors):
+        if len(self.rows) == self.whole:
+            self.seen.append(len(vectors))
+        return super().apply(vectors)
+
+
+@pytest.mark.parametrize("case", ANCHORED)
+def test_anchored_minibatches_end_at_the_answer(case):
+    rows, batch_size, steps = ANCHORED[case]
+    curvature, rhs = Watched(rows, len(rows), []), random_rhs(4, 6)
+    rhs[2] = 0
+    scale = 1.1 * (torch.linalg.eigvalsh(curvature.dense())[-1].item() + 0.1)
+    method = LiSSA(batch_size=batch_size, anchored=True, rtol=1e-9, scale=scale, maxiter=2000)
+    solution = method.factorize(curvature).solve(rhs, damping=0.1)
+    expected = reference.damped_solve(curvature.dense(), rhs, 0.1)
+    assert relative_error(solution.x, expected) <= 1e-7
+    info = solution.info
+    assert info["converged"].all()
+    defect = rhs - solution.x @ curvature.dense() - 0.1 * solution.x
+    torch.testing.assert_close(
+        info["residual"] * rhs.norm(dim=1), defect.norm(dim=1), rtol=1e-5, atol=1e-13
+    )
+    niter, history = info["niter"], info["residual_history"]
+    told = ~history.isnan()
+    assert torch.equal(told.sum(1), niter)
+    assert torch.equal(told.cummin(1).values, told), "a row that has stopped does not go on"
+    assert niter[2] <= steps
+    assert niter.max() % steps == 0
+    whole = int(niter.max()) // steps
+    again = whole if case == "a pass leads astray" else 1  # for the row of zeros: none is nearer
+    assert 0 < len(curvature.seen) <= 3 + whole + again, "one product with all rows a pass"
+
+
+@pytest.mark.parametrize("case", ANCHORED)
+def test_anchored_minibatches_take_no_more_steps_than_allowed(case):
+    rows, batch_size, _ = ANCHORED[case]
+    scale = 1.1 * (torch.linalg.eigvalsh(SecondMoment(rows).dense())[-1].item() + 0.1)
+    settings = {"rtol": 1e-12, "scale": scale, "maxiter": 8, "on_failure": "warn"}
+    method = LiSSA(batch_size=batch_size, anchored=True, **settings)
+    with pytest.warns(RuntimeWarning, match="4 of 4 series .* raise maxiter or rtol, lower scale"):
+        solution = method.factorize(SecondMoment(rows)).solve(random_rhs(4, 6), damping=0.1)
+    assert solution.info["niter"].tolist() == [8] * 4
 
 
 def test_minibatches_need_a_curvature_of_rows():

@@ -58,3 +58,52 @@ def test_methods_are_compared_however_each_is_cut(tmp_path):
     a, b = (version.read("influences") for version in both)
     wanted = np.linalg.norm(a - b) / np.linalg.norm(b)
     assert told["relative_error"] == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.fixture
+def three_methods(tmp_path):
+    """Methods that differ, over rows of which some have left, at the last λ of two."""
+    project = Project(
+        tmp_path,
+        methods={"cg": None, "ekfac": {}, "identity": {}},
+        damping=[0.05, 0.5],
+        perturbation=None,
+    )
+    project.refresh()
+    for split, gone in (("test", (1, 6)), ("train", (0, 9, 39))):
+        rows = [row for k, row in enumerate(project.rows[split]) if k not in gone]
+        project.write(split, rows)
+    project.refresh()
+    return project
+
+
+def test_the_report_has_what_numpy_says_of_the_influences(three_methods):
+    bench = three_methods.bench()
+    values = {}
+    for method in ("direct", "ekfac", "identity"):
+        version = bench.require(f"{method}/influences")
+        stored = version.read("influences")[-1]
+        rows = [bench.axis_of(version, split).valid for split in ("test", "train")]
+        values[method] = stored[np.ix_(*rows)]
+        assert values[method].shape == (8, 37)
+    told = bench.require("report").attrs["info"]
+    assert list(told["strength"]) == list(values)
+    for method, seen in values.items():
+        expected = {
+            "mean": seen.mean(),
+            "mean_absolute": np.abs(seen).mean(),
+            "largest": np.abs(seen).max(),
+        }
+        assert told["strength"][method] == pytest.approx(expected, rel=1e-12)
+    assert len(told["agreement"]) == 3
+    for pair, seen in told["agreement"].items():
+        a, b = (values[method] for method in pair.split(" vs "))
+        ranks = [spearmanr(x, y).statistic for x, y in zip(a, b, strict=True)]
+        expected = {
+            "relative_error": np.linalg.norm(a - b) / np.linalg.norm(b),
+            "pearson": np.corrcoef(a.ravel(), b.ravel())[0, 1],
+            "spearman_per_test": np.mean(ranks),
+        }
+        assert seen == pytest.approx(expected, rel=1e-9)
+        assert seen["relative_error"] > 0.01
+        assert seen["spearman_per_test"] < 0.999

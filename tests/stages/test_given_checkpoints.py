@@ -126,6 +126,11 @@ def test_training_on_ends_at_a_minimum_and_tells_what_it_changed(project):
     x, y = project.tensors("test")
     after = network()
     torch.nn.utils.vector_to_parameters(theta, after.parameters())
+    shares = {"theta_moved_relative": (theta - before).norm() / before.norm()}
+    f = project.module(x).detach()
+    shares["outputs_moved_relative"] = (after(x) - f).norm() / f.norm()
+    for name, share in shares.items():
+        assert info[name] == pytest.approx(share.item(), rel=1e-9)
     changed = project.module(x).argmax(1) != after(x).argmax(1)
     assert info["predicted_classes_changed"] == pytest.approx(changed.double().mean().item())
     assert info["test_mean_before"] == pytest.approx(F.cross_entropy(project.module(x), y).item())

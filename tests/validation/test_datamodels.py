@@ -128,8 +128,9 @@ def test_dampings_that_leave_the_hessian_indefinite_are_left_out(clouds):
     swept = exact_candidates(objective, train, test, (1e-9, 10.0))
     assert list(swept["hessian"]) == [10.0]
     assert list(swept["gauss_newton"]) == [1e-9, 10.0]
-    with pytest.raises(IndefiniteError):
-        exact_candidates(objective, train, test, (1e-9,))
+    for none in ((1e-9,), (1e-9, 1e-8)):
+        with pytest.raises(IndefiniteError):
+            exact_candidates(objective, train, test, none)
 
 
 def test_members_start_where_they_are_told(clouds):

@@ -10,7 +10,14 @@ from influence_dag.errors import ModelError, NotConvergedError
 from influence_dag.objective.fitting import fit
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.study.model import FitSettings
-from influence_dag.suspicion import combined_suspicion, doubt
+from influence_dag.suspicion import (
+    combined_suspicion,
+    doubt,
+    knn_shapley,
+    neighbour_disagreement,
+    trusted,
+    votes,
+)
 from influence_dag.validation.label_errors import (
     flip_labels,
     label_errors,
@@ -99,6 +106,77 @@ def test_neighbours_and_model_together_find_what_either_finds(flipped):
     label = np.arange(1500), known.labels
     assert np.allclose(-known.out_of_fold[label], flipped.out_of_fold_loss), "cross entropy"
     assert known.trust[0] > known.trust[1] > 1, "neighbours know digits better than softmax does"
+
+
+@pytest.fixture(scope="module")
+def clouds():
+    """Three clouds of training and of test rows that overlap, and a linear model of them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(n):
+        y = torch.arange(n) % 3
+        x = torch.randn(n, 2, generator=generator) + torch.eye(3)[y][:, :2] * 2
+        return Rows(x.double(), y)
+
+    return Objective(nn.Linear(2, 3).double(), "cross_entropy"), rows(60), rows(30)
+
+
+def test_neighbours_are_as_many_as_asked_for(clouds):
+    objective, train, test = clouds
+    found = label_errors(
+        objective, train, weight_decay=0.01, share=0.2, test=test, neighbours=3, folds=4, seed=2
+    )
+    points, others, truth = train.x.numpy(), test.x.numpy(), test.y.numpy()
+    expected = neighbour_disagreement(points, found.labels, k=3)
+    np.testing.assert_allclose(found.neighbour_disagreement, expected)
+    values = knn_shapley(points, found.labels, others, truth, k=3)
+    np.testing.assert_allclose(found.knn_shapley, values)
+    said = votes(points, found.labels, others, truth, k=3)
+    np.testing.assert_allclose(found.evidence.neighbours, said.neighbours)
+    module = nn.Linear(2, 3).double()
+    y = torch.tensor(found.labels)
+    fit(module, "cross_entropy", Rows(train.x, y), FitSettings(weight_decay=0.01, tolerance=1e-9))
+    right = (module(test.x).argmax(1) == test.y).numpy()
+    assert found.evidence.trust == pytest.approx(trusted(said.right, right))
+
+
+def test_without_test_rows_views_are_trusted_by_what_they_say_of_rows_they_have_not_seen(clouds):
+    objective, train, _ = clouds
+    found = label_errors(
+        objective, train, weight_decay=0.01, share=0.2, neighbours=7, folds=4, seed=2
+    )
+    assert found.knn_shapley is None
+    known = found.evidence
+    np.testing.assert_allclose(
+        known.neighbours, votes(train.x.numpy(), found.labels, k=7).neighbours
+    )
+    right = [view.argmax(1) == found.labels for view in (known.neighbours, known.out_of_fold)]
+    assert known.trust == trusted(*right) != (1, 1)
+    alone = label_errors(objective, train, weight_decay=0.01, share=0.2, folds=0, seed=2)
+    assert alone.evidence.trust == (1, 1)
+    assert alone.out_of_fold_loss is None
+    without = label_errors(
+        objective, train, weight_decay=0.01, share=0.2, folds=0, neighbours=0, seed=2
+    )
+    assert (without.evidence, without.neighbour_disagreement) == (None, None)
+
+
+def test_rows_are_ranked_at_the_damping_that_is_said(clouds):
+    objective, train, _ = clouds
+    options = {"weight_decay": 0.01, "share": 0.2, "folds": 0, "neighbours": 0, "seed": 2}
+    found = label_errors(objective, train, **options, tolerance=1e-9)
+    y = torch.tensor(found.labels)
+    module = nn.Linear(2, 3).double()
+    settings = FitSettings(weight_decay=0.01, tolerance=1e-9)
+    fit(module, "cross_entropy", Rows(train.x, y), settings)
+    for damping in (None, 0.3):
+        told = label_errors(objective, train, **options, tolerance=1e-9, damping=damping)
+        expected = reference.influences(
+            module, F.cross_entropy, (train.x, y), (train.x, y), damping or 0.01
+        )
+        np.testing.assert_allclose(told.self_influence, expected.diagonal(), rtol=1e-5)
+    losses = F.cross_entropy(module(train.x), y, reduction="none").detach()
+    np.testing.assert_allclose(found.loss, losses, rtol=1e-5)
 
 
 def test_a_loss_out_of_fold_is_of_a_model_that_has_not_seen_the_row(flipped, digits):

@@ -166,6 +166,14 @@ class WritingContract:
             for index in ALL_CHUNKS:
                 write_chunk(draft, SAMPLE, index)
 
+    def test_what_a_version_lacks_is_named_with_what_it_has(self, store: Store):
+        version = published(store, SAMPLE)
+        for read in (version.array, version.read, version.keys):
+            with pytest.raises(StoreError, match="no variable 'scores'; it has influences"):
+                read("scores")
+        with pytest.raises(StoreError, match=r"no coordinate 'valued'; it has .*valid"):
+            version.coordinate("valued")
+
     def test_a_region_of_several_chunks_is_one_write(self, store: Store):
         keys = {index: SAMPLE.expected["influences"][index].tobytes() for index in ALL_CHUNKS}
         with store.new_version(NAME, SAMPLE.layout) as draft:
