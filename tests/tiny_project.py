@@ -17,6 +17,7 @@ from influence_dag.running import materialize
 from influence_dag.stages.graph import artifacts
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Report, Workbench
+from influence_dag.study.imported import import_callable
 from influence_dag.study.loading import load_study
 
 COLUMNS = ["id", "height", "width", "depth", "label"]
@@ -128,6 +129,14 @@ class Project:
         return torch.tensor(numbers[:, :3], dtype=dtype or torch.float64), torch.tensor(
             numbers[:, 3]
         ).long()
+
+    def stored_module(self) -> Any:
+        """Its network with the stored parameters, in float64."""
+        from safetensors.torch import load
+
+        module = import_callable("tiny_model:build", self.root, "model.build")().double()
+        module.load_state_dict(load(self.results.store.version("model").file("model.safetensors")))
+        return module
 
 
 def copy_tree(source: str | Path, target: str | Path, leave: Iterable[str] = ()) -> None:

@@ -149,16 +149,9 @@ def test_relabelling_is_predicted_by_the_difference_of_two_gradients(explorer, l
 
 def relabelled(project: Project) -> np.ndarray:
     """`s_testᵀ ∇L((x_4, 2))` by plain autograd."""
-    import sys
-
     import torch
-    from safetensors.torch import load
 
-    sys.path.insert(0, str(project.root))
-    import tiny_model
-
-    module = tiny_model.build().double()
-    module.load_state_dict(load(project.results.store.version("model").file("model.safetensors")))
+    module = project.stored_module()
     x, _ = project.tensors("train")
     loss = torch.nn.functional.cross_entropy(module(x[4:5]), torch.tensor([2]))
     parts = torch.autograd.grad(loss, list(module.parameters()))

@@ -159,7 +159,7 @@ def cancelled_run(folder: str, moment: dict, home: str) -> None:
         def cancel() -> None:
             instance.report_run_canceling(run)
             os.kill(os.getpid(), signal.SIGINT)  # as the server's watching thread does
-            time.sleep(0.1)  # on a writer's thread: until the main one has heard of it
+            time.sleep(0.5)  # on a writer's thread: until the main one has heard of it
 
         _at(folder, moment, cancel)
         with suppress(KeyboardInterrupt):
