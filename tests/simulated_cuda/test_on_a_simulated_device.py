@@ -36,12 +36,18 @@ def library():
         pytest.skip(f"{PINNED} is not what is pinned, and {error}")
 
 
-@pytest.mark.parametrize("tests", WANTING)
-def test_on_a_device_made_of_the_processor(library, tests):
+def test_on_a_device_made_of_the_processor(library):
     path = os.pathsep.join([str(TESTS), str(TESTS.parent)])
     command = (sys.executable, "-m", "pytest", "-q", "-p", "simulated_cuda.plugin")
     done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", "-W", "ignore", str(TESTS / tests)],
+        [
+            *command,
+            "-p",
+            "no:cacheprovider",
+            "-W",
+            "ignore",
+            *(str(TESTS / each) for each in WANTING),
+        ],
         cwd=TESTS.parent,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
