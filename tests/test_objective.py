@@ -420,6 +420,86 @@ def test_a_module_that_remembers_its_first_call_is_refused_by_what_it_keeps(what
     assert module.cache["used"] is module.linear.weight
 
 
+KEPT = {}
+
+
+def centred(x):
+    return x - KEPT.setdefault("mean", x.detach().mean(0))
+
+
+class Holder:
+    mean = None
+
+
+class Elsewhere(nn.Module):
+    """What a call leaves behind beside the module's own attributes."""
+
+    mean = None
+
+    def __init__(self, where):
+        super().__init__()
+        self.linear, self.where, self.holder, means = nn.Linear(4, 4), where, Holder(), []
+        self.around = lambda x: x - (means or means.append(x.detach().mean(0)) or means)[0]
+        if where == "hook":
+            self.linear.register_forward_pre_hook(self._hook)
+        if where == "hook's closure":
+            around = self.around
+            self.linear.register_forward_pre_hook(lambda _, inputs: around(*inputs))
+
+    def _hook(self, layer, inputs):
+        layer.mean = getattr(layer, "mean", inputs[0].detach().mean(0))
+        return inputs[0] - layer.mean
+
+    def forward(self, x, given={}):  # noqa: B006
+        mean = x.detach().mean(0)
+        if self.where == "global":
+            x = centred(x)
+        elif self.where == "closure":
+            x = self.around(x)
+        elif self.where == "class":
+            Elsewhere.mean = mean if Elsewhere.mean is None else Elsewhere.mean
+            x = x - Elsewhere.mean
+        elif self.where == "default":
+            x = x - given.setdefault("mean", mean)
+        elif self.where == "function":
+            Elsewhere.forward.mean = getattr(Elsewhere.forward, "mean", mean)
+            x = x - Elsewhere.forward.mean
+        elif self.where == "object":
+            self.holder.mean = mean if self.holder.mean is None else self.holder.mean
+            x = x - self.holder.mean
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    {
+        "global": r"test_objective\.KEPT",
+        "closure": r"means of Elsewhere\.__init__",
+        "class": r"Elsewhere\.mean",
+        "default": r"Elsewhere\.forward\.__defaults__",
+        "function": r"Elsewhere\.forward\.mean",
+        "object": r"holder\.mean",
+        "hook": r"linear\.mean",
+        "hook's closure": r"means of Elsewhere\.__init__",
+    }.items(),
+)
+def test_a_module_that_remembers_elsewhere_is_refused_by_where(where, said, rows):
+    with pytest.raises(ModelError, match=rf"Elsewhere remembers a call \(.*{said}"):
+        Objective(Elsewhere(where), "cross_entropy").check(rows)
+    KEPT.clear()
+    Elsewhere.mean = None
+    vars(Elsewhere.forward).clear()
+    Elsewhere.forward.__defaults__[0].clear()
+
+
+def test_what_others_look_at_may_be_noted_elsewhere(rows):
+    seen = []
+    module = network()
+    module[0].register_forward_hook(lambda *of: seen.append(of[2].detach()))
+    Objective(module, "cross_entropy").check(rows)
+    assert seen, "and what was noted is not taken away"
+
+
 def test_it_is_refused_beside_an_attribute_that_is_not_to_be_copied(rows):
     """Of none of its attributes it was asked whether a call had left it as it was."""
     module = Keeping("first mean")

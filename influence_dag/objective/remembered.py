@@ -1,12 +1,13 @@
 """Whether a module keeps something of a call that changes what the next one gives."""
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
+from influence_dag.objective.keeping import places
 from influence_dag.objective.rows import Rows
 from influence_dag.structures import map_tensors, tensors_of
 from influence_dag.texts import listed
@@ -18,10 +19,17 @@ _MOVED = 1e-2  # by which share θ is another one
 _SAME = 1e-3  # relative: of outputs that are
 
 _PLAIN = bool | int | float | str
-_OF_MODULES = vars(nn.Module()).keys()  # what every module has
 
-_Key = tuple[nn.Module, str]
-_Kept = tuple[Any, Any]  # a copy, and what was there with the tensors that it held
+_Key = tuple[int, str]  # the identity of what has it, which may have no hash, and its name
+
+
+class _Kept(NamedTuple):
+    """What is kept under a name, as a copy and as it was, with the tensors that it held."""
+
+    owner: Any
+    said: str
+    copied: Any
+    held: Any
 
 
 def check_remembers_nothing(objective: "Objective", rows: Rows) -> None:
@@ -29,8 +37,9 @@ def check_remembers_nothing(objective: "Objective", rows: Rows) -> None:
 
     A mean that is taken from the first batch, a product of weights that is kept from the first
     call: what is differentiated then is another function from call to call, and no repetition
-    shows it. Looked at where a call leaves a buffer or an attribute other than it was: the next
-    one, of other rows and another θ, has to give what it gives without it.
+    shows it. Looked at where a call leaves a buffer, an attribute, a global or what else its code
+    may write to (`keeping`) other than it was: the next one, of other rows and another θ, has to
+    give what it gives without it.
     """
     if len(rows) < 2:
         return
@@ -39,9 +48,9 @@ def check_remembers_nothing(objective: "Objective", rows: Rows) -> None:
     other = objective.params * (1 + _MOVED) + _MOVED * objective.params.abs().mean()
     _outputs(objective, objective.params, rows[:half])
     left = [
-        key
-        for key, (value, _) in _kept(objective.module).items()
-        if key not in before or not _are_same(value, before[key][0])
+        now.said
+        for key, now in _kept(objective.module).items()
+        if key not in before or not _are_same(now.copied, before[key].copied)
     ]
     if not left:
         return
@@ -51,26 +60,25 @@ def check_remembers_nothing(objective: "Objective", rows: Rows) -> None:
     _put_back(objective.module, before)
     fresh = _outputs(objective, other, rows[half:])
     if _apart(after, fresh):
-        names = {id(layer): name for name, layer in objective.module.named_modules()}
-        at = [".".join(filter(None, (names[id(layer)], key))) for layer, key in left]
         raise ModelError(
-            f"{type(objective.module).__name__} remembers a call ({listed(at, 3)}): the same rows "
-            "and parameters give other outputs after it than without it, so that derivatives would "
-            "be of one function and values of another; compute what it keeps anew in each call, or "
-            "set it before (a buffer that training fills, module.eval())"
+            f"{type(objective.module).__name__} remembers a call ({listed(left, 3)}): the same "
+            "rows and parameters give other outputs after it than without it, so that derivatives "
+            "would be of one function and values of another; compute what it keeps anew in each "
+            "call, or set it before (a buffer that training fills, module.eval())"
         )
 
 
 def _kept(module: nn.Module) -> dict[_Key, _Kept]:
-    """Buffers, and attributes that are tensors, numbers, words, nothing, or collections of such."""
+    """What is tensors, numbers, words, nothing, or collections of such, wherever it is kept."""
     found: dict[_Key, _Kept] = {}
-    for layer in module.modules():
-        own = {name: value for name, value in vars(layer).items() if name not in _OF_MODULES}
-        for name, value in (layer._buffers | own).items():
+    for owner, said, attributes in places(module):
+        for name, value in attributes.items():
             if value is None or isinstance(value, _PLAIN | Tensor | list | tuple | dict):
                 with suppress(TypeError, AttributeError, RecursionError):  # not to be made again
                     copied = map_tensors(lambda leaf: leaf.detach().clone(), value)
-                    found[layer, name] = copied, map_tensors(lambda leaf: leaf, value)
+                    told = said if name == "cell_contents" else ".".join(filter(None, (said, name)))
+                    held = map_tensors(lambda leaf: leaf, value)
+                    found[id(owner), name] = _Kept(owner, told, copied, held)
     return found
 
 
@@ -90,10 +98,11 @@ def _are_same(one: Any, other: Any) -> bool:
 
 def _put_back(module: nn.Module, before: dict[_Key, _Kept]) -> None:
     """What there was, and nothing that there was not."""
-    for layer, name in _kept(module).keys() - before.keys():
-        delattr(layer, name)
-    for (layer, name), (copied, held) in before.items():
-        now = getattr(layer, name, None)
+    for key, kept in _kept(module).items():
+        if key not in before:
+            delattr(kept.owner, key[1])
+    for (_, name), (owner, _, copied, held) in before.items():
+        now = getattr(owner, name, None)
         if _are_same(now, copied):
             continue
         with torch.no_grad():
@@ -105,7 +114,7 @@ def _put_back(module: nn.Module, before: dict[_Key, _Kept]) -> None:
             now.clear()
             now.update(held)
         else:
-            setattr(layer, name, held)
+            setattr(owner, name, held)
 
 
 def _outputs(objective: "Objective", theta: Tensor, rows: Rows) -> tuple[Tensor, ...]:
