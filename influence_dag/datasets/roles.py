@@ -13,7 +13,7 @@ from influence_dag.datasets.sources.preparing import prepared
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings, FeatureSettings
 
-RESERVED_DIMS = ("test", "train", "param", "damping")  # names of other axes in the results
+RESERVED_DIMS = ("test", "train", "param", "damping", "blocks", "influence_dag")  # others' names
 _TYPES = {"U": "text", "S": "bytes", "O": "objects", "M": "times", "m": "durations"}
 _TYPES |= {"c": "complex numbers", "V": "records"}
 
