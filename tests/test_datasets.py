@@ -350,10 +350,11 @@ def test_dims_have_to_name_every_axis(tmp_path):
     refused(tmp_path, CSV, "['u', 'v'] names 2 axes", "a row has 1", features={"dims": ["u", "v"]})
 
 
-def test_dims_may_not_take_another_axis_name(tmp_path):
+@pytest.mark.parametrize("dim", ["train", "blocks"])
+def test_dims_may_not_take_another_axis_name(tmp_path, dim):
     (tmp_path / "train.csv").write_text(CSV)
-    with pytest.raises(DataError, match="'train' is the name of another axis"):
-        load_split(settings(features={"dims": ["train"]}), "train", tmp_path)
+    with pytest.raises(DataError, match=f"'{dim}' is the name of another axis"):
+        load_split(settings(features={"dims": [dim]}), "train", tmp_path)
 
 
 @pytest.mark.parametrize(

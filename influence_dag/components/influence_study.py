@@ -1,6 +1,8 @@
 """The component: one `defs.yaml`, one study, one graph of assets."""
 
 import logging
+import re
+from contextlib import suppress
 from pathlib import Path
 from zlib import crc32
 
@@ -15,7 +17,7 @@ from influence_dag.study.files import read_yaml
 from influence_dag.study.study import Study, StudySettings, study_name, usable_name
 
 GROUP = "studies_not_loaded"
-_TYPE = "InfluenceStudy"  # as a file names it
+_TYPE = re.compile(r"^\s*(- )?type:.*\bInfluenceStudy\b", re.MULTILINE)
 _MODEL = '''"""The model of this study."""
 
 from torch import nn
@@ -122,11 +124,17 @@ def _check_alone(file: Path, root: Path, definitions: Path) -> None:
     """A `StudyError` for a study whose name another one among the definitions has."""
     own = file.resolve()
     for other in sorted(definitions.rglob(f"{file.parent.name}/defs.yaml")):
-        if other.resolve() != own and _TYPE in other.read_text(errors="replace"):
+        if other.resolve() != own and _is_study(other):
             raise StudyError(
                 f"{_shown(file, root)} and {_shown(other, root)} are two studies of one name, by "
                 "which Dagster knows a study's assets, checks and jobs: rename one of the folders"
             )
+
+
+def _is_study(file: Path) -> bool:
+    with suppress(OSError):  # nobody's to read, or a link to nothing
+        return _TYPE.search(file.read_text(errors="replace")) is not None
+    return False
 
 
 def _shown(path: Path, root: Path) -> str:

@@ -15,11 +15,9 @@ from influence_dag.errors import DataError
 from influence_dag.study.base import Split
 from influence_dag.study.data import DataSettings, FeatureSettings
 
-RESERVED_DIMS = ("test", "train", "param", "damping")  # names of other axes in the results
+RESERVED_DIMS = ("test", "train", "param", "damping", "blocks", "influence_dag")  # others' names
 _OF_ARRAYS = ("feature_mean", "feature_scale", "perturbation_influences")  # which they stand beside
-_OF_ROWS = tuple(
-    f"{split}_" for split in get_args(Split)
-)  # how what the results hold of rows begins
+_OF_ROWS = tuple(f"{split}_" for split in get_args(Split))  # how what results hold of rows begins
 _TYPES = {"U": "text", "S": "bytes", "O": "objects", "M": "times", "m": "durations"}
 _TYPES |= {"c": "complex numbers", "V": "records"}
 

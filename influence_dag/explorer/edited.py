@@ -4,6 +4,7 @@ import io
 import json
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -184,15 +185,22 @@ def _as_text(identity: Any) -> str:
     return (identity.decode() if isinstance(identity, bytes) else str(identity)).strip()
 
 
+def _number(label: str) -> int | float:
+    """A whole number with all its digits, where it is written as one."""
+    with suppress(ValueError):
+        return int(label)
+    return float(label)
+
+
 def _cell(label: str, kind: Any) -> Any:
     """A label as a value of its column."""
     import pyarrow as pa
 
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
-        number = {"true": 1.0, "false": 0.0}.get(label.lower())
-        number = float(label) if number is None else number
-        if not number.is_integer():
+        number = {"true": 1, "false": 0}.get(label.lower())
+        number = _number(label) if number is None else number
+        if isinstance(number, float) and not number.is_integer():
             raise StoreError(f"the label {label} is none that a column of {kind} can hold")
         return bool(number) if pa.types.is_boolean(kind) else int(number)
     return pa.scalar(label).cast(kind).as_py()

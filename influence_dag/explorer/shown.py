@@ -97,7 +97,8 @@ def _largest(values: NDArray | None) -> float | None:
 
 def _snippets(rows: Rows, place: int) -> dict[str, Any]:
     """The beginnings of the columns that travel along."""
-    texts = ((name, " ".join(str(values[place]).split())) for name, values in rows.kept.items())
+    shown = ((name, shown_label(values[place])) for name, values in rows.kept.items())
+    texts = ((name, " ".join(text.split())) for name, text in shown)
     cut = (
         {"name": name, "text": text if len(text) <= SNIPPET else text[: SNIPPET - 1] + "…"}
         for name, text in texts

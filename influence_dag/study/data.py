@@ -18,6 +18,8 @@ from pydantic import (
 from influence_dag.study.base import Settings, Split, is_callable_name, path_name, setting
 from influence_dag.study.dagster import asset_path
 
+MOST_DIMS = 32
+
 
 class FeatureSettings(Settings):
     """How the feature columns become the model's input."""
@@ -49,6 +51,22 @@ class FeatureSettings(Settings):
             raise ValueError(
                 "a scale of 0 leaves nothing of the features; 1 leaves them as they are"
             )
+        return value
+
+    @field_validator("shape")
+    @classmethod
+    def _shape_is_an_arrays(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and len(value) > MOST_DIMS:
+            raise ValueError(
+                f"a sample of {len(value)} dimensions; arrays of pairs have room for {MOST_DIMS}"
+            )
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _columns_are_named_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if twice := [name for name in value or () if (value or ()).count(name) > 1]:
+            raise ValueError(f"columns names {twice[0]!r} twice; each is asked for by its name")
         return value
 
     @model_validator(mode="after")
@@ -214,6 +232,11 @@ class DataSettings(Settings):
             names = getattr(self, field)
             if twice := [name for name in names if names.count(name) > 1]:
                 raise ValueError(f"{field} names {twice[0]!r} twice")
+        if self.target in (self.features.columns or ()):
+            raise ValueError(
+                f"features.columns names {self.target!r}, the target: the model would be handed "
+                "what it is to predict; take it out"
+            )
         if held := [name for name in self.keep if name in named]:
             raise ValueError(
                 f"keep names {held[0]!r}, which is a coordinate already: ids and labels always are"

@@ -52,6 +52,15 @@ VALUES = [
         refresh,
     ),
     Kind("a shape with a 0", settings(data={"features": {"shape": [3, 0]}})),
+    Kind("a shape of 40 dimensions", settings(data={"features": {"shape": [3] + [1] * 39}})),
+    Kind(
+        "a feature that is named twice",
+        settings(data={"features": {"columns": ["height", "width", "height"]}}),
+    ),
+    Kind(
+        "the target as a feature",
+        settings(data={"features": {"columns": ["height", "width", "label"]}}),
+    ),
     Kind(
         "names of two axes for a shape of one",
         settings(data={"features": {"shape": [3], "dims": ["a", "b"]}}),

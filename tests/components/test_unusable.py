@@ -64,6 +64,8 @@ def test_two_studies_of_one_name_are_told_with_both_files_and_the_others_are_loa
         (tmp_path / "twins" / name).mkdir(parents=True)
         shutil.copy(project.folder / "defs.yaml", tmp_path / "twins" / name)
     (tmp_path / "twins/__init__.py").touch()
+    (tmp_path / "twins/more/other").mkdir()
+    (tmp_path / "twins/more/other/defs.yaml").symlink_to("nowhere")
     (tmp_path / "pyproject.toml").write_text(TOOL)
     monkeypatch.syspath_prepend(str(tmp_path))
     graph = dg.load_from_defs_folder(project_root=tmp_path).resolve_asset_graph()

@@ -430,6 +430,7 @@ def test_a_parquet_file_is_copied_in_its_own_types(tmp_path):
         ("bool", "False", False),
         ("int64", "2", 2),
         ("int64", "2.0", 2),
+        ("int64", "9007199254740993", 9007199254740993),
         ("double", "2.5", 2.5),
         ("string", "2.0", "2.0"),
         ("date32", "2024-05-01", date(2024, 5, 1)),

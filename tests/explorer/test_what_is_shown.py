@@ -1,12 +1,14 @@
 """The numbers on the explorer's pages are those that xarray reads from the store."""
 
 import io
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from influence_dag.explorer import suspicion
+from influence_dag.explorer import shown, suspicion
 from influence_dag.explorer.content import is_picture, overlay, picture
 from influence_dag.explorer.opened import Opened
 
@@ -219,3 +221,9 @@ def test_where_distances_would_take_long_the_model_alone_is_asked(looked_at, mon
 def test_the_most_suspicious_rows_are_those_of_suspects(looked_at, client):
     shown = [row["id"] for row in client.get("rows", split="train", sort="suspicion")["rows"]]
     assert shown == looked_at.results.suspects(40).train.values[: len(shown)].tolist()
+
+
+def test_columns_that_travel_along_are_told_alike_in_tables_and_of_rows():
+    rows = SimpleNamespace(kept={"sold": np.array([1234567.0]), "note": np.array(["a  b"])})
+    told = shown._snippets(cast(Any, rows), 0)["kept"]
+    assert told == [{"name": "sold", "text": "1234567"}, {"name": "note", "text": "a b"}]
