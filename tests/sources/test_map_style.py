@@ -63,6 +63,9 @@ def weighted_mapping(k): return {"x": x(k), "labels": k % 3, "weight": 1.0 + k}
 def words(k): return x(k), ["no", "yes", "so"][k % 3]
 def whole(k): return np.array([k, 2 * k, -1]), k % 3
 def mixed(k): return (np.array([k, 2, -1]) if k < 6 else x(k)), k % 3
+def large(k): return (np.array([k, 2**53 + 1, -1]) if k == 8 else x(k)), k % 3
+def large_target(k): return x(k), 2**53 + 1 if k == 8 else 0.5
+def named_as_parts(k): return {"y": x(k), "weight": x(k) + 1}, k % 3
 def bad(k): return (x(k) if k != 7 else 1 / 0), k % 3
 def ragged(k): return x(k)[: 2 if k == 7 else 3], k % 3
 def several_targets(k): return x(k), {"kind": k % 3, "size": 0.5}
@@ -203,6 +206,23 @@ def test_names_that_are_drawn_when_a_data_set_is_made_are_refused(tmp_path, colu
     split = load_split(data, "train", tmp_path)
     with pytest.raises(DataError, match=f"row 0 is the same .* its '{column}' is not .'0 of "):
         split.x["x"][[3]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("item", ["large", "large_target"])
+def test_whole_numbers_among_decimals_are_exact_or_refused(tmp_path, item, workers):
+    """As in files: whichever rows they are read with, in one block or alone."""
+    for block_bytes in (1, 5 * 8 * 5, 2**20):
+        on_demand.BLOCK_BYTES = block_bytes
+        with pytest.raises(DataError, match=f"row 8.*seen {2**53 + 1}, .* float64 cannot hold"):
+            load_split(write(tmp_path, item=item, workers=workers), "train", tmp_path).x["x"][:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_inputs_may_be_called_as_other_parts_are(tmp_path, workers):
+    split = load_split(write(tmp_path, item="named_as_parts", workers=workers), "train", tmp_path)
+    np.testing.assert_array_equal(split.x["y"], numbers())
+    np.testing.assert_array_equal(split.x["weight"], numbers() + 1)
 
 
 def test_a_worker_that_is_killed_is_told(tmp_path):

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from influence_dag.datasets.sources.numbers import of_one_type
 from influence_dag.datasets.sources.on_demand import Values
 from influence_dag.datasets.sources.texts import texts
 from influence_dag.errors import DataError
@@ -125,13 +126,17 @@ def stacked(
 ) -> np.ndarray:
     """Rows as one array. Raises `DataError` for the first of another shape than row 0 has."""
     wanted = rows[0].shape if shape is None else shape
-    for position, row in zip(positions or range(len(rows)), rows, strict=True):
+    places = positions or range(len(rows))
+    for position, row in zip(places, rows, strict=True):
         if row.shape != wanted:
             raise DataError(
                 f"{name}: row {position} has {key} of shape {row.shape}, row 0 has {wanted}; all "
                 "rows need one shape"
             )
-    return np.stack(rows)
+    parts = of_one_type(
+        [row[None] for row in rows], name=key, row_name=lambda k, _: f"{name}: row {places[k]}"
+    )
+    return np.concatenate(parts)
 
 
 def demand(name: str, columns: Iterable[str], column: str, role: str, field: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.datasets.sources.base import INPUT, stacked
+from influence_dag.datasets.sources.numbers import of_one_type
 from influence_dag.errors import DataError
 from influence_dag.study.users_code import named_by
 from influence_dag.texts import a_kind
@@ -42,10 +43,6 @@ class Block:
     inputs: dict[str, np.ndarray]
     target: np.ndarray
     weights: np.ndarray
-
-    @property
-    def parts(self) -> dict[str, np.ndarray]:
-        return {**self.inputs, "y": self.target, "weight": self.weights}
 
 
 def read_rows(dataset: Any, positions: Sequence[int], form: Form) -> Block:
@@ -124,14 +121,22 @@ def _check_names(
         raise DataError(f"{name}: row {position} has inputs {seen}, row 0 has {wanted}")
 
 
-def joined(blocks: Sequence[Block]) -> Block:
-    """The rows of several blocks, in their order."""
+def joined(name: str, blocks: Sequence[Block]) -> Block:
+    """The rows of several blocks of the data set `name`, in their order."""
     if len(blocks) == 1:
         return blocks[0]
+    starts = np.cumsum([0, *(len(each.target) for each in blocks)])
+
+    def place(block: int, row: int) -> str:
+        return f"{name}: row {int(starts[block]) + row} of those that were read"
+
+    def together(key: str, parts: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(of_one_type(parts, name=key, row_name=place))
+
     return Block(
-        {key: np.concatenate([each.inputs[key] for each in blocks]) for key in blocks[0].inputs},
-        np.concatenate([each.target for each in blocks]),
-        np.concatenate([each.weights for each in blocks]),
+        {key: together(key, [each.inputs[key] for each in blocks]) for key in blocks[0].inputs},
+        together("y", [each.target for each in blocks]),
+        together("weight", [each.weights for each in blocks]),
     )
 
 
@@ -152,7 +157,7 @@ class Workers:
         parts = np.array_split(positions, min(self._count, len(positions)))
         pending = [self._pool.submit(_read, part.tolist(), form) for part in parts]
         try:
-            return joined([future.result() for future in pending])
+            return joined(form.name, [future.result() for future in pending])
         except BrokenProcessPool as error:
             raise DataError(
                 f"{form.name}: a process that was to read rows has ended by itself (out of memory? "

@@ -1,7 +1,8 @@
 """Whole numbers and decimals: kept exactly, or refused with the row that cannot be."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -45,6 +46,25 @@ def decimal(values: np.ndarray, *, name: str, row_name: RowName) -> np.ndarray:
         inexact[large] = [int(float(each)) != each for each in values[large].tolist()]
         _refuse(values, inexact, "a float64", name, row_name)
     return values.astype(np.float64)
+
+
+def of_one_type(
+    parts: Sequence[np.ndarray], *, name: str, row_name: Callable[[int, int], str]
+) -> Sequence[np.ndarray]:
+    """Arrays of rows of which numpy would make decimals together, as such: exactly, or refused.
+
+    Others are left as they are. `row_name` is of a part and a row of it.
+    """
+    are_numbers = all(part.dtype.kind in "fiub" for part in parts)
+    types = {part.dtype for part in parts}
+    if len(types) == 1 or not are_numbers or np.result_type(*types).kind != "f":
+        return parts
+    return [
+        decimal(part, name=name, row_name=partial(row_name, place))
+        if part.dtype.kind in "iu"
+        else part
+        for place, part in enumerate(parts)
+    ]
 
 
 def from_text(texts: np.ndarray, numbers: np.ndarray, *, name: str, row_name: RowName) -> None:

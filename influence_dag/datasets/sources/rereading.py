@@ -13,6 +13,7 @@ import numpy as np
 
 from influence_dag.datasets.sources.base import NotFinite, chosen, not_finite
 from influence_dag.datasets.sources.map_style import Block, Form, Workers, joined, read_rows
+from influence_dag.datasets.sources.numbers import decimal
 from influence_dag.datasets.sources.on_demand import RowsOnDemand, row_bytes, runs
 from influence_dag.datasets.sources.preparing import prepared
 from influence_dag.datasets.sources.row_keys import equal_rows, input_keys
@@ -67,7 +68,7 @@ class RereadRows:
             keys.append(self._keys(block, names))
             rest.append(replace(block, inputs={}))
         self.keys = np.concatenate(keys)
-        others = joined(rest)
+        others = joined(self._form.name, rest)
         self.targets, self.weights = others.target, others.weights
         self.inputs = {name: self._on_demand(name, first, seen) for name, seen in types.items()}
 
@@ -152,7 +153,13 @@ class RereadRows:
         def read(positions: np.ndarray) -> np.ndarray:
             if not len(positions):
                 return np.empty((0, *shape[1:]), dtype)
-            return self.read(positions).inputs[name].astype(dtype, copy=False)
+            values = self.read(positions).inputs[name]
+            if dtype.kind == "f" and values.dtype.kind in "iu":
+                place = "{}: row {}".format
+                values = decimal(
+                    values, name=name, row_name=lambda k: place(self._form.name, positions[k])
+                )
+            return values.astype(dtype, copy=False)
 
         return RowsOnDemand(shape, dtype, read)
 
