@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_project import MODEL, Project
 
+from influence_dag.stages.artifacts import Promise
 from influence_dag.study.torch_modes import plain_modes
 
 SETTINGS = {
@@ -77,6 +78,16 @@ def test_modes_around_a_refresh_change_nothing(tmp_path, wanted, mode):
     with mode() or torch.enable_grad():
         found = numbers(project)
     assert_same(found, wanted)
+
+
+def test_a_check_computes_in_all_digits(tmp_path):
+    torch.set_float32_matmul_precision("medium")
+    promise = Promise("digits", f"{__name__}:_precision", (), "what torch rounds to")
+    assert promise.outcome(Project(tmp_path, **SETTINGS).bench()) == "highest"
+
+
+def _precision(bench):
+    return torch.get_float32_matmul_precision()
 
 
 def test_who_leaves_first_changes_nothing_for_those_still_inside():
