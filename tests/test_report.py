@@ -124,6 +124,15 @@ def test_a_damping_is_shown_in_few_digits(project):
     assert "at λ = 5e-11, 0.1" in lead
 
 
+def test_every_damping_of_a_sweep_on_blocks_is_told(tmp_path):
+    """The blocks without one of their own have a list of them."""
+    blocks = {"blocks": "layer", "block_damping": {"0": 5.0}}
+    study = Project(tmp_path, damping=[2.0, 3.0], methods={"cg": None, "direct": blocks})
+    study.write_settings(perturbation=None)
+    study.refresh()
+    assert findings_of(study.results).damping == (2.0, 3.0, 5.0)
+
+
 def test_a_correlation_of_a_single_pair_is_no_number(tmp_path):
     project = Project(tmp_path / "single", perturbation=None)
     for split in ("train", "test"):

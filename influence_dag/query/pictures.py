@@ -3,7 +3,7 @@
 What Dagster's UI shows of an artifact is drawn here as well, from a version of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -184,14 +184,18 @@ def _images(rows: Sequence[Content]) -> list[tuple[str, np.ndarray]]:
 
 def dampings(store: Store, methods: Sequence[str]) -> tuple[float, ...]:
     """Every λ that these methods' solves were with."""
-    dampings: set[float] = set()
-    for method in methods:
-        version = store.current(naming.factors(method))
-        given = version.attrs.get("damping") if version else None
-        given = list(given.values()) if isinstance(given, dict) else given
-        for each in given if isinstance(given, list) else [given]:
-            dampings |= {float(each)} if isinstance(each, int | float) else set()
-    return tuple(sorted(dampings))
+    stored = (store.current(naming.factors(method)) for method in methods)
+    given = [version.attrs.get("damping") for version in stored if version]
+    return tuple(sorted({*_numbers(given)}))
+
+
+def _numbers(given: Any) -> Iterator[float]:
+    """Those in lists and by names; of a method without a damping there is none."""
+    if isinstance(given, dict | list):
+        for each in given.values() if isinstance(given, dict) else given:
+            yield from _numbers(each)
+    elif isinstance(given, int | float):
+        yield float(given)
 
 
 def _has_spectrum(store: Store, method: str) -> bool:

@@ -92,7 +92,7 @@ def _settings_told(bench: Workbench) -> dict[str, str]:
     are computed, kept and shown is no part of it.
     """
     told = bench.settings.model_dump(mode="json", exclude={*_OF_PLACES})
-    return {"settings_told": fingerprint(told)}
+    return {"settings_told": fingerprint(told | {"data": bench.settings.data.reading})}
 
 
 def _info(bench: Workbench, method: str, test: Axis) -> dict:

@@ -2,11 +2,12 @@
 
 Scripts and notebooks switch gradients off, compute under autocast, and round products of float32
 to TF32 or bfloat16 (a GPU's convolutions do so by default); a model's module sets it when it is
-imported. Numbers here are those of the settings alone. Torch is never imported here: where nobody
-has, it has no modes.
+imported. Numbers here are those of the settings alone. Torch is never imported first here: where
+nobody has, it has no modes.
 """
 
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -26,22 +27,65 @@ def plain_modes() -> Iterator[None]:
     What was compiled runs as it was written: a compiler rounds in another order, compiles anew for
     each kind of derivative, and fails on code that it cannot follow under them.
     """
-    torch: Any = sys.modules.get("torch")
-    if torch is None:
+    if (torch := _imported()) is None:
         yield
         return
-    rounding = _roundings(torch)
     with ExitStack() as modes:
-        modes.callback(_restore, torch, rounding)
+        modes.enter_context(_of_all_threads.plain(torch))
         modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 modes.enter_context(torch.autocast(device, enabled=False))
-        if "torch._dynamo" in sys.modules:
-            modes.enter_context(torch.compiler.set_stance("force_eager"))
-        keep_digits(torch)
         yield
+
+
+def _imported() -> Any:
+    """Torch where somebody has imported it; one that another thread imports is waited for."""
+    if "torch" not in sys.modules:
+        return None
+    import torch
+
+    return torch
+
+
+class _OfAllThreads:
+    """Modes of the process: the first thread to come sets them, the last to leave sets them back.
+
+    Were each to bring back what it found, one that left would bring it back for those still inside.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before, self._is_eager = ExitStack(), False
+
+    @contextmanager
+    def plain(self, torch: Any) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                rounding = _roundings(torch)
+                self._before.callback(_restore, torch, rounding)
+            self._inside += 1
+        try:
+            with self._lock:
+                self._set(torch)
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._is_eager = False
+                    self._before.close()
+
+    def _set(self, torch: Any) -> None:
+        """Once more, too, where code has set others since; dynamo may have been imported since."""
+        if not self._is_eager and "torch._dynamo" in sys.modules:
+            self._is_eager = True
+            self._before.enter_context(torch.compiler.set_stance("force_eager"))
+        keep_digits(torch)
+
+
+_of_all_threads = _OfAllThreads()
 
 
 @contextmanager
@@ -50,14 +94,14 @@ def kept_modes() -> Iterator[None]:
 
     But for the type of tensors that say none, on which that code may rely: see `OwnDefaults`.
     """
-    before: Any = sys.modules.get("torch")
+    before = _imported()
     rounding = before and _roundings(before)
     grads = before is None or before.is_grad_enabled()
     device = before and before.get_default_device()
     try:
         yield
     finally:
-        if (torch := sys.modules.get("torch")) is not None:
+        if (torch := _imported()) is not None:
             torch.set_grad_enabled(grads)
             if torch.get_default_device() != device:
                 torch.set_default_device(device)
@@ -76,20 +120,19 @@ def study_modes() -> Iterator[None]:
 
 def default_dtype() -> Any:
     """The type of tensors that say none; None while there is no torch."""
-    torch: Any = sys.modules.get("torch")
+    torch = _imported()
     return torch and torch.get_default_dtype()
 
 
 def initial_dtype() -> Any:
     """The one with which torch begins."""
-    torch: Any = sys.modules.get("torch")
+    torch = _imported()
     return torch and torch.float32
 
 
 def set_default_dtype(dtype: Any) -> None:
     """Let tensors that say no type have this one, None for the one with which torch begins."""
-    torch: Any = sys.modules.get("torch")
-    if torch is not None:
+    if (torch := _imported()) is not None:
         torch.set_default_dtype(dtype or torch.float32)
 
 

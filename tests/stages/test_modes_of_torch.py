@@ -1,5 +1,6 @@
 """What scripts and modules set in torch for the whole process is no part of a study's numbers."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 import torch
 from tiny_project import MODEL, Project
 
+from influence_dag.stages.artifacts import Promise
 from influence_dag.study.code import put_on_path
 from influence_dag.study.imported import import_callable
-from influence_dag.study.torch_modes import OwnDefaults
+from influence_dag.study.torch_modes import OwnDefaults, plain_modes
 
 SETTINGS = {
     "methods": {"direct": {"curvature": "gauss_newton"}, "ekfac": {}},
@@ -178,3 +180,39 @@ def test_modes_around_a_refresh_change_nothing(tmp_path, wanted, mode):
     with mode() or torch.enable_grad():
         found = numbers(project)
     assert_same(found, wanted)
+
+
+def test_a_check_computes_in_all_digits(tmp_path):
+    torch.set_float32_matmul_precision("medium")
+    promise = Promise("digits", f"{__name__}:_precision", (), "what torch rounds to")
+    assert promise.outcome(Project(tmp_path, **SETTINGS).bench()) == "highest"
+
+
+def _precision(bench):
+    return torch.get_float32_matmul_precision()
+
+
+def test_who_leaves_first_changes_nothing_for_those_still_inside():
+    """Of two threads the first to leave brought back what a script had set for the process."""
+    torch.set_float32_matmul_precision("medium")
+    first, second = plain_modes(), plain_modes()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "highest"
+    second.__exit__(None, None, None)
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_a_torch_that_another_thread_imports_is_waited_for():
+    """A study that was refreshed in two threads of a fresh process met half of it."""
+    script = """
+import sys, threading
+from influence_dag.study.torch_modes import plain_modes
+threading.Thread(target=lambda: __import__("torch")).start()
+while "torch" not in sys.modules:
+    pass
+with plain_modes():
+    assert sys.modules["torch"].is_grad_enabled()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
