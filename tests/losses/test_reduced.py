@@ -303,3 +303,11 @@ def test_an_output_that_is_repeated_for_each_row_is_each_rows():
     objective.check(Rows(x, y))
     each = [likelihood(objective.module(x[i, None]), y[i, None]) for i in range(5)]
     assert_close(objective.losses(objective.params, Rows(x, y)), torch.stack(each))
+
+
+def test_positions_with_probabilities_for_targets_are_averaged():
+    output = torch.randn(4, 3, 5, dtype=torch.float64)
+    target = torch.rand(4, 3, 5, dtype=torch.float64).softmax(1)
+    expected = -(target * output.log_softmax(1)).sum(1).mean(1)
+    assert_close(cross_entropy(output, target), expected)
+    assert_close(reduced_loss(nn.CrossEntropyLoss())(output, target), expected)
