@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 import influence_dag as idag
 from influence_dag.errors import ModelError
-from influence_dag.losses import cross_entropy, per_sample_loss, reduced_loss
+from influence_dag.losses import cross_entropy, next_token, per_sample_loss, reduced_loss
 from influence_dag.objective.objective import Objective, Rows
 
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 25.0], dtype=torch.float64)
@@ -311,3 +311,32 @@ def test_positions_with_probabilities_for_targets_are_averaged():
     expected = -(target * output.log_softmax(1)).sum(1).mean(1)
     assert_close(cross_entropy(output, target), expected)
     assert_close(reduced_loss(nn.CrossEntropyLoss())(output, target), expected)
+
+
+SEVERAL = {
+    "of torch's": (nn.CrossEntropyLoss(reduction="none"), r"one number"),
+    "of a row": (lambda f, y: (f[0], y[0]), r"has to reduce each sample to one number"),
+    "of a batch": (
+        lambda f, y: f.sum() if len(f) == 1 else f.sum(0),
+        r"the loss returns \(3,\) for a batch of 7 rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_losses_of_several_numbers_are_refused(case, outputs, labels):
+    loss, said = SEVERAL[case]
+    if case == "of torch's":
+        outputs, labels = outputs[..., None].expand(-1, -1, 2), labels[:, None].expand(-1, 2)
+    with pytest.raises(ModelError, match=said):
+        check(loss, outputs, labels)
+
+
+def test_a_loss_of_torchs_takes_tensors(outputs, labels):
+    with pytest.raises(ModelError, match=r"torch's losses take one tensor each: write a loss"):
+        reduced_loss(nn.CrossEntropyLoss())({"logits": outputs}, labels)
+
+
+def test_next_tokens_need_logits_at_every_position():
+    with pytest.raises(ModelError, match=r"next_token: the model returns \(4, 3\), .* \(4, 5\)"):
+        next_token(torch.randn(4, 3), torch.zeros(4, 5).long())
