@@ -145,6 +145,36 @@ def test_parameter_changes_of_ridge_are_the_closed_forms(ridge):
         assert np.abs(changes.predicted[position] - predicted.numpy()).max() <= 1e-9
 
 
+def test_what_parameters_do_in_short_is_numpys(ridge):
+    module, train, _ = ridge
+    options = {"weight_decay": 0.1, "index": [3, 20, 7], "tolerance": 1e-12}
+    changes = parameter_changes(Objective(module, half_square), train, **options)
+    told = changes.summary()
+    norms = [np.linalg.norm(moved, axis=1) for moved in (changes.actual, changes.predicted)]
+    cosines = (changes.actual * changes.predicted).sum(1) / norms[0] / norms[1]
+    assert told["mean_cosine"] == pytest.approx(cosines.mean())
+    assert told["worst_cosine"] == pytest.approx(cosines.min())
+    assert told["mean_length_ratio"] == pytest.approx((norms[0] / norms[1]).mean())
+    assert told["rows_left_out"] == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_row_of_no_weight_changes_nothing_and_counts_for_nothing(ridge):
+    module, train, test = ridge
+    weights = torch.ones(40, dtype=torch.float64)
+    weights[3] = 0
+    objective, rows = Objective(module, half_square), Rows(train.x, train.y, weights)
+    options = {"weight_decay": 0.1, "tolerance": 1e-9}
+    both = parameter_changes(objective, rows, **options, index=[3, 20])
+    assert np.isnan(both.length_ratios).tolist() == [True, False]
+    assert both.summary()["mean_length_ratio"] == both.length_ratios[1]
+    assert np.isnan(
+        parameter_changes(objective, rows, **options, index=[3]).summary()["mean_cosine"]
+    )
+    told = leave_one_out(objective, rows, test, **options, index=[3]).summary()
+    assert np.isnan([told[name] for name in ("pearson", "slope", "corrected_slope")]).all()
+
+
 def test_feature_moves_of_ridge_are_the_closed_forms(ridge):
     module, train, test = ridge
     pairs = [(0, 0), (11, 3), (11, 4)]
