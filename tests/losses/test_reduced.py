@@ -10,7 +10,13 @@ from torch.testing import assert_close
 
 import influence_dag as idag
 from influence_dag.errors import ModelError
-from influence_dag.losses import cross_entropy, next_token, per_sample_loss, reduced_loss
+from influence_dag.losses import (
+    cross_entropy,
+    ignored_class,
+    next_token,
+    per_sample_loss,
+    reduced_loss,
+)
 from influence_dag.objective.objective import Objective, Rows
 
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 25.0], dtype=torch.float64)
@@ -340,3 +346,21 @@ def test_a_loss_of_torchs_takes_tensors(outputs, labels):
 def test_next_tokens_need_logits_at_every_position():
     with pytest.raises(ModelError, match=r"next_token: the model returns \(4, 3\), .* \(4, 5\)"):
         next_token(torch.randn(4, 3), torch.zeros(4, 5).long())
+
+
+LEAVES_OUT = {
+    "by name": (cross_entropy, -100),
+    "torch's": (nn.CrossEntropyLoss(), -100),
+    "another class": (nn.CrossEntropyLoss(ignore_index=7), 7),
+    "a function": (functools.partial(F.cross_entropy, ignore_index=2), 2),
+    "likelihoods": (nn.NLLLoss(ignore_index=0), 0),
+    "numbers": (nn.MSELoss(), None),
+    "one's own": (lambda output, target: F.cross_entropy(output, target), None),
+}
+
+
+@pytest.mark.parametrize("case", LEAVES_OUT)
+def test_the_class_that_a_loss_leaves_out_is_known(case):
+    loss, expected = LEAVES_OUT[case]
+    found = ignored_class(loss if loss is cross_entropy else reduced_loss(loss))
+    assert found == expected
