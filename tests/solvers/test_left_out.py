@@ -48,7 +48,7 @@ def test_what_float32_cannot_tell_from_zero_is_refused_where_it_is_most_of_the_a
 def test_it_is_refused_of_each_row_whatever_its_sign(method, sign):
     H, rhs = regression(1e4)
     for b in rhs[2:6]:
-        with pytest.raises(IndefiniteError, match="1 of 1 right-hand sides .* would be lost"):
+        with pytest.raises(IndefiniteError, match=r"1 of 1 right-hand sides .* would be lost"):
             solved(method, H, sign * b[None], torch.float32)
 
 
