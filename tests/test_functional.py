@@ -906,6 +906,27 @@ def test_a_loader_that_shuffles_is_refused_for_every_axis_that_its_rows_name(
     assert found.shape == (TEST, TEST)
 
 
+MEANS = {
+    "by name": "mse",
+    "a function": nn.functional.mse_loss,
+    "a module": nn.MSELoss(),
+    "one's own": lambda output, target: (output - target).square().mean(),
+}
+
+
+@pytest.mark.parametrize("kind", ["up", "perturbation"])
+@pytest.mark.parametrize("which", ["train", "test", "input"])
+@pytest.mark.parametrize("loss", MEANS)
+def test_a_row_without_a_finite_loss_is_named_whosever_the_loss_is(loss, which, kind):
+    names = "train", "test", "input"
+    rows = {name: (torch.randn(9, FEATURES), torch.randn(9, 1)) for name in names}
+    rows[which][0][7] = torch.nan
+    wrapped = TorchTwiceDifferentiable(nn.Linear(FEATURES, 1), MEANS[loss])
+    loaders = ([part] for part in rows.values())
+    with pytest.raises(ModelError, match="the loss of row 7 is nan"):
+        compute_influences(wrapped, *loaders, influence_type=kind, hessian_regularization=1.0)
+
+
 def test_lists_of_decimals_keep_the_digits_that_they_have():
     tenth = [0.1, 0.3, 0.7, -0.2]
     double = TorchTwiceDifferentiable(nn.Linear(1, 1).double(), "mse")

@@ -3,7 +3,7 @@ import json
 import pytest
 import reference
 import torch
-from networks import CASES, ROWS, digits, digits_mlp
+from networks import CASES, CLASSES, ROWS, digits, digits_mlp
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -55,6 +55,40 @@ def test_inner_products_and_norms_are_those_of_the_dense_gradients(case, monkeyp
         out = torch.full((k, 2 * len(rows)), torch.nan, dtype=torch.float64)[:, ::2]
         assert gradients.inner(factors, out) is out
         assert_close(out, factors @ expected.T)
+
+
+class Conv1D(nn.Module):
+    """As GPT-2 has it: a Linear layer whose weight is (inputs, outputs)."""
+
+    def __init__(self, d_in, d_out):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(d_in, d_out))
+        self.bias = nn.Parameter(torch.randn(d_out))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+@pytest.mark.parametrize("frozen", [None, "weight", "bias"])
+@pytest.mark.parametrize("positions", [(), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+def test_layers_of_either_way_round_at_any_positions(kind, positions, frozen):
+    size = torch.Size(positions).numel()
+    layers = kind(4, 5), nn.Tanh(), nn.Flatten(), nn.Linear(5 * size, CLASSES)
+    module = nn.Sequential(*layers).double()
+    if frozen:
+        getattr(module[0], frozen).requires_grad_(False)
+    rows = Rows(torch.randn(6, *positions, 4).double(), torch.arange(6) % CLASSES)
+    objective = Objective(module, "cross_entropy")
+    assert captured(objective, rows) == {"0", "3"}
+    gradients = per_sample_gradients(objective, rows)
+    expected = reference.per_sample_gradients(module, F.cross_entropy, rows.x, rows.y)
+    assert_close(gradients.dense(), expected)
+    for k in (1, 40):
+        factors = torch.randn(k, objective.size, dtype=torch.float64)
+        assert_close(gradients.inner(factors), factors @ expected.T)
+    assert_close(gradients.norms(), expected.norm(dim=1))
+    assert_close(gradients[2:5].products(gradients), expected[2:5] @ expected.T)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")

@@ -359,6 +359,13 @@ REFUSED = {  # module, shape of an input, what the error says
         (1, 3, 3),
         r"BatchNorm2d '1' uses the statistics of the batch.*module\.eval\(\)",
     ),
+    "instance norm": (
+        lambda: nn.Sequential(
+            nn.InstanceNorm1d(2, track_running_stats=True), nn.Flatten(), nn.Linear(6, CLASSES)
+        ),
+        (2, 3),
+        r"InstanceNorm1d '0' uses the statistics of the batch.*module\.eval\(\)",
+    ),
     "noise in place": (Noisy, (5,), r"differs between two calls.*random.*switch it off"),
     "inputs overwritten": (Overwriting, (5,), r"changes its inputs in place.*copy"),
 }

@@ -274,6 +274,26 @@ class Noisy(nn.Module):
         return F.dropout(self.linear(x), 0.5, training=True)
 
 
+class RootOfNothing(nn.Module):
+    """0 for every row, with an infinite slope."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return (0 * self.inner(x)).abs().sqrt()
+
+
+class Squeezed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.inner(x).squeeze()
+
+
 class Centred(nn.Module):
     def __init__(self):
         super().__init__()
@@ -307,6 +327,16 @@ UNUSABLE = {
     "mean loss": (network(), F.cross_entropy, r"returns shape \(\) for 4 rows.*shape \(4,\)"),
     "loss that fails": (network(), lambda f, y: f @ y, r"fails on the first 4 rows: RuntimeError"),
     "noise": (Noisy(), "cross_entropy", "differs between two calls.*random"),
+    "a root of nothing": (
+        RootOfNothing(),
+        "cross_entropy",
+        "gradients of the rows' losses are not finite, though the losses are",
+    ),
+    "an axis that one row loses": (
+        Squeezed(),
+        lambda f, y: F.cross_entropy(f.reshape(-1, 3), y, reduction="none"),
+        r"returns \(3,\) for one row and \(2, 3\) for two: .*squeeze\(-1\)",
+    ),
     "rows that mix": (Centred(), "cross_entropy", "depends on the other rows"),
     "no number in some batches": (network(), _lost_in_batches_of_four, "loss of a row depends on"),
 }

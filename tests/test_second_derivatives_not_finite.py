@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 import influence_dag as idag
+from influence_dag.curvature import GaussNewton, Hessian
 from influence_dag.curvature.finite import all_finite
 from influence_dag.curvature.operators import DenseCurvature
 from influence_dag.errors import ModelError
+from influence_dag.objective import Objective, Rows
 
 METHODS = {
     "direct": {},
@@ -69,6 +71,25 @@ def test_products_with_both_curvatures_name_it(curvature):
     b = torch.ones(2, 8, dtype=torch.float64)
     with pytest.raises(ModelError, match=f"row {BAD}: the loss has no finite second"):
         idag.solve_hvp("cg", model, train, b, hessian_perturbation=0.1, curvature=curvature)
+
+
+@pytest.mark.parametrize("route", ["auto", "autograd"])
+@pytest.mark.parametrize("curvature", [Hessian, GaussNewton])
+def test_vectors_that_are_too_long_are_no_fault_of_a_row(curvature, route):
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    rows = Rows(10 * torch.randn(9, 3), torch.arange(9) % 3)
+    operator = curvature(Objective(module, "cross_entropy"), rows, route=route)
+    with pytest.raises(ModelError, match=r"entries up to 3\.0e\+38 overflows float32: divide"):
+        operator.apply(torch.full((2, operator.size), 3e38))
+
+
+@pytest.mark.parametrize("curvature", [Hessian, GaussNewton])
+def test_a_row_that_nobody_has_looked_at_is_named_in_a_product(curvature):
+    model, train, _ = problem()
+    x, y = map(torch.cat, zip(*train, strict=True))
+    operator = curvature(model.objective, Rows(x, y), checked=True)
+    with pytest.raises(ModelError, match=f"row {BAD}: the loss has no finite second"):
+        operator.apply(torch.ones(1, operator.size, dtype=torch.float64))
 
 
 def test_the_other_rows_are_fine():

@@ -1,5 +1,6 @@
 """Neighbours, Shapley values and combined rankings, against other libraries and brute force."""
 
+import sys
 from itertools import permutations
 from math import factorial
 
@@ -209,6 +210,13 @@ def test_neighbours_vote_on_each_row_and_are_right_or_not_about_test_rows(points
         for others in near.kneighbors(points[50:], return_distance=False)
     ]
     assert np.array_equal(found.right, np.array(said) == classes[50:])
+
+
+def test_no_votes_where_there_is_no_other_row_or_no_room(points, classes, monkeypatch):
+    assert votes(points[:1], classes[:1]) is None
+    monkeypatch.setattr(sys.modules[votes.__module__], "MOST_VOTES", 50 * 3 - 1)
+    assert votes(points[:50], classes[:50]) is None
+    assert votes(points[:49], classes[:49]) is not None
 
 
 def test_views_count_by_the_log_odds_of_being_right():

@@ -108,8 +108,19 @@ class BatchedCurvature(ABC):
         total = self._sum_of(asked, self.rows)
         self._check_products()
         if not all_finite(total) and all_finite(asked):
-            check_sum(total, self.objective, self.rows, lambda some: self._sum_of(asked, some))
+            self._check_finite(asked)
         return total.div_(self.weight_sum).to(vectors.dtype)
+
+    def _check_finite(self, asked: Float[Tensor, "k p"]) -> None:
+        """Raise `ModelError` for a product that is not: by a row's derivatives, or by its size."""
+        check_sum(
+            self._of_random_vectors(self.rows), self.objective, self.rows, self._of_random_vectors
+        )
+        raise ModelError(
+            f"the curvature times vectors with entries up to {float(asked.abs().max()):.1e} "
+            f"overflows {str(self.dtype).removeprefix('torch.')}: divide them by their length, by "
+            "which products and solutions are multiplied then, or compute in float64"
+        )
 
     def for_one_product(self) -> Self:
         """The curvature for who asks `apply` once."""

@@ -24,9 +24,10 @@ _ASSEMBLED_BYTES = 2**26  # dense gradients held at once while norms are taken
 class LinearGradients:
     r"""Gradients $\sum_t g_t a_t^\top$ (weight) and $\sum_t g_t$ (bias) of one layer.
 
-    `weight` and `bias` are the layer's places in θ, None where frozen or absent. The axis of
-    positions t is there only for convolutions and sequences. A `transposed` layer's weight is
-    (inputs, outputs).
+    `weight` and `bias` are the layer's places in θ, None where frozen or absent; a layer that is
+    kept as a pair has a weight, since a bias alone takes less written out. The axis of positions t
+    is there only for convolutions and sequences. A `transposed` layer's weight is (inputs,
+    outputs).
     """
 
     name: str
@@ -72,14 +73,12 @@ class LinearGradients:
             return _squared_norms(self)
         g = self.output_gradients.double().square().sum(1)
         a = self.activations.double().square().sum(1)
-        return g * ((0 if self.weight is None else a) + (0 if self.bias is None else 1))
+        return g * (a + (0 if self.bias is None else 1))
 
     def add_inner(self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"]) -> None:
         """Add this layer's share of `factors @ gradients.T`."""
         if self.bias is not None:
             out.addmm_(factors[:, self.bias], self.bias_gradients().T)
-        if self.weight is None:
-            return
         # Forming g aᵀ costs d_in·d_out a row whatever the number of factors, contracting with a
         # first costs d_out a row and factor: measured, they meet at a quarter to a half of d_in.
         V, a, g = factors[:, self.weight], self.activations, self.output_gradients
@@ -93,8 +92,7 @@ class LinearGradients:
     def add_products(self, other: "LinearGradients", out: Float[Tensor, "k n"]) -> None:
         r"""Add $\langle g a^\top, g' a'^\top \rangle = (g \cdot g')(a \cdot a')$ of all pairs."""
         of_g = self.output_gradients @ other.output_gradients.T
-        if self.weight is not None:
-            out.addcmul_(self.activations @ other.activations.T, of_g)
+        out.addcmul_(self.activations @ other.activations.T, of_g)
         if self.bias is not None:
             out += of_g
 

@@ -231,7 +231,7 @@ def _kept(
     positions = a.shape[1] if a.ndim == 3 else 0
     places = [place for place in (candidate.weight, candidate.bias) if place]
     pair, dense = a[0].numel() + g[0].numel(), sum(stop - start for start, stop in places)
-    if pair < dense:
+    if candidate.weight and pair < dense:  # a bias alone is never longer than its pair
         sizes = a.shape[-1], g.shape[-1], positions, candidate.transposed
         return [LinearLayout(candidate.name, candidate.weight, candidate.bias, *sizes)]
     names = {place.start: name for name, place in objective.slices.items()}

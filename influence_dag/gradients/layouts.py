@@ -18,7 +18,7 @@ class LinearLayout:
     """How one layer's pairs are kept: places in θ as (start, stop), widths, positions (0: none)."""
 
     name: str
-    weight: tuple[int, int] | None
+    weight: tuple[int, int]
     bias: tuple[int, int] | None
     d_in: int
     d_out: int

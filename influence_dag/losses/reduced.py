@@ -106,7 +106,8 @@ class ReducedLoss:
     def check(self, output: Any, target: Any, weights: Tensor | None, *, tolerance: float) -> None:
         """Raise `ModelError` unless the batch's loss is a mean or sum of what its rows are given.
 
-        With `weights` of rows, the mean that they weigh is right as well.
+        With `weights` of rows, the mean that they weigh is right as well. Rows whose own loss is
+        not finite are for others to refuse.
         """
         losses, shares = self.parts.shares(output, target)
         try:
@@ -119,6 +120,8 @@ class ReducedLoss:
             ) from error
         if not shares.any():
             return  # rows without a label alone, of which torch's mean is 0 / 0
+        if not losses.isfinite().all():
+            return  # of a mean of that nothing can be told; who asks names the row
         if whole.shape == losses.shape:
             pairs = [(losses, losses.abs() + losses.abs().mean())]
         elif whole.numel() == 1:

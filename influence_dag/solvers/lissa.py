@@ -79,10 +79,8 @@ class LiSSA(Settings):
         return NeumannSeries(needed(curvature, "lissa"), self, largest)
 
     def batches(self, curvature: Curvature) -> Iterator[Curvature]:
-        """The curvature of each step, without end."""
-        if self.batch_size is None:
-            while True:
-                yield curvature
+        """The curvature of each step with a mini-batch, without end."""
+        assert self.batch_size is not None
         for index in random_batches(row_count(curvature), self.batch_size, seed=self.seed):
             yield minibatch(curvature, index)
 

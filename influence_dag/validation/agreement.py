@@ -39,8 +39,9 @@ def _unit_deviations(values: Float[Array, "*k m"]) -> Float[Array, "*k m"]:
 
 
 def slope(predicted: Float[Array, "*k"], actual: Float[Array, "*k"]) -> float:
-    """The factor c for which `c * predicted` comes nearest to `actual` in squares."""
-    return float((predicted * actual).sum() / (predicted * predicted).sum())
+    """The factor c for which `c * predicted` comes nearest to `actual` in squares; NaN of zeros."""
+    squares = (predicted * predicted).sum()
+    return float((predicted * actual).sum() / squares) if squares else np.nan
 
 
 def spearman(a: Float[Array, "k m"], b: Float[Array, "k m"]) -> Float[Array, " k"]:

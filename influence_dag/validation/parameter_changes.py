@@ -14,6 +14,7 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from influence_dag.objective.objective import Objective, Rows
+from influence_dag.validation.agreement import mean_of_known
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import Ending, positions_of, refit_without
 
@@ -36,15 +37,16 @@ class ParameterChanges:
 
     @property
     def length_ratios(self) -> Float[Array, " m"]:
-        """Actual length of the move, divided by the predicted."""
-        return np.linalg.norm(self.actual, axis=1) / np.linalg.norm(self.predicted, axis=1)
+        """Actual length of the move, divided by the predicted; NaN where none was predicted."""
+        actual, predicted = (np.linalg.norm(each, axis=1) for each in (self.actual, self.predicted))
+        return np.divide(actual, predicted, out=np.full_like(actual, np.nan), where=predicted > 0)
 
     def summary(self) -> dict[str, Any]:
         return {
             "rows_left_out": len(self.index),
-            "mean_cosine": float(np.nanmean(self.cosines)),
-            "worst_cosine": float(np.nanmin(self.cosines)),
-            "mean_length_ratio": float(np.nanmean(self.length_ratios)),
+            "mean_cosine": mean_of_known(self.cosines),
+            "worst_cosine": float(np.fmin.reduce(self.cosines)),
+            "mean_length_ratio": mean_of_known(self.length_ratios),
             **self.refits,
         }
 

@@ -20,9 +20,11 @@ from influence_dag.curvature import (
 from influence_dag.curvature.batched import BatchedCurvature
 from influence_dag.curvature.captured_products import CapturedSum
 from influence_dag.curvature.kronecker_pairs import FisherPairs
+from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.gradients.uncaptured import NotCaptured
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import EKFAC, KFAC
+from influence_dag.solvers.kronecker_scores import RotatedGradients
 
 
 def both(objective, rows, count=40, **kwargs):
@@ -81,6 +83,37 @@ def test_a_layer_with_its_weight_the_other_way_round(positions):
     rows = Rows(torch.randn(8, positions, 4).double(), torch.arange(8) % 3)
     found, expected, given = both(objective, rows)
     assert given == 2
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("method", [EKFAC(), KFAC()], ids=repr)
+@pytest.mark.parametrize("positions", [(), (3,)], ids=str)
+def test_kronecker_factors_of_weights_the_other_way_round_are_the_same(positions, method):
+    """As those of a network of Linear layers with the transposed weights."""
+    torch.manual_seed(0)
+    width = 5 * (positions[0] if positions else 1)
+    one, other = (
+        nn.Sequential(kind(4, 5), nn.Tanh(), nn.Flatten(), kind(width, 3)).double()
+        for kind in (nn.Linear, Conv1D)
+    )
+    for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+        theirs.data = mine.data.t().clone()
+    rows = Rows(torch.randn(8, *positions, 4).double(), torch.arange(8) % 3)
+    objectives = [Objective(module, "cross_entropy") for module in (one, other)]
+    place, start = [], 0  # of each parameter of the other network, among those of the one
+    for mine in one.parameters():
+        place.append(torch.arange(start, start + mine.numel()).view(mine.shape).t().flatten())
+        start += mine.numel()
+    order, g = torch.cat(place), torch.randn(4, start).double()
+    factors = [method.factorize(GaussNewton(each, rows)) for each in objectives]
+    x, turned = (f.solve(b, damping=0.1).x for f, b in zip(factors, (g, g[:, order]), strict=True))
+    assert_close(turned, x[:, order])
+    found, expected = (
+        RotatedGradients.of(f, gradients).influences(gradients, damping=0.1)
+        for f, gradients in zip(
+            factors, (per_sample_gradients(each, rows) for each in objectives), strict=True
+        )
+    )
     assert_close(found, expected)
 
 

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from influence_dag.curvature import CURVATURES, DenseCurvature, GaussNewton, Hessian
 from influence_dag.errors import ModelError
+from influence_dag.losses import reduced_loss
 from influence_dag.objective.objective import Objective, Rows
 
 OPERATORS = [CURVATURES[name] for name in CURVATURES]
@@ -137,6 +138,15 @@ def test_other_losses(loss, route):
     rows = Rows(rows.x, targets(len(rows)))
     expected = reference.hessian(module, loss_of_batch, rows.x, rows.y)
     assert_close(Hessian(Objective(module, loss), rows, route=route).dense(), expected)
+
+
+@pytest.mark.parametrize("route", ["layered", "autograd"])
+def test_more_outputs_than_are_multiplied_with_one_by_one(route):
+    module = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 35)).double()
+    rows = Rows(torch.randn(4, 2).double(), torch.randn(4, 35).double())
+    expected = reference.hessian(module, F.huber_loss, rows.x, rows.y)
+    objective = Objective(module, reduced_loss(nn.HuberLoss()))
+    assert_close(Hessian(objective, rows, route=route).dense(), expected)
 
 
 @pytest.mark.parametrize("route", ["layered", "autograd"])

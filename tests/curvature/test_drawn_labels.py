@@ -165,6 +165,36 @@ def test_kronecker_factors_of_many_draws_are_the_exact_ones():
     assert (found - exact).norm() < 0.1 * exact.norm() < 0.5 * dense.norm()
 
 
+class InParts(nn.Module):
+    """The outputs of a module one by one, as a dictionary."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return dict(zip("ab", self.module(x).split(1, dim=1), strict=True))
+
+
+def test_labels_are_drawn_for_outputs_of_any_structure():
+    """As the same numbers in one tensor draw them."""
+    module = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    rows = Rows(torch.randn(6, 2).double(), torch.ones(6, 2).double())
+
+    def joined(function):
+        return lambda parts, *others: function(torch.cat([*parts.values()], dim=1), *others)
+
+    one, other = Objective(module, poisson_loss), Objective(InParts(module), joined(poisson_loss))
+    g = torch.randn(3, one.size).double()
+    found, expected = (
+        factorize(EKFAC(fisher="sampled", distribution=draw), objective, rows)
+        .solve(g, damping=0.1)
+        .x
+        for objective, draw in ((other, joined(poisson)), (one, poisson))
+    )
+    assert_close(found, expected)
+
+
 @pytest.mark.parametrize("fisher", ["exact", "empirical"])
 def test_a_distribution_from_which_nothing_is_drawn_is_refused(fisher):
     objective = Objective(nn.Linear(2, 2).double(), "mse")

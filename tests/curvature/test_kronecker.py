@@ -203,6 +203,45 @@ def test_a_loss_that_is_not_convex_in_the_outputs_has_no_exact_fisher():
     assert factorize(EKFAC(fisher="empirical"), objective, rows).largest_eigenvalue > 0
 
 
+def test_a_loss_linear_in_the_outputs_has_no_fisher_but_the_empirical_one():
+    module, _, rows = make("mlp")
+    objective = Objective(module, lambda output, target: output[:, 0])
+    g = torch.randn(3, objective.size, dtype=torch.float64)
+    assert_close(factorize(EKFAC(), objective, rows).solve(g, damping=0.1).x, g / 0.1)
+    x = factorize(EKFAC(fisher="empirical"), objective, rows).solve(g, damping=0.1).x
+    assert not torch.allclose(x, g / 0.1)
+
+
+class OneForAll(nn.Module):
+    """A scale of all rows beside the outputs of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = nn.Linear(5, 3), nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.inner(x), 1.0 * self.scale
+
+
+def test_an_output_without_rows_has_no_fisher_unless_the_loss_leaves_it_out():
+    _, _, rows = make("mlp")
+    objective = Objective(
+        OneForAll().double(), lambda output, y: cross_entropy(output[0] * output[1], y)
+    )
+    with pytest.raises(ModelError, match=r"output of shape \(1,\), without a row for each of 9"):
+        factorize(EKFAC(), objective, rows, batch_size=9)
+    alone = Objective(OneForAll().double(), lambda output, y: cross_entropy(output[0], y))
+    plain = Objective(alone.module.inner, "cross_entropy")
+    g = torch.randn(3, plain.size, dtype=torch.float64)
+    places = torch.cat(
+        [torch.arange(*alone.slices[f"inner.{n}"].indices(99)) for n in ("weight", "bias")]
+    )
+    whole = torch.zeros(3, alone.size, dtype=torch.float64)
+    whole[:, places] = g
+    found = factorize(EKFAC(), alone, rows).solve(whole, damping=0.1).x[:, places]
+    assert_close(found, factorize(EKFAC(), plain, rows).solve(g, damping=0.1).x)
+
+
 def test_an_unknown_fisher_is_refused_with_the_known_ones():
     _, objective, rows = make("mlp")
     with pytest.raises(ValueError, match="'emp' is unknown; choose one of exact, sampled"):

@@ -10,7 +10,13 @@ from torch.testing import assert_close
 
 import influence_dag as idag
 from influence_dag.errors import ModelError
-from influence_dag.losses import cross_entropy, per_sample_loss, reduced_loss
+from influence_dag.losses import (
+    cross_entropy,
+    ignored_class,
+    next_token,
+    per_sample_loss,
+    reduced_loss,
+)
 from influence_dag.objective.objective import Objective, Rows
 
 CLASS_WEIGHTS = torch.tensor([1.0, 5.0, 25.0], dtype=torch.float64)
@@ -303,3 +309,58 @@ def test_an_output_that_is_repeated_for_each_row_is_each_rows():
     objective.check(Rows(x, y))
     each = [likelihood(objective.module(x[i, None]), y[i, None]) for i in range(5)]
     assert_close(objective.losses(objective.params, Rows(x, y)), torch.stack(each))
+
+
+def test_positions_with_probabilities_for_targets_are_averaged():
+    output = torch.randn(4, 3, 5, dtype=torch.float64)
+    target = torch.rand(4, 3, 5, dtype=torch.float64).softmax(1)
+    expected = -(target * output.log_softmax(1)).sum(1).mean(1)
+    assert_close(cross_entropy(output, target), expected)
+    assert_close(reduced_loss(nn.CrossEntropyLoss())(output, target), expected)
+
+
+SEVERAL = {
+    "of torch's": (nn.CrossEntropyLoss(reduction="none"), r"one number"),
+    "of a row": (lambda f, y: (f[0], y[0]), r"has to reduce each sample to one number"),
+    "of a batch": (
+        lambda f, y: f.sum() if len(f) == 1 else f.sum(0),
+        r"the loss returns \(3,\) for a batch of 7 rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL)
+def test_losses_of_several_numbers_are_refused(case, outputs, labels):
+    loss, said = SEVERAL[case]
+    if case == "of torch's":
+        outputs, labels = outputs[..., None].expand(-1, -1, 2), labels[:, None].expand(-1, 2)
+    with pytest.raises(ModelError, match=said):
+        check(loss, outputs, labels)
+
+
+def test_a_loss_of_torchs_takes_tensors(outputs, labels):
+    with pytest.raises(ModelError, match=r"torch's losses take one tensor each: write a loss"):
+        reduced_loss(nn.CrossEntropyLoss())({"logits": outputs}, labels)
+
+
+def test_next_tokens_need_logits_at_every_position():
+    with pytest.raises(ModelError, match=r"next_token: the model returns \(4, 3\), .* \(4, 5\)"):
+        next_token(torch.randn(4, 3), torch.zeros(4, 5).long())
+
+
+LEAVES_OUT = {
+    "by name": (cross_entropy, -100),
+    "torch's": (nn.CrossEntropyLoss(), -100),
+    "another class": (nn.CrossEntropyLoss(ignore_index=7), 7),
+    "a function": (functools.partial(F.cross_entropy, ignore_index=2), 2),
+    "likelihoods": (nn.NLLLoss(ignore_index=0), 0),
+    "numbers": (nn.MSELoss(), None),
+    "one's own": (lambda output, target: F.cross_entropy(output, target), None),
+}
+
+
+@pytest.mark.parametrize("case", LEAVES_OUT)
+def test_the_class_that_a_loss_leaves_out_is_known(case):
+    loss, expected = LEAVES_OUT[case]
+    found = ignored_class(loss if loss is cross_entropy else reduced_loss(loss))
+    assert found == expected

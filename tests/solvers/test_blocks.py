@@ -94,6 +94,32 @@ def test_info_is_told_by_block():
     assert info["a.niter"].shape == info["b.residual"].shape == (5,)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [ConjugateGradient(rtol=1e-8, preconditioner="none"), LiSSA(rtol=1e-4)],
+    ids=["cg", "lissa"],
+)
+def test_what_is_told_of_whole_rows_is_of_all_blocks_together(method):
+    rhs, H = random_rhs(5, P), spd_matrix(P)
+    rhs[1, BLOCKS["b"]] *= 1e-3
+    factorization = Blockwise(method=method, blocks=BLOCKS).factorize(DenseCurvature(H))
+    solution = factorization.solve(rhs, damping=0.1)
+    x, info = solution.x, solution.info
+    assert torch.equal(info["niter"], torch.stack([info[f"{b}.niter"] for b in BLOCKS]).amax(0))
+    assert info["converged"].all()
+    defect = rhs - x @ block_diagonal(H) - 0.1 * x
+    torch.testing.assert_close(
+        info["residual"], defect.norm(dim=1) / rhs.norm(dim=1), rtol=1e-4, atol=1e-12
+    )
+    known = ~info["residual_history"].isnan()
+    assert torch.equal(known.sum(1), info["niter"])
+    assert torch.equal(known.cummin(1).values, known)
+    parts = [rhs[:, index].norm(dim=1) for index in BLOCKS.values()]
+    first = [info[f"{b}.residual_history"][:, 0] * n for b, n in zip(BLOCKS, parts, strict=True)]
+    expected = first[0].hypot(first[1]) / rhs.norm(dim=1)
+    torch.testing.assert_close(info["residual_history"][:, 0], expected)
+
+
 def test_a_start_is_cut_into_blocks():
     blockwise = Blockwise(method=ConjugateGradient(), blocks=BLOCKS)
     H, rhs = spd_matrix(P), random_rhs(3, P)

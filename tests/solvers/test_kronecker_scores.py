@@ -10,6 +10,7 @@ from influence_dag.curvature import GaussNewton
 from influence_dag.errors import IndefiniteError
 from influence_dag.gradients.per_sample import Gradients, LinearGradients, per_sample_gradients
 from influence_dag.objective.objective import Objective, Rows
+from influence_dag.solvers import kronecker_scores
 from influence_dag.solvers.ekfac import EKFAC, KFAC
 from influence_dag.solvers.kronecker_scores import RotatedGradients
 
@@ -128,3 +129,21 @@ def test_no_damping_is_refused_as_in_a_solve():
         RotatedGradients.of(factorization, gradients).influences(gradients[:2], damping=0.0)
     with pytest.raises(IndefiniteError):
         RotatedGradients.of(factorization, gradients).own_influences(damping=0.0)
+    with pytest.raises(IndefiniteError):
+        RotatedGradients.of(factorization, gradients).solved(damping=0.0)
+
+
+@pytest.mark.parametrize("positions", [(), (2,)], ids=str)
+def test_what_is_held_at_once_changes_nothing(positions, monkeypatch):
+    factorization, gradients = scene(*wide(positions), EKFAC())
+    rotated = RotatedGradients.of(factorization, gradients)
+
+    def found():
+        own, lengths = rotated.own_influences(damping=0.1)
+        return rotated.solved(damping=0.1), own, lengths, rotated.influences(gradients, damping=0.1)
+
+    whole = found()
+    monkeypatch.setattr(kronecker_scores, "_NUMBERS", 4_000)  # three rows of a layer
+    monkeypatch.setattr(kronecker_scores, "_WRITTEN", 4_000)
+    for part, all_at_once in zip(found(), whole, strict=True):
+        assert_close(part, all_at_once)

@@ -43,6 +43,15 @@ def test_what_float32_cannot_tell_from_zero_is_refused_where_it_is_most_of_the_a
     assert relative_error(solved(method, H, rhs, torch.float64), wanted) < 1e-6
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("method", METHODS)
+def test_it_is_refused_of_each_row_whatever_its_sign(method, sign):
+    H, rhs = regression(1e4)
+    for b in rhs[2:6]:
+        with pytest.raises(IndefiniteError, match=r"1 of 1 right-hand sides .* would be lost"):
+            solved(method, H, sign * b[None], torch.float32)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_columns_that_others_determine_are_no_loss(method):
     H, rhs = regression(1.0, zeros=1)

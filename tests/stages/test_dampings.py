@@ -5,10 +5,15 @@ import pytest
 import reference
 import torch
 from tiny_project import MODEL, Project
+from torch import nn
 from torch.nn import functional as F
 
+from influence_dag.curvature import GaussNewton
+from influence_dag.objective import Objective, Rows
 from influence_dag.query.report import findings_of
+from influence_dag.solvers import EKFAC, Blockwise, parameter_blocks
 from influence_dag.stages import checks
+from influence_dag.stages.automatic import of_factors
 
 HESSIAN_METHODS = ("direct", "cg")
 LINEAR = """\
@@ -101,6 +106,22 @@ def test_an_automatic_damping_of_a_gauss_newton_matrix_is_its_trace_over_p(tmp_p
     for method in HESSIAN_METHODS:
         attrs = project.results.store.version(f"{method}/influences").attrs
         assert attrs["damping"] == pytest.approx(H.diagonal().mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "blocks", ["full", "layer", [["0.weight", "2.bias"], ["0.bias", "2.weight"]]], ids=str
+)
+def test_kronecker_factors_of_blocks_have_the_automatic_damping_of_all(blocks):
+    """Of blocks of any sizes the mean over parameters: the trace of what they stand for over p."""
+    network = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    objective = Objective(network, "cross_entropy")
+    rows = Rows(torch.randn(7, 3).double(), torch.arange(7) % 2)
+    curvature, method = GaussNewton(objective, rows), EKFAC()
+    if blocks != "full":
+        parts = parameter_blocks(objective.slices, blocks)
+        method = Blockwise(method=method, blocks=parts, dampings={})
+    expected = curvature.dense().trace().item() / objective.size
+    assert of_factors(method.factorize(curvature)).value == pytest.approx(expected)
 
 
 def test_without_a_stored_matrix_an_automatic_damping_is_estimated_and_says_so(tmp_path):

@@ -145,6 +145,69 @@ def test_parameter_changes_of_ridge_are_the_closed_forms(ridge):
         assert np.abs(changes.predicted[position] - predicted.numpy()).max() <= 1e-9
 
 
+def test_what_parameters_do_in_short_is_numpys(ridge):
+    module, train, _ = ridge
+    options = {"weight_decay": 0.1, "index": [3, 20, 7], "tolerance": 1e-12}
+    changes = parameter_changes(Objective(module, half_square), train, **options)
+    told = changes.summary()
+    norms = [np.linalg.norm(moved, axis=1) for moved in (changes.actual, changes.predicted)]
+    cosines = (changes.actual * changes.predicted).sum(1) / norms[0] / norms[1]
+    assert told["mean_cosine"] == pytest.approx(cosines.mean())
+    assert told["worst_cosine"] == pytest.approx(cosines.min())
+    assert told["mean_length_ratio"] == pytest.approx((norms[0] / norms[1]).mean())
+    assert told["rows_left_out"] == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_row_of_no_weight_changes_nothing_and_counts_for_nothing(ridge):
+    module, train, test = ridge
+    weights = torch.ones(40, dtype=torch.float64)
+    weights[3] = 0
+    objective, rows = Objective(module, half_square), Rows(train.x, train.y, weights)
+    options = {"weight_decay": 0.1, "tolerance": 1e-9}
+    both = parameter_changes(objective, rows, **options, index=[3, 20])
+    assert np.isnan(both.length_ratios).tolist() == [True, False]
+    assert both.summary()["mean_length_ratio"] == both.length_ratios[1]
+    assert np.isnan(
+        parameter_changes(objective, rows, **options, index=[3]).summary()["mean_cosine"]
+    )
+    told = leave_one_out(objective, rows, test, **options, index=[3]).summary()
+    assert np.isnan([told[name] for name in ("pearson", "slope", "corrected_slope")]).all()
+
+
+def test_rows_of_any_weight_are_predicted_as_exactly():
+    generator = torch.Generator().manual_seed(3)
+    x, w = torch.randn(30, 4, generator=generator).double(), torch.rand(30).double() + 0.2
+    y = x.sum(1) + torch.randn(30, generator=generator).double()
+
+    def fitted(w):
+        """To the sum of these weighted losses over the sum of all weights, and the penalty."""
+        H = x.T @ (w[:, None] * x) / W + 0.1 * torch.eye(4)
+        return torch.linalg.solve(H, x.T @ (w * y) / W)
+
+    W = w.sum()
+    module = nn.Linear(4, 1, bias=False).double()
+    module.weight.data = fitted(w)[None]
+    train, test = Rows(x, y, w), Rows(x[:5] + 0.1, y[:5])
+    objective = Objective(module, half_square, measurement=lambda output, _: output[:, 0])
+    options = {"weight_decay": 0.1, "tolerance": 1e-12}
+    index = [2, 17, 29]
+    theta = fitted(w)
+    moved = torch.stack([fitted(w * (torch.arange(30) != i)) - theta for i in index])
+    changes = parameter_changes(objective, train, **options, index=index)
+    np.testing.assert_allclose(changes.actual, moved, atol=1e-9)
+    H = x.T @ (w[:, None] * x) / W
+    gradients = w[index, None] * (x[index] @ theta - y[index])[:, None] * x[index]
+    expected = reference.damped_solve(H, gradients, 0.1) / W
+    np.testing.assert_allclose(changes.predicted, expected, atol=1e-9)
+    found = leave_one_out(objective, train, test, **options, index=index)
+    np.testing.assert_allclose(found.actual, test.x @ moved.T, atol=1e-9)
+    np.testing.assert_allclose(found.corrected, found.actual, atol=1e-9)
+    np.testing.assert_allclose(found.predicted, test.x @ expected.T, atol=1e-9)
+    moves = feature_moves(objective, train, test, [(2, 1), (29, 3)], epsilon=1e-4, **options)
+    np.testing.assert_allclose(moves.actual, moves.predicted, rtol=1e-5, atol=1e-12)
+
+
 def test_feature_moves_of_ridge_are_the_closed_forms(ridge):
     module, train, test = ridge
     pairs = [(0, 0), (11, 3), (11, 4)]
