@@ -47,9 +47,8 @@ def lazy_perturbations(
         layout = whole_layout(bench, method)
 
     def block_of(variable: Variable) -> Block:
-        compute = DerivativesOfPairs.of(method, variable).at(
-            bench
-        )  # by the code that was looked at
+        with bench.modes():  # by the code that was looked at
+            compute = DerivativesOfPairs.of(method, variable).at(bench)
 
         def block(tile: Tile) -> np.ndarray:
             cut = Tile(tile.start[:3], tile.stop[:3], ())  # features are whole

@@ -39,7 +39,7 @@ class Promise:
     description: str
 
     def outcome(self, bench: "Workbench") -> "Outcome":
-        with plain_modes():
+        with bench.modes():
             return _function(self.function, "stages.checks:{}")(bench, *self.arguments)
 
 
