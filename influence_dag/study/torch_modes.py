@@ -9,7 +9,8 @@ has, it has no modes.
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any
 
 _OPERATIONS = (  # which torch rounds the operands of, each as it is told, from 2.9 on
@@ -30,18 +31,47 @@ def plain_modes() -> Iterator[None]:
     if torch is None:
         yield
         return
-    rounding = _roundings(torch)
     with ExitStack() as modes:
-        modes.callback(_restore, torch, rounding)
+        modes.enter_context(_of_the_process.held(torch))
         modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.enable_grad())
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 modes.enter_context(torch.autocast(device, enabled=False))
-        if "torch._dynamo" in sys.modules:
-            modes.enter_context(torch.compiler.set_stance("force_eager"))
-        keep_digits(torch)
         yield
+
+
+@dataclass(eq=False)
+class _OfTheProcess:
+    """Modes that are all threads': set by whoever is inside, put back by who leaves last."""
+
+    lock: Any = field(default_factory=RLock)
+    inside: int = 0
+    eager: bool = False
+    before: ExitStack = field(default_factory=ExitStack)
+
+    @contextmanager
+    def held(self, torch: Any) -> Iterator[None]:
+        with self.lock:
+            if not self.inside:
+                self.before.callback(_restore, torch, _roundings(torch))
+            self.inside += 1
+        try:
+            with self.lock:
+                keep_digits(torch)
+                if "torch._dynamo" in sys.modules and not self.eager:
+                    self.before.enter_context(torch.compiler.set_stance("force_eager"))
+                    self.eager = True
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    self.eager = False
+                    self.before.close()
+
+
+_of_the_process = _OfTheProcess()
 
 
 @contextmanager
