@@ -1,6 +1,8 @@
 """Calls in memory: the same answers whatever torch's modes are around them; what they refuse."""
 
 import copy
+import importlib
+import threading
 from contextlib import contextmanager
 from functools import partial
 
@@ -13,6 +15,8 @@ import influence_dag as idag
 from influence_dag.errors import ModelError
 from influence_dag.objective import twice_differentiable
 from influence_dag.objective.objective import Objective, Rows
+from influence_dag.objective.twice_differentiable import TwiceDifferentiable
+from influence_dag.study.torch_modes import plain_modes
 
 SEED = torch.Generator().manual_seed(0)
 X, Y = torch.randn(9, 4, generator=SEED), torch.arange(9) % 3
@@ -86,10 +90,56 @@ def test_an_interrupt_between_torchs_switches_leaves_them_as_they_were(monkeypat
             raise KeyboardInterrupt
 
     kernels = [(partial(switches.get, name), partial(turned, name), True) for name in switches]
-    monkeypatch.setattr(twice_differentiable, "_KERNELS", kernels)
+    switched = twice_differentiable._OfTheProcess(*kernels)
+    monkeypatch.setattr(twice_differentiable, "_PLAIN_ATTENTION", switched)
     with pytest.raises(KeyboardInterrupt):
         Objective(nn.Linear(4, 3), "cross_entropy").losses(torch.ones(15), Rows(X, Y))
     assert switches == {"first": False, "second": False}
+
+
+def overlapping(context, seen) -> list:
+    """What is `seen` by a thread that is inside while another one, inside before it, leaves."""
+    inside, left, found = threading.Event(), threading.Event(), []
+
+    def second():
+        with context():
+            inside.set()
+            assert left.wait(60)
+            found.append(seen())
+
+    thread = threading.Thread(target=second)
+    with context():
+        thread.start()
+        assert inside.wait(60)
+    left.set()
+    thread.join(60)
+    return found
+
+
+def test_switches_of_the_process_stay_until_the_last_thread_has_left():
+    encoder = nn.TransformerEncoderLayer(4, 2, 6)
+    flags = {
+        "fast path": torch.backends.mha.get_fastpath_enabled,
+        "flash": torch.backends.cuda.flash_sdp_enabled,
+    }
+    for seen in flags.values():
+        assert seen()
+        assert overlapping(lambda: TwiceDifferentiable.of(encoder), seen) == [False]
+        assert seen()
+
+
+def _seen() -> tuple[str, str]:
+    return torch.get_float32_matmul_precision(), torch._dynamo.eval_frame._stance.stance
+
+
+def test_digits_of_the_process_are_kept_until_the_last_thread_has_left():
+    importlib.import_module("torch._dynamo")
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert overlapping(plain_modes, _seen) == [("highest", "force_eager")]
+        assert _seen() == ("medium", "default")
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_denormal_numbers_are_zero_within_a_call():

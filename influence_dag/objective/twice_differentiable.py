@@ -1,7 +1,9 @@
 """Which of torch's kernels a module may use, so that its second derivatives exist and are right."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any
 
 import torch
@@ -68,14 +70,13 @@ class TwiceDifferentiable:
 
     def __enter__(self) -> None:
         with ExitStack() as kernels:
-            _attend_by_products(kernels)
+            _PLAIN_ATTENTION.hold(kernels)
             for config in self.configs:
                 _set(kernels, config, "use_cache", False)
                 if getattr(config, _ATTENDS_BY, None) not in (None, *_PLAIN):
                     _set(kernels, config, _ATTENDS_BY, _PLAIN[0])
             if self.attends:
-                kernels.callback(mha.set_fastpath_enabled, mha.get_fastpath_enabled())
-                mha.set_fastpath_enabled(False)
+                _NO_FAST_PATH.hold(kernels)
             if self.recurrent:
                 kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
                 kernels.enter_context(_UnfusedCells())
@@ -87,20 +88,48 @@ class TwiceDifferentiable:
         self._entered.pop().close()
 
 
-_KERNELS = (
+class _OfTheProcess:
+    """Flags that are all threads': who is inside first sets them, who leaves last puts them back.
+
+    In a tenth of the time of `sdpa_kernel(SDPBackend.MATH)`: each call of a module pays it.
+    """
+
+    def __init__(self, *flags: tuple[Callable[[], bool], Callable[[bool], Any], bool]):
+        self._flags, self._lock, self._inside = flags, RLock(), 0
+        self._before: list[tuple[Callable[[bool], Any], bool]] = []
+
+    def hold(self, kernels: ExitStack) -> None:
+        """Until the stack is closed."""
+        held: list[bool] = []
+        kernels.callback(self._leave, held)  # first: an interrupt may follow
+        with self._lock:
+            held.append(True)
+            self._inside += 1
+            if self._inside > 1:
+                return
+            for is_enabled, enable, wanted in self._flags:
+                if is_enabled() != wanted:
+                    self._before.append((enable, not wanted))
+                    enable(wanted)
+
+    def _leave(self, held: list[bool]) -> None:
+        if not held:
+            return
+        with self._lock:
+            self._inside -= 1
+            while not self._inside and self._before:
+                enable, value = self._before[-1]
+                enable(value)
+                self._before.pop()
+
+
+_PLAIN_ATTENTION = _OfTheProcess(
     (cuda.math_sdp_enabled, cuda.enable_math_sdp, True),
     (cuda.flash_sdp_enabled, cuda.enable_flash_sdp, False),
     (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp, False),
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, False),
 )
-
-
-def _attend_by_products(kernels: ExitStack) -> None:
-    """As `sdpa_kernel(SDPBackend.MATH)`, in a tenth of its time: each call of a module pays it."""
-    for is_enabled, enable, wanted in _KERNELS:
-        if is_enabled() != wanted:
-            kernels.callback(enable, not wanted)  # first: an interrupt may follow either
-            enable(wanted)
+_NO_FAST_PATH = _OfTheProcess((mha.get_fastpath_enabled, mha.set_fastpath_enabled, False))
 
 
 def _configs(layers: list[nn.Module]) -> tuple[Any, ...]:

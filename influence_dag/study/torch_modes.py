@@ -56,7 +56,7 @@ class _OfAllThreads:
     """
 
     def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
+        self._lock, self._inside = threading.RLock(), 0
         self._before, self._is_eager = ExitStack(), False
 
     @contextmanager
