@@ -39,7 +39,7 @@ def refresh(bench: Workbench, method: str) -> Update:
             bench.report(said)
 
     part = Part(names, keys, SolvesOfRows(method, names), tell=tell)
-    info, notes = _info(bench, method, test), _settings_told(bench)
+    info, notes = _info(bench, method, test), {} if bench.plan_only else _settings_told(bench)
     return refresh_blocks(bench, naming.factors(method), layout, [part], info=info, notes=notes)
 
 
@@ -88,8 +88,9 @@ def _layout(
 def _settings_told(bench: Workbench) -> dict[str, str]:
     """Stands for the settings that what is made from stored factors later depends on.
 
-    A version that says others is followed by one that says those of now. Where and how fast things
-    are computed, kept and shown is no part of it.
+    A version that says others is followed by one that says those of now, with the same blocks: no
+    reason for a run, which what depends on them is. Where and how fast things are computed, kept
+    and shown is no part of it.
     """
     told = bench.settings.model_dump(mode="json", exclude={*_OF_PLACES})
     return {"settings_told": fingerprint(told | {"data": bench.settings.data.reading})}

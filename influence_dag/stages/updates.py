@@ -76,8 +76,7 @@ def finished_update(
 ) -> Update:
     """`counts` are blocks computed, blocks kept and bytes written."""
     computed, kept, written = counts
-    done = computed or written or not any(reasons.values())  # else another process did the work
-    reasons = dict(reasons) if done else {}
+    reasons = dict(reasons) if computed or written else {}  # else another process did the work
     seconds = time.perf_counter() - started
     return _told(bench, artifact, computed, kept, info, written, seconds, reasons)
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 _OPERATIONS = (  # which torch rounds the operands of, each as it is told, from 2.9 on
@@ -42,11 +43,7 @@ def plain_modes() -> Iterator[None]:
 
 def _imported() -> Any:
     """Torch where somebody has imported it; one that another thread imports is waited for."""
-    if "torch" not in sys.modules:
-        return None
-    import torch
-
-    return torch
+    return sys.modules.get("torch") and import_module("torch")
 
 
 class _OfAllThreads:

@@ -50,7 +50,8 @@ def test_what_may_be_trusted_is_shown_anew_when_refits_say_more(project):
 
     def shown():
         bench, report = project.bench(), [*artifacts(project.bench().study)][-1]
-        return report.picture.drawn(bench, bench.require("report"), None)["measured"]
+        assert report.picture
+        return str(report.picture.drawn(bench, bench.require("report"), None)["measured"])
 
     assert "refitted" not in shown()
     versions = [project.refresh()["report"].data_version]
