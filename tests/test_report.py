@@ -170,6 +170,7 @@ def test_findings_are_those_of_the_stored_refits(project):
     assert low <= found["refits"].number <= high
     assert found["minimum"].outcome == "good"
     assert found["damping"].number == 1.0
+    assert found["damping"].says.startswith("λ = 0.05 is 1 times the weight decay")
 
 
 def test_products_of_gradients_are_no_influences_to_be_trusted(project, tmp_path):

@@ -171,9 +171,9 @@ class _Look:
         decay = self.store.version("model").attrs["info"].get("weight_decay")
         if not decay or not self.dampings:
             return
-        ratio = max(self.dampings) / decay
+        ratio = (largest := max(self.dampings)) / decay
         outcome: Outcome = "good" if ratio <= 1 + 1e-9 else "warn"
-        says = f"λ is {ratio:.3g} times the weight decay of the fit ({decay:g})"
+        says = f"λ = {largest:g} is {ratio:.3g} times the weight decay of the fit ({decay:g})"
         if outcome == "warn":
             says += ", so that influences are those of a more strongly penalised model"
         yield Finding("damping", ratio, 1, outcome, says)
