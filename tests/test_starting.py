@@ -419,7 +419,7 @@ def test_more_than_fits_on_the_disk_is_told(project, monkeypatch):
     monkeypatch.setattr(
         "influence_dag.store.posix.versions.ArtifactStore.free_bytes", lambda store: 1000
     )
-    monkeypatch.setattr("influence_dag.stages.foreseen._memory", lambda: 1000)
+    monkeypatch.setattr("influence_dag.objective.free_memory.free_memory", lambda: 1000)
     text = str(foresee(project.folder))
     assert "are to be stored, 1,000 B are free" in text
     assert "of memory, 1,000 B are there" in text

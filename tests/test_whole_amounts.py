@@ -51,7 +51,7 @@ def test_neighbours_of_amounts_are_apart_by_a_distance(project):
     labels = np.array([row[4] for row in project.rows["train"]], np.float64)
     names = [row[0] for row in project.rows["train"]]
     apart = neighbour_disagreement(
-        points(project.results.store.version("dataset"), "train"), labels
+        points(project.results.store.version("dataset"), "train", np.arange(len(labels))), labels
     )
     found = suspects.neighbour_disagreement.sel(train=names)
     np.testing.assert_allclose(found, apart)

@@ -310,14 +310,9 @@ def kept_name(column: str) -> str:
 def shown_label(label: Any) -> str:
     """A label as a person reads it: words as they are, numbers without trailing zeros.
 
-    Two labels of one type that differ are never shown as one; what float32 holds has its digits.
+    Two labels that differ are never shown as one.
 
     >>> shown_label(3.0), shown_label(0.25), shown_label(1000001), shown_label(float("nan"))
     ('3', '0.25', '1000001', 'nan')
-    >>> shown_label(0.30000001192092896)
-    '0.3'
     """
-    if isinstance(label, float | np.floating):
-        short = np.float32(label)
-        return str(short if short == label else label).removesuffix(".0")
-    return str(label)
+    return str(label).removesuffix(".0") if isinstance(label, float | np.floating) else str(label)
