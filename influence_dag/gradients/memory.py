@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -18,9 +19,35 @@ def fresh(shape: Sequence[int], like: Tensor) -> Tensor:
     than products of matrices that are written there. On a processor large results are numpy's
     memory, which comes in huge pages where the system has them: a third of the time to be filled.
     """
-    size = math.prod(shape) * like.element_size()
-    if like.device.type != "cpu" or size < _HUGE:
-        return like.new_empty(shape)
-    memory = torch.from_numpy(np.empty(size + _LINE, np.uint8))
-    start = -memory.data_ptr() % _LINE
-    return memory[start : start + size].view(like.dtype).view(shape)
+    return Recycled().fresh(shape, like)
+
+
+class Recycled:
+    """`fresh`, in the memory of earlier tensors that whoever had them has let go of.
+
+    Blocks of a stage are made and written one after the other: what goes back to the system comes
+    again as pages to be zeroed. No more is kept than was in use at once.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def fresh(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        size = math.prod(shape) * like.element_size()
+        if like.device.type != "cpu" or size < _HUGE:
+            return like.new_empty(shape)
+        memory = torch.from_numpy(self._lent(size + _LINE))
+        start = -memory.data_ptr() % _LINE
+        return memory[start : start + size].view(like.dtype).view(shape)
+
+    def _lent(self, size: int) -> np.ndarray:
+        """Memory that comes back when the array and all that share it are gone, in any thread."""
+        try:
+            held = self._free.pop()
+        except IndexError:
+            held = None
+        if held is None or held.size < size:
+            held = np.empty(size, np.uint8)
+        lent = held[:]
+        finalize(lent, self._free.append, held).atexit = False
+        return lent

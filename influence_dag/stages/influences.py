@@ -94,7 +94,9 @@ class _Tiles(ABC):
     """Computes tiles piece by piece, holding no more of either side than a block."""
 
     def __init__(self, bench: Workbench, method: str):
-        self.bench, self.method = bench, method
+        from influence_dag.gradients.memory import Recycled
+
+        self.bench, self.method, self.memory = bench, method, Recycled()
         self.itemsize = np.dtype(bench.settings.compute.dtype).itemsize
         self.tests = self.trains = self.fitting(reading.gradient_layout_of(bench).numbers_per_row)
 
@@ -105,11 +107,9 @@ class _Tiles(ABC):
     def __call__(self, tile: Tile) -> "dict[str, Tensor]":
         import torch
 
-        from influence_dag.gradients.memory import fresh
-
         places, tests, trains = tile.region
         like = torch.empty(0, dtype=self.bench.dtype, device=self.bench.device)
-        block = fresh(tile.shape, like)
+        block = self.memory.fresh(tile.shape, like)
         for train in pieces(trains.start, trains.stop, self.trains):
             columns = slice(train.start - trains.start, train.stop - trains.start)
             for k, place in enumerate(range(places.start, places.stop)):
