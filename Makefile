@@ -2,7 +2,8 @@
 #
 #   make demo       the bundled digits study, in process: influences on disk and a look at them
 #   make ui         Dagster UI on http://127.0.0.1:$(PORT), history kept in .dagster
-#   make test       all tests, doctests, the README's example
+#   make test       all tests, doctests, the README's example; but for those of the next
+#   make simulated  tests that want a CUDA device, on one that is made of the processor
 #   make check      lint, format, types, tests
 #   make newest     tests of what needs no torch, under the newest Python found beside this one
 #   make bench      every stage beside bare products and copies, and how it grows; the table of docs/benchmarks.md
@@ -23,7 +24,7 @@
 #   make clean      remove results, history, caches and .venv
 #
 # PYTHON=…       the interpreter to build .venv with (3.11 or newer)
-# TESTERS=…      processes of make test (one more than cores)
+# TESTERS=…      processes of make test (two more than cores)
 # PIP_OPTIONS=…  passed to pip install, for example an index with CPU builds of torch
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -43,7 +44,7 @@ export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
 comma := ,
-.PHONY: help demo ui test lint check newest bench gpu bench-ratios bench-peers campaign shapes fidelity suspects settings architecture commands docs audit pictures bad-input clean
+.PHONY: help demo ui test simulated lint check newest bench gpu bench-ratios bench-peers campaign shapes fidelity suspects settings architecture commands docs audit pictures bad-input clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -75,12 +76,16 @@ ui: export PYTHONWARNINGS := ignore:Function `dev_command`,ignore:Parameter `exe
 ui: $(READY) $(DAGSTER_HOME)/dagster.yaml $(DAGSTER_HOME)/workspace.yaml
 	cd $(DAGSTER_HOME) && $(CURDIR)/$(BIN)/dagster dev --host 127.0.0.1 --port $(PORT)
 
-# A process for each core, each with one thread: the tests' networks are too small to share. And one
+# A process for each core, each with one thread: the tests' networks are too small to share. And two
 # more, for the fifth of their time in which some wait for a server, a browser or another process.
 # In their order, in which files of few and long tests are not all at the end.
-TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
+TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder \
+	  --ignore tests/simulated_cuda
+
+simulated: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/simulated_cuda
 
 check: $(READY) lint test
 
