@@ -130,6 +130,12 @@ def test_sizes_that_are_none(text):
         ({"model": model(fit={"max_steps": 0})}, "model.fit.mapping.max_steps", "greater than 0"),
         ({"model": model(fit={"seed": "one"})}, "model.fit.mapping.seed", "valid integer"),
         ({"model": model(fit=3)}, "model.fit.callable", "valid string"),
+        ({"model": model(fit={"batch_size": 8})}, "model.fit.mapping", "batch_size: lbfgs takes"),
+        (
+            {"model": model(fit={"learning_rate": 0.1, "batch_size": 8})},
+            "model.fit.mapping",
+            "learning_rate and batch_size: lbfgs",
+        ),
         ({"model": model(checkpoint="w.st")}, "model", "either `fit` or `checkpoint`"),
         ({"model": model(fit={"from": "checkpoint"})}, "model", "needs `checkpoint`"),
         ({"model": model(minimum="maybe")}, "model.minimum", "'require', 'warn' or 'ignore'"),

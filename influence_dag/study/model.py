@@ -60,9 +60,16 @@ class FitSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _one_start(self) -> "FitSettings":
+    def _fit_together(self) -> "FitSettings":
         if self.warm_start and self.start == "checkpoint":
             raise ValueError("warm_start and `from: checkpoint` are two starts; leave one out")
+        of_steps = {"learning_rate": self.learning_rate, "batch_size": self.batch_size}
+        given = [name for name, value in of_steps.items() if value is not None]
+        if given and self.optimizer == "lbfgs":
+            raise ValueError(
+                f"{' and '.join(given)}: lbfgs takes all rows and searches its step; leave it out, "
+                "or say optimizer: adam, or sgd"
+            )
         return self
 
 

@@ -102,6 +102,7 @@ VALUES = [
     Kind("fit and checkpoint", settings(model={"checkpoint": "theta.safetensors"})),
     Kind("neither fit nor checkpoint", settings(model={"fit": None})),
     Kind("an optimizer that there is not", settings(model={"fit": {"optimizer": "adamw"}})),
+    Kind("a step size for lbfgs", settings(model={"fit": {"learning_rate": 0.1}})),
     Kind("a loss that there is not", settings(model={"loss": "hinge"})),
     Kind("`build` without a colon", settings(model={"build": "tiny_model.build"})),
     Kind("`build` as a path", settings(model={"build": "./tiny_model.py:build"})),
