@@ -119,9 +119,13 @@ def mean_of_known(values: Float[Array, " n"]) -> float:
 def roc_auc(scores: Float[Array, " n"], positive: Bool[Array, " n"]) -> float:
     """The chance that a positive scores above a negative, ties counting one half.
 
+    NaN, as what follows, where a score is: no rank is known of it.
+
     >>> roc_auc(np.array([3.0, 2.0, 1.0]), np.array([True, False, False]))
     1.0
     """
+    if np.isnan(scores).any():
+        return np.nan
     ranks = Ranks(scores[None])(np.ones(len(scores)))[0]
     p, q = int(positive.sum()), int((~positive).sum())
     return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * q))
@@ -129,5 +133,7 @@ def roc_auc(scores: Float[Array, " n"], positive: Bool[Array, " n"]) -> float:
 
 def found_in_top(scores: Float[Array, " n"], positive: Bool[Array, " n"], *, share: float) -> float:
     """The part of the positives among the `share` of entries with the highest scores."""
+    if np.isnan(scores).any():
+        return np.nan
     top = np.argsort(-scores, kind="stable")[: round(share * len(scores))]
     return float(positive[top].sum() / positive.sum())

@@ -100,3 +100,10 @@ def test_found_in_top_counts_the_positives_among_the_highest():
     scores, positive = np.array([5.0, 1, 4, 3, 2]), np.array([True, False, False, True, False])
     assert found_in_top(scores, positive, share=0.4) == 0.5
     assert found_in_top(scores, positive, share=0.6) == 1.0
+
+
+def test_what_has_no_rank_makes_neither_known():
+    """It was ranked highest by one, and lowest by the other."""
+    scores, positive = np.array([3.0, np.nan, 1.0]), np.array([False, True, False])
+    assert np.isnan(roc_auc(scores, positive))
+    assert np.isnan(found_in_top(scores, positive, share=0.4))
