@@ -34,7 +34,8 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     context = f"model.build: {settings.build}"
     wanted = "it is called without arguments and has to return a torch.nn.Module"
     seed = settings.own_fit.seed if settings.own_fit else 0
-    with seeded(seed), kept_modes(), named_by(context, wanted), own_default(settings.build, root):
+    typed = own_default(settings.build, root, stays=True)  # in what the module then computes
+    with seeded(seed), kept_modes(), named_by(context, wanted), typed:
         module = build()
     if not isinstance(module, nn.Module):
         raise ModelError(f"{context} returned {a_kind(module)}, expected a torch.nn.Module")

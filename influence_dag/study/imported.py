@@ -54,16 +54,17 @@ _defaults: dict[str, Any] = {}  # loaded module → the type of tensors that its
 
 
 @contextmanager
-def own_default(name: str, root: Path) -> Iterator[None]:
+def own_default(name: str, root: Path, *, stays: bool = False) -> Iterator[None]:
     """What a module, or one that it imports, says of tensors without a type is in force again.
 
     It is imported, or its callable (`module:callable`) is called, as if nothing else had been.
+    Where it says nothing, what others said is in force afterwards, unless its own `stays`.
     Which of several modules has set the type is told by their text: another study may import that
     one alone.
     """
     module_name = name.partition(":")[0]
-    for name in _defaults.keys() - sys.modules.keys():
-        del _defaults[name]
+    for gone in _defaults.keys() - sys.modules.keys():
+        del _defaults[gone]
     hashes = code_hashes(module_name, root) if _defaults else {}
     known = [_defaults[name] for name in hashes if name in _defaults]
     before, loaded = default_dtype(), set(sys.modules)
@@ -77,7 +78,7 @@ def own_default(name: str, root: Path) -> Iterator[None]:
             files, _ = looked_through(module_name, root)
             new = [n for n in files if n not in loaded and b"set_default" in files[n][1]]
             _defaults.update(dict.fromkeys(new or [module_name], default_dtype()))
-        elif not (done and known):
+        elif not done or not (known or stays):
             set_default_dtype(before)
 
 

@@ -142,21 +142,53 @@ class OwnDefaults:
     """
 
     dtype: Any = None
-    _entered: bool = False
+    _entered: int = 0
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Inside; what is set there is in force again the next time, and afterwards as before."""
-        if self._entered:
-            yield
-            return
-        before, self._entered = default_dtype(), True
-        set_default_dtype(self.dtype)
+        _defaults.enter(self)
         try:
             yield
         finally:
-            self.dtype, self._entered = default_dtype(), False
-            set_default_dtype(before)
+            _defaults.leave(self)
+
+
+class _Defaults:
+    """Who is inside: of several the last to come is in force, and with the last to go nobody.
+
+    Threads leave in any order: each would set back what it found, another's type among them.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._outside = threading.RLock(), list[OwnDefaults](), None
+
+    def enter(self, own: OwnDefaults) -> None:
+        with self._lock:
+            own._entered += 1
+            if own._entered > 1:
+                return
+            if self._inside:
+                self._inside[-1].dtype = default_dtype()
+            else:
+                self._outside = default_dtype()
+            self._inside.append(own)
+            set_default_dtype(own.dtype)
+
+    def leave(self, own: OwnDefaults) -> None:
+        with self._lock:
+            own._entered -= 1
+            if own._entered:
+                return
+            if self._inside[-1] is not own:  # its type was noted when the next one came
+                self._inside.remove(own)
+                return
+            own.dtype = default_dtype()
+            self._inside.pop()
+            set_default_dtype(self._inside[-1].dtype if self._inside else self._outside)
+
+
+_defaults = _Defaults()
 
 
 @dataclass(frozen=True)

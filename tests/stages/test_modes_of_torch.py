@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,74 @@ def test_a_module_that_two_studies_import_sets_the_type_for_both(tmp_path):
             found += [build().weight.dtype, sys.modules[name].IT, torch.get_default_dtype()]
         assert torch.get_default_dtype() == torch.float32
     assert found == [torch.float64] * 6
+
+
+ROWS = f"""\
+import pandas as pd
+import torch
+
+{SETS}
+
+
+def train():
+    values = [0.5, 1.5, -1.0, 0.1] * 5
+    columns = {{name: values for name in "abc"}}
+    return pd.DataFrame({{**columns, "id": range(20), "label": [0, 1, 2, 1] * 5}})
+
+
+def test():
+    return train()[:4]
+"""
+SAYING = """\
+import torch
+from torch import nn
+
+SEEN = set()
+
+
+class Model(nn.Linear):
+    def forward(self, x):
+        SEEN.add(torch.get_default_dtype())
+        return super().forward(x)
+
+
+def build():
+    return Model(3, 3)
+"""
+
+
+def test_a_type_that_code_of_rows_sets_is_not_that_of_the_model(tmp_path):
+    """Else it would be in what is computed by the run that reads the rows, and in no later one."""
+    (tmp_path / "rows_of_it.py").write_text(ROWS)
+    put_on_path(tmp_path)
+    project = Project(tmp_path, model=SAYING)
+    project.write_settings(data={"train": "rows_of_it:train", "test": "rows_of_it:test"})
+    project.refresh()
+    seen = sys.modules["tiny_model"].SEEN
+    assert seen == {torch.float32}
+
+
+def test_types_of_studies_in_two_threads_end_with_both():
+    """Each would set back what it found, which is the other's."""
+    first, second = OwnDefaults(torch.float64), OwnDefaults()
+    with ThreadPoolExecutor(1) as other:
+        with first.in_force():
+            inside = second.in_force()
+            other.submit(inside.__enter__).result()
+        other.submit(inside.__exit__, None, None, None).result()
+    assert torch.get_default_dtype() == torch.float32
+    assert (first.dtype, second.dtype) == (torch.float64, torch.float32)
+
+
+def test_a_study_has_its_type_until_its_last_thread_is_done():
+    own = OwnDefaults(torch.float64)
+    with ThreadPoolExecutor(1) as other:
+        first = own.in_force()
+        other.submit(first.__enter__).result()
+        with own.in_force():
+            other.submit(first.__exit__, None, None, None).result()
+            assert torch.get_default_dtype() == torch.float64
+    assert torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.parametrize(
