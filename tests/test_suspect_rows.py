@@ -136,6 +136,23 @@ def test_the_explorer_says_the_same_of_rows_without_a_label(unlabelled):
     assert sorted(ranks(view)[bare]) == [37, 38, 39, 40]
 
 
+def test_no_test_row_needs_a_label(tmp_path):
+    project = Project(tmp_path, methods={"cg": None})
+    for position in range(10):
+        project.edit("test", position, label=-100)
+    project.refresh()
+    x, y = (each.numpy() for each in project.tensors("train"))
+    for asked in ({}, {"folds": 4}, {"space": "penultimate"}):
+        found = suspects(project.store, 40, **asked).sortby("train")
+        assert "knn_shapley" not in found
+        assert np.isfinite(found.combined).all()
+    found = suspects(project.store, 40, neighbours=10).sortby("train")
+    assert np.allclose(found.neighbour_disagreement, neighbour_disagreement(x, y, k=10))
+    assert np.allclose(suspicion(Opened(project.results).view()), found.combined)
+    with pytest.raises(StoreError, match="no knn_shapley: it needs classes, and test rows that"):
+        suspects(project.store, 40, by="knn_shapley")
+
+
 def test_neighbours_are_those_of_the_space_and_number_that_are_asked_for(project):
     results = project.results
     rows = _Rows(results, results.self_influence())

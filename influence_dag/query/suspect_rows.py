@@ -70,7 +70,7 @@ def suspect_rows(
     rankings = {n: -v if n == "knn_shapley" else v for n, v in columns.items() if n in SUSPICIONS}
     columns["combined"] = rankings["combined"] = combined_suspicion(rankings, rows.evidence(asked))
     if asked.by not in rankings:
-        raise StoreError(_missing(asked.by))
+        raise StoreError(_missing(asked.by, has_neighbours="neighbour_disagreement" in rankings))
     order = np.argsort(-np.nan_to_num(rankings[asked.by], nan=-np.inf), kind="stable")[:k]
     first = rows.scores.isel(train=order)
     values = {
@@ -82,9 +82,11 @@ def suspect_rows(
     return ranked.assign_attrs(first.attrs | {"ranked_by": asked.by})
 
 
-def _missing(by: str) -> str:
+def _missing(by: str, *, has_neighbours: bool) -> str:
     if by == "out_of_fold_loss":
         return "no out-of-fold losses without folds; ask for folds=5"
+    if has_neighbours:
+        return f"no {by}: it needs classes, and test rows that have a label; take another ranking"
     return (
         f"no {by}: neighbours are looked for among inputs that are one array of real numbers, up "
         f"to {stored.MOST_NUMBERS:,} of them; take space='penultimate', or another ranking"
@@ -177,7 +179,8 @@ class _Rows:
     def points(self, space: Space) -> tuple[NDArray, NDArray]:
         """Training and test rows that have labels, as points."""
         if space not in self._known:
-            self._known[space] = self._points(space, "train"), self._points(space, "test")
+            train, has_tests = self._points(space, "train"), len(self.slots["test"])
+            self._known[space] = train, self._points(space, "test") if has_tests else train[:0]
         return self._known[space]
 
     def neighbours(self, asked: Asked) -> dict[str, NDArray]:
@@ -187,7 +190,7 @@ class _Rows:
         (train, test), labels = self.points(asked.space), self.labels
         of_rows = neighbour_disagreement(train, labels[0], near=self._near(asked))
         scores = {"neighbour_disagreement": of_rows[self.places]}
-        if labels[0].dtype.kind == "i":
+        if labels[0].dtype.kind == "i" and len(test):
             values = knn_shapley(train, labels[0], test, labels[1], k=asked.neighbours)
             scores["knn_shapley"] = values[self.places]
         return scores
@@ -210,13 +213,16 @@ class _Rows:
 
     @property
     def _right(self) -> NDArray[np.bool_] | None:
-        """Whether the model is right about each test row; None where it has changed since."""
+        """Whether the model is right about each test row; None where it has changed since.
+
+        And where no test row has a label.
+        """
         artifact = naming.summary(self.method)
         seen, now = (
             Axis.read(version, "test").fingerprint
             for version in (self.study.store.version(artifact), self.dataset)
         )
-        if seen != now or "predicted" not in self.said:
+        if seen != now or "predicted" not in self.said or not len(self.slots["test"]):
             return None
         predicted = self.study.open(artifact)["test_predicted"].values
         among = np.isin(Axis.read(self.dataset, "test").slots, self.slots["test"])
@@ -227,7 +233,7 @@ class _Rows:
             return False
         there = asked.space == "penultimate" or stored.has_points(self.dataset)
         if not there and asked.space == "input":
-            raise StoreError(_missing("neighbour_disagreement"))
+            raise StoreError(_missing("neighbour_disagreement", has_neighbours=False))
         return there
 
     def _points(self, space: Space, split: Split) -> NDArray:
