@@ -101,11 +101,16 @@ def kept_modes() -> Iterator[None]:
         if (torch := _imported()) is not None:
             torch.set_grad_enabled(grads)
             if torch.get_default_device() != device:
-                torch.set_default_device(device)
+                _set_default_device(torch, device)
             if rounding:
                 _restore(torch, rounding)
             else:
                 keep_digits(torch)
+
+
+def _set_default_device(torch: Any, device: Any) -> None:
+    """Back to torch's own by none at all: one that is named is looked at in every call of torch."""
+    torch.set_default_device(None if device == torch.device("cpu") else device)
 
 
 @contextmanager

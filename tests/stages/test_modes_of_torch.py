@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from tiny_project import MODEL, Project
+from torch.overrides import _get_current_function_mode_stack
 
 from influence_dag.stages.artifacts import Promise
 from influence_dag.study.code import put_on_path
 from influence_dag.study.imported import import_callable
-from influence_dag.study.torch_modes import OwnDefaults, plain_modes
+from influence_dag.study.torch_modes import OwnDefaults, kept_modes, plain_modes
 
 SETTINGS = {
     "methods": {"direct": {"curvature": "gauss_newton"}, "ekfac": {}},
@@ -82,6 +83,13 @@ def test_types_that_one_studys_code_sets_are_not_those_of_the_next(tmp_path, wan
     assert torch.get_default_dtype() == torch.float32
     assert torch.get_default_device() == torch.device("cpu")
     assert_same(numbers(Project(tmp_path / "next", **SETTINGS)), wanted)
+
+
+def test_a_device_that_code_sets_costs_nothing_afterwards():
+    with kept_modes():
+        torch.set_default_device("meta")
+    assert torch.ones(1).device == torch.device("cpu")
+    assert not _get_current_function_mode_stack()
 
 
 RELYING = """\
