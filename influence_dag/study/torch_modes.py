@@ -101,7 +101,9 @@ def kept_modes() -> Iterator[None]:
         if (torch := _imported()) is not None:
             torch.set_grad_enabled(grads)
             if torch.get_default_device() != device:
-                torch.set_default_device(device)
+                # One that is named takes every call of torch through Python, the processor too.
+                is_plain = device is None or device.type == "cpu"
+                torch.set_default_device(None if is_plain else device)
             if rounding:
                 _restore(torch, rounding)
             else:
