@@ -37,7 +37,7 @@ def labelled(dataset: Version, split: Split, *, are_classes: bool) -> NDArray[np
 def points(dataset: Version, split: Split, slots: NDArray[np.int64]) -> NDArray:
     """The inputs of these rows, as the model sees them, one vector a row."""
     values = dataset.read(f"{split}_x")[slots]
-    return values.reshape(len(slots), -1)
+    return values.reshape(len(slots), prod(values.shape[1:]))
 
 
 def have_classes(dataset: Version, loss: str | None, predicted: NDArray | None) -> bool:

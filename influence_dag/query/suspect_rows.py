@@ -85,6 +85,8 @@ def suspect_rows(
 def _missing(by: str) -> str:
     if by == "out_of_fold_loss":
         return "no out-of-fold losses without folds; ask for folds=5"
+    if by == "knn_shapley":
+        by += ", which is of classes and of test rows that have labels"
     return (
         f"no {by}: neighbours are looked for among inputs that are one array of real numbers, up "
         f"to {stored.MOST_NUMBERS:,} of them; take space='penultimate', or another ranking"
@@ -177,7 +179,9 @@ class _Rows:
     def points(self, space: Space) -> tuple[NDArray, NDArray]:
         """Training and test rows that have labels, as points."""
         if space not in self._known:
-            self._known[space] = self._points(space, "train"), self._points(space, "test")
+            train = self._points(space, "train")
+            test = self._points(space, "test") if len(self.slots["test"]) else train[:0]
+            self._known[space] = train, test
         return self._known[space]
 
     def neighbours(self, asked: Asked) -> dict[str, NDArray]:
@@ -187,7 +191,7 @@ class _Rows:
         (train, test), labels = self.points(asked.space), self.labels
         of_rows = neighbour_disagreement(train, labels[0], near=self._near(asked))
         scores = {"neighbour_disagreement": of_rows[self.places]}
-        if labels[0].dtype.kind == "i":
+        if labels[0].dtype.kind == "i" and len(labels[1]):
             values = knn_shapley(train, labels[0], test, labels[1], k=asked.neighbours)
             scores["knn_shapley"] = values[self.places]
         return scores

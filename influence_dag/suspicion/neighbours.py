@@ -5,6 +5,7 @@ Euclidean, found block by block: of n rows, never n × n numbers are in memory.
 """
 
 from collections.abc import Iterator
+from math import prod
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -129,7 +130,9 @@ def _shapley_blocks(
 
 def _centred(*sets: Array) -> list[Float[Array, "n d"]]:
     """Points around the mean of the first set, where squared distances lose fewest digits."""
-    flat = [points.reshape(len(points), -1).astype(np.float64) for points in sets]
+    flat = [
+        points.reshape(len(points), prod(points.shape[1:])).astype(np.float64) for points in sets
+    ]
     centre = flat[0].mean(axis=0)
     return [points - centre for points in flat]
 
