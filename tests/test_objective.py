@@ -530,6 +530,15 @@ def test_what_others_look_at_may_be_noted_elsewhere(rows):
     assert seen, "and what was noted is not taken away"
 
 
+def test_it_is_refused_beside_a_function_of_no_module(rows):
+    module, scope = Keeping("first mean"), {}
+    exec("def twice(x):\n    return 2 * x", scope)
+    assert scope["twice"].__module__ is None
+    module.twice = scope["twice"]
+    with pytest.raises(ModelError, match=r"remembers a call \(mean"):
+        Objective(module, "cross_entropy").check(rows)
+
+
 def test_it_is_refused_beside_an_attribute_that_is_not_to_be_copied(rows):
     """Of none of its attributes it was asked whether a call had left it as it was."""
     module = Keeping("first mean")

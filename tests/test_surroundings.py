@@ -5,6 +5,7 @@ import importlib
 import threading
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,6 +127,26 @@ def test_switches_of_the_process_stay_until_the_last_thread_has_left():
         assert seen()
         assert overlapping(lambda: TwiceDifferentiable.of(encoder), seen) == [False]
         assert seen()
+
+
+@pytest.mark.parametrize(("flag", "before"), [("enabled", True), ("allow_tf32", False)])
+def test_recurrent_layers_leave_cudnn_as_it_was_in_all_threads(monkeypatch, flag, before):
+    monkeypatch.setattr(torch.backends.cudnn, flag, before)
+    recurrent = nn.LSTM(2, 2)
+    found = overlapping(
+        lambda: TwiceDifferentiable.of(recurrent), lambda: getattr(torch.backends.cudnn, flag)
+    )
+    assert found == [False]
+    assert getattr(torch.backends.cudnn, flag) is before
+
+
+def test_a_config_keeps_its_words_until_the_last_thread_has_left():
+    module = nn.Linear(1, 1)
+    module.config = SimpleNamespace(use_cache=True, _attn_implementation="flex_attention")
+    before = vars(module.config).copy()
+    found = overlapping(lambda: TwiceDifferentiable.of(module), lambda: vars(module.config).copy())
+    assert found == [{"use_cache": False, "_attn_implementation": "eager"}]
+    assert vars(module.config) == before
 
 
 def _seen() -> tuple[str, str]:

@@ -247,7 +247,8 @@ class BatchedCurvature(ABC):
         if rows.weights is None:
             return
         v, order = self._vectors[:1], rows.weights.argsort()
-        few = rows[order[torch.linspace(0, len(rows) - 1, min(_WEIGHED, len(rows))).long()]]
+        places = torch.linspace(0, len(rows) - 1, min(_WEIGHED, len(rows)), dtype=torch.float64)
+        few = rows[order[places.long()]]
         found = self._sum_of(v, few, plain=plain)
         alone = [self._sum_of(v, few[k : k + 1].unweighted, plain=plain) for k in range(len(few))]
         parts = torch.cat([few[k : k + 1].weighted(part) for k, part in enumerate(alone)])

@@ -45,7 +45,12 @@ def places(module: nn.Module) -> Iterator[Place]:
 
 def _is_own(kind: type) -> bool:
     """Whether a class is of people's own."""
-    return kind.__module__.partition(".")[0] not in _OTHERS
+    return _is_of_people(kind.__module__)
+
+
+def _is_of_people(module: str | None) -> bool:
+    """Code that is compiled from a text (`exec`) may say no module."""
+    return module is None or module.partition(".")[0] not in _OTHERS
 
 
 def _has_own(value: Any) -> bool:
@@ -53,7 +58,7 @@ def _has_own(value: Any) -> bool:
 
 
 def _is_function(value: Any) -> TypeGuard[FunctionType]:
-    return isinstance(value, FunctionType) and value.__module__.partition(".")[0] not in _OTHERS
+    return isinstance(value, FunctionType) and _is_of_people(value.__module__)
 
 
 def _of_functions(waiting: list[FunctionType]) -> Iterator[Place]:

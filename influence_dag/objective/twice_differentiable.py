@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from threading import RLock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -72,13 +74,11 @@ class TwiceDifferentiable:
         with ExitStack() as kernels:
             _PLAIN_ATTENTION.hold(kernels)
             for config in self.configs:
-                _set(kernels, config, "use_cache", False)
-                if getattr(config, _ATTENDS_BY, None) not in (None, *_PLAIN):
-                    _set(kernels, config, _ATTENDS_BY, _PLAIN[0])
+                _of_config(config).hold(kernels)
             if self.attends:
                 _NO_FAST_PATH.hold(kernels)
             if self.recurrent:
-                kernels.enter_context(torch.backends.cudnn.flags(enabled=False))
+                _NO_CUDNN.hold(kernels)
                 kernels.enter_context(_UnfusedCells())
             if self.normalises_weights:
                 kernels.enter_context(_UnfusedWeightNorm())
@@ -94,23 +94,23 @@ class _OfTheProcess:
     In a tenth of the time of `sdpa_kernel(SDPBackend.MATH)`: each call of a module pays it.
     """
 
-    def __init__(self, *flags: tuple[Callable[[], bool], Callable[[bool], Any], bool]):
+    def __init__(self, *flags: tuple[Callable[[], Any], Callable[[Any], Any], Any]):
         self._flags, self._lock, self._inside = flags, RLock(), 0
-        self._before: list[tuple[Callable[[bool], Any], bool]] = []
+        self._before: list[tuple[Callable[[Any], Any], Any]] = []
 
     def hold(self, kernels: ExitStack) -> None:
         """Until the stack is closed."""
         held: list[bool] = []
         kernels.callback(self._leave, held)  # first: an interrupt may follow
         with self._lock:
-            held.append(True)
             self._inside += 1
+            held.append(True)
             if self._inside > 1:
                 return
-            for is_enabled, enable, wanted in self._flags:
-                if is_enabled() != wanted:
-                    self._before.append((enable, not wanted))
-                    enable(wanted)
+            for read, write, wanted in self._flags:
+                if (before := read()) != wanted:
+                    self._before.append((write, before))
+                    write(wanted)
 
     def _leave(self, held: list[bool]) -> None:
         if not held:
@@ -118,8 +118,8 @@ class _OfTheProcess:
         with self._lock:
             self._inside -= 1
             while not self._inside and self._before:
-                enable, value = self._before[-1]
-                enable(value)
+                write, value = self._before[-1]
+                write(value)
                 self._before.pop()
 
 
@@ -130,6 +130,10 @@ _PLAIN_ATTENTION = _OfTheProcess(
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp, False),
 )
 _NO_FAST_PATH = _OfTheProcess((mha.get_fastpath_enabled, mha.set_fastpath_enabled, False))
+# Not by `torch.backends.cudnn.flags`, which sets all others as well, and of other threads' back.
+_NO_CUDNN = _OfTheProcess((torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled, False))
+_BY_CONFIG: WeakValueDictionary[int, _OfTheProcess] = WeakValueDictionary()  # of those held
+_BY_CONFIG_LOCK = RLock()
 
 
 def _configs(layers: list[nn.Module]) -> tuple[Any, ...]:
@@ -139,11 +143,18 @@ def _configs(layers: list[nn.Module]) -> tuple[Any, ...]:
     return tuple(config for config in found.values() if any(hasattr(config, n) for n in names))
 
 
-def _set(kernels: ExitStack, config: Any, name: str, value: Any) -> None:
-    """Set what is there, and back again when the stack is closed."""
-    if hasattr(config, name):
-        kernels.callback(setattr, config, name, getattr(config, name))
-        setattr(config, name, value)
+def _of_config(config: Any) -> _OfTheProcess:
+    """What a config's layers are told: of it, and of all who call them, there is one."""
+    with _BY_CONFIG_LOCK:
+        if (held := _BY_CONFIG.get(id(config))) is not None:
+            return held
+        wanted: dict[str, Any] = {"use_cache": False} if hasattr(config, "use_cache") else {}
+        if getattr(config, _ATTENDS_BY, None) not in (None, *_PLAIN):
+            wanted[_ATTENDS_BY] = _PLAIN[0]
+        flags = (
+            (partial(getattr, config, k), partial(setattr, config, k), wanted[k]) for k in wanted
+        )
+        return _BY_CONFIG.setdefault(id(config), _OfTheProcess(*flags))
 
 
 def _normalises_weights(layer: nn.Module) -> bool:

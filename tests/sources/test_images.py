@@ -162,6 +162,12 @@ def test_a_ppm_of_fewer_than_256_levels_is_read(folder):
     np.testing.assert_allclose(read(folder)[0].x["x"][-1], 128 / 255, atol=1e-6)
 
 
+def test_a_ppm_of_bits_written_out_is_read(folder):
+    (folder / "train/warm/z.pgm").write_bytes(b"P1\n4 2\n1 0 1 0\n0 1 0 1\n")
+    found = read(folder)[0].x["x"][-1]
+    np.testing.assert_array_equal(found[0], [[0, 1, 0, 1], [1, 0, 1, 0]])
+
+
 def test_pictures_that_cannot_be_used_are_told(folder):
     Image.new("RGB", (9, 9), RED).save(folder / "train/warm/z.png")
     with pytest.raises(DataError, match=r"2 sizes \(rows × columns: 2 × 4, 9 × 9\); data\.images"):

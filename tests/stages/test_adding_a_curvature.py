@@ -129,6 +129,15 @@ def test_a_curvature_that_counts_rows_otherwise_is_refused(rows, kind, dtype, as
     assert kind(objective, alike).dense().isfinite().all()
 
 
+def test_weights_of_more_rows_than_float32_counts_are_looked_at():
+    n = 2**24 + 4
+    rows = Rows(torch.zeros(1, 3).expand(n, 3), torch.zeros(1).long().expand(n), torch.ones(n))
+    Outer(Objective(nn.Linear(3, 3), "cross_entropy"), rows)._check_weights(rows)
+    rows.weights[-1] = 2
+    with pytest.raises(ModelError, match="does not count rows by their weights"):
+        Unweighted(Objective(nn.Linear(3, 3), "cross_entropy"), rows)._check_weights(rows)
+
+
 def test_what_is_stored_says_its_formula(project):
     study = project.results
     assert study.open(NAME)[NAME].attrs["formula"] == f"E = (1/n_train) Σ_i {KIND.term}"

@@ -82,6 +82,7 @@ def test_types_that_one_studys_code_sets_are_not_those_of_the_next(tmp_path, wan
     first.results.lazy_perturbations("direct")["perturbation_influences"][:1, :1].compute()
     assert torch.get_default_dtype() == torch.float32
     assert torch.get_default_device() == torch.device("cpu")
+    assert torch._C._len_torch_function_stack() == 0, "each call of torch would be slower"
     assert_same(numbers(Project(tmp_path / "next", **SETTINGS)), wanted)
 
 

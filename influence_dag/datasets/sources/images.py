@@ -120,8 +120,13 @@ def is_deep(file: Any) -> bool:
     return (
         file.mode.startswith(DEEP)
         or any(re.search(";16[BLN]", repr(tile)) for tile in tiles)
-        or any(codec.startswith("ppm") and stored[1] > 255 for codec, _, _, stored in tiles)
+        or any(_is_deep_ppm(codec, stored) for codec, _, _, stored in tiles)
     )
+
+
+def _is_deep_ppm(codec: str, stored: Any) -> bool:
+    """By its largest number; bits (`P1`, `P4`) have none, and a mode alone stands in its place."""
+    return codec.startswith("ppm") and isinstance(stored, tuple) and stored[1] > 255
 
 
 def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
