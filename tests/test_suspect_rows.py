@@ -125,24 +125,6 @@ def test_rows_without_a_label_are_no_suspects_and_no_neighbours(unlabelled):
     assert (found.out_of_fold_loss > 0).all()
 
 
-@pytest.mark.parametrize("space", ["input", "penultimate"])
-def test_training_rows_are_looked_at_where_no_test_row_has_a_label(tmp_path, space):
-    project = Project(tmp_path, methods={"cg": None})
-    for position in range(len(project.tensors("test")[1])):
-        project.edit("test", position, label=-100)
-    project.refresh()
-    found = suspects(project.store, 40, neighbours=5, space=space).sortby("train")
-    assert "knn_shapley" not in found
-    assert np.isfinite(found.combined).all()
-    with pytest.raises(StoreError, match=r"no knn_shapley, which is of .* rows that have labels"):
-        suspects(project.store, 40, neighbours=5, space=space, by="knn_shapley")
-    if space == "input":
-        x, y = (each.numpy() for each in project.tensors("train"))
-        assert np.allclose(found.neighbour_disagreement, neighbour_disagreement(x, y, k=5))
-        said = suspicion(Opened(project.results).view())
-        assert np.allclose(said, suspects(project.store, 40).sortby("train").combined)
-
-
 def test_the_explorer_says_the_same_of_rows_without_a_label(unlabelled):
     view = Opened(unlabelled.results).view()
     said, found = suspicion(view), suspects(unlabelled.store, 40).sortby("train")
