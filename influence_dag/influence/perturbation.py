@@ -108,8 +108,9 @@ def _by_a_short_cut(
 def _confirmed(
     objective: Objective, factors: Float[Tensor, "k p"], rows: Rows, found: Float[Tensor, "k n ..."]
 ) -> bool:
-    """Whether a random combination of the factors, taken through every row by autograd, gives the
-    same combination of the products, which are then finite as it is.
+    """Whether autograd says the same of every row, along a random combination of the factors.
+
+    The products are then finite, as its own are.
     """
     u = random_weights(factors.norm(dim=1), len(rows))
     point = InputPoint(objective, rows)
