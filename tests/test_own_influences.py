@@ -32,7 +32,7 @@ def expected(A: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
 
 def computed(A: torch.Tensor, g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return OwnInfluences(CholeskyFactor(torch.linalg.cholesky(A), 0.0))(g)
+    return OwnInfluences(CholeskyFactor(torch.linalg.cholesky(A), 0.0))(g, damping=0.0)
 
 
 @pytest.fixture
@@ -73,10 +73,10 @@ def test_float32_is_not_tried_again_where_it_serves_few(monkeypatch, exact_rows)
     )
     monkeypatch.setattr(own_influences, "_ROWS", 300)
     g = torch.cat([gradients(like=A)] * 2).float()
-    first = own(g)
+    first = own(g, damping=0.0)
     assert len(looks) == 1
     assert exact_rows[1:] == [300, 200]
-    assert all(map(torch.equal, own(g), first))
+    assert all(map(torch.equal, own(g, damping=0.0), first))
 
 
 def test_rows_are_the_same_in_pieces(monkeypatch, exact_rows):
@@ -127,3 +127,10 @@ def test_probes_find_out_every_row_of_a_factor_that_is_a_little_wrong(monkeypatc
     monkeypatch.setattr(OwnInfluences, "_rounded", wrong)
     assert_close(computed(A, g), expected(A, g), rtol=1e-10, atol=0)
     assert sum(exact_rows) == N
+
+
+def test_another_damping_than_the_factors_is_refused():
+    A, g = system(1e-2), gradients().float()
+    own = OwnInfluences(CholeskyFactor(torch.linalg.cholesky(A), 0.0))
+    with pytest.raises(ValueError, match=r"factorised for damping=0, asked .* damping=0.1"):
+        own(g, damping=0.1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from influence_dag.curvature.products import random_vectors
 from influence_dag.solvers.base import of_unit_size
-from influence_dag.solvers.direct import CholeskyFactor
+from influence_dag.solvers.direct import CholeskyFactor, check_damping
 
 _PROBES = 16  # of so many, errors are told three times too small once in 10⁵ rows
 _TOLERANCE = 1e-5  # of h and of x, relative to their lengths
@@ -36,8 +36,10 @@ class OwnInfluences:
     factor: CholeskyFactor
 
     def __call__(
-        self, rows: Float[Tensor, "n p"]
+        self, rows: Float[Tensor, "n p"], *, damping: float
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """`ValueError` for another damping than the factor's."""
+        check_damping(self.factor.damping, damping)
         serves, found = rows.dtype != torch.float64, []
         for some in rows.split(_ROWS):
             g, units = of_unit_size(some)

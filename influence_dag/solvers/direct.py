@@ -206,7 +206,7 @@ class CholeskyFactor:
         self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         """Two triangular solves; `x0` is not needed. `ValueError` for another damping."""
-        _check_damping(self.damping, damping)
+        check_damping(self.damping, damping)
         x = self._solve(rhs.to(self.cholesky.dtype))
         return Solution(x.to(rhs.dtype).contiguous(), dict(self.info))
 
@@ -236,7 +236,7 @@ class LUFactor:
         self, rhs: Float[Tensor, "k p"], *, damping: float, x0: Float[Tensor, "#k p"] | None = None
     ) -> Solution:
         """Two triangular solves; `x0` is not needed. `ValueError` for another damping."""
-        _check_damping(self.damping, damping)
+        check_damping(self.damping, damping)
         x = self._solve(rhs.to(self.lu.dtype))
         return Solution(x.to(rhs.dtype).contiguous(), {"indefinite": 1, "rank": len(self.lu)})
 
@@ -258,7 +258,8 @@ def _scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def _check_damping(factorised: float, asked: float) -> None:
+def check_damping(factorised: float, asked: float) -> None:
+    """`ValueError` where a factorisation of one λ is asked for another."""
     if factorised != asked:
         raise ValueError(
             f"factorised for damping={factorised:g}, asked to solve with damping={asked:g}; "

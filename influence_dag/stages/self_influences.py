@@ -105,12 +105,12 @@ class OwnSolves:
             return lambda damping: rotated.own_influences(damping=damping)
         G = reading.load_gradients(self.bench, slots).dense()
         G = G if len(G) == len(present) else G[present]
+        if by_cholesky := self._by_cholesky:
+            return lambda damping: by_cholesky(G, damping=damping)
         ids = self.rows.ids[slots][present]
         g, units = of_unit_size(G)
 
         def solved(damping: float) -> "tuple[torch.Tensor, torch.Tensor]":
-            if self._by_cholesky and self._by_cholesky.factor.damping == damping:
-                return self._by_cholesky(G)
             with reading.named_rows(ids, f"{self.method}, training rows"):
                 solution = factorization.solve(g, damping=damping)
             x, unit = solution.x.double(), units.double().squeeze(1)

@@ -172,8 +172,8 @@ class _Summary:
         return lambda *axes: self.axis.keys(prefix, *axes)
 
     def _read(self, place: int, tests: slice, trains: slice) -> np.ndarray:
-        """One block of the influences at one λ in float64, with its holes."""
-        return dampings.at(self.version, "influences", place, tests, trains).astype(np.float64)
+        """One block of the influences at one λ as it is stored, with its holes."""
+        return dampings.at(self.version, "influences", place, tests, trains)
 
     def train_sums(self, tile: Tile) -> Arrays:
         """Sums over the test rows that exist; NaN where a training row is missing."""
@@ -184,8 +184,7 @@ class _Summary:
             ):
                 block = self._read(place, tests, trains)[self.test.valid[tests]]
                 columns = slice(trains.start - start, trains.stop - start)
-                sums[0, k, columns] += block.sum(axis=0)
-                sums[1, k, columns] += np.abs(block).sum(axis=0)
+                sums[:, k, columns] += _sums(block, axis=0)
         sums[..., ~self.train.valid[start:stop]] = np.nan
         return {"train_sum": sums[0], "train_abs_mean": sums[1] / max(1, self.test.count)}
 
@@ -207,10 +206,11 @@ class _Summary:
         slots = trains.start + np.flatnonzero(self.train.valid[trains])
         values = self._read(place, tests, trains)[self.test.valid[tests]]
         values = values[:, slots - trains.start]
-        sums = [values.sum(axis=1), np.abs(values).sum(axis=1)]
         strongest = rankings.strongest(values, slots, self.few)
         flat = (len(values), len(rankings.ENDS) * self.few)  # no -1: there may be no row at all
-        return np.column_stack([*sums, *(each.reshape(flat) for each in strongest)])
+        return np.column_stack(
+            [*_sums(values, axis=1), *(each.reshape(flat) for each in strongest)]
+        )
 
     def merged(self, tile: Tile, draft: Draft) -> Arrays:
         """What is said of a test row, from what its blocks have left."""
@@ -234,3 +234,10 @@ class _Summary:
             for end, name in enumerate(rankings.ENDS)
             for what, array in (("train", slots), ("influence", values))
         }
+
+
+def _sums(block: np.ndarray, axis: int) -> np.ndarray:
+    """The sum of a block's entries, and that of their sizes, in float64."""
+    entries = block.astype(np.float64)
+    sum_of_entries = entries.sum(axis=axis)
+    return np.stack([sum_of_entries, np.abs(entries, out=entries).sum(axis=axis)])

@@ -65,8 +65,8 @@ def test_influences_need_no_dense_factors_where_these_are_larger_than_a_block(
     found = influences(bench)
     assert_equal(found, wanted)
     assert_equal(found, bench.require("ekfac/influences").read("influences"))
-    assert np.isnan(found[:, 2]).all(), "the hole of a test row"
-    assert np.isnan(found[:, :, 0]).all(), "and of a training row"
+    assert found[:, 2].isnan().all(), "the hole of a test row"
+    assert found[:, :, 0].isnan().all(), "and of a training row"
 
 
 def test_few_factors_are_read_as_they_are_stored(project, monkeypatch):
