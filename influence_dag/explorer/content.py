@@ -34,8 +34,7 @@ class Contents:
 
     @property
     def inputs(self) -> list[str]:
-        current = self.opened.current("dataset")
-        return [] if current is None else Look(current).inputs
+        return Look(self.opened.version("dataset")).inputs
 
     def find(self, rows: Rows, position: int) -> Found | None:
         """The row with this very content: of the current dataset, or of one that is still kept."""

@@ -3,12 +3,12 @@
 Nothing is computed and nothing imported: regions of stored arrays are read when they are asked for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from influence_dag.texts import did_you_mean, listed, short
 KEPT_OPEN = 24  # versions; each holds its checksums
 ROWS = 8  # sets of rows, of a split in a version
 VIEWS = 4  # each holds a few numbers of every row
+
+Found = TypeVar("Found", bound=Callable[..., Any])
 
 
 class Results(Protocol):
@@ -49,11 +51,6 @@ class Opened:
     @property
     def name(self) -> str:
         return self.store.name
-
-    def current(self, artifact: str) -> Version | None:
-        """The version that is current now, opened once as long as it stays so."""
-        version = self.store.current(artifact)
-        return version and self._version(artifact, version.number, version.data_version)
 
     def version(self, artifact: str, number: int | None = None) -> Version:
         """A kept version, by default the current one."""
@@ -139,6 +136,18 @@ class Rows:
         columns = [self.ids, *(map(str, values.tolist()) for values in self.kept.values())]
         texts = ["\n".join(row).casefold() for row in zip(*columns, strict=True)]
         return np.array(texts, np.dtypes.StringDType())
+
+
+def once(found: Found) -> Found:
+    """Of a view, found out once: the page asks row by row."""
+
+    @wraps(found)
+    def known(view: "View", *of: str) -> Any:
+        if (found, of) not in view.known:
+            view.known[found, of] = found(view, *of)
+        return view.known[found, of]
+
+    return known  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -227,13 +236,9 @@ class View:
         """The version of the dataset that these rows are of; None where it is not kept any more."""
         return dataset_of(self.influences, self.opened.kept("dataset"))
 
+    @once
     def said(self, name: str, split: Split) -> NDArray[np.float64] | None:
         """A number of each row from the summary, in the order of the rows; None without it."""
-        if (name, split) not in self.known:
-            self.known[name, split] = self._said(name, split)
-        return self.known[name, split]
-
-    def _said(self, name: str, split: Split) -> NDArray[np.float64] | None:
         version = self.summary
         if version is None or name not in version.variables:
             return None

@@ -107,9 +107,7 @@ def _input(view: View, name: str) -> str:
     """The input of the model that a stored variable is about."""
     if name != naming.PERTURBATIONS:
         return name.removeprefix(f"{naming.PERTURBATIONS}_")
-    dataset = view.opened.current("dataset")
-    assert dataset is not None
-    return str(dataset.attrs["inputs"][0])
+    return str(view.opened.version("dataset").attrs["inputs"][0])
 
 
 def _slot(view: View, version: Any, split: Any, name: str) -> int | None:
