@@ -3,7 +3,7 @@
 Nothing is computed and nothing imported: regions of stored arrays are read when they are asked for.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, wraps
@@ -130,6 +130,15 @@ class Rows:
             raise StoreError(f"no {self.axis.name} row {name!r:.200} in this version")
         return self.positions[name]
 
+    def slot(self, name: str, key: np.uint64) -> int | None:
+        """Where a row is stored, if it is there with this content."""
+        at = self.positions.get(name)
+        return int(self.slots[at]) if at is not None and self.keys[at] == key else None
+
+    def places(self, names: Iterable[str]) -> NDArray[np.int64]:
+        """The positions of several, −1 for those that there are not."""
+        return np.array([self.positions.get(name, -1) for name in names], np.int64)
+
     @cached_property
     def searched(self) -> NDArray:
         """Ids and kept columns of each row as one text, without regard to case."""
@@ -253,11 +262,8 @@ class View:
 
 def _places(there: Rows, rows: Rows) -> NDArray[np.int64]:
     """The slot of each row in another version, −1 where it lacks the row or has another content."""
-    if there is rows:
+    if there is rows or (there.ids == rows.ids and bool((there.keys == rows.keys).all())):
         return there.slots
-    if there.ids == rows.ids and bool((there.keys == rows.keys).all()):
-        return there.slots
-    at = [there.positions.get(name, -1) for name in rows.ids]
-    places = np.array(at, np.int64)
+    places = there.places(rows.ids)
     same = (places >= 0) & (there.keys[places] == rows.keys)
     return np.where(same, there.slots[places], -1)

@@ -112,10 +112,8 @@ def _input(view: View, name: str) -> str:
 
 def _slot(view: View, version: Any, split: Any, name: str) -> int | None:
     """Where a row is in another artifact, if it is there with the same content."""
-    rows, here = view.opened.rows(version, split), view.split(split)
-    place, mine = rows.positions.get(name), here.position(name)
-    same = place is not None and rows.keys[place] == here.keys[mine]
-    return int(rows.slots[place]) if place is not None and same else None
+    here = view.split(split)
+    return view.opened.rows(version, split).slot(name, here.keys[here.position(name)])
 
 
 def _read(view: View, version: Any, name: str, places: list) -> NDArray:
