@@ -193,6 +193,8 @@ def test_neighbours_in_the_penultimate_space_and_losses_out_of_fold_run_the_stud
 def test_rankings_that_are_not_there_are_refused(project):
     with pytest.raises(StoreError, match=r"no ranking 'los'.*did you mean 'loss'"):
         suspects(project.store, by="los")
+    with pytest.raises(StoreError, match=r"space=.inputs. is unknown; choose one of auto, input"):
+        suspects(project.store, space="inputs")  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="ask for folds=5"):
         suspects(project.store, by="out_of_fold_loss")
     with pytest.raises(StoreError, match="no neighbour_disagreement: neighbours are looked for"):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
@@ -50,6 +50,9 @@ class Asked:
         if self.by not in SUSPICIONS:
             near = did_you_mean(self.by, list(SUSPICIONS))
             raise StoreError(f"no ranking {self.by!r}{near}; there are {', '.join(SUSPICIONS)}")
+        if self.space not in get_args(Space):
+            known = ", ".join(get_args(Space))
+            raise StoreError(f"space={self.space!r} is unknown; choose one of {known}")
         if self.neighbours < 0 or self.folds < 0 or self.folds == 1:
             raise StoreError(
                 f"neighbours={self.neighbours}, folds={self.folds}: take neighbours 0 (none) or "
