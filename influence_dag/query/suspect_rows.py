@@ -13,6 +13,7 @@ from influence_dag.datasets.slots import Axis, Split, dataset_of
 from influence_dag.errors import StoreError
 from influence_dag.query.reopened import workbench_of
 from influence_dag.stages import naming
+from influence_dag.stages.blocks import pieces
 from influence_dag.store import Version
 from influence_dag.study.torch_modes import study_modes
 from influence_dag.suspicion import (
@@ -247,8 +248,8 @@ class _Rows:
 
         axis, objective = Axis.read(self.dataset, split), load_objective(self.bench)
         slots = self.slots[split]
-        blocks = [slots[start : start + BLOCK] for start in range(0, len(slots), BLOCK)]
-        rows = (load_rows(self.bench, axis, slots) for slots in blocks)
+        blocks = (slots[some] for some in pieces(0, len(slots), BLOCK))
+        rows = (load_rows(self.bench, axis, few) for few in blocks)
         points = (points_of(objective, few, "penultimate") for few in rows)
         return np.concatenate([part for part in points if part is not None])
 
