@@ -15,7 +15,6 @@ from influence_dag.explorer.predictions import predictions
 from influence_dag.explorer.suspicion import disagreement, ranks, suspicion
 from influence_dag.objective.fitting import fit
 from influence_dag.objective.objective import Rows
-from influence_dag.query.suspect_rows import Asked, _Rows
 from influence_dag.study.model import FitSettings
 from influence_dag.suspicion import (
     SUSPICIONS,
@@ -151,15 +150,6 @@ def test_no_test_row_needs_a_label(tmp_path):
     assert np.allclose(suspicion(Opened(project.results).view()), found.combined)
     with pytest.raises(StoreError, match="no knn_shapley: it needs classes, and test rows that"):
         suspects(project.store, 40, by="knn_shapley")
-
-
-def test_neighbours_are_those_of_the_space_and_number_that_are_asked_for(project):
-    results = project.results
-    rows = _Rows(results, results.self_influence())
-    for asked in (Asked(), Asked(neighbours=3), Asked(space="penultimate"), Asked()):
-        once = _Rows(results, results.self_influence()).neighbours(asked)
-        for name, values in rows.neighbours(asked).items():
-            np.testing.assert_array_equal(values, once[name], err_msg=f"{name} {asked}")
 
 
 def test_rows_that_are_named_by_numbers_are_as_suspect(project, tmp_path):

@@ -9,7 +9,7 @@ KNN-Shapley value, and a combination.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +27,7 @@ from influence_dag.study.method_base import CurvatureName
 from influence_dag.suspicion import (
     NEIGHBOURS,
     Evidence,
+    Space,
     combined_suspicion,
     knn_shapley,
     neighbour_disagreement,
@@ -42,8 +43,6 @@ from influence_dag.validation.out_of_fold import (
 )
 from influence_dag.validation.refits import OnFailure, refit
 from influence_dag.validation.representations import is_one_class_a_row, representations
-
-Space = Literal["auto", "input", "penultimate"]
 
 
 @dataclass(frozen=True, eq=False)
