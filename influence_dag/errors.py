@@ -1,6 +1,6 @@
 """The errors of this package: one family, each saying what was seen, the limit and the cure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -69,6 +69,12 @@ class IndefiniteError(InfluenceDagError):
 
 class StoreError(InfluenceDagError):
     """The array store is locked, read-only, damaged or lacks what was asked for."""
+
+
+def check_known(name: str, value: object, known: Iterable[str]) -> None:
+    """Raise `ValueError` for a word that an option does not know."""
+    if value not in (known := tuple(known)):
+        raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(known)}")
 
 
 def _listed(names: Sequence[object], most: int = 10) -> str:

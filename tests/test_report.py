@@ -48,6 +48,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
+        self.html = text
         self.tags, self.texts, self.addresses = [], [], []
         self.feed(text)
 
@@ -66,6 +67,13 @@ def page(project, tmp_path_factory) -> Page:
     return Page(path.read_text())
 
 
+@pytest.fixture
+def drawn(page, monkeypatch):
+    """To draw a page takes a second, and how it is written asks for nothing that is on it."""
+    monkeypatch.setattr("influence_dag.query.report.page.as_html", lambda *_: page.html)
+
+
+@pytest.mark.usefixtures("drawn")
 def test_a_report_takes_the_place_of_a_file_and_of_nothing_else(project, tmp_path):
     target, link = tmp_path / "page.html", tmp_path / "link.html"
     link.symlink_to(target)
@@ -84,6 +92,7 @@ def test_a_report_takes_the_place_of_a_file_and_of_nothing_else(project, tmp_pat
     assert pipe.is_fifo()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_report_that_cannot_be_written_says_so_and_leaves_nothing(project, tmp_path):
     with pytest.raises(StoreError, match=r"writing .* failed: File name too long; name a file"):
         write_report(project.results, tmp_path / f"{'x' * 300}.html")

@@ -15,7 +15,6 @@ from influence_dag.explorer.predictions import predictions
 from influence_dag.explorer.suspicion import disagreement, ranks, suspicion
 from influence_dag.objective.fitting import fit
 from influence_dag.objective.objective import Rows
-from influence_dag.query.suspect_rows import Asked, _Rows
 from influence_dag.study.model import FitSettings
 from influence_dag.suspicion import (
     SUSPICIONS,
@@ -153,15 +152,6 @@ def test_no_test_row_needs_a_label(tmp_path):
         suspects(project.store, 40, by="knn_shapley")
 
 
-def test_neighbours_are_those_of_the_space_and_number_that_are_asked_for(project):
-    results = project.results
-    rows = _Rows(results, results.self_influence())
-    for asked in (Asked(), Asked(neighbours=3), Asked(space="penultimate"), Asked()):
-        once = _Rows(results, results.self_influence()).neighbours(asked)
-        for name, values in rows.neighbours(asked).items():
-            np.testing.assert_array_equal(values, once[name], err_msg=f"{name} {asked}")
-
-
 def test_rows_that_are_named_by_numbers_are_as_suspect(project, tmp_path):
     numbered = project.copy(tmp_path, artifacts=())
     for split, first in (("train", 100), ("test", 900)):
@@ -193,6 +183,8 @@ def test_neighbours_in_the_penultimate_space_and_losses_out_of_fold_run_the_stud
 def test_rankings_that_are_not_there_are_refused(project):
     with pytest.raises(StoreError, match=r"no ranking 'los'.*did you mean 'loss'"):
         suspects(project.store, by="los")
+    with pytest.raises(StoreError, match=r"space=.inputs. is unknown; choose one of auto, input"):
+        suspects(project.store, space="inputs")  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="ask for folds=5"):
         suspects(project.store, by="out_of_fold_loss")
     with pytest.raises(StoreError, match="no neighbour_disagreement: neighbours are looked for"):

@@ -100,12 +100,12 @@ class Explorer:
         return clouds.scatter(self.view(request))
 
     def picture(self, request: Request) -> Response:
-        view, split = self.view(request), _split(request)
-        rows = view.split(split)
+        rows, name = (
+            self.view(request).split(_split(request)),
+            request.query_params.get("input", ""),
+        )
         place = rows.position(request.query_params.get("id", ""))
-        name = request.query_params.get("input", "")
-        there = name in self.contents.inputs
-        if not there or (found := self.contents.values(rows, place, name)) is None:
+        if (found := self.contents.values(rows, place, name)) is None:
             raise HTTPException(404, "no such picture")
         look, values = found
         return _png(picture(values, look.about(name)["ends"]))

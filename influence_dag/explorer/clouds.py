@@ -49,7 +49,7 @@ def beside(view: View, other: View, contents: Contents, split: Split, name: str)
     mine, theirs = _of(view, split, name), _of(other, split, name)
     across: Split = "train" if split == "test" else "test"
     rows, others = view.split(across), other.split(across)
-    places = np.array([others.positions.get(each, -1) for each in rows.ids], np.int64)
+    places = others.places(rows.ids)
     both = (places >= 0) & np.isfinite(mine)
     both &= np.isfinite(np.where(places >= 0, theirs[np.maximum(places, 0)], np.nan))
     x, y = mine[both], theirs[places[both]]

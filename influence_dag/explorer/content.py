@@ -32,20 +32,14 @@ class Contents:
     def __init__(self, opened: Opened):
         self.opened = opened
 
-    @property
-    def inputs(self) -> list[str]:
-        current = self.opened.current("dataset")
-        return [] if current is None else Look(current).inputs
-
     def find(self, rows: Rows, position: int) -> Found | None:
         """The row with this very content: of the current dataset, or of one that is still kept."""
         split: Split = rows.axis.name
         name, key = rows.ids[position], rows.keys[position]
         for version in self.opened.kept("dataset"):
-            there = self.opened.rows(version, split)
-            at = there.positions.get(name)
-            if at is not None and there.keys[at] == key:
-                return Found(version, int(there.slots[at]))
+            slot = self.opened.rows(version, split).slot(name, key)
+            if slot is not None:
+                return Found(version, slot)
         return None
 
     def shown(self, rows: Rows, position: int) -> dict[str, Any]:

@@ -92,13 +92,15 @@ def _copy(path: Path, data: DataSettings, marks: Marked) -> tuple[bytes, set[str
 
     buffer = io.BytesIO()
     form: dict[str, Any] = {"sep": data.csv.separator, "encoding": data.csv.encoding}
-    read = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False, **form)
+    as_text: dict[str, Any] = {"dtype": str, "keep_default_na": False, "index_col": False, **form}
+    read = pd.read_csv(path, **as_text)
+    header = pd.read_csv(path, header=None, nrows=1, **as_text).iloc[0]  # some may have no name
     _demand(path, read.columns, data)
     marks = _counted(_written(marks, data.csv.decimal), data, read[data.target])
     frame, marked = _applied(read, data, marks)
     if form["encoding"].lower() == "utf-8-sig" and not path.read_bytes().startswith(BOM_UTF8):
         form["encoding"] = "utf-8"  # which reads both, and writes a mark that was not there
-    frame.to_csv(buffer, index=False, lineterminator="\n", **form)
+    frame.to_csv(buffer, index=False, header=header.to_list(), lineterminator="\n", **form)
     return buffer.getvalue(), marked
 
 

@@ -3,12 +3,12 @@
 Nothing is computed and nothing imported: regions of stored arrays are read when they are asked for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from influence_dag.texts import did_you_mean, listed, short
 KEPT_OPEN = 24  # versions; each holds its checksums
 ROWS = 8  # sets of rows, of a split in a version
 VIEWS = 4  # each holds a few numbers of every row
+
+Found = TypeVar("Found", bound=Callable[..., Any])
 
 
 class Results(Protocol):
@@ -49,11 +51,6 @@ class Opened:
     @property
     def name(self) -> str:
         return self.store.name
-
-    def current(self, artifact: str) -> Version | None:
-        """The version that is current now, opened once as long as it stays so."""
-        version = self.store.current(artifact)
-        return version and self._version(artifact, version.number, version.data_version)
 
     def version(self, artifact: str, number: int | None = None) -> Version:
         """A kept version, by default the current one."""
@@ -133,12 +130,33 @@ class Rows:
             raise StoreError(f"no {self.axis.name} row {name!r:.200} in this version")
         return self.positions[name]
 
+    def slot(self, name: str, key: np.uint64) -> int | None:
+        """Where a row is stored, if it is there with this content."""
+        at = self.positions.get(name)
+        return int(self.slots[at]) if at is not None and self.keys[at] == key else None
+
+    def places(self, names: Iterable[str]) -> NDArray[np.int64]:
+        """The positions of several, −1 for those that there are not."""
+        return np.array([self.positions.get(name, -1) for name in names], np.int64)
+
     @cached_property
     def searched(self) -> NDArray:
         """Ids and kept columns of each row as one text, without regard to case."""
         columns = [self.ids, *(map(str, values.tolist()) for values in self.kept.values())]
         texts = ["\n".join(row).casefold() for row in zip(*columns, strict=True)]
         return np.array(texts, np.dtypes.StringDType())
+
+
+def once(found: Found) -> Found:
+    """Of a view, found out once: the page asks row by row."""
+
+    @wraps(found)
+    def known(view: "View", *of: str) -> Any:
+        if (found, of) not in view.known:
+            view.known[found, of] = found(view, *of)
+        return view.known[found, of]
+
+    return known  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -227,13 +245,9 @@ class View:
         """The version of the dataset that these rows are of; None where it is not kept any more."""
         return dataset_of(self.influences, self.opened.kept("dataset"))
 
+    @once
     def said(self, name: str, split: Split) -> NDArray[np.float64] | None:
         """A number of each row from the summary, in the order of the rows; None without it."""
-        if (name, split) not in self.known:
-            self.known[name, split] = self._said(name, split)
-        return self.known[name, split]
-
-    def _said(self, name: str, split: Split) -> NDArray[np.float64] | None:
         version = self.summary
         if version is None or name not in version.variables:
             return None
@@ -248,11 +262,8 @@ class View:
 
 def _places(there: Rows, rows: Rows) -> NDArray[np.int64]:
     """The slot of each row in another version, −1 where it lacks the row or has another content."""
-    if there is rows:
+    if there is rows or (there.ids == rows.ids and bool((there.keys == rows.keys).all())):
         return there.slots
-    if there.ids == rows.ids and bool((there.keys == rows.keys).all()):
-        return there.slots
-    at = [there.positions.get(name, -1) for name in rows.ids]
-    places = np.array(at, np.int64)
+    places = there.places(rows.ids)
     same = (places >= 0) & (there.keys[places] == rows.keys)
     return np.where(same, there.slots[places], -1)

@@ -52,7 +52,7 @@ def predicted(view: View, marks: Marked, relabelled: Relabelled) -> dict[str, An
 
 def _sum_of(view: View, names: list[str]) -> NDArray[np.float64]:
     """The sum of some training rows' influences on each test row, read by whole chunks."""
-    slots = np.array([view.train.slots[view.train.positions[name]] for name in names], np.int64)
+    slots = view.train.slots[view.train.places(names)]
     size = view.influences.variables["influences"].chunks[-1]
     total = np.zeros(len(view.test))
     for chunk in np.unique(slots // size).tolist():
@@ -224,7 +224,7 @@ def _compared(view: View, before: dict[str, NDArray], marked: Marked) -> dict[st
 
 def _same_tests(now: Rows, before: dict[str, NDArray]) -> NDArray[np.int64]:
     """Where each test row is now, −1 where it is gone or another row has its name."""
-    places = np.array([now.positions.get(name, -1) for name in before["test"].tolist()], np.int64)
+    places = now.places(before["test"].tolist())
     if "test_keys" not in before:  # of an edit that was exported without them
         return places
     return np.where(now.keys[places] == before["test_keys"], places, -1)

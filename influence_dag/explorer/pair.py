@@ -107,17 +107,13 @@ def _input(view: View, name: str) -> str:
     """The input of the model that a stored variable is about."""
     if name != naming.PERTURBATIONS:
         return name.removeprefix(f"{naming.PERTURBATIONS}_")
-    dataset = view.opened.current("dataset")
-    assert dataset is not None
-    return str(dataset.attrs["inputs"][0])
+    return str(view.opened.version("dataset").attrs["inputs"][0])
 
 
 def _slot(view: View, version: Any, split: Any, name: str) -> int | None:
     """Where a row is in another artifact, if it is there with the same content."""
-    rows, here = view.opened.rows(version, split), view.split(split)
-    place, mine = rows.positions.get(name), here.position(name)
-    same = place is not None and rows.keys[place] == here.keys[mine]
-    return int(rows.slots[place]) if place is not None and same else None
+    here = view.split(split)
+    return view.opened.rows(version, split).slot(name, here.keys[here.position(name)])
 
 
 def _read(view: View, version: Any, name: str, places: list) -> NDArray:

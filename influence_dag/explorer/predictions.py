@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from influence_dag.datasets.neighbours import are_whole, have_classes
 from influence_dag.datasets.slots import Split, shown_label
-from influence_dag.explorer.opened import View
+from influence_dag.explorer.opened import View, once
 from influence_dag.suspicion import are_labelled
 
 MOST_LABELS = 200  # distinct ones that are still offered as a choice
@@ -19,14 +19,12 @@ class Predictions:
 
     def __init__(self, view: View, split: Split):
         self.rows = view.split(split)
-        dataset = view.opened.current("dataset")
-        assert dataset is not None
         self.classes = list(view.dataset.attrs.get("classes", ())) if view.dataset else []
         values = view.said(f"{split}_predicted", split)
         self.values = np.full(len(self.rows), np.nan) if values is None else values
         loss, known = view.influences.attrs.get("loss"), view.said("train_predicted", "train")
         named = loss in ("cross_entropy", "bce_with_logits")  # also of 0.0 and 1.0
-        self.are_classes = named or have_classes(dataset, loss, known)
+        self.are_classes = named or have_classes(view.opened.version("dataset"), loss, known)
         self._says_classes = self.are_classes and are_whole(self.values)
 
     def label(self, position: int) -> str | None:
@@ -66,11 +64,10 @@ class Predictions:
         return self.labelled & np.isfinite(self.values) & (known != self.values)
 
 
+@once
 def predictions(view: View, split: Split) -> Predictions:
     """Those of a view, put together once."""
-    if ("predictions", split) not in view.known:
-        view.known["predictions", split] = Predictions(view, split)
-    return view.known["predictions", split]
+    return Predictions(view, split)
 
 
 def amount(value: float) -> str:

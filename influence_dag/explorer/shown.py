@@ -221,10 +221,7 @@ def differences(
     contents: Contents, one: tuple[Rows, int], other: tuple[Rows, int]
 ) -> list[dict[str, Any]]:
     """The columns of a table's row beside those of another; none of what is no table."""
-    current = contents.opened.current("dataset")
-    if current is None:
-        return []
-    name = (look := Look(current)).inputs[0]
+    name = (look := Look(contents.opened.version("dataset"))).inputs[0]
     if look.names(name) is None:
         return []
     here, there = contents.values(*one, name), contents.values(*other, name)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from influence_dag.errors import check_known
 from influence_dag.solvers import Method, build
 from influence_dag.solvers.settings import checked_damping
 from influence_dag.texts import a_kind
@@ -23,8 +24,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 def choice(argument: str, value: Any, accepted: tuple[str, ...]) -> str:
     """The name, whether written as a string of any case or as a member of an enumeration."""
     name = str(getattr(value, "value", value)).lower()
-    if name not in accepted:
-        raise ValueError(f"{argument}={value!r} is unknown; choose one of {', '.join(accepted)}")
+    check_known(argument, name, accepted)
     return name
 
 

@@ -125,27 +125,19 @@ def random_weights(norms: Float[Tensor, " n"], seed: int) -> Float[Tensor, " n"]
 
 
 def _is_sum(
-    block: LinearLayout | DenseLayout,
-    u: Tensor,
-    pair: Pair,
-    truth: Tensor,
-    limit: float,
+    block: LinearLayout | DenseLayout, u: Tensor, pair: Pair, truth: Tensor, limit: float
 ) -> bool:
-    return all(
-        (values.reshape(-1) - truth[start:stop]).norm() <= limit
-        for (start, stop), values in _sums(block, u, pair)
-    )
-
-
-def _sums(
-    block: LinearLayout | DenseLayout, u: Tensor, pair: Pair
-) -> list[tuple[tuple[int, int], Tensor]]:
     weight, bias = pair_sums(u, *pair)
     weight = weight.T if block.transposed else weight
     if isinstance(block, DenseLayout):
-        return [((block.start, block.stop), bias if block.is_bias else weight)]
-    places = [(block.weight, weight), (block.bias, bias)]
-    return [(place, values) for place, values in places if place]
+        sums = [((block.start, block.stop), bias if block.is_bias else weight)]
+    else:
+        sums = [(block.weight, weight), (block.bias, bias)]
+    return all(
+        (values.reshape(-1) - truth[slice(*place)]).norm() <= limit
+        for place, values in sums
+        if place
+    )
 
 
 def _norm(weights: Float[Tensor, " n"], squares: Float[Tensor, " n"]) -> float:

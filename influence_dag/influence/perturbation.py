@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, vjp, vmap
 
 from influence_dag.curvature.layered import LayeredNetwork, not_layered
-from influence_dag.errors import ModelError
+from influence_dag.errors import ModelError, check_known
 from influence_dag.gradients.checks import random_weights
 from influence_dag.gradients.memory import fresh
 from influence_dag.influence.differences import check_input_derivatives
@@ -59,6 +59,7 @@ def perturbation_influences(
     Raises `ModelError` when there is nothing to differentiate in, naming what there is, and where
     a part of the model takes its inputs without their derivative.
     """
+    check_known("route", route, get_args(Route))
     point = perturbation_point(objective, rows, wrt)
     if wrt is not None and route not in ("auto", "autograd"):
         raise ModelError(f"route={route!r} takes inputs; with wrt={wrt!r} use route='autograd'")

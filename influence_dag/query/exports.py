@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import xarray as xr
 
 from influence_dag.addresses import scheme_of
 from influence_dag.errors import StoreError
 from influence_dag.stages import naming
+from influence_dag.stages.blocks import pieces
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -220,42 +220,29 @@ def _common(schemas: "list[pa.Schema]") -> "pa.Schema":
 
 
 def _swept(results: "StudyResults", artifact: str) -> xr.DataArray:
-    """Influences of a method, `(damping, test, train)`."""
+    """Influences of a method, `(damping, test, train)`; λ is NaN where blocks have their own."""
     influences = results.open(artifact)["influences"]
     if "damping" in influences.dims:
         return influences
-    return influences.expand_dims(damping=[_damping(results, artifact)])
+    damping = results.store.version(artifact).attrs["damping"]
+    is_one = isinstance(damping, int | float)
+    return influences.expand_dims(damping=[float(damping) if is_one else float("nan")])
 
 
 def _parts(method: str, influences: xr.DataArray) -> Iterator[dict[str, Any]]:
     """The columns of some test rows at a time."""
-    tests, trains = influences.sizes["test"], influences.sizes["train"]
-    size = max(1, PAIRS_AT_ONCE // trains)
-    for k in range(influences.sizes["damping"]):
-        for start in range(0, tests, size):
-            yield _columns(method, influences[k, start : start + size].load())
-
-
-def _damping(results: "StudyResults", artifact: str) -> float:
-    """The λ of all parameters; NaN where blocks have their own, or none has any."""
-    damping = results.store.version(artifact).attrs["damping"]
-    return float(damping) if isinstance(damping, int | float) else float("nan")
+    dampings, tests, trains = influences.shape
+    for k in range(dampings):
+        for some in pieces(0, tests, PAIRS_AT_ONCE // trains):
+            yield _columns(method, influences[k, some].load())
 
 
 def _columns(method: str, block: xr.DataArray) -> dict[str, Any]:
-    tests, trains = block.shape
-    of = {
-        "test": lambda values: np.repeat(values, trains),
-        "train": lambda values: np.tile(values, tests),
-    }
-    columns: dict[str, Any] = {
-        "method": np.repeat(method, block.size),
-        "damping": np.repeat(float(block["damping"]), block.size),
-    }
-    for name in ("test", "train", "test_label", "train_label"):
-        if name in block.coords:
-            columns[name] = of[name.partition("_")[0]](block[name].values)
-    return columns | {"influence": block.values.ravel()}
+    labels = [name for name in ("test_label", "train_label") if name in block.coords]
+    names = ["method", "damping", "test", "train", *labels, "influence"]
+    told = block.drop_vars({*block.coords} - {*names})
+    table = told.to_dataframe("influence").reset_index().assign(method=method)
+    return {name: table[name].to_numpy() for name in names}
 
 
 _Format = Callable[["StudyResults", Path, list[str]], list[str]]

@@ -108,8 +108,9 @@ def panels(count: int, *, width: float, height: float) -> tuple[Picture, list[Ax
     return figure, list(grid[0])
 
 
-def titled(axes: Axes, title: str) -> None:
-    """A title right above the axes; one without a place looks for it among all ticks, each time."""
+def titled(axes: Axes, title: str, *, x: str, y: str) -> None:
+    """What axes are of, and a title above; one without a place looks for it among all ticks."""
+    axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, y=1.0)
 
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.array.core import normalize_chunks
 from dask.utils import SerializableLock
 
 from influence_dag.query.holes import without_holes
@@ -203,15 +204,9 @@ def _labelled(bench: "Workbench", layout: Layout, whole: Variable, compute: Bloc
         return values.squeeze(place) if hidden else values
 
     empty = np.empty((0,) * len(variable.shape), variable.dtype)
-    sizes = tuple(
-        _sizes(n, chunk) for n, chunk in zip(variable.shape, variable.chunks, strict=True)
-    )
+    sizes = normalize_chunks(variable.chunks, variable.shape)
     name = f"{variable.name}-{uuid4().hex}"  # else that of the code, which other arrays have too
     array = da.map_blocks(block, name=name, chunks=sizes, dtype=variable.dtype, meta=empty)
     coordinates = {item.name: (item.dims, item.values) for item in layout.coordinates}
     variables = {variable.name: (variable.dims, array, variable.attrs)}
     return without_holes(xr.Dataset(variables, coordinates, layout.attrs))[variable.name]
-
-
-def _sizes(length: int, chunk: int) -> tuple[int, ...]:
-    return tuple(min(chunk, length - start) for start in range(0, length, chunk))

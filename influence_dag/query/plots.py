@@ -49,8 +49,7 @@ def spectrum(
     if zeros := int((np.abs(ordered) <= rounding).sum()):
         axes.plot([], [], " ", label=f"zero to rounding: {zeros}")
     scaled_log(axes)
-    axes.set(xlabel="rank", ylabel="eigenvalue")
-    titled(axes, title)
+    titled(axes, title, x="rank", y="eigenvalue")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -83,15 +82,13 @@ def convergence(
 def _residuals(axes: Axes, residual: NDArray) -> None:
     axes.plot(np.sort(np.maximum(residual, 1e-18)), color=HELPS, linewidth=1)
     scaled_log(axes)
-    axes.set(xlabel="test rows, sorted", ylabel="relative residual")
-    titled(axes, "Residual ‖(H+λI)s−b‖/‖b‖")
+    titled(axes, "Residual ‖(H+λI)s−b‖/‖b‖", x="test rows, sorted", y="relative residual")
 
 
 def _iterations(axes: Axes, niter: NDArray) -> None:
     axes.hist(niter, bins=list(np.arange(niter.min() - 0.5, niter.max() + 1.5)), color=HELPS)
     axes.locator_params("x", integer=True)
-    axes.set(xlabel="iterations", ylabel="test rows")
-    titled(axes, "Iterations to tolerance")
+    titled(axes, "Iterations to tolerance", x="iterations", y="test rows")
 
 
 def _curve(axes: Axes, curve: NDArray) -> None:
@@ -102,8 +99,7 @@ def _curve(axes: Axes, curve: NDArray) -> None:
         axes.plot(iterations, np.maximum(values, 1e-18), color=colour, linewidth=1, label=label)
     scaled_log(axes)
     axes.locator_params("x", integer=True)  # no half steps
-    axes.set(xlabel="iteration", ylabel="relative residual")
-    titled(axes, "Convergence")
+    titled(axes, "Convergence", x="iteration", y="relative residual")
 
 
 def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
@@ -118,8 +114,7 @@ def histogram(influences: NDArray, *, title: str = "Influences") -> Figure:
     ):
         axes.hist(clipped[sign], bins=bins, color=colour, label=label, histtype="stepfilled")
     scaled_log(axes)
-    axes.set(xlabel="influence (0.1 % tails folded in)", ylabel="pairs")
-    titled(axes, title)
+    titled(axes, title, x="influence (0.1 % tails folded in)", y="pairs")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -207,8 +202,7 @@ def agreement(predictions: Mapping[str, NDArray], actual: NDArray, *, title: str
         with np.errstate(invalid="ignore"):
             fit = f"Pearson {Moments.of(x, y).pearson:.3f}, slope {x @ y / (x @ x):.2f}"
         axes.scatter(x, y, s=4, alpha=0.4, color=colour, label=f"{name}: {fit}", rasterized=True)
-    axes.set(xlabel="predicted change of the test loss", ylabel="change after a refit")
-    titled(axes, title)
+    titled(axes, title, x="predicted change of the test loss", y="change after a refit")
     axes.legend(frameon=False, fontsize=7, loc="upper left")
     return figure
 
@@ -237,8 +231,7 @@ def detection(rankings: Mapping[str, NDArray], positive: NDArray, *, title: str)
         recall = np.concatenate([[0.0], np.cumsum(hits) / max(1, hits.sum())])
         axes.plot(looked_at, recall, color=colour, label=name)
     axes.plot([0, 1], [0, 1], color=NEUTRAL, linestyle="--", linewidth=1, label="by chance")
-    axes.set(xlabel="share of rows looked at", ylabel="share of wrong labels found")
-    titled(axes, title)
+    titled(axes, title, x="share of rows looked at", y="share of wrong labels found")
     axes.legend(frameon=False, fontsize=8)
     return figure
 

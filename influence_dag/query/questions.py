@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
@@ -14,7 +14,7 @@ from influence_dag.query.rows import rows_named
 from influence_dag.stages import naming
 from influence_dag.stages.dampings import is_same
 from influence_dag.store import Store
-from influence_dag.suspicion import NEIGHBOURS
+from influence_dag.suspicion import NEIGHBOURS, Space
 from influence_dag.texts import did_you_mean, listed, short
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Questions(ABC):
         damping: float | None = None,
         by: str = "combined",
         neighbours: int = NEIGHBOURS,
-        space: Literal["auto", "input", "penultimate"] = "auto",
+        space: Space = "auto",
         folds: int = 0,
     ) -> xr.Dataset:
         """The `k` training rows that are most likely mislabelled: `influence_dag.suspects`."""

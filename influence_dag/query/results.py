@@ -115,7 +115,7 @@ class StudyResults(Questions):
                 f"{did_you_mean(str(method), self.methods)}; it has {stored}"
             )
         dataset, influences = self.open(name := naming.influences(method)), self.store.version(name)
-        return dataset.assign_coords(row_info(self.store, influences, dataset))
+        return dataset.assign_coords(row_info(self.store, influences))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.methods)

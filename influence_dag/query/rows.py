@@ -2,13 +2,12 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from influence_dag.datasets.slots import Axis, Split
+from influence_dag.datasets.slots import Axis, Split, slots_of
 from influence_dag.errors import StoreError
 from influence_dag.stages import naming
 from influence_dag.store import Store, Version
@@ -42,8 +41,8 @@ def rows_named(labelled: xr.DataArray | xr.Dataset, split: Split, rows: Iterable
 _SYSTEM = ("model_data_version", "curvature_data_version", "damping", "method_settings")
 
 
-def row_info(store: Store, influences: Version, dataset: xr.Dataset) -> Mapping[str, Any]:
-    """What other artifacts say of the dataset's rows, as a method's `influences` has them.
+def row_info(store: Store, influences: Version) -> Mapping[str, Any]:
+    """What other artifacts say of the rows of a method's `influences`, as these have them.
 
     They may be of another age: of a row with another content nothing is said, and of another θ,
     curvature or λ nothing but a `RuntimeWarning`.
@@ -58,8 +57,8 @@ def row_info(store: Store, influences: Version, dataset: xr.Dataset) -> Mapping[
         try:
             if version := store.current(artifact):
                 _check_system(version, influences)
-                rows = _Matched.of(version, influences, split, dataset[split].values)
-                info |= {name: rows.read(name) for name in names if name in version.variables}
+                slots, known = _slots_in(version, influences, split), version.variables
+                info |= {name: _of_rows(version, name, slots) for name in names if name in known}
         except StoreError as error:  # the influences are sound by themselves
             warnings.warn(f"left out {', '.join(names)}: {error}", RuntimeWarning, stacklevel=4)
     return info
@@ -74,30 +73,15 @@ def _check_system(version: Version, influences: Version) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _Matched:
-    """Rows of a version by their slots in it, −1 of those that it lacks or has otherwise."""
+def _slots_in(version: Version, influences: Version, split: Split) -> np.ndarray:
+    """The slot of each row of the influences, −1 of those that a version lacks or has otherwise."""
+    there, here = Axis.read(version, split), Axis.read(influences, split)
+    slots = slots_of(here.ids[here.slots], there.ids)
+    return np.where(there.keys[slots] == here.keys[here.slots], slots, -1)
 
-    version: Version
-    slots: np.ndarray
 
-    @classmethod
-    def of(
-        cls, version: Version, influences: Version, split: Split, rows: np.ndarray
-    ) -> "_Matched":
-        there, here = (
-            {str(axis.ids[slot]): (int(axis.keys[slot]), slot) for slot in axis.slots}
-            for axis in (Axis.read(version, split), Axis.read(influences, split))
-        )
-        none = (0, -1)
-        same = (
-            there[name][1] if there.get(name, none)[0] == here.get(name, none)[0] != 0 else -1
-            for name in map(str, rows)
-        )
-        return cls(version, np.fromiter(same, np.int64, len(rows)))
-
-    def read(self, name: str) -> tuple[tuple[str, ...], np.ndarray]:
-        """A number of each row; NaN for those that are not there."""
-        values = np.asarray(self.version.read(name), np.float64)[..., np.maximum(self.slots, 0)]
-        values[..., self.slots < 0] = np.nan
-        return tuple(self.version.variables[name].dims), values
+def _of_rows(version: Version, name: str, slots: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """A number of each row; NaN for those that are not there."""
+    values = np.asarray(version.read(name), np.float64)[..., slots]
+    values[..., slots < 0] = np.nan
+    return tuple(version.variables[name].dims), values

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import xarray as xr
@@ -13,12 +13,14 @@ from influence_dag.datasets.slots import Axis, Split, dataset_of
 from influence_dag.errors import StoreError
 from influence_dag.query.reopened import workbench_of
 from influence_dag.stages import naming
+from influence_dag.stages.blocks import pieces
 from influence_dag.store import Version
 from influence_dag.study.torch_modes import study_modes
 from influence_dag.suspicion import (
     NEIGHBOURS,
     SUSPICIONS,
     Evidence,
+    Space,
     are_labelled,
     combined_suspicion,
     knn_shapley,
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from influence_dag.stages.workbench import Workbench
     from influence_dag.validation.out_of_fold import OutOfFold
 
-Space = Literal["auto", "input", "penultimate"]
 BLOCK = 2_000  # rows whose representations are made at a time
 
 
@@ -50,6 +51,9 @@ class Asked:
         if self.by not in SUSPICIONS:
             near = did_you_mean(self.by, list(SUSPICIONS))
             raise StoreError(f"no ranking {self.by!r}{near}; there are {', '.join(SUSPICIONS)}")
+        if self.space not in get_args(Space):
+            known = ", ".join(get_args(Space))
+            raise StoreError(f"space={self.space!r} is unknown; choose one of {known}")
         if self.neighbours < 0 or self.folds < 0 or self.folds == 1:
             raise StoreError(
                 f"neighbours={self.neighbours}, folds={self.folds}: take neighbours 0 (none) or "
@@ -65,10 +69,10 @@ def suspect_rows(
     if k < 1:
         raise StoreError(f"k is {k}; ask for at least one row")
     scores = study.self_influence(method=method, damping=damping)
-    rows = _Rows(study, scores)
-    columns = rows.said | rows.neighbours(asked) | rows.out_of_fold(asked)
+    rows = _Rows(study, scores, asked)
+    columns = rows.said | rows.of_neighbours() | rows.out_of_fold()
     rankings = {n: -v if n == "knn_shapley" else v for n, v in columns.items() if n in SUSPICIONS}
-    columns["combined"] = rankings["combined"] = combined_suspicion(rankings, rows.evidence(asked))
+    columns["combined"] = rankings["combined"] = combined_suspicion(rankings, rows.evidence())
     if asked.by not in rankings:
         raise StoreError(_missing(asked.by, has_neighbours="neighbour_disagreement" in rankings))
     order = np.argsort(-np.nan_to_num(rankings[asked.by], nan=-np.inf), kind="stable")[:k]
@@ -96,10 +100,9 @@ def _missing(by: str, *, has_neighbours: bool) -> str:
 class _Rows:
     """The training rows that have self-influences and labels, and what else is known of them."""
 
-    def __init__(self, study: "Questions", scores: xr.DataArray):
-        self.study, self.method = study, scores.attrs["method"]
+    def __init__(self, study: "Questions", scores: xr.DataArray, asked: Asked):
+        self.study, self.method, self.asked = study, scores.attrs["method"], asked
         self.dataset: Version = study.store.version("dataset")
-        self._known: dict[Any, Any] = {}  # what is costly, once
         self.kept = self._labelled(scores)
         self.scores = scores.isel(train=self.kept)
 
@@ -176,40 +179,36 @@ class _Rows:
             for each in self.slots.items()
         ]
 
-    def points(self, space: Space) -> tuple[NDArray, NDArray]:
+    @cached_property
+    def points(self) -> tuple[NDArray, NDArray]:
         """Training and test rows that have labels, as points."""
-        if space not in self._known:
-            train, has_tests = self._points(space, "train"), len(self.slots["test"])
-            self._known[space] = train, self._points(space, "test") if has_tests else train[:0]
-        return self._known[space]
+        train = self._points("train")
+        return train, self._points("test") if len(self.slots["test"]) else train[:0]
 
-    def neighbours(self, asked: Asked) -> dict[str, NDArray]:
+    def of_neighbours(self) -> dict[str, NDArray]:
         """Disagreement of the neighbours and, for classes, KNN-Shapley values on the test rows."""
-        if not self._has_points(asked):
+        if not self._has_points:
             return {}
-        (train, test), labels = self.points(asked.space), self.labels
-        of_rows = neighbour_disagreement(train, labels[0], near=self._near(asked))
+        (train, test), labels = self.points, self.labels
+        of_rows = neighbour_disagreement(train, labels[0], near=self._near)
         scores = {"neighbour_disagreement": of_rows[self.places]}
         if labels[0].dtype.kind == "i" and len(test):
-            values = knn_shapley(train, labels[0], test, labels[1], k=asked.neighbours)
+            values = knn_shapley(train, labels[0], test, labels[1], k=self.asked.neighbours)
             scores["knn_shapley"] = values[self.places]
         return scores
 
-    def evidence(self, asked: Asked) -> Evidence | None:
+    def evidence(self) -> Evidence | None:
         """What neighbours, and models that have not seen the rows, take the rows' classes to be."""
-        if not self._has_points(asked) or self.labels[0].dtype.kind != "i":
+        if not self._has_points or self.labels[0].dtype.kind != "i":
             return None
-        (train, test), labels = self.points(asked.space), self.labels
-        near = self._near(asked)
-        voted = votes(train, labels[0], test, labels[1], k=asked.neighbours, near=near)
-        unseen = self._unseen(asked.folds).classes if asked.folds else None
+        (train, test), labels, k = self.points, self.labels, self.asked.neighbours
+        voted = votes(train, labels[0], test, labels[1], k=k, near=self._near)
+        unseen = self._unseen.classes if self.asked.folds else None
         return voted and voted.evidence(self._right, unseen).of_rows(self.places)
 
-    def _near(self, asked: Asked) -> NDArray[np.int64]:
-        key = "near", asked.space, asked.neighbours
-        if key not in self._known:
-            self._known[key] = nearest(self.points(asked.space)[0], asked.neighbours)
-        return self._known[key]
+    @cached_property
+    def _near(self) -> NDArray[np.int64]:
+        return nearest(self.points[0], self.asked.neighbours)
 
     @property
     def _right(self) -> NDArray[np.bool_] | None:
@@ -228,37 +227,37 @@ class _Rows:
         among = np.isin(Axis.read(self.dataset, "test").slots, self.slots["test"])
         return predicted[among].astype(np.int64) == self.labels[1]
 
-    def _has_points(self, asked: Asked) -> bool:
-        if not asked.neighbours:
+    @property
+    def _has_points(self) -> bool:
+        if not self.asked.neighbours:
             return False
-        there = asked.space == "penultimate" or stored.has_points(self.dataset)
-        if not there and asked.space == "input":
+        there = self.asked.space == "penultimate" or stored.has_points(self.dataset)
+        if not there and self.asked.space == "input":
             raise StoreError(_missing("neighbour_disagreement", has_neighbours=False))
         return there
 
-    def _points(self, space: Space, split: Split) -> NDArray:
-        if space != "penultimate":
+    def _points(self, split: Split) -> NDArray:
+        if self.asked.space != "penultimate":
             return stored.points(self.dataset, split, self.slots[split])
         from influence_dag.stages.reading import load_objective, load_rows
         from influence_dag.validation.label_errors import points_of
 
         axis, objective = Axis.read(self.dataset, split), load_objective(self.bench)
         slots = self.slots[split]
-        blocks = [slots[start : start + BLOCK] for start in range(0, len(slots), BLOCK)]
-        rows = (load_rows(self.bench, axis, slots) for slots in blocks)
+        blocks = (slots[some] for some in pieces(0, len(slots), BLOCK))
+        rows = (load_rows(self.bench, axis, few) for few in blocks)
         points = (points_of(objective, few, "penultimate") for few in rows)
         return np.concatenate([part for part in points if part is not None])
 
-    def out_of_fold(self, asked: Asked) -> dict[str, NDArray]:
-        if not asked.folds:
+    def out_of_fold(self) -> dict[str, NDArray]:
+        if not self.asked.folds:
             return {}
         among = np.searchsorted(Axis.read(self.dataset, "train").slots, self.slots["train"])
-        return {"out_of_fold_loss": self._unseen(asked.folds).losses[among[self.places]]}
+        return {"out_of_fold_loss": self._unseen.losses[among[self.places]]}
 
-    def _unseen(self, folds: int) -> "OutOfFold":
+    @cached_property
+    def _unseen(self) -> "OutOfFold":
         """Of all rows, unlabelled ones too; of classes only where there are none of these."""
-        if ("unseen", folds) not in self._known:
-            from influence_dag.stages.refits import unseen
+        from influence_dag.stages.refits import unseen
 
-            self._known["unseen", folds] = unseen(self.bench, folds)
-        return self._known["unseen", folds]
+        return unseen(self.bench, self.asked.folds)

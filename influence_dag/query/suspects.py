@@ -1,12 +1,11 @@
 """The training rows of a stored study that are most likely mislabelled."""
 
 from pathlib import Path
-from typing import Literal
 
 import xarray as xr
 
 from influence_dag.query.results import StudyResults, open_study
-from influence_dag.suspicion import NEIGHBOURS
+from influence_dag.suspicion import NEIGHBOURS, Space
 
 
 def suspects(
@@ -17,7 +16,7 @@ def suspects(
     damping: float | None = None,
     by: str = "combined",
     neighbours: int = NEIGHBOURS,
-    space: Literal["auto", "input", "penultimate"] = "auto",
+    space: Space = "auto",
     folds: int = 0,
 ) -> xr.Dataset:
     r"""The `k` most suspicious training rows, worst first, dim `train`.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from influence_dag.errors import check_known
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -66,9 +68,7 @@ def _kinds(method: type) -> dict[str, Any]:
 def _checked(name: str, value: Any, kind: Any) -> Any:
     """The value as a setting of this annotation has it; others than these are left alone."""
     if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            known = ", ".join(map(str, get_args(kind)))
-            raise ValueError(f"{name}={value!r} is unknown; choose one of {known}")
+        check_known(name, value, get_args(kind))
         return value
     if kind is bool:
         if not isinstance(value, bool):

@@ -3,6 +3,7 @@
 from influence_dag.suspicion.neighbours import (
     NEIGHBOURS,
     UNLABELLED,
+    Space,
     are_labelled,
     knn_shapley,
     knn_shapley_of_each,
@@ -19,6 +20,7 @@ __all__ = [
     "SUSPICIONS",
     "UNLABELLED",
     "Evidence",
+    "Space",
     "Votes",
     "are_labelled",
     "combined",

@@ -6,12 +6,14 @@ Euclidean, found block by block: of n rows, never n × n numbers are in memory.
 
 from collections.abc import Iterator
 from math import prod
+from typing import Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 from numpy import ndarray as Array
 
 NEIGHBOURS = 10
+Space: TypeAlias = Literal["auto", "input", "penultimate"]  # where neighbours are looked for
 UNLABELLED = -100  # for a class: torch's losses leave such a row out
 _BLOCK = 2**22  # distances at a time: 32 MB
 

@@ -39,8 +39,10 @@ def draw_subsets(
 ) -> Bool[Tensor, "m n"]:
     """Which rows are in each of `count` random subsets of `round(fraction * n)` rows.
 
-    Raises `ModelError` for a fraction that leaves no row in or none out.
+    Raises `ModelError` for a fraction that leaves no row in or none out, and for no subset.
     """
+    if count < 1:
+        raise ModelError(f"count={count} random subsets; draw one or more")
     size = round(fraction * n)
     if not 0 < size < n:
         cure = "take a fraction by which some rows are in and some are not"

@@ -72,7 +72,8 @@ def feature_moves(
     rows = positions_of([row for row, _ in moves], len(train))
     features = positions_of([at for _, at in moves], train.x[0].numel(), of="features")
     exact = ExactPredictions(objective, train, damping=weight_decay if damping is None else damping)
-    P = perturbation_influences(objective, exact.factors(test), train[rows]).flatten(2)
+    P = perturbation_influences(objective, exact.factors(test), train[rows])
+    P = P.reshape(len(test), len(rows), -1)
     predicted = -epsilon / train.weight_sum * P[:, torch.arange(len(rows)), features]
     more, weights = _moved(train, rows, features, epsilon)
     ending: Ending = {"tolerance": tolerance, "max_steps": max_steps}

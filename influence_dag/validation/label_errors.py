@@ -9,7 +9,7 @@ KNN-Shapley value, and a combination.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +17,7 @@ from numpy import ndarray as Array
 from torch import Tensor
 
 from influence_dag.curvature import CURVATURES
-from influence_dag.errors import ModelError
+from influence_dag.errors import ModelError, check_known
 from influence_dag.gradients.per_sample import per_sample_gradients
 from influence_dag.losses import ignored_class
 from influence_dag.objective.objective import Objective, Rows
@@ -27,6 +27,7 @@ from influence_dag.study.method_base import CurvatureName
 from influence_dag.suspicion import (
     NEIGHBOURS,
     Evidence,
+    Space,
     combined_suspicion,
     knn_shapley,
     neighbour_disagreement,
@@ -42,8 +43,6 @@ from influence_dag.validation.out_of_fold import (
 )
 from influence_dag.validation.refits import OnFailure, refit
 from influence_dag.validation.representations import is_one_class_a_row, representations
-
-Space = Literal["auto", "input", "penultimate"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +182,10 @@ def label_errors(
 
     Raises `ModelError` as `flip_labels` does, and for rows without a label.
     """
+    check_known("space", space, get_args(Space))
+    check_known("curvature", curvature, CURVATURES)
+    if neighbours < 0:
+        raise ModelError(f"neighbours={neighbours}; take 0 (none) or more")
     objective, train = objective.in_float64(), train.to(dtype=torch.float64)
     if without := unlabelled(objective, train):
         raise ModelError(
@@ -234,7 +237,7 @@ def points_of(objective: Objective, rows: Rows, space: Space) -> Float[Array, "n
             "take space='penultimate'"
         )
     if plain and space != "penultimate":
-        return rows.x.flatten(1).numpy(force=True)
+        return rows.x.reshape(len(rows), -1).numpy(force=True)
     points = representations(objective, rows)
     if points is None and space == "penultimate":
         raise ModelError(

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from numpy import ndarray as Array
 from torch import Tensor
 
-from influence_dag.errors import IndefiniteError, ModelError
+from influence_dag.errors import IndefiniteError, ModelError, check_known
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Factorization
 from influence_dag.validation.agreement import (
@@ -116,6 +116,8 @@ def leave_one_out(
     θ that is no minimum) as in `refit`. Raises `NotConvergedError` as `refit` does, and
     `ModelError` for influences of another shape.
     """
+    if isinstance(leverage, str):
+        check_known("leverage", leverage, ["auto"])
     objective, train, test = objective.in_float64(), train.to(dtype=F64), test.to(dtype=F64)
     chosen = positions_of(index, len(train))
     damping = weight_decay if damping is None else damping

@@ -12,7 +12,7 @@ $S$ fits the subset. All run in float64, in one vectorised minimisation.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from influence_dag.curvature import CURVATURES
-from influence_dag.errors import ModelError, NotConvergedError
+from influence_dag.errors import ModelError, NotConvergedError, check_known
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.solvers import Direct
 from influence_dag.validation.ensembles import (
@@ -130,10 +130,12 @@ def refit(
     Raises `NotConvergedError` when a member misses `tolerance` (its gradient's norm) and
     `on_failure` is `"raise"`; `ModelError` for weights of another shape, or not finite.
     """
+    check_known("on_failure", on_failure, get_args(OnFailure))
     objective, rows = objective.in_float64(), rows.to(dtype=torch.float64)
     weights = _checked(weights, rows).to(objective.params)
     started = time.perf_counter()
-    if metric == "auto":
+    if isinstance(metric, str):
+        check_known("metric", metric, ["auto"])
         near = start is None or is_linear_in_parameters(objective, rows)
         metric = default_metric(objective, rows, weight_decay, proximal=proximal) if near else None
     points = _starts(objective, start, len(weights))

@@ -134,9 +134,9 @@ def most_exposed_row(
     Every feature goes to the end of `feature_range` that raises it.
     """
     exact = ExactPredictions(objective, train, damping=damping)
-    P = perturbation_influences(objective, exact.factors(test), train)[0].flatten(1)
+    P = perturbation_influences(objective, exact.factors(test), train)[0]
     low, high = feature_range
-    x = train.x.flatten(1)
+    P, x = (each.reshape(len(train), -1) for each in (P, train.x))
     gains = torch.maximum(-P * (high - x), -P * (low - x)).clamp_min(0).sum(dim=1)
     return int(gains.argmax())
 

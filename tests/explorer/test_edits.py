@@ -379,6 +379,8 @@ def test_a_copy_keeps_every_cell_that_is_not_marked_as_it_stands(tmp_path):
 def test_a_copy_is_written_as_the_file_is(tmp_path):
     form = {"separator": ";", "decimal": ","}
     marks = {"b": {"action": "relabel", "label": "1.5"}}
+    copy, _ = edited(",id,x, ,y\n0,a,1,,1\n1,b,2,,2\n", tmp_path, marks, target="y")
+    assert copy.splitlines()[0] == ",id,x, ,y", "columns without a name get none"
     copy, _ = edited("id;x;y\na;0,5;1\nb;1,5;2\n", tmp_path, marks, target="y", csv=form)
     assert copy == "id;x;y\na;0,5;1\nb;1,5;1,5\n"
 
