@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.query.older import matrix_behind, newer_beside
+from influence_dag.query.older import matrix_behind, newer_beside, theta_measured
 from influence_dag.query.pictures import dampings
 from influence_dag.query.report.verdict import (
     RANKS,
@@ -144,6 +144,8 @@ class _Look:
         )
         if relative is not None:
             says += f", {relative:.1e} of that of single rows"
+        if before := theta_measured(self.store):
+            says += f"; measured {before}"
         return Finding("minimum", norm, None, "good" if is_minimum else "warn", says)
 
     def definite(self) -> Iterator[Finding]:
