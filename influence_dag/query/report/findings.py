@@ -29,6 +29,7 @@ from influence_dag.stages.wording import NO_MINIMUM
 from influence_dag.store import Version
 from influence_dag.study.curvatures import rounding_share
 from influence_dag.study.methods import MethodSettings, MethodsSettings
+from influence_dag.study.stored import as_stored
 
 if TYPE_CHECKING:
     from influence_dag.query.results import StudyResults
@@ -275,7 +276,8 @@ def _definite(kind: str, smallest: float, damping: float, zero: float) -> Findin
 def _settings(version: Version) -> MethodSettings:
     """Those that a method's factors were solved with."""
     name = version.attrs["method"]
-    return MethodsSettings.model_validate({name: version.attrs["method_settings"]})[name]
+    stored = {name: version.attrs["method_settings"]}
+    return as_stored(MethodsSettings, stored, version.address)[name]
 
 
 def _system(version: Version) -> str | None:
