@@ -31,6 +31,8 @@ def _disagreement(view: View) -> NDArray[np.float64] | None:
     by_slot = np.full(dataset.variables["train_y"].shape[0], np.nan)
     are_classes = predictions(view, "train").are_classes
     slots = neighbours.labelled(dataset, "train", are_classes=are_classes)
+    if not len(slots):
+        return None
     found = neighbours.stored_neighbours(dataset, are_classes=are_classes)
     by_slot[slots], view.known["votes"] = found
     return view.placed(by_slot, view.opened.rows(dataset, "train"))
