@@ -1,4 +1,5 @@
 import weakref
+from functools import cache, lru_cache, wraps
 from types import MappingProxyType
 
 import pytest
@@ -457,6 +458,37 @@ def centred(x):
     return x - KEPT.setdefault("mean", x.detach().mean(0))
 
 
+def once(function):
+    made = []
+
+    @wraps(function)
+    def wrapper(x):
+        made.extend([] if made else [function(x)])
+        return made[0]
+
+    return wrapper
+
+
+@once
+def remembering(x):
+    return x.detach().mean(0)
+
+
+@cache
+def length_of(module):
+    return module.linear.weight.detach().norm()
+
+
+@cache
+def two(places):
+    return torch.full((places,), 2.0)
+
+
+class Doubling(nn.Linear):
+    def forward(self, x):
+        return two(x.shape[1]) * super().forward(x)
+
+
 class Holder:
     mean = None
 
@@ -480,6 +512,14 @@ class Elsewhere(nn.Module):
         layer.mean = getattr(layer, "mean", inputs[0].detach().mean(0))
         return inputs[0] - layer.mean
 
+    @lru_cache  # noqa: B019
+    def length(self):
+        return self.linear.weight.detach().norm()
+
+    @property
+    def size(self):
+        return KEPT.setdefault("size", self.linear.weight.detach().norm())
+
     def forward(self, x, given={}):  # noqa: B006
         mean = x.detach().mean(0)
         if self.where == "global":
@@ -494,6 +534,14 @@ class Elsewhere(nn.Module):
         elif self.where == "function":
             Elsewhere.forward.mean = getattr(Elsewhere.forward, "mean", mean)
             x = x - Elsewhere.forward.mean
+        elif self.where == "cache":
+            x = x * self.length()
+        elif self.where == "cached function":
+            x = x * length_of(self)
+        elif self.where == "decorated":
+            x = x - remembering(x)
+        elif self.where == "property":
+            x = x * self.size
         elif self.where == "object":
             self.holder.mean = mean if self.holder.mean is None else self.holder.mean
             x = x - self.holder.mean
@@ -509,6 +557,10 @@ class Elsewhere(nn.Module):
         "default": r"Elsewhere\.forward\.__defaults__",
         "function": r"Elsewhere\.forward\.mean",
         "object": r"holder\.mean",
+        "cache": r"Elsewhere\.length",
+        "cached function": r"test_objective\.length_of",
+        "decorated": r"made of remembering",
+        "property": r"test_objective\.KEPT",
         "hook": r"linear\.mean",
         "hook's closure": r"means of Elsewhere\.__init__",
     }.items(),
@@ -517,9 +569,15 @@ def test_a_module_that_remembers_elsewhere_is_refused_by_where(where, said, rows
     with pytest.raises(ModelError, match=rf"Elsewhere remembers a call \(.*{said}"):
         Objective(Elsewhere(where), "cross_entropy").check(rows)
     KEPT.clear()
+    length_of.cache_clear()
     Elsewhere.mean = None
     vars(Elsewhere.forward).clear()
     Elsewhere.forward.__defaults__[0].clear()
+
+
+def test_a_cache_of_what_depends_on_no_call_is_none_of_one(rows):
+    Objective(Doubling(4, 4), "cross_entropy").check(rows)
+    assert two.cache_info().currsize == 1
 
 
 def test_what_others_look_at_may_be_noted_elsewhere(rows):

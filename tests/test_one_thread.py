@@ -85,6 +85,23 @@ def test_work_of_a_chain_is_its_parameters():
     assert multiplications(objective, Rows(torch.randn(5, 3), torch.randn(5, 2))) == 26
 
 
+class Scaled(nn.Conv1d):
+    """A number that is a parameter by itself was no reason to look no further."""
+
+    def __init__(self):
+        super().__init__(1, 1, 3)
+        self.scale = nn.Sequential()
+        self.scale.register_parameter("number", nn.Parameter(torch.tensor(2.0)))
+
+    def forward(self, x):
+        return self.scale.number * super().forward(self.scale(x))
+
+
+def test_positions_are_counted_beside_a_parameter_without_axes():
+    rows = Rows(torch.randn(5, 1, 12), torch.randn(5, 1, 10))
+    assert multiplications(Objective(Scaled(), mse), rows) == 4 * 10 + 12
+
+
 def test_threads_come_back_after_an_error():
     with pytest.raises(ModelError, match="left the finite numbers"):
         fitted("lbfgs", lambda output, target: mse(output, target) * torch.nan)

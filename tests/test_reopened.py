@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,19 +85,27 @@ def test_a_store_names_no_code_from_outside_its_project(project, module):
     mark = project.root / "ran"
     source = f"open({str(mark)!r}, 'w')\n{MODEL}"
     (project.store / "evil_model.py").write_text(source)
-    tamper(project, build=f"{module}:build", project=str(project.store))
+    tamper(project, {"build": f"{module}:build"}, project=str(project.store))
     for told in refusals(idag.open_study(project.store)).values():
         assert f"model.build is {module}:build" in told
         assert "nothing is imported from elsewhere" in told
     assert not mark.exists()
 
 
-def tamper(study: Project, *, build: str, **others: str) -> None:
+def test_settings_that_an_older_version_took_are_told_as_what_they_are(project):
+    tamper(project, {"fit": {"optimizer": "lbfgs", "batch_size": 8}})
+    for told in refusals(idag.open_study(project.store)).values():
+        assert f"{project.store}: it was computed with settings that are not taken here" in told
+        assert "model.fit" in told
+        assert "lbfgs takes all rows" in told
+
+
+def tamper(study: Project, model: dict[str, Any], **others: str) -> None:
     """Rewrite what the factors say they were computed with, checksums and seals and all."""
     folder = (study.store / "direct/influence_factors/current").resolve()
     metadata = json.loads((folder / "zarr.json").read_text())
     known = json.loads(metadata["attributes"]["study_settings"]) | others
-    known["settings"]["model"]["build"] = build
+    known["settings"]["model"] |= model
     metadata["attributes"]["study_settings"] = json.dumps(known)
     rewrite(folder / "zarr.json", json.dumps(metadata))
     manifest = unsealed((folder / "manifest.json").read_bytes())

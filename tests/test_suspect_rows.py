@@ -124,6 +124,17 @@ def test_rows_without_a_label_are_no_suspects_and_no_neighbours(unlabelled):
     assert (found.out_of_fold_loss > 0).all()
 
 
+def test_where_no_training_row_has_a_label_none_is_suspect(tmp_path):
+    fit = {"optimizer": "adam", "max_steps": 1, "weight_decay": 0.1}
+    project = Project(tmp_path, perturbation=None)
+    project.write_settings(methods={"cg": None}, model={"fit": fit})
+    project.write("train", [[*row[:-1], -100] for row in project.rows["train"][:8]])
+    project.refresh()
+    with pytest.raises(StoreError, match="no training row with a self-influence has a label"):
+        suspects(project.store, 3)
+    assert disagreement(Opened(project.results).view()) is None
+
+
 def test_the_explorer_says_the_same_of_rows_without_a_label(unlabelled):
     view = Opened(unlabelled.results).view()
     said, found = suspicion(view), suspects(unlabelled.store, 40).sortby("train")

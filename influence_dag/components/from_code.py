@@ -8,10 +8,12 @@ import dagster as dg
 from pydantic import ValidationError
 
 from influence_dag.components import assets
+from influence_dag.components.keys import warn_of_twins
 from influence_dag.errors import StudyError
 from influence_dag.study.places import project_root
 from influence_dag.study.study import Study, StudySettings, study_name
 
+_CODE = "code (study_assets or study_definitions)"
 Given = StudySettings | Mapping[str, Any] | str | Path
 
 
@@ -32,6 +34,7 @@ def study_assets(
     Raises `StudyError` for settings that are wrong, or say when to `refresh`.
     """
     made_of = _study(study, name, folder)
+    warn_of_twins(made_of, _CODE)
     if made_of.settings.refresh.schedule or made_of.settings.refresh.automation:
         raise StudyError(
             f"{made_of.name}: refresh needs a schedule or a sensor, and study_assets makes assets "
@@ -52,7 +55,9 @@ def study_definitions(
 
     For `dg.Definitions.merge(…)`.
     """
-    return assets.study_definitions(_study(study, name, folder), pool=pool)
+    made_of = _study(study, name, folder)
+    warn_of_twins(made_of, _CODE)
+    return assets.study_definitions(made_of, pool=pool)
 
 
 def _study(given: Given, name: str | None, folder: str | Path | None) -> Study:

@@ -12,6 +12,7 @@ from dagster.components.component_scaffolding import scaffold_component
 from pydantic import BaseModel
 
 from influence_dag.components.assets import study_definitions
+from influence_dag.components.keys import warn_of_twins
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.study.files import read_yaml
 from influence_dag.study.study import Study, StudySettings, study_name, usable_name
@@ -112,7 +113,9 @@ class InfluenceStudy(dg.Component):
             _check_alone(file, root, Path(context.defs_module_path))
         except StudyError as error:
             return unusable(_shown(file.parent, root), error)
-        return study_definitions(Study(name, self.settings, root, file.parent))
+        study = Study(name, self.settings, root, file.parent)
+        warn_of_twins(study, _shown(file, root))
+        return study_definitions(study)
 
 
 def _file_of(context: dg.ComponentLoadContext) -> Path:

@@ -17,6 +17,7 @@ from influence_dag.stages import naming
 from influence_dag.study.base import is_callable_name
 from influence_dag.study.data import DataSettings
 from influence_dag.study.places import project_around
+from influence_dag.study.stored import as_stored
 
 Marked = Mapping[str, Mapping[str, Any]]
 TEXTS, PARQUET = (".csv", ".csv.gz"), (".parquet",)
@@ -48,7 +49,8 @@ def copies(opened: Opened, method: str, marks: Marked) -> tuple[dict[str, bytes]
 def _source(opened: Opened, method: str) -> tuple[DataSettings, dict[str, Path]]:
     """How the training rows are read, and their files: those that lie within the project."""
     told = json.loads(opened.version(naming.factors(method)).attrs["study_settings"])
-    data, root = DataSettings.model_validate(told["settings"]["data"]), project_of(opened)
+    data = as_stored(DataSettings, told["settings"]["data"], opened.store.address)
+    root = project_of(opened)
     if root is None:
         raise StoreError(
             "the store lies in no project (no pyproject.toml in a folder above it) and none is "

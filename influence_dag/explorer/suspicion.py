@@ -30,6 +30,8 @@ def _neighbours(view: View) -> tuple[NDArray[np.float64], Votes | None] | None:
     by_slot = np.full(dataset.variables["train_y"].shape[0], np.nan)
     are_classes = predictions(view, "train").are_classes
     slots = neighbours.labelled(dataset, "train", are_classes=are_classes)
+    if not len(slots):
+        return None
     by_slot[slots], voted = neighbours.stored_neighbours(dataset, are_classes=are_classes)
     return view.placed(by_slot, view.opened.rows(dataset, "train")), voted
 

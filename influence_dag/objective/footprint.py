@@ -111,7 +111,7 @@ def multiplications(objective: "Objective", rows: Rows) -> int:
     counted: list[int] = []
 
     def hook(own: list[nn.Parameter]) -> Any:
-        size, outputs = sum(each.numel() for each in own), max(1, *own[0].shape[:1])
+        size, outputs = sum(each.numel() for each in own), max((1, *own[0].shape[:1]))
 
         def count(_layer: nn.Module, _inputs: Any, output: Any) -> None:
             returned = max((leaf.numel() for leaf in tensors_of(output)), default=0)

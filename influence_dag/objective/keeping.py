@@ -1,7 +1,8 @@
 """Where the code of a module may keep something of a call: layers, classes, functions, globals."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import _lru_cache_wrapper
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple, TypeGuard
 
@@ -24,7 +25,7 @@ class Place(NamedTuple):
 def places(module: nn.Module) -> Iterator[Place]:
     """Everything that the module's own code may write to without a word; torch's classes are known.
 
-    Not what is behind functions of other files, nor in the caches of decorators.
+    Not what is behind functions of other files, nor how far an iterator or a generator has come.
     """
     functions: dict[int, FunctionType] = {}
     classes: dict[type, None] = {}
@@ -36,11 +37,21 @@ def places(module: nn.Module) -> Iterator[Place]:
                 yield Place(value, ".".join(filter(None, (name, key))), vars(value))
         classes |= dict.fromkeys(filter(_is_own, type(layer).__mro__))
         hooks = (*layer._forward_hooks.values(), *layer._forward_pre_hooks.values())
-        functions |= {id(each): each for each in (*hooks, *own.values()) if _is_function(each)}
+        functions |= _functions((*hooks, *own.values()))
     for each in classes:
         yield Place(each, each.__qualname__, {k: v for k, v in vars(each).items() if k[:2] != "__"})
-        functions |= {id(value): value for value in vars(each).values() if _is_function(value)}
+        functions |= _functions(vars(each).values())
     yield from _of_functions(list(functions.values()))
+
+
+def caches(module: nn.Module) -> dict[str, Any]:
+    """What `functools.cache` and `lru_cache` have made of the functions of that code, by name."""
+    return {
+        f"{said}.{name}": value
+        for _, said, attributes in places(module)
+        for name, value in attributes.items()
+        if isinstance(value, _lru_cache_wrapper)
+    }
 
 
 def _is_own(kind: type) -> bool:
@@ -61,6 +72,18 @@ def _is_function(value: Any) -> TypeGuard[FunctionType]:
     return isinstance(value, FunctionType) and _is_of_people(value.__module__)
 
 
+def _functions(values: Iterable[Any]) -> dict[int, FunctionType]:
+    """The functions among some values, those of methods, properties and caches too."""
+    found: dict[int, FunctionType] = {}
+    for value in values:
+        function = value.fget if isinstance(value, property) else value
+        if not isinstance(function, FunctionType):
+            function = getattr(function, "__wrapped__", None)
+        if _is_function(function):
+            found[id(function)] = function
+    return found
+
+
 def _of_functions(waiting: list[FunctionType]) -> Iterator[Place]:
     """Of functions, and of those of the same files that they call by a global name."""
     seen: set[int] = set()
@@ -73,12 +96,15 @@ def _of_functions(waiting: list[FunctionType]) -> Iterator[Place]:
         said, code = function.__qualname__, function.__code__
         defaults = {name: getattr(function, name) for name in _OF_FUNCTIONS}
         yield Place(function, said, vars(function) | defaults)
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+        around = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
+        for name, cell in around.items():
             yield Place(cell, f"{name} of {said}", _contents(cell))
-        known = named.setdefault(function.__module__, set())
-        known |= _global_names(code)
-        called = (function.__globals__.get(name) for name in _global_names(code))
-        waiting += [f for f in called if _is_function(f) and f.__module__ == function.__module__]
+        names = _global_names(code)
+        named.setdefault(function.__module__, set()).update(names)
+        called = [function.__globals__.get(name) for name in names]
+        called += [each for cell in around.values() for each in _contents(cell).values()]
+        there = _functions(called).values()
+        waiting += [each for each in there if each.__module__ == function.__module__]
     for name, names in named.items():
         if (module := sys.modules.get(name)) is not None:
             yield Place(module, name, {k: v for k, v in vars(module).items() if k in names})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from influence_dag.errors import ModelError
-from influence_dag.objective.keeping import places
+from influence_dag.objective.keeping import caches, places
 from influence_dag.objective.rows import Rows
 from influence_dag.structures import map_tensors, tensors_of
 from influence_dag.texts import listed
@@ -24,7 +24,7 @@ _Key = tuple[int, str]  # the identity of what has it, which may have no hash, a
 
 
 class _Kept(NamedTuple):
-    """What is kept under a name, as a copy and as it was, with the tensors that it held."""
+    """What is kept under a name, as a copy (where one is asked for), and as it was."""
 
     owner: Any
     said: str
@@ -43,15 +43,16 @@ def check_remembers_nothing(objective: "Objective", rows: Rows) -> None:
     """
     if len(rows) < 2:
         return
-    before = _kept(objective.module)
+    before = _kept(objective.module, copies=True)
     half = max(1, len(rows) // 2)
     other = objective.params * (1 + _MOVED) + _MOVED * objective.params.abs().mean()
     _outputs(objective, objective.params, rows[:half])
     left = [
         now.said
         for key, now in _kept(objective.module).items()
-        if key not in before or not _are_same(now.copied, before[key].copied)
+        if key not in before or not _are_same(now.held, before[key].copied)
     ]
+    left += [name for name, each in caches(objective.module).items() if each.cache_info().currsize]
     if not left:
         return
     after, again = (_outputs(objective, other, rows[half:]) for _ in range(2))
@@ -68,16 +69,20 @@ def check_remembers_nothing(objective: "Objective", rows: Rows) -> None:
         )
 
 
-def _kept(module: nn.Module) -> dict[_Key, _Kept]:
+def _kept(module: nn.Module, *, copies: bool = False) -> dict[_Key, _Kept]:
     """What is tensors, numbers, words, nothing, or collections of such, wherever it is kept."""
     found: dict[_Key, _Kept] = {}
+
+    def copy(leaf: Tensor) -> Tensor:
+        return leaf.detach().clone() if copies else leaf
+
     for owner, said, attributes in places(module):
         for name, value in attributes.items():
             if value is None or isinstance(value, _PLAIN | Tensor | list | tuple | dict):
                 with suppress(TypeError, AttributeError, RecursionError):  # not to be made again
-                    copied = map_tensors(lambda leaf: leaf.detach().clone(), value)
-                    told = said if name == "cell_contents" else ".".join(filter(None, (said, name)))
                     held = map_tensors(lambda leaf: leaf, value)
+                    copied = map_tensors(copy, held)
+                    told = said if name == "cell_contents" else ".".join(filter(None, (said, name)))
                     found[id(owner), name] = _Kept(owner, told, copied, held)
     return found
 
@@ -97,7 +102,9 @@ def _are_same(one: Any, other: Any) -> bool:
 
 
 def _put_back(module: nn.Module, before: dict[_Key, _Kept]) -> None:
-    """What there was, and nothing that there was not."""
+    """What there was, and nothing that there was not; caches are emptied."""
+    for cache in caches(module).values():
+        cache.cache_clear()
     for key, kept in _kept(module).items():
         if key not in before:
             delattr(kept.owner, key[1])

@@ -6,6 +6,7 @@ from contextlib import suppress
 from influence_dag.datasets.slots import SPLITS, Axis, StoredAxis
 from influence_dag.errors import StoreError
 from influence_dag.stages import naming
+from influence_dag.stages.minimum import measured_before
 from influence_dag.store import Store, Version
 
 
@@ -80,3 +81,9 @@ def _other_rows(dataset: Version, version: Version) -> list[str]:
         and StoredAxis.of(version, split) != StoredAxis.of(dataset, split)
         and Axis.read(version, split).fingerprint != Axis.read(dataset, split).fingerprint
     ]
+
+
+def theta_measured(store: Store) -> str:
+    """Which rows the numbers beside θ are of; empty where they are those that there are now."""
+    dataset = store.version("dataset")
+    return measured_before(store.version("model"), *(Axis.read(dataset, each) for each in SPLITS))

@@ -16,6 +16,7 @@ from influence_dag.store import Store
 from influence_dag.study.code import code_hashes, code_key
 from influence_dag.study.module_files import is_of_project
 from influence_dag.study.places import project_around
+from influence_dag.study.stored import as_stored
 from influence_dag.study.study import Study, StudySettings
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def workbench_of(store: Store, method: str, project: Path | None = None) -> "Wor
     """
     from influence_dag.stages.workbench import Workbench
 
-    settings = StudySettings.model_validate(settings_of(store, method)["settings"])
+    settings = as_stored(StudySettings, settings_of(store, method)["settings"], store.address)
     place = settings.store.model_copy(update={"path": above(store.address)})
     settings = settings.model_copy(update={"store": place})
     study = Study(store.name, settings, project or _project_around(store))

@@ -19,6 +19,7 @@ from influence_dag.study.torch_modes import study_modes
 from influence_dag.suspicion import (
     NEIGHBOURS,
     SUSPICIONS,
+    UNLABELLED,
     Evidence,
     Space,
     are_labelled,
@@ -104,6 +105,11 @@ class _Rows:
         self.study, self.method, self.asked = study, scores.attrs["method"], asked
         self.dataset: Version = study.store.version("dataset")
         self.kept = self._labelled(scores)
+        if not len(self.kept):
+            raise StoreError(
+                f"{study.store.address}: no training row with a self-influence has a label "
+                f"(a class of {UNLABELLED} is none): there is none to suspect"
+            )
         self.scores = scores.isel(train=self.kept)
 
     def _labelled(self, scores: xr.DataArray) -> NDArray[np.int64]:

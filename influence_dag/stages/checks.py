@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from influence_dag.datasets.slots import SPLITS
 from influence_dag.solvers.rounding import rounding
 from influence_dag.stages import automatic, dampings, naming, reading
 from influence_dag.stages.blocks import pieces
-from influence_dag.stages.minimum import judged
+from influence_dag.stages.minimum import judged, measured_before
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 
@@ -69,8 +70,8 @@ def gradient_norm(bench: Workbench) -> Outcome:
     info = version.attrs["info"]
     verdict = judged(model, info)
     message = verdict.message
-    if version.attrs["train_rows"] != bench.axis("dataset", "train").fingerprint:
-        message += f"; of the {info['trained_on_rows']:,} rows that there were when θ was stored"
+    if before := measured_before(version, *(bench.axis("dataset", split) for split in SPLITS)):
+        message += f"; measured {before}"
     known = {name: info[name] for name in ("gradient_norm", "relative_gradient") if name in info}
     passed = verdict.is_minimum or model.wanted_minimum == "ignore"
     return Outcome(passed, message, known, tolerated=verdict.tolerated)

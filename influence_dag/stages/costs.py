@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from influence_dag.stages.graph import matrix_of
+from influence_dag.store.layout import pair_chunks
 from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.study.method_base import ApproximateSettings, MethodSettings
 from influence_dag.study.study import Study
@@ -58,10 +59,10 @@ def cost_of(name: str, study: Study, rates: Rates) -> Cost:
             return Cost(name, n * rates.gradient_numbers * size, block, 2 * n * rates.gradient)
         case matrix if matrix in CURVATURE_KINDS:
             work = n * p * min(p * rates.product, 2 * rates.gradient)
-            return Cost(name, p * p * size, 4 * p * p * size, work + 8 * p**3 * rates.product)
+            return Cost(name, 8 * p * p, 32 * p * p, work + 8 * p**3 * rates.product)
         case "curvature":
             if exact:
-                return Cost(name, p * p * size, 3 * p * p * size, p**3 * rates.product)
+                return Cost(name, 8 * p * p, 24 * p * p, p**3 * rates.product)
             asked = study.settings.methods[method]
             kept = VECTORS * p * size * asked.is_damped  # of Kronecker factors as many, about
             return Cost(name, kept, 2 * kept, _passes(asked) * n * rates.gradient)
@@ -76,7 +77,7 @@ def cost_of(name: str, study: Study, rates: Rates) -> Cost:
             bytes_ = lambdas * size * _kept_derivatives(study, rates)
             return Cost(name, bytes_, 4 * block, m * n * rates.gradient * lambdas)
         case "summary":
-            return Cost(name, 8 * (m + n) * 20, block, lambdas * m * n * 1e-8)
+            return Cost(name, 8 * _said(study, rates), block, lambdas * m * n * 1e-8)
     refits = n * rates.gradient * FIT_PASSES * 2 * 50 if method == "validation" else 0.0
     return Cost(name, 8 * (m + n), block, refits)
 
@@ -108,6 +109,16 @@ def _kept_derivatives(study: Study, rates: Rates) -> int:
     if asked.reduce is None:
         return rates.test * rates.train * rates.values
     return rates.train * (rates.test if asked.reduce.over == "feature" else rates.values)
+
+
+def _said(study: Study, rates: Rates) -> int:
+    """Numbers of a summary: what each block of influences leaves, and what is said of each row."""
+    settings, pairs = study.settings, (rates.test, rates.train)
+    asked = {str(axis): size for axis, size in (settings.store.chunks or {}).items()}
+    _, chunk = pair_chunks(*pairs, itemsize=rates.itemsize, override=asked)
+    top, lambdas = min(settings.summary.top, rates.train), max(len(settings.dampings), 1)
+    of_test = -(-rates.train // chunk) * (2 + 4 * min(top, chunk)) + 2 + 4 * top
+    return lambdas * (rates.test * of_test + 4 * rates.train) + 2 * (rates.test + rates.train)
 
 
 def _block_rows(study: Study, rates: Rates) -> int:

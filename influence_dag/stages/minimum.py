@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from influence_dag.datasets.slots import Axis
 from influence_dag.stages.wording import NO_MINIMUM
+from influence_dag.store import Version
 from influence_dag.study.model import ModelSettings
 
 if TYPE_CHECKING:
@@ -57,6 +59,19 @@ def _message(model: ModelSettings, norm: float, relative: float | None, is_minim
         return f"{said}; {missed}: train longer (max_steps){others}"
     meant = "influences are then of a small step from θ, not of training anew; trust ranks of rows"
     return f"{said}; {meant} more than sizes. {_CURES}"
+
+
+def measured_before(model: Version, test: Axis, train: Axis) -> str:
+    """Which rows the numbers beside θ are of, where they are others than there are now.
+
+    They are measured when θ is stored: pinned, or a checkpoint as it is, θ follows no training
+    rows, and no θ follows test rows.
+    """
+    seen, info = model.attrs, model.attrs["info"]
+    others = ["training"] if seen["train_rows"] != train.fingerprint else []
+    if "test_mean_after" in info and seen.get("test_rows") not in (None, test.fingerprint):
+        others.append("test")
+    return f"of the {' and '.join(others)} rows that there were when θ was stored" if others else ""
 
 
 def assumption(model: ModelSettings, info: Mapping[str, Any]) -> str:

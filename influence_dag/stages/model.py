@@ -1,5 +1,6 @@
 """The fitted module: built, fitted or loaded, and kept as a checkpoint."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from influence_dag.stages import features, keys, naming, reading
 from influence_dag.stages.class_order import check_kept_classes, check_order, class_names
 from influence_dag.stages.driver import Whole, refresh_whole
 from influence_dag.stages.formulas import FORMULAS
-from influence_dag.stages.minimum import assumption, movement
+from influence_dag.stages.minimum import assumption, measured_before, movement
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
@@ -54,7 +55,14 @@ def refresh(bench: Workbench) -> Update:
         check_targets(bench, reading.load_objective(bench))
     if as_it_is and update.is_current and kept and not bench.is_planned("dataset"):
         _check_given_order(bench, kept, train)
-    return update
+    return update if bench.plan_only else _of_rows(bench, update, train)
+
+
+def _of_rows(bench: Workbench, update: Update, train: Axis) -> Update:
+    """The update; where its numbers are of other rows than there are now, it says so."""
+    model, test = bench.require(naming.MODEL), bench.axis("dataset", "test")
+    measured = measured_before(model, test, train)
+    return replace(update, info=update.info | {"measured": measured}) if measured else update
 
 
 def _check_given_order(bench: Workbench, kept: Version, train: Axis) -> None:
@@ -277,5 +285,6 @@ def _artifact(
     about = {"long_name": "name of the tensor that the entry belongs to"}
     coordinates = (Coordinate("parameter", ("param",), names, about),)
     files = {"model.safetensors": stored}
-    notes = {"rows_met": keys.met_rows(bench, train)}
+    test_rows = bench.axis("dataset", "test").fingerprint
+    notes = {"rows_met": keys.met_rows(bench, train), "test_rows": test_rows}
     return Whole(arrays, attrs, info, coordinates, files, notes)

@@ -10,7 +10,7 @@ from influence_dag.solvers import Factorization
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.amounts import are_amounts, refuse_amounts
 from influence_dag.stages.driver import Result, Whole
-from influence_dag.stages.methods import check_of_now, load_factorization
+from influence_dag.stages.methods import check_of_now, curvature_key, load_factorization
 from influence_dag.stages.reading import load_objective, load_rows
 from influence_dag.stages.refit_starts import built, initial, is_checkpoint, subset_starts
 from influence_dag.stages.wording import wording_of
@@ -140,8 +140,10 @@ def _exact_factor(bench: Workbench, size: int, damping: float) -> Factorization 
         return None
     if damping not in dampings.of_method(bench, "direct"):
         return None
-    seen = bench.require(naming.curvature("direct")).attrs["train_rows"]
-    if seen != bench.axis("dataset", "train").fingerprint:  # a pinned one is not of these rows
+    seen, train = bench.require(naming.curvature("direct")).attrs, bench.axis("dataset", "train")
+    if seen["train_rows"] != train.fingerprint:  # a pinned one is not of these rows
+        return None
+    if seen["settings_key"] != curvature_key(bench, "direct"):  # nor one left behind of this θ
         return None
     return load_factorization(bench, "direct")
 

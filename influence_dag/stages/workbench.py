@@ -13,8 +13,9 @@ from influence_dag.errors import StoreError, StudyError
 from influence_dag.stages.planned import PlannedVersion
 from influence_dag.store import Layout, Store, Version, open_store
 from influence_dag.store.layout import pair_chunks, row_chunks
+from influence_dag.study.imported import own_dtype
 from influence_dag.study.study import Study
-from influence_dag.study.torch_modes import OwnDefaults, keep_digits, plain_modes
+from influence_dag.study.torch_modes import keep_digits, study_modes
 
 if TYPE_CHECKING:
     from influence_dag.stages.executors import Executor
@@ -55,12 +56,11 @@ class Workbench:
         self._once: dict[Hashable, Any] = {}
         self.brought_up_to_date: set[str] = set()  # artifacts, by this run
         self.busy = threading.Lock()
-        self._defaults = OwnDefaults()
 
     @contextmanager
     def modes(self) -> Iterator[None]:
         """Torch's modes inside: plain ones, and what the study's own code has set of its type."""
-        with self._defaults.in_force(), plain_modes():
+        with study_modes(own_dtype(self.settings.callables.values(), self.study.root)):
             yield
 
     @contextmanager

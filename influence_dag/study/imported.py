@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,31 +53,41 @@ def _import_from(module_name: str, root: Path, context: str) -> Any:
 _defaults: dict[str, Any] = {}  # loaded module → the type of tensors that its import has set
 
 
+def own_dtype(names: Iterable[str], root: Path) -> Any:
+    """The type of tensors without one that code behind these `module:callable` names has set.
+
+    None where it says nothing, or was not imported yet. Which of several modules has set the type
+    is told by their text: another study may import that one alone.
+    """
+    for gone in _defaults.keys() - sys.modules.keys():
+        del _defaults[gone]
+    if not _defaults:
+        return None
+    modules = (code_hashes(name.partition(":")[0], root) for name in names)
+    return next((_defaults[each] for code in modules for each in code if each in _defaults), None)
+
+
 @contextmanager
 def own_default(name: str, root: Path, *, stays: bool = False) -> Iterator[None]:
     """What a module, or one that it imports, says of tensors without a type is in force again.
 
     It is imported, or its callable (`module:callable`) is called, as if nothing else had been.
     Where it says nothing, what others said is in force afterwards, unless its own `stays`.
-    Which of several modules has set the type is told by their text: another study may import that
-    one alone.
     """
-    module_name = name.partition(":")[0]
-    for gone in _defaults.keys() - sys.modules.keys():
-        del _defaults[gone]
-    hashes = code_hashes(module_name, root) if _defaults else {}
-    known = [_defaults[name] for name in hashes if name in _defaults]
+    module_name, known = name.partition(":")[0], own_dtype([name], root)
     before, loaded = default_dtype(), set(sys.modules)
-    set_default_dtype(known[0] if known else None)
+    set_default_dtype(known)
     begun, done = default_dtype(), False
     try:
         yield
         done = True
     finally:
-        if done and default_dtype() != (begun or initial_dtype()):
+        found = default_dtype()
+        if done and found != (begun or initial_dtype()):
             files, _ = looked_through(module_name, root)
             new = [n for n in files if n not in loaded and b"set_default" in files[n][1]]
-            _defaults.update(dict.fromkeys(new or [module_name], default_dtype()))
+            _defaults.update(dict.fromkeys(new or [module_name], found))
+            set_default_dtype(found, before=begun)
         elif not done or not (known or stays):
             set_default_dtype(before)
 

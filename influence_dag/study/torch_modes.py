@@ -6,6 +6,7 @@ imported. Numbers here are those of the settings alone. Torch is never imported 
 nobody has, it has no modes.
 """
 
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+
+from influence_dag.errors import StudyError
 
 _OPERATIONS = (  # which torch rounds the operands of, each as it is told, from 2.9 on
     *(("mkldnn", operation) for operation in ("matmul", "conv", "rnn")),
@@ -89,7 +92,7 @@ _of_all_threads = _OfAllThreads()
 def kept_modes() -> Iterator[None]:
     """What is set inside ends here: people's code sets it when it is imported.
 
-    But for the type of tensors that say none, on which that code may rely: see `OwnDefaults`.
+    But for the type of tensors that say none, on which that code may rely: see `study_modes`.
     """
     before = _imported()
     rounding = before and _roundings(before)
@@ -114,9 +117,12 @@ def _set_default_device(torch: Any, device: Any) -> None:
 
 
 @contextmanager
-def study_modes() -> Iterator[None]:
-    """`plain_modes` for who asks a study once: what its code sets ends here as well."""
-    with OwnDefaults().in_force(), plain_modes():
+def study_modes(dtype: Any = None) -> Iterator[None]:
+    """`plain_modes` for who asks a study; what its code sets ends here as well.
+
+    Tensors that say no type have `dtype`, None for the one with which torch begins.
+    """
+    with _own_default(dtype), plain_modes():
         yield
 
 
@@ -132,68 +138,68 @@ def initial_dtype() -> Any:
     return torch and torch.float32
 
 
-def set_default_dtype(dtype: Any) -> None:
-    """Let tensors that say no type have this one, None for the one with which torch begins."""
-    if (torch := _imported()) is not None:
-        torch.set_default_dtype(dtype or torch.float32)
+_computing: list[int] = []  # the threads that are in `study_modes`, each as often as it is
+_asked = threading.RLock()
+_outside: Any = None  # the default type where no thread is
 
 
-@dataclass(eq=False)
-class OwnDefaults:
-    """The type of tensors that say none, while one study works: float32, or what its code has set.
+@contextmanager
+def _own_default(dtype: Any) -> Iterator[None]:
+    """Inside, tensors that say no type have this one, and afterwards that of before.
 
     `torch.set_default_dtype` is the whole process's: without an end, what one study's module sets
     when it is imported would be in the first weights and constants of all that come after it.
     """
+    global _outside
+    me = threading.get_ident()
+    with _asked:
+        before = default_dtype()
+        if not _computing:
+            _outside = before
+        set_default_dtype(dtype)
+        _computing.append(me)
+    try:
+        yield
+    finally:
+        with _asked:
+            _computing.remove(me)
+            if me in _computing or not _computing:
+                set_default_dtype(before if _computing else _outside)
 
-    dtype: Any = None
-    _entered: int = 0
 
-    @contextmanager
-    def in_force(self) -> Iterator[None]:
-        """Inside; what is set there is in force again the next time, and afterwards as before."""
-        _defaults.enter(self)
-        try:
-            yield
-        finally:
-            _defaults.leave(self)
+def set_default_dtype(dtype: Any, *, before: Any = None) -> None:
+    """Let tensors that say no type have this one, None for the one with which torch begins.
 
-
-class _Defaults:
-    """Who is inside: of several the last to come is in force, and with the last to go nobody.
-
-    Threads leave in any order: each would set back what it found, another's type among them.
+    It is that of all threads. Where another one computes under the type that there was `before`
+    (the one that is found now, unless code has just set this one), this raises `StudyError`.
     """
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._outside = threading.RLock(), list[OwnDefaults](), None
-
-    def enter(self, own: OwnDefaults) -> None:
-        with self._lock:
-            own._entered += 1
-            if own._entered > 1:
-                return
-            if self._inside:
-                self._inside[-1].dtype = default_dtype()
-            else:
-                self._outside = default_dtype()
-            self._inside.append(own)
-            set_default_dtype(own.dtype)
-
-    def leave(self, own: OwnDefaults) -> None:
-        with self._lock:
-            own._entered -= 1
-            if own._entered:
-                return
-            if self._inside[-1] is not own:  # its type was noted when the next one came
-                self._inside.remove(own)
-                return
-            own.dtype = default_dtype()
-            self._inside.pop()
-            set_default_dtype(self._inside[-1].dtype if self._inside else self._outside)
+    if (torch := _imported()) is None:
+        return
+    with _asked:
+        dtype, before = dtype or torch.float32, before or torch.get_default_dtype()
+        if dtype != before and any(each != threading.get_ident() for each in _computing):
+            torch.set_default_dtype(before)
+            raise StudyError(
+                f"tensors that say no type would be {dtype} here, by torch.set_default_dtype, and "
+                f"are {before} in a study that another thread computes; torch has one such type "
+                "for all threads: compute one study after the other, or let code say dtype=…"
+            )
+        torch.set_default_dtype(dtype)
 
 
-_defaults = _Defaults()
+def _forked() -> None:
+    """Of the threads there is this one alone; what another held when the process was made is free.
+
+    Its locks would be held for ever, and its type would be in nobody's way.
+    """
+    global _asked
+    _asked = threading.RLock()
+    _of_all_threads._lock = threading.RLock()
+    _computing[:] = [each for each in _computing if each == threading.get_ident()]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ import dagster as dg
 import pytest
 from tiny_project import Project
 
+from influence_dag import study_assets
 from influence_dag.components import InfluenceStudy
+from influence_dag.components import keys as keys_of_assets
 from influence_dag.study.loading import load_study
 
 TOOL = """\
@@ -26,8 +28,9 @@ NAMES = ("tiny", "my-study", "my study", "étude")
 
 @pytest.mark.filterwarnings("ignore:Parameter")
 def test_badly_named_studies_are_told_in_the_graph_and_the_log_and_the_others_are_loaded(
-    tmp_path, caplog
+    tmp_path, caplog, monkeypatch
 ):
+    monkeypatch.setattr(keys_of_assets, "_made_by", {})
     project = Project(tmp_path)
     settings = load_study(project.folder).settings
     contexts = [
@@ -52,6 +55,10 @@ def test_badly_named_studies_are_told_in_the_graph_and_the_log_and_the_others_ar
         assert f"rename the folder, for example to {better}" in description
     assert not graph.executable_asset_keys & {k for k in keys if k.path[0] == "studies_not_loaded"}
     assert sum("not loaded" in record.getMessage() for record in caplog.records) == 3
+    with caplog.at_level(logging.WARNING, logger="dagster"):
+        study_assets(project.folder)
+    said = "tiny: its assets are made by assets/tiny/defs.yaml and by code (study_assets"
+    assert caplog.records[-1].getMessage().startswith(said)
 
 
 @pytest.mark.filterwarnings("ignore:Parameter")

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.objective.objective import Objective, Rows
+from influence_dag.query.report import findings_of
+from influence_dag.query.report.sections import Sections
 from influence_dag.stages import checks, dataset, model
 from influence_dag.stages.minimum import judged
 from influence_dag.study.model import ModelSettings
@@ -135,15 +137,22 @@ def test_training_on_ends_at_a_minimum_and_tells_what_it_changed(project):
     assert info["predicted_classes_changed"] == pytest.approx(changed.double().mean().item())
     assert info["test_mean_before"] == pytest.approx(F.cross_entropy(project.module(x), y).item())
     assert info["test_mean_after"] == pytest.approx(F.cross_entropy(after(x), y).item())
+    project.edit("test", 3, height=2.5)
+    assert project.refresh()["model"].info["measured"].startswith("of the test rows")
+    told = Sections(project.results, findings_of(project.results)).theta
+    assert told["measured"] == "of the test rows that there were when θ was stored"
+    assert told["test mean after"] == f"{info['test_mean_after']:.4g}"
 
 
 def test_training_on_follows_the_rows_and_a_checkpoint_as_it_is_does_not(project):
-    before, earlier = project.data_versions()["model"], "of the 40 rows that there were"
+    before, earlier = project.data_versions()["model"], "of the training rows that there were"
     assert earlier not in checks.gradient_norm(project.bench()).message
     project.edit("train", 3, height=2.5)
     project.refresh()
     assert project.data_versions()["model"] == before
     assert earlier in checks.gradient_norm(project.bench()).message, "it is not measured anew"
+    said = {each.name: each.says for each in findings_of(project.results).found}
+    assert earlier in said["minimum"]
     project.write_settings(model={"fit": {"from": "checkpoint", "weight_decay": 0.05}})
     project.refresh()
     fitted = project.data_versions()["model"]

@@ -1,8 +1,11 @@
 """What scripts and modules set in torch for the whole process is no part of a study's numbers."""
 
+import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,12 @@ import torch
 from tiny_project import MODEL, Project
 from torch.overrides import _get_current_function_mode_stack
 
+from influence_dag.errors import StudyError
 from influence_dag.stages.artifacts import Promise
+from influence_dag.study import torch_modes
 from influence_dag.study.code import put_on_path
-from influence_dag.study.imported import import_callable
-from influence_dag.study.torch_modes import OwnDefaults, kept_modes, plain_modes
+from influence_dag.study.imported import import_callable, own_dtype
+from influence_dag.study.torch_modes import kept_modes, plain_modes, study_modes
 
 SETTINGS = {
     "methods": {"direct": {"curvature": "gauss_newton"}, "ekfac": {}},
@@ -167,7 +172,7 @@ def test_a_module_that_two_studies_import_sets_the_type_for_both(tmp_path):
             "import torch\n\nimport common\n\nIT = torch.ones(1).dtype\n\n\n"
             "def build():\n    return torch.nn.Linear(3, 3)\n"
         )
-        with OwnDefaults().in_force():
+        with study_modes():
             build = import_callable(f"{name}:build", tmp_path, "model.build")
             found += [build().weight.dtype, sys.modules[name].IT, torch.get_default_dtype()]
         assert torch.get_default_dtype() == torch.float32
@@ -219,26 +224,60 @@ def test_a_type_that_code_of_rows_sets_is_not_that_of_the_model(tmp_path):
     assert seen == {torch.float32}
 
 
-def test_types_of_studies_in_two_threads_end_with_both():
+@pytest.fixture
+def elsewhere():
+    """`study_modes()` in another thread: called to come in, and called to leave."""
+    with ThreadPoolExecutor(1) as other, ExitStack() as inside:
+        yield (
+            lambda: other.submit(inside.enter_context, study_modes()).result(),
+            lambda: other.submit(inside.close).result(),
+        )
+
+
+def test_the_type_of_before_is_back_with_the_last_of_several_threads(elsewhere):
     """Each would set back what it found, which is the other's."""
-    first, second = OwnDefaults(torch.float64), OwnDefaults()
-    with ThreadPoolExecutor(1) as other:
-        with first.in_force():
-            inside = second.in_force()
-            other.submit(inside.__enter__).result()
-        other.submit(inside.__exit__, None, None, None).result()
+    come, leave = elsewhere
+    torch.set_default_dtype(torch.float64)
+    with study_modes():
+        come()
+        assert torch.get_default_dtype() == torch.float32
     assert torch.get_default_dtype() == torch.float32
-    assert (first.dtype, second.dtype) == (torch.float64, torch.float32)
+    leave()
+    assert torch.get_default_dtype() == torch.float64
 
 
-def test_a_study_has_its_type_until_its_last_thread_is_done():
-    own = OwnDefaults(torch.float64)
-    with ThreadPoolExecutor(1) as other:
-        first = own.in_force()
-        other.submit(first.__enter__).result()
-        with own.in_force():
-            other.submit(first.__exit__, None, None, None).result()
-            assert torch.get_default_dtype() == torch.float64
+def test_a_process_that_is_forked_has_the_threads_and_locks_of_none_but_itself(elsewhere):
+    """A lock that another thread held when it was made would be held for ever."""
+    come, leave = elsewhere
+    come()
+    with ThreadPoolExecutor(1) as third, ExitStack() as held:
+        for lock in (torch_modes._asked, torch_modes._of_all_threads._lock):
+            third.submit(held.enter_context, lock).result()
+        if not (child := os.fork()):
+            signal.alarm(5)
+            with study_modes(torch.float64):
+                os._exit(0)
+        third.submit(held.close).result()
+    leave()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_studies_of_two_types_are_not_computed_by_two_threads_at_once(elsewhere, tmp_path):
+    """Torch has one for both: either would compute with the other's, in digits that nobody asks."""
+    come, leave = elsewhere
+    with study_modes(torch.float64):
+        with study_modes(torch.float32):  # one thread knows what it does
+            assert torch.get_default_dtype() == torch.float32
+        with pytest.raises(StudyError, match=r"float32 here, .*float64 in a study"):
+            come()
+        assert torch.get_default_dtype() == torch.float64
+    (tmp_path / "setting.py").write_text(f"import torch\n\n{SETS}\n\n\ndef build(): ...\n")
+    come()
+    with study_modes(), pytest.raises(StudyError, match=r"float64 here, .*float32 in a study"):
+        import_callable("setting:build", tmp_path, "model.build")
+    assert torch.get_default_dtype() == torch.float32
+    leave()
+    assert own_dtype(["setting:build"], tmp_path) == torch.float64
     assert torch.get_default_dtype() == torch.float32
 
 

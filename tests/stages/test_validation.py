@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.stages import refits
-from influence_dag.stages.graph import VALIDATIONS
+from influence_dag.stages.graph import VALIDATIONS, artifacts
 from influence_dag.study.validation import ValidationSettings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "validation.md"
@@ -73,6 +73,22 @@ def test_the_factor_of_a_large_model_serves_for_the_rows_that_it_was_made_from(
     project.refresh()
     found = project.results.open("validation/leave_one_out")
     assert ("corrected" in found) == of_these_rows
+
+
+def test_the_factor_of_another_fit_does_not_serve(finished_project, tmp_path, monkeypatch):
+    """Of a method that is not made with the others; its leverages were those of θ as it was."""
+    for module in (refits, sys.modules["influence_dag.validation.leave_one_out"]):
+        monkeypatch.setattr(module, "MOST_BYTES", 0)
+    project = finished_project.copy(tmp_path)
+    project.write_settings(
+        model={"fit": {"tolerance": 1e-3}},
+        validation={"leave_one_out": {"rows": 3, "method": "cg"}},
+    )
+    bench = project.bench()
+    for node in artifacts(bench.study):
+        if not node.name.startswith("direct/") and node.name != "report":
+            node.refresh(bench)
+    assert "corrected" not in project.results.open("validation/leave_one_out")
 
 
 def test_the_factor_of_another_damping_does_not_serve(finished_project, tmp_path, monkeypatch):

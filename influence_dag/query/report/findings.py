@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
-from influence_dag.query.older import matrix_behind, newer_beside
+from influence_dag.query.older import matrix_behind, newer_beside, theta_measured
 from influence_dag.query.pictures import dampings
 from influence_dag.query.report.verdict import (
     RANKS,
@@ -29,6 +29,7 @@ from influence_dag.stages.wording import NO_MINIMUM
 from influence_dag.store import Version
 from influence_dag.study.curvatures import rounding_share
 from influence_dag.study.methods import MethodSettings, MethodsSettings
+from influence_dag.study.stored import as_stored
 
 if TYPE_CHECKING:
     from influence_dag.query.results import StudyResults
@@ -144,6 +145,8 @@ class _Look:
         )
         if relative is not None:
             says += f", {relative:.1e} of that of single rows"
+        if before := theta_measured(self.store):
+            says += f"; measured {before}"
         return Finding("minimum", norm, None, "good" if is_minimum else "warn", says)
 
     def definite(self) -> Iterator[Finding]:
@@ -273,7 +276,8 @@ def _definite(kind: str, smallest: float, damping: float, zero: float) -> Findin
 def _settings(version: Version) -> MethodSettings:
     """Those that a method's factors were solved with."""
     name = version.attrs["method"]
-    return MethodsSettings.model_validate({name: version.attrs["method_settings"]})[name]
+    stored = {name: version.attrs["method_settings"]}
+    return as_stored(MethodsSettings, stored, version.address)[name]
 
 
 def _system(version: Version) -> str | None:

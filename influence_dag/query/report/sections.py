@@ -11,7 +11,7 @@ import numpy as np
 
 from influence_dag.datasets.slots import SPLITS, Axis, shown_label
 from influence_dag.errors import StoreError
-from influence_dag.query.older import matrix_behind
+from influence_dag.query.older import matrix_behind, theta_measured
 from influence_dag.stages import naming
 from influence_dag.study.curvatures import CURVATURE_KINDS
 from influence_dag.texts import listed, literal
@@ -83,7 +83,8 @@ class Sections:
 
     @cached_property
     def theta(self) -> dict[str, str]:
-        info = self.store.version("model").attrs["info"]
+        before, info = theta_measured(self.store), self.store.version("model").attrs["info"]
+        info = info | {"measured": before} if before else info
         return {
             name.replace("_", " "): f"{value:.4g}" if isinstance(value, float) else str(value)
             for name, value in info.items()
