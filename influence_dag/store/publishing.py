@@ -1,5 +1,6 @@
 """How a finished draft becomes a version: leftovers go, bookkeeping and metadata come."""
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -124,12 +125,11 @@ def _small_files(draft: "StoredDraft") -> dict[str, tuple[int, int, int]]:
 def _small_names(draft: "StoredDraft") -> Iterator[str]:
     yield from (arrays.METADATA, BLOCKS, *draft.results.files)
     yield from (f"{name}/{arrays.METADATA}" for name in _arrays(draft))
-    whole = {item.name: len(item.dims) for item in draft.layout.coordinates}
-    whole |= {name: len(dims) for name, dims in draft.results.arrays.items()}
-    for name, depth in whole.items():
-        chunk = arrays.chunk_file(name, (0,) * depth)
-        if draft.contents.has(chunk):  # of nothing there is none
-            yield chunk
+    labels = [item.name for item in draft.layout.coordinates]
+    for name in [*labels, *draft.results.arrays]:
+        shape = json.loads(arrays.written(draft.contents, f"{name}/{arrays.METADATA}"))["shape"]
+        if 0 not in shape:  # of nothing there is no chunk
+            yield arrays.chunk_file(name, (0,) * len(shape))
 
 
 def _linked_checksum(draft: "StoredDraft", name: str, seen: tuple[int, int]) -> int | None:
