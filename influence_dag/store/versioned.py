@@ -244,7 +244,8 @@ class VersionedStore(ABC, Generic[Kept]):
 
 def begun_for(layout: Layout, base: StoredVersion | None) -> dict[str, Any]:
     """What a draft is for; one that was begun for another begins anew."""
-    return {"layout": layout.fingerprint, "base": base.number if base else None}
+    from_version = [base.number, base.data_version] if base else None
+    return {"layout": layout.fingerprint, "base": from_version}
 
 
 def refuse_locks(address: str, locks: str, others: str) -> None:
