@@ -71,6 +71,10 @@ class StoreError(InfluenceDagError):
     """The array store is locked, read-only, damaged or lacks what was asked for."""
 
 
+class UnreachableError(StoreError):
+    """A file of the store cannot be read now; whether it is sound nobody knows."""
+
+
 def _listed(names: Sequence[object], most: int = 10) -> str:
     return ", ".join(map(str, names[:most])) + (", …" if len(names) > most else "")
 

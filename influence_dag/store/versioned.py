@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypedDict, TypeVar
 
-from influence_dag.errors import StoreError
+from influence_dag.errors import StoreError, UnreachableError
 from influence_dag.store.differences import Difference
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.layout import Layout
@@ -275,6 +275,8 @@ def _readable(version: Kept | None) -> Kept | None:
     try:
         if version:
             version.check_bookkeeping()
+    except UnreachableError:
+        raise
     except StoreError:
         return None
     return version
