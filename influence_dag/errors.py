@@ -71,6 +71,10 @@ class StoreError(InfluenceDagError):
     """The array store is locked, read-only, damaged or lacks what was asked for."""
 
 
+class UnreachableError(StoreError):
+    """A file of the store cannot be read now; whether it is sound nobody knows."""
+
+
 def check_known(name: str, value: object, known: Iterable[str]) -> None:
     """Raise `ValueError` for a word that an option does not know."""
     if value not in (known := tuple(known)):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from influence_dag.errors import StoreError, interrupt_behind
+from influence_dag.errors import StoreError, UnreachableError, interrupt_behind
 
 _CAUSES = {
     errno.ENOSPC: "the disk is full; free some space",
@@ -22,6 +22,20 @@ _CAUSES = {
     errno.EROFS: "the store is read-only; give `store.path` a folder that can be written",
     errno.EACCES: "no permission; give `store.path` a folder that can be written",
     errno.EPERM: "no permission; give `store.path` a folder that can be written",
+}
+
+_MOUNT = "see that its disk or server answers, and mount it again"
+_FEWER = "close some, or raise the limit (ulimit -n)"
+_OUTAGES = {  # of the way to a file, and no word about the file
+    errno.EACCES: "ask its owner",
+    errno.EPERM: "ask its owner",
+    errno.EMFILE: _FEWER,
+    errno.ENFILE: _FEWER,
+    errno.ENOMEM: "free some memory",
+    errno.ESTALE: _MOUNT,
+    errno.ENOTCONN: _MOUNT,
+    errno.ETIMEDOUT: _MOUNT,
+    errno.EHOSTDOWN: _MOUNT,
 }
 
 
@@ -110,21 +124,39 @@ def link_or_copy(source: Path | str, target: Path | str) -> None:
         shutil.copy2(source, target)
 
 
+@contextmanager
+def reached(path: Path | str) -> Iterator[None]:
+    """Turn what keeps a reader from looking into a folder into an `UnreachableError`."""
+    try:
+        yield
+    except OSError as error:
+        raise _unreachable(error.filename or path, error) from error
+
+
+def _unreachable(path: Path | str, error: OSError) -> UnreachableError:
+    cure = _OUTAGES.get(error.errno or 0, "look at the system's log")
+    return UnreachableError(f"{path} cannot be read: {error.strerror or error}; {cure}")
+
+
+def _nothing(path: Path | str, error: OSError) -> None:
+    """Nothing is there, or rot; an `UnreachableError` where that is not known."""
+    if error.errno in _OUTAGES:
+        raise _unreachable(path, error) from error
+
+
 def content_of(path: Path | str) -> bytes | None:
     """What a file holds; None without one, and for a folder, a pipe (which never ends), rot.
 
-    Raises `StoreError` for a file that may not be read.
+    Raises `UnreachableError` where nobody knows: it may not be read, no more files can be opened.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe is opened at once
-    except PermissionError as error:
-        raise StoreError(f"{path} may not be read: {error.strerror}; ask its owner") from error
-    except OSError:
-        return None
+    except OSError as error:
+        return _nothing(path, error)
     try:
         return _read_all(descriptor)
-    except OSError:
-        return None
+    except OSError as error:
+        return _nothing(path, error)
     finally:
         os.close(descriptor)
 
@@ -196,9 +228,12 @@ def remove(paths: Iterable[Path]) -> None:
 
 
 def stamp(path: Path | str) -> tuple[int, int] | None:
-    """Size and time of modification (ns), which change when a file is rewritten; None = gone."""
+    """Size and time of modification (ns), which change when a file is rewritten; None = gone.
+
+    Raises `UnreachableError` as `content_of` does.
+    """
     try:
         status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        return _nothing(path, error)
     return status.st_size, status.st_mtime_ns

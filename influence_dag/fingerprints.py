@@ -97,7 +97,7 @@ def as_keys(fingerprints: Sequence[str]) -> Keys:
 def _encode(value: object, add: Add) -> None:
     """Hand on the value's canonical bytes, piece by piece; what is commonest is asked first."""
     if isinstance(value, str):
-        add(_tagged(b"s", value.encode()))
+        add(_tagged(b"s", _bytes(value)))
     elif isinstance(value, list | tuple):
         add(b"l%d:" % len(value))
         for item in value:
@@ -126,7 +126,7 @@ def _encode_mapping(value: Mapping, add: Add) -> None:
         raise TypeError(f"keys of a fingerprinted dictionary are strings, got {unnamed[0]!r}")
     add(b"d%d:" % len(value))
     for key in sorted(value):
-        add(_tagged(b"s", key.encode()))
+        add(_tagged(b"s", _bytes(key)))
         _encode(value[key], add)
 
 
@@ -146,7 +146,7 @@ def _encode_texts(texts: list, add: Add) -> None:
         _text(next(text for text in texts if not isinstance(text, str)))
         raise
     add(_tagged(b"n", np.fromiter(map(len, texts), "<i8", len(texts)).tobytes()))
-    add(joined.encode())
+    add(_bytes(joined))
 
 
 def _joined_rows(columns: list[NDArray]) -> Iterator[bytes | memoryview]:
@@ -197,7 +197,12 @@ def _text(value: object) -> bytes:
         raise TypeError(
             f"cannot fingerprint an array that holds a {type(value).__name__}: {value!r}"
         )
-    return _tagged(b"s", value.encode())
+    return _tagged(b"s", _bytes(value))
+
+
+def _bytes(text: str) -> bytes:
+    """In UTF-8, names of files that are no text too: who reads them says so."""
+    return text.encode(errors="surrogatepass")
 
 
 def _tagged(tag: bytes, payload: bytes) -> bytes:

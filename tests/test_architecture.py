@@ -76,7 +76,7 @@ def test_stores_queries_and_settings_do_not_import_torch():
 
 
 def test_how_folders_keep_a_store_is_the_business_of_one_folder():
-    """But for locks: of Dagster's runs, of marks, of Icechunk's folders, and who has a bucket's."""
+    """But for locks: of runs of Dagster, marks, shards, Icechunk, and who has a bucket's."""
     posix = "influence_dag.store.posix"
     rest = {module: path for module, path in MODULES.items() if not within(module, [posix])}
     knowing = {line.split(" imports ")[0] for line in forbidden(rest, [posix], all_imports)}
@@ -85,6 +85,7 @@ def test_how_folders_keep_a_store_is_the_business_of_one_folder():
         *icechunk,
         "influence_dag.components.dead_runs",
         "influence_dag.explorer.marks",
+        "influence_dag.stages.shards",
     }
 
 

@@ -9,14 +9,14 @@ import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from influence_dag.addresses import folder_of
 from influence_dag.errors import StoreError
 from influence_dag.files import explained, write_atomically
-from influence_dag.store.posix.locks import NoLocksError, locked
+from influence_dag.store.posix.locks import locked_anywhere
 from influence_dag.study.places import project_around
 
 ACTIONS = ("relabel", "drop", "keep")
@@ -65,15 +65,18 @@ class Marks:
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Be the only one who changes marks and edits: of threads, and of other explorers."""
-        with self._one_at_a_time, ExitStack() as held:
-            if self.folder is not None:
-                lock, told = self.folder / ".lock", f"the list of marks in {self.folder}"
-                try:
-                    held.enter_context(locked(lock, timeout=PATIENCE, told=told))
-                except NoLocksError:
-                    files = locked(lock, timeout=PATIENCE, told=told, locks="files")
-                    held.enter_context(files)
+        with self._one_at_a_time, self._alone():
             yield
+
+    def _alone(self) -> AbstractContextManager[None]:
+        if self.folder is None:
+            return nullcontext()
+        return locked_anywhere(
+            self.folder / ".lock",
+            timeout=PATIENCE,
+            told=f"the list of marks in {self.folder}",
+            cure="Try again when it is done",
+        )
 
     def _write(self, marks: Mapping[str, dict[str, Any]]) -> None:
         if self.folder is None:

@@ -25,7 +25,10 @@ from influence_dag.errors import StudyError
 from influence_dag.files import explained, write_atomically
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages.tasks import BlockTask
+from influence_dag.store.arrays import crc32c
 from influence_dag.study.study import Study
+
+_CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,6 @@ class Exchange:
     # What the first says
 
     def begin(self) -> None:
-        self.enter()
         write_atomically(self.folder.parents[1] / ".gitignore", b"*\n")
         for path in [self.folder / "ended", *self.folder.glob("*/plan"), *self._errors()]:
             path.unlink(missing_ok=True)
@@ -113,7 +115,7 @@ class Exchange:
         path.mkdir(exist_ok=True)
         for old in set(path.iterdir()) - {path / f"{name_of(task)}.arrays" for task in tasks}:
             old.unlink(missing_ok=True)  # of another age
-        write_atomically(path / "plan", pickle.dumps((shard.of, uuid.uuid4().hex, tasks)))
+        write_atomically(path / "plan", packed((shard.of, uuid.uuid4().hex, tasks)))
         return path
 
     def end(self, error: BaseException | None) -> None:
@@ -130,8 +132,8 @@ class Exchange:
         """Where arrays go, among how many tasks are shared, which plan it is, and its tasks."""
         for path in sorted(self.folder.glob("*/plan")):
             with suppress(FileNotFoundError):
-                of, plan, tasks = unpacked(path.read_bytes())
-                yield path.parent, of, plan, tasks
+                if plan := unpacked(path.read_bytes()):
+                    yield path.parent, *plan
 
     def ended(self) -> tuple[float, str] | None:
         """When, and with which error."""
@@ -143,10 +145,27 @@ class Exchange:
     def alive(self, number: int) -> Path:
         return self.folder / f"shard-{number}.alive"
 
+    def sign_of(self, number: int) -> float:
+        """When a shard was last heard of, by the clock of the folder's disk; 0 if it never was."""
+        with suppress(FileNotFoundError):
+            return self.alive(number).stat().st_mtime
+        return 0.0
 
-def unpacked(left: bytes) -> Any:
-    """What another shard has left in the folder, which is this user's alone."""
-    return pickle.loads(left)
+
+def packed(value: Any) -> bytes:
+    """A value as it is left in the folder, behind its checksum."""
+    content = pickle.dumps(value)
+    return crc32c(content).to_bytes(_CHECKSUM_BYTES, "big") + content
+
+
+def unpacked(left: bytes | None) -> Any:
+    """What was `packed`, in the folder that is this user's alone; None for anything else.
+
+    What a machine that stopped, or a disk, has left of a file is made again.
+    """
+    begins, content = (left or b"")[:_CHECKSUM_BYTES], (left or b"")[_CHECKSUM_BYTES:]
+    is_whole = content and crc32c(content) == int.from_bytes(begins, "big")
+    return pickle.loads(content) if is_whole else None
 
 
 def name_of(task: BlockTask) -> str:

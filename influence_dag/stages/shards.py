@@ -7,7 +7,6 @@ and go: what they left stays for the next run, and what is missing is theirs aga
 """
 
 import os
-import pickle
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -17,12 +16,14 @@ from typing import Any
 
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.files import content_of, write_atomically
-from influence_dag.stages.exchange import Exchange, Shard, name_of, unpacked
+from influence_dag.stages.exchange import Exchange, Shard, name_of, packed, unpacked
 from influence_dag.stages.tasks import BlockTask, Results, run
+from influence_dag.store.posix.locks import locked_anywhere
 from influence_dag.store.threads import repeated
 from influence_dag.study.study import Study
 
 PATIENCE = 600.0  # seconds without a sign of a shard that has blocks left
+DRIVEN = 10.0  # for which another first one may be ending
 BEAT = 5.0
 POLL = 0.2
 
@@ -49,8 +50,7 @@ class ShardExecutor:
             while waiting:
                 name = self._next(folder, waiting, owner, signs)
                 task = waiting.pop(name)
-                left = content_of(folder / f"{name}.arrays")
-                yield task, run(task) if left is None else unpacked(left)
+                yield task, unpacked(content_of(folder / f"{name}.arrays")) or run(task)
                 (folder / f"{name}.arrays").unlink(missing_ok=True)
         finally:
             (folder / "plan").unlink(missing_ok=True)
@@ -66,7 +66,8 @@ class ShardExecutor:
             if own := next((name for name in waiting if owner[name] == 1), None):
                 return own
             for path in folder.glob("*.error"):
-                raise unpacked(path.read_bytes())
+                if error := unpacked(content_of(path)):
+                    raise error
             signs.look({owner[name] for name in waiting}, self.shard)
             time.sleep(POLL)
 
@@ -76,7 +77,7 @@ class _Signs:
 
     def __init__(self, exchange: Exchange, patience: float) -> None:
         self.exchange, self.patience = exchange, patience
-        self._seen: dict[int, tuple[float | None, float]] = {}
+        self._seen: dict[int, tuple[float, float]] = {}
 
     def look(self, numbers: set[int], shard: Shard) -> None:
         if silent := sorted(filter(self.is_silent, numbers)):
@@ -89,9 +90,7 @@ class _Signs:
             )
 
     def is_silent(self, number: int) -> bool:
-        beat, now = None, time.monotonic()
-        with suppress(FileNotFoundError):
-            beat = self.exchange.alive(number).stat().st_mtime
+        beat, now = self.exchange.sign_of(number), time.monotonic()
         if number not in self._seen or self._seen[number][0] != beat:
             self._seen[number] = beat, now
         return now - self._seen[number][1] > self.patience
@@ -101,13 +100,20 @@ class _Signs:
 def driving(shard: Shard, study: Study, patience: float = PATIENCE) -> Iterator[ShardExecutor]:
     """Inside, the first shard hands out blocks; the others end when it does."""
     exchange = Exchange(study)
-    exchange.begin()
-    try:
-        yield ShardExecutor(shard, exchange, patience=patience)
-    except BaseException as error:
-        exchange.end(error if str(error) else InterruptedError("interrupted"))
-        raise
-    exchange.end(None)
+    exchange.enter()
+    with locked_anywhere(
+        exchange.folder / ".lock",
+        timeout=DRIVEN,
+        told=f"the plans of {study.name}'s shards ({exchange.folder})",
+        cure="Try again when it is done: one --shard 1/n at a time drives",
+    ):
+        exchange.begin()
+        try:
+            yield ShardExecutor(shard, exchange, patience=patience)
+        except BaseException as error:
+            exchange.end(error if str(error) else InterruptedError("interrupted"))
+            raise
+        exchange.end(None)
 
 
 def compute_share(study: Study, shard: Shard, *, patience: float = PATIENCE) -> int:
@@ -116,10 +122,11 @@ def compute_share(study: Study, shard: Shard, *, patience: float = PATIENCE) -> 
     Raises the error of a block that cannot be computed, and `InfluenceDagError` where nothing was
     asked for `patience` seconds or the first shard ended with an error.
     """
-    exchange, began, done = Exchange(study), time.time(), 0
+    exchange, done = Exchange(study), 0
     exchange.enter()
     last, seen = time.monotonic(), set[tuple[str, int]]()
     with beating(study, shard.number):
+        began = exchange.sign_of(shard.number)
         while True:
             for folder, of, plan, tasks in exchange.plans():
                 own = {k for k in range(len(tasks)) if shard.owns(k)} - {
@@ -131,7 +138,7 @@ def compute_share(study: Study, shard: Shard, *, patience: float = PATIENCE) -> 
             waited = time.monotonic() - last > patience
             if _is_over(exchange, shard, began, waited=waited):
                 return done
-            if waited and not _is_driven(exchange):
+            if waited and not _is_driven(exchange, shard):
                 raise InfluenceDagError(
                     f"shard {shard}: no block was asked for in {patience:g} s, and shard 1 is not "
                     f"there; start --shard 1/{shard.of}, which plans and publishes. What this one "
@@ -150,11 +157,9 @@ def _is_over(exchange: Exchange, shard: Shard, began: float, *, waited: bool) ->
     return True
 
 
-def _is_driven(exchange: Exchange) -> bool:
+def _is_driven(exchange: Exchange, shard: Shard) -> bool:
     """Whether a first shard is at work: it plans, or makes what is not cut into blocks."""
-    with suppress(FileNotFoundError):
-        return time.time() - exchange.alive(1).stat().st_mtime < 10 * BEAT
-    return False
+    return exchange.sign_of(1) > exchange.sign_of(shard.number) - 10 * BEAT
 
 
 def _compute_own(folder: Path, of: int, tasks: dict[int, BlockTask], shard: Shard) -> int:
@@ -182,7 +187,7 @@ def _compute_own(folder: Path, of: int, tasks: dict[int, BlockTask], shard: Shar
 
 def _leave(path: Path, value: Any) -> None:
     with suppress(FileNotFoundError):  # the first shard has ended meanwhile
-        write_atomically(path, pickle.dumps(value))
+        write_atomically(path, packed(value))
 
 
 @contextmanager

@@ -95,13 +95,14 @@ def item_bytes(dtype: np.dtype) -> int:
     return 1 if dtype.kind == "T" else dtype.itemsize
 
 
-def write_group(contents: Unfinished, attributes: Mapping[str, Any], arrays: Sequence[str]) -> None:
+def write_group(
+    contents: Unfinished, attributes: Mapping[str, Any], members: Mapping[str, Any]
+) -> None:
     """A group's attributes and the metadata of its arrays in its one file: opening reads no other.
 
     As `zarr.consolidate_metadata` writes them, an extension of the format that Zarr and xarray
     read and other implementations ignore.
     """
-    members = {name: json.loads(written(contents, f"{name}/{METADATA}")) for name in sorted(arrays)}
     metadata = {
         "attributes": plain(attributes),
         "zarr_format": 3,
@@ -138,12 +139,12 @@ def written(contents: Contents, file: str) -> bytes:
 
 
 class VanishedError(StoreError):
-    """A file of an unfinished version is gone, which its journal says to be there."""
+    """A file of an unfinished version is gone, or another, which its journal says to be there."""
 
 
-def vanished(contents: Contents, file: str) -> VanishedError:
+def vanished(contents: Contents, file: str, how: str = "vanished") -> VanishedError:
     """The error for a file that was written and is not there."""
-    return VanishedError(f"{contents.address}/{file} vanished before it was published; run again")
+    return VanishedError(f"{contents.address}/{file} {how} before it was published; run again")
 
 
 def chunk_file(variable: str, index: ChunkIndex) -> str:

@@ -1,7 +1,7 @@
-"""A version's manifest: JSON that begins with its own checksum; what it says of its arrays."""
+"""JSON that begins with its own checksum, as a version's manifest; what that says of its arrays."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,16 +15,16 @@ UNKNOWN = -1  # of a chunk that an interrupted run wrote: its file ends in its c
 KEYS, STAMPS = "keys", "files"  # of each variable's chunks, in that file
 
 
-def sealed(manifest: dict[str, Any]) -> bytes:
-    """A manifest as JSON that begins with its own checksum."""
-    content = json.dumps(manifest)
+def sealed(value: Mapping[str, Any]) -> bytes:
+    """A manifest, or an entry of a journal, as JSON that begins with its own checksum."""
+    content = json.dumps(value)
     return f'{{"crc32c": {crc32c(content.encode())}, {content[1:]}'.encode()
 
 
 def unsealed(content: bytes) -> dict[str, Any]:
-    """The manifest that was `sealed`; a `ValueError` for anything else.
+    """What was `sealed`; a `ValueError` for anything else.
 
-    One without a checksum is of an earlier format, if it says so.
+    A manifest without a checksum is of an earlier format, if it says so.
     """
     try:
         manifest = json.loads(content)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from influence_dag.errors import StoreError
+from influence_dag.errors import StoreError, UnreachableError
 from influence_dag.fingerprints import Keys
 from influence_dag.store.arrays import METADATA, chunk_file, crc32c, damaged, is_sound
 from influence_dag.store.chunks import files_of, read_array, read_region
@@ -209,6 +209,8 @@ class StoredVersion:
             damage = list(self.damaged_files(checksums=checksums))
             for variable in self.variables:
                 damage += self.damaged_chunks(variable, checksums=checksums)
+        except UnreachableError:
+            raise
         except StoreError:
             return (Damage(MANIFEST, missing=not self.contents.has(MANIFEST)),)
         return tuple(damage)
@@ -218,6 +220,8 @@ class StoredVersion:
         """Whether its bookkeeping can be read and every file is there; contents are not read."""
         try:
             self.check_bookkeeping()
+        except UnreachableError:
+            raise
         except StoreError:
             return False
         return all(self.contents.stamp(name) is not None for name in self.files())

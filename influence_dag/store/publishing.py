@@ -1,5 +1,6 @@
 """How a finished draft becomes a version: leftovers go, bookkeeping and metadata come."""
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ def finish(draft: "StoredDraft") -> None:
     data_version = _data_version(draft)
     try:
         draft.contents.write(BLOCKS, _bookkeeping(draft))
-        _write_attributes(draft, data_version)
-        draft.contents.write(MANIFEST, sealed(_manifest(draft, data_version)))
+        members = {name: _metadata(draft, name) for name in sorted(_arrays(draft))}
+        _write_group(draft, data_version, members)
+        manifest = _manifest(draft, data_version, _small_files(draft, members))
+        draft.contents.write(MANIFEST, sealed(manifest))
     except arrays.VanishedError:  # or every run would resume it, and miss the same file
         draft.forget()
         raise
@@ -68,7 +71,26 @@ def _stamps(draft: "StoredDraft", variable: Variable) -> np.ndarray:
     return stamps
 
 
-def _write_attributes(draft: "StoredDraft", data_version: str) -> None:
+def _metadata(draft: "StoredDraft", array: str) -> dict[str, Any]:
+    """What is to be said of an array: readers take it from the group's file, which is a new one.
+
+    What has rotted in the version before, unseen, does not become right by being said again.
+    """
+    file = f"{array}/{arrays.METADATA}"
+    content = arrays.written(draft.contents, file)
+    seen = draft.contents.stamp(file)
+    known = _linked_checksum(draft, file, seen) if seen else None
+    try:
+        if known is None or arrays.checksum(file, content) == known:
+            return json.loads(content)
+    except ValueError:  # of an interrupted run
+        pass
+    if draft.base is not None and known is not None:
+        draft.base.contents.doubt(file)
+    raise arrays.vanished(draft.contents, file, "was damaged")
+
+
+def _write_group(draft: "StoredDraft", data_version: str, members: dict[str, Any]) -> None:
     layout, results = draft.layout, draft.results
     coordinates = [variable.name for variable in layout.variables if variable.coordinate]
     coordinates += [item.name for item in layout.coordinates] + list(results.arrays)
@@ -81,10 +103,12 @@ def _write_attributes(draft: "StoredDraft", data_version: str) -> None:
     }
     if coordinates:
         attributes["coordinates"] = " ".join(coordinates)  # as xarray marks them
-    arrays.write_group(draft.contents, attributes, _arrays(draft))
+    arrays.write_group(draft.contents, attributes, members)
 
 
-def _manifest(draft: "StoredDraft", data_version: str) -> dict[str, Any]:
+def _manifest(
+    draft: "StoredDraft", data_version: str, small_files: dict[str, tuple[int, int, int]]
+) -> dict[str, Any]:
     variables = {
         variable.name: {"shape": list(variable.shape), "encoding": variable.encoding}
         for variable in draft.layout.variables
@@ -98,18 +122,18 @@ def _manifest(draft: "StoredDraft", data_version: str) -> dict[str, Any]:
         "parts": draft.layout.parts,
         "sizes": draft.layout.sizes,
         "results": draft.results.to_json(),
-        "files": _small_files(draft),
+        "files": small_files,
     }
 
 
-def _small_files(draft: "StoredDraft") -> dict[str, tuple[int, int, int]]:
+def _small_files(draft: "StoredDraft", members: dict[str, Any]) -> dict[str, tuple[int, int, int]]:
     """Stamp and checksum of every file that is not a chunk of a variable.
 
     Files that are links to those of the version before keep the checksum that they have there: what
     rotted since then does not become right.
     """
     files = {}
-    for name in _small_names(draft):
+    for name in _small_names(draft, members):
         seen = draft.contents.stamp(name)
         if seen is None:
             raise arrays.vanished(draft.contents, name)
@@ -121,15 +145,13 @@ def _small_files(draft: "StoredDraft") -> dict[str, tuple[int, int, int]]:
     return files
 
 
-def _small_names(draft: "StoredDraft") -> Iterator[str]:
+def _small_names(draft: "StoredDraft", members: dict[str, Any]) -> Iterator[str]:
     yield from (arrays.METADATA, BLOCKS, *draft.results.files)
-    yield from (f"{name}/{arrays.METADATA}" for name in _arrays(draft))
-    whole = {item.name: len(item.dims) for item in draft.layout.coordinates}
-    whole |= {name: len(dims) for name, dims in draft.results.arrays.items()}
-    for name, depth in whole.items():
-        chunk = arrays.chunk_file(name, (0,) * depth)
-        if draft.contents.has(chunk):  # of nothing there is none
-            yield chunk
+    yield from (f"{name}/{arrays.METADATA}" for name in members)
+    chunked = {variable.name for variable in draft.layout.variables}
+    for name, told in members.items():
+        if name not in chunked and 0 not in told["shape"]:  # of nothing there is no chunk
+            yield arrays.chunk_file(name, (0,) * len(told["shape"]))
 
 
 def _linked_checksum(draft: "StoredDraft", name: str, seen: tuple[int, int]) -> int | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypedDict, TypeVar
 
-from influence_dag.errors import StoreError
+from influence_dag.errors import StoreError, UnreachableError
 from influence_dag.store.differences import Difference
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.layout import Layout
@@ -244,7 +244,8 @@ class VersionedStore(ABC, Generic[Kept]):
 
 def begun_for(layout: Layout, base: StoredVersion | None) -> dict[str, Any]:
     """What a draft is for; one that was begun for another begins anew."""
-    return {"layout": layout.fingerprint, "base": base.number if base else None}
+    from_version = [base.number, base.data_version] if base else None
+    return {"layout": layout.fingerprint, "base": from_version}
 
 
 def refuse_locks(address: str, locks: str, others: str) -> None:
@@ -274,6 +275,8 @@ def _readable(version: Kept | None) -> Kept | None:
     try:
         if version:
             version.check_bookkeeping()
+    except UnreachableError:
+        raise
     except StoreError:
         return None
     return version

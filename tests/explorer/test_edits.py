@@ -18,6 +18,7 @@ from influence_dag.errors import DataError, StoreError
 from influence_dag.explorer.edited import _cell, _copy, copies
 from influence_dag.explorer.marks import Marks
 from influence_dag.explorer.outcome import export, outcome, outcomes, predicted
+from influence_dag.store.posix.locks import locked
 from influence_dag.study.data import DataSettings
 
 pytest.importorskip("starlette")
@@ -125,6 +126,16 @@ def test_an_export_that_fails_leaves_no_half_an_edit(tmp_path):
     assert [each.name for each in (tmp_path / "study.edits").iterdir()] == [".lock"]
     assert (marks.freeze({"a": b"1"}), marks.freeze({"a": b"2"})) == (1, 2)
     assert [(marks.place(k) / "a").read_bytes() for k in marks.edits] == [b"1", b"2"]
+
+
+def test_who_waits_too_long_to_mark_a_row_is_sent_to_no_setting(tmp_path, monkeypatch):
+    monkeypatch.setattr("influence_dag.explorer.marks.PATIENCE", 0.1)
+    marks = Marks(str(tmp_path / "study"))
+    marks.put("a", "drop")
+    with locked(marks.folder / ".lock", timeout=0), pytest.raises(StoreError) as error:
+        marks.put("b", "drop")
+    assert str(error.value).endswith("waited 0.1 s. Try again when it is done")
+    assert list(marks.all()) == ["a"]
 
 
 def test_dropping_rows_is_predicted_by_the_sum_of_their_influences(explorer, looked_at):

@@ -1,5 +1,6 @@
 """Folders of pictures, and tables that name them."""
 
+import os
 import struct
 import zlib
 
@@ -92,6 +93,16 @@ def test_an_edited_picture_is_another_content(folder):
     before = source_fingerprint(data, folder)
     Image.new("RGB", (4, 2), RED).save(folder / "train/cold/b.png")
     assert source_fingerprint(data, folder) != before
+
+
+def test_a_picture_whose_name_is_no_text_is_told(folder):
+    """The hash of the folder's content came first, and ended in a `UnicodeEncodeError`."""
+    cold = folder / "train/cold"
+    (cold / "b.png").rename(cold / os.fsdecode(b"\xff.png"))
+    data = DataSettings.model_validate({"train": "train", "test": "test", "images": {}})
+    assert source_fingerprint(data, folder)
+    with pytest.raises(DataError, match=r"the id at picture \d of 3 is .cold.*udcff\.png., which"):
+        read(folder)
 
 
 def test_a_folder_that_is_linked_is_a_class(folder):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_project import Project
 
-from influence_dag.errors import InfluenceDagError, StudyError
+from influence_dag.errors import InfluenceDagError, StoreError, StudyError
 from influence_dag.stages import shards
 from influence_dag.stages.exchange import Exchange, Shard, name_of
 from influence_dag.stages.executors import LocalExecutor
@@ -133,24 +133,70 @@ def test_a_missing_shard_is_named_and_a_rerun_goes_on_from_what_was_finished(alo
     assert_same_bits(alone, begun)
 
 
-def test_what_a_shard_left_is_taken_by_the_next_run_and_not_computed_again(
-    alone, begun, monkeypatch
+LEFT = {
+    "whole": lambda left: left,
+    "empty": lambda left: b"",
+    "truncated": lambda left: left[:-9],
+    "with another bit": lambda left: left[:-9] + bytes([left[-9] ^ 64]) + left[-8:],
+}
+
+
+@pytest.mark.parametrize("state", LEFT)
+def test_what_a_shard_left_whole_is_taken_by_the_next_run_and_what_is_not_is_computed_again(
+    alone, begun, monkeypatch, state
 ):
     """It was killed, or all were: arrays lie there, of tasks that are asked for again."""
-    plan, saved = Exchange.plan, []
+    plan, saved, again = Exchange.plan, [], []
+    computed = shards.run
+
+    def counting(task):
+        again.append(task)
+        return computed(task)
+
+    monkeypatch.setattr(shards, "run", counting)
 
     def with_what_was_left(self, tasks, shard):
         folder = plan(self, tasks, shard)
         for position, task in enumerate(tasks):
             if Shard(2, 2).owns(position):
-                shards._leave(folder / f"{name_of(task)}.arrays", shards.run(task))
+                path = folder / f"{name_of(task)}.arrays"
+                shards._leave(path, computed(task))
+                path.write_bytes(LEFT[state](path.read_bytes()))
                 saved.append(task)
         return plan(self, tasks, shard)  # as the next run writes it
 
     monkeypatch.setattr(Exchange, "plan", with_what_was_left)
     driven(begun, Shard(1, 2), patience=0.1)
     assert len(saved) >= 3
+    assert [task in again for task in saved] == [state != "whole"] * len(saved)
     assert_same_bits(alone, begun)
+
+
+def test_a_second_shard_that_drives_is_refused_and_disturbs_nobody(alone, begun, monkeypatch):
+    """Each took the other's plans away, and waited for its locks."""
+    monkeypatch.setattr(shards, "DRIVEN", 0.1)
+    study = load_study(begun.folder)
+    told, threads = others(begun, 2, of=2)
+    with driving(Shard(1, 2), study) as executor, shards.beating(study, 1):
+        with (
+            pytest.raises(StoreError, match=r"plans of tiny's shards .*one --shard 1/n at a time"),
+            driving(Shard(1, 2), study),
+        ):
+            pass
+        refresh(Workbench(study, executor=executor))
+    threads[0].join(timeout=30)
+    assert isinstance(told[2], int), told
+    assert_same_bits(alone, begun)
+
+
+def test_whether_the_first_has_ended_is_told_by_one_clock(alone, begun, monkeypatch):
+    """The folder's: that of the machine may be ahead of it, or behind."""
+    now = time.time
+    monkeypatch.setattr(shards.time, "time", lambda: now() + 3600)
+    told, threads = others(begun, 2, of=2)
+    driven(begun, Shard(1, 2))
+    threads[0].join(timeout=5)
+    assert isinstance(told.get(2), int), "it goes on waiting for who has ended"
 
 
 def test_an_error_of_a_block_ends_all_with_the_same_words(begun, monkeypatch):

@@ -20,6 +20,7 @@ from stored_sample import NAME, Sample, chunk_files, refresh, refresh_with_resul
 
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore, drafts
+from influence_dag.store.manifests import sealed
 from influence_dag.store.posix import locks
 from influence_dag.store.testing.interruption import interrupted_run
 
@@ -237,8 +238,8 @@ def test_a_torn_line_of_the_journal_is_skipped(store, torn):
 def test_a_chunk_marked_dirty_is_computed_again_even_under_the_key_of_its_clone(store):
     """Killed while chunk (0, 0), right in the base, was being replaced."""
     journal = journal_of(interrupted_run(store, NEW, 0))
-    dirty = b'\n{"dirty": "influences", "chunks": [[0, 0]]}'
-    journal.write_bytes(journal.read_bytes() + dirty)
+    dirty = sealed({"dirty": "influences", "chunks": [[0, 0]]})
+    journal.write_bytes(journal.read_bytes() + b"\n" + dirty)
     assert refresh(store, NEW).chunks_written == NEW_CHUNKS + 1
     assert_whole(store, NEW)
 

@@ -16,7 +16,7 @@ from stored_sample import NAME, Sample, refresh, write_chunk
 from influence_dag.errors import StoreError
 from influence_dag.files import explained, write_atomically
 from influence_dag.store import ArtifactStore
-from influence_dag.store.posix import durable, folders, locks
+from influence_dag.store.posix import durable, folders, holders, locks
 from influence_dag.store.posix.durable import make_durable, sync
 
 SAMPLE = Sample()
@@ -48,7 +48,7 @@ def with_files(store: ArtifactStore, timeout: float = 0.1) -> ArtifactStore:
 def left_by(held: Path, **changes) -> None:
     """What a process has left that was killed while it held the lock."""
     held.parent.mkdir(parents=True, exist_ok=True)
-    held.write_text(json.dumps(locks.this_process() | changes))
+    held.write_text(json.dumps(holders.this_process() | changes))
 
 
 @pytest.mark.parametrize("number", NO_LOCKS)
@@ -105,12 +105,12 @@ def test_the_lock_file_of_a_process_that_died_is_taken_over(store, held, without
 def test_of_a_process_elsewhere_nobody_knows_whether_it_lives(
     store, held, without_flock, monkeypatch, elsewhere
 ):
-    monkeypatch.setattr(locks, "_OUTSIDE", "")  # as within a container
+    monkeypatch.setattr(holders, "_OUTSIDE", "")  # as within a container
     left_by(held, **elsewhere)
     if elsewhere == {"pid": None}:
         held.write_text("")  # killed before it could say who it is
     with (
-        pytest.raises(StoreError, match="waited"),
+        pytest.raises(StoreError, match=f"if that is over, remove {held}; waited"),
         with_files(store).exclusive(NAME),
     ):
         pass
@@ -120,9 +120,9 @@ def test_of_a_process_elsewhere_nobody_knows_whether_it_lives(
 def test_after_a_restart_of_the_machine_its_locks_are_nobodys(
     store, held, without_flock, monkeypatch
 ):
-    here = locks.this_process()
-    monkeypatch.setattr(locks, "_OUTSIDE", here["processes"])
-    monkeypatch.setattr(locks, "_line", lambda path: "this" if "machine" in path else "now")
+    here = holders.this_process()
+    monkeypatch.setattr(holders, "_OUTSIDE", here["processes"])
+    monkeypatch.setattr(holders, "_line", lambda path: "this" if "machine" in path else "now")
     left_by(held, boot="before")
     with with_files(store).exclusive(NAME):
         pass

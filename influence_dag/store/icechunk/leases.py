@@ -14,20 +14,21 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from influence_dag.errors import StoreError
-from influence_dag.store.posix.locks import Report, acquire, is_dead, named, this_process
+from influence_dag.store.posix.holders import is_dead, named, this_process
+from influence_dag.store.posix.locks import PATIENCE, Report, acquire
 from influence_dag.store.threads import repeated
 
 RENEWED = 30.0  # seconds
 FORGOTTEN = 180.0
 _POLL_SECONDS = 0.25
-_ELSEWHERE = f"; one that was killed elsewhere is taken over from after {FORGOTTEN:g} s"
+_CURE = f"{PATIENCE}; one that was killed elsewhere is taken over from after {FORGOTTEN:g} s"
 
 
 @contextmanager
 def leased(files: Any, path: str, *, told: str, timeout: float, report: Report) -> Iterator[None]:
     """Hold the object; after `timeout` seconds of waiting a `StoreError` names the holder."""
     lease = _Lease(files, path, told)
-    acquire(lease, told, timeout=timeout, every=_POLL_SECONDS, report=report, more=_ELSEWHERE)
+    acquire(lease, told, timeout=timeout, every=_POLL_SECONDS, report=report, cure=_CURE)
     try:
         with repeated(lease.renew, RENEWED):
             yield

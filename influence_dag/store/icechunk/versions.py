@@ -1,10 +1,9 @@
 """Versioned artifacts in Icechunk: a repository each, a version a tag, a draft a branch."""
 
-import json
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any, Unpack
 
 from influence_dag.store.cloning import clone
@@ -13,6 +12,7 @@ from influence_dag.store.icechunk.contents import Draft, Kept
 from influence_dag.store.icechunk.places import Place, check_place
 from influence_dag.store.icechunk.repositories import DRAFT, Repository, quiet, told
 from influence_dag.store.layout import Layout
+from influence_dag.store.manifests import sealed, unsealed
 from influence_dag.store.progress import Progress, finished_chunks
 from influence_dag.store.published import StoredVersion
 from influence_dag.store.publishing import finish
@@ -175,7 +175,9 @@ class _Journal(Progress):
             return []
         draft = Draft(repository, 0, repository.repository.readonly_session(DRAFT))
         draft.names = {_JOURNAL}
-        return json.loads(draft.read(_JOURNAL) or b"[]")
+        with suppress(ValueError):  # one that is damaged vouches for nothing
+            return unsealed(draft.read(_JOURNAL) or b"")["entries"]
+        return []
 
     def record(self, entry: dict[str, Any]) -> None:
         with self._lock:
@@ -196,8 +198,7 @@ class _Journal(Progress):
         self._contents.repository.drop_draft()
 
     def _keep(self) -> None:
-        content = json.dumps([self.header, *self._entries]).encode()
-        self._contents.write(_JOURNAL, content)
+        self._contents.write(_JOURNAL, sealed({"entries": [self.header, *self._entries]}))
         self._contents.keep("unfinished")
         self._changed = False
 

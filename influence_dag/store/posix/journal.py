@@ -1,11 +1,10 @@
 """The journal beside an unfinished version: what of it can be trusted after a kill.
 
-JSON lines. The first one, the header, says what the version was begun for; the others are the
-entries of `store/progress.py`. Nothing is fsynced: the header names the running kernel, whose page
-cache survives the process, and another kernel discards the journal.
+JSON lines, each with its checksum. The first one, the header, says what the version was begun for;
+the others are the entries of `store/progress.py`. Nothing is fsynced: the header names the running
+kernel, whose page cache survives the process, and another kernel discards the journal.
 """
 
-import json
 import os
 import threading
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from influence_dag.files import boot_id, write_atomically
 from influence_dag.store.layout import Layout
+from influence_dag.store.manifests import sealed, unsealed
 from influence_dag.store.progress import Progress
 from influence_dag.store.progress import finished_chunks as count_finished
 from influence_dag.store.published import StoredVersion
@@ -25,7 +25,7 @@ JOURNALS = ".partial-*.journal"
 
 def header(layout: Layout, base: StoredVersion | None) -> dict[str, object]:
     """What a journal begins with: a run with another one begins anew."""
-    return {"format": 1, **begun_for(layout, base), "boot": boot_id()}
+    return {"format": 2, **begun_for(layout, base), "boot": boot_id()}
 
 
 def published_path(partial: Path) -> Path:
@@ -45,7 +45,7 @@ class Journal(Progress):
     @classmethod
     def begin(cls, path: Path, header: Mapping[str, Any]) -> "Journal":
         """A new journal with nothing but its header, there at once or not at all."""
-        write_atomically(path, json.dumps(header).encode())
+        write_atomically(path, sealed(header))
         return cls(path)
 
     @classmethod
@@ -62,7 +62,7 @@ class Journal(Progress):
     def record(self, entry: dict[str, Any]) -> None:
         # The newline comes first: it ends whatever a kill or a full disk left of the line before,
         # which is then skipped as unreadable, while this one stands.
-        content = b"\n" + json.dumps(entry).encode()
+        content = b"\n" + sealed(entry)
         with self._lock:
             while content:  # a disk that fills up takes a part; the next attempt raises
                 content = content[os.write(self._descriptor, content) :]
@@ -81,5 +81,5 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
     entries = []
     for line in filter(None, lines):
         with suppress(ValueError):
-            entries.append(json.loads(line))
+            entries.append(unsealed(line))
     return entries

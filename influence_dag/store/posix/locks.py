@@ -10,12 +10,9 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,13 +20,14 @@ from weakref import WeakSet
 
 from influence_dag.errors import StoreError
 from influence_dag.files import content_of, explained
+from influence_dag.store.posix.holders import is_dead, named, this_process
 
 Locks = Literal["flock", "files"]
 Report = Callable[[str], None]
 
 _POLL_SECONDS = 0.05
-_OUTSIDE = "pid:[4026531836]"  # of containers: Linux gives its first namespace this number
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+PATIENCE = "Try again when it is done, or raise `store.lock_timeout`"
 
 
 class NoLocksError(StoreError):
@@ -44,10 +42,12 @@ def locked(
     report: Report = lambda message: None,
     locks: Locks = "flock",
     told: str | None = None,
+    cure: str = PATIENCE,
 ) -> Iterator[None]:
     """Hold an exclusive lock on a file; after `timeout` seconds a `StoreError` names the holder.
 
-    `told` is what is locked, as sentences call it; by default the folder.
+    `told` is what is locked, as sentences call it; by default the folder. `cure` ends that
+    sentence.
 
     Who has to wait says so to `report` at once, with the holder's name. With `locks="files"` a
     file is held as well, which whoever uses `flock` looks at too. The file itself stays.
@@ -58,13 +58,24 @@ def locked(
     _held.add(opened)
     lock, told = _Lock(path, opened, locks), told or str(path.parent)
     try:
-        acquire(lock, told, timeout=timeout, every=_POLL_SECONDS, report=report)
+        acquire(lock, told, timeout=timeout, every=_POLL_SECONDS, report=report, cure=cure)
         yield
     finally:
         try:
             lock.release()
         finally:  # or a process that outlives an interrupt in its course would go on holding it
             lock.release()
+
+
+@contextmanager
+def locked_anywhere(path: Path, *, timeout: float, told: str, cure: str) -> Iterator[None]:
+    """As `locked`, where no setting says how: by a file where the file system has no locks."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(path, timeout=timeout, told=told, cure=cure))
+        except NoLocksError:
+            held.enter_context(locked(path, timeout=timeout, told=told, cure=cure, locks="files"))
+        yield
 
 
 class _Lock:
@@ -111,10 +122,10 @@ class _Lock:
 
     def named(self) -> str:
         """Who holds it, as it wrote into the files; how to end what may be over."""
-        for file in (self.file, self.path):
-            if told := named(_read(file)):
-                return told + (f"; if that is over, remove {file}" if file == self.file else "")
-        return "another process"
+        if self.file.exists():  # of one that was killed while it made it, nobody is named in it
+            told = named(_read(self.file)) or "a process that has not noted its name"
+            return f"{told}; if that is over, remove {self.file}"
+        return named(_read(self.path)) or "another process"
 
     def release(self) -> None:
         """Let it go, if that has not been done."""
@@ -151,29 +162,22 @@ class Lock(Protocol):
 
 
 def acquire(
-    lock: Lock, told: str, *, timeout: float, every: float, report: Report, more: str = ""
+    lock: Lock, told: str, *, timeout: float, every: float, report: Report, cure: str
 ) -> None:
     """Try for it every so many seconds; after `timeout` a `StoreError` names the holder.
 
-    `told` is what is locked, `more` what else there is to say.
+    `told` is what is locked, `cure` what to do.
     """
     deadline, tries = time.monotonic() + timeout, 0
     while not lock.is_taken():
         if time.monotonic() >= deadline:
             raise StoreError(
-                f"{told} is being written by {lock.named()}; waited {timeout:g} s. Try again when "
-                f"it is done, or raise `store.lock_timeout`{more}"
+                f"{told} is being written by {lock.named()}; waited {timeout:g} s. {cure}"
             )
         time.sleep(min(every, timeout))
         tries += 1
         if tries == 1:  # by now a holder that has just come has written its name
             report(f"waiting for {lock.named()}, which writes {told}")
-
-
-def named(holder: Mapping[str, Any]) -> str:
-    """A process, as it has noted itself (`this_process`); empty for none that has."""
-    known = {"pid", "host", "since"} <= holder.keys()
-    return "process {pid} on {host} (since {since})".format_map(holder) if known else ""
 
 
 def _unlockable(path: Path, error: OSError) -> StoreError:
@@ -187,20 +191,6 @@ def _unlockable(path: Path, error: OSError) -> StoreError:
         "the results from there, or mount this one with locks (NFS: with lockd, Lustre: with -o "
         "flock)"
     )
-
-
-def this_process() -> dict[str, Any]:
-    """What tells this process from any other, on this machine and elsewhere."""
-    return {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.ctime(),
-        "machine": _line("/etc/machine-id"),
-        "boot": _line("/proc/sys/kernel/random/boot_id"),
-        "processes": _link("/proc/self/ns/pid"),  # pids of a container are its own
-        "began": _own_beginning(os.getpid()),
-        "token": uuid.uuid4().hex,
-    }
 
 
 def _create(file: Path, holder: dict[str, Any]) -> bool:
@@ -241,46 +231,3 @@ def _read(file: Path) -> dict[str, Any]:
     with suppress(ValueError, TypeError):
         return dict(json.loads(content_of(file) or b"{}"))
     return {}
-
-
-def is_dead(holder: dict[str, Any]) -> bool:
-    """Whether a holder was a process of this machine, and is no more; of others nobody knows.
-
-    Its pid says so while the machine runs, and where it has been started anew its name and number:
-    outside containers, whose copies on other machines may have the same.
-    """
-    here = this_process()
-    if not all(holder.get(name) and here[name] for name in ("boot", "processes")):
-        return False
-    if holder["processes"] != here["processes"]:
-        return False
-    if holder["boot"] == here["boot"]:
-        return _began(int(holder.get("pid") or 0)) != holder.get("began")
-    same = all(holder.get(name) and holder[name] == here[name] for name in ("host", "machine"))
-    return same and here["processes"] == _OUTSIDE
-
-
-@cache  # every lock that is taken says it
-def _line(path: str) -> str:
-    """What a file of the system says, which it goes on saying; empty where there is none."""
-    with suppress(OSError):
-        return Path(path).read_text().strip()
-    return ""
-
-
-def _link(path: str) -> str:
-    with suppress(OSError):
-        return os.readlink(path)
-    return ""
-
-
-@lru_cache(maxsize=1)
-def _own_beginning(pid: int) -> str:
-    return _began(pid)
-
-
-def _began(pid: int) -> str:
-    """When a process began, in ticks since the machine did; empty for none that is there."""
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return ""

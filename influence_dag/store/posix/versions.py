@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Unpack
 
 from influence_dag.errors import StoreError
-from influence_dag.files import explained, remove
+from influence_dag.files import explained, reached, remove
 from influence_dag.store import versioned
 from influence_dag.store.cloning import clone
 from influence_dag.store.drafts import StoredDraft
@@ -58,11 +58,16 @@ class ArtifactStore(versioned.VersionedStore[FolderVersion]):
 
         Where the link to it is lost, as in a copy of the store, a warning says what is taken.
         """
-        path = pointed_to(self._folder(name), name)
+        folder = self._folder(name)
+        with reached(folder):
+            path = pointed_to(folder, name)
         return self._known(version_in(path, name)) if path else None
 
     def versions(self, name: str) -> list[FolderVersion]:
-        return [self._known(version_in(path, name)) for path in numbered(self._folder(name))]
+        folder = self._folder(name)
+        with reached(folder):
+            kept = numbered(folder)
+        return [self._known(version_in(path, name)) for path in kept]
 
     def restore_pointer(self, name: str) -> None:
         """Make `current` a link again where a copy has left a folder, or nothing.
@@ -70,8 +75,9 @@ class ArtifactStore(versioned.VersionedStore[FolderVersion]):
         And end what a kill left of publishing: what is current may never be written again.
         """
         folder = self._folder(name)
-        if is_pointer(folder / CURRENT) and not self._half_published(name):
-            return
+        with reached(folder):
+            if is_pointer(folder / CURRENT) and not self._half_published(name):
+                return
         with self._writing(name), explained(folder, f"pointing {name} to its version in"):
             self._tidy(name)
             path = pointed_to(folder, name)
@@ -82,7 +88,7 @@ class ArtifactStore(versioned.VersionedStore[FolderVersion]):
         return self._locked(name, ".refresh.lock")
 
     def free_bytes(self) -> int | None:
-        there = next(each for each in (self.root, *self.root.parents) if each.exists())
+        there = next(each for each in (self.root, *self.root.parents) if os.path.exists(each))
         return shutil.disk_usage(there).free
 
     def beside(self, artifact: str) -> list[str]:

@@ -161,6 +161,25 @@ class DamageContract:
         backend.damage(version, "zarr.json", with_other_units)
         assert {damage.file for damage in version.verify()} == {"model.safetensors", "zarr.json"}
 
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda content: content.replace(b"influence", b"infLuence"),
+            lambda content: b"[" * len(content),
+        ],
+        ids=["another name", "no JSON"],
+    )
+    def test_metadata_that_rotted_are_not_said_again_in_the_group_s_new_file(
+        self, store: Store, backend: Backend, version: Version, edit: Edit
+    ):
+        backend.rot(version, "influences/zarr.json", edit)
+        after = SAMPLE.with_train({3: 50.0})
+        with pytest.raises(StoreError, match=r"zarr\.json was damaged before it was published"):
+            refresh(open_store(store.address), after)
+        mended = published(open_store(store.address), after)
+        assert mended.open().influences.attrs == {"long_name": "influence"}
+        assert mended.verify(checksums=True) == ()
+
     def test_labels_that_rotted_do_not_become_right_in_the_versions_after(
         self, store: Store, backend: Backend, version: Version
     ):
