@@ -248,7 +248,12 @@ def write_pictures(folder, sizes=((6, 5),), mode="L"):
             path.parent.mkdir(parents=True, exist_ok=True)
             rows, columns = sizes[k % len(sizes)]
             values = rng.integers(0, 256, (rows, columns), np.uint8)
-            Image.fromarray(values).convert(mode).save(path)
+            picture = Image.fromarray(values)
+            if mode == "transparent":
+                picture.putalpha(picture.copy())
+            else:
+                picture = picture.convert(mode)
+            picture.save(path)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +262,10 @@ def write_pictures(folder, sizes=((6, 5),), mode="L"):
         (((6, 5),), "L", (1, 6, 5)),
         (((6, 5), (7, 4)), "RGB", (3, 6, 4)),
         (((90, 70),), "L", (1, 64, 64)),
+        (((6, 5),), "RGBA", (3, 6, 5)),
+        (((6, 5),), "transparent", (4, 6, 5)),
     ],
-    ids=["alike", "of two sizes", "large"],
+    ids=["alike", "of two sizes", "large", "opaque", "transparent"],
 )
 def test_a_folder_of_pictures(folder, sizes, mode, shape):
     write_pictures(folder, sizes, mode)
