@@ -660,3 +660,13 @@ def test_a_new_file_that_matches_is_another_content(parts):
     assert after != before
     (parts / "part-3.csv").write_text(HEADER + "r3,1,1,2\n")
     assert source_fingerprint(data, parts) not in (before, after)
+
+
+@pytest.mark.parametrize("size", [1e154, 1e155, 1e300, 1e-170, 1e-300])
+def test_units_whose_squares_no_float_holds_are_refused(tmp_path, size):
+    """A deviation of infinity or 0 left the column as it was, or NaN."""
+    x = np.random.default_rng(0).normal(size=(9, 2)) * [size, 1]
+    np.savez(tmp_path / "t.npz", x=x, y=np.zeros(len(x)))
+    data = settings("t.npz", "t.npz", target="y", features={"standardise": True})
+    with pytest.raises(DataError, match=r"largest number is .*, whose square is beyond float64"):
+        load_splits(data, tmp_path)

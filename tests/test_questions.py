@@ -17,7 +17,7 @@ from influence_dag.objective.objective import Objective, Rows
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents
 from influence_dag.query.lazy import _labelled
-from influence_dag.query.questions import at_damping
+from influence_dag.query.rows import at_damping
 from influence_dag.query.text import describe
 from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.store import Coordinate, Layout

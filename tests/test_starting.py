@@ -210,7 +210,7 @@ def test_other_separators_and_decimal_commas_are_found(folder):
     start()
     csv = load_study("iris").settings.data.csv
     assert (csv.separator, csv.decimal) == (";", ",")
-    assert foresee("iris").features == (2,)
+    assert foresee("iris").features == {"x": (2,)}
 
 
 def test_in_a_project_the_model_is_one_of_its_modules(folder):
@@ -248,7 +248,12 @@ def write_pictures(folder, sizes=((6, 5),), mode="L"):
             path.parent.mkdir(parents=True, exist_ok=True)
             rows, columns = sizes[k % len(sizes)]
             values = rng.integers(0, 256, (rows, columns), np.uint8)
-            Image.fromarray(values).convert(mode).save(path)
+            picture = Image.fromarray(values)
+            if mode == "transparent":
+                picture.putalpha(picture.copy())
+            else:
+                picture = picture.convert(mode)
+            picture.save(path)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +262,10 @@ def write_pictures(folder, sizes=((6, 5),), mode="L"):
         (((6, 5),), "L", (1, 6, 5)),
         (((6, 5), (7, 4)), "RGB", (3, 6, 4)),
         (((90, 70),), "L", (1, 64, 64)),
+        (((6, 5),), "RGBA", (3, 6, 5)),
+        (((6, 5),), "transparent", (4, 6, 5)),
     ],
-    ids=["alike", "of two sizes", "large"],
+    ids=["alike", "of two sizes", "large", "opaque", "transparent"],
 )
 def test_a_folder_of_pictures(folder, sizes, mode, shape):
     write_pictures(folder, sizes, mode)
@@ -266,7 +273,7 @@ def test_a_folder_of_pictures(folder, sizes, mode, shape):
     assert "2 classes, cat, dog" in said
     assert f"{shape[0]} channels, {shape[1]} × {shape[2]}" in said
     found = foresee("pets")
-    assert found.features == shape
+    assert found.features == {"x": shape}
     assert found.classes == ("cat", "dog")
     assert (
         "size"
@@ -284,7 +291,7 @@ def test_a_table_of_paths(folder):
     study = load_study("pets").settings.data
     assert study.images is not None
     assert (study.images.path, study.images.channels, study.id) == ("file", 1, "file")
-    assert foresee("pets").features == (1, 6, 5)
+    assert foresee("pets").features == {"x": (1, 6, 5)}
 
 
 def embeddings(n=12):
@@ -299,7 +306,7 @@ def test_embeddings_with_their_texts_as_arrays(folder):
         np.savez(name, embedding=vectors, label=labels, text=texts, length=np.arange(12))
     said = start("texts", train="train.npz", test="test.npz")
     assert "travels along: text, length" in said
-    assert foresee("texts").features == (4,)
+    assert foresee("texts").features == {"x": (4,)}
     CliRunner().invoke(main, ["materialize", "texts", "--quiet"], catch_exceptions=False)
     assert open_study("texts")["direct"].influences.train_text.values[3] == "sentence 3"
 
@@ -312,7 +319,7 @@ def test_embeddings_as_lists_in_a_table(folder):
     said = start("texts", train="train.parquet", test="test.parquet")
     assert "inputs: embedding, lists of 4 numbers" in said
     found = foresee("texts")
-    assert (found.features, found.classes) == ((4,), ("down", "up"))
+    assert (found.features, found.classes) == ({"x": (4,)}, ("down", "up"))
     assert load_study("texts").settings.data.keep == ("text",)
 
 

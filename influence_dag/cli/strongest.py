@@ -60,8 +60,9 @@ class Strongest:
 
     def print(self) -> None:
         from influence_dag.query.pictures import named_row
+        from influence_dag.query.rows import of_sweep
 
-        heading(f"{named_row(self.row, 'test')}, influences by {self.method}")
+        heading(f"{named_row(self.row, 'test')}, influences by {self.method}{of_sweep(self.row)}")
         self._print_content("test", self.row["test"].item())
         for end, array in self.ends.items():
             columns = [f"{end} most", "influence", *(["left out"] if self._divisor else [])]

@@ -40,7 +40,7 @@ def materialize_result(
     if not context.instance.is_ephemeral:
         metadata |= changes(bench, update) | made_from(bench, update, node.method)
     info = {name: value for name, value in _info(update).items() if name not in metadata}
-    metadata |= info | _solves(version) | _charted(version, update.info)
+    metadata |= info | _solves(version) | _charted(bench, version, update.info)
     metadata |= _numbers(update) | _arrays(version)
     metadata |= _row_count(version)
     data_version = dg.DataVersion(update.data_version)
@@ -138,8 +138,11 @@ def _solves(version: Version) -> dict[str, Any]:
     return {told: float(values.max()) for told, values in noted.items() if len(values)}
 
 
-def _charted(version: Version, info: dict[str, Any]) -> dict[str, float]:
-    """Numbers inside tables and arrays that one follows from run to run: the UI charts them."""
+def _charted(bench: Workbench, version: Version, info: dict[str, Any]) -> dict[str, float]:
+    """Numbers inside tables and arrays that one follows from run to run: the UI charts them.
+
+    The mean over training rows is by their weights, as that which the fit minimised.
+    """
     charted: dict[str, float] = {}
     for name, score in info.get("scores", {}).items():
         charted[f"lds_{name}"] = float(score["lds"])
@@ -148,8 +151,11 @@ def _charted(version: Version, info: dict[str, Any]) -> dict[str, float]:
             charted[f"auc_{name}"] = float(told["auc"])
     for split in SPLITS:
         if f"{split}_loss" in version.variables:
-            values = version.read(f"{split}_loss")[Axis.read(version, split).slots]
-            charted[f"mean_{split}_loss"] = float(values.mean())
+            slots, rows = Axis.read(version, split).slots, bench.require("dataset")
+            weights = f"{split}_weight"
+            counted = rows.read(weights)[slots] if weights in rows.variables else None
+            losses = version.read(f"{split}_loss")[slots]
+            charted[f"mean_{split}_loss"] = float(np.average(losses, weights=counted))
     return {name: value for name, value in charted.items() if np.isfinite(value)}
 
 

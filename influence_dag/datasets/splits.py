@@ -13,7 +13,7 @@ import numpy as np
 
 from influence_dag.datasets import roles
 from influence_dag.datasets.alike import check_alike, of_one_type
-from influence_dag.datasets.sources import read_source
+from influence_dag.datasets.sources import check_read, read_source
 from influence_dag.datasets.sources.ids import checked_ids
 from influence_dag.datasets.sources.numbers import check_precision, check_weights_held
 from influence_dag.datasets.sources.on_demand import row_bytes, runs, seen
@@ -68,6 +68,7 @@ def load_split(
 
 def load_splits(data: DataSettings, root: Path) -> tuple[SplitRows, SplitRows]:
     """The training and the test rows, checked against each other."""
+    check_read(data, root)
     train = load_split(data, "train", root)
     test = load_split(data, "test", root, train.classes)
     check_alike(train, test)

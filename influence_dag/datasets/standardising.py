@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _STEPS = 4  # of the mean, in a unit of s
 _CONSTANT = 1e-12  # deviation relative to the size of the numbers, below which a column is constant
+LARGEST = 1e140  # size of numbers, above which sums of squares overflow
 APART = 1e3  # the largest standard deviation of columns over the smallest; less does no harm
 SHOWN = 3  # columns that are named
 
@@ -37,14 +38,23 @@ class Units:
     def of(cls, values: Values, source: str, weights: np.ndarray | None = None) -> "Units":
         """From training rows `(n, *shape)`, by their weights; a constant column keeps its unit.
 
-        Raises `DataError` for whole numbers that are no measurements, such as tokens.
+        Raises `DataError` for whole numbers that are no measurements, such as tokens, and for
+        numbers whose squares a float64 does not hold.
         """
         if values.dtype.kind != "f":
             raise DataError(
                 f"{source}: data.features.standardise is for decimal numbers; the input is "
                 f"{values.dtype}, which may be indices: leave the setting out, or hand over floats"
             )
-        mean, deviation, largest = moments(values, weights)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, deviation, largest = moments(values, weights)
+        beyond = (largest > LARGEST) | ((largest > 0) & (largest < 1 / LARGEST))
+        if beyond.any():
+            raise DataError(
+                f"{source}: data.features.standardise: a column's largest number is "
+                f"{largest[beyond][0]:.3g}, whose square is beyond float64; write that column in "
+                "another unit"
+            )
         varies = deviation > _CONSTANT * largest
         scale = np.exp2(np.round(np.log2(np.where(varies, deviation, 1.0))))
         return cls(np.round(mean / scale * _STEPS) / _STEPS * scale, scale)

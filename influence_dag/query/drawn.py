@@ -14,7 +14,7 @@ from influence_dag.query import figures, pictures, plots
 from influence_dag.stages import automatic, dampings
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Variable, Version
-from influence_dag.texts import code, literal
+from influence_dag.texts import code, literal, short
 
 SHOWN = 5  # test rows in a picture
 SAMPLE = 200_000  # numbers in a histogram
@@ -45,9 +45,16 @@ def influences(bench: Workbench, version: Version, method: str | None) -> Drawn:
     slots = Axis.read(version, "test").slots[:rows]
     block = dampings.at(version, "influences", -1, slice(slots[0], slots[-1] + 1))[slots - slots[0]]
     figure = plots.histogram(
-        block[np.isfinite(block)], title=f"Influences by {method}, first {len(block)} test rows"
+        block[np.isfinite(block)],
+        title=f"Influences by {method}{_of_sweep(version)}, first {len(block)} test rows",
     )
     return {"histogram": figures.markdown(figure, "histogram of influences")}
+
+
+def _of_sweep(version: Version) -> str:
+    """The λ of a sweep that is drawn; of a single one nothing."""
+    known = dampings.stored_values(version)
+    return f" at λ = {short(known[-1])}" if known else ""
 
 
 def summary(bench: Workbench, version: Version, method: str | None) -> Drawn:
@@ -135,7 +142,7 @@ def _derivative(version: Version, name: str, entry: Variable) -> tuple[np.ndarra
     length = np.abs(block).reshape(len(block), -1).sum(axis=1)  # NaN where there is no row
     i = int(np.nanargmax(length))
     row = int(dampings.at(version, "top_train", -1, *lead)[0, i]) if ranked else start + i
-    return block[i], f"{literal(train.ids[row], 28)} → {title}"
+    return block[i], f"{literal(train.ids[row], 28)} → {title}{_of_sweep(version)}"
 
 
 def _of_version(

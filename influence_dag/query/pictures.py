@@ -14,7 +14,7 @@ from influence_dag.errors import StoreError
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents, named
 from influence_dag.query.older import warn_of_older
-from influence_dag.query.rows import rows_named
+from influence_dag.query.rows import at_damping, of_sweep, rows_named
 from influence_dag.stages import naming
 from influence_dag.stages.sampling import values_of_rows
 from influence_dag.store import Store, Version
@@ -46,7 +46,7 @@ class Pictures:
         harming = rest.idag.bottom_k(k)[::-1] if rest.size else rest
         names = [named_row(each, "train") for array in (helping, harming) for each in array]
         values = np.concatenate([helping.values, harming.values])
-        return plots.scores(names, values, title=f"{self._by(of)} on {named_row(row, 'test')}")
+        return plots.scores(names, values, title=f"{self._by(row, of)} on {named_row(row, 'test')}")
 
     def strongest(self, tests: Sequence[Any] | int = 5, k: int = 4, **of: Any) -> Figure:
         """Test images, each with the training images that help it most and harm it most.
@@ -70,21 +70,31 @@ class Pictures:
         rows = max(1, LARGEST // array.sizes["train"])
         some = array[:rows] if array.ndim > 1 else array
         about = "" if some.size == array.size else f", first {rows} test rows"
-        return plots.histogram(np.asarray(some.values).ravel(), title=f"{self._by(of)}{about}")
+        return plots.histogram(
+            np.asarray(some.values).ravel(), title=f"{self._by(array, of)}{about}"
+        )
 
-    def feature_map(self, test: Any, train: Any, method: str | None = None) -> Figure:
+    def feature_map(
+        self,
+        test: Any,
+        train: Any,
+        method: str | None = None,
+        *,
+        damping: float | None = None,
+        input: str | None = None,
+    ) -> Figure:
         """Which features of a training row help a test row: over an image, or by column name.
 
-        From the stored perturbation influences, or computed where they are not stored, which needs
-        the study's code (see `open_study`).
+        `input` names one of several inputs of the model. From the stored perturbation influences,
+        or computed where they are not stored, which needs the study's code (see `open_study`).
         """
-        values = self._perturbation(method)
+        values = at_damping(self._perturbation(method, input), damping)
         values = values.sel(
             {"test": _row(values, "test", test), "train": _row(values, "train", train)}
         )
-        values = values.isel(damping=-1, missing_dims="ignore").load()
+        values = values.load()
         rows = Contents(self._study)["train", train], Contents(self._study)["test", test]
-        title = f"{literal(train, 24)} → {literal(test, 24)}"
+        title = f"{literal(train, 24)} → {literal(test, 24)}{of_sweep(values)}"
         if values.ndim == 1:
             names = [str(name) for name in values[values.dims[0]].values]
             return plots.feature_bars(names, values.values, title=title)
@@ -137,23 +147,23 @@ class Pictures:
         """The share of flipped labels among the first rows of each ranking."""
         return label_errors(self._study.store.version(naming.validation("label_errors")))
 
-    def _perturbation(self, method: str | None) -> "xr.DataArray":
+    def _perturbation(self, method: str | None, input: str | None) -> "xr.DataArray":
         artifacts = self._study.artifacts
         stored = [name for name in self._study.methods if naming.perturbation(name) in artifacts]
         method = method or next(iter(stored), None) or self._method(None)
         if method in stored and naming.keeps_all(
             self._study.store.version(naming.perturbation(method)).attrs
         ):
-            return self._study.perturbation(method)
-        return self._study.lazy_perturbation(method)
+            return self._study.perturbation(method, input=input)
+        return self._study.lazy_perturbation(method, input=input)
 
     def _method(self, method: str | None) -> str:
         if method is None and not self._study.methods:
             raise StoreError(f"{self._study.store.address} has no influences yet; materialise it")
         return method or self._study.methods[0]
 
-    def _by(self, of: dict[str, Any]) -> str:
-        return f"Influence by {self._method(of.get('method'))}"
+    def _by(self, array: "xr.DataArray", of: dict[str, Any]) -> str:
+        return f"Influence by {self._method(of.get('method'))}{of_sweep(array)}"
 
 
 def _row(values: "xr.DataArray", split: Split, name: Any) -> Any:

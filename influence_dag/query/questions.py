@@ -10,12 +10,11 @@ import xarray as xr
 
 from influence_dag.datasets.slots import Split
 from influence_dag.errors import StoreError
-from influence_dag.query.rows import rows_named
+from influence_dag.query.rows import at_damping, rows_named
 from influence_dag.stages import naming
-from influence_dag.stages.dampings import is_same
 from influence_dag.store import Store
 from influence_dag.suspicion import NEIGHBOURS, Space
-from influence_dag.texts import did_you_mean, listed, short
+from influence_dag.texts import did_you_mean
 
 if TYPE_CHECKING:
     from influence_dag.query.pictures import Pictures
@@ -133,22 +132,6 @@ class Questions(ABC):
         from influence_dag.query.pictures import Pictures
 
         return Pictures(self)
-
-
-def at_damping(array: xr.DataArray, damping: float | None) -> xr.DataArray:
-    """One λ of a sweep, by default the last; an array of one λ, which it says itself, as it is.
-
-    Raises `StoreError` for a λ that there is not.
-    """
-    if damping is None:
-        return array.isel(damping=-1, missing_dims="ignore")
-    swept = "damping" in array.dims
-    stored = array["damping"].values.tolist() if swept else [array.attrs.get("damping")]
-    same = [place for place, each in enumerate(stored) if is_same(each, damping)]
-    if not same:
-        known = listed(stored, shown=short)
-        raise StoreError(f"damping {short(damping)} is none of those stored: [{known}]")
-    return array.isel(damping=same[0]) if swept else array
 
 
 def _selected(array: xr.DataArray, split: Split, rows: Any) -> xr.DataArray:

@@ -1,4 +1,4 @@
-"""Rows by their names, as people write them, and what other artifacts say of them."""
+"""Rows by their names and arrays by their λ, as people write them; what artifacts say of rows."""
 
 import warnings
 from collections.abc import Iterable, Mapping
@@ -10,8 +10,9 @@ import xarray as xr
 from influence_dag.datasets.slots import Axis, Split, slots_of
 from influence_dag.errors import StoreError
 from influence_dag.stages import naming
+from influence_dag.stages.dampings import is_same
 from influence_dag.store import Store, Version
-from influence_dag.texts import did_you_mean, literal
+from influence_dag.texts import did_you_mean, listed, literal, short
 
 
 def rows_named(labelled: xr.DataArray | xr.Dataset, split: Split, rows: Iterable[object]) -> list:
@@ -85,3 +86,24 @@ def _of_rows(version: Version, name: str, slots: np.ndarray) -> tuple[tuple[str,
     values = np.asarray(version.read(name), np.float64)[..., slots]
     values[..., slots < 0] = np.nan
     return tuple(version.variables[name].dims), values
+
+
+def of_sweep(array: xr.DataArray) -> str:
+    """` at λ = 0.1` of an array that is one of a sweep; of a single λ nothing."""
+    return f" at λ = {short(array['damping'].item())}" if "damping" in array.coords else ""
+
+
+def at_damping(array: xr.DataArray, damping: float | None) -> xr.DataArray:
+    """One λ of a sweep, by default the last; an array of one λ, which it says itself, as it is.
+
+    Raises `StoreError` for a λ that there is not.
+    """
+    if damping is None:
+        return array.isel(damping=-1, missing_dims="ignore")
+    swept = "damping" in array.dims
+    stored = array["damping"].values.tolist() if swept else [array.attrs.get("damping")]
+    same = [place for place, each in enumerate(stored) if is_same(each, damping)]
+    if not same:
+        known = listed(stored, shown=short)
+        raise StoreError(f"damping {short(damping)} is none of those stored: [{known}]")
+    return array.isel(damping=same[0]) if swept else array

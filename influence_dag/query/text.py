@@ -17,6 +17,7 @@ from influence_dag.errors import StoreError
 from influence_dag.query.contents import Content
 from influence_dag.query.perturbations import example
 from influence_dag.query.results import StudyResults, largest, spelled
+from influence_dag.query.rows import of_sweep
 from influence_dag.stages import naming
 from influence_dag.store.differences import Change, Difference
 from influence_dag.texts import listed, literal
@@ -36,7 +37,8 @@ def describe(results: StudyResults) -> str:
         return "\n".join([*lines, "No influences yet: materialise the study."])
     method = results.methods[0]
     influences = results.influences(method=method)
-    lines += [f"Influences by {method}: {_sizes(influences)}; positive helps, negative harms"]
+    by = f"{method}{of_sweep(influences)}"
+    lines += [f"Influences by {by}: {_sizes(influences)}; positive helps, negative harms"]
     tests = influences.sizes["test"]
     for position in np.linspace(0, tests - 1, min(TESTS, tests)).astype(int):
         # Were it named, a cluster would be looked for, by what takes long to import.

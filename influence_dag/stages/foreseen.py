@@ -31,7 +31,7 @@ class Foreseen:
 
     study: Study
     rows: dict[str, int]
-    features: tuple[int, ...]
+    features: dict[str, tuple[int, ...]]
     classes: tuple[str, ...]
     parameters: int
     costs: tuple[Cost, ...]
@@ -39,10 +39,12 @@ class Foreseen:
 
     def __str__(self) -> str:
         classes = f", {len(self.classes)} classes ({', '.join(self.classes)})" * bool(self.classes)
-        shape = " × ".join(map(str, self.features)) or "1"
+        shapes = {name: " × ".join(map(str, of)) or "1" for name, of in self.features.items()}
+        named = [f"{shape} {name}" for name, shape in shapes.items()]
+        inputs = ", ".join(named) if len(named) > 1 else f"{next(iter(shapes.values()))} features"
         head = [
             f"{self.study.name}: {self.rows['train']:,} training rows, {self.rows['test']:,} test "
-            f"rows, {shape} features{classes}; {self.parameters:,} parameters",
+            f"rows, {inputs}{classes}; {self.parameters:,} parameters",
             f"  {'artifact':<34}{'disk':>10}{'memory':>10}{'time':>10}",
         ]
         total = Cost(
@@ -95,7 +97,7 @@ def foresee(folder: str | Path) -> Foreseen:
     return Foreseen(
         study,
         {"train": len(train), "test": len(test)},
-        next(iter(train.x.values())).shape[1:],
+        {name: x.shape[1:] for name, x in train.x.items()},
         train.classes or (),
         rates.parameters,
         costs,

@@ -14,7 +14,7 @@ import pandas as pd
 from influence_dag.datasets.sources.arrays import columns_of_lists
 from influence_dag.datasets.sources.base import demand, did_you_mean
 from influence_dag.datasets.sources.csv_files import long_cells
-from influence_dag.datasets.sources.images import SUFFIXES
+from influence_dag.datasets.sources.images import SUFFIXES, is_see_through
 from influence_dag.datasets.sources.packed import content_of
 from influence_dag.datasets.sources.tables import check_names
 from influence_dag.datasets.sources.texts import TEXT_KINDS
@@ -290,16 +290,17 @@ def _look_at_some(paths: list[Path], plan: Plan) -> None:
     """Channels and size of pictures, from some of them that lie evenly among all."""
     from PIL import Image
 
-    modes, sizes = set(), set()
+    modes, sizes, see_through = set(), set(), False
     for path in paths[:: max(1, len(paths) // PICTURES)]:
         try:
             with Image.open(path) as picture:
                 modes.add(picture.mode)
                 sizes.add((picture.height, picture.width))
+                see_through = see_through or is_see_through(picture)
         except (OSError, ValueError) as error:
             raise DataError(f"{path} is no readable picture: {error}") from error
     settings = plan.data.setdefault("images", {})
-    settings["channels"] = 1 if modes <= {"1", "L", "I;16"} else 3
+    settings["channels"] = 4 if see_through else 1 if modes <= {"1", "L", "I;16"} else 3
     rows, columns = (min(LARGEST, min(size[axis] for size in sizes)) for axis in (0, 1))
     if sizes and sizes != {(rows, columns)}:
         settings["size"] = [rows, columns]

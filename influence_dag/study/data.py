@@ -237,6 +237,11 @@ class DataSettings(Settings):
                 f"features.columns names {self.target!r}, the target: the model would be handed "
                 "what it is to predict; take it out"
             )
+        if self.images is not None and self.features.columns is not None:
+            raise ValueError(
+                "features.columns names columns, and with images the pictures are the only input; "
+                "leave it out, or let columns travel along (keep)"
+            )
         if held := [name for name in self.keep if name in named]:
             raise ValueError(
                 f"keep names {held[0]!r}, which is a coordinate already: ids and labels always are"

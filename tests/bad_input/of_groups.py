@@ -8,7 +8,14 @@ import xarray as xr
 from bad_input.kinds import Kind, Section, refresh, settings, without
 from tiny_project import Project
 
-PICTURES = {"data": {"images": {"size": [4, 4], "channels": 1}, "train": "train", "test": "test"}}
+PICTURES = {
+    "images": {"size": [4, 4], "channels": 1},
+    "train": "train",
+    "test": "test",
+    "id": None,
+    "target": None,
+    "features": None,
+}
 
 
 def zarr(edit=lambda folder: None, make=lambda: None):
@@ -158,7 +165,7 @@ def pictures(spoil=lambda folder: None, **images):
                 for k in range(2):
                     values = np.random.default_rng(k).integers(0, 255, (4, 4), np.uint8)
                     Image.fromarray(values).save(folder / f"{k}.png")
-        project.write_settings(data={"id": None, "features": None, **PICTURES["data"]})
+        project.write_settings(data=PICTURES)
         project.write_settings(data={"images": images})
         spoil(project.root / "train")
 
@@ -181,6 +188,21 @@ def huge(folder) -> None:
 
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     path.write_bytes(content)
+
+
+def several(folder) -> None:
+    """A file of two pages."""
+    from PIL import Image
+
+    pages = [Image.new("L", (4, 4), grey) for grey in (0, 255)]
+    pages[0].save(folder / "cat/scan.tif", save_all=True, append_images=pages[1:])
+
+
+def see_through(folder) -> None:
+    """A picture in front of nothing."""
+    from PIL import Image
+
+    Image.new("LA", (4, 4), (255, 0)).save(folder / "cat/0.png")
 
 
 def fifo(folder) -> None:
@@ -227,6 +249,9 @@ IMAGES = [
         "another class in the test pictures",
         pictures(lambda folder: (folder.parent / "test/cat").rename(folder.parent / "test/fox")),
     ),
+    Kind("ids of a folder of pictures", lambda p: [pictures()(p), settings(data={"id": "a"})(p)]),
+    Kind("several pictures in a file", pictures(several)),
+    Kind("a picture with transparent parts", pictures(see_through)),
     Kind("a path that no picture has", paths("id,path,label\na,pictures/a.png,0\n")),
     Kind("a path that is missing", paths("id,path,label\na,,0\n")),
     Kind(

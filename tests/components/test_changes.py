@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from tiny_project import Project
+from tiny_project import MODEL, Project
 
 from influence_dag.components.changes import changes, made_from
+from influence_dag.components.metadata import _charted
 from influence_dag.stages.graph import artifacts
 
 PINNED = {"model": {"refit": "pinned"}, "curvature": {"refresh": "pinned"}}
@@ -110,3 +111,18 @@ def test_conjugate_gradients_keep_how_they_converged(every_method):
     ended = history.where(history.iteration >= stored.niter)
     np.testing.assert_allclose(ended.min("iteration"), stored.residual, rtol=1e-4)
     np.testing.assert_allclose(ended.max("iteration"), stored.residual, rtol=1e-4)
+
+
+def test_the_mean_loss_is_by_the_weights_of_rows(tmp_path):
+    """The chart had another loss than the fit had minimised."""
+    project = Project(tmp_path, model=MODEL.replace("3, 4", "2, 4"), data={"weight": "depth"})
+    project.write(
+        "train", [[*row[:3], k % 4, row[4]] for k, row in enumerate(project.rows["train"])]
+    )
+    project.refresh()
+    bench = project.bench()
+    charted = _charted(bench, bench.require("direct/summary"), {})
+    fitted = bench.require("model").attrs["info"]["mean_loss"]
+    assert charted["mean_train_loss"] == pytest.approx(fitted, rel=1e-9)
+    unweighted = bench.require("direct/summary").array("train_loss")[...].mean()
+    assert unweighted != pytest.approx(fitted, rel=1e-3)

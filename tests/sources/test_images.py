@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from influence_dag.datasets.content import source_fingerprint
 from influence_dag.datasets.splits import load_splits
@@ -77,15 +78,73 @@ def test_a_table_names_pictures(folder):
         read(folder, **options)
 
 
-def test_columns_that_would_not_be_read_are_refused(folder):
-    frame = pd.DataFrame({"id": [1], "path": ["warm/a.png"], "kind": ["w"], "iso": [100]})
-    for split in ("train", "test"):
-        frame.to_csv(folder / f"{split}.csv", index=False)
-    options = {"train": "train.csv", "test": "test.csv", "id": "id", "target": "kind"}
-    with pytest.raises(DataError, match=r"features\.columns names iso, .* pictures are the only"):
-        read(folder, {"root": "train"}, features={"columns": ["iso"]}, **options)
-    with pytest.raises(DataError, match=r"data\.keep names iso, .* has none"):
-        read(folder, keep=["iso"])
+def test_columns_beside_pictures_are_refused():
+    with pytest.raises(ValidationError, match="with images the pictures are the only input"):
+        read(None, features={"columns": ["iso"]})
+
+
+@pytest.mark.parametrize(
+    ("setting", "given"),
+    [
+        ("id", {"id": "name"}),
+        ("target", {"target": "label"}),
+        ("keep", {"keep": ["iso"]}),
+        ("images.path", {"images": {"path": "file"}}),
+        ("images.root", {"images": {"root": "train"}}),
+        ("csv", {"csv": {"separator": ";"}}),
+        ("workers", {"workers": 2}),
+    ],
+)
+def test_a_setting_that_a_folder_does_not_read_is_refused(folder, setting, given):
+    """Ids stayed paths and labels the folders' names, whatever was asked for."""
+    with pytest.raises(DataError, match=rf"data\.{setting} would be ignored: .* pictures"):
+        read(folder, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("t.parquet", {"csv": {"separator": ";"}}),
+        ("t.parquet", {"workers": 1}),
+        ("rows_of_a_table:rows", {"images": {}}),
+        ("rows_of_a_table:rows", {"csv": {"separator": ";"}}),
+    ],
+)
+def test_a_setting_of_another_kind_of_source_is_refused(tmp_path, name, given):
+    pd.DataFrame({"b": [1.0], "y": [0]}).to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "rows_of_a_table.py").write_text(
+        "import pandas as pd\n\n\ndef rows():\n    return pd.DataFrame({'b': [1.0], 'y': [0]})\n"
+    )
+    data = {"train": name, "test": name}
+    load_splits(DataSettings.model_validate(data), tmp_path)
+    with pytest.raises(DataError, match=rf"data\.{next(iter(given))} would be ignored"):
+        load_splits(DataSettings.model_validate(data | given), tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["tif", "gif", "webp", "png"])
+def test_several_pictures_in_a_file_are_refused(folder, ending):
+    """The first was read, and the others were lost without a word."""
+    first, *others = [Image.new("RGB", (4, 2), colour) for colour in (RED, BLUE, RED)]
+    path = folder / f"train/warm/several.{ending}"
+    first.save(path, save_all=True, append_images=others)
+    with pytest.raises(DataError, match=rf"several\.{ending} .* holds 3 pictures"):
+        read(folder)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparency_is_kept_or_refused(folder, mode, channels):
+    """What lay below it, mostly black or white, was the picture."""
+    picture = Image.new("RGBA", (4, 2), (*RED, 255))
+    path = folder / "train/warm/glass.png"
+    picture.convert(mode).save(path)
+    read(folder, {"channels": channels})  # opaque
+    picture.putpixel((0, 0), (*RED, 0))
+    picture.convert(mode).save(path)
+    with pytest.raises(DataError, match=r"glass\.png .* transparent, .*images\.channels: 4"):
+        read(folder, {"channels": channels})
+    alpha = read(folder, {"channels": 4})[0].x["x"][-1, 3]
+    assert (alpha[0, 0], alpha[0, 1]) == (0, 1)
 
 
 def test_an_edited_picture_is_another_content(folder):

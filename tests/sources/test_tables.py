@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from influence_dag.datasets.sources.csv_files import _line, long_cells
@@ -230,6 +231,23 @@ def test_cells_that_are_lists_are_arrays(made):
         read(made, "made_tables:ragged")
     with pytest.raises(DataError, match="row 0, column 'input_ids': lists of several"):
         read(made, "made_tables:uneven")
+
+
+def test_cells_that_are_lists_of_lists_are_arrays(tmp_path):
+    """Arrow has them as arrays of arrays, which were "objects"."""
+    cells = [[[1.0, 2.0], [3.0, 4.0], [5.0, k]] for k in (6.0, 7.0)]
+    for kind in (pa.list_(pa.list_(pa.float64())), pa.list_(pa.list_(pa.float64(), 2), 3)):
+        rows = {"id": ["a", "b"], "label": [0, 1], "x": pa.array(cells, kind)}
+        pa.parquet.write_table(pa.table(rows), tmp_path / "t.parquet")
+        np.testing.assert_array_equal(read(tmp_path, "t.parquet").x["x"], cells)
+    rows["x"] = pa.array([cells[0], [[1.0, 2.0], [3.0]]])
+    pa.parquet.write_table(pa.table(rows), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="row 1, column 'x': lists of several lengths"):
+        read(tmp_path, "t.parquet")
+    rows["x"] = pa.array([None, [1.0, 2.0]])
+    pa.parquet.write_table(pa.table(rows), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"row 1 has x of shape \(2,\), row 0 has \(\)"):
+        read(tmp_path, "t.parquet")
 
 
 @pytest.mark.parametrize("name", ["random", "weighed", "noted", "named"])

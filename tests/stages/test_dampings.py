@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from influence_dag.curvature import GaussNewton
 from influence_dag.objective import Objective, Rows
 from influence_dag.query.report import findings_of
+from influence_dag.query.text import describe
 from influence_dag.solvers import EKFAC, Blockwise, parameter_blocks
 from influence_dag.stages import checks
 from influence_dag.stages.automatic import of_factors
@@ -290,6 +291,9 @@ def test_several_dampings_and_one_are_compared_where_both_have_numbers(tmp_path)
     project.write_settings(damping=[0.5, 0.2])
     project.refresh()
     _compare(project, before={}, after={"damping": 0.5})
+    assert "Influences by direct at λ = 0.2: " in describe(project.results)
+    picture = project.results.plot.scores("test-00", damping=0.5)
+    assert picture.axes[0].get_title().startswith("Influence by direct at λ = 0.5 on test-00")
     project.edit("train", 3, height=-1.5)
     project.write_settings(damping=0.2)
     project.refresh()

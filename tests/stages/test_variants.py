@@ -16,6 +16,7 @@ from influence_dag.explorer.content import Contents
 from influence_dag.explorer.opened import Opened
 from influence_dag.explorer.pair import Maps
 from influence_dag.influence import perturbation as derivatives
+from influence_dag.stages.foreseen import foresee
 from influence_dag.stages.solving import SolvesOfRows
 
 DIRECT_ONLY = {"cg": None}
@@ -143,6 +144,7 @@ def test_a_model_of_several_inputs(tmp_path, monkeypatch):
     project.write_settings(model=model)
     project.refresh()
     stored = project.results.open("direct/perturbation_influences")
+    assert "6 test rows, 2 left, 3 × 2 right; " in str(foresee(project.folder))
     left, right = stored.perturbation_influences_left, stored.perturbation_influences_right
     assert left.dims == ("test", "train", "left_0")
     assert right.dims == ("test", "train", "right_0", "right_1")
@@ -176,6 +178,11 @@ def _slices_of_two_inputs(project, monkeypatch):
         np.testing.assert_allclose(one, stored.isel(test=5, train=[8, 9]), rtol=1e-12)
         assert [sizes.pop()] == [(2, 8)]  # rows of one block
         assert not sizes
+    with pytest.raises(StoreError, match="name one: input='left'"):
+        results.plot.feature_map("test-02", "train-03")
+    figure = results.plot.feature_map(*(lazy[d].values[2] for d in ("test", "train")), input="left")
+    bars = [bar.get_width() for bar in figure.axes[0].patches]
+    np.testing.assert_allclose(bars, results.perturbation("direct", input="left")[2, 2], rtol=1e-6)
     np.testing.assert_allclose(lazy, stored, rtol=1e-12)
     assert len(sizes) == lazy.data.npartitions
     view = (opened := Opened(results)).view(None, None, None)

@@ -70,8 +70,12 @@ def columns_of_lists(frame: pd.DataFrame) -> list[str]:
     """Columns of a table whose cells are lists or arrays: embeddings, tokens."""
     if not len(frame):
         return []
-    firsts = {str(column): pd.Series(frame[column]).iloc[0] for column in frame}
-    return [name for name, cell in firsts.items() if isinstance(cell, list | tuple | np.ndarray)]
+    firsts = {str(column): pd.Series(frame[column]).dropna().iloc[:1] for column in frame}
+    return [
+        name
+        for name, cells in firsts.items()
+        if any(isinstance(cell, list | tuple | np.ndarray) for cell in cells)
+    ]
 
 
 def source_of_lists(frame: pd.DataFrame, wide: list[str], name: str, data: DataSettings) -> Source:
@@ -90,13 +94,19 @@ def _as_arrays(cells: Iterable[Any], name: str, column: str) -> list[np.ndarray]
     arrays = []
     for position, cell in enumerate(cells):
         try:
-            arrays.append(np.asarray(cell))
+            arrays.append(np.asarray(_nested(cell)))
         except ValueError as error:
             raise DataError(
                 f"{name}: row {position}, column {column!r}: lists of several lengths in one list; "
                 "all rows need one shape: pad them"
             ) from error
     return arrays
+
+
+def _nested(cell: Any) -> Any:
+    """Lists of lists of numbers as such: Arrow has them as arrays of arrays."""
+    is_outer = isinstance(cell, np.ndarray) and cell.dtype == object
+    return list(map(_nested, cell)) if is_outer else cell
 
 
 def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -> Source:

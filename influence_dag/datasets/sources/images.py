@@ -34,11 +34,6 @@ def read_folder(path: Path, name: str, data: DataSettings) -> Source:
         raise DataError(
             f"{name}: {lost[0].relative_to(path)} is no file, or a link to none; take it out"
         )
-    if data.keep:
-        raise DataError(
-            f"{name}: data.keep names {listed(data.keep)}, and a folder of pictures has none; "
-            "leave it out, or write a table with the paths of the pictures"
-        )
     if not found:
         raise DataError(
             f"{name}: no pictures ({', '.join(SUFFIXES)}) in folders of this folder; a folder a "
@@ -129,6 +124,11 @@ def _is_deep_ppm(codec: str, stored: Any) -> bool:
     return codec.startswith("ppm") and isinstance(stored, tuple) and stored[1] > 255
 
 
+def is_see_through(file: Any) -> bool:
+    """Whether an opened picture has a pixel that is not opaque, by its alpha or its palette."""
+    return file.has_transparency_data and file.convert("RGBA").getextrema()[3][0] < 255
+
+
 def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
     try:
         from PIL import Image, ImageOps
@@ -141,7 +141,20 @@ def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
                     f"its numbers are not of 8 bits (mode {file.mode}) and would be cut; save it "
                     "with 8 bits a channel, or all pictures as arrays"
                 )
-            picture = ImageOps.exif_transpose(file).convert(MODES[settings.channels])
+            if file.format != "MPO" and (frames := getattr(file, "n_frames", 1)) > 1:
+                raise ValueError(
+                    f"it holds {frames} pictures, of which one would be read; save each by itself, "
+                    "or all as arrays"
+                )
+            picture = ImageOps.exif_transpose(file)
+            if settings.channels < 4 and is_see_through(picture):
+                raise ValueError(
+                    "parts of it are transparent, which would be lost; data.images.channels: 4 "
+                    "keeps that, or save it on a background"
+                )
+            if picture.has_transparency_data:  # by way of it: not every palette goes straight
+                picture = picture.convert("RGBA")
+            picture = picture.convert(MODES[settings.channels])
             if settings.size is not None:
                 rows, columns = settings.size
                 picture = picture.resize((columns, rows), Image.Resampling.BILINEAR)

@@ -4,7 +4,7 @@ import os
 from glob import glob, has_magic
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, get_args
 
 from influence_dag.datasets.sources.base import Source
 from influence_dag.datasets.sources.joining import joined
@@ -12,7 +12,7 @@ from influence_dag.errors import DataError
 from influence_dag.study.base import Split, is_callable_name
 from influence_dag.study.data import DataSettings
 from influence_dag.study.places import RULE
-from influence_dag.texts import did_you_mean
+from influence_dag.texts import did_you_mean, listed
 
 READERS = {
     ".csv": "csv_files:read_csv",
@@ -25,6 +25,21 @@ READERS = {
     ".zarr": "arrays:read_zarr",
 }
 """By ending, the module of this folder and its function: imported when there is such a file."""
+
+CALLABLE, FOLDER = "module:callable", "folders of pictures"
+READ_BY = {
+    "id": (*READERS, CALLABLE),
+    "target": (*READERS, CALLABLE),
+    "keep": (*READERS, CALLABLE),
+    "csv": (".csv", ".csv.gz", ".csv.zst"),
+    "images": (*READERS, FOLDER),
+    "images.path": READERS,
+    "images.root": READERS,
+    "workers": (CALLABLE,),
+}
+"""Settings that not every kind of source reads: the kinds that do."""
+
+_INSTEAD = {"id": ", where ids are the paths", "target": ", where labels are folders' names"}
 
 
 def _reader(name: str) -> Any:
@@ -42,6 +57,32 @@ def read_source(data: DataSettings, which: Split, root: Path) -> Source:
     if [os.path.expanduser(name) for name in names] == [sources[0].name]:
         return sources[0]
     return joined(data.described(which), sources)
+
+
+def check_read(data: DataSettings, root: Path) -> None:
+    """A `DataError` for a setting that is ignored, as nothing that is named reads it."""
+    given = data.model_dump(exclude_defaults=True)
+    settings = {*given, *(f"images.{name}" for name in given.get("images") or ())}
+    kinds = {kind for which in get_args(Split) for kind in _kinds(data, which, root)}
+    if not kinds <= {*READERS, CALLABLE, *([FOLDER] if data.images else [])}:
+        return  # it is refused when it is read
+    for setting, readers in READ_BY.items():
+        if setting in settings and kinds.isdisjoint(readers):
+            raise DataError(
+                f"data.{setting} would be ignored: it is for {listed(readers, 10)}, and the rows "
+                f"come from {listed(sorted(kinds))}{_INSTEAD.get(setting, '')}; leave it out"
+            )
+
+
+def _kinds(data: DataSettings, which: Split, root: Path) -> set[str]:
+    if is_callable_name(data.names(which)[0]):
+        return {CALLABLE}
+    paths = files(data, which, root).values()
+    endings = {path: _ending(path) for path in paths}
+    return {
+        FOLDER if path.is_dir() and ending not in READERS else ending
+        for path, ending in endings.items()
+    }
 
 
 def files(data: DataSettings, which: Split, root: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from influence_dag.datasets.sources.numbers import decimal
 from influence_dag.datasets.sources.texts import numbers_or_words
 from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
-from influence_dag.texts import listed, literal
+from influence_dag.texts import literal
 
 _OF_AN_INDEX = {"index", "level_0"}
 _NO_NAME = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
@@ -99,11 +99,6 @@ def table(
     _demand_roles(name, columns, data)
     features = data.features.columns or [c for c in columns if c not in data.roles]
     if data.images is not None:
-        if data.features.columns:
-            raise DataError(
-                f"{name}: data.features.columns names {listed(features)}, and with data.images the "
-                "pictures are the only input; leave it out, or let columns travel along (data.keep)"
-            )
         features = ()
     ids = None if data.id is None else frame[data.id].to_numpy(object)
     source = Source(name, {}, np.empty(0), ids, line_of=line_of)

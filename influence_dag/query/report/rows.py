@@ -12,7 +12,7 @@ from influence_dag.datasets.slots import shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query import plots
 from influence_dag.query.contents import Content, Contents
-from influence_dag.query.questions import at_damping
+from influence_dag.query.rows import at_damping
 from influence_dag.stages import naming
 from influence_dag.suspicion import NEIGHBOURS
 from influence_dag.texts import literal
