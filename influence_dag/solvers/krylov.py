@@ -41,9 +41,9 @@ class Eigenpairs(NamedTuple):
 class Subspace:
     r"""Orthonormal rows V and $T = V H V^\top$, grown by a block at a time.
 
-    $H V^\top = V^\top T + W^\top E$: what leaves the space is `coupling` times `block`, the rows
-    that come next. Rows lie one after another in memory: orthogonalisation is two long GEMMs.
-    T, and everything small, is float64 on `small_device`.
+    $H V^\top = V^\top T + W^\top E$: after a step, what leaves the space is `coupling` times
+    `block`, the rows that come next. Rows lie one after another in memory: orthogonalisation is
+    two long GEMMs. T, and everything small, is float64 on `small_device`.
     """
 
     curvature: Curvature
@@ -104,20 +104,14 @@ class Subspace:
     def compress(self, keep: int) -> None:
         """Keep the leading Ritz vectors only; the space goes on from the same block."""
         values, rotation, _ = self.ritz()
-        rotation = rotation[:, :keep]
-        last = rotation[len(rotation) - self.coupling.shape[1] :]
-        self.basis = rotation.T.to(self.basis) @ self.basis
+        self.basis = rotation[:, :keep].T.to(self.basis) @ self.basis
         self.projected = torch.diag(values[:keep])
-        self.coupling = self.coupling @ last
 
     def refresh(self, seed: int) -> None:
         """Random rows beside the block: directions that it cannot reach, copies of eigenvalues."""
         rows = min(_PROBES, self.curvature.size - len(self.basis) - len(self.block))
-        if rows <= 0:
-            return
         basis = torch.cat([self.basis, self.block])
         self.block = torch.cat([self.block, orthogonal_rows(basis, rows, seed)])
-        self.coupling = torch.nn.functional.pad(self.coupling, (0, 0, 0, rows))
 
     def _extend(self, overlap: Float[Tensor, "b m"]) -> None:
         old = len(self.projected)
@@ -192,7 +186,7 @@ def leading_eigenpairs(
     max_products: int,
     small_device: torch.device,
 ) -> Eigenpairs:
-    r"""The `rank` eigenpairs of largest $|\mu|$ with $\lVert Hv - \mu v \rVert \le tol |\mu_1|$.
+    r"""The `rank` < p eigenpairs of largest $|\mu|$, $\lVert Hv - \mu v \rVert \le tol |\mu_1|$.
 
     Block Krylov with blocks of `rank / 4`, from 32 pairs on of 8 to `rank / 7`, from a random
     start, two passes of orthogonalisation, Rayleigh-Ritz in float64. The basis is compressed when
@@ -200,7 +194,6 @@ def leading_eigenpairs(
     (copies of a multiple eigenvalue beyond the block's width) and goes on if there are any. Stops
     at `max_products` as it stands.
     """
-    rank = min(rank, curvature.size)
     width = max(min(_WIDTH, -(-rank // _FEWEST)), -(-rank // _MOST))
     place = {"dtype": curvature.dtype, "device": curvature.device}
     block = random_rows(width, curvature.size, seed=seed, **place)
@@ -273,8 +266,6 @@ def _leading(space: Subspace, rank: int, seed: int, tol: float) -> Eigenpairs:
 def _left_out(rest: Deflated, seed: int) -> tuple[float, float]:
     """The largest eigenvalue in magnitude and the squared Frobenius norm, estimated by probes."""
     probes = orthogonal_rows(rest.vectors, _PROBES, seed + 1)
-    if not len(probes):
-        return 0.0, 0.0
     space = Subspace.start(rest, probes, torch.device("cpu"))
     for _ in range(_PROBE_STEPS):
         if len(space.block):
