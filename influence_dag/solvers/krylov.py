@@ -11,6 +11,7 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import random_rows
+from influence_dag.solvers.rounding import rounding
 
 _PROBES = 8  # rows that look for what a converged basis has missed
 _PROBE_STEPS = 3
@@ -18,7 +19,7 @@ _FEWEST, _MOST = 4, 7  # blocks of wanted pairs: the more, the fewer products
 _WIDTH = 8  # rows of a block from which on those are the more: fewer leave registers empty
 _LONGEST = 4  # basis rows per wanted pair, above which the basis is compressed
 _UNSEEN = 8  # blocks at most between two looks at the residuals
-MARGIN = 1e-3  # of an estimate of what was left out, over the smallest pair
+_MARGIN = 1e-3  # of an estimate of what was left out, over the smallest pair
 _TINY = torch.finfo(torch.float64).tiny
 _COMBINATIONS = 4  # of pairs, of which products are taken to confirm all residuals
 
@@ -35,6 +36,12 @@ class Eigenpairs(NamedTuple):
     left_out: float
     captured: float
     products: int
+
+    def has_the_largest(self) -> bool:
+        """Whether none is left out that is larger than one that is here, and more than rounding."""
+        zero = rounding(self.vectors.dtype, self.vectors.shape[1]) * self.values[0].abs()
+        least = torch.maximum((1 + _MARGIN) * self.values[-1].abs(), zero)
+        return self.left_out <= least.item()
 
 
 @dataclass(eq=False)
@@ -128,8 +135,8 @@ class Subspace:
         # Upright: LAPACK takes four times as long for the same lying down.
         block, lengths, left = torch.linalg.svd(image.T, full_matrices=False)
         block, left = block.T, left.T
-        rounding = 10 * torch.finfo(image.dtype).eps * self.projected.abs().max()
-        held = lengths > rounding.to(lengths)
+        smallest = 10 * torch.finfo(image.dtype).eps * self.projected.abs().max()
+        held = lengths > smallest.to(lengths)
         held &= torch.arange(len(held), device=held.device) < image.shape[1] - len(self.basis)
         if not held.all():
             block, left, lengths = block[held], left[:, held], lengths[held]
@@ -206,7 +213,7 @@ def leading_eigenpairs(
         whole = len(space.basis) == curvature.size
         if spent or whole or (enough and search.ends(lambda: space.distance(rank, tol))):
             pairs = _leading(space, rank, seed, tol)
-            if spent or whole or pairs.left_out <= (1 + MARGIN) * pairs.values[-1].abs():
+            if spent or whole or pairs.has_the_largest():
                 return pairs
             exhausted = True
         if exhausted:

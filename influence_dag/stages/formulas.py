@@ -8,7 +8,7 @@ FORMULAS = {
     "gradients": 1,
     "matrices": 3,
     "curvature": 2,
-    "factors": 3,
+    "factors": 4,
     "influences": 1,
     "perturbation": 1,
     "summary": 5,
