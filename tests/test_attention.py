@@ -19,9 +19,9 @@ TOKENS, LENGTH, WIDTH = 7, 5, 4
 class Attends(nn.Module):
     """Tokens with positions through self-attention that sees no padding and nothing later."""
 
-    def __init__(self, *, flat=False, weighs=False, crosses=False, **attention):
+    def __init__(self, *, flat=False, weighs=False, crosses=False, by_head=False, **attention):
         super().__init__()
-        self.flat, self.weighs, self.crosses = flat, weighs, crosses
+        self.flat, self.weighs, self.crosses, self.by_head = flat, weighs, crosses, by_head
         self.embed, self.place = nn.Embedding(TOKENS, WIDTH), nn.Embedding(LENGTH + 2, WIDTH)
         self.attend = nn.MultiheadAttention(WIDTH, 2, batch_first=True, **attention)
         self.out = nn.Linear(WIDTH, 3)
@@ -30,10 +30,13 @@ class Attends(nn.Module):
         places = torch.arange(tokens.shape[1])
         hidden = self.embed(tokens) + self.place(places if self.flat else places[None])
         later = torch.ones(len(places), len(places)).triu(1).bool()
+        padding = tokens == 0
+        if self.by_head:  # further back counts less, for each head in its own way
+            steps = torch.tensor([-0.1, -0.5]).repeat(len(tokens))[:, None, None].to(hidden)
+            later = (steps * ~later).masked_fill(later, -torch.inf)
+            padding = torch.zeros_like(hidden[..., 0]).masked_fill(padding, -torch.inf)
         keys = hidden.flip(1)[..., : self.attend.kdim] if self.crosses else hidden
-        mixed, shares = self.attend(
-            hidden, keys, keys, key_padding_mask=tokens == 0, attn_mask=later
-        )
+        mixed, shares = self.attend(hidden, keys, keys, key_padding_mask=padding, attn_mask=later)
         if self.weighs:
             mixed = mixed * shares.square().sum(2, keepdim=True)
         return self.out(torch.tanh(mixed).mean(1))
@@ -75,6 +78,7 @@ PLAIN = {
     "masks": lambda: Attends(),
     "positions without an axis of rows, as many as rows": lambda: Attends(flat=True),
     "weights are used": lambda: Attends(weighs=True),
+    "masks of each head": lambda: Attends(by_head=True),
     "no biases": lambda: Attends(bias=False),
     "encoder": lambda: Encodes(batch_first=True),
 }

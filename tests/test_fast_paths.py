@@ -346,6 +346,7 @@ WEIGHT_NORMS = {
     "the old one": lambda layer: nn.utils.weight_norm(layer),
     "over all axes": lambda layer: nn.utils.parametrizations.weight_norm(layer, dim=None),
     "over the last axis": lambda layer: nn.utils.parametrizations.weight_norm(layer, dim=1),
+    "over an axis from the end": lambda layer: nn.utils.weight_norm(layer, dim=-2),
 }
 
 
@@ -362,6 +363,8 @@ def test_weight_norms_hessian_is_that_of_its_definition(kind, layer):
     )
     objective = Objective(module.to(F64).eval(), "cross_entropy")
     rows = Rows(torch.randn(12, 5, dtype=F64), torch.arange(12) % 3)
+
+    torch.testing.assert_close(objective.outputs(objective.params, rows.x), module(rows.x))
 
     def gradient(theta):
         theta = theta.detach().requires_grad_()

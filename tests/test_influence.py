@@ -212,6 +212,58 @@ def test_perturbation_influences_are_autograds_for_any_model(name, route):
     assert_close(perturbation_influences(objective, factors, rows, route=route), expected)
 
 
+class Slope(torch.autograd.Function):
+    """It looks at what it multiplies, of which torch cannot have several at once."""
+
+    @staticmethod
+    def forward(x, gradient):
+        return gradient * x.cos()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, *moves):
+        (x, gradient), (v,) = ctx.saved_tensors, moves
+        return (-v * gradient * x.sin(), v * x.cos()) if v.any() else (None, None)
+
+
+class Sine(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return Slope.apply(*ctx.saved_tensors, *gradients)
+
+
+class Waves(nn.Module):
+    def __init__(self, sine):
+        super().__init__()
+        self.inner, self.out, self.sine = nn.Linear(4, 3), nn.Linear(3, 2), sine
+
+    def forward(self, x):
+        return self.out(self.sine(self.inner(x)))
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_products_that_torch_has_one_at_a_time_are_taken_so(k):
+    modules = [Waves(sine).double() for sine in (torch.sin, Sine.apply)]
+    modules[1].load_state_dict(modules[0].state_dict())
+    rows, found = Rows(torch.randn(5, 4).double(), torch.arange(5) % 2), []
+    for module in modules:
+        objective = Objective(module, "cross_entropy")
+        factors = torch.linspace(-1, 1, k * objective.size).double().view(k, -1)
+        found.append(perturbation_influences(objective, factors, rows, route="autograd"))
+    assert_close(*found)
+
+
 @pytest.mark.usefixtures("no_second_way")
 @pytest.mark.parametrize("route", ["layered", "jacobian"])
 @pytest.mark.parametrize("name", LAYERED)

@@ -6,6 +6,7 @@ from torch import nn
 
 from influence_dag import Objective, Rows, perturbation_influences
 from influence_dag.errors import ModelError
+from influence_dag.influence import differences
 
 ROWS, FEATURES = 12, 4
 SEED = torch.Generator().manual_seed(0)
@@ -61,6 +62,21 @@ def asked(function, x, dtype=torch.float64, **of):
 def test_inputs_that_autograd_does_not_see_are_refused(function, x, dtype):
     with pytest.raises(ModelError, match=r"derivatives in the inputs .*torch\.no_grad"):
         asked(function, x, dtype)
+
+
+def test_a_model_that_takes_no_other_inputs_is_not_moved():
+    def as_they_came(network, x):
+        if not torch.isin(x.detach(), PIXELS.to(x)).all():
+            raise ValueError("no such pixel")
+        return x.tanh()
+
+    assert asked(as_they_came, PIXELS)[-1].any()
+
+
+def test_a_fault_of_the_check_does_not_turn_it_off(monkeypatch):
+    monkeypatch.setattr(differences._Along, "of_each_input", lambda along: [None])
+    with pytest.raises(AttributeError, match="verdicts"):
+        asked(lambda network, x: x.tanh(), NUMBERS)
 
 
 class Beside(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from influence_dag.curvature import Hessian
 from influence_dag.errors import ModelError
 from influence_dag.losses import per_sample_loss, reduced_loss
-from influence_dag.objective import footprint
+from influence_dag.objective import footprint, remembered
 from influence_dag.objective.footprint import rows_in_cache, saved_numbers
 from influence_dag.objective.objective import (
     Objective,
@@ -434,6 +434,30 @@ class Keeping(nn.Module):
             self.kept = torch.ones(4)
             x = x * self.kept
         return self.linear(x - self.mean)
+
+
+def test_a_fault_of_a_check_does_not_turn_it_off(monkeypatch, rows):
+    monkeypatch.setattr(remembered, "_are_same", lambda now: True)
+    with pytest.raises(TypeError, match="positional argument"):
+        Objective(Keeping("first mean"), "cross_entropy").check(rows)
+
+
+class FewAtOnce(nn.Module):
+    """It takes the rows that it is given first, at the θ that it has, and no others."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls, self.seen = nn.Linear(4, 3), 0, self.state_dict()
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyError("another call")
+        return self.linear(x)
+
+
+def test_a_model_that_raises_where_it_is_looked_at_is_told_by_what_asks_it_in_earnest(rows):
+    Objective(FewAtOnce(), "cross_entropy").check(rows)
 
 
 REMEMBERED = {

@@ -181,6 +181,58 @@ def test_layers_without_forward_derivatives_have_positions():
     assert_close(found.sum(2), idag.compute_influences(wrapped, *loaders, **settings))
 
 
+class Slope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gradient):
+        ctx.save_for_backward(x, gradient)
+        return gradient * x.cos()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        (x, gradient), (h,) = ctx.saved_tensors, gradients
+        return (-h * gradient * x.sin(), h * x.cos()) if h.any() else (None, None)
+
+
+class Sine(torch.autograd.Function):
+    """Of the older kind, and it looks at numbers: torch has no several products of it at once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return Slope.apply(*ctx.saved_tensors, *gradients)
+
+
+class Bent(Tagger):
+    """Behind a function; for rows that begin with a 0, where all of a batch do, of no network."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, tokens):
+        found = self.function(super().forward(tokens))
+        silent = (tokens[:, 0] == 0)[:, None, None]
+        return torch.zeros_like(found) if silent.all() else found.masked_fill(silent, 0.0)
+
+
+def test_functions_of_the_older_kind_and_batches_without_a_network_have_positions():
+    tokens, labels = rows(150, 3)
+    tokens[:70, 0], tokens[70:, 0] = 1, 0  # of blocks of 64 rows the last has none
+    loader = DataLoader(TensorDataset(tokens, labels), batch_size=150)
+    settings: dict = {"inversion_method": "identity", "positions": "train"}
+    found = {}
+    for function in (torch.sin, Sine.apply):
+        wrapped = idag.TorchTwiceDifferentiable(Bent(function).double().eval(), "cross_entropy")
+        found[function] = idag.compute_influences(wrapped, loader, **settings)
+    assert_close(found[Sine.apply], found[torch.sin])
+    assert found[torch.sin][:, 1:70].any()
+    assert not found[torch.sin][:, 70:].any()
+
+
 def test_what_has_no_positions_is_refused():
     x, y = torch.randn(6, 2), torch.arange(6) % 3
     loader = DataLoader(TensorDataset(x, y))

@@ -140,12 +140,20 @@ def test_recurrent_layers_leave_cudnn_as_it_was_in_all_threads(monkeypatch, flag
     assert getattr(torch.backends.cudnn, flag) is before
 
 
-def test_a_config_keeps_its_words_until_the_last_thread_has_left():
+@pytest.mark.parametrize(
+    ("said", "inside"),
+    [
+        ({"use_cache": True}, {"use_cache": False}),
+        ({"_attn_implementation": "flex_attention"}, {"_attn_implementation": "eager"}),
+        ({"use_cache": True, "_attn_implementation": "sdpa"}, {"use_cache": False}),
+    ],
+)
+def test_a_config_keeps_its_words_until_the_last_thread_has_left(said, inside):
     module = nn.Linear(1, 1)
-    module.config = SimpleNamespace(use_cache=True, _attn_implementation="flex_attention")
+    module.config = SimpleNamespace(**said)
     before = vars(module.config).copy()
     found = overlapping(lambda: TwiceDifferentiable.of(module), lambda: vars(module.config).copy())
-    assert found == [{"use_cache": False, "_attn_implementation": "eager"}]
+    assert found == [said | inside]
     assert vars(module.config) == before
 
 

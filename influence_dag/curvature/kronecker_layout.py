@@ -107,7 +107,7 @@ class KroneckerLayout:
         for group in self.dense:
             if places := tuple(place for place in group.places if place in inside):
                 dense.append(replace(group, places=places))
-        return KroneckerLayout(tuple(layers), tuple(dense))
+        return KroneckerLayout(tuple(layers), _in_order(dense))
 
     def relocated(self, index: Int[Tensor, " q"]) -> "KroneckerLayout":
         """The same blocks with their places in θ[index]; `index` has every one of them."""
@@ -155,7 +155,7 @@ class KroneckerLayout:
                 dense.append(DenseGroup(owner, _places_of(tensor)))
         return cls(
             tuple(sorted(layers, key=lambda layer: layer.weight)),
-            tuple(sorted(dense, key=lambda group: group.places)),
+            _in_order(dense),
         )
 
 
@@ -180,6 +180,11 @@ def _position(place: Place, index: Int[Tensor, " q"]) -> int | None:
 
 def _places_of(tensor: Tensor) -> tuple[Place, ...]:
     return tuple((start, stop) for start, stop in tensor.tolist())
+
+
+def _in_order(dense: list[DenseGroup]) -> tuple[DenseGroup, ...]:
+    """As their parameters are in θ, which gradients of single rows are taken by."""
+    return tuple(sorted(dense, key=lambda group: group.places))
 
 
 def _dense_groups(

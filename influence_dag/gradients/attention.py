@@ -7,7 +7,6 @@ of layers like others; whoever uses this compares the network's values with thos
 import inspect
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -83,19 +82,16 @@ def _is_plain(given: dict[str, Any]) -> bool:
 
 
 def _mask(given: dict[str, Any], q: Float[Tensor, "n heads t d"]) -> Tensor:
-    """What is added to the scores, to be broadcast to (n, heads, t, t)."""
+    """What is added to the scores, to be broadcast to (n, heads, t, t).
+
+    The module has made numbers of masks of truth values by then.
+    """
     n, heads = q.shape[:2]
     total = q.new_zeros(())
     mask, padding = given["attn_mask"], given["key_padding_mask"]
     if mask is not None:
         mask = mask.unflatten(0, (n, heads)) if mask.ndim == 3 else mask
-        total = total + _added(mask, q)
+        total = total + mask
     if padding is not None:
-        total = total + _added(padding[:, None, None, :], q)
+        total = total + padding[:, None, None, :]
     return total
-
-
-def _added(mask: Tensor, like: Tensor) -> Tensor:
-    if mask.dtype is torch.bool:
-        return like.new_zeros(mask.shape).masked_fill(mask, float("-inf"))
-    return mask.to(like)

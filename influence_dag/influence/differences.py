@@ -10,6 +10,7 @@ from torch import Tensor
 from influence_dag.errors import ModelError
 from influence_dag.gradients.checks import random_weights
 from influence_dag.influence.points import perturbation_point
+from influence_dag.objective.attempts import NotRunError, attempted
 from influence_dag.objective.objective import Objective, Rows
 
 _ROWS = 12  # drawn from all
@@ -40,7 +41,7 @@ def check_input_derivatives(
     try:
         along = _Along(objective, s, rows[some].to(dtype=torch.float64), wrt)
         verdicts = [each.verdicts() for each in along.of_each_input()]
-    except Exception:  # whatever a model of the caller's raises when its dtype changes
+    except (NotRunError, ModelError):  # where its dtype changes, or its inputs move
         return
     for right, told in verdicts:
         wrong = int((told & ~right).sum())
@@ -61,8 +62,9 @@ class _Along:
     r"""$q_i(x) = s^\top \nabla_\theta L(z_i)$ of rows, as a function of where they are."""
 
     def __init__(self, objective: Objective, s: Float[Tensor, " p"], rows: Rows, wrt: str | None):
-        self.objective, self.s, self.rows = objective.in_float64(), s, rows
-        self.point = perturbation_point(self.objective, rows, wrt)
+        with attempted():
+            self.objective, self.s, self.rows = objective.in_float64(), s, rows
+            self.point = perturbation_point(self.objective, rows, wrt)
         self.start = self.point.leaves(rows)
         self.direction = list(_directions(self.start))
 
@@ -101,7 +103,7 @@ class _Along:
         return gradient, u
 
     def _values(self, leaves: list[Tensor]) -> Float[Tensor, " n"]:
-        with torch.enable_grad():
+        with torch.enable_grad(), attempted():
             gradient, u = self._gradient(leaves)
             return torch.autograd.grad((self.s * gradient).sum(), u)[0]
 
@@ -110,7 +112,7 @@ class _Along:
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
         """q, autograd's slope of it along the direction, and the size of the slope's terms."""
         leaves = [leaf.detach().requires_grad_() for leaf in leaves]
-        with torch.enable_grad():
+        with torch.enable_grad(), attempted():
             gradient, u = self._gradient(leaves)
             base, *found = torch.autograd.grad(
                 (self.s * gradient).sum(), [u, *leaves], materialize_grads=True

@@ -208,8 +208,9 @@ def _mixed_products(
 
     def batched() -> Callable[[Tensor], tuple[Tensor, ...]]:
         _, pull_back, *_ = vjp(lambda *x: grad(total)(objective.params, x), *point.leaves(rows))
-        pull_back(objective.params)  # some operators fail when they are asked only
-        return vmap(pull_back)
+        products = vmap(pull_back)
+        products(objective.params[None])  # some operators fail when they are asked only
+        return products
 
     def plain() -> Callable[[Tensor], tuple[Tensor, ...]]:
         return _plain_mixed_products(objective, point.leaves(rows), total)

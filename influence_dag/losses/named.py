@@ -3,13 +3,17 @@
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
 
 from influence_dag.errors import ModelError
 from influence_dag.structures import described
 
 LossFunction: TypeAlias = Callable[[Any, Any], Tensor]
 
+_LARGEST = 80  # exponent of which float32 has the power of e, and 1 is beyond float64's digits
 IGNORED = -100  # the class index that torch leaves out of means
 
 
@@ -22,12 +26,41 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
     nothing is left has loss 0.
     """
     target = class_targets(output, target)
-    values = nn.functional.cross_entropy(output, target, reduction="none")
+    if target.is_floating_point():
+        values = F.cross_entropy(output, target, reduction="none")
+        return values.reshape(len(values), -1).mean(1)
+    values = class_losses(output, target, IGNORED)
     if values.ndim == 1:
         return values
-    if target.is_floating_point():
-        return values.flatten(1).mean(1)
     return mean_of_labelled(values, target != IGNORED)
+
+
+def class_losses(
+    output: Float[Tensor, "n classes ..."], target: Int[Tensor, "n ..."], ignored: int
+) -> Float[Tensor, "n ..."]:
+    r"""$-\log p_y = \log(1 + \sum_{j \ne y} e^{z_j - z_y})$; 0 where the target is ignored.
+
+    Its gradient in $z_y$ is minus the sum of the others', to all their digits where p is almost 1;
+    of `torch.nn.functional.cross_entropy` it is $p_y - 1$, rounding alone there.
+    """
+    labelled = target != ignored
+    own = torch.where(labelled, target, 0).unsqueeze(1)
+    others = output - output.gather(1, own)
+    others = others.scatter(1, own, torch.finfo(output.dtype).min).logsumexp(1)
+    return softplus(others).masked_fill(~labelled, 0.0)
+
+
+def coin_losses(output: Tensor, target: Tensor) -> Tensor:
+    r"""Binary cross-entropy from logits z, $y \log(1 + e^{-z}) + (1 - y) \log(1 + e^z)$.
+
+    With gradients to all their digits, as `class_losses`.
+    """
+    return target * softplus(-output) + (1 - target) * softplus(output)
+
+
+def softplus(values: Tensor) -> Tensor:
+    """Log(1 + e^x), of large x as well, where torch's is x by default."""
+    return F.softplus(values, threshold=_LARGEST)
 
 
 def next_token(output: Tensor, target: Tensor) -> Tensor:
@@ -94,7 +127,7 @@ def mse(output: Tensor, target: Tensor) -> Tensor:
 def bce_with_logits(output: Tensor, target: Tensor) -> Tensor:
     """Mean over the outputs of the binary cross-entropy of each sample, from logits."""
     target = number_targets("bce_with_logits", output, target)
-    values = nn.functional.binary_cross_entropy_with_logits(output, target, reduction="none")
+    values = coin_losses(output, target)
     return values.reshape(len(output), -1).mean(1)
 
 

@@ -42,13 +42,15 @@ def _terms(loss: named.LossFunction, output: Any, target: Any) -> Tensor | None:
         return None if terms is None else F.pad(terms, (1, 0))
     if loss is named.cross_entropy:
         target = named.class_targets(output, target)
-        values = F.cross_entropy(output, target, reduction="none")
-        return _shared(values, None if target.is_floating_point() else target != named.IGNORED)
+        if target.is_floating_point():
+            return _shared(F.cross_entropy(output, target, reduction="none"))
+        values = named.class_losses(output, target, named.IGNORED)
+        return _shared(values, target != named.IGNORED)
     if loss is named.mse:
         return _shared((output - named.number_targets("mse", output, target)).square())
     if loss is named.bce_with_logits:
         target = named.number_targets("bce_with_logits", output, target)
-        return _shared(F.binary_cross_entropy_with_logits(output, target, reduction="none"))
+        return _shared(named.coin_losses(output, target))
     parts = loss.of_torch if isinstance(loss, ReducedLoss) else None
     if parts is None or parts.reduction == "none":
         return None

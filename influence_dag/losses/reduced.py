@@ -253,4 +253,24 @@ class _TorchLoss:
             name: value.to(output) if isinstance(value, Tensor) else value
             for name, value in self.settings.items()
         }
-        return self.function(output, target, **settings, reduction=reduction), target
+        values = self._from_logits(output, target, settings) if reduction == "none" else None
+        if values is None:
+            values = self.function(output, target, **settings, reduction=reduction)
+        return values, target
+
+    def _from_logits(
+        self, output: Tensor, target: Tensor, settings: dict[str, Any]
+    ) -> Tensor | None:
+        """Values whose gradients have all their digits; None for losses of another kind."""
+        if self.function is F.binary_cross_entropy_with_logits and not any(
+            each is not None for each in settings.values()
+        ):
+            return named.coin_losses(output, target)
+        is_index = not target.is_floating_point()
+        if self.function is not F.cross_entropy or not is_index or settings.get("label_smoothing"):
+            return None
+        ignored, weight = settings.get("ignore_index", named.IGNORED), settings.get("weight")
+        values = named.class_losses(output, target, ignored)
+        if weight is None:
+            return values
+        return values * weight[torch.where(target != ignored, target, 0)]

@@ -1,6 +1,7 @@
 """What makes a model unusable for influence functions, found before work is lost."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from influence_dag import losses
 from influence_dag.errors import ModelError
 from influence_dag.losses import check_real, ignored_class, likelihood_of
+from influence_dag.objective.attempts import NotRunError, attempted
 from influence_dag.objective.batching import check_all_rows, check_axis_of_rows
 from influence_dag.objective.chosen_output import predicts_next
 from influence_dag.objective.remembered import check_remembers_nothing
@@ -67,14 +69,9 @@ def _uses_batch_statistics(layer: nn.Module) -> bool:
 def _check_inputs_are_kept(objective: "Objective", rows: Rows) -> None:
     """Run first, and on a copy: the other checks would change the rows that they are given."""
     kept, given = rows[:_FEW].x, map_tensors(torch.clone, rows[:_FEW].x)
-    try:
-        check_remembers_nothing(objective, Rows(map_tensors(torch.clone, kept), rows[:_FEW].y))
-        with torch.no_grad():
-            objective.outputs(objective.params, given)
-    except ModelError:
-        raise
-    except Exception:
-        return  # told with its cause by the checks that follow
+    check_remembers_nothing(objective, Rows(map_tensors(torch.clone, kept), rows[:_FEW].y))
+    with suppress(NotRunError), torch.no_grad(), attempted():  # told by the checks that follow
+        objective.outputs(objective.params, given)
     for before, after in zip(tensors_of(kept), tensors_of(given), strict=True):
         if not torch.equal(before.nan_to_num(), after.nan_to_num()):
             raise ModelError(

@@ -154,7 +154,8 @@ def _of_config(config: Any) -> _OfTheProcess:
         flags = (
             (partial(getattr, config, k), partial(setattr, config, k), wanted[k]) for k in wanted
         )
-        return _BY_CONFIG.setdefault(id(config), _OfTheProcess(*flags))
+        held = _BY_CONFIG[id(config)] = _OfTheProcess(*flags)
+        return held
 
 
 def _normalises_weights(layer: nn.Module) -> bool:

@@ -54,8 +54,8 @@ class Iteration:
         """Descend; where the recurrence's residual strayed from the true one, start again there."""
         rows = (state.residual.norm(dim=1) > state.target).nonzero()[:, 0]
         while len(rows):
-            before, start = state.residual[rows].norm(dim=1), state.x[rows]
-            left = rows
+            held, start, left = state.residual[rows], state.x[rows], rows
+            before = held.norm(dim=1)
             if self.shared and len(rows) > 1:
                 left = self._descend_together(state, rows)
             self._descend(state, left)
@@ -64,8 +64,7 @@ class Iteration:
             now = state.residual[rows].norm(dim=1)
             worse = ~(now <= before) & (state.niter[rows] < self.maxiter)
             if worse.any():
-                state.x[rows[worse]] = start[worse]
-                state.residual[rows[worse]] = rhs[rows[worse]] - self._apply(start[worse])
+                state.x[rows[worse]], state.residual[rows[worse]] = start[worse], held[worse]
             again = (now > state.target[rows]) & (state.niter[rows] < self.maxiter)
             again &= ~state.negative[rows]
             # Less than halved by a whole descent: the dtype holds no more digits.

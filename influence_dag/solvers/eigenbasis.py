@@ -40,7 +40,8 @@ class Eigenbasis:
 
     Eigenvalues that are zero to rounding (`rounding.rounding`) and that λ does not lift above it
     are left out: for a b in the range of the others x is the solution of least norm, and for
-    another b there is none, which is an `IndefiniteError`.
+    another b there is none, which is an `IndefiniteError`. Where what V leaves out is dropped, so
+    are they, lifted or not: no direction of theirs is another than those that V leaves out.
 
     `indefinite`: whether eigenvalues with $\mu + \lambda < 0$ are an error, are used as they are
     (`"allow"`), or count by their size (`"absolute"`: $|\mu| + \lambda$ for all of them).
@@ -154,6 +155,8 @@ class Eigenbasis:
         shifted = values + damping
         size = shifted.abs() if self.indefinite == "allow" else shifted
         held = size > floor
+        if self.complement == "drop" and not self.is_square:
+            held &= values.abs() > floor
         if (~held & (values < -floor)).any():
             p = len(self.eigenvectors)
             dtype = self._coarser(dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from influence_dag.curvature.operators import Curvature
 from influence_dag.solvers.base import random_rows
+from influence_dag.solvers.rounding import rounding
 
 _PROBES = 8  # rows that look for what a converged basis has missed
 _PROBE_STEPS = 3
@@ -18,7 +19,7 @@ _FEWEST, _MOST = 4, 7  # blocks of wanted pairs: the more, the fewer products
 _WIDTH = 8  # rows of a block from which on those are the more: fewer leave registers empty
 _LONGEST = 4  # basis rows per wanted pair, above which the basis is compressed
 _UNSEEN = 8  # blocks at most between two looks at the residuals
-MARGIN = 1e-3  # of an estimate of what was left out, over the smallest pair
+_MARGIN = 1e-3  # of an estimate of what was left out, over the smallest pair
 _TINY = torch.finfo(torch.float64).tiny
 _COMBINATIONS = 4  # of pairs, of which products are taken to confirm all residuals
 
@@ -36,14 +37,20 @@ class Eigenpairs(NamedTuple):
     captured: float
     products: int
 
+    def has_the_largest(self) -> bool:
+        """Whether none is left out that is larger than one that is here, and more than rounding."""
+        zero = rounding(self.vectors.dtype, self.vectors.shape[1]) * self.values[0].abs()
+        least = torch.maximum((1 + _MARGIN) * self.values[-1].abs(), zero)
+        return self.left_out <= least.item()
+
 
 @dataclass(eq=False)
 class Subspace:
     r"""Orthonormal rows V and $T = V H V^\top$, grown by a block at a time.
 
-    $H V^\top = V^\top T + W^\top E$: what leaves the space is `coupling` times `block`, the rows
-    that come next. Rows lie one after another in memory: orthogonalisation is two long GEMMs.
-    T, and everything small, is float64 on `small_device`.
+    $H V^\top = V^\top T + W^\top E$: after a step, what leaves the space is `coupling` times
+    `block`, the rows that come next. Rows lie one after another in memory: orthogonalisation is
+    two long GEMMs. T, and everything small, is float64 on `small_device`.
     """
 
     curvature: Curvature
@@ -104,20 +111,14 @@ class Subspace:
     def compress(self, keep: int) -> None:
         """Keep the leading Ritz vectors only; the space goes on from the same block."""
         values, rotation, _ = self.ritz()
-        rotation = rotation[:, :keep]
-        last = rotation[len(rotation) - self.coupling.shape[1] :]
-        self.basis = rotation.T.to(self.basis) @ self.basis
+        self.basis = rotation[:, :keep].T.to(self.basis) @ self.basis
         self.projected = torch.diag(values[:keep])
-        self.coupling = self.coupling @ last
 
     def refresh(self, seed: int) -> None:
         """Random rows beside the block: directions that it cannot reach, copies of eigenvalues."""
         rows = min(_PROBES, self.curvature.size - len(self.basis) - len(self.block))
-        if rows <= 0:
-            return
         basis = torch.cat([self.basis, self.block])
         self.block = torch.cat([self.block, orthogonal_rows(basis, rows, seed)])
-        self.coupling = torch.nn.functional.pad(self.coupling, (0, 0, 0, rows))
 
     def _extend(self, overlap: Float[Tensor, "b m"]) -> None:
         old = len(self.projected)
@@ -134,8 +135,8 @@ class Subspace:
         # Upright: LAPACK takes four times as long for the same lying down.
         block, lengths, left = torch.linalg.svd(image.T, full_matrices=False)
         block, left = block.T, left.T
-        rounding = 10 * torch.finfo(image.dtype).eps * self.projected.abs().max()
-        held = lengths > rounding.to(lengths)
+        smallest = 10 * torch.finfo(image.dtype).eps * self.projected.abs().max()
+        held = lengths > smallest.to(lengths)
         held &= torch.arange(len(held), device=held.device) < image.shape[1] - len(self.basis)
         if not held.all():
             block, left, lengths = block[held], left[:, held], lengths[held]
@@ -192,7 +193,7 @@ def leading_eigenpairs(
     max_products: int,
     small_device: torch.device,
 ) -> Eigenpairs:
-    r"""The `rank` eigenpairs of largest $|\mu|$ with $\lVert Hv - \mu v \rVert \le tol |\mu_1|$.
+    r"""The `rank` < p eigenpairs of largest $|\mu|$, $\lVert Hv - \mu v \rVert \le tol |\mu_1|$.
 
     Block Krylov with blocks of `rank / 4`, from 32 pairs on of 8 to `rank / 7`, from a random
     start, two passes of orthogonalisation, Rayleigh-Ritz in float64. The basis is compressed when
@@ -200,7 +201,6 @@ def leading_eigenpairs(
     (copies of a multiple eigenvalue beyond the block's width) and goes on if there are any. Stops
     at `max_products` as it stands.
     """
-    rank = min(rank, curvature.size)
     width = max(min(_WIDTH, -(-rank // _FEWEST)), -(-rank // _MOST))
     place = {"dtype": curvature.dtype, "device": curvature.device}
     block = random_rows(width, curvature.size, seed=seed, **place)
@@ -213,7 +213,7 @@ def leading_eigenpairs(
         whole = len(space.basis) == curvature.size
         if spent or whole or (enough and search.ends(lambda: space.distance(rank, tol))):
             pairs = _leading(space, rank, seed, tol)
-            if spent or whole or pairs.left_out <= (1 + MARGIN) * pairs.values[-1].abs():
+            if spent or whole or pairs.has_the_largest():
                 return pairs
             exhausted = True
         if exhausted:
@@ -273,8 +273,6 @@ def _leading(space: Subspace, rank: int, seed: int, tol: float) -> Eigenpairs:
 def _left_out(rest: Deflated, seed: int) -> tuple[float, float]:
     """The largest eigenvalue in magnitude and the squared Frobenius norm, estimated by probes."""
     probes = orthogonal_rows(rest.vectors, _PROBES, seed + 1)
-    if not len(probes):
-        return 0.0, 0.0
     space = Subspace.start(rest, probes, torch.device("cpu"))
     for _ in range(_PROBE_STEPS):
         if len(space.block):

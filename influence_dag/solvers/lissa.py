@@ -215,8 +215,9 @@ class NeumannSeries:
             b, most = left[rows], self.settings.maxiter - len(lengths)
             moved, steps = self._pass(operator, batches, b, most)
             if moved is None:  # too different from each other for this scale
-                h, rest = self._descend(operator, h, rhs, taken=len(lengths))
-                return h, torch.cat([*(each[:, None] for each in lengths), rest], dim=1)
+                h[rows], rest = self._descend(operator, h[rows], rhs[rows], taken=len(lengths))
+                lengths += [_of_rows(rhs, rows, each) for each in rest.T]
+                break
             lengths += [_of_rows(rhs, rows, each) for each in steps]
             now = operator.step(h[rows] + moved, rhs[rows])
             nearer = (now.norm(dim=1) < b.norm(dim=1))[:, None]

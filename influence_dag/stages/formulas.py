@@ -5,13 +5,13 @@
 FORMULAS = {
     "dataset": 4,
     "model": 2,
-    "gradients": 1,
+    "gradients": 2,
     "matrices": 3,
     "curvature": 2,
-    "factors": 3,
+    "factors": 4,
     "influences": 1,
-    "perturbation": 1,
-    "summary": 5,
+    "perturbation": 2,
+    "summary": 6,
     "validation": 8,
     "report": 6,
 }

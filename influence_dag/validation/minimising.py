@@ -140,12 +140,7 @@ def _dot(a: Float[Tensor, "m p"], b: Float[Tensor, "m p"]) -> Float[Tensor, " m"
 
 
 def _step(evaluate: Evaluate, state: _State, memory: _Memory) -> _State:
-    direction = memory.direction(state.gradients)
-    uphill = _dot(direction, state.gradients) >= 0
-    if uphill.any():
-        memory.forget(uphill)
-        direction = memory.direction(state.gradients)
-    there = _line_search(evaluate, state, direction)
+    there = _line_search(evaluate, state, memory.direction(state.gradients))
     memory.add(there.points - state.points, there.gradients - state.gradients)
     memory.forget(there.failures > 0)
     return there

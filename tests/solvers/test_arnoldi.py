@@ -69,6 +69,20 @@ def test_a_curvature_of_lower_rank_than_asked_for():
     assert relative_error(basis.solve(random_rhs(2, 30), damping=0.1).x, expected) <= 1e-9
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("decades", [0, 1, 2])
+def test_what_is_dropped_is_not_found_by_chance_beyond_the_rank(dtype, decades):
+    spectrum = torch.cat([torch.logspace(0, -decades, 20), torch.zeros(40)])
+    H, rhs = with_spectrum(spectrum), random_rhs(3, 60)
+    values, V = leading(H, 20)
+    expected = ((rhs @ V) / (values + 1e-3)) @ V.T
+    for seed in range(2):
+        basis = Arnoldi(rank=30, seed=seed).factorize(DenseCurvature(H.to(dtype)))
+        solution = basis.solve(rhs.to(dtype), damping=1e-3)
+        assert relative_error(solution.x, expected) <= (1e-10 if dtype == torch.float64 else 1e-4)
+        assert solution.info["rank"] == 20
+
+
 def test_a_curvature_of_zero_leaves_the_damping():
     zero = DenseCurvature(torch.zeros(6, 6, dtype=torch.float64))
     basis = Arnoldi(rank=3, complement="damping").factorize(zero)

@@ -310,3 +310,24 @@ def test_a_right_hand_side_that_is_not_a_number_is_a_row_that_missed(search):
     system = ConjugateGradient(search=search).factorize(DenseCurvature(spd_matrix(P)))
     with pytest.raises(NotConvergedError, match=r"1 of 3 systems missed .*\(rows 1;"):
         system.solve(rhs, damping=0.1)
+
+
+class Coarse(DenseCurvature):
+    """Products with three digits: a further descent often ends where it is worse."""
+
+    def apply(self, vectors):
+        return super().apply(vectors).bfloat16().to(vectors)
+
+
+@pytest.mark.parametrize("search", ["own", "shared"])
+def test_a_descent_that_ends_further_off_than_it_began_is_undone(search):
+    curvature, rhs = Coarse(spd_matrix(P)), random_rhs(40, P)
+    method = ConjugateGradient(search=search, preconditioner="none", on_failure="warn")
+    system = method.factorize(curvature)
+    with pytest.warns(RuntimeWarning, match="systems missed"):
+        first = system.solve(rhs, damping=0.1)
+    with pytest.warns(RuntimeWarning, match="systems missed"):
+        again = system.solve(rhs, damping=0.1, x0=first.x)
+    assert (again.info["residual"] <= 1.001 * first.info["residual"]).all()
+    left = rhs - curvature.apply(again.x) - 0.1 * again.x
+    torch.testing.assert_close(again.info["residual"], left.norm(dim=1) / rhs.norm(dim=1))

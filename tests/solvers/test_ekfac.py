@@ -246,3 +246,29 @@ def test_part_of_a_parameter_is_refused():
     blocks = {"a": torch.arange(3), "b": torch.arange(3, objective.size)}
     with pytest.raises(ValueError, match=r"3 of the 15 numbers .* at 0:15 .* whole parameters"):
         Blockwise(method=EKFAC(), blocks=blocks).factorize(GaussNewton(objective, rows))
+
+
+class SharedTable(nn.Module):
+    """A table of tokens that puts them out as well, which no layer has as a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner = nn.Embedding(5, 3), nn.Linear(3, 3)
+
+    def forward(self, tokens):
+        return torch.tanh(self.inner(self.embed(tokens).mean(1))) @ self.embed.weight.T
+
+
+def test_parameters_without_their_layer_stand_in_any_order_in_a_block():
+    torch.manual_seed(0)
+    tokens = torch.randint(5, (7, 4))
+    objective = Objective(SharedTable().double(), "cross_entropy")
+    G = GaussNewton(objective, Rows(tokens, torch.arange(7) % 5))
+    names = [["inner.bias", "embed.weight"], ["inner.weight"]]
+    blocks = parameter_blocks(objective.slices, names)
+    rhs = random_rhs(2, objective.size)
+    x = Blockwise(method=EKFAC(), blocks=blocks).factorize(G).solve(rhs, damping=0.1).x
+    for name in names[0]:  # dense each, and what couples them left out
+        own = objective.slices[name]
+        expected = reference.damped_solve(G.dense()[own, own], rhs[:, own], 0.1)
+        assert_close(x[:, own], expected)

@@ -202,6 +202,20 @@ def test_anchored_minibatches_take_no_more_steps_than_allowed(case):
     assert solution.info["niter"].tolist() == [8] * 4
 
 
+def test_a_later_pass_that_is_given_up_leaves_what_was_taken_and_who_had_stopped():
+    rows = 0.1 * DIRECTIONS.repeat(6, 1)[:32]
+    rows[0, 0] = len(rows) ** 0.5  # drawn twice in a pass, it leads far off
+    rhs = random_rhs(3, 6)
+    rhs[1] = 0
+    settings = {"rtol": 1e-9, "scale": 1.3, "maxiter": 150, "on_failure": "warn", "seed": 6}
+    system = LiSSA(batch_size=1, anchored=True, **settings).factorize(SecondMoment(rows))
+    with pytest.warns(RuntimeWarning, match="2 of 3 series .* after 150 steps"):
+        info = system.solve(rhs, damping=0.01).info
+    assert info["niter"].tolist() == [150, 32, 150]
+    told = ~info["residual_history"].isnan()
+    assert torch.equal(told.cummin(1).values, told), "a row that has stopped does not go on"
+
+
 def test_minibatches_need_a_curvature_of_rows():
     with pytest.raises(ValueError, match="DenseCurvature is not a mean over rows"):
         LiSSA(batch_size=5).factorize(DenseCurvature(spd_matrix(P)))

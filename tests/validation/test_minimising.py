@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from influence_dag.validation.minimising import _Memory
+from influence_dag.validation.minimising import TRIALS, _Memory, minimise
 
 P, PROBLEMS, KEPT = 6, 3, 4
 METRIC = torch.diag(torch.linspace(0.5, 2, P, dtype=torch.float64))
@@ -61,3 +61,22 @@ def test_a_problem_that_forgets_goes_back_to_the_metric_and_no_other_does():
 def test_nothing_is_known_before_the_first_step():
     g = torch.tensor([[3.0, 4.0], [0.3, 0.4]], dtype=torch.float64)
     assert_close(_Memory(KEPT, None).direction(g), -torch.tensor([[0.6, 0.8], [0.3, 0.4]]).double())
+
+
+def test_what_is_remembered_leads_no_further_after_a_search_that_failed():
+    A = torch.diag(torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64))
+    start, seen, failing = torch.ones(1, 3, dtype=torch.float64), [], range(0)
+
+    def evaluate(_, points):
+        seen.append(points)
+        values = torch.inf if len(seen) - 1 in failing else 0.5 * (points @ A * points).sum(1)
+        return torch.as_tensor(values, dtype=torch.float64).expand(1), points @ A
+
+    def metric(gradients):
+        return gradients / 50
+
+    there = minimise(evaluate, start, metric=metric, tolerance=0.0, max_steps=3).points
+    failing = range(len(seen), len(seen) + TRIALS)
+    seen.clear()
+    minimise(evaluate, start, metric=metric, tolerance=0.0, max_steps=5)
+    assert_close(seen[failing.stop], there - metric(there @ A))
