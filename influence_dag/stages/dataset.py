@@ -121,9 +121,7 @@ def _source_key(bench: Workbench) -> str:
     if data.makes_rows:
         return ""  # what code returns is known when it was called
     content = source_fingerprint(data, bench.study.root)
-    how = [data.reading, bench.chunk_override, bench.study.name, loss]
-    how += ["units of weighted rows"] if data.weight and data.features.standardise else []
-    how += ["scaled in float64"] if data.features.scale != 1 else []
+    how = (data.reading, bench.chunk_override, bench.study.name, loss)
     return fingerprint(naming.DATASET, FORMULA, content, how)
 
 

@@ -115,7 +115,6 @@ def _settings_key(study: Study) -> str:
         keys.callable_key(study, model.fit, "model.fit"),
         checkpoint,
         *([model.output] if model.output else []),
-        *(["batches by content"] if model.own_fit and model.own_fit.batch_size else []),
     )
 
 

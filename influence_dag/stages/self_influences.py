@@ -41,8 +41,7 @@ class OwnSolves:
         gradients_key = bench.require(naming.GRADIENTS).attrs["base_key"]
         asked = bench.settings.methods[method]
         warns = asked.is_iterative and getattr(asked, "on_failure", "raise") == "warn"
-        told = ["of rows that met the tolerance"] if warns else []
-        self.key = fingerprint(methods.factors_key(bench, method), gradients_key, *told)
+        self.key = fingerprint(methods.factors_key(bench, method), gradients_key, warns)
         size = bench.require("model").attrs["info"]["parameters"]
         if eigenbasis.has_eigenbasis(bench, method):
             size = reading.gradient_layout_of(bench).numbers_per_row

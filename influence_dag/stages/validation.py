@@ -9,7 +9,6 @@ from influence_dag.stages.formulas import FORMULAS
 from influence_dag.stages.keys import model_key
 from influence_dag.stages.updates import Update
 from influence_dag.stages.workbench import Workbench
-from influence_dag.suspicion import are_labelled
 
 FORMULA = FORMULAS["validation"]
 
@@ -20,10 +19,8 @@ def refresh(bench: Workbench, kind: str) -> Update:
     methods = bench.settings.methods.names
     stored = {m: bench.require(naming.influences(m)).data_version for m in methods}
     rows = [bench.axis("dataset", split).fingerprint for split in ("train", "test")]
-    told = ["from the checkpoint"] if bench.settings.model.trains_on else []
-    if kind == "label_errors" and not are_labelled(bench.require("dataset").read("test_y")).all():
-        told.append("by test rows that have labels")
-    key = fingerprint(kind, FORMULA, settings.model_dump(), model_key(bench), stored, rows, *told)
+    asked = settings.model_dump(), bench.settings.model.trains_on
+    key = fingerprint(kind, FORMULA, *asked, model_key(bench), stored, rows)
 
     def produce() -> Whole:
         from influence_dag.stages.refits import produced  # here: it imports torch, a plan does not
