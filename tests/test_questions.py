@@ -199,6 +199,8 @@ def test_another_damping_than_the_one_that_is_stored_is_refused(study, influence
     for asked in (study.influences, study.top_k, study.self_influence, study.suspects):
         with pytest.raises(StoreError, match=r"damping 0\.5 is none of those stored: \[0\.05\]"):
             asked(damping=0.5)
+        with pytest.raises(StoreError, match=r"damping '0\.05' is none of those stored: \[0\.05\]"):
+            asked(damping="0.05")
 
 
 def test_a_damping_that_is_computed_is_found():
@@ -251,6 +253,9 @@ def test_ids_that_are_numbers_are_asked_for_as_they_are_shown(finished_project, 
     xr.testing.assert_identical(study.influence_of(best), both)
     told = [study.relabelled_influences("direct", {key: 2}) for key in (5, "5")]
     xr.testing.assert_identical(*told)
+    for label in (None, [1], "two"):
+        with pytest.raises(StoreError, match=r"5: the label .* is not a class, a whole number"):
+            study.relabelled_influences("direct", {5: label})
     for test in (3, "3"):
         bars = study.plot.feature_map(test, 7).axes[0].get_yticklabels()
         assert [bar.get_text() for bar in bars] == COLUMNS[1:4]

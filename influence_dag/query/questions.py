@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,8 @@ def at_damping(array: xr.DataArray, damping: float | None) -> xr.DataArray:
     same = [place for place, each in enumerate(stored) if is_same(each, damping)]
     if not same:
         known = listed(stored, shown=short)
-        raise StoreError(f"damping {short(damping)} is none of those stored: [{known}]")
+        asked = short(damping) if isinstance(damping, Real) else repr(damping)
+        raise StoreError(f"damping {asked} is none of those stored: [{known}]")
     return array.isel(damping=same[0]) if swept else array
 
 

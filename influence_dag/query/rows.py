@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,12 @@ from influence_dag.errors import StoreError
 from influence_dag.stages import naming
 from influence_dag.store import Store, Version
 from influence_dag.texts import did_you_mean, literal
+
+
+def check_k(k: object) -> None:
+    """Raise `StoreError` for what is no number of rows."""
+    if not isinstance(k, Integral) or k < 1:
+        raise StoreError(f"k is {k!r:.80}; ask for a whole number of rows, at least one")
 
 
 def rows_named(labelled: xr.DataArray | xr.Dataset, split: Split, rows: Iterable[object]) -> list:
