@@ -84,22 +84,24 @@ def _to_object_store(
             f"{target} is in an object store, where only a .zarr group is written; export "
             f"{Path(target).suffix} to a file and copy it there"
         )
-    from fsspec import available_protocols
+    from fsspec import available_protocols, url_to_fs
     from zarr.storage import FsspecStore
 
     if scheme_of(target) not in available_protocols():
         raise _unserved(target, f"nobody knows {scheme_of(target)}://")
     with _reached(target):
-        store = FsspecStore.from_url(target, storage_options=options)
-        held = _held(store)
+        files, folder = url_to_fs(target, **options)
+        held = files.find(folder)
     if held:
-        raise StoreError(f"{target} exists ({held}); name another address, or remove it")
+        raise StoreError(f"{target} exists ({held[0]}); name another address, or remove it")
     with _reached(target):
         try:
+            store = FsspecStore.from_url(target, storage_options=options)
             return _zarr(results, store, list(artifacts))
         except BaseException:
             with suppress(Exception):  # of who may write and not remove
-                _emptied(store)
+                files.invalidate_cache()
+                files.rm(folder, recursive=True)
             raise
 
 
@@ -108,24 +110,6 @@ def _unserved(target: str, why: str) -> StoreError:
         f"{target}: {why}; install what serves it as fsspec does (for s3:// pip install "
         "'influence-dag[s3]'), or export to a folder"
     )
-
-
-def _held(store: "ZarrStore") -> str | None:
-    """Something that is there already."""
-    from zarr.core.sync import sync
-
-    async def first() -> str | None:
-        async for key in store.list():
-            return key
-        return None
-
-    return sync(first())
-
-
-def _emptied(store: "ZarrStore") -> None:
-    from zarr.core.sync import sync
-
-    sync(store.delete_dir(""))
 
 
 @contextmanager
