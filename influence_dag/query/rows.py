@@ -44,10 +44,6 @@ def rows_named(labelled: xr.DataArray | xr.Dataset, split: Split, rows: Iterable
     return [known[name] for name in dict.fromkeys(map(str, given))]
 
 
-# What has to be the same of two artifacts of a method whose numbers stand beside each other.
-_SYSTEM = ("model_data_version", "curvature_data_version", "damping", "method_settings")
-
-
 def row_info(store: Store, influences: Version) -> Mapping[str, Any]:
     """What other artifacts say of the rows of a method's `influences`, as these have them.
 
@@ -72,7 +68,7 @@ def row_info(store: Store, influences: Version) -> Mapping[str, Any]:
 
 
 def _check_system(version: Version, influences: Version) -> None:
-    mine, theirs = ([each.attrs.get(n) for n in _SYSTEM] for each in (version, influences))
+    mine, theirs = ([each.attrs.get(n) for n in naming.SYSTEM] for each in (version, influences))
     if mine != theirs:
         raise StoreError(
             f"{version.artifact} and {influences.artifact} are not of the same θ, curvature and "
