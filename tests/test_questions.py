@@ -121,7 +121,8 @@ def test_what_there_is_not_is_answered_with_what_there_is(study, ask, words):
 def test_a_tree_has_every_artifact_or_those_that_are_asked_for(study):
     tree = study.tree()
     assert {group.lstrip("/") for group in tree.groups} >= set(study.artifacts)
-    assert study.tree(["direct/influences"]).groups == ("/", "/direct", "/direct/influences")
+    for asked in (["direct/influences"], "direct/influences"):
+        assert study.tree(asked).groups == ("/", "/direct", "/direct/influences")
     of_tree = tree["direct/influences"].influences
     np.testing.assert_array_equal(of_tree, study["direct"].influences)
 
@@ -168,6 +169,8 @@ def test_a_grid_has_the_images_of_the_strongest_rows(study, influences, monkeypa
     (grid,) = figure.axes
     captions = [text.get_text().partition(" (")[0] for text in grid.texts]
     assert captions == ["test-03", *rows[0], "test-05", *rows[1]]
+    (alone,) = study.plot.strongest("test-03", 2).axes
+    assert [each.get_text().partition(" (")[0] for each in alone.texts] == captions[:5]
     assert set(seen) == set(captions)
 
 
