@@ -256,7 +256,7 @@ def row_by_row(objective):
 def test_pieces_of_products_are_even_and_lie_in_whole_lines(units, width):
     left = torch.empty(5, units)
     rows, some = products._piece(left, width)
-    pieces = [*products._runs(units, some)]
+    pieces = [*products.runs(units, some)]
     assert rows % 64 == 0
     assert rows >= 512
     assert sum(each.stop - each.start for each in pieces) == units

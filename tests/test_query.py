@@ -336,6 +336,8 @@ def test_a_table_of_artifacts_of_several_ages_holds_the_ids_and_digits_of_each(
         project.write(split, [[number, *row[1:]] for number, row in enumerate(rows)])
     project.refresh()
     results = project.results
+    written = results.export(tmp_path / "one.parquet", "cg/influences")
+    assert written["artifacts"] == ["cg/influences"], "one may be named by itself"
     results.export(tmp_path / "pairs.parquet")
     table = parquet.read_table(tmp_path / "pairs.parquet").to_pandas()
     for method, first in (("direct", "0"), ("cg", "train-00")):

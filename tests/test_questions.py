@@ -121,7 +121,8 @@ def test_what_there_is_not_is_answered_with_what_there_is(study, ask, words):
 def test_a_tree_has_every_artifact_or_those_that_are_asked_for(study):
     tree = study.tree()
     assert {group.lstrip("/") for group in tree.groups} >= set(study.artifacts)
-    assert study.tree(["direct/influences"]).groups == ("/", "/direct", "/direct/influences")
+    for asked in (["direct/influences"], "direct/influences"):
+        assert study.tree(asked).groups == ("/", "/direct", "/direct/influences")
     of_tree = tree["direct/influences"].influences
     np.testing.assert_array_equal(of_tree, study["direct"].influences)
 
@@ -168,6 +169,8 @@ def test_a_grid_has_the_images_of_the_strongest_rows(study, influences, monkeypa
     (grid,) = figure.axes
     captions = [text.get_text().partition(" (")[0] for text in grid.texts]
     assert captions == ["test-03", *rows[0], "test-05", *rows[1]]
+    (alone,) = study.plot.strongest("test-03", 2).axes
+    assert [each.get_text().partition(" (")[0] for each in alone.texts] == captions[:5]
     assert set(seen) == set(captions)
 
 
@@ -199,6 +202,8 @@ def test_another_damping_than_the_one_that_is_stored_is_refused(study, influence
     for asked in (study.influences, study.top_k, study.self_influence, study.suspects):
         with pytest.raises(StoreError, match=r"damping 0\.5 is none of those stored: \[0\.05\]"):
             asked(damping=0.5)
+        with pytest.raises(StoreError, match=r"damping '0\.05' is none of those stored: \[0\.05\]"):
+            asked(damping="0.05")
 
 
 def test_a_damping_that_is_computed_is_found():
@@ -251,6 +256,9 @@ def test_ids_that_are_numbers_are_asked_for_as_they_are_shown(finished_project, 
     xr.testing.assert_identical(study.influence_of(best), both)
     told = [study.relabelled_influences("direct", {key: 2}) for key in (5, "5")]
     xr.testing.assert_identical(*told)
+    for label in (None, [1], "two"):
+        with pytest.raises(StoreError, match=r"5: the label .* is not a class, a whole number"):
+            study.relabelled_influences("direct", {5: label})
     for test in (3, "3"):
         bars = study.plot.feature_map(test, 7).axes[0].get_yticklabels()
         assert [bar.get_text() for bar in bars] == COLUMNS[1:4]

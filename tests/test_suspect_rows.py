@@ -200,6 +200,12 @@ def test_rankings_that_are_not_there_are_refused(project):
         suspects(project.store, by="out_of_fold_loss")
     with pytest.raises(StoreError, match="no neighbour_disagreement: neighbours are looked for"):
         suspects(project.store, by="neighbour_disagreement", neighbours=0)
+    for asked in ({"neighbours": 2.5}, {"folds": "3"}):
+        with pytest.raises(StoreError, match="take whole numbers, neighbours 0"):
+            suspects(project.store, **asked)
+    for k in (2.5, "5", 0):
+        with pytest.raises(StoreError, match=r"k is .*; ask for a whole number of rows"):
+            suspects(project.store, k)  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="folds=1: take"):
         suspects(project.store, folds=1)
 

@@ -85,18 +85,9 @@ def _are_tokens(view: View) -> bool:
     return inputs is not None and inputs.dtype.startswith("int")
 
 
-_SYSTEM = (
-    "model_data_version",
-    "curvature_data_version",
-    "damping",
-    "method_settings",
-    "measurement",
-)
-
-
 def _made_from(version: Any) -> list[Any]:
     """What maps have to share with influences to be derivatives of them."""
-    return [version.attrs.get(name) for name in _SYSTEM]
+    return [version.attrs.get(name) for name in (*naming.SYSTEM, "measurement")]
 
 
 def _maps(version: Any) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout, joined
 from influence_dag.gradients.memory import fresh
-from influence_dag.gradients.products import add_assembled, add_projected, row_pieces
+from influence_dag.gradients.products import add_assembled, add_projected, row_pieces, runs
 
 _ASSEMBLED_BYTES = 2**26  # dense gradients held at once while norms are taken
 
@@ -132,7 +132,7 @@ def _squared_norms(block: "GradientBlock") -> Float[Tensor, " n"]:
     """By writing some rows out at a time."""
     row = sum(values.nbytes for _, values in block[:1].parts())
     rows = max(1, _ASSEMBLED_BYTES // max(1, row))
-    parts = (block[start : start + rows].parts() for start in range(0, len(block), rows))
+    parts = (block[some].parts() for some in runs(len(block), rows))
     squares = ([values.double().square().sum(1) for _, values in some] for some in parts)
     return torch.cat([torch.stack(some).sum(0) for some in squares])
 

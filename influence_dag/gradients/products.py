@@ -35,9 +35,9 @@ def add_assembled(
     n, width = len(left), right.shape[-1]
     rows, units = _piece(left, width)
     buffer = right.new_empty(min(rows, n) * units * width)
-    for some in _runs(n, rows):
+    for some in runs(n, rows):
         these, those = _rows_last(left[some]), _rows_last(right[some])
-        for places in _runs(left.shape[-1], units):
+        for places in runs(left.shape[-1], units):
             columns = slice(places.start * width, places.stop * width)
             out[:, some].addmm_(V[:, columns], _outer(these[places], those, buffer))
 
@@ -53,10 +53,10 @@ def add_projected(
     """The same of one position by contracting `a` with V first: best for few vectors."""
     d_in, d_out = a.shape[1], g.shape[1]
     some_vectors = max(1, _COLUMNS // d_out) if a.device.type == "cpu" else len(V)
-    for some in _runs(len(V), some_vectors):
+    for some in runs(len(V), some_vectors):
         W = V[some].view(-1, d_in, d_out).mT if transposed else V[some].view(-1, d_out, d_in)
         W = W.reshape(-1, d_in).T
-        for rows in _runs(len(a), _piece(g, W.shape[1] // d_out)[0]):
+        for rows in runs(len(a), _piece(g, W.shape[1] // d_out)[0]):
             projected = (a[rows] @ W).view(-1, len(V[some]), d_out)
             out[some, rows] += projected.mul_(g[rows].unsqueeze(1)).sum(2).T
 
@@ -64,7 +64,7 @@ def add_projected(
 def row_pieces(out: Float[Tensor, "k n"]) -> Iterator[slice]:
     """Runs of rows whose products with all vectors are added up in a cache, layer after layer."""
     size = _SUM_BYTES // max(1, out.element_size() * len(out))
-    return _runs(out.shape[1], _rows(size) if out.device.type == "cpu" else _DEVICE_SUMS)
+    return runs(out.shape[1], _rows(size) if out.device.type == "cpu" else _DEVICE_SUMS)
 
 
 def _piece(left: Tensor, width: int) -> tuple[int, int]:
@@ -103,6 +103,7 @@ def _outer(
     return torch.bmm(left.permute(2, 0, 1), right.permute(2, 1, 0), out=out).flatten(1).T
 
 
-def _runs(length: int, size: int) -> Iterator[slice]:
+def runs(length: int, size: int) -> Iterator[slice]:
+    """A length in runs of at most so many."""
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))

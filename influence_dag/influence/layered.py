@@ -24,6 +24,7 @@ from influence_dag.curvature.layered import LayeredNetwork, SoftmaxCurvature
 from influence_dag.curvature.layered_products import LayeredBatch, step_of
 from influence_dag.curvature.scratch import Scratch
 from influence_dag.gradients.memory import fresh
+from influence_dag.gradients.products import runs
 from influence_dag.objective.objective import Rows
 
 _FEW = 32  # outputs: the Hessian of more is differentiated by torch.func, which imports a compiler
@@ -43,12 +44,10 @@ def layered_products(
     chunk = max(1, min(chunk, len(factors), together, _STEPS // network.size))
     size = max(16, _NUMBERS // (chunk * units))
     inputs = network.layers[0].weight.shape[1]
-    for start in range(0, len(rows), size):
-        block = slice(start, start + size)
+    for block in runs(len(rows), size):
         batch = _batch(network, rows[block], len(factors))
         pull_back, products = _pull_back(network, rows.x[block]), _Pairs(batch, chunk, scratch)
-        for first in range(0, len(factors), chunk):
-            some = slice(first, first + chunk)
+        for some in runs(len(factors), chunk):
             pairs = result[some, block]
             shape = *pairs.shape[:2], inputs
             if pull_back is None:

@@ -14,6 +14,7 @@ from influence_dag.curvature.layered import LayeredNetwork, not_layered
 from influence_dag.errors import ModelError, check_known
 from influence_dag.gradients.checks import random_weights
 from influence_dag.gradients.memory import fresh
+from influence_dag.gradients.products import runs
 from influence_dag.influence.differences import check_input_derivatives
 from influence_dag.influence.layered import layered_products
 from influence_dag.influence.points import InputPoint, Point, perturbation_point
@@ -187,8 +188,7 @@ def _by_autograd(
     kept = max(sum(leaf.numel() for leaf in one), 3 * sum(saved_numbers(objective, rows)))
     for batch, block in _blocks(rows, chunk * kept):
         pull_back = _mixed_products(objective, batch, point, alone=len(factors) == 1)
-        for first in range(0, len(factors), chunk):
-            some = slice(first, first + chunk)
+        for some in runs(len(factors), chunk):
             for result, values in zip(results, pull_back(factors[some]), strict=True):
                 result[some, block] = values.detach()  # others' tensors are constants
     return point.structured(rows, results)
@@ -266,7 +266,5 @@ def _by_jacobian(
 
 def _blocks(rows: Rows, numbers: int) -> Iterator[tuple[Rows, slice]]:
     """The rows in blocks for which `numbers` a row fit into what is held at once."""
-    size = max(1, _NUMBERS // numbers)
-    for start in range(0, len(rows), size):
-        block = slice(start, start + size)
+    for block in runs(len(rows), max(1, _NUMBERS // numbers)):
         yield rows[block], block

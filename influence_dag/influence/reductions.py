@@ -62,15 +62,11 @@ class OverTests:
 
     def add(self, values: Float[Tensor, "k n *features"]) -> None:
         if self.by == "absmax":
-            new = values.abs().amax(dim=0)
+            new, joined = values.abs().amax(dim=0), torch.maximum
         else:
             new = torch.linalg.vector_norm(values, dim=0, dtype=torch.float64)
-        if self._kept is None:
-            self._kept = new
-        elif self.by == "absmax":
-            self._kept = torch.maximum(self._kept, new)
-        else:
-            self._kept = torch.hypot(self._kept, new)
+            joined = torch.hypot
+        self._kept = new if self._kept is None else joined(self._kept, new)
 
     def result(self) -> Float[Tensor, " n *features"]:
         assert self._kept is not None

@@ -1,14 +1,13 @@
 """Questions to an influence array, as xarray's accessor `.idag`."""
 
 from collections.abc import Iterable
-from numbers import Integral
 
 import numpy as np
 import xarray as xr
 
 from influence_dag.errors import StoreError
 from influence_dag.query.holes import COUNTED, numpy_text
-from influence_dag.query.rows import rows_named
+from influence_dag.query.rows import check_k, rows_named
 
 
 @xr.register_dataarray_accessor("idag")
@@ -139,8 +138,7 @@ class InfluenceAccessor:
             raise StoreError(
                 f"top_k ranks along 'train', which is not among the dimensions {array.dims}"
             )
-        if not isinstance(k, Integral) or k < 1:
-            raise StoreError(f"k is {k!r:.80}; ask for a whole number of rows, at least one")
+        check_k(k)
         values = array.transpose(..., "train").compute()
         scores = np.asarray(values.values, np.float64)  # small integers have no negative of all
         order = np.argsort(-scores if largest else scores, axis=-1, kind="stable")[..., :k]

@@ -43,6 +43,7 @@ def export(
     the metadata by which readers find arrays come last. Raises `StoreError` for a target that
     exists or cannot be written, a format that is none of these, or a library that is not installed.
     """
+    names = [artifacts] if isinstance(artifacts, str) else list(artifacts)
     write = FORMATS.get(Path(str(target)).suffix)
     if write is None:
         raise StoreError(
@@ -50,16 +51,16 @@ def export(
             "group, one netCDF file, one long table of influences"
         )
     if scheme_of(target):
-        written = _to_object_store(results, str(target), artifacts, dict(storage_options or {}))
+        written = _to_object_store(results, str(target), names, dict(storage_options or {}))
     elif storage_options:
         raise StoreError(f"{target} is a path; storage_options are for s3://… and the like")
     else:
-        written = _to_file(results, Path(target), artifacts, write)
+        written = _to_file(results, Path(target), names, write)
     return {"file": target, "study": results.store.name, "artifacts": written}
 
 
 def _to_file(
-    results: "StudyResults", target: Path, artifacts: Sequence[str], write: "_Format"
+    results: "StudyResults", target: Path, artifacts: list[str], write: "_Format"
 ) -> list[str]:
     if target.exists() or target.is_symlink():
         raise StoreError(f"{target} exists; name another file, or remove it")
@@ -68,7 +69,7 @@ def _to_file(
         raise StoreError(f"{folder} is no folder; make it first")
     try:
         with _complete(target) as unfinished:
-            return write(results, unfinished, list(artifacts))
+            return write(results, unfinished, artifacts)
     except OSError as error:
         raise StoreError(
             f"writing {target} failed: {error}; name a folder that can be written and has room"
@@ -76,7 +77,7 @@ def _to_file(
 
 
 def _to_object_store(
-    results: "StudyResults", target: str, artifacts: Sequence[str], options: dict[str, Any]
+    results: "StudyResults", target: str, artifacts: list[str], options: dict[str, Any]
 ) -> list[str]:
     """A Zarr group below an address; what was written is removed again where it fails."""
     if not target.endswith(".zarr"):
@@ -84,22 +85,24 @@ def _to_object_store(
             f"{target} is in an object store, where only a .zarr group is written; export "
             f"{Path(target).suffix} to a file and copy it there"
         )
-    from fsspec import available_protocols
+    from fsspec import available_protocols, url_to_fs
     from zarr.storage import FsspecStore
 
     if scheme_of(target) not in available_protocols():
         raise _unserved(target, f"nobody knows {scheme_of(target)}://")
     with _reached(target):
-        store = FsspecStore.from_url(target, storage_options=options)
-        held = _held(store)
+        files, folder = url_to_fs(target, **options)
+        held = files.find(folder)
     if held:
-        raise StoreError(f"{target} exists ({held}); name another address, or remove it")
+        raise StoreError(f"{target} exists ({held[0]}); name another address, or remove it")
     with _reached(target):
         try:
-            return _zarr(results, store, list(artifacts))
+            store = FsspecStore.from_url(target, storage_options=options)
+            return _zarr(results, store, artifacts)
         except BaseException:
             with suppress(Exception):  # of who may write and not remove
-                _emptied(store)
+                files.invalidate_cache()
+                files.rm(folder, recursive=True)
             raise
 
 
@@ -108,24 +111,6 @@ def _unserved(target: str, why: str) -> StoreError:
         f"{target}: {why}; install what serves it as fsspec does (for s3:// pip install "
         "'influence-dag[s3]'), or export to a folder"
     )
-
-
-def _held(store: "ZarrStore") -> str | None:
-    """Something that is there already."""
-    from zarr.core.sync import sync
-
-    async def first() -> str | None:
-        async for key in store.list():
-            return key
-        return None
-
-    return sync(first())
-
-
-def _emptied(store: "ZarrStore") -> None:
-    from zarr.core.sync import sync
-
-    sync(store.delete_dir(""))
 
 
 @contextmanager

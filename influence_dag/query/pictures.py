@@ -3,7 +3,7 @@
 What Dagster's UI shows of an artifact is drawn here as well, from a version of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,17 +48,17 @@ class Pictures:
         values = np.concatenate([helping.values, harming.values])
         return plots.scores(names, values, title=f"{self._by(row, of)} on {named_row(row, 'test')}")
 
-    def strongest(self, tests: Sequence[Any] | int = 5, k: int = 4, **of: Any) -> Figure:
+    def strongest(self, tests: Iterable[Any] | int = 5, k: int = 4, **of: Any) -> Figure:
         """Test images, each with the training images that help it most and harm it most.
 
         `tests` are ids, or a number of them, spread over the axis.
         """
         influences = self._study.influences(**of)
         names = influences.test.values
-        if isinstance(tests, int):
+        if isinstance(tests, int | np.integer):
             names = names[np.linspace(0, len(names) - 1, min(tests, len(names))).astype(int)]
         else:
-            names = self._study.influences(list(tests), **of).test.values
+            names = rows_named(influences, "test", tests)
         chosen, contents = influences.sel(test=names), Contents(self._study)
         ends = (chosen.idag.top_k(k).train.values, chosen.idag.bottom_k(k).train.values)
         rows = [[_images(contents.of("train", each)) for each in end] for end in ends]

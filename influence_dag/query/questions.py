@@ -123,7 +123,8 @@ class Questions(ABC):
 
     def tree(self, artifacts: Sequence[str] = ()) -> xr.DataTree:
         """Artifacts (default: all) by name, lazy; what `xr.open_datatree` opens, from any store."""
-        groups = {f"/{name}": self.open(name) for name in artifacts or self.artifacts}
+        names = [artifacts] if isinstance(artifacts, str) else artifacts or self.artifacts
+        groups = {f"/{name}": self.open(name) for name in names}
         return xr.DataTree.from_dict({"/": xr.Dataset()} | groups, name=self.store.name)
 
     @cached_property

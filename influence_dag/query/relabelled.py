@@ -124,7 +124,7 @@ def _number(name: str, label: str | float, most: int | None) -> float:
     """A label as a number; where there are classes, one of them."""
     try:
         value = float(label)
-    except ValueError:
+    except (TypeError, ValueError):
         value = np.nan
     if np.isfinite(value) and (most is None or (value % 1 == 0 and 0 <= value <= most)):
         return value if most is None else int(value)

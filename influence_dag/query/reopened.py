@@ -64,7 +64,7 @@ def _check_code(store: Store, study: Study, *, named: bool) -> None:
                     "has no such module; nothing is imported from elsewhere unless the project is "
                     "named: open_study(path, project=…)"
                 )
-    if not any(not code_hashes(name.partition(":")[0], study.root) for name in callables.values()):
+    if all(code_hashes(name.partition(":")[0], study.root) for name in callables.values()):
         from influence_dag.stages.keys import files_key, key_of_source
 
         key = key_of_source(

@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
+from numbers import Integral
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,12 @@ from influence_dag.stages import naming
 from influence_dag.stages.dampings import is_same
 from influence_dag.store import Store, Version
 from influence_dag.texts import did_you_mean, listed, literal, short
+
+
+def check_k(k: object) -> None:
+    """Raise `StoreError` for what is no number of rows."""
+    if not isinstance(k, Integral) or k < 1:
+        raise StoreError(f"k is {k!r:.80}; ask for a whole number of rows, at least one")
 
 
 def rows_named(labelled: xr.DataArray | xr.Dataset, split: Split, rows: Iterable[object]) -> list:
@@ -36,10 +44,6 @@ def rows_named(labelled: xr.DataArray | xr.Dataset, split: Split, rows: Iterable
     if not given:
         raise StoreError(f"no {split} row is named; name at least one")
     return [known[name] for name in dict.fromkeys(map(str, given))]
-
-
-# What has to be the same of two artifacts of a method whose numbers stand beside each other.
-_SYSTEM = ("model_data_version", "curvature_data_version", "damping", "method_settings")
 
 
 def row_info(store: Store, influences: Version) -> Mapping[str, Any]:
@@ -66,7 +70,7 @@ def row_info(store: Store, influences: Version) -> Mapping[str, Any]:
 
 
 def _check_system(version: Version, influences: Version) -> None:
-    mine, theirs = ([each.attrs.get(n) for n in _SYSTEM] for each in (version, influences))
+    mine, theirs = ([each.attrs.get(n) for n in naming.SYSTEM] for each in (version, influences))
     if mine != theirs:
         raise StoreError(
             f"{version.artifact} and {influences.artifact} are not of the same θ, curvature and "
@@ -105,5 +109,6 @@ def at_damping(array: xr.DataArray, damping: float | None) -> xr.DataArray:
     same = [place for place, each in enumerate(stored) if is_same(each, damping)]
     if not same:
         known = listed(stored, shown=short)
-        raise StoreError(f"damping {short(damping)} is none of those stored: [{known}]")
+        asked = short(damping) if isinstance(damping, Real) else repr(damping)
+        raise StoreError(f"damping {asked} is none of those stored: [{known}]")
     return array.isel(damping=same[0]) if swept else array

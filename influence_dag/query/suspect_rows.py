@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
@@ -12,6 +13,7 @@ from influence_dag.datasets import neighbours as stored
 from influence_dag.datasets.slots import Axis, Split, dataset_of
 from influence_dag.errors import StoreError
 from influence_dag.query.reopened import workbench_of
+from influence_dag.query.rows import check_k
 from influence_dag.stages import naming
 from influence_dag.stages.blocks import pieces
 from influence_dag.store import Version
@@ -55,10 +57,11 @@ class Asked:
         if self.space not in get_args(Space):
             known = ", ".join(get_args(Space))
             raise StoreError(f"space={self.space!r} is unknown; choose one of {known}")
-        if self.neighbours < 0 or self.folds < 0 or self.folds == 1:
+        are_whole = isinstance(self.neighbours, Integral) and isinstance(self.folds, Integral)
+        if not are_whole or self.neighbours < 0 or self.folds < 0 or self.folds == 1:
             raise StoreError(
-                f"neighbours={self.neighbours}, folds={self.folds}: take neighbours 0 (none) or "
-                "more, folds 0 (none) or 2 and more"
+                f"neighbours={self.neighbours!r}, folds={self.folds!r}: take whole numbers, "
+                "neighbours 0 (none) or more, folds 0 (none) or 2 and more"
             )
 
 
@@ -67,8 +70,7 @@ def suspect_rows(
     study: "Questions", k: int, *, method: str | None, damping: float | None, asked: Asked
 ) -> xr.Dataset:
     """The `k` most suspicious rows; see `influence_dag.suspects`."""
-    if k < 1:
-        raise StoreError(f"k is {k}; ask for at least one row")
+    check_k(k)
     scores = study.self_influence(method=method, damping=damping)
     rows = _Rows(study, scores, asked)
     columns = rows.said | rows.of_neighbours() | rows.out_of_fold()

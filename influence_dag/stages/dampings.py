@@ -5,6 +5,7 @@ two ways between, and nobody else asks whether a study has one λ or several.
 """
 
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
@@ -127,7 +128,7 @@ def stored_values(version: Version) -> list[float]:
     return [float(value) for value in known]
 
 
-def is_same(stored: Any, asked: float) -> bool:
+def is_same(stored: Any, asked: Any) -> bool:
     """Whether a stored λ is the one that is asked for; blocks' own and none are no number."""
-    known = isinstance(stored, int | float)
-    return known and bool(np.isclose(stored, asked, rtol=_ROUNDING, atol=0.0))
+    are_numbers = isinstance(stored, int | float) and isinstance(asked, Real)
+    return are_numbers and bool(np.isclose(stored, float(asked), rtol=_ROUNDING, atol=0.0))

@@ -15,6 +15,9 @@ LONGEST_PAIRS = "top_train"
 OF_INFLUENCES = "of_influences"
 """The attribute of what was measured on influences: by method, the data versions that these had."""
 
+SYSTEM = ("model_data_version", "curvature_data_version", "damping", "method_settings")
+"""Attributes that two artifacts of a method share whose numbers may stand beside each other."""
+
 
 def curvature(method: str) -> str:
     return f"{method}/curvature"

@@ -10,6 +10,7 @@ and the score is the rank correlation over subsets between prediction and what w
 change is large (half of the data), so this asks more of an influence than leaving one row out.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Unpack
@@ -43,7 +44,7 @@ def draw_subsets(
     """
     if count < 1:
         raise ModelError(f"count={count} random subsets; draw one or more")
-    size = round(fraction * n)
+    size = round(fraction * n) if math.isfinite(fraction) else 0
     if not 0 < size < n:
         cure = "take a fraction by which some rows are in and some are not"
         raise ModelError(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.func import vmap
 
+from influence_dag.gradients.products import runs
 from influence_dag.objective.footprint import kept_numbers
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.outputs import OutputSpace
@@ -53,9 +54,7 @@ def member_values(
 
 def member_chunks(members: int, numbers: float) -> Iterator[slice]:
     """Runs of members whose temporaries, `numbers` each, stay about a hundred megabytes."""
-    size = int(max(1, min(members, _NUMBERS // max(1, numbers))))
-    for start in range(0, members, size):
-        yield slice(start, start + size)
+    return runs(members, int(max(1, min(members, _NUMBERS // max(1, numbers)))))
 
 
 def _over_members(function: Callable[[Tensor], Tensor], params: Tensor) -> Tensor:

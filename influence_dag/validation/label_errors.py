@@ -7,6 +7,7 @@ loss, the loss under a model that has not seen the row, what the nearest other r
 KNN-Shapley value, and a combination.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -115,7 +116,8 @@ def flip_labels(
             "labels to be flipped have to be integers of two classes or more, one a row; these "
             f"are {described(labels)}{kinds}"
         )
-    count, generator = round(share * len(labels)), torch.Generator().manual_seed(seed)
+    count = round(share * len(labels)) if math.isfinite(share) else 0
+    generator = torch.Generator().manual_seed(seed)
     if not 0 < count < len(labels):
         raise ModelError(
             f"share={share:g} flips {count} of {len(labels)} labels, and to be found among others "

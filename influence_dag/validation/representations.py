@@ -19,8 +19,7 @@ def representations(objective: Objective, rows: Rows) -> Float[Tensor, "n d"] | 
     layer, or where it is asked for several positions of a row.
     """
     layers = [layer for layer in objective.module.modules() if isinstance(layer, nn.Linear)]
-    starts = range(0, len(rows), _ROWS)
-    parts = [_of_block(objective, layers, rows[start : start + _ROWS]) for start in starts]
+    parts = [_of_block(objective, layers, block) for block in rows.batches(_ROWS)]
     known = [part for part in parts if part is not None]
     return torch.cat(known) if len(known) == len(parts) and parts else None
 

@@ -98,7 +98,7 @@ def training_attack(
     """
     objective = objective.in_float64()
     train, test = train.to(dtype=torch.float64), test.to(dtype=torch.float64)
-    _check(train, test)
+    _check(train, test, step, radius)
     damping = weight_decay if damping is None else damping
     if row is None:
         row = most_exposed_row(objective, train, test, damping=damping, feature_range=feature_range)
@@ -205,8 +205,12 @@ def _with_input(train: Rows, row: int, x: Tensor) -> Rows:
     return Rows(inputs, train.y, train.weights)
 
 
-def _check(train: Rows, test: Rows) -> None:
+def _check(train: Rows, test: Rows, step: float, radius: float | None) -> None:
     if not isinstance(train.x, Tensor) or not train.x.is_floating_point():
         raise ModelError("training_attack needs a model with one input tensor of real numbers")
     if len(test) != 1:
         raise ModelError(f"training_attack is on one test row; {len(test)} were given")
+    if not step > 0 or (radius is not None and not radius >= 0):
+        raise ModelError(
+            f"step={step:g}, radius={radius}; take a step above 0, a radius of 0 or more"
+        )

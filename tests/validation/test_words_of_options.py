@@ -1,5 +1,7 @@
 """Words that validations do not know are told, and inputs may be one number a row."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -53,6 +55,14 @@ def test_so_do_leverage_and_routes(objective, rows):
 def test_numbers_that_leave_nothing_to_count_are_told(objective, rows):
     with pytest.raises(ModelError, match="count=0 random subsets; draw one or more"):
         draw_subsets(30, count=0)
+    with pytest.raises(ModelError, match=r"subsets of 0 of 30 rows \(fraction=nan\)"):
+        draw_subsets(30, fraction=math.nan)
+    with pytest.raises(ModelError, match="share=nan flips 0 of 30 labels"):
+        label_errors(objective, rows, weight_decay=0.1, share=math.nan)
+    for wrong in ({"step": -0.1}, {"step": math.nan}, {"radius": -1.0}):
+        box = {"feature_range": (-5.0, 5.0), **wrong}
+        with pytest.raises(ModelError, match="take a step above 0, a radius of 0 or more"):
+            training_attack(objective, rows, rows[:1], weight_decay=0.1, **box)
     with pytest.raises(ModelError, match=r"neighbours=-1; take 0 \(none\) or more"):
         label_errors(objective, rows, weight_decay=0.1, neighbours=-1)
 

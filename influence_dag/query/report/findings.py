@@ -304,9 +304,9 @@ def over_columns(
     rng = np.random.default_rng(0)
     columns = rng.integers(predicted.shape[1], size=(DRAWS, predicted.shape[1]))
     of_draws = [score(predicted[:, drawn], actual[:, drawn]) for drawn in columns]
-    low, high = (
-        np.nanquantile(of_draws, [0.025, 0.975]) if np.isfinite(of_draws).any() else (np.nan,) * 2
-    )
+    if not np.isfinite(of_draws).any():
+        return np.nan, np.nan
+    low, high = np.nanquantile(of_draws, [0.025, 0.975])
     return float(low), float(high)
 
 
