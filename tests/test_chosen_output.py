@@ -109,6 +109,12 @@ def test_the_logits_of_tokens_have_their_classes_second():
         def forward(self, input_ids, attention_mask):
             return SequenceClassifierOutput(logits=self.out(self.embed(input_ids)))
 
+    class Plain(Tagger):
+        """In no framework's class they are as the module's own loss wants them."""
+
+        def forward(self, *ids):
+            return {"logits": super().forward(*ids)["logits"].mT}
+
     module = Tagger(None).double().eval()
     batch = rows()
     labels = torch.randint(3, (6, 5))
@@ -118,6 +124,11 @@ def test_the_logits_of_tokens_have_their_classes_second():
     logits = module(**batch.x).logits
     each = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none")[:, :3].mean(1)
     torch.testing.assert_close(found, each)
+    plain = Plain(None).double().eval()
+    plain.load_state_dict(module.state_dict())
+    objective = Objective(plain, "cross_entropy")
+    inputs = tuple(batch.x.values())
+    torch.testing.assert_close(objective.losses(objective.params, Rows(inputs, labels)), each)
 
 
 def test_outputs_that_are_ambiguous_or_unknown_are_told():

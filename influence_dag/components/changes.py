@@ -42,7 +42,9 @@ def made_from(bench: Workbench, update: Update, method: str | None) -> dict[str,
     told = {}
     for what, (artifact, policy, rows) in pairs.items():
         version = bench.require(artifact)
-        if artifact != update.artifact:
+        if what == "model" and bench.settings.model.fit is None:
+            told[what] = f"version {version.number}, a checkpoint as it is"
+        elif artifact != update.artifact:
             count = version.attrs.get(rows) or version.attrs["info"][rows]
             same = "" if version.attrs["train_rows"] == current else "other than "
             rows_seen = f"from {count:,} rows, {same}the current ones"

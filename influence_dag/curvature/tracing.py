@@ -11,6 +11,7 @@ from torch.fx import _symbolic_trace
 from torch.fx.node import map_arg
 
 from influence_dag.errors import interrupt_behind
+from influence_dag.study.torch_modes import lock_of_process
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ _CHANGED = (
 )
 
 
-_one_at_a_time = threading.RLock()
+_one_at_a_time = lock_of_process()
 
 
 class _OfThisThread(fx.Tracer):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from threading import RLock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -14,6 +13,7 @@ from torch.backends import cuda, mha
 from torch.overrides import TorchFunctionMode
 
 from influence_dag.errors import ModelError
+from influence_dag.study.torch_modes import lock_of_process
 
 NOT_FOLLOWED = (RuntimeError, NotImplementedError)  # what torch raises for what it cannot do
 
@@ -88,6 +88,9 @@ class TwiceDifferentiable:
         self._entered.pop().close()
 
 
+_CHANGING = lock_of_process()
+
+
 class _OfTheProcess:
     """Flags that are all threads': who is inside first sets them, who leaves last puts them back.
 
@@ -95,14 +98,14 @@ class _OfTheProcess:
     """
 
     def __init__(self, *flags: tuple[Callable[[], Any], Callable[[Any], Any], Any]):
-        self._flags, self._lock, self._inside = flags, RLock(), 0
+        self._flags, self._inside = flags, 0
         self._before: list[tuple[Callable[[Any], Any], Any]] = []
 
     def hold(self, kernels: ExitStack) -> None:
         """Until the stack is closed."""
         held: list[bool] = []
         kernels.callback(self._leave, held)  # first: an interrupt may follow
-        with self._lock:
+        with _CHANGING:
             self._inside += 1
             held.append(True)
             if self._inside > 1:
@@ -115,7 +118,7 @@ class _OfTheProcess:
     def _leave(self, held: list[bool]) -> None:
         if not held:
             return
-        with self._lock:
+        with _CHANGING:
             self._inside -= 1
             while not self._inside and self._before:
                 write, value = self._before[-1]
@@ -133,7 +136,6 @@ _NO_FAST_PATH = _OfTheProcess((mha.get_fastpath_enabled, mha.set_fastpath_enable
 # Not by `torch.backends.cudnn.flags`, which sets all others as well, and of other threads' back.
 _NO_CUDNN = _OfTheProcess((torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled, False))
 _BY_CONFIG: WeakValueDictionary[int, _OfTheProcess] = WeakValueDictionary()  # of those held
-_BY_CONFIG_LOCK = RLock()
 
 
 def _configs(layers: list[nn.Module]) -> tuple[Any, ...]:
@@ -145,7 +147,7 @@ def _configs(layers: list[nn.Module]) -> tuple[Any, ...]:
 
 def _of_config(config: Any) -> _OfTheProcess:
     """What a config's layers are told: of it, and of all who call them, there is one."""
-    with _BY_CONFIG_LOCK:
+    with _CHANGING:
         if (held := _BY_CONFIG.get(id(config))) is not None:
             return held
         wanted: dict[str, Any] = {"use_cache": False} if hasattr(config, "use_cache") else {}

@@ -5,7 +5,6 @@ in one process, and takes results in whatever order they come.
 """
 
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from influence_dag.stages.landing import landed
 from influence_dag.stages.tasks import BlockTask, Results, started
 from influence_dag.stages.workbench import Workbench
+from influence_dag.study.torch_modes import lock_of_process
 
 if TYPE_CHECKING:
     from influence_dag.stages.dask_executor import DaskExecutor
@@ -48,7 +48,7 @@ _Asked = tuple[int, str, int | None, bool]
 _open: dict[_Asked, "DaskExecutor"] = {}
 _given: ContextVar[Executor | None] = ContextVar("given", default=None)
 _runs = 0
-_changing = threading.RLock()
+_changing = lock_of_process()
 
 
 def executor_of(bench: Workbench) -> Executor:

@@ -254,9 +254,10 @@ def _artifact(
     theta = objective.params
     losses, gradient = mean
     penalised = gradient + weight_decay * theta
+    as_it_is = bench.settings.model.fit is None
     info = {
         "parameters": objective.size,
-        "trained_on_rows": len(rows),
+        "measured_on_rows" if as_it_is else "trained_on_rows": len(rows),
         "mean_loss": float(losses),
         "gradient_norm": float(penalised.norm()),
         "weight_decay": weight_decay,

@@ -10,7 +10,12 @@ from influence_dag.solvers import Factorization
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.amounts import are_amounts, refuse_amounts
 from influence_dag.stages.driver import Result, Whole
-from influence_dag.stages.methods import check_of_now, curvature_key, load_factorization
+from influence_dag.stages.methods import (
+    check_curvature,
+    check_of_now,
+    curvature_key,
+    load_factorization,
+)
 from influence_dag.stages.reading import load_objective, load_rows
 from influence_dag.stages.refit_starts import built, initial, is_checkpoint, subset_starts
 from influence_dag.stages.wording import wording_of
@@ -51,7 +56,14 @@ def _weight_decay(bench: Workbench, method: str | None = None) -> float:
         return fit.weight_decay
     damped = [each for each in _methods(bench) if bench.settings.methods[each].is_damped]
     named = method if method in damped else next(iter(damped), _methods(bench)[0])
-    return min(dampings.of_method(bench, named))
+    return min(_dampings(bench, named))
+
+
+def _dampings(bench: Workbench, method: str) -> tuple[float, ...]:
+    """The λ of a method; `StudyError` for an automatic one that a curvature of another θ has."""
+    if bench.settings.is_auto_damped:
+        check_curvature(bench, method)
+    return dampings.of_method(bench, method)
 
 
 _PROXIMAL = {
@@ -96,7 +108,7 @@ def _leave_one_out(bench: Workbench, settings) -> Whole:
     chosen = torch.randperm(len(train), generator=generator)[:count].numpy()
     index = torch.from_numpy(np.sort(bench.axis("dataset", "train").drawn[chosen]))
     method = settings.method or _methods(bench)[0]
-    known = dampings.of_method(bench, method)
+    known = _dampings(bench, method)
     decay, given = _weight_decay(bench, method), bench.settings.model.is_given
     nearest = int(np.abs(np.array(known) - decay).argmin())
     refits = leave_one_out(
@@ -138,7 +150,7 @@ def _exact_factor(bench: Workbench, size: int, damping: float) -> Factorization 
         return None
     if direct.curvature != "hessian" or direct.blocks != "full" or direct.on_indefinite != "raise":
         return None
-    if damping not in dampings.of_method(bench, "direct"):
+    if damping not in _dampings(bench, "direct"):
         return None
     seen, train = bench.require(naming.curvature("direct")).attrs, bench.axis("dataset", "train")
     if seen["train_rows"] != train.fingerprint:  # a pinned one is not of these rows
@@ -198,7 +210,7 @@ def _candidates(
 ) -> dict[str, dict[float | None, torch.Tensor]]:
     """Influences of each method at each λ, and beside them exact solves and baselines."""
     methods = _methods(bench)
-    known = {method: dampings.of_method(bench, method) for method in methods}
+    known = {method: _dampings(bench, method) for method in methods}
     stored: dict[str, dict[float | None, torch.Tensor]] = {
         method: {d: _stored(bench, method, k) for k, d in enumerate(known[method])}
         for method in methods
@@ -232,7 +244,7 @@ def _label_errors(bench: Workbench, settings) -> Whole:
         objective,
         train[torch.from_numpy(order)],
         weight_decay=_weight_decay(bench),
-        damping=min(dampings.of_method(bench, _methods(bench)[0])) or None,
+        damping=min(_dampings(bench, _methods(bench)[0])) or None,
         share=settings.share,
         seed=settings.seed,
         curvature=settings.curvature,

@@ -7,7 +7,6 @@ else; it takes no lock, writes nothing and publishes nothing. Whoever holds the 
 
 import copy
 import pickle
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from influence_dag.stages.workbench import Workbench, provenance
 from influence_dag.store import Version
 from influence_dag.study.code import put_on_path
 from influence_dag.study.study import Study, StudySettings
+from influence_dag.study.torch_modes import lock_of_process
 from influence_dag.study.users_code import ended
 
 Compute = Callable[[Tile], Computed]
@@ -234,7 +234,7 @@ def _travels(error: Exception) -> bool:
 KEPT = 1
 
 _at_hand: dict[Inputs, Workbench] = {}
-_opening = threading.Lock()
+_opening = lock_of_process()
 _opened = lru_cache(maxsize=KEPT)(Inputs.opened)
 
 

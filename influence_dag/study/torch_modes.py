@@ -24,6 +24,22 @@ _OPERATIONS = (  # which torch rounds the operands of, each as it is told, from 
 )
 
 
+def lock_of_process() -> Any:
+    """A lock that is made once in a process, and that a forked one finds free.
+
+    A thread that held it is not there, and would hold it for ever.
+    """
+    lock: Any = threading.RLock()
+
+    def forked() -> None:
+        if not lock._is_owned():  # by the thread that was forked, which goes on
+            lock._at_fork_reinit()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forked)
+    return lock
+
+
 @contextmanager
 def plain_modes() -> Iterator[None]:
     """Inside, torch has derivatives, and computes in all digits that its tensors have.
@@ -56,7 +72,7 @@ class _OfAllThreads:
     """
 
     def __init__(self) -> None:
-        self._lock, self._inside = threading.RLock(), 0
+        self._lock, self._inside = lock_of_process(), 0
         self._before, self._is_eager = ExitStack(), False
 
     @contextmanager
@@ -139,7 +155,7 @@ def initial_dtype() -> Any:
 
 
 _computing: list[int] = []  # the threads that are in `study_modes`, each as often as it is
-_asked = threading.RLock()
+_asked = lock_of_process()
 _outside: Any = None  # the default type where no thread is
 
 
@@ -188,13 +204,7 @@ def set_default_dtype(dtype: Any, *, before: Any = None) -> None:
 
 
 def _forked() -> None:
-    """Of the threads there is this one alone; what another held when the process was made is free.
-
-    Its locks would be held for ever, and its type would be in nobody's way.
-    """
-    global _asked
-    _asked = threading.RLock()
-    _of_all_threads._lock = threading.RLock()
+    """Of the threads there is this one alone: the type of others is in nobody's way."""
     _computing[:] = [each for each in _computing if each == threading.get_ident()]
 
 

@@ -112,7 +112,7 @@ def test_a_given_model_is_described_alike_in_blocks_and_in_memory(tmp_path, monk
                 patch.setattr(model, "rows_of", in_memory)
             dataset.refresh(project.bench())
             info = model.refresh(project.bench()).info
-        found.append({key: info[key] for key in ("mean_loss", "gradient_norm", "trained_on_rows")})
+        found.append({key: info[key] for key in ("mean_loss", "gradient_norm", "measured_on_rows")})
     assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 

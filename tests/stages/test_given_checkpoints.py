@@ -10,12 +10,14 @@ from tiny_project import Project, make_rows
 from torch import nn
 from torch.nn import functional as F
 
+from influence_dag.components.changes import made_from
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.query.report import findings_of
 from influence_dag.query.report.sections import Sections
 from influence_dag.stages import checks, dataset, model
 from influence_dag.stages.minimum import judged
+from influence_dag.stages.updates import current_update
 from influence_dag.study.model import ModelSettings
 from influence_dag.validation.datamodels import fit_subsets
 
@@ -68,6 +70,10 @@ def test_a_network_trained_by_an_ordinary_loop_is_served_with_a_warning(project,
     assert "fit: {from: checkpoint}" in said
     assert attrs(project, "cg/influences")["assumes"].startswith("θ is no minimum")
     assert attrs(project, "cg/influences")["damping_reason"].startswith("trace / p")
+    assert "trained_on_rows" not in attrs(project, "model")["info"]
+    bench = project.bench()
+    about = made_from(bench, current_update(bench, "cg/influences", kept=0, info=None), "cg")
+    assert about["model"] == "version 1, a checkpoint as it is"
 
 
 def test_the_gradient_is_held_against_those_that_it_is_the_mean_of(project):

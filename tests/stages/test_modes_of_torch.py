@@ -14,7 +14,10 @@ import torch
 from tiny_project import MODEL, Project
 from torch.overrides import _get_current_function_mode_stack
 
+from influence_dag.curvature import Hessian, tracing
 from influence_dag.errors import StudyError
+from influence_dag.objective import twice_differentiable
+from influence_dag.objective.objective import Objective, Rows
 from influence_dag.stages.artifacts import Promise
 from influence_dag.study import torch_modes
 from influence_dag.study.code import put_on_path
@@ -250,12 +253,22 @@ def test_a_process_that_is_forked_has_the_threads_and_locks_of_none_but_itself(e
     """A lock that another thread held when it was made would be held for ever."""
     come, leave = elsewhere
     come()
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+    objective = Objective(module.double(), "cross_entropy")
+    rows = Rows(torch.ones(4, 2, dtype=torch.float64), torch.tensor([0, 1, 0, 1]))
     with ThreadPoolExecutor(1) as third, ExitStack() as held:
-        for lock in (torch_modes._asked, torch_modes._of_all_threads._lock):
+        for lock in (
+            torch_modes._asked,
+            torch_modes._of_all_threads._lock,
+            tracing._one_at_a_time,
+            twice_differentiable._CHANGING,
+        ):
             third.submit(held.enter_context, lock).result()
         if not (child := os.fork()):
-            signal.alarm(5)
+            signal.alarm(20)
+            torch.set_num_threads(1)
             with study_modes(torch.float64):
+                Hessian(objective, rows).dense()
                 os._exit(0)
         third.submit(held.close).result()
     leave()

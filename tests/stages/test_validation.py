@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from torch.nn import functional as F
 
+from influence_dag.errors import StudyError
 from influence_dag.stages import refits
 from influence_dag.stages.graph import VALIDATIONS, artifacts
 from influence_dag.study.validation import ValidationSettings
@@ -89,6 +90,23 @@ def test_the_factor_of_another_fit_does_not_serve(finished_project, tmp_path, mo
         if not node.name.startswith("direct/") and node.name != "report":
             node.refresh(bench)
     assert "corrected" not in project.results.open("validation/leave_one_out")
+
+
+def test_an_automatic_damping_of_another_fit_does_not_serve(finished_project, tmp_path):
+    project = finished_project.copy(tmp_path)
+    project.write_model(LINEAR)
+    project.write_settings(
+        model={"fit": "tiny_model:trained", "minimum": "ignore"},
+        damping="auto",
+        methods={"cg": {"curvature": "gauss_newton"}, "direct": {"curvature": "gauss_newton"}},
+        validation={"label_errors": {"share": 0.2}},
+    )
+    project.refresh()
+    project.write_model(LINEAR.replace("pass", "module.weight.data.mul_(0.5)"))
+    bench = project.bench()
+    others = [n for n in artifacts(bench.study) if not n.name.startswith("direct/")]
+    with pytest.raises(StudyError, match=r"tiny/direct/curvature is of another θ"):
+        _ = [node.refresh(bench) for node in others]
 
 
 def test_the_factor_of_another_damping_does_not_serve(finished_project, tmp_path, monkeypatch):
