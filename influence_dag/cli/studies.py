@@ -132,9 +132,15 @@ def gc(folder: Path, keep: int | None, as_json: bool) -> None:
     from influence_dag.study.loading import check_alone, load_study
 
     study = load_study(folder)
-    keep = keep or study.settings.store.keep_versions
-    locks = study.settings.store.locks
-    store = open_store(study.store_address, keep_versions=keep, locks=locks)
+    settings = study.settings.store
+    keep = keep or settings.keep_versions
+    store = open_store(
+        study.store_address,
+        keep_versions=keep,
+        lock_timeout=settings.lock_timeout,
+        locks=settings.locks,
+        report=lambda waits: click.echo(waits, err=True),
+    )
     check_alone(study, store)
     removed = store.gc()
     said = "\n".join([*removed, f"{len(removed)} removed, {keep} versions kept of each"])

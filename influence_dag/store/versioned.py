@@ -213,9 +213,16 @@ class VersionedStore(ABC, Generic[Kept]):
         seen = opened.contents.stamp(MANIFEST), opened.contents.stamp(BLOCKS)
         known, version = self._opened.get(opened.address, (None, None))
         if version is None or known != seen:
+            self._forget_removed(opened.artifact)
             version = opened
             self._opened[opened.address] = seen, version
         return version
+
+    def _forget_removed(self, artifact: str) -> None:
+        """Or who looks on while an artifact is refreshed would keep all that it ever was."""
+        for address, (_, version) in list(self._opened.items()):
+            if version.artifact == artifact and not version.contents.is_kept():
+                self._opened.pop(address, None)
 
     def _next_number(self, name: str) -> int:
         return max((version.number for version in self.versions(name)), default=0) + 1
