@@ -36,8 +36,8 @@ def init(
     Rows are tables, arrays, embeddings with their texts, or folders of pictures with a folder a
     class. Without --model it is a softmax or linear regression, whichever fits the target.
     """
-    from influence_dag.starting.first_look import Start
     from influence_dag.starting.folder import init as write
+    from influence_dag.starting.given import Start
 
     order = tuple(map(str.strip, classes.split(","))) if classes else None
     said = write(Start(folder, id=id_, classes=order, **given))  # type: ignore[arg-type]
