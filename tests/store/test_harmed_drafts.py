@@ -1,5 +1,6 @@
 """What is lost or rots of a draft before it is published: files, and what is noted of them."""
 
+import errno
 import re
 from contextlib import suppress
 from dataclasses import replace
@@ -8,11 +9,12 @@ from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
+from harm import rot_file
 from stored_sample import NAME, Sample, refresh, refresh_with_results, write_chunk
 
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore, open_store
-from influence_dag.store.testing.sample import HARM
+from influence_dag.store.testing.sample import HARM, with_another_bit
 
 OLD = Sample()
 NEW = replace(OLD, train=(*range(8), *range(50, 70)))
@@ -110,3 +112,28 @@ def test_a_draft_is_resumed_on_the_version_that_it_began_with_and_on_no_other_of
     copytree(theirs.address, store.root / NAME / "versions/000001")  # from a backup
     draft = refresh(ArtifactStore(store.root), NEW)
     assert (draft.resumed, draft.chunks_written) == (False, 9)
+
+
+def test_where_files_are_copied_what_has_rotted_does_not_become_right_either(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr("os.link", refused)
+    store = ArtifactStore(tmp_path)
+    with store.new_version(NAME, OLD.layout) as draft:
+        for index in draft.outdated(OLD.expected)["influences"]:
+            write_chunk(draft, OLD, index)
+        draft.add_file("weights", b"weights of the model")
+    rot_file(store.version(NAME), "weights", with_another_bit)
+    relabelled = replace(OLD, attrs={"units": "nats"})
+    version = refresh(store, relabelled).version
+    assert version is not None
+    with pytest.raises(StoreError, match="weights is damaged"):
+        version.file("weights")
+    rot_file(version, "test/zarr.json", lambda content: content.replace(b'"test"', b'"tesT"'))
+    with pytest.raises(StoreError, match="damaged before it was published"):
+        refresh(store, NEW)
+    mended = refresh(ArtifactStore(tmp_path), NEW).version
+    assert mended is not None
+    assert mended.open()["test"].dims == ("test",)
+    assert mended.verify(checksums=True) == ()
