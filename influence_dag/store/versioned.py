@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypedDict, TypeVar
 
 from influence_dag.errors import StoreError, UnreachableError
+from influence_dag.store.cloning import describe_again
 from influence_dag.store.differences import Difference
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.layout import Layout
@@ -175,7 +176,10 @@ class VersionedStore(ABC, Generic[Kept]):
         with self._writing(name):
             with self._explained(name, f"preparing a version of {name} in"):
                 self._tidy(name)
-                draft = self._resume(name, layout) or self._begin(name, layout)
+                if draft := self._resume(name, layout):
+                    describe_again(layout, draft.contents)
+                else:
+                    draft = self._begin(name, layout)
             try:
                 yield draft
                 draft.close()

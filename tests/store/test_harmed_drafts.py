@@ -137,3 +137,40 @@ def test_where_files_are_copied_what_has_rotted_does_not_become_right_either(tmp
     assert mended is not None
     assert mended.open()["test"].dims == ("test",)
     assert mended.verify(checksums=True) == ()
+
+
+@pytest.mark.parametrize("file", ["influences/zarr.json", "train/zarr.json", "train/c.0"])
+@pytest.mark.parametrize("edit", HARM)
+def test_what_rots_of_a_draft_until_it_is_resumed_is_written_again(tmp_path, file, edit):
+    """Names and labels, of which no journal tells: some were published as they were then."""
+    store = ArtifactStore(tmp_path)
+    refresh(store, OLD)
+    begun(store)
+    (left,) = tmp_path.glob(f"{NAME}/versions/.partial-*/{file}")
+    content = edit(left.read_bytes())
+    left.unlink()
+    if content is not None:
+        left.write_bytes(content)
+    draft = refresh(ArtifactStore(tmp_path), NEW)
+    assert (draft.resumed, draft.chunks_written) == (True, 6)
+    opened = store.version(NAME).open()
+    np.testing.assert_array_equal(opened.influences, NEW.values)
+    assert opened.influences.attrs == {"long_name": "influence"}
+    assert opened["train"].values.tolist() == [f"r{i}" for i in range(28)]
+    assert store.version(NAME).verify(checksums=True) == ()
+
+
+def test_a_draft_goes_on_though_a_file_that_it_has_taken_over_is_gone_from_where_it_was(tmp_path):
+    """Each run ended in the same error until somebody removed what was unfinished."""
+    store = ArtifactStore(tmp_path)
+    with store.new_version(NAME, OLD.layout) as draft:
+        for index in draft.outdated(OLD.expected)["influences"]:
+            write_chunk(draft, OLD, index)
+        draft.add_file("weights", b"weights of the model")
+    relabelled = replace(OLD, attrs={"units": "nats"})
+    with suppress(KeyboardInterrupt), store.new_version(NAME, relabelled.layout):
+        raise KeyboardInterrupt
+    (store.version(NAME).path / "weights").unlink()
+    version = refresh(ArtifactStore(tmp_path), relabelled).version
+    assert version is not None
+    assert (version.number, version.file("weights")) == (2, b"weights of the model")

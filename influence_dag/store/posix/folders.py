@@ -68,9 +68,11 @@ class Folder:
 
     def shares(self, source: Contents, name: str) -> bool:
         """Also of a copy, which is to be what was published and not what it was copied from."""
-        return name in self._taken or os.path.samefile(
-            f"{self.address}/{name}", f"{source.address}/{name}"
-        )
+        with suppress(OSError):  # the other version's is gone
+            return name in self._taken or os.path.samefile(
+                f"{self.address}/{name}", f"{source.address}/{name}"
+            )
+        return False
 
     def remove(self, name: str) -> None:
         self._arrays.discard(name)
