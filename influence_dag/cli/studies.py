@@ -86,12 +86,11 @@ def materialize(
     it computes nothing that is current, and makes every check anew.
     Interrupted (Ctrl-C, SIGTERM) it ends with exit code 130; run again, it goes on from there.
     """
+    from influence_dag.running import compute_shard
     from influence_dag.running import materialize as run
     from influence_dag.study.places import why_unrecorded
 
-    if shard is not None and not shard.startswith("1/"):
-        from influence_dag.running import compute_shard
-
+    if shard is not None and not _drives(shard):
         if given := [name for name, each in (("--again", again), ("--show", show)) if each]:
             raise click.UsageError(f"{given[0]} is for the shard that makes the run, 1/n")
         count = compute_shard(folder, shard)
@@ -104,6 +103,13 @@ def materialize(
         from influence_dag.query.text import describe, stored
 
         emit(stored(results), lambda: click.echo(describe(results)), as_json=as_json)
+
+
+def _drives(shard: str) -> bool:
+    """Whether it is the first, `01/8` too."""
+    from influence_dag.stages.exchange import Shard
+
+    return Shard.parse(shard).drives
 
 
 @click.command()
