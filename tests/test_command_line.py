@@ -18,7 +18,7 @@ from tiny_project import Project
 
 from influence_dag.__main__ import INTERRUPTED, main
 from influence_dag.cli.printing import plain, table
-from influence_dag.errors import StoreError
+from influence_dag.errors import StoreError, StudyError
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "command-line.md").read_text()
@@ -125,6 +125,19 @@ def test_a_study_that_was_interrupted_before_its_influences_is_shown(finished_pr
         assert "has no influences yet" in run(*arguments, code=1)
     with pytest.raises(StoreError, match="has no influences yet"):
         begun.results.plot.convergence()
+
+
+def test_the_first_shard_drives_however_its_number_is_written(finished_project, monkeypatch):
+    """`01/8`, as of `seq -w`, was sent to a function of Python's, which nobody had called."""
+    given: list[str] = []
+
+    def noted(folder, *, shard, **_):
+        given.append(shard)
+        raise StudyError("enough")
+
+    monkeypatch.setattr("influence_dag.running.materialize", noted)
+    run("materialize", finished_project.folder, "--shard", "01/08", code=1)
+    assert given == ["01/08"]
 
 
 def test_shards_that_make_no_run_take_no_options_of_one(finished_project):

@@ -56,3 +56,12 @@ def half_written(tree, store, **options):
 
     sync(store.set("x/.zarray", default_buffer_prototype().buffer.from_bytes(b"{}")))
     raise OSError("no more")
+
+
+@pytest.mark.parametrize("ending", [".zarr", ".parquet"])
+def test_an_address_of_a_file_is_its_path(finished_project, tmp_path, ending):
+    """It was taken for a bucket, without folders in which its first object could be."""
+    target = tmp_path / f"out{ending}"
+    written = finished_project.results.export(f"file://{target}", ["direct/influences"])
+    assert written["file"] == str(target)
+    assert [each.name for each in tmp_path.iterdir()] == [target.name]

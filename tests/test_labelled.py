@@ -7,15 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from influence_dag.datasets.slots import (
-    SPLITS,
-    Axis,
-    AxisChange,
-    assign_slots,
-    fresh_axis,
-    kept_name,
-    shown_label,
-)
+from influence_dag.datasets.assignment import AxisChange, assign_slots, fresh_axis
+from influence_dag.datasets.slots import SPLITS, Axis, kept_name, shown_label
 from influence_dag.errors import DataError
 from influence_dag.store import ArtifactStore, Layout, Variable
 

@@ -18,8 +18,8 @@ from influence_dag.errors import DataError, ModelError, StudyError
 from influence_dag.query.results import open_study
 from influence_dag.stages.costs import Rates, cost_of
 from influence_dag.stages.foreseen import foresee
-from influence_dag.starting.first_look import Start
 from influence_dag.starting.folder import init
+from influence_dag.starting.given import Start
 from influence_dag.study.loading import load_study
 from influence_dag.study.study import StudySettings
 

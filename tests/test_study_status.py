@@ -11,6 +11,7 @@ import influence_dag as idag
 from influence_dag.__main__ import main
 from influence_dag.errors import DataError, StudyError
 from influence_dag.stages.graph import artifacts
+from influence_dag.store.posix.locks import locked
 from influence_dag.study.loading import load_study
 
 PINNED = {"model": {"refit": "pinned"}, "curvature": {"refresh": "pinned"}}
@@ -148,3 +149,12 @@ def test_the_command_line_tells_status_versions_and_differences(project):
     refused = CliRunner().invoke(main, ["diff", str(project.store), "direct/influences"])
     assert refused.exit_code == 1
     assert "two are needed to compare" in refused.output
+
+
+def test_gc_waits_for_a_writer_as_long_as_the_study_says(project):
+    project.write_settings(store={"lock_timeout": 0.2})
+    with locked(project.store / "dataset/.lock", timeout=0):
+        refused = CliRunner().invoke(main, ["gc", str(project.folder)])
+    assert refused.exit_code == 1
+    assert "waiting for process" in refused.output
+    assert "waited 0.2 s" in refused.output

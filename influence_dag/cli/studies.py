@@ -36,8 +36,8 @@ def init(
     Rows are tables, arrays, embeddings with their texts, or folders of pictures with a folder a
     class. Without --model it is a softmax or linear regression, whichever fits the target.
     """
-    from influence_dag.starting.first_look import Start
     from influence_dag.starting.folder import init as write
+    from influence_dag.starting.given import Start
 
     order = tuple(map(str.strip, classes.split(","))) if classes else None
     said = write(Start(folder, id=id_, classes=order, **given))  # type: ignore[arg-type]
@@ -86,12 +86,11 @@ def materialize(
     it computes nothing that is current, and makes every check anew.
     Interrupted (Ctrl-C, SIGTERM) it ends with exit code 130; run again, it goes on from there.
     """
+    from influence_dag.running import compute_shard
     from influence_dag.running import materialize as run
     from influence_dag.study.places import why_unrecorded
 
-    if shard is not None and not shard.startswith("1/"):
-        from influence_dag.running import compute_shard
-
+    if shard is not None and not _drives(shard):
         if given := [name for name, each in (("--again", again), ("--show", show)) if each]:
             raise click.UsageError(f"{given[0]} is for the shard that makes the run, 1/n")
         count = compute_shard(folder, shard)
@@ -104,6 +103,13 @@ def materialize(
         from influence_dag.query.text import describe, stored
 
         emit(stored(results), lambda: click.echo(describe(results)), as_json=as_json)
+
+
+def _drives(shard: str) -> bool:
+    """Whether it is the first, `01/8` too."""
+    from influence_dag.stages.exchange import Shard
+
+    return Shard.parse(shard).drives
 
 
 @click.command()
@@ -132,9 +138,15 @@ def gc(folder: Path, keep: int | None, as_json: bool) -> None:
     from influence_dag.study.loading import check_alone, load_study
 
     study = load_study(folder)
-    keep = keep or study.settings.store.keep_versions
-    locks = study.settings.store.locks
-    store = open_store(study.store_address, keep_versions=keep, locks=locks)
+    settings = study.settings.store
+    keep = keep or settings.keep_versions
+    store = open_store(
+        study.store_address,
+        keep_versions=keep,
+        lock_timeout=settings.lock_timeout,
+        locks=settings.locks,
+        report=lambda waits: click.echo(waits, err=True),
+    )
     check_alone(study, store)
     removed = store.gc()
     said = "\n".join([*removed, f"{len(removed)} removed, {keep} versions kept of each"])

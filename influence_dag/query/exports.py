@@ -40,10 +40,13 @@ def export(
     `target` is a path, or for `.zarr` the address of an object store that fsspec knows
     (`s3://bucket/out.zarr`; `storage_options` are its file system's). Nothing is in memory beyond a
     block a core. A file or folder is there when it is complete and not before; in an object store
-    the metadata by which readers find arrays come last. Raises `StoreError` for a target that
-    exists or cannot be written, a format that is none of these, or a library that is not installed.
+    the metadata by which readers find arrays come last. `file:///path` is that path. Raises
+    `StoreError` for a target that exists or cannot be written, a format that is none of these, or a
+    library that is not installed.
     """
     names = [artifacts] if isinstance(artifacts, str) else list(artifacts)
+    if scheme_of(target) == "file":
+        target = str(target).partition("://")[2]
     write = FORMATS.get(Path(str(target)).suffix)
     if write is None:
         raise StoreError(

@@ -2,8 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
-from numbers import Integral
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np

@@ -1,12 +1,10 @@
-"""What `init` finds in the files that it is given: columns, ids, texts, pictures, arrays."""
+"""What `init` finds in the files that it is given: columns, ids, texts, arrays."""
 
 import csv
 import io
 import os
-from dataclasses import dataclass, field
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,44 +12,18 @@ import pandas as pd
 from influence_dag.datasets.sources.arrays import columns_of_lists
 from influence_dag.datasets.sources.base import demand, did_you_mean
 from influence_dag.datasets.sources.csv_files import long_cells
-from influence_dag.datasets.sources.images import SUFFIXES, is_see_through
 from influence_dag.datasets.sources.packed import content_of
 from influence_dag.datasets.sources.tables import check_names
 from influence_dag.datasets.sources.texts import TEXT_KINDS
 from influence_dag.errors import DataError
-from influence_dag.files import files_behind
+from influence_dag.starting.given import Plan, Start
+from influence_dag.starting.pictures import look_at_pictures, look_at_some, pictures_of
 from influence_dag.study.base import is_callable_name
 from influence_dag.study.data import DataSettings
 
 TEXTS = (".csv", ".csv.gz", ".csv.zst")
 TABLES = (*TEXTS, ".parquet", ".feather", ".arrow")
-PICTURES = 50  # that are opened to see of what size and colours they are
-LARGEST = 64  # rows and columns of pictures, if nobody says more
 IDS = ("id", "row_id", "rowid", "uuid", "index", "key")
-
-
-@dataclass(frozen=True)
-class Start:
-    """What `init` is told."""
-
-    folder: Path
-    train: str
-    test: str
-    target: str | None = None
-    id: str | None = None
-    model: str | None = None
-    checkpoint: str | None = None
-    classes: tuple[str, ...] | None = None
-
-
-@dataclass
-class Plan:
-    """What is written, and what is told about it; `copies` are of tables, with ids."""
-
-    data: dict[str, Any]
-    files: dict[str, str] = field(default_factory=dict)
-    copies: dict[str, str] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
 
 
 def look_at_files(start: Start, folder: Path, plan: Plan) -> None:
@@ -73,7 +45,7 @@ def look_at_files(start: Start, folder: Path, plan: Plan) -> None:
     if train is None:
         return
     if train.is_dir() and train.suffix != ".zarr":
-        _look_at_pictures(train, plan)
+        look_at_pictures(train, plan)
         return
     if start.target is None:
         raise DataError(f"{start.train}: which of its columns is the target? Name it: --target")
@@ -120,11 +92,11 @@ def _look_at_tables(start: Start, paths: dict[str, Path], folder: Path, plan: Pl
         demand(getattr(start, which), frame.columns, str(start.target), "target", "--target")
         if start.id is not None:
             demand(getattr(start, which), frame.columns, start.id, "id", "--id")
-    pictured = _pictures_of(tables["train"], paths["train"], plan)
+    pictured = pictures_of(tables["train"], paths["train"], plan)
     if start.id is None:
         _identify(start, paths, tables, plan, copies=pictured is None)
     if pictured:
-        _look_at_some([paths["train"].parent / each for each in pictured], plan)
+        look_at_some([paths["train"].parent / each for each in pictured], plan)
     else:
         _keep_texts(tables["train"], plan)
 
@@ -259,52 +231,3 @@ def _look_at_arrays(path: Path, plan: Plan) -> None:
         name for name, (kind, ndim) in rest.items() if kind in TEXT_KINDS or (vectors and ndim == 1)
     ]
     _keep(beside, plan)
-
-
-# Pictures --------------------------------------------------------------------------------------
-
-
-def _look_at_pictures(folder: Path, plan: Plan) -> None:
-    files = sorted(map(Path, files_behind(folder)))
-    pictures = (path for path in files if path.suffix.lower() in SUFFIXES)
-    if not (found := list(pictures)):
-        raise DataError(
-            f"{folder} has no pictures ({', '.join(SUFFIXES)}); give a folder of pictures with a "
-            "folder a class, a table or arrays"
-        )
-    _look_at_some(found, plan)
-
-
-def _pictures_of(frame: pd.DataFrame, path: Path, plan: Plan) -> list[str] | None:
-    """The paths in a column of pictures' names; None where there is no such column."""
-    for column in frame:
-        cells = frame[column].tolist()
-        named = all(isinstance(cell, str) and cell.lower().endswith(SUFFIXES) for cell in cells)
-        if cells and named and (path.parent / cells[0]).is_file():
-            plan.data["images"] = {"path": str(column)}
-            return cells
-    return None
-
-
-def _look_at_some(paths: list[Path], plan: Plan) -> None:
-    """Channels and size of pictures, from some of them that lie evenly among all."""
-    from PIL import Image
-
-    modes, sizes, see_through = set(), set(), False
-    for path in paths[:: max(1, len(paths) // PICTURES)]:
-        try:
-            with Image.open(path) as picture:
-                modes.add(picture.mode)
-                sizes.add((picture.height, picture.width))
-                see_through = see_through or is_see_through(picture)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} is no readable picture: {error}") from error
-    settings = plan.data.setdefault("images", {})
-    settings["channels"] = 4 if see_through else 1 if modes <= {"1", "L", "I;16"} else 3
-    rows, columns = (min(LARGEST, min(size[axis] for size in sizes)) for axis in (0, 1))
-    if sizes and sizes != {(rows, columns)}:
-        settings["size"] = [rows, columns]
-    plan.told.append(
-        f"  pictures: {settings['channels']} channels, {rows} × {columns}"
-        + (" (all are made this size: images.size)" if "size" in settings else "")
-    )

@@ -11,7 +11,8 @@ from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.splits import load_splits
 from influence_dag.datasets.standardising import unscaled
 from influence_dag.errors import DataError, StudyError
-from influence_dag.starting.first_look import Plan, Start, located, look_at_files
+from influence_dag.starting.first_look import located, look_at_files
+from influence_dag.starting.given import Plan, Start
 from influence_dag.study.base import is_callable_name
 from influence_dag.study.commented import commented
 from influence_dag.study.data import DataSettings

@@ -42,6 +42,14 @@ def clone(base: "StoredVersion | None", layout: Layout, contents: Unfinished) ->
     return _link_results(base, layout, contents, damaged)
 
 
+def describe_again(layout: Layout, contents: Unfinished) -> None:
+    """Write labels and metadata into what an interrupted run left: of these no journal tells."""
+    for variable in layout.variables:
+        create_variable(contents, variable)
+    for item in layout.coordinates:
+        write_array(contents, item)
+
+
 def _link(base: "StoredVersion", contents: Unfinished, files: Iterable[str]) -> None:
     """Files of a version under the same names in a new one."""
     for file in files:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic, TypedDict, TypeVar
 
 from influence_dag.errors import StoreError, UnreachableError
+from influence_dag.store.cloning import describe_again
 from influence_dag.store.differences import Difference
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.layout import Layout
@@ -175,7 +176,10 @@ class VersionedStore(ABC, Generic[Kept]):
         with self._writing(name):
             with self._explained(name, f"preparing a version of {name} in"):
                 self._tidy(name)
-                draft = self._resume(name, layout) or self._begin(name, layout)
+                if draft := self._resume(name, layout):
+                    describe_again(layout, draft.contents)
+                else:
+                    draft = self._begin(name, layout)
             try:
                 yield draft
                 draft.close()
@@ -213,9 +217,16 @@ class VersionedStore(ABC, Generic[Kept]):
         seen = opened.contents.stamp(MANIFEST), opened.contents.stamp(BLOCKS)
         known, version = self._opened.get(opened.address, (None, None))
         if version is None or known != seen:
+            self._forget_removed(opened.artifact)
             version = opened
             self._opened[opened.address] = seen, version
         return version
+
+    def _forget_removed(self, artifact: str) -> None:
+        """Or who looks on while an artifact is refreshed would keep all that it ever was."""
+        for address, (_, version) in list(self._opened.items()):
+            if version.artifact == artifact and not version.contents.is_kept():
+                self._opened.pop(address, None)
 
     def _next_number(self, name: str) -> int:
         return max((version.number for version in self.versions(name)), default=0) + 1

@@ -1,5 +1,6 @@
 """What is lost or rots of a draft before it is published: files, and what is noted of them."""
 
+import errno
 import re
 from contextlib import suppress
 from dataclasses import replace
@@ -8,11 +9,12 @@ from shutil import copytree, rmtree
 
 import numpy as np
 import pytest
+from harm import rot_file
 from stored_sample import NAME, Sample, refresh, refresh_with_results, write_chunk
 
 from influence_dag.errors import StoreError
 from influence_dag.store import ArtifactStore, open_store
-from influence_dag.store.testing.sample import HARM
+from influence_dag.store.testing.sample import HARM, with_another_bit
 
 OLD = Sample()
 NEW = replace(OLD, train=(*range(8), *range(50, 70)))
@@ -110,3 +112,65 @@ def test_a_draft_is_resumed_on_the_version_that_it_began_with_and_on_no_other_of
     copytree(theirs.address, store.root / NAME / "versions/000001")  # from a backup
     draft = refresh(ArtifactStore(store.root), NEW)
     assert (draft.resumed, draft.chunks_written) == (False, 9)
+
+
+def test_where_files_are_copied_what_has_rotted_does_not_become_right_either(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr("os.link", refused)
+    store = ArtifactStore(tmp_path)
+    with store.new_version(NAME, OLD.layout) as draft:
+        for index in draft.outdated(OLD.expected)["influences"]:
+            write_chunk(draft, OLD, index)
+        draft.add_file("weights", b"weights of the model")
+    rot_file(store.version(NAME), "weights", with_another_bit)
+    relabelled = replace(OLD, attrs={"units": "nats"})
+    version = refresh(store, relabelled).version
+    assert version is not None
+    with pytest.raises(StoreError, match="weights is damaged"):
+        version.file("weights")
+    rot_file(version, "test/zarr.json", lambda content: content.replace(b'"test"', b'"tesT"'))
+    with pytest.raises(StoreError, match="damaged before it was published"):
+        refresh(store, NEW)
+    mended = refresh(ArtifactStore(tmp_path), NEW).version
+    assert mended is not None
+    assert mended.open()["test"].dims == ("test",)
+    assert mended.verify(checksums=True) == ()
+
+
+@pytest.mark.parametrize("file", ["influences/zarr.json", "train/zarr.json", "train/c.0"])
+@pytest.mark.parametrize("edit", HARM)
+def test_what_rots_of_a_draft_until_it_is_resumed_is_written_again(tmp_path, file, edit):
+    """Names and labels, of which no journal tells: some were published as they were then."""
+    store = ArtifactStore(tmp_path)
+    refresh(store, OLD)
+    begun(store)
+    (left,) = tmp_path.glob(f"{NAME}/versions/.partial-*/{file}")
+    content = edit(left.read_bytes())
+    left.unlink()
+    if content is not None:
+        left.write_bytes(content)
+    draft = refresh(ArtifactStore(tmp_path), NEW)
+    assert (draft.resumed, draft.chunks_written) == (True, 6)
+    opened = store.version(NAME).open()
+    np.testing.assert_array_equal(opened.influences, NEW.values)
+    assert opened.influences.attrs == {"long_name": "influence"}
+    assert opened["train"].values.tolist() == [f"r{i}" for i in range(28)]
+    assert store.version(NAME).verify(checksums=True) == ()
+
+
+def test_a_draft_goes_on_though_a_file_that_it_has_taken_over_is_gone_from_where_it_was(tmp_path):
+    """Each run ended in the same error until somebody removed what was unfinished."""
+    store = ArtifactStore(tmp_path)
+    with store.new_version(NAME, OLD.layout) as draft:
+        for index in draft.outdated(OLD.expected)["influences"]:
+            write_chunk(draft, OLD, index)
+        draft.add_file("weights", b"weights of the model")
+    relabelled = replace(OLD, attrs={"units": "nats"})
+    with suppress(KeyboardInterrupt), store.new_version(NAME, relabelled.layout):
+        raise KeyboardInterrupt
+    (store.version(NAME).path / "weights").unlink()
+    version = refresh(ArtifactStore(tmp_path), relabelled).version
+    assert version is not None
+    assert (version.number, version.file("weights")) == (2, b"weights of the model")

@@ -1,7 +1,9 @@
 import errno
+import gc
 import os
 import shutil
 import warnings
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,3 +170,17 @@ def test_zarr_itself_reads_a_version(store):
     group = zarr.open_group(store.root / NAME / "current", mode="r")
     np.testing.assert_array_equal(group["influences"][...], SAMPLE.values)
     assert set(group.array_keys()) == {"influences", "test", "train", "valid"}
+
+
+def test_who_looks_on_keeps_nothing_of_versions_that_are_gone(store):
+    """An explorer or a notebook that stays open would keep what there ever was."""
+    reader = ArtifactStore(store.root)
+    refresh(store, SAMPLE)
+    first = reader.version(NAME)
+    first.keys("influences")
+    kept, first = weakref.ref(first), None
+    for content in range(6):
+        refresh(store, SAMPLE.with_train({3: 50.0 + content}))
+        reader.version(NAME).keys("influences")
+    gc.collect()
+    assert kept() is None

@@ -11,16 +11,9 @@ from zarr.core.buffer import default_buffer_prototype
 
 from influence_dag.store.arrays import METADATA, is_chunk
 from influence_dag.store.contents import Contents, Reader, Stamp
+from influence_dag.store.icechunk.errors import found, is_theirs, left_by, told
 from influence_dag.store.icechunk.names import BESIDE, key_of, name_of, node_of
-from influence_dag.store.icechunk.repositories import (
-    DRAFT,
-    Repository,
-    found,
-    is_theirs,
-    left_by,
-    tag_of,
-    told,
-)
+from influence_dag.store.icechunk.repositories import DRAFT, Repository, tag_of
 from influence_dag.store.icechunk.waiting import waited
 from influence_dag.store.threads import UnderWay
 

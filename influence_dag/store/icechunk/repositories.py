@@ -13,8 +13,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from influence_dag.errors import StoreError
+from influence_dag.store.icechunk.errors import told
 from influence_dag.store.icechunk.places import REPOSITORY, Place
 from influence_dag.store.icechunk.waiting import check_process
 
@@ -33,12 +34,6 @@ LOOKING = 2.0  # seconds between looks at which objects there are
 MAIN, DRAFT, EMPTY = "main", "draft", "empty"
 _SEEN = f"{REPOSITORY}/influence_dag/objects"
 _TAG = re.compile(r"\d{6,}")
-_OUTAGE = re.compile(
-    r"dispatch failure|timed? ?out|connect|AccessDenied|Forbidden|SlowDown|InternalError|"
-    r"credential|NoSuchBucket|ServiceUnavailable",
-    re.IGNORECASE,
-)
-_GONE = re.compile(r"not found|NoSuchKey", re.IGNORECASE)
 
 
 class Repository:
@@ -72,7 +67,10 @@ class Repository:
     @property
     def repository(self) -> "Opened":
         if (opened := self.known()) is None:
-            raise StoreError(f"{self.address}/{REPOSITORY} is gone; refresh the artifact")
+            raise StoreError(
+                f"{self.address}/{REPOSITORY} is gone, or its branch `main`; remove what is left "
+                "of it and refresh"
+            )
         return opened
 
     def known(self) -> "Opened | None":
@@ -246,57 +244,6 @@ def _read_note(content: bytes) -> tuple[set[int], np.ndarray | None]:
 
 def tag_of(number: int) -> str:
     return f"{number:06d}"
-
-
-@contextmanager
-def told(doing: str) -> Iterator[None]:
-    """Inside, what Icechunk or the object store says is a `StoreError`."""
-    try:
-        yield
-    except (StoreError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        if isinstance(error, FileNotFoundError) or not is_theirs(error):
-            raise
-        if type(error).__name__ == "ConflictError":
-            raise StoreError(
-                f"{doing} failed: another writer has begun meanwhile; what is published stays, "
-                "refresh again to go on from it"
-            ) from error
-        raise StoreError(
-            f"{doing} failed: {said(error)}; look at the bucket, its credentials and its endpoint "
-            "(AWS_… in the environment), and try again"
-        ) from error
-
-
-def is_theirs(error: Exception) -> bool:
-    root = type(error).__module__.partition(".")[0]
-    return root in {"icechunk", "botocore", "aiobotocore", "aiohttp", "s3fs"} or isinstance(
-        error, OSError
-    )
-
-
-def said(error: Exception) -> str:
-    """The first line of what an error says; Icechunk's draws a tree below it."""
-    first = next((line for line in str(error).splitlines() if line.strip(" |")), "")
-    causes = re.findall(r"-> (?!.*service error)(.+)", str(error))
-    return " ".join([first.strip(" x|"), *(f"({cause.strip()})" for cause in causes[-1:])])
-
-
-def found(read: Callable[[], bytes | None], doing: str) -> bytes | None:
-    """What is read; None where an object is gone, nothing (`b""`) where it is not what it was."""
-    try:
-        return read()
-    except Exception as error:
-        return left_by(error, doing)
-
-
-def left_by(error: Exception, doing: str) -> bytes | None:
-    """What `found` is of an object whose reading raised this; an outage says nothing of it."""
-    if not is_theirs(error) or _OUTAGE.search(str(error)):
-        with told(doing):
-            raise error
-    return None if _GONE.search(str(error)) else b""
 
 
 def quiet() -> None:

@@ -9,8 +9,9 @@ from typing import Any, Unpack
 from influence_dag.store.cloning import clone
 from influence_dag.store.drafts import StoredDraft
 from influence_dag.store.icechunk.contents import Draft, Kept
+from influence_dag.store.icechunk.errors import is_rot, told
 from influence_dag.store.icechunk.places import Place, check_place
-from influence_dag.store.icechunk.repositories import DRAFT, Repository, quiet, told
+from influence_dag.store.icechunk.repositories import DRAFT, Repository, quiet
 from influence_dag.store.layout import Layout
 from influence_dag.store.manifests import sealed, unsealed
 from influence_dag.store.progress import Progress, finished_chunks
@@ -121,6 +122,14 @@ class IcechunkStore(VersionedStore[StoredVersion]):
         return StoredDraft(name, contents, journal, layout, base)
 
     def _resume(self, name: str, layout: Layout) -> StoredDraft | None:
+        try:
+            return self._resumed(name, layout)
+        except Exception as error:
+            if not is_rot(error):
+                raise
+        return None  # what was unfinished goes
+
+    def _resumed(self, name: str, layout: Layout) -> StoredDraft | None:
         repository, base = self._repository(name), self.base(name)
         left = _Journal.left(repository)
         if not left or not left[0].items() >= begun_for(layout, base).items():

@@ -19,6 +19,7 @@ class Folder:
     path: Path
     address: str = field(init=False)
     _arrays: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
+    _taken: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "address", str(self.path))
@@ -49,11 +50,13 @@ class Folder:
             os.utime(self.path / name)
 
     def write(self, name: str, content: bytes) -> None:
+        self._taken.discard(name)
         files.write_atomically(self._place(name), content)
 
     def link(self, source: Contents, name: str) -> None:
         """Hard links, where the file system can."""
         files.link_or_copy(f"{source.address}/{name}", self._place(name))
+        self._taken.add(name)
 
     def _place(self, name: str) -> str:
         """Where a file goes; its array's folder is made for the first one."""
@@ -64,7 +67,12 @@ class Folder:
         return f"{self.address}/{name}"
 
     def shares(self, source: Contents, name: str) -> bool:
-        return os.path.samefile(f"{self.address}/{name}", f"{source.address}/{name}")
+        """Also of a copy, which is to be what was published and not what it was copied from."""
+        with suppress(OSError):  # the other version's is gone
+            return name in self._taken or os.path.samefile(
+                f"{self.address}/{name}", f"{source.address}/{name}"
+            )
+        return False
 
     def remove(self, name: str) -> None:
         self._arrays.discard(name)
