@@ -149,3 +149,11 @@ def inner_products(objective, factors, rows, step):
     values = objective.losses(theta, Rows(rows.x + step, rows.y))
     gradients = [torch.autograd.grad(value, theta, retain_graph=True)[0] for value in values]
     return factors @ torch.stack(gradients).T
+
+
+def test_rows_of_one_number_without_an_axis_are_looked_at():
+    def aside(network, x):
+        return x[:, None].detach().expand(-1, FEATURES).tanh()
+
+    with pytest.raises(ModelError, match=r"derivatives in the inputs .*torch\.no_grad"):
+        asked(aside, NUMBERS[:, 0])

@@ -460,6 +460,24 @@ def test_a_model_that_raises_where_it_is_looked_at_is_told_by_what_asks_it_in_ea
     Objective(FewAtOnce(), "cross_entropy").check(rows)
 
 
+OTHER_TENSORS = {
+    "sparse": lambda: torch.eye(4).to_sparse(),
+    "sparse by rows": lambda: torch.eye(4).to_sparse_csr(),
+    "of eight bits": lambda: torch.eye(4).to(torch.float8_e4m3fn),
+    "quantised": lambda: torch.quantize_per_tensor(torch.eye(4), 0.1, 0, torch.qint8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "of no memory": lambda: torch.empty(3, device="meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("make", OTHER_TENSORS.values(), ids=OTHER_TENSORS)
+def test_a_module_may_have_tensors_of_any_kind(make, rows):
+    module = network()
+    module.beside = make()
+    Objective(module, "cross_entropy").check(rows)
+
+
 REMEMBERED = {
     "first mean": "mean",
     "first weight": "kept",

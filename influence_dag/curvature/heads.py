@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -35,18 +35,16 @@ class SoftmaxHead(Head):
 
     probabilities: Float[Tensor, "c n"]
     counted: Float[Tensor, "c n"]
-    likeliest: Int[Tensor, "1 n"] | None = None
+    likeliest: Int[Tensor, "1 n"] = field(init=False)
 
-    def steady(self) -> "SoftmaxHead":
-        """With a pass more through the moves."""
-        return replace(self, likeliest=self.probabilities.argmax(dim=0, keepdim=True))
+    def __post_init__(self) -> None:
+        likeliest = self.probabilities.argmax(dim=0, keepdim=True)
+        object.__setattr__(self, "likeliest", likeliest)
 
     def product(
         self, moves: Float[Tensor, "k c n"], some: slice, out: Float[Tensor, "k c n"]
     ) -> Float[Tensor, "k c n"]:
-        if self.likeliest is not None:
-            places = self.likeliest[:, some].expand(len(moves), -1, -1)
-            moves -= moves.gather(1, places)
+        moves -= moves.gather(1, self.likeliest[:, some].expand(len(moves), -1, -1))
         curved = torch.mul(self.counted[:, some], moves, out=out)
         through = curved.sum(dim=1, keepdim=True)
         return curved.addcmul_(self.probabilities[:, some], through, value=-1)

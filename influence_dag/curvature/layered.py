@@ -179,14 +179,21 @@ class LayeredNetwork:
 
 @dataclass(frozen=True, eq=False)
 class SoftmaxCurvature:
-    r"""Products with $w \, (\mathrm{diag}(p) - p p^\top)$, a row's weight w in `counted` $w p$."""
+    r"""Products with $w \, (\mathrm{diag}(p) - p p^\top)$, a row's weight w in `counted` $w p$.
+
+    Of vectors less what they have at the likeliest output, which changes nothing: what is left
+    where p is almost 1 has all its digits then.
+    """
 
     probabilities: Float[Tensor, "n c"]
     counted: Float[Tensor, "n c"]
 
     def __call__(self, vectors: Float[Tensor, "k n c"]) -> Float[Tensor, "k n c"]:
-        through = (self.probabilities * vectors).sum(dim=-1, keepdim=True)
-        return self.counted * (vectors - through)
+        likeliest = self.probabilities.argmax(dim=-1, keepdim=True)
+        curved = self.counted * (
+            vectors - vectors.gather(-1, likeliest.expand(len(vectors), -1, -1))
+        )
+        return curved - self.probabilities * curved.sum(dim=-1, keepdim=True)
 
 
 def gauss_newton_product(

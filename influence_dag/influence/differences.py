@@ -117,7 +117,9 @@ class _Along:
             base, *found = torch.autograd.grad(
                 (self.s * gradient).sum(), [u, *leaves], materialize_grads=True
             )
-        terms = [(P * v).flatten(1) for P, v in zip(found, self.direction, strict=True)]
+        terms = [
+            (P * v).unsqueeze(-1).flatten(1) for P, v in zip(found, self.direction, strict=True)
+        ]
         joined = torch.cat(terms, dim=1)
         return base, joined.sum(1), joined.norm(dim=1)
 

@@ -12,14 +12,14 @@ factor and a training row, all in matrix products, however many features there a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from influence_dag.curvature.heads import CalledHead, SoftmaxHead
+from influence_dag.curvature.heads import CalledHead
 from influence_dag.curvature.layered import LayeredNetwork, SoftmaxCurvature
 from influence_dag.curvature.layered_products import LayeredBatch, step_of
 from influence_dag.curvature.scratch import Scratch
@@ -172,7 +172,4 @@ def _batch(network: LayeredNetwork, rows: Rows, k: int) -> LayeredBatch:
     many = c >= min(k, _FEW) or n * c * c > _WRITTEN
     if many and not isinstance(state.output_product, SoftmaxCurvature):
         return LayeredBatch.of(network, state, CalledHead(state.output_product))
-    batch = LayeredBatch.of(network, state)
-    if isinstance(batch.head, SoftmaxHead):
-        return replace(batch, head=batch.head.steady())
-    return batch
+    return LayeredBatch.of(network, state)

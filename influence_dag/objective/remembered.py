@@ -86,7 +86,7 @@ def _kept(module: nn.Module, *, copies: bool = False) -> dict[_Key, _Kept]:
     for owner, said, attributes in places(module):
         for name, value in attributes.items():
             if value is None or isinstance(value, _PLAIN | Tensor | list | tuple | dict):
-                with suppress(TypeError, AttributeError, RecursionError):  # not to be made again
+                with suppress(TypeError, AttributeError, RuntimeError):  # not to be made again
                     held = map_tensors(lambda leaf: leaf, value)
                     copied = map_tensors(copy, held)
                     told = said if name == "cell_contents" else ".".join(filter(None, (said, name)))
@@ -95,10 +95,13 @@ def _kept(module: nn.Module, *, copies: bool = False) -> dict[_Key, _Kept]:
 
 
 def _are_same(one: Any, other: Any) -> bool:
-    """Whether two values are alike; objects of other kinds are not looked into."""
+    """Whether two values are alike; objects and tensors of other kinds are not looked into."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        alike = one.shape == other.shape and one.dtype == other.dtype
-        return alike and torch.equal(one.nan_to_num(), other.nan_to_num())
+        try:
+            alike = one.shape == other.shape and one.dtype == other.dtype
+            return alike and torch.equal(one.nan_to_num(), other.nan_to_num())
+        except (RuntimeError, TypeError):  # sparse, nested, quantised, of no memory
+            return True
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):

@@ -64,7 +64,8 @@ def lazy_perturbations(
 def parameter_influences(store: Store, method: str, project: Path | None = None) -> xr.DataArray:
     """`(H + λI)⁻¹ ∇L(z_i)` of each training row, dims `(train, param)`, computed on demand.
 
-    Leaving out `z_i` moves the parameters by about `+1/n_train` of its row.
+    Leaving out `z_i` moves the parameters by about `+1/n_train` of its row. NaN where a solve
+    missed its tolerance (`on_failure: warn`), as of self-influences.
     """
     bench = workbench_of(store, method, project)
     check_influences(bench, method)
@@ -80,7 +81,11 @@ def parameter_influences(store: Store, method: str, project: Path | None = None)
         values = np.full(tile.shape, np.nan, variable.dtype)
         with reading.named_rows(train.ids[slots][present], f"{method}, training rows"):
             for rows, damping in zip(values, dampings[places], strict=True):
-                rows[present] = factorization.solve(G[present], damping=damping).x.cpu().numpy()
+                solution = factorization.solve(G[present], damping=damping)
+                x = solution.x.cpu().numpy()
+                if (met := solution.info.get("converged")) is not None:
+                    x[~met.cpu().numpy()] = np.nan
+                rows[present] = x
         return values
 
     axis, size = DampingAxis.of(bench, method), bench.require("model").attrs["info"]["parameters"]

@@ -194,8 +194,9 @@ class StudyResults(Questions):
     def parameter_influences(self, method: str) -> xr.DataArray:
         """`(H + λI)⁻¹ ∇L(z_train)`, dims `(train, param)`, computed when sliced.
 
-        Leaving out a training row moves θ by about `+1/n_train` of its row. Their norms are
-        stored: `open("<method>/summary").parameter_influence_norm`.
+        Leaving out a training row moves θ by about `+1/n_train` of its row. NaN where a solve
+        missed its tolerance (`on_failure: warn`), in their norms too, which are stored:
+        `open("<method>/summary").parameter_influence_norm`.
         """
         from influence_dag.query.lazy import parameter_influences
 

@@ -130,3 +130,15 @@ def test_probabilities_of_classes_go_through_a_graph():
     module, rows = nn.Linear(3, 2), Rows(torch.randn(5, 3), torch.rand(5, 2))
     network = LayeredNetwork.of(Objective(module, "cross_entropy"), rows)
     assert network._softmax_product(torch.zeros(5, 2), rows) is None
+
+
+def test_second_derivatives_of_rows_that_a_model_is_sure_of_have_their_digits():
+    module = nn.Linear(3, 4)
+    with torch.no_grad():
+        module.weight.copy_(18 * torch.eye(4)[:, :3])
+    rows = Rows(torch.eye(3).repeat(2, 1), torch.arange(6) % 4)
+    state = LayeredNetwork.of(Objective(module, "cross_entropy"), rows).run(rows)
+    double = Objective(module.double(), "cross_entropy"), rows.to(dtype=torch.float64)
+    expected = LayeredNetwork.of(*double).run(double[1]).output_matrix()
+    assert 0 < expected.abs().amax((1, 2)).max() <= 1e-6
+    torch.testing.assert_close(state.output_matrix().double(), expected, rtol=1e-4, atol=0)

@@ -182,3 +182,21 @@ def test_a_block_of_eight_vectors_of_ten_classes_is_worth_the_layers(monkeypatch
         found = Hessian(objective, rows).apply(vectors)
         assert_close(found, by_autograd(objective, rows, vectors))
         assert by_layers == expected
+
+
+def test_products_of_rows_that_a_model_is_sure_of_are_those_of_matrices_in_float32():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3))
+    with torch.no_grad():
+        module[0].weight.copy_(2 * torch.eye(4)[:, :3])
+        module[2].weight.copy_(12 * torch.eye(4)[:3])
+    rows = Rows(torch.eye(3).repeat(4, 1) + 0.01 * torch.randn(12, 3), torch.arange(12) % 3)
+    hessian, vectors = Hessian(Objective(module, "cross_entropy"), rows), torch.randn(8, 31)
+    found = hessian.apply(vectors)
+    assert hessian._layered.confirmed, "autograd says the same"
+    double = Objective(module.double(), "cross_entropy"), rows.to(dtype=torch.float64)
+    expected = Hessian(*double).apply(vectors.double())
+    assert 0 < expected.abs().max() <= 1e-3
+    torch.testing.assert_close(
+        found.double(), expected, rtol=1e-4, atol=1e-5 * expected.abs().max()
+    )

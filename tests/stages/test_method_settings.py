@@ -195,6 +195,12 @@ def test_parameter_influences_of_an_iterative_method_leave_holes_out(study):
     assert_close(found, reference.damped_solve(H, gradients, DAMPING).numpy(), 1e-8)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_parameter_influences_that_missed_the_tolerance_are_no_numbers(study):
+    with_methods(study, cg={"maxiter": 2, "preconditioner": "none", "on_failure": "warn"})
+    assert study.results.parameter_influences("cg").isnull().all()
+
+
 # Each setting has an effect ---------------------------------------------------------------------
 
 ROUGH = {"rtol": 1e-2}
