@@ -35,13 +35,17 @@ def _read_columns(
 ) -> Source:
     try:
         frame = read(path)
+        for place, dtype in enumerate(frame.dtypes):  # Arrow decodes texts when they are asked for
+            if isinstance(dtype, pd.StringDtype):
+                frame.isetitem(place, frame.iloc[:, place].astype(object))
     except ImportError as error:
         raise DataError(
             f"{name}: reading {path.suffix} needs pyarrow; install influence-dag[parquet]"
         ) from error
-    except (OSError, ValueError) as error:
+    except (Exception, MemoryError) as error:  # damage fails in many types
+        said = str(error).strip() or type(error).__name__
         raise DataError(
-            f"{name}: not a readable {path.suffix} file: {error}; write it again"
+            f"{name}: not a readable {path.suffix} file: {said:.300}; write it again"
         ) from error
     return frame_source(frame, name, data)
 
