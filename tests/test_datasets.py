@@ -670,3 +670,26 @@ def test_units_whose_squares_no_float_holds_are_refused(tmp_path, size):
     data = settings("t.npz", "t.npz", target="y", features={"standardise": True})
     with pytest.raises(DataError, match=r"largest number is .*, whose square is beyond float64"):
         load_splits(data, tmp_path)
+
+
+@pytest.mark.parametrize("save", [save_npz, save_zarr])
+@pytest.mark.parametrize(("x", "y"), [(">f8", ">i4"), (">f4", ">f8"), (np.longdouble, "<i8")])
+def test_numbers_of_other_machines_are_those_of_this_one(tmp_path, save, x, y):
+    """They ended in an error of torch's own."""
+    if save is save_zarr and x is np.longdouble:
+        pytest.skip("Zarr has none")
+    values = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    save(tmp_path, {"x": values.astype(x), "y": np.arange(4).astype(y)})
+    name = f"train.{save.__name__.removeprefix('save_')}"
+    rows = load_splits(settings(name, name, target="y"), tmp_path)[0]
+    np.testing.assert_array_equal(rows.x["x"], values)
+    assert rows.y.tolist() == [0, 1, 2, 3]
+    for array in (rows.x["x"], rows.y):
+        assert array.dtype.isnative
+        assert array.dtype.itemsize <= 8
+
+
+def test_rows_without_a_number_are_refused(tmp_path):
+    save_npz(tmp_path, {"x": np.empty((4, 0)), "y": np.arange(4)})
+    with pytest.raises(DataError, match=r"x has shape \(4, 0\), rows without a number"):
+        load_splits(settings("train.npz", "train.npz", target="y"), tmp_path)

@@ -660,6 +660,13 @@ def test_a_module_that_was_called_before_is_taken_as_it_is(rows):
     Objective(module, "cross_entropy").check(rows)
 
 
+def test_cross_entropy_of_one_output_is_refused(rows):
+    """Its losses and all influences were 0."""
+    alone = Rows(rows.x, torch.zeros_like(rows.y))
+    with pytest.raises(ModelError, match="the model has 1 output, of which cross-entropy is 0"):
+        Objective(nn.Linear(4, 1), "cross_entropy").check(alone)
+
+
 def test_a_label_out_of_range_is_named_with_its_row(rows):
     rows.y[5] = 3
     with pytest.raises(ModelError, match=r"row 5 has label 3.*3 outputs \(labels 0 to 2\)"):

@@ -15,10 +15,11 @@ from tiny_project import COLUMNS
 from influence_dag.errors import StoreError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.query import plots
+from influence_dag.query.accessor import strongest
 from influence_dag.query.contents import Content, Contents
 from influence_dag.query.lazy import _labelled
 from influence_dag.query.rows import at_damping
-from influence_dag.query.text import describe
+from influence_dag.query.text import _strongest, describe
 from influence_dag.stages.dampings import DAMPING, DampingAxis
 from influence_dag.store import Coordinate, Layout
 from influence_dag.validation import leave_one_out
@@ -195,6 +196,17 @@ def test_whole_numbers_are_ranked_like_any(dtype):
     scores = np.array([1, np.iinfo(dtype).min if dtype is np.int8 else 0, 1, 0], dtype)
     array = xr.DataArray(scores, dims="train", coords={"train": list("abcd")})
     assert array.idag.top_k(4).train.values.tolist() == list("acdb" if scores[1] < 0 else "acbd")
+
+
+def test_who_helps_has_a_positive_influence_and_who_harms_a_negative_one():
+    """Of rows that all help, the least was said to harm."""
+    row = xr.DataArray(
+        [2.0, 0.0, 1.0], dims="train", coords={"train": list("abc"), "test": "t", "test_label": 1}
+    )
+    helps, harms = strongest(row, 3)
+    assert (helps.train.values.tolist(), harms.train.values.tolist()) == (["a", "c"], [])
+    assert _strongest(row) == ["  t (1)", "    helped by  a +2, c +1", "    harmed by  nobody"]
+    assert _strongest(-row)[1] == "    helped by  nobody"
 
 
 def test_another_damping_than_the_one_that_is_stored_is_refused(study, influences):

@@ -237,6 +237,14 @@ def test_what_init_cannot_use_is_told(folder):
         start()
 
 
+def test_one_class_is_nothing_to_tell_apart(folder):
+    for split in ("train", "test"):
+        pd.DataFrame({"a": [0.5, 1.5], "kind": ["x", "x"]}).to_csv(f"{split}.csv", index=False)
+    with pytest.raises(DataError, match="every row has the label 'x'"):
+        start("alone", target="kind")
+    assert not (folder / "alone").exists()
+
+
 # Other data than tables of numbers
 
 

@@ -19,10 +19,11 @@ class Strongest:
     def __init__(
         self, results: "StudyResults", method: str, row: "xr.DataArray", k: int, content: bool
     ):
+        from influence_dag.query.accessor import strongest
         from influence_dag.query.contents import Contents
 
         self.method, self.row = method, row
-        self.ends = {"helps": row.idag.top_k(k), "harms": row.idag.bottom_k(k)}
+        self.ends = dict(zip(("helps", "harms"), strongest(row, k), strict=True))
         self.contents = Contents(results) if content else None
 
     def _content(self, split: Any, name: Any) -> "Content | None":

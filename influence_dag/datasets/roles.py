@@ -1,6 +1,7 @@
 """A source's arrays in their roles: inputs in the study's shape, a target, weights of rows."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import get_args
 
@@ -20,6 +21,22 @@ _OF_ARRAYS = ("feature_mean", "feature_scale", "perturbation_influences")  # whi
 _OF_ROWS = tuple(f"{split}_" for split in get_args(Split))  # how what results hold of rows begins
 _TYPES = {"U": "text", "S": "bytes", "O": "objects", "M": "times", "m": "durations"}
 _TYPES |= {"c": "complex numbers", "V": "records"}
+
+
+def native(source: Source) -> Source:
+    """The source with its numbers as torch takes them, of this machine's byte order and 64 bits.
+
+    Arrays of other machines and Fortran's have others; decimals of more bits are rounded.
+    """
+    inputs = {name: seen(values, _native) for name, values in source.inputs.items()}
+    return replace(source, inputs=inputs, target=_native(source.target))
+
+
+def _native(values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "fiu":
+        return values
+    wide = values.dtype.kind == "f" and values.dtype.itemsize > 8
+    return values.astype(np.float64 if wide else values.dtype.newbyteorder("="), copy=False)
 
 
 def check_finite(source: Source) -> None:
@@ -63,6 +80,11 @@ def scaled(source: Source, name: str, features: FeatureSettings) -> Values:
         values = seen(values, partial(whole, name=name, row_name=_row_name(source, values)))
     elif features.scale != 1 and values.dtype.kind in "iu" and values.dtype.itemsize == 8:
         values = seen(values, partial(decimal, name=name, row_name=_row_name(source, values)))
+    if values.ndim > 1 and source.columns is None and not all(values.shape[1:]):
+        raise DataError(
+            f"{source.name}: {name} has shape {values.shape}, rows without a number; leave it out "
+            "(data.features.columns), or write it again"
+        )
     if features.shape is not None:
         _check_shape(source, values, features.shape)
     elif source.columns is not None and not source.columns:

@@ -35,7 +35,7 @@ def load_split(
 
     Raises `DataError` naming file, row, column, what was seen and what would be right.
     """
-    source = read_source(data, which, root)
+    source = roles.native(read_source(data, which, root))
     if not len(source.target):
         raise DataError(f"{source.name}: the {which} split has no rows; at least one is needed")
     ids = checked_ids(source)

@@ -102,6 +102,11 @@ def check_labels(objective: "Objective", x: Inputs, labels: Any) -> None:
             "own, for example "
             "lambda output, target: F.cross_entropy(output['logits'], target, reduction='none')"
         )
+    if outputs.shape[1] == 1:
+        raise ModelError(
+            "the model has 1 output, of which cross-entropy is 0 whatever it says; give it an "
+            "output for each class, or take bce_with_logits (targets between 0 and 1)"
+        )
     if labels.is_floating_point():
         if labels.shape[1:] == outputs.shape[1:]:
             return  # probabilities of the classes

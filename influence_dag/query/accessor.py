@@ -146,3 +146,12 @@ class InfluenceAccessor:
             return values.isel(train=order)
         rank = xr.Variable((*values.dims[:-1], "rank"), order)
         return values.isel(train=rank)
+
+
+def strongest(row: xr.DataArray, k: int) -> tuple[xr.DataArray, xr.DataArray]:
+    """Of one test row the `k` training rows that help it most, and the `k` that harm it most.
+
+    Fewer where fewer have that sign, unlike `top_k`, which ranks whatever there is.
+    """
+    helps, harms = row.idag.top_k(k), row.idag.bottom_k(k)
+    return helps[helps.values > 0], harms[harms.values < 0]

@@ -16,7 +16,7 @@ from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Variable, Version
 from influence_dag.texts import code, literal, short
 
-SHOWN = 5  # test rows in a picture
+SHOWN, EACH = 5, 4  # test rows in a picture, and training rows on either side of each
 SAMPLE = 200_000  # numbers in a histogram
 
 Drawn = dict[str, str | list[dict[str, str]]]  # Markdown, or the rows of a table
@@ -60,13 +60,15 @@ def _of_sweep(version: Version) -> str:
 def summary(bench: Workbench, version: Version, method: str | None) -> Drawn:
     test, train = Axis.read(version, "test"), Axis.read(version, "train")
     shown = test.slots[np.linspace(0, test.count - 1, min(SHOWN, test.count)).astype(int)]
-    ranked = {
-        end: dampings.at(version, f"{end}_train", -1)[shown][:, :4] for end in ("top", "bottom")
-    }
+    helps, harms = (_strongest(version, end, shown) for end in ("top", "bottom"))
     dataset = bench.require("dataset")
     if "train_x" in dataset.variables and dataset.array("train_x").ndim == 3:
-        return _pictures(dataset, test, train, shown, ranked)
-    rows = zip(shown, ranked["top"], ranked["bottom"], strict=True)
+        rows = (_rows_of_images(dataset, train, end) for end in (helps, harms))
+        figure = plots.image_grid(_images(dataset, test, shown), *rows)
+        return {
+            "strongest": figures.markdown(figure, "most helpful and most harmful training images")
+        }
+    rows = zip(shown, helps, harms, strict=True)
     return {
         "strongest": [
             {"test": _name(test, j), "helps most": _ids(train, up), "harms most": _ids(train, down)}
@@ -75,19 +77,21 @@ def summary(bench: Workbench, version: Version, method: str | None) -> Drawn:
     }
 
 
-def _pictures(dataset: Version, test: Axis, train: Axis, shown: np.ndarray, ranked: dict) -> Drawn:
-    strongest = [_rows_of_images(dataset, train, ranked[end]) for end in ("top", "bottom")]
-    figure = plots.image_grid(_images(dataset, test, shown), *strongest)
-    return {"strongest": figures.markdown(figure, "most helpful and most harmful training images")}
+def _strongest(version: Version, end: str, tests: np.ndarray) -> list[np.ndarray]:
+    """Slots of the first training rows of a ranking, of each test row, that have its sign."""
+    slots, values = (
+        dampings.at(version, f"{end}_{what}", -1)[tests][:, :EACH]
+        for what in ("train", "influence")
+    )
+    signed = values > 0 if end == "top" else values < 0
+    return [of[mask] for of, mask in zip(slots, signed, strict=True)]
 
 
 def _rows_of_images(
-    dataset: Version, axis: Axis, slots: np.ndarray
+    dataset: Version, axis: Axis, rows: list[np.ndarray]
 ) -> list[list[tuple[str, np.ndarray]]]:
-    images = _images(dataset, axis, slots.ravel())
-    return [
-        images[start : start + slots.shape[1]] for start in range(0, slots.size, slots.shape[1])
-    ]
+    images = iter(_images(dataset, axis, np.concatenate(rows)))
+    return [[next(images) for _ in slots] for slots in rows]
 
 
 def _images(dataset: Version, axis: Axis, slots: np.ndarray) -> list[tuple[str, np.ndarray]]:
@@ -102,7 +106,7 @@ def _images(dataset: Version, axis: Axis, slots: np.ndarray) -> list[tuple[str, 
 
 
 def _ids(axis: Axis, slots: np.ndarray) -> str:
-    return ", ".join(_name(axis, i) for i in slots)
+    return ", ".join(_name(axis, i) for i in slots) or "nobody"
 
 
 def _name(axis: Axis, slot: int) -> str:

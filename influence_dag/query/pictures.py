@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from influence_dag.datasets.slots import Axis, Split
 from influence_dag.errors import StoreError
 from influence_dag.query import plots
+from influence_dag.query.accessor import strongest
 from influence_dag.query.contents import Content, Contents, named
 from influence_dag.query.older import warn_of_older
 from influence_dag.query.rows import at_damping, of_sweep, rows_named
@@ -41,11 +42,9 @@ class Pictures:
         row = self._study.influences(test, **of)
         if row.ndim != 1:
             raise StoreError(f"scores are of one test row, not of {row.sizes['test']}; name one")
-        helping = row.idag.top_k(k)
-        rest = row.sel(train=~row.train.isin(helping.train.values))
-        harming = rest.idag.bottom_k(k)[::-1] if rest.size else rest
-        names = [named_row(each, "train") for array in (helping, harming) for each in array]
-        values = np.concatenate([helping.values, harming.values])
+        helping, harming = strongest(row, k)
+        shown = [*helping, *harming[::-1]]
+        names, values = [named_row(each, "train") for each in shown], np.array(shown, np.float64)
         return plots.scores(names, values, title=f"{self._by(row, of)} on {named_row(row, 'test')}")
 
     def strongest(self, tests: Iterable[Any] | int = 5, k: int = 4, **of: Any) -> Figure:
@@ -60,8 +59,8 @@ class Pictures:
         else:
             names = rows_named(influences, "test", tests)
         chosen, contents = influences.sel(test=names), Contents(self._study)
-        ends = (chosen.idag.top_k(k).train.values, chosen.idag.bottom_k(k).train.values)
-        rows = [[_images(contents.of("train", each)) for each in end] for end in ends]
+        ends = zip(*(strongest(row, k) for row in chosen.load()), strict=True)
+        rows = [[_images(contents.of("train", each.train.values)) for each in end] for end in ends]
         return plots.image_grid(_images(contents.of("test", names)), *rows)
 
     def histogram(self, test: Any = None, **of: Any) -> Figure:
@@ -180,9 +179,9 @@ def named_row(row: "xr.DataArray", split: str) -> str:
 def _images(rows: Sequence[Content]) -> list[tuple[str, np.ndarray]]:
     images = [row.image for row in rows]
     shape = next((image.shape for image in images if image is not None), None)
-    if shape is None:
+    if rows and shape is None:
         raise StoreError("these rows are no images; `study.plot.scores(test)` shows them by name")
-    gone = np.full(shape, np.nan)
+    gone = np.full(shape or (), np.nan)
     return [
         (named(row), gone if image is None else image)
         for row, image in zip(rows, images, strict=True)

@@ -14,6 +14,7 @@ from dask.local import get_sync
 from influence_dag.addresses import folder_of, scheme_of
 from influence_dag.datasets.slots import Axis, Split, shown_label
 from influence_dag.errors import StoreError
+from influence_dag.query.accessor import strongest
 from influence_dag.query.contents import Content
 from influence_dag.query.perturbations import example
 from influence_dag.query.results import StudyResults, largest, spelled
@@ -71,7 +72,7 @@ def _sizes(array: xr.DataArray) -> str:
 
 def _strongest(row: xr.DataArray) -> list[str]:
     """The most helpful and most harmful training rows of one test row."""
-    helps, harms = row.idag.top_k(NEIGHBOURS), row.idag.bottom_k(NEIGHBOURS)
+    helps, harms = strongest(row, NEIGHBOURS)
     head = f"  {_name(row, 'test')}"
     if kept := _kept(row, "test"):
         pairs = [*_lines("helped by", helps), *_lines("harmed by", harms)]
@@ -86,7 +87,7 @@ def _lines(what: str, rows: xr.DataArray) -> Iterator[str]:
 
 
 def _list(rows: xr.DataArray) -> str:
-    return ", ".join(f"{_name(row, 'train')} {float(row):+.3g}" for row in rows)
+    return ", ".join(f"{_name(row, 'train')} {float(row):+.3g}" for row in rows) or "nobody"
 
 
 def _name(row: xr.DataArray, split: Split) -> str:

@@ -117,7 +117,7 @@ def _table(path: Path, name: str, plan: Plan) -> pd.DataFrame:
         options = plan.data.get("csv", {})
         decimal = options.get("decimal", ".")
         return pd.read_csv(io.BytesIO(content), sep=separator, decimal=decimal)
-    except (OSError, ValueError) as error:  # pandas' and Arrow's, and of encodings
+    except Exception as error:  # pandas' and Arrow's, and of encodings
         kind = "".join(path.suffixes[-2 if path.suffix in (".gz", ".zst") else -1 :])
         raise DataError(f"{name}: not a readable {kind}: {str(error).strip()}") from error
 
@@ -221,7 +221,7 @@ def _look_at_arrays(path: Path, plan: Plan) -> None:
     try:
         with np.load(path, allow_pickle=False) as file:
             kinds = {name: (file[name].dtype.kind, file[name].ndim) for name in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:
         raise DataError(f"{path.name}: not a readable .npz of plain arrays: {error}") from error
     demand(path.name, kinds, plan.data["target"], "target", "--target")
     roles = (plan.data["target"], plan.data.get("id", "id"))

@@ -149,7 +149,13 @@ def _rows(start: Start, plan: Plan, folder: Path) -> tuple[SplitRows, SplitRows]
     there = {which: _absolute(plan.data[which], folder) for which in ("train", "test")}
     root = project_around(folder) or Path.cwd()
     try:
-        return load_splits(DataSettings.model_validate(plan.data | there), root)
+        train, test = load_splits(DataSettings.model_validate(plan.data | there), root)
+        if train.classes is not None and len(train.classes) == 1:
+            raise DataError(
+                f"{train.source}: every row has the label {train.classes[0]!r}, and one class is "
+                "nothing to tell apart; give rows of two, or name a column of numbers: --target"
+            )
+        return train, test
     except DataError as error:
         if not plan.copies:
             raise

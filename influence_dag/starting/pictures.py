@@ -46,7 +46,7 @@ def look_at_some(paths: list[Path], plan: Plan) -> None:
                 modes.add(picture.mode)
                 sizes.add((picture.height, picture.width))
                 see_through = see_through or is_see_through(picture)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damage fails in many types
             raise DataError(f"{path} is no readable picture: {error}") from error
     settings = plan.data.setdefault("images", {})
     settings["channels"] = 4 if see_through else 1 if modes <= {"1", "L", "I;16"} else 3

@@ -34,7 +34,7 @@ class FeatureSettings(Settings):
         1.0, "the model sees x * scale; perturbation derivatives are per scaled unit"
     )
     columns: tuple[str, ...] | None = setting(
-        None, "feature columns in order; default: all but id, target, weight"
+        None, "feature columns in order; default: all but id, target, weight and what is kept"
     )
 
     standardise: bool = setting(

@@ -131,6 +131,17 @@ def test_several_pictures_in_a_file_are_refused(folder, ending):
         read(folder)
 
 
+def test_a_page_without_its_width_is_told(folder):
+    """Pillow ends in a `TypeError` there."""
+    page, path = Image.new("RGB", (4, 2), RED), folder / "train/warm/a.tif"
+    page.save(path, save_all=True, append_images=[page])
+    content = path.read_bytes()
+    width = content.rindex(b"\x00\x01\x04\x00\x01\x00\x00\x00")
+    path.write_bytes(content[:width] + b"\x77\x77" + content[width + 2 :])
+    with pytest.raises(DataError, match=r"a\.tif is no readable picture: Missing dimensions"):
+        read(folder)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_transparency_is_kept_or_refused(folder, mode, channels):

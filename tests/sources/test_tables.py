@@ -270,6 +270,28 @@ def test_numbers_of_rows_that_pandas_has_made_a_column_are_no_feature(tmp_path, 
         assert column in read(tmp_path, "t.csv").feature_names
 
 
+@pytest.mark.parametrize(
+    ("there", "damage", "says"),
+    [(b"sauer", b"\xff" * 5, "Wrapping"), (b"pandas_type", b"x" * 11, "'pandas_type'")],
+)
+def test_damage_of_any_kind_is_told(tmp_path, there, damage, says):
+    """Pandas and Arrow raise errors of many types, the latter when texts are used."""
+    FRAME.to_feather(tmp_path / "t.feather", compression="uncompressed")
+    content = (tmp_path / "t.feather").read_bytes()
+    (tmp_path / "t.feather").write_bytes(content.replace(there, damage))
+    with pytest.raises(DataError, match=rf"t\.feather: not a readable \.feather file: .*{says}"):
+        read(tmp_path, "t.feather")
+
+
+def test_ids_that_nobody_named_are_no_feature(tmp_path):
+    """In arrays and beside lists `id` is the id; in a .parquet the model was handed it."""
+    frame = FRAME.assign(id=[17, 3, 5])
+    frame.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"'id' has another whole number in each row.*data\.id: id"):
+        read(tmp_path, "t.parquet", id=None)
+    assert read(tmp_path, "t.parquet").feature_names == ("größe", "n")
+
+
 def test_the_limit_of_cells_is_put_back_and_never_lowered():
     before = csv.field_size_limit()
     with long_cells(10):

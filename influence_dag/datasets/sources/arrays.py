@@ -27,7 +27,7 @@ def read_npz(path: Path, name: str, data: DataSettings) -> Source:
             raise ValueError("it is a single array (.npy), not an archive of named ones")
         with file:
             arrays = {key: file[key] for key in file.files}
-    except (Exception, MemoryError) as error:  # archives and headers fail in many types
+    except Exception as error:  # archives and headers fail in many types
         said = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
             f"{name}: not a readable .npz of plain arrays: {said:.300}; write it again "

@@ -159,7 +159,7 @@ def _picture(path: Path, name: str, settings: ImageSettings) -> np.ndarray:
                 rows, columns = settings.size
                 picture = picture.resize((columns, rows), Image.Resampling.BILINEAR)
             values = np.asarray(picture, np.float32) / 255
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # damage fails in many types
         raise DataError(
             f"{name} is no readable picture: {error}; replace it, or take it out"
         ) from error

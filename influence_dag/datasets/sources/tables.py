@@ -17,7 +17,7 @@ from influence_dag.errors import DataError
 from influence_dag.study.data import DataSettings
 from influence_dag.texts import literal
 
-_OF_AN_INDEX = {"index", "level_0"}
+_OF_AN_INDEX = {"index", "level_0", "id"}
 _NO_NAME = re.compile(r"\s*|Unnamed: \d+|__index_level_\d+__")
 
 
@@ -35,13 +35,17 @@ def _read_columns(
 ) -> Source:
     try:
         frame = read(path)
+        for place, dtype in enumerate(frame.dtypes):  # Arrow decodes texts when they are asked for
+            if isinstance(dtype, pd.StringDtype):
+                frame.isetitem(place, frame.iloc[:, place].astype(object))
     except ImportError as error:
         raise DataError(
             f"{name}: reading {path.suffix} needs pyarrow; install influence-dag[parquet]"
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damage fails in many types
+        said = str(error).strip() or type(error).__name__
         raise DataError(
-            f"{name}: not a readable {path.suffix} file: {error}; write it again"
+            f"{name}: not a readable {path.suffix} file: {said:.300}; write it again"
         ) from error
     return frame_source(frame, name, data)
 
@@ -138,15 +142,15 @@ def _weights(
 
 
 def _check_row_numbers(name: str, features: Mapping[str, np.ndarray]) -> None:
-    """A `DataError` for the numbers of a data frame's rows, which `reset_index` makes a column."""
+    """A `DataError` for ids that nobody named, and the numbers of a data frame's rows."""
     for column in _OF_AN_INDEX & features.keys():
         values = features[column]
         if len(values) > 1 and len(np.unique(values)) == len(values) and not (values % 1).any():
             raise DataError(
-                f"{name}: column {column!r} has another whole number in each row, as numbers of "
-                "rows that pandas has made a column (`frame.reset_index()`), which are no feature: "
-                "leave it out (`reset_index(drop=True)`), give it a name of its own, or list the "
-                "features in data.features.columns"
+                f"{name}: column {column!r} has another whole number in each row, as ids have and "
+                "numbers of rows that pandas has made a column (`frame.reset_index()`), which are "
+                f"no feature: say data.id: {column}, leave it out (`reset_index(drop=True)`), or "
+                "list the features in data.features.columns"
             )
 
 

@@ -11,6 +11,7 @@ from influence_dag.datasets.neighbours import cost, has_points
 from influence_dag.datasets.slots import shown_label
 from influence_dag.errors import StoreError
 from influence_dag.query import plots
+from influence_dag.query.accessor import strongest
 from influence_dag.query.contents import Content, Contents
 from influence_dag.query.rows import at_damping
 from influence_dag.stages import naming
@@ -108,7 +109,7 @@ class ShownRows:
     def _pair(self, test: Any) -> Pairs:
         row = self.results.influences(test, method=self.method).load()
         mine = self.contents.of("test", [test])[0]
-        helps, harms = row.idag.top_k(EACH), row.idag.bottom_k(EACH)
+        helps, harms = strongest(row, EACH)
         lines = [
             self._line(each["train"].item(), f"{float(each):+.3g}", array is helps, mine)
             for array in (helps, harms)
