@@ -15,7 +15,7 @@ from tiny_project import Project
 
 from influence_dag.errors import StoreError
 from influence_dag.query.report import findings_of, write_report
-from influence_dag.query.report.findings import over_columns, pearson, slope
+from influence_dag.query.report.intervals import over_columns, pearson, slope
 from influence_dag.query.report.page import as_html
 from influence_dag.query.report.rows import ShownRows
 from influence_dag.query.report.verdict import Finding, verdict

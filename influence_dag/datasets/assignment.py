@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from influence_dag.datasets.slots import HOLE, STRING, Axis, kept_name
+from influence_dag.datasets.slots import HOLE, STRING, Axis, kept_name, slots_of
 from influence_dag.errors import DataError
 from influence_dag.study.base import Split
 
@@ -59,14 +59,6 @@ def assign_slots(
     source = np.full(size, -1, np.int64)
     source[slot_of] = np.arange(len(ids))
     return _axis_from_source(previous, ids, keys, labels, kept, source), source, change
-
-
-def slots_of(ids: np.ndarray, previous: np.ndarray) -> np.ndarray:
-    """The slot that each id had, −1 for a new one."""
-    if len(ids) == len(previous) and bool((ids == previous).all()):
-        return np.arange(len(ids))
-    old = {name: slot for slot, name in enumerate(previous.tolist())}
-    return np.array([old.get(name, -1) for name in ids.tolist()], dtype=np.int64)
 
 
 def fresh_axis(

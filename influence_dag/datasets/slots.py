@@ -168,6 +168,14 @@ def dataset_of(version: Version, kept: Iterable[Version]) -> Version | None:
     return None
 
 
+def slots_of(ids: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    """The slot that each id had, −1 for a new one."""
+    if len(ids) == len(previous) and bool((ids == previous).all()):
+        return np.arange(len(ids))
+    old = {name: slot for slot, name in enumerate(previous.tolist())}
+    return np.array([old.get(name, -1) for name in ids.tolist()], dtype=np.int64)
+
+
 def natural_ids(ids: np.ndarray) -> np.ndarray:
     """Ids as whole numbers where all are, and are written as those are; else as text.
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from influence_dag.datasets.assignment import slots_of
-from influence_dag.datasets.slots import Axis, Split
+from influence_dag.datasets.slots import Axis, Split, slots_of
 from influence_dag.errors import StoreError
 from influence_dag.stages import naming
 from influence_dag.stages.dampings import is_same

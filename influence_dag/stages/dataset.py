@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from influence_dag.datasets.assignment import AxisChange, assign_slots, fresh_axis, slots_of
+from influence_dag.datasets.assignment import AxisChange, assign_slots, fresh_axis
 from influence_dag.datasets.content import source_fingerprint
-from influence_dag.datasets.slots import SPLITS, Axis, Split
+from influence_dag.datasets.slots import SPLITS, Axis, Split, slots_of
 from influence_dag.datasets.sources import files
 from influence_dag.datasets.sources.numbers import canonical
 from influence_dag.datasets.sources.on_demand import Values

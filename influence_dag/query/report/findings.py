@@ -1,18 +1,18 @@
 """What was measured of a stored study, each finding a number with a sentence about it."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError
 from influence_dag.query.older import matrix_behind, newer_beside, theta_measured
 from influence_dag.query.pictures import dampings
+from influence_dag.query.report.intervals import over_columns, pearson, slope
 from influence_dag.query.report.verdict import (
     RANKS,
     SIZES,
@@ -23,7 +23,6 @@ from influence_dag.query.report.verdict import (
     verdict,
 )
 from influence_dag.stages import naming
-from influence_dag.stages.ranks import Moments
 from influence_dag.stages.sampling import values_of_rows
 from influence_dag.stages.wording import NO_MINIMUM
 from influence_dag.store import Version
@@ -38,7 +37,6 @@ RESIDUAL = {"float32": 1e-4, "float64": 1e-8}
 SAME = 1e-3  # relative error up to which exact methods agree
 REFITS = ("leave_one_out", "datamodels")
 LEAVE_ONE_OUT, DATAMODELS = map(naming.validation, REFITS)
-DRAWS = 400  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -289,33 +287,3 @@ def _system(version: Version) -> str | None:
 
 def _with(value: float, interval: tuple[float, ...]) -> str:
     return f"{value:.3g} [{interval[0]:.2g}, {interval[1]:.2g}]"
-
-
-Interval = tuple[float, float]
-
-
-def over_columns(
-    score: Callable[[NDArray, NDArray], float], predicted: NDArray, actual: NDArray
-) -> Interval:
-    """Bootstrap of a score of two `(test, left_out)` arrays over what was left out.
-
-    Rows of one column share a refit, so that columns are drawn, not pairs.
-    """
-    rng = np.random.default_rng(0)
-    columns = rng.integers(predicted.shape[1], size=(DRAWS, predicted.shape[1]))
-    of_draws = [score(predicted[:, drawn], actual[:, drawn]) for drawn in columns]
-    if not np.isfinite(of_draws).any():
-        return np.nan, np.nan
-    low, high = np.nanquantile(of_draws, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def pearson(predicted: NDArray, actual: NDArray) -> float:
-    """Correlation over all pairs; NaN where one side is constant."""
-    return float(Moments.of(predicted, actual).pearson)
-
-
-def slope(predicted: NDArray, actual: NDArray) -> float:
-    """Actual ≈ slope × predicted, by least squares through zero."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float((predicted * actual).sum() / np.square(predicted).sum())
