@@ -23,7 +23,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 
-from influence_dag.datasets.slots import fresh_axis
+from influence_dag.datasets.assignment import fresh_axis
 from influence_dag.explorer.serving import Serving, serve
 from influence_dag.query.results import open_study
 from influence_dag.store import Coordinate, Layout, Variable, open_store

@@ -80,7 +80,6 @@ def write(project: Path, count: int) -> None:
 
 def measured(project: Path) -> Found:
     """Of each artifact, then of all checks, in the order in which they are made."""
-    from influence_dag.components.assets import promises
     from influence_dag.stages.graph import artifacts
     from influence_dag.stages.workbench import Workbench
     from influence_dag.study.loading import load_study
@@ -92,7 +91,7 @@ def measured(project: Path) -> Found:
         version = bench.store.current(node.name)
         found[node.name]["disk_MB"] = megabytes(Path(version.address)) if version else 0.0
         print(node.name, found[node.name], file=sys.stderr, flush=True)
-    asked = [*promises(bench.study, [node.name for node in nodes])]
+    asked = [promise for node in nodes for promise in node.checks]
     found["checks"] = timed(lambda: [promise.outcome(Workbench(bench.study)) for promise in asked])
     return found
 

@@ -1,6 +1,7 @@
 """Imports point one way, from a room to those that it stands on, delayed imports included."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -161,6 +162,22 @@ def test_every_public_name_resolves():
     assert set(influence_dag.__all__) <= set(dir(influence_dag))
     with pytest.raises(AttributeError, match="attribute nonsense"):
         _ = influence_dag.nonsense
+
+
+def test_benchmarks_import_what_there_is():
+    """Most are run by hand, once in a while."""
+    benchmarks = Path(__file__).parents[1] / "benchmarks"
+    asked = {
+        (node.module, alias.name)
+        for path in benchmarks.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("influence_dag")
+        for alias in node.names
+    }
+    assert asked
+    for module, name in asked:
+        there = hasattr(importlib.import_module(module), name) or f"{module}.{name}" in MODULES
+        assert there, (module, name)
 
 
 def test_package_inits_list_names_and_do_nothing_else():
