@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from influence_dag.curvature.products import (
     is_matrix_of,
     random_vectors,
 )
-from influence_dag.errors import ModelError
+from influence_dag.errors import ModelError, check_known
 from influence_dag.objective.footprint import of_numbers, widest_numbers
 from influence_dag.objective.objective import Objective, Rows, flushed_denormals
 from influence_dag.objective.twice_differentiable import NOT_FOLLOWED, no_derivative
@@ -54,6 +54,7 @@ class BatchedCurvature(ABC):
     _seen: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        check_known("route", self.route, get_args(Route))
         object.__setattr__(self, "_seen", self.checked)
 
     @property

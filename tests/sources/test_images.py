@@ -264,6 +264,13 @@ def test_pictures_that_cannot_be_used_are_told(folder):
         read(folder, train="empty")
 
 
+def test_pictures_beside_the_folders_of_classes_are_refused(folder):
+    """They were passed over."""
+    Image.new("RGB", (4, 2), RED).save(folder / "train/loose.png")
+    with pytest.raises(DataError, match=r"train: loose\.png lies beside the folders"):
+        read(folder)
+
+
 def test_rows_of_a_data_set_may_be_mappings(tmp_path):
     (tmp_path / "made_maps.py").write_text(
         "import numpy as np\n\n\n"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from influence_dag.curvature import Hessian
 from influence_dag.errors import ModelError
 from influence_dag.influence.perturbation import perturbation_influences
 from influence_dag.objective.objective import Objective, Rows
@@ -50,6 +51,8 @@ def test_so_do_leverage_and_routes(objective, rows):
         leave_one_out(objective, rows, rows[:2], weight_decay=0.1, leverage="yes")  # type: ignore
     with pytest.raises(ValueError, match="route='jacobain' is unknown; choose one of auto"):
         perturbation_influences(objective, torch.ones(1, 4).double(), rows, route="jacobain")  # type: ignore
+    with pytest.raises(ValueError, match="route='layred' is unknown; choose one of auto"):
+        Hessian(objective, rows, route="layred")  # type: ignore[arg-type]
 
 
 def test_numbers_that_leave_nothing_to_count_are_told(objective, rows):

@@ -26,10 +26,14 @@ def read_folder(path: Path, name: str, data: DataSettings) -> Source:
     """The pictures in the folders of a folder: a row's label is its folder, its id is its path."""
     assert data.images is not None
     found = sorted(
-        each
-        for each in map(Path, files_behind(path))
-        if each.suffix.lower() in SUFFIXES and each.parent != path
+        each for each in map(Path, files_behind(path)) if each.suffix.lower() in SUFFIXES
     )
+    if loose := [each.name for each in found if each.parent == path]:
+        raise DataError(
+            f"{name}: {listed(loose, 3)} lies beside the folders of the classes, and its folder is "
+            "what a picture is labelled by; move it into one, or write a table with a column of "
+            "paths"
+        )
     if lost := [each for each in found if not each.is_file()]:  # reading a pipe would wait for ever
         raise DataError(
             f"{name}: {lost[0].relative_to(path)} is no file, or a link to none; take it out"
