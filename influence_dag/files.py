@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -217,12 +218,20 @@ def files_behind(folder: Path | str, above: tuple[str, ...] = ()) -> Iterator[st
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files and folders; a folder vanishes under its name at once, then its content."""
+    """Remove files and folders; a folder vanishes under its name at once, then its content.
+
+    A `RuntimeWarning` for content that stays, which is taken away the next time: on a network's
+    file system what a reader has open cannot be removed, and nothing depends on it any more.
+    """
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             trash = path.with_name(f".trash-{uuid.uuid4().hex}")
             path.rename(trash)
-            shutil.rmtree(trash)
+            try:
+                shutil.rmtree(trash)
+            except OSError as error:
+                said = f"{trash} could not be removed ({error}); the next run tries again"
+                warnings.warn(said, RuntimeWarning, stacklevel=2)
         else:
             path.unlink(missing_ok=True)
 

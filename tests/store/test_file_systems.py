@@ -286,3 +286,18 @@ def test_a_draft_whose_folder_was_removed_is_not_begun_anew_in_its_place(store):
         run()
     assert store.current(NAME) is None
     assert refresh(store, SAMPLE).chunks_written == 9
+
+
+def test_a_version_whose_files_a_reader_keeps_is_removed_the_next_time(store, monkeypatch):
+    """As on NFS; the run that had published ended in "the current version is untouched"."""
+    few = ArtifactStore(store.root, keep_versions=1)
+    refresh(few, SAMPLE)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refusing(errno.EBUSY))
+        with pytest.warns(RuntimeWarning, match=r"\.trash-.* could not be removed"):
+            refresh(few, edited := SAMPLE.with_train({3: 9.0}))
+    assert few.version(NAME).number == 2
+    left = few.version(NAME).path.parent
+    assert list(left.glob(".trash-*"))
+    refresh(few, edited.with_train({4: 9.0}))
+    assert not list(left.glob(".trash-*"))
