@@ -151,10 +151,13 @@ def _charted(bench: Workbench, version: Version, info: dict[str, Any]) -> dict[s
             charted[f"auc_{name}"] = float(told["auc"])
     for split in SPLITS:
         if f"{split}_loss" in version.variables:
-            slots, rows = Axis.read(version, split).slots, bench.require("dataset")
-            weights = f"{split}_weight"
-            counted = rows.read(weights)[slots] if weights in rows.variables else None
-            losses = version.read(f"{split}_loss")[slots]
+            axis, rows = Axis.read(version, split), bench.require("dataset")
+            weights, counted = f"{split}_weight", None
+            if weights in rows.variables:
+                if axis.fingerprint != bench.axis("dataset", split).fingerprint:
+                    continue  # of another age: what its rows weighed is not known any more
+                counted = rows.read(weights)[axis.slots]
+            losses = version.read(f"{split}_loss")[axis.slots]
             charted[f"mean_{split}_loss"] = float(np.average(losses, weights=counted))
     return {name: value for name, value in charted.items() if np.isfinite(value)}
 
