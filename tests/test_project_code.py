@@ -16,19 +16,21 @@ import torch
 from tiny_project import Project
 
 import influence_dag as idag
+from influence_dag.errors import StudyError
 from influence_dag.objective.modules import import_callable
 from influence_dag.study.code import code_hashes, code_key
 from influence_dag.study.module_files import is_of_project
 
 FILES = {
     "things/__init__.py": "",
-    "things/model.py": "import math\nfrom .layers import one\nfrom things import two\n",
+    "things/model.py": "import sys\nimport os\nfrom .layers import one\nfrom things import two\n",
     "things/layers.py": "from things.deep.inner import VALUE\n\n\ndef one():\n    return VALUE\n",
     "things/two.py": "def late():\n    import helper\n\n    return helper\n",
     "things/deep/inner.py": "VALUE = 1\n",
     "helper.py": "import things.model  # a circle is no trouble\n",
     "bystander.py": "",
-    "math.py": "shadows = 'nothing: Python has a module of this name'\n",
+    "sys.py": "shadows = 'nothing: it is built into Python'\n",
+    "os.py": "shadows = 'nothing: it is frozen into Python'\n",
 }
 ROOT = Path(__file__).parents[1]
 NAMES = ("things", "helper", "bystander")
@@ -63,14 +65,14 @@ def test_a_callable_is_made_of_all_that_its_module_imports_from_the_project(root
     assert files == {*wanted, "helper"}
 
 
-@pytest.mark.parametrize("file", sorted({*FILES} - {"bystander.py", "math.py"}))
+@pytest.mark.parametrize("file", sorted({*FILES} - {"bystander.py", "sys.py", "os.py"}))
 def test_an_edit_anywhere_in_it_is_another_key(root, file):
     before = code_key("things.model", root)
     (root / file).write_text(FILES[file] + "# edited\n")
     assert code_key("things.model", root) != before
 
 
-@pytest.mark.parametrize("file", ["bystander.py", "math.py", "things/unrelated.py"])
+@pytest.mark.parametrize("file", ["bystander.py", "sys.py", "os.py", "things/unrelated.py"])
 def test_an_edit_elsewhere_is_not(root, file):
     before = code_key("things.model", root)
     (root / file).write_text("# edited\n")
@@ -95,6 +97,13 @@ def test_what_was_edited_is_imported_again_though_the_edit_keeps_size_and_second
         (root / "things/deep/inner.py").write_text(f"VALUE = {value}\n")
         assert one(root) == value
     assert one(root) == 3
+
+
+def test_a_file_with_the_name_of_a_module_of_pythons_own_is_refused(root):
+    """`import trace` would find either, by what the process has imported before."""
+    write_all(root, {"trace.py": "VALUE = 1\n", "helper.py": "import trace\n"})
+    with pytest.raises(StudyError, match=r"trace\.py has the name of trace, .*; rename the file"):
+        one(root)
 
 
 def test_what_was_not_edited_stays_the_same_object(root):
@@ -128,7 +137,7 @@ for module in (things.model, bystander):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs the start of a process")
 def test_what_a_script_imported_is_used_as_it_is_unless_it_may_have_been_edited(root):
     """Otherwise its classes would be others than the script's own."""
-    (root / "math.py").unlink()
+    (root / "sys.py").unlink()
     write_all(root, {"bystander.py": "import lone\n\n\ndef one(): ...\n", "lone.py": ""})
     time.sleep(1.2)  # the files have to be older than the process
     script = [sys.executable, "-c", COUNTED]

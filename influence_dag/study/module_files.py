@@ -14,10 +14,14 @@ from importlib.machinery import (
     BYTECODE_SUFFIXES,
     EXTENSION_SUFFIXES,
     SOURCE_SUFFIXES,
+    BuiltinImporter,
+    FrozenImporter,
     ModuleSpec,
 )
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
+
+from influence_dag.errors import StudyError
 
 INSTALLED = ("site-packages", "dist-packages")
 TOLD_ELSEWHERE = ("torch", "numpy")  # their versions are in `made_with`: no key follows them
@@ -36,11 +40,29 @@ def file_of(name: str, root: Path) -> Path | None:
 def _module_file(name: str, root: Path) -> Path | None:
     """The file that Python would import, compiled ones included."""
     top = name.partition(".")[0]
-    if top in sys.stdlib_module_names or top == _OWN or _is_installed(top):
+    if top in sys.stdlib_module_names:
+        _check_is_pythons(top, root)
         return None
-    current = "" if all(map(os.path.isabs, sys.path)) else os.getcwd()
-    inside = _first(name, _folders(root, tuple(sys.path), current))
+    if top == _OWN or _is_installed(top):
+        return None
+    inside = _first(name, _folders_of(root))
     return inside or _first(name, _outside(top))  # whose hooks cost more than the project's folders
+
+
+def _check_is_pythons(top: str, root: Path) -> None:
+    """Raise `StudyError` where a project has a module of the name of one of Python's own.
+
+    Which of the two an import finds depends on what the process has imported before: the project's
+    would run here and not there, and its edits be seen by neither. Those that are built into the
+    interpreter are found first everywhere.
+    """
+    built_in = any(finder.find_spec(top) for finder in (BuiltinImporter, FrozenImporter))
+    if built_in or not (file := _first(top, _folders_of(root))):
+        return
+    raise StudyError(
+        f"{file} has the name of {top}, a module of Python's own, which the study's code imports: "
+        "which of the two runs depends on what was imported before; rename the file"
+    )
 
 
 def _first(name: str, folders: Iterable[Path]) -> Path | None:
@@ -125,6 +147,11 @@ def _is_installed(top: str) -> bool:
     """Whether the loaded package of that name comes from an environment: it will be used."""
     file = getattr(sys.modules.get(top), "__file__", None)
     return file is not None and _is_file_in_environment(file)
+
+
+def _folders_of(root: Path) -> list[Path]:
+    current = "" if all(map(os.path.isabs, sys.path)) else os.getcwd()
+    return _folders(root, tuple(sys.path), current)
 
 
 @lru_cache(maxsize=16)
