@@ -12,6 +12,7 @@ from influence_dag.objective.numbers import check_memory, check_numbers
 from influence_dag.objective.seeding import seeded
 from influence_dag.study.imported import import_callable, own_default
 from influence_dag.study.model import ModelSettings
+from influence_dag.study.opened import only_named_files
 from influence_dag.study.torch_modes import kept_modes
 from influence_dag.study.users_code import named_by
 from influence_dag.texts import a_kind
@@ -35,7 +36,8 @@ def build_module(settings: ModelSettings, root: Path, dtype: torch.dtype) -> nn.
     wanted = "it is called without arguments and has to return a torch.nn.Module"
     seed = settings.own_fit.seed if settings.own_fit else 0
     typed = own_default(settings.build, root, stays=True)  # in what the module then computes
-    with seeded(seed), kept_modes(), named_by(context, wanted), typed:
+    named, opens = named_by(context, wanted), only_named_files(context, root)
+    with seeded(seed), kept_modes(), opens, named, typed:
         module = build()
     if not isinstance(module, nn.Module):
         raise ModelError(f"{context} returned {a_kind(module)}, expected a torch.nn.Module")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from influence_dag.errors import StudyError
 from influence_dag.stages.allocation import keep_freed_memory
 from influence_dag.study.loading import check_alone
+from influence_dag.study.opened import naming_files
 from influence_dag.study.study import Study
 from influence_dag.study.users_code import ended
 from influence_dag.unchanged import ChangedError, watching
@@ -110,8 +111,9 @@ class Artifact:
         stage = _function(self.stage, "stages.{}:refresh")
         changed = ""
         for _ in range(TRIES):
+            named = naming_files(bench.study)
             try:
-                with watching(), bench.at(self.name, self.reads), bench.modes():
+                with watching(), named, bench.at(self.name, self.reads), bench.modes():
                     update = stage(bench, *([self.argument] if self.argument else []))
                 if not bench.plan_only:
                     bench.brought_up_to_date.add(self.name)

@@ -8,9 +8,10 @@ from influence_dag.datasets.slots import Axis
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import naming
 from influence_dag.stages.workbench import Workbench
-from influence_dag.study.code import code_hashes, code_key, file_hash, opened_key
+from influence_dag.study.code import code_hashes, code_key, file_hash
 from influence_dag.study.imported import import_callable
 from influence_dag.study.model import LOSSES, ModelSettings
+from influence_dag.study.opened import naming_files, opened_key
 from influence_dag.study.study import Study
 
 
@@ -64,8 +65,9 @@ def callable_key(study: Study, name: object, field: str) -> str | None:
 
 def import_named(study: Study) -> None:
     """Import all code that the study names, to raise what is wrong with it."""
-    for field, name in study.settings.callables.items():
-        import_callable(name, study.root, field)
+    with naming_files(study):
+        for field, name in study.settings.callables.items():
+            import_callable(name, study.root, field)
 
 
 def has_run(bench: Workbench) -> bool:

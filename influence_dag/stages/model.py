@@ -17,6 +17,7 @@ from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Coordinate, Version
 from influence_dag.study.code import hash_of_file
 from influence_dag.study.imported import import_callable, own_default
+from influence_dag.study.opened import only_named_files
 from influence_dag.study.study import Study
 from influence_dag.study.torch_modes import kept_modes
 from influence_dag.study.users_code import named_by
@@ -178,9 +179,10 @@ def _fitted(
         module.train()
         fit = import_callable(settings.fit, study.root, "model.fit")
         wanted = "it is called with the module and its rows, and trains the module in place"
-        named = named_by(f"model.fit: {settings.fit}", wanted)
+        context = f"model.fit: {settings.fit}"
+        named, opens = named_by(context, wanted), only_named_files(context, study.root)
         typed = own_default(settings.fit, study.root)
-        with rows_kept(rows, settings.fit), modules.seeded(0), kept_modes(), named, typed:
+        with rows_kept(rows, settings.fit), modules.seeded(0), kept_modes(), opens, named, typed:
             fit(module, rows)
     if settings.own_fit is None:
         return {}

@@ -3,14 +3,14 @@
 A callable's numbers depend on its module and on the modules that this one imports, one after the
 other. They are found by reading the `import` statements, those inside functions included. Installed
 distributions count by their version; what is imported under a name that is put together at run time
-is not seen, nor are environment variables.
+is told when it is (`opened`), environment variables are not seen.
 """
 
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from hashlib import blake2b
@@ -152,30 +152,6 @@ def _is_outdated(name: str, content: str, root: Path) -> bool:
     if name in _imported:
         return _imported[name] != content
     return wanted.stat().st_ctime > _BEGAN - 1  # clocks of files and of processes differ a little
-
-
-_opened: dict[Path, str] = {}  # files that code opens by itself → hash when it was last imported
-
-
-def opened_key(paths: Sequence[Path], modules: Sequence[str], root: Path, field: str) -> str:
-    """Fingerprint of files that these modules open, which are forgotten if one was edited since.
-
-    They may have read it when they were imported. Raises `StudyError` for what is no file.
-    """
-    hashes = {path: _opened_hash(path, field) for path in paths}
-    if any(_opened.get(path, content) != content for path, content in hashes.items()):
-        names = {name for module in modules for name in code_hashes(module, root)}
-        for name in names & sys.modules.keys():
-            del sys.modules[name]
-    _opened.update(hashes)
-    seen = [note(f"{field}: {path}", lambda p=path: hash_of_file(p)) for path in paths]
-    return fingerprint(list(map(str, seen)))
-
-
-def _opened_hash(path: Path, field: str) -> str:
-    if found := hash_of_file(path):
-        return found
-    raise StudyError(f"{field}: {path} is not a file; name each file that the code opens")
 
 
 def hash_of_file(path: Path) -> str | None:

@@ -11,6 +11,7 @@ from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.study.code import code_hashes, forget_outdated, import_as_hashed
 from influence_dag.study.module_files import is_of_project, looked_through
 from influence_dag.study.named_code import no_module, no_name, not_python, on_path
+from influence_dag.study.opened import check_import, forget_readers, noticed_import
 from influence_dag.study.torch_modes import (
     default_dtype,
     initial_dtype,
@@ -37,6 +38,8 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
         if not hasattr(value, part):
             raise no_name(context, module.__file__, part, vars(value))
         value = getattr(value, part)
+    if not field.startswith("data."):  # whose rows are made anew by every run
+        check_import(module_name, context)
     if not callable(value):
         raise StudyError(f"{field}: {name} is {a_kind(value)}, expected a callable")
     return value
@@ -44,6 +47,7 @@ def import_callable(name: str, root: Path, field: str) -> Callable[..., Any]:
 
 def _import_from(module_name: str, root: Path, context: str) -> Any:
     forget_outdated(module_name, root)
+    forget_readers(module_name, root)
     with own_default(module_name, root):
         if (loaded := sys.modules.get(module_name)) is not None:
             return loaded
@@ -94,7 +98,7 @@ def own_default(name: str, root: Path, *, stays: bool = False) -> Iterator[None]
 
 def _imported(module_name: str, root: Path, context: str) -> Any:
     try:
-        with on_path(root), kept_modes():
+        with on_path(root), kept_modes(), noticed_import(module_name, root):
             return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):

@@ -99,7 +99,9 @@ class ModelSettings(Settings):
         None, "fit settings, or module:callable (module, rows) that trains the module in place"
     )
     depends_on: tuple[Annotated[str, AfterValidator(path_name)], ...] = setting(
-        (), "files that the code opens by itself: an edit of one is an edit of the code"
+        (),
+        "files that the code opens by itself: an edit of one is an edit of the code; what else of "
+        "the project it opens is refused",
     )
     checkpoint: Annotated[str, AfterValidator(path_name)] | None = setting(
         None, "a file with the module's state: .safetensors, or of torch.save (.pt .pth .bin)"

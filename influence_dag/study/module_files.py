@@ -119,7 +119,7 @@ def installed_version(name: str) -> str | None:
 
 @cache  # of what this process imported: another version would run in another process
 def _version_of(top: str) -> str | None:
-    if not any(_is_in_environment(folder) for folder in _places(top)):
+    if not any(is_in_environment(folder) for folder in _places(top)):
         return None
     names = sorted(set(packages_distributions().get(top, ())))
     return ", ".join(f"{name} {version(name)}" for name in names) or None
@@ -134,13 +134,13 @@ def _in_folder(name: str, folder: Path) -> Path | None:
     return None
 
 
-def _is_in_environment(path: Path) -> bool:
+def is_in_environment(path: Path) -> bool:
     return any(part in INSTALLED for part in path.parts)
 
 
 @lru_cache(maxsize=1024)
 def _is_file_in_environment(file: str) -> bool:
-    return _is_in_environment(Path(file))
+    return is_in_environment(Path(file))
 
 
 def _is_installed(top: str) -> bool:
@@ -162,12 +162,12 @@ def _folders(root: Path, search: tuple[str, ...], current: str) -> list[Path]:
     """
     paths = (Path(current) / folder for folder in search)
     below = (path for path in paths if path.resolve().is_relative_to(root))
-    return list(dict.fromkeys((root, *(path for path in below if not _is_in_environment(path)))))
+    return list(dict.fromkeys((root, *(path for path in below if not is_in_environment(path)))))
 
 
 def _outside(top: str) -> list[Path]:
     """Folders that hold a package or module of people's own code, wherever Python finds it."""
-    return [folder for folder in _places(top) if not _is_in_environment(folder)]
+    return [folder for folder in _places(top) if not is_in_environment(folder)]
 
 
 def _places(top: str) -> list[Path]:

@@ -74,6 +74,17 @@ MODULES = [
     ),
     Kind("a device that the code is said to open", settings(model={"depends_on": ["/dev/zero"]})),
     Kind(
+        "a file that the code opens and nothing says",
+        all_of(
+            file("tiny_words.txt", "a b"),
+            model(raises("WORDS = open(__file__.replace('model.py', 'words.txt')).read()")),
+        ),
+    ),
+    Kind(
+        "a file with the name of a module of Python's own",
+        all_of(file("trace.py", ""), model(raises("import trace"))),
+    ),
+    Kind(
         "logging switched off by the code, and an error",
         model(raises("import logging; logging.disable(logging.CRITICAL); 1 / 0")),
         materialize,
