@@ -41,7 +41,7 @@ def test_methods_of_two_thetas_are_not_compared(project):
     project.edit("train", 3, height=2.5)
     made = [f"direct/{each}" for each in ("influence_factors", "influences", "summary")]
     make(project, *SOLVED, "gradients", *made)
-    with pytest.raises(StudyError, match="of different θ .*materialise all methods first"):
+    with pytest.raises(StudyError, match=r"of different θ .*materialise all methods first"):
         make(project, "report")
     project.refresh()
 
