@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -170,6 +171,27 @@ def test_what_a_shard_left_whole_is_taken_by_the_next_run_and_what_is_not_is_com
     assert len(saved) >= 3
     assert [task in again for task in saved] == [state != "whole"] * len(saved)
     assert_same_bits(alone, begun)
+
+
+def test_the_folder_is_looked_through_once_for_all_that_is_there(tmp_path, monkeypatch):
+    """Else the time is the square of the number of blocks."""
+    names, looked, glob = [f"{k:02}" for k in range(50)], [], Path.glob
+
+    def counted(folder, pattern):
+        looked.append(pattern)
+        return glob(folder, pattern)
+
+    def plan(tasks, shard):
+        for name in names[1::2]:
+            shards._leave(tmp_path / f"{name}.arrays", {"of": name})
+        return tmp_path
+
+    monkeypatch.setattr(Path, "glob", counted)
+    monkeypatch.setattr(shards, "name_of", str)
+    monkeypatch.setattr(shards, "run", lambda task: {"of": task})
+    executor = shards.ShardExecutor(Shard(1, 2), SimpleNamespace(plan=plan))
+    assert dict(executor.run(names)) == {name: {"of": name} for name in names}
+    assert len(looked) == 1 + len(names) // 2
 
 
 def test_a_second_shard_that_drives_is_refused_and_disturbs_nobody(alone, begun, monkeypatch):
