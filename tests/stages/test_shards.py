@@ -240,6 +240,13 @@ def test_an_error_of_a_block_ends_all_with_the_same_words(begun, monkeypatch):
     assert isinstance(told[2], ModelError)
 
 
+def test_the_error_of_a_file_whose_name_is_no_text_is_told(begun):
+    exchange = Exchange(load_study(begun.folder))
+    exchange.enter()
+    exchange.end(StudyError("no \udcff.csv"))
+    assert exchange.ended()[1] == r"no \udcff.csv"
+
+
 def test_a_shard_without_a_first_one_says_so(begun):
     with pytest.raises(InfluenceDagError, match=r"no block was asked for .*start --shard 1/2"):
         compute_share(load_study(begun.folder), Shard(2, 2), patience=0.05)
