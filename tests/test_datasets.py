@@ -11,6 +11,7 @@ import pytest
 import zarr
 
 from influence_dag.datasets.content import source_fingerprint
+from influence_dag.datasets.sources.digests import FileDigests
 from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError, StudyError
 from influence_dag.study.data import DataSettings
@@ -693,3 +694,11 @@ def test_rows_without_a_number_are_refused(tmp_path):
     save_npz(tmp_path, {"x": np.empty((4, 0)), "y": np.arange(4)})
     with pytest.raises(DataError, match=r"x has shape \(4, 0\), rows without a number"):
         load_splits(settings("train.npz", "train.npz", target="y"), tmp_path)
+
+
+@pytest.mark.parametrize("left", ["[1]", "null", '"x"', '{"FILE": 3}', '{"FILE": [1, 2]}', "{"])
+def test_what_was_remembered_of_files_and_is_none_of_it_is_not_believed(tmp_path, left):
+    file, memory = tmp_path / "t.csv", tmp_path / "remembered.json"
+    file.write_text(CSV)
+    memory.write_text(left.replace("FILE", str(file.resolve())))
+    assert FileDigests(memory)[file] == FileDigests()[file]

@@ -294,6 +294,9 @@ BY_NAME = [
     "def late():\n    from importlib import import_module\n\n"
     "    return import_module('.layers', __package__)\n",
     "import importlib\n\nmodule = importlib.import_module('..layers', 'things.deep')\n",
+    "import importlib\n\nmodule = importlib.import_module('..layers', package='things.deep')\n",
+    "module = __import__('things', fromlist=['layers']).layers\n",
+    "module = __import__('', globals(), locals(), ['layers'], 1).layers\n",
 ]
 
 

@@ -20,6 +20,7 @@ from influence_dag import (
     solve_hvp,
 )
 from influence_dag.errors import IndefiniteError
+from influence_dag.solvers import parameter_blocks
 
 SECONDS = 10  # for any one call
 N, TEST, FEATURES = 120, 6, 8
@@ -272,6 +273,21 @@ def test_a_damping_that_leaves_little_of_negative_curvature_is_warned_about(netw
         compute_influences(
             network.wrapped, *network.loaders, hessian_regularization=-2.1 * smallest
         )
+
+
+def test_blocks_are_warned_about_by_their_own_curvature(network):
+    cuts = parameter_blocks(network.wrapped.objective.slices, "layer")
+    smallest = {
+        name: torch.linalg.eigvalsh(network.H[k][:, k])[0].item() for name, k in cuts.items()
+    }
+    worst = min(smallest, key=smallest.__getitem__)
+    of_blocks = {"blocks": "layer", "hessian_regularization": -1.5 * smallest[worst]}
+    with pytest.warns(RuntimeWarning, match=f"eigenvalue of block '{worst}' is .* a damping of"):
+        compute_influences(network.wrapped, *network.loaders, **of_blocks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        damped = of_blocks | {"block_damping": {worst: -2.1 * smallest[worst]}}
+        compute_influences(network.wrapped, *network.loaders, **damped)
 
 
 @pytest.mark.filterwarnings("ignore:the smallest eigenvalue is:RuntimeWarning")

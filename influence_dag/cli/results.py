@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 from click.shell_completion import CompletionItem
 
 from influence_dag.cli.printing import as_json, emit, table
 from influence_dag.cli.strongest import Strongest
-from influence_dag.suspicion import SUSPICIONS
+from influence_dag.suspicion import SUSPICIONS, Space
 
 if TYPE_CHECKING:
     from influence_dag.query.results import StudyResults
@@ -121,7 +121,7 @@ def top(
 @click.option("--folds", type=int, default=0, help="Refit this often, for losses out of fold.")
 @click.option(
     "--space",
-    type=click.Choice(["auto", "input", "penultimate"]),
+    type=click.Choice(get_args(Space)),
     default="auto",
     help="Where neighbours are looked for.",
 )

@@ -1,6 +1,7 @@
 """The component: one `defs.yaml`, one study, one graph of assets."""
 
 import logging
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -150,7 +151,7 @@ def unusable(folder: str, error: InfluenceDagError) -> dg.Definitions:
     An error here would take all other studies of the code location with it.
     """
     logging.getLogger("dagster").warning("%s: not loaded: %s", folder, error)
-    own = f"{usable_name(folder)}_{crc32(folder.encode()):08x}"  # of two that are alike, too
+    own = f"{usable_name(folder)}_{crc32(os.fsencode(folder)):08x}"  # of two that are alike, too
     spec = dg.AssetSpec(
         [GROUP, own],
         group_name=GROUP,

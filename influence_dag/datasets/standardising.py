@@ -73,7 +73,7 @@ def unscaled(train: "SplitRows") -> list[str]:
     if train.feature_names is None:
         return []
     (x,) = train.x.values()
-    scales = moments(x)[1].ravel()
+    scales = moments(x, train.weights)[1].ravel()
     order = [k for k in np.argsort(scales) if scales[k] > 0]
     if len(order) < 2 or scales[order[-1]] < APART * scales[order[0]]:
         return []

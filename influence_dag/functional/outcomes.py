@@ -10,6 +10,7 @@ from influence_dag.curvature import Curvature
 from influence_dag.curvature.finite import all_finite
 from influence_dag.errors import NotConvergedError
 from influence_dag.solvers.base import Factorization, Solution
+from influence_dag.solvers.blocks import BlockFactorization
 from influence_dag.solvers.dampings import AutomaticDamping
 from influence_dag.solvers.direct import CholeskyFactor
 from influence_dag.solvers.eigenbasis import Eigenbasis
@@ -65,28 +66,48 @@ def warn_of_negative(
     r"""Say where $\lambda$ leaves so little of negative curvature that it rules the answer.
 
     With $\lambda + \mu_{min} < |\mu_{min}|$ the direction of most negative curvature gets the
-    largest weight of all, and it has no more of a claim to it than to its negative.
+    largest weight of all, and it has no more of a claim to it than to its negative. Of a method on
+    blocks of parameters each block is a system of its own.
     """
-    if isinstance(factorization, CholeskyFactor):
-        if damping <= 0:
-            return
+    systems = [("", factorization, operator, damping)]
+    if isinstance(factorization, BlockFactorization):
+        settings = factorization.settings
+        systems = [
+            (
+                f" of block {name!r}",
+                part,
+                settings.restricted(operator, settings.blocks[name]),
+                settings.damping_of(name, damping),
+            )
+            for name, part in factorization.parts.items()
+        ]
+    for named, solved, curvature, lam in systems:
+        smallest = _smallest(solved, curvature, lam, dtype)
+        if smallest is not None and lam < -2 * smallest:
+            warnings.warn(
+                f"the smallest eigenvalue{named} is {smallest:.3g}, and the damping {lam:g} leaves "
+                f"{smallest + lam:.3g} of it: a damping of {-2 * smallest:.2g} or more, "
+                "curvature='gauss_newton' or direct's on_indefinite='absolute' come nearer to what "
+                "refits find",
+                RuntimeWarning,
+                stacklevel=7,
+            )
+
+
+def _smallest(
+    factorization: Factorization, operator: Curvature, damping: float, dtype: torch.dtype
+) -> float | None:
+    """The smallest eigenvalue, if a solve has it and it is negative beyond its rounding."""
+    if isinstance(factorization, CholeskyFactor) and damping > 0:
         smallest = factorization.smallest_size - damping
         largest = operator.dense().diagonal().max().item() + damping  # direct solves have it
-        floor = rounding(dtype, len(factorization.cholesky)) * largest
+        size = len(factorization.cholesky)
     elif isinstance(factorization, Eigenbasis) and len(factorization.eigenvalues):
         if factorization.indefinite == "absolute":
-            return
+            return None
         smallest = factorization.eigenvalues.min().item()
         largest = factorization.eigenvalues.abs().max().item()
-        floor = rounding(dtype, len(factorization.eigenvectors)) * largest
+        size = len(factorization.eigenvectors)
     else:
-        return
-    if smallest < -floor and damping < -2 * smallest:
-        warnings.warn(
-            f"the smallest eigenvalue is {smallest:.3g}, and the damping {damping:g} leaves "
-            f"{smallest + damping:.3g} of it: a damping of {-2 * smallest:.2g} or more, "
-            "curvature='gauss_newton' or direct's on_indefinite='absolute' come nearer to what "
-            "refits find",
-            RuntimeWarning,
-            stacklevel=7,
-        )
+        return None
+    return smallest if smallest < -rounding(dtype, size) * largest else None

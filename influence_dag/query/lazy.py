@@ -64,8 +64,9 @@ def lazy_perturbations(
 def parameter_influences(store: Store, method: str, project: Path | None = None) -> xr.DataArray:
     """`(H + λI)⁻¹ ∇L(z_i)` of each training row, dims `(train, param)`, computed on demand.
 
-    Leaving out `z_i` moves the parameters by about `+1/n_train` of its row. NaN where a solve
-    missed its tolerance (`on_failure: warn`), as of self-influences.
+    Leaving out `z_i` moves the parameters by about `+1/weight_sum` of its row (without weights that
+    is `n_train`). NaN where a solve missed its tolerance (`on_failure: warn`), as of
+    self-influences.
     """
     bench = workbench_of(store, method, project)
     check_influences(bench, method)

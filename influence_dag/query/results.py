@@ -194,9 +194,9 @@ class StudyResults(Questions):
     def parameter_influences(self, method: str) -> xr.DataArray:
         """`(H + λI)⁻¹ ∇L(z_train)`, dims `(train, param)`, computed when sliced.
 
-        Leaving out a training row moves θ by about `+1/n_train` of its row. NaN where a solve
-        missed its tolerance (`on_failure: warn`), in their norms too, which are stored:
-        `open("<method>/summary").parameter_influence_norm`.
+        Leaving out a training row moves θ by about `+1/weight_sum` of its row (without weights
+        that is `n_train`). NaN where a solve missed its tolerance (`on_failure: warn`), in their
+        norms too, which are stored: `open("<method>/summary").parameter_influence_norm`.
         """
         from influence_dag.query.lazy import parameter_influences
 
@@ -206,7 +206,7 @@ class StudyResults(Questions):
         """Influences of training rows as they would be with other labels, computed when called.
 
         `labels` are new labels by training row's id. Relabelling row i changes the loss of test
-        row j by about `(influences - relabelled_influences) / n_train`. Needs the study's code:
+        row j by about `(influences - relabelled_influences) / weight_sum`. Needs the study's code:
         see `open_study`.
         """
         from influence_dag.query.relabelled import relabelled_influences

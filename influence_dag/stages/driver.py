@@ -155,13 +155,13 @@ def _tiles(layout: Layout, part: Part, outdated: Mapping, block_bytes: int) -> l
     """The outdated chunks of a part, in rectangles of at most a block each."""
     depth = part.keys.ndim - 1
     variables = [variable for variable in layout.variables if variable.name in part.names]
-    lead = max(variables, key=lambda variable: np.prod(variable.shape))
     wanted = sorted({index[:depth] for name in part.names for index in outdated[name]})
     kept_bytes = sum(
         max(1, int(np.prod(variable.shape[depth:]))) * np.dtype(variable.dtype).itemsize
         for variable in variables
     )
     values = max(1, block_bytes // max(kept_bytes, part.cell_bytes))
+    lead = variables[0]  # all are cut alike
     return tiles(wanted, lead.chunks[:depth], lead.shape[:depth], max_values=values)
 
 

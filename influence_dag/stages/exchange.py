@@ -124,7 +124,8 @@ class Exchange:
             for path in self.folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
-        write_atomically(self.folder / "ended", b"" if error is None else str(error).encode())
+        said = "" if error is None else str(error)
+        write_atomically(self.folder / "ended", said.encode(errors="backslashreplace"))
 
     # What the others see
 
@@ -139,7 +140,7 @@ class Exchange:
         """When, and with which error."""
         with suppress(FileNotFoundError):
             path = self.folder / "ended"
-            return path.stat().st_mtime, path.read_text()
+            return path.stat().st_mtime, path.read_text("utf-8")
         return None
 
     def alive(self, number: int) -> Path:

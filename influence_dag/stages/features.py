@@ -13,6 +13,7 @@ import numpy as np
 
 from influence_dag.errors import StudyError
 from influence_dag.fingerprints import fingerprint
+from influence_dag.stages.blocks import pieces
 from influence_dag.stages.workbench import Workbench
 from influence_dag.store import Version
 from influence_dag.texts import listed
@@ -121,12 +122,16 @@ def unscaled_columns(bench: Workbench) -> str:
 
 
 def _sizes(dataset: Version, valid: np.ndarray) -> np.ndarray:
-    """Root mean squares of the columns, from blocks of the rows."""
-    squares, step = np.zeros(dataset.variables["train_x"].shape[1:]), AT_ONCE
-    for start in range(0, len(valid), step):
-        rows = dataset.read("train_x", slice(start, start + step))
-        squares += np.square(rows[valid[start : start + step]]).sum(axis=0)
-    return np.sqrt(squares / valid.sum())
+    """Root mean squares of the columns by the rows' weights, from blocks of the rows."""
+    squares, total = np.zeros(dataset.variables["train_x"].shape[1:]), 0.0
+    is_weighted = "train_weight" in dataset.variables
+    for rows in pieces(0, len(valid), AT_ONCE):
+        counts = dataset.read("train_weight", rows) if is_weighted else np.ones(len(valid[rows]))
+        exists = valid[rows] & (counts > 0)
+        x = dataset.read("train_x", rows)[exists].astype(np.float64)
+        squares += np.tensordot(counts[exists], np.square(x), 1)
+        total += counts[exists].sum()
+    return np.sqrt(squares / total)
 
 
 def _listed(names: list[str], sizes: np.ndarray, which: np.ndarray) -> str:

@@ -64,7 +64,7 @@ def add_artifacts(nodes: Nodes) -> Callable[[], None]:
 def artifacts(study: Study) -> Iterator[Artifact]:
     """The nodes of a study's graph, in an order in which they can be computed."""
     methods = study.settings.methods.names
-    yield from _of_rows()
+    yield from _of_rows(study)
     for kind in dict.fromkeys(filter(None, (matrix_of(study, method) for method in methods))):
         yield _matrix(study, kind)
     for method in methods:
@@ -107,7 +107,7 @@ def _node(
     return Artifact(name, reads, stage, FORMULAS[stage], kinds, *told, heavy=heavy, **more)
 
 
-def _of_rows() -> Iterator[Artifact]:
+def _of_rows(study: Study) -> Iterator[Artifact]:
     about = "The rows of both files: checked, labelled, each with a slot and a content hash."
     checks = (_complete("dataset", "test", "train"),)
     yield _node("dataset", "dataset", ("source",), about, checks=checks)
@@ -115,7 +115,8 @@ def _of_rows() -> Iterator[Artifact]:
     checks = (Promise("at_a_minimum", "gradient_norm", (), about),)
     about = "The fitted module: its state as safetensors, its trainable parameters θ as one vector."
     yield _node("model", "model", ("dataset",), about, checks=checks)
-    about = "∇θ L(z_i, θ) of every training row, factored per layer."
+    weight = "" if _weights(study) == "none" else "w_i "
+    about = f"{weight}∇θ L(z_i, θ) of every training row, factored per layer."
     checks = (_complete("gradients", "train"),)
     yield _node("gradients", "gradients", ("dataset", "model"), about, checks=checks)
 
@@ -123,6 +124,14 @@ def _of_rows() -> Iterator[Artifact]:
 def _complete(name: str, *splits: str) -> Promise:
     about = "Every block is stored, every number of a row that exists is finite."
     return Promise("complete_and_finite", "complete", (name, *splits), about)
+
+
+def _weights(study: Study) -> str:
+    return study.settings.data.weight or "none"
+
+
+def _words(study: Study, method: str) -> Wording:
+    return Wording(study.settings, method, _weights(study))
 
 
 def _matrix(study: Study, kind: str) -> Artifact:
@@ -133,7 +142,7 @@ def _matrix(study: Study, kind: str) -> Artifact:
     if direct and is_whole and direct.curvature == kind and direct.on_indefinite == "raise":
         about = "With the damping added it has only positive eigenvalues."
         checks.append(Promise("damped_positive_definite", "positive_definite", (kind,), about))
-    about = f"{matrix_formula(kind)}, exact, with its eigenvalues."
+    about = f"{matrix_formula(kind, _weights(study))}, exact, with its eigenvalues."
     told = ("dataset", "model"), about, kind
     return _node("matrices", kind, *told, checks=tuple(checks), picture=_SPECTRUM)
 
@@ -173,7 +182,7 @@ def _factors(study: Study, method: str) -> Artifact:
         "factors",
         name,
         ("dataset", "model", naming.curvature(method), *filter(None, (matrix,))),
-        f"{Wording(study.settings, method).factors()['formula']}, one row a test row.",
+        f"{_words(study, method).factors()['formula']}, one row a test row.",
         method,
         checks=tuple(checks),
         picture=Picture("convergence", ("convergence", "residuals")),
@@ -181,7 +190,7 @@ def _factors(study: Study, method: str) -> Artifact:
 
 
 def _influences(study: Study, method: str) -> Artifact:
-    name, words = naming.influences(method), Wording(study.settings, method).influences()
+    name, words = naming.influences(method), _words(study, method).influences()
     about = "Random entries equal the product of stored factors and gradients."
     parts = Promise("equals_its_parts", "matches_parts", (method,), about)
     read = (naming.curvature(method), naming.factors(method), "gradients")
@@ -197,7 +206,7 @@ def _influences(study: Study, method: str) -> Artifact:
 
 
 def _perturbation(study: Study, method: str) -> Artifact:
-    name, words = naming.perturbation(method), Wording(study.settings, method)
+    name, words = naming.perturbation(method), _words(study, method)
     asked, less = study.settings.perturbation, ("wrt", "reduce", "pairs")
     forms = tuple(f"perturbation.{each}" for each in less if getattr(asked, each))
     return _node(

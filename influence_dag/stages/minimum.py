@@ -77,7 +77,10 @@ def measured_before(model: Version, test: Axis, train: Axis) -> str:
 def assumption(model: ModelSettings, info: Mapping[str, Any]) -> str:
     """What the numbers take for granted of θ, in words for attributes."""
     if judged(model, info).is_minimum:
-        return "θ is a minimum of the (penalised) mean training loss, up to its gradient_norm"
+        return (
+            "θ is a minimum of the (penalised) mean loss of the training rows that there were when "
+            "it was stored, up to its gradient_norm"
+        )
     return (
         f"{NO_MINIMUM}: influences are the response of θ to a row's weight under the damping, "
         "near θ and linearised (the proximal response of Bae et al. 2022), not the outcome of "

@@ -8,7 +8,11 @@ NOISE = 8 * np.finfo(np.float64).eps  # of the size of numbers: what spreads les
 
 
 def length(values: np.ndarray) -> float:
-    """The Euclidean norm of numbers whose squares may overflow or vanish."""
+    """The Euclidean norm of numbers whose squares may overflow or vanish.
+
+    >>> [length(np.array(each)) for each in ([0.0, 2e200], [0.0, 0.0], [np.inf, 1.0])]
+    [2e+200, 0.0, inf]
+    """
     largest = float(np.abs(values).max(initial=0.0))
     if not 0 < largest < np.inf:
         return largest

@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from influence_dag.datasets.slots import Axis, Split
+from influence_dag.errors import StudyError
 from influence_dag.fingerprints import fingerprint
 from influence_dag.stages import dampings, naming
 from influence_dag.stages.blocks import pieces
@@ -31,6 +32,7 @@ def refresh(bench: Workbench) -> Update:
     """
     methods = bench.settings.methods.names
     read = [name(m) for name in (naming.influences, naming.summary) for m in methods]
+    _check_of_one_theta(bench, read)
     read += map(naming.validation, bench.settings.validation.names)
     versions = {name: bench.require(name).data_version for name in read}
     key = fingerprint(naming.REPORT, FORMULA, versions)
@@ -58,6 +60,17 @@ def refresh(bench: Workbench) -> Update:
         return Whole(arrays, bench.attributes(), info, coordinates, notes=notes)
 
     return refresh_whole(bench, naming.REPORT, key, produce)
+
+
+def _check_of_one_theta(bench: Workbench, read: Sequence[str]) -> None:
+    """Raise `StudyError` where some methods were made alone, and others are of the θ before."""
+    of = {name: bench.require(name).attrs["model_data_version"] for name in read}
+    if len(set(of.values())) > 1:
+        told = ", ".join(f"{name} of θ {theta:.8}" for name, theta in of.items())
+        raise StudyError(
+            f"{bench.study.name}: what was stored is of different θ ({told}), and says nothing of "
+            "how methods agree; materialise all methods first"
+        )
 
 
 def _table(by_name: Mapping[str, Mapping[str, float]], columns: tuple[str, ...]) -> np.ndarray:

@@ -78,7 +78,7 @@ class OwnSolves:
             for k, place in places(tile):
                 own, lengths = solved(dampings.of_method(self.bench, self.method)[place])
                 own = own / self._weights(slots.start + present, own)
-                found = torch.stack([own, lengths]).double().cpu().numpy()
+                found = torch.stack([own, lengths]).cpu().numpy()
                 values[:, k, slots.start - start + present] = found
         return dict(zip(NAMES, values, strict=True))
 

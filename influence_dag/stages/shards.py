@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,26 +46,33 @@ class ShardExecutor:
         folder = self.exchange.plan(wanted, self.shard)
         waiting = {name_of(task): task for task in wanted}
         owner = {name_of(task): k % self.shard.of + 1 for k, task in enumerate(wanted)}
+        own = (name for name, number in owner.items() if number == 1 and name in waiting)
         signs = _Signs(self.exchange, self.patience)
         try:
             while waiting:
-                name = self._next(folder, waiting, owner, signs)
-                task = waiting.pop(name)
-                yield task, unpacked(content_of(folder / f"{name}.arrays")) or run(task)
-                (folder / f"{name}.arrays").unlink(missing_ok=True)
+                for name in self._next(folder, waiting, own, owner, signs):
+                    task = waiting.pop(name)
+                    yield task, unpacked(content_of(folder / f"{name}.arrays")) or run(task)
+                    (folder / f"{name}.arrays").unlink(missing_ok=True)
         finally:
             (folder / "plan").unlink(missing_ok=True)
 
     def _next(
-        self, folder: Path, waiting: dict[str, BlockTask], owner: dict[str, int], signs: "_Signs"
-    ) -> str:
-        """What another has left, else what is this one's own, else the next that is left."""
+        self,
+        folder: Path,
+        waiting: dict[str, BlockTask],
+        own: Iterator[str],
+        owner: dict[str, int],
+        signs: "_Signs",
+    ) -> list[str]:
+        """All that others have left, else one of this one's own, else what is left next.
+
+        The folder is looked through once for all that is there, not once a block.
+        """
         while True:
-            there = {path.stem for path in folder.glob("*.arrays")}
-            if found := next((name for name in waiting if name in there), None):
+            there = [path.stem for path in folder.glob("*.arrays") if path.stem in waiting]
+            if found := there or [*islice(own, 1)]:
                 return found
-            if own := next((name for name in waiting if owner[name] == 1), None):
-                return own
             for path in folder.glob("*.error"):
                 if error := unpacked(content_of(path)):
                     raise error

@@ -271,6 +271,13 @@ class MemoryStore(VersionedStore[StoredVersion]):
         removed = [*unfinished, *(version.address for version in surplus)]
         return [each.removeprefix(f"{self.address}/") for each in removed]
 
+    def _forget_removed(self, artifact: str) -> None:
+        """By what there is: the contents of a removed version are whole for who still has them."""
+        kept = {contents.address for _, contents in self._shelf(artifact).kept()}
+        for address, (_, version) in list(self._opened.items()):
+            if version.artifact == artifact and address not in kept:
+                self._opened.pop(address, None)
+
     def _remove(self, name: str, versions: list[StoredVersion]) -> None:
         for version in versions:
             del self._shelf(name).versions[version.number]

@@ -158,10 +158,10 @@ def _class_names(value: Any) -> Any:
     names = [
         each.isoformat() if isinstance(each, date) else str(each)
         for each in value
-        if not isinstance(each, bool)
+        if isinstance(each, str | int | float | date) and not isinstance(each, bool)
     ]
     if len(names) < len(value):
-        return value  # truth values: refused by type
+        return value  # truth values, nothing, lists: refused by type
     names = [name.strip() for name in names]
     if not names or "" in names or len(set(names)) < len(names):
         raise ValueError("classes are names of outputs: each once, none empty")

@@ -8,7 +8,7 @@ instead.
 import ast
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache, lru_cache
 from importlib.machinery import (
     BYTECODE_SUFFIXES,
@@ -27,7 +27,10 @@ INSTALLED = ("site-packages", "dist-packages")
 TOLD_ELSEWHERE = ("torch", "numpy")  # their versions are in `made_with`: no key follows them
 STAR = "*"
 _ENDINGS = (*EXTENSION_SUFFIXES, *SOURCE_SUFFIXES, *BYTECODE_SUFFIXES)  # as Python looks for them
-_IMPORTERS = ("import_module", "__import__")  # functions that import what a text names
+_IMPORTERS = {  # functions that import what a text names, and their arguments
+    "import_module": ("name", "package"),
+    "__import__": ("name", "globals", "locals", "fromlist", "level"),
+}
 _OWN = __name__.partition(".")[0]  # this package: its formulas have versions
 
 
@@ -207,32 +210,44 @@ def imports(content: bytes, module: str, *, is_package: bool) -> tuple[str, ...]
         elif isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = _absolute(node, module, is_package)
-            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            names += _from(node, module, is_package)
     return tuple(names)
 
 
-def _importers(statements: Iterable[ast.AST]) -> set[str]:
+def _from(node: ast.ImportFrom, module: str, is_package: bool) -> list[str]:
+    base = _absolute(node, module, is_package)
+    return [base, *(f"{base}.{alias.name}" for alias in node.names)]
+
+
+def _importers(statements: Iterable[ast.AST]) -> dict[str, tuple[str, ...]]:
     """What functions that import are called, `from importlib import import_module as load` too."""
     aliases = (
         alias for node in statements if isinstance(node, ast.ImportFrom) for alias in node.names
     )
-    renamed = {alias.asname for alias in aliases if alias.asname and alias.name in _IMPORTERS}
-    return {*_IMPORTERS, *renamed}
+    renamed = {alias.asname: alias.name for alias in aliases if alias.asname}
+    return _IMPORTERS | {
+        name: _IMPORTERS[imported] for name, imported in renamed.items() if imported in _IMPORTERS
+    }
 
 
-def _called_for(call: ast.Call, importers: set[str], module: str, is_package: bool) -> list[str]:
-    """The module that `import_module("name")` imports, `(".name", __package__)` included."""
+def _called_for(
+    call: ast.Call, importers: Mapping[str, tuple[str, ...]], module: str, is_package: bool
+) -> list[str]:
+    """The modules that `import_module("name")` imports, `(".name", __package__)` included."""
     called = getattr(call.func, "attr", getattr(call.func, "id", None))
-    given = [*call.args, *(each.value for each in call.keywords if each.arg == "name")]
-    name = getattr(given[0], "value", None) if called in importers and given else None
-    if not isinstance(name, str):
+    given = dict(zip(importers.get(str(called), ()), call.args, strict=False))
+    given |= {each.arg: each.value for each in call.keywords if each.arg}
+    said = {argument: getattr(value, "value", None) for argument, value in given.items()}
+    name, package = said.get("name"), said.get("package")
+    if called not in importers or not isinstance(name, str):
         return []
-    statement = ast.ImportFrom(name.lstrip(".") or None, [], len(name) - len(name.lstrip(".")))
-    package = getattr(given[1], "value", None) if len(given) > 1 else None
+    parts = getattr(given.get("fromlist"), "elts", ())
+    wanted = [ast.alias(str(getattr(part, "value", ""))) for part in parts]
+    dots = said.get("level") or len(name) - len(name.lstrip("."))
+    statement = ast.ImportFrom(name.lstrip(".") or None, wanted, dots)
     if isinstance(package, str):
-        return [_absolute(statement, package, is_package=True)]
-    return [_absolute(statement, module, is_package)]
+        return _from(statement, package, is_package=True)
+    return _from(statement, module, is_package)
 
 
 def starred(package: str, file: Path | None) -> list[str]:

@@ -12,6 +12,8 @@ from tiny_project import Project
 from influence_dag import study_assets
 from influence_dag.components import InfluenceStudy
 from influence_dag.components import keys as keys_of_assets
+from influence_dag.components.influence_study import unusable
+from influence_dag.errors import StudyError
 from influence_dag.study.loading import load_study
 
 TOOL = """\
@@ -85,3 +87,9 @@ def test_two_studies_of_one_name_are_told_with_both_files_and_the_others_are_loa
         assert "are two studies of one name" in description
         assert all(file in description for file in files)
         assert "rename one of the folders" in description
+
+
+def test_a_folder_whose_name_is_no_text_takes_no_other_study_with_it():
+    found = unusable("a\udcff", StudyError("named so"))
+    (spec,) = found.assets or ()
+    assert cast("dg.AssetSpec", spec).key.path[0] == "studies_not_loaded"

@@ -231,6 +231,43 @@ def test_another_method_is_shown_at_its_own_dampings(visit):
     assert visit.page.run("location.hash") == "#/test?method=cg"
 
 
+BOX = """
+import(new URL("parts.js", document.baseURI).href)
+  .then(({ markBox }) => { window.box = markBox(
+    { id: "train-00", mark: { action: "keep", note: "mine" }, predicted: null, wrong: null },
+    { study: { labels: { train: [] } }, at: () => ({}), marked: () => {} }, { full: true }); });
+"""
+
+
+def test_a_note_is_what_was_written_as_one_where_new_labels_are_numbers(visit, tiny):
+    visit.page.run(BOX)
+    visit.page.wait_until("Boolean(window.box)")
+    visit.page.run("box.querySelector('.picker').value = '2.5'")
+    visit.page.run("box.querySelector('button').click()")
+    visit.page.wait_until("Boolean(box.querySelector('button.on.drop'))")
+    marks = json.loads((tiny.store.with_name("tiny.edits") / "marks.json").read_text())["marks"]
+    assert marks["train-00"]["note"] == "mine"
+
+
+SLOW = """
+const told = window.fetch;
+window.fetch = async (url, options) => {
+  const answer = await told(url, options);
+  if (String(url).includes("id=test-01")) await new Promise((then) => setTimeout(then, 500));
+  return answer;
+};
+"""
+
+
+def test_an_answer_that_comes_late_is_not_shown_at_another_address(visit):
+    visit.to("#/test")
+    visit.page.run(f"(() => {{ {SLOW} }})()")
+    visit.page.run("location.hash = '#/test/test-01'")
+    visit.to("#/test/test-02")
+    time.sleep(1.0)
+    assert visit.texts("h1") == ["test-02"]
+
+
 def test_long_names_stay_within_the_window(page, project, tmp_path):
     """What `Visit.settled` asks of each page."""
     names = {"train": "x" * 300, "test": "y" * 300}

@@ -132,6 +132,12 @@ def test_the_target_of_a_mapping_is_what_the_settings_call_so(tmp_path):
     assert list(split.x) == ["x", "y"]
 
 
+def test_a_mapping_without_the_target_that_the_settings_name_is_refused(tmp_path):
+    """Else another of its names would be the target, and what is meant an input."""
+    with pytest.raises(DataError, match=r"or 'clas' \(data.target\) among the names \['x', 'y', "):
+        load_split(write(tmp_path, item="named", target="clas"), "train", tmp_path)
+
+
 def test_several_inputs_are_read_together(tmp_path):
     data = write(tmp_path, item="two_inputs", id="names", keep=("note",))
     split = load_split(data, "train", tmp_path)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import zarr
+from pydantic import ValidationError
 
 from influence_dag.datasets.splits import load_split, load_splits
 from influence_dag.errors import DataError
@@ -120,6 +121,13 @@ def test_truth_values_of_a_csv_are_named_and_numbered(tmp_path):
     assert train.labels.tolist() == ["True", "False", "True"]
     train, _ = splits(tmp_path, classes=["true", "false"])
     assert train.y.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("none", [None, ["c"]])
+def test_an_entry_of_the_classes_that_is_no_name_is_refused(none):
+    """An empty line of a list in YAML was a class called None."""
+    with pytest.raises(ValidationError, match="valid string"):
+        DataSettings(train="t.csv", test="t.csv", classes=["a", "b", none])
 
 
 def test_whole_numbers_are_outputs_that_the_settings_may_name(tmp_path):

@@ -127,7 +127,8 @@ def test_training_on_ends_at_a_minimum_and_tells_what_it_changed(project):
     project.refresh()
     info = attrs(project, "model")["info"]
     assert checks.gradient_norm(project.bench()).passed
-    assert attrs(project, "cg/influences")["assumes"].startswith("θ is a minimum")
+    said = attrs(project, "cg/influences")["assumes"]
+    assert said.startswith("θ is a minimum of the (penalised) mean loss of the training rows that")
     theta = torch.from_numpy(project.results.store.version("model").read("parameters"))
     before = torch.nn.utils.parameters_to_vector(project.module.parameters()).detach()
     assert info["theta_moved"] == pytest.approx((theta - before).norm().item(), rel=1e-9)

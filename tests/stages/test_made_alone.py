@@ -36,6 +36,16 @@ def test_nothing_is_made_of_two_thetas(project, made, wanted, behind):
     assert all(update.is_current for update in project.refresh().values())
 
 
+def test_methods_of_two_thetas_are_not_compared(project):
+    """What differs is then what was left behind, and not the methods."""
+    project.edit("train", 3, height=2.5)
+    made = [f"direct/{each}" for each in ("influence_factors", "influences", "summary")]
+    make(project, *SOLVED, "gradients", *made)
+    with pytest.raises(StudyError, match=r"of different θ .*materialise all methods first"):
+        make(project, "report")
+    project.refresh()
+
+
 def test_factors_of_other_settings_are_not_taken_for_those_that_are_asked_for(project):
     project.write_settings(methods={"cg": {"rtol": 1e-3}})
     with pytest.raises(StudyError, match="tiny/cg/influence_factors is of another θ, or of other"):

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,6 +173,27 @@ def test_what_a_shard_left_whole_is_taken_by_the_next_run_and_what_is_not_is_com
     assert_same_bits(alone, begun)
 
 
+def test_the_folder_is_looked_through_once_for_all_that_is_there(tmp_path, monkeypatch):
+    """Else the time is the square of the number of blocks."""
+    names, looked, glob = [f"{k:02}" for k in range(50)], [], Path.glob
+
+    def counted(folder, pattern):
+        looked.append(pattern)
+        return glob(folder, pattern)
+
+    def plan(tasks, shard):
+        for name in names[1::2]:
+            shards._leave(tmp_path / f"{name}.arrays", {"of": name})
+        return tmp_path
+
+    monkeypatch.setattr(Path, "glob", counted)
+    monkeypatch.setattr(shards, "name_of", str)
+    monkeypatch.setattr(shards, "run", lambda task: {"of": task})
+    executor = shards.ShardExecutor(Shard(1, 2), SimpleNamespace(plan=plan))
+    assert dict(executor.run(names)) == {name: {"of": name} for name in names}
+    assert len(looked) == 1 + len(names) // 2
+
+
 def test_a_second_shard_that_drives_is_refused_and_disturbs_nobody(alone, begun, monkeypatch):
     """Each took the other's plans away, and waited for its locks."""
     monkeypatch.setattr(shards, "DRIVEN", 0.1)
@@ -216,6 +238,13 @@ def test_an_error_of_a_block_ends_all_with_the_same_words(begun, monkeypatch):
         driven(begun, Shard(1, 2))
     threads[0].join(timeout=30)
     assert isinstance(told[2], ModelError)
+
+
+def test_the_error_of_a_file_whose_name_is_no_text_is_told(begun):
+    exchange = Exchange(load_study(begun.folder))
+    exchange.enter()
+    exchange.end(StudyError("no \udcff.csv"))
+    assert exchange.ended()[1] == r"no \udcff.csv"
 
 
 def test_a_shard_without_a_first_one_says_so(begun):

@@ -10,9 +10,10 @@ from weighted import Weighted
 
 from influence_dag.datasets.sources import on_demand
 from influence_dag.datasets.sources.on_demand import moments
-from influence_dag.datasets.standardising import Units
+from influence_dag.datasets.splits import load_split
+from influence_dag.datasets.standardising import Units, unscaled
 from influence_dag.errors import DataError, StoreError, StudyError
-from influence_dag.stages import dataset
+from influence_dag.stages import dataset, features
 from influence_dag.stages.status import status
 from influence_dag.study.data import FeatureSettings
 
@@ -200,3 +201,20 @@ def test_units_of_a_weighted_study_are_by_its_weights(tmp_path):
     stored = arrays(project)
     np.testing.assert_array_equal(stored.feature_mean, wanted.mean)
     np.testing.assert_array_equal(stored.feature_scale, wanted.scale)
+
+
+@pytest.mark.parametrize("weight", ["importance", None])
+def test_sizes_of_columns_are_by_the_rows_weights(tmp_path, weight):
+    """A row of weight 0 adds nothing to the curvature, whatever is in it."""
+    data = {"weight": weight, "features": {"columns": ["height", "width", "depth"]}}
+    project = Weighted(tmp_path, methods={"cg": None}, data=data)
+    for row, counts in zip(project.rows["train"], project.weights["train"], strict=True):
+        row[1] *= 1.0 if counts else 1e7
+    project.write("train")
+    bench = project.bench()
+    dataset.refresh(bench)
+    told = (
+        features.unscaled_columns(bench),
+        unscaled(load_split(bench.settings.data, "train", tmp_path)),
+    )
+    assert [bool(each) for each in told] == [weight is None] * 2

@@ -46,6 +46,15 @@ def wanted(made: Project, weights, *, damping=DAMPING) -> tuple[np.ndarray, np.n
     return (solved.T @ train.T).numpy(), gradient.numpy()
 
 
+def own_influences(made: Project) -> np.ndarray:
+    """`w gᵀ (H + λI)⁻¹ g` of each training row: what it does to its own loss."""
+    same = made.rows["test"]
+    made.rows["test"] = made.rows["train"]
+    pairs, _ = wanted(made, WEIGHTS)
+    made.rows["test"] = same
+    return pairs.diagonal()
+
+
 def served(results: StudyResults, made: Project, method: str = "direct") -> np.ndarray:
     ids = {split: [row[0] for row in made.rows[split]] for split in ("test", "train")}
     return results[method].influences.sel(**ids).values
@@ -58,6 +67,9 @@ def test_a_weighted_study_is_autograds_answer(tmp_path):
     assert np.linalg.norm(gradient) < 1e-6
     for method in ("direct", "cg"):
         np.testing.assert_allclose(served(results, made, method), influences, rtol=1e-7, atol=1e-9)
+    ids = [row[0] for row in made.rows["train"]]
+    own = results.open("direct/summary").self_influence.sel(train=ids).values
+    np.testing.assert_allclose(own, own_influences(made), rtol=1e-7, atol=1e-12)
     attrs = results["direct"].attrs
     assert (attrs["weights"], attrs["n_train"], attrs["weight_sum"]) == ("importance", 40, 30.0)
 

@@ -355,3 +355,15 @@ def test_the_graph_says_what_the_arrays_do(fitted, tmp_path, method):
     about = project.results.open(f"{method}/influences").influences.attrs
     assert about["formula"] in told[f"{method}/influences"]
     assert about["sign"] in told[f"{method}/influences"]
+
+
+def test_the_graph_of_a_weighted_study_says_that_sums_are_weighted(fitted, tmp_path):
+    from influence_dag.stages.graph import artifacts
+
+    project = fitted.copy(tmp_path, artifacts=())
+    project.write_settings(data={"weight": "importance"})
+    told = {node.name: node.description for node in artifacts(project.bench().study)}
+    assert not [name for name, about in told.items() if "n_train" in about]
+    assert "(1/weight_sum) Σ_i w_i" in told["hessian"]
+    assert "+I/weight_sum" in told["direct/influences"]
+    assert told["gradients"].startswith("w_i ∇θ L")

@@ -21,8 +21,9 @@ class FileDigests:
 
     def __init__(self, path: Path | None = None):
         self.path, self._known = path, {}
-        with suppress(OSError, ValueError):
-            self._known = json.loads(path.read_text()) if path else {}
+        with suppress(OSError, ValueError, TypeError):
+            known = dict(json.loads(path.read_text())) if path else {}
+            self._known = {name: [size, when, told] for name, (size, when, told) in known.items()}
         self._before = dict(self._known)
 
     def __getitem__(self, file: Path) -> str:

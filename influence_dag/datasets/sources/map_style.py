@@ -70,6 +70,8 @@ def _row(dataset: Any, position: int, form: Form) -> dict[str, np.ndarray]:
         pair = "a pair (x, y)" if 2 in form.sizes else "(x, y, weight), as data.weight is set"
         seen = f"{a_kind(item)}{f' of {size}' if size else ''}"
         cure = "; set data.weight if the third part is the row's weight" if size == 3 else ""
+        if isinstance(item, Mapping):
+            cure = f", or {form.target!r} (data.target) among the names {list(map(str, item))}"
         raise DataError(f"{form.name}: row {position} is {seen}; expected {pair}{cure}")
     x, y, weight = item if size == 3 else (*item, 1.0)
     if isinstance(x, tuple | list):
@@ -96,13 +98,14 @@ def _row(dataset: Any, position: int, form: Form) -> dict[str, np.ndarray]:
 def in_parts(item: Any, target: str) -> Any:
     """A row that is one mapping as `(inputs, target)` or `(inputs, target, weight)`.
 
-    The target is under the name that the settings give, else under `labels` (`label`, `targets`,
-    `target`, `y`), the weight under `weight`.
+    The target is under the name that the settings give; where that is one of `TARGETS`, as `y` is
+    by default, else under another of them. The weight is under `weight`.
     """
     if not isinstance(item, Mapping):
         return item
     inputs = dict(item)
-    named = next((name for name in (target, *TARGETS) if name in inputs), None)
+    names = (target, *TARGETS) if target in TARGETS else (target,)
+    named = next((name for name in names if name in inputs), None)
     if named is None:
         return item
     y = inputs.pop(named)

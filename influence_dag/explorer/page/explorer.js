@@ -2,7 +2,7 @@
 
 import { bars, histogram, scatter } from "./draw.js";
 import {
-  ask, bar, choose, content, count, fmt, given, h, markBox, pictureOf, prose, signed, stat, tell, thumb, toast, tone, verdict,
+  answer, bar, choose, content, count, fmt, given, h, markBox, pictureOf, prose, signed, stat, tell, thumb, toast, tone, verdict,
 } from "./parts.js";
 
 const state = { study: null, marks: 0 };
@@ -248,13 +248,15 @@ function compare(split, id, found) {
   }
   if (!options.length) return null;
   const result = h("div", { class: "side" });
+  let asking;
   const pick = async (value) => {
+    asking = value;
     if (!value) return result.replaceChildren();
     const one = Object.fromEntries(new URLSearchParams(value));
     const asked = { split, id, ...at(), with_method: one.method, with_damping: one.damping, with_version: one.version };
     try {
-      const answer = await ask("compare", asked);
-      result.replaceChildren(...beside(found, answer, settingWords(answer.other.at)));
+      const other = await answer("compare", asked);
+      if (asking === value) result.replaceChildren(...beside(found, other, settingWords(other.other.at)));
     } catch (error) {
       toast(error.message, "bad");
     }
@@ -485,6 +487,14 @@ function outcomeCard(edit) {
 
 let turn = 0;
 
+// What is asked for a page; who has gone on to another one since is shown nothing of it.
+async function ask(path, params) {
+  const mine = turn;
+  const found = await answer(path, params);
+  if (mine !== turn) throw new Error("superseded");
+  return found;
+}
+
 async function render() {
   const mine = ++turn;
   const { page, names } = here();
@@ -497,7 +507,7 @@ async function render() {
     else if (names.length) await rowPage(page === "train" ? "train" : "test", names[0]);
     else await rowsPage(page === "train" ? "train" : "test");
   } catch (error) {
-    show(h("section", { class: "card" }, h("h2", {}, "This cannot be shown"), h("p", {}, error.message), h("p", {}, h("a", { href: "#/test" }, "Back to the test rows"))));
+    if (mine === turn) show(h("section", { class: "card" }, h("h2", {}, "This cannot be shown"), h("p", {}, error.message), h("p", {}, h("a", { href: "#/test" }, "Back to the test rows"))));
   }
   if (mine === turn) main.classList.remove("busy");
   document.body.dataset.turn = String(turn);

@@ -49,7 +49,7 @@ export const signed = (value) => (value > 0 ? "+" : "") + fmt(value);
 export const count = (value) => (value ?? 0).toLocaleString("en");
 export const tone = (value) => (value > 0 ? "helps" : value < 0 ? "harms" : "");
 
-export async function ask(path, params = {}) {
+export async function answer(path, params = {}) {
   const query = new URLSearchParams();
   for (const [name, value] of Object.entries(params)) {
     if (value !== null && value !== undefined && value !== "") query.set(name, value);
@@ -173,7 +173,7 @@ export function markBox(row, context, { full = false, short = false } = {}) {
   const box = h("div", { class: full ? "mark full" : "mark" });
   const set = async (action, extra = {}) => {
     try {
-      const note = box.querySelector("input")?.value ?? row.mark?.note ?? "";
+      const note = box.querySelector("input.note")?.value ?? row.mark?.note ?? "";
       const found = await tell("mark", context.at(), { id: row.id, action, note, ...extra });
       row.mark = found.marks[row.id] ?? null;
       context.marked(found.marks);

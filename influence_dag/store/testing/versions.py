@@ -1,5 +1,7 @@
 """Published at once, kept by policy, compared: the contract's part about versions."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -77,6 +79,14 @@ class VersionsContract:
         assert removed == [f"{NAME}/versions/00000{number}" for number in (3, 4)]
         assert [version.number for version in store.versions(NAME)] == [5]
         assert published(store, SAMPLE).number == 6
+
+    def test_who_looks_on_lets_go_of_versions_that_are_removed(self, store: Store):
+        writer, seen = open_store(store.address, keep_versions=1), []
+        for content in range(3):
+            refresh(writer, SAMPLE.with_train({0: 100.0 + content}))
+            seen.append(weakref.ref(store.version(NAME)))
+        gc.collect()
+        assert [each() is None for each in seen] == [True, True, False]
 
     def test_at_least_the_current_version_is_kept(self, store: Store):
         with pytest.raises(StoreError, match="at least the current one"):
