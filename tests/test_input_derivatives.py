@@ -167,5 +167,5 @@ def test_without_a_mixed_derivative_the_cure_is_told(count):
     objective = Objective(network.double(), "cross_entropy")
     rows = Rows(NUMBERS.double(), torch.arange(ROWS) % 3)
     factors = torch.randn(count, objective.size, dtype=torch.float64)
-    with pytest.raises(ModelError, match="has no mixed second derivative: .*plain operations"):
+    with pytest.raises(ModelError, match=r"has no mixed second derivative: .*plain operations"):
         perturbation_influences(objective, factors, rows)
