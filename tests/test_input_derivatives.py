@@ -157,3 +157,15 @@ def test_rows_of_one_number_without_an_axis_are_looked_at():
 
     with pytest.raises(ModelError, match=r"derivatives in the inputs .*torch\.no_grad"):
         asked(aside, NUMBERS[:, 0])
+
+
+@pytest.mark.parametrize("count", [1, 3])  # of one factor plain autograd comes first
+def test_without_a_mixed_derivative_the_cure_is_told(count):
+    torch.manual_seed(0)
+    corners = torch.eye(4, dtype=torch.float64)  # torch has one derivative of distances
+    network = Network(lambda net, x: torch.cdist(net.body(x), corners, p=3.0))
+    objective = Objective(network.double(), "cross_entropy")
+    rows = Rows(NUMBERS.double(), torch.arange(ROWS) % 3)
+    factors = torch.randn(count, objective.size, dtype=torch.float64)
+    with pytest.raises(ModelError, match=r"has no mixed second derivative: .*plain operations"):
+        perturbation_influences(objective, factors, rows)

@@ -751,3 +751,15 @@ def test_a_network_is_measured_once_for_all_products(monkeypatch):
     for _ in range(3):
         hessian.apply(objective.params[None])
     assert len(seen) == 1
+
+
+def test_in_float64_all_else_is_as_it_was():
+    def measurement(output, target):
+        return output[:, 0]
+
+    one = Objective(nn.Linear(2, 3), "cross_entropy", measurement=measurement, output="scores")
+    other = one.in_float64()
+    assert other.dtype == torch.float64
+    torch.testing.assert_close(other.params, one.params.double(), rtol=0, atol=0)
+    kept = ("loss", "measurement", "output")
+    assert [getattr(other, name) for name in kept] == [getattr(one, name) for name in kept]

@@ -153,6 +153,17 @@ def test_a_minibatch_is_an_unbiased_part_of_the_weighted_mean(module, rows):
     assert_close(torch.stack(parts).mean(), problem.loss(theta, rows))
 
 
+def test_batches_of_a_fit_add_up_to_the_weighted_mean(module, rows, monkeypatch):
+    from influence_dag.objective import fitting
+
+    problem = fitting._Problem(Objective(module, "cross_entropy"), rows, 0.1)
+    theta, vector = problem.objective.params, torch.ones(problem.objective.size, dtype=F64)
+    whole = (*problem.value_and_gradient(theta), problem.hessian_product(theta)(vector))
+    monkeypatch.setattr(fitting, "ROWS_AT_ONCE", 5)  # of 12
+    parts = (*problem.value_and_gradient(theta), problem.hessian_product(theta)(vector))
+    assert_close(parts, whole)
+
+
 @pytest.fixture
 def softmax():
     """A softmax regression at its minimum, 40 weighted rows, 6 test rows."""

@@ -141,6 +141,15 @@ def test_sizes_that_are_none(text):
         ({"model": model(minimum="maybe")}, "model.minimum", "'require', 'warn' or 'ignore'"),
         ({"model": model(fit=None)}, "model", "say where the parameters come from"),
         ({"perturbation": {"methods": ["cg"]}}, None, "methods has only direct"),
+        (
+            {
+                "model": model(fit="model:trained"),
+                "methods": {"identity": {}},
+                "validation": {"leave_one_out": {}},
+            },
+            None,
+            "identity alone has none; set damping to a number",
+        ),
         ({"compute": {"dtype": "float16"}}, "compute.dtype", "'float32' or 'float64'"),
         ({"compute": {"device": "gpu"}}, "compute.device", "cuda"),
         ({"compute": {"executor": "spark"}}, "compute.executor", "'local' or 'dask'"),

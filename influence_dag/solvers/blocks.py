@@ -65,8 +65,9 @@ def parameter_blocks(
     """Positions in the parameter vector of each block, by name.
 
     `"full"` is one block of all parameters, `"layer"` one for each module that has any (named like
-    it), lists of parameter names, or names alone, one block each (`"0", "1", …`); names left out of
-    every list are an error. `slices` says where each named parameter lies (`Objective.slices`).
+    it, the network itself `""`), lists of parameter names, or names alone, one block each (`"0",
+    "1", …`); names left out of every list are an error. `slices` says where each named parameter
+    lies (`Objective.slices`).
 
     >>> parameter_blocks({"0.weight": slice(0, 2), "0.bias": slice(2, 3)}, "layer")
     {'0': tensor([0, 1, 2])}

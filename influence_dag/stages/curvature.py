@@ -51,7 +51,9 @@ def refresh(bench: Workbench, method: str) -> Update:
             factorization = _factorized(bench, method, solver, worked_on, updated)
         for name, tensor in factorization.tensors().items():
             check_finite(f"{naming.curvature(method)}: {name}", tensor)
-        arrays = {name: _labelled(name, tensor) for name, tensor in factorization.tensors().items()}
+        tensors = factorization.tensors().items()
+        named = {naming.array_name(name): tensor for name, tensor in tensors}
+        arrays = {name: _labelled(name, tensor) for name, tensor in named.items()}
         if auto is None and bench.settings.is_auto_damped:
             auto = automatic.of_factors(factorization)
         resolved = {"automatic_damping": auto.value, "damping_reason": auto.reason} if auto else {}
@@ -140,8 +142,7 @@ def _updated_sums(
     changes = row_changes(bench, stored, stored.attrs["train_rows"], train)
     if changes is None:
         return None
-    tensors = {name: methods.stored_tensor(bench, stored, name) for name in stored.variables}
-    before = total = KroneckerSums.from_tensors(tensors)
+    before = total = KroneckerSums.from_tensors(methods.stored_tensors(bench, stored))
     parts = []
     for sign, rows in changes.signed(bench):
         try:

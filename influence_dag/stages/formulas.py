@@ -12,6 +12,6 @@ FORMULAS = {
     "influences": 1,
     "perturbation": 2,
     "summary": 6,
-    "validation": 9,
+    "validation": 10,
     "report": 6,
 }

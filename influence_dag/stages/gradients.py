@@ -56,7 +56,8 @@ def _refresh(bench: Workbench, without: frozenset[str]) -> Update:
     base = fingerprint(naming.GRADIENTS, FORMULA, model_key(bench), captured.to_json())
     layout = _layout(bench, train, captured, base, without)
     keys = grid_keys(base, train.digests(layout.variables[0].chunks[0]))
-    part = Part(tuple(captured.row_shapes), keys, GradientsOfRows.of(captured))
+    names = tuple(map(naming.array_name, captured.row_shapes))
+    part = Part(names, keys, GradientsOfRows.of(captured))
     numbers = sum(int(np.prod(shape)) for shape in captured.row_shapes.values())
     info: dict[str, Any] = {
         "rows": train.count,
@@ -105,7 +106,8 @@ def _layout(
     dtype = np.dtype(bench.settings.compute.dtype)
     numbers = max(1, *(int(np.prod(shape)) for shape in captured.row_shapes.values()))
     row_bytes = numbers * dtype.itemsize
-    first = next(iter(captured.row_shapes))
+    shapes = {naming.array_name(name): shape for name, shape in captured.row_shapes.items()}
+    first = next(iter(shapes))
     chunk = bench.row_chunk(naming.GRADIENTS, first, "train", len(train), row_bytes=row_bytes)
     variables = tuple(
         Variable(
@@ -114,9 +116,9 @@ def _layout(
             (len(train), *shape),
             dtype.str,
             (chunk, *shape),
-            {"long_name": f"part of the per-sample gradient: {name}"},
+            {"long_name": f"part of the per-sample gradient: {naming.tensor_name(name)}"},
         )
-        for name, shape in captured.row_shapes.items()
+        for name, shape in shapes.items()
     )
     attrs = bench.attributes(
         base_key=base,
@@ -147,7 +149,9 @@ class GradientsOfRows(Kernel):
         objective, train = shared_objective(bench), bench.axis("dataset", "train")
 
         def compute(tile: Tile) -> "dict[str, Tensor]":
-            return _block(bench, train, objective, captured, slice(tile.start[0], tile.stop[0]))
+            slots = slice(tile.start[0], tile.stop[0])
+            block = _block(bench, train, objective, captured, slots)
+            return {naming.array_name(name): tensor for name, tensor in block.items()}
 
         return compute
 

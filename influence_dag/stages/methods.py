@@ -213,7 +213,7 @@ def load_factorization(
 ) -> "Factorization":
     """The stored factorisation, ready to solve; with products of `curvature` where it is given."""
     version = bench.require(naming.curvature(method))
-    tensors = {name: stored_tensor(bench, version, name) for name in version.variables}
+    tensors = stored_tensors(bench, version)
     asked = bench.settings.methods[method]
     solves_alone = asked.uses_matrix or asked.of_layers
     if not solves_alone:
@@ -221,11 +221,15 @@ def load_factorization(
     return build_method(bench, method).restore(tensors, curvature)
 
 
-def stored_tensor(bench: Workbench, version: Version, name: str) -> "torch.Tensor":
+def stored_tensors(bench: Workbench, version: Version) -> "dict[str, torch.Tensor]":
+    """The tensors of a stored factorisation, as it named them."""
     import torch
 
-    tensor = torch.from_numpy(version.read(name)).to(bench.device)
-    return tensor[0] if version.array(name).attrs["scalar"] else tensor
+    def stored(name: str) -> torch.Tensor:
+        tensor = torch.from_numpy(version.read(name)).to(bench.device)
+        return tensor[0] if version.array(name).attrs["scalar"] else tensor
+
+    return {naming.tensor_name(name): stored(name) for name in version.variables}
 
 
 def method_attributes(bench: Workbench, method: str, **extra) -> dict:

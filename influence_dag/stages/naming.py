@@ -1,7 +1,9 @@
 """What the artifacts of a method are called, and those of a study that have one name."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from influence_dag.store import Version
@@ -41,6 +43,20 @@ def summary(method: str) -> str:
 
 def validation(kind: str) -> str:
     return f"validation/{kind}"
+
+
+def array_name(tensor: str) -> str:
+    """The array that a tensor of a module is stored as, which not every name of a module may be.
+
+    >>> array_name("0.rows"), array_name("_fc.rows"), array_name(".rows")
+    ('0.rows', '%5Ffc.rows', '%2Erows')
+    """
+    return re.sub(r"^[._]|[ /\\%]", lambda found: f"%{ord(found[0]):02X}", tensor)
+
+
+def tensor_name(array: str) -> str:
+    """What `array_name` was given."""
+    return unquote(array)
 
 
 def is_sampled(version: "Version", name: str) -> bool:

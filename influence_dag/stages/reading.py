@@ -268,7 +268,7 @@ def load_gradients(bench: Workbench, slots: slice) -> "Gradients":
 
     version, captured = bench.require(naming.GRADIENTS), gradient_layout_of(bench)
     tensors = {
-        name: torch.from_numpy(version.read(name, slots)).to(bench.device)
+        name: torch.from_numpy(version.read(naming.array_name(name), slots)).to(bench.device)
         for name in captured.row_shapes
     }
     return Gradients.assembled(captured, tensors)

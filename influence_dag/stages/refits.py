@@ -209,8 +209,8 @@ def _candidates(
     bench: Workbench, objective: Objective, train: Rows, test: Rows, asked: tuple[float, ...]
 ) -> dict[str, dict[float | None, torch.Tensor]]:
     """Influences of each method at each λ, and beside them exact solves and baselines."""
-    methods = _methods(bench)
-    known = {method: _dampings(bench, method) for method in methods}
+    methods, asked_of = _methods(bench), bench.settings.methods
+    known = {m: _dampings(bench, m) if asked_of[m].is_damped else (None,) for m in methods}
     stored: dict[str, dict[float | None, torch.Tensor]] = {
         method: {d: _stored(bench, method, k) for k, d in enumerate(known[method])}
         for method in methods
@@ -220,8 +220,8 @@ def _candidates(
     )
     if objective.size > LARGEST_EXACT:
         return stored | alike
-    damped = [method for method in methods if bench.settings.methods[method].is_damped]
-    every = asked or {damping for method in damped for damping in known[method]}
+    every = asked or {damping for each in known.values() for damping in each if damping is not None}
+    every = every or {_weight_decay(bench)}  # beside identity alone, which has no λ
     return stored | _exact(bench, objective, train, test, tuple(sorted(every))) | alike
 
 

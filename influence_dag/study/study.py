@@ -91,6 +91,11 @@ class StudySettings(Settings):
                     f"{field} names {', '.join(unknown)}, methods has only "
                     f"{', '.join(self.methods.names)}"
                 )
+        if self.validation.names and not self._has_damping:
+            raise ValueError(
+                "validation refits with the λ that influences are of, and identity alone has none; "
+                "set damping to a number, or add a method that has one"
+            )
         if self.compute.executor == "dask" and scheme_of(self.store.path) == "memory":
             raise ValueError(
                 f"compute.executor is dask, and store {self.store.path} is in the memory of one "
@@ -127,6 +132,12 @@ class StudySettings(Settings):
         if self.damping == "auto":
             return ()
         return self.damping if isinstance(self.damping, tuple) else (self.damping,)
+
+    @property
+    def _has_damping(self) -> bool:
+        """Whether there is a λ for refits: asked for, of the fit, or of some method's curvature."""
+        damped = any(self.methods[name].is_damped for name in self.methods.names)
+        return damped or bool(self.dampings or self.model.own_fit)
 
     @property
     def is_auto_damped(self) -> bool:

@@ -107,7 +107,7 @@ def bootstrap_spearman(
     if np.isnan(centre):
         return np.nan, np.nan
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2]) + centre
-    return float(low), float(min(high, 1.0))
+    return float(max(low, -1.0)), float(min(high, 1.0))
 
 
 def mean_of_known(values: Float[Array, " n"]) -> float:

@@ -246,3 +246,17 @@ def test_rows_of_a_validation_have_the_ids_of_the_influences(finished_project, t
     assert influences.train.dtype == left_out.left_out.dtype == np.int64
     predicted = influences.sel(train=left_out.left_out, test=left_out.test) / 39
     np.testing.assert_allclose(left_out.predicted, predicted, rtol=1e-12)
+
+
+def test_dot_products_alone_are_scored_at_no_damping(finished_project, tmp_path):
+    project = finished_project.copy(tmp_path)
+    project.write_settings(
+        damping="auto",
+        methods={"direct": None, "cg": None, "identity": {}},
+        perturbation=None,
+        validation={"datamodels": {"count": 3}},
+    )
+    project.refresh()
+    scores = json.loads(project.results.open("validation/datamodels").attrs["info"])["scores"]
+    assert scores["identity"]["damping"] is None
+    assert scores["hessian"]["damping"] == 0.05  # of the fit

@@ -90,6 +90,11 @@ def test_an_interval_is_repeatable_and_follows_its_seed(rng):
     assert first == again != other
 
 
+def test_an_interval_has_no_correlation_below_minus_one():
+    a, noise = np.random.default_rng(1).normal(size=(2, 1, 8))
+    assert bootstrap_spearman(a, noise - a, replicates=50)[0] == -1
+
+
 def test_roc_auc_is_sklearns(rng):
     positive = rng.random(60) < 0.3
     scores = (rng.normal(size=60) + positive).round(1)
