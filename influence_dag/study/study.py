@@ -91,6 +91,12 @@ class StudySettings(Settings):
                     f"{field} names {', '.join(unknown)}, methods has only "
                     f"{', '.join(self.methods.names)}"
                 )
+        subsets = self.validation.datamodels
+        if subsets and subsets.initial_weights == "others" and self.model.checkpoint:
+            raise ValueError(
+                "validation.datamodels.initial_weights: others asks for fits that start elsewhere, "
+                f"and the one start that is known is {self.model.checkpoint}; take `same`"
+            )
         if self.compute.executor == "dask" and scheme_of(self.store.path) == "memory":
             raise ValueError(
                 f"compute.executor is dask, and store {self.store.path} is in the memory of one "
