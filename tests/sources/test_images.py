@@ -104,7 +104,6 @@ def test_columns_beside_pictures_are_refused():
         ("images.path", {"images": {"path": "file"}}),
         ("images.root", {"images": {"root": "train"}}),
         ("csv", {"csv": {"separator": ";"}}),
-        ("workers", {"workers": 2}),
     ],
 )
 def test_a_setting_that_a_folder_does_not_read_is_refused(folder, setting, given):
@@ -117,7 +116,6 @@ def test_a_setting_that_a_folder_does_not_read_is_refused(folder, setting, given
     ("name", "given"),
     [
         ("t.parquet", {"csv": {"separator": ";"}}),
-        ("t.parquet", {"workers": 1}),
         ("rows_of_a_table:rows", {"images": {}}),
         ("rows_of_a_table:rows", {"csv": {"separator": ";"}}),
     ],
