@@ -138,6 +138,9 @@ def test_the_weight_of_a_mapping_is_what_the_settings_call_so(tmp_path):
     assert split.weights is not None
     assert split.weights.tolist() == [1.0 + k for k in range(12)]
     assert list(split.x) == ["x", "weight"]
+    for item, inputs in {"heavy": ["x", "weight"], "mapping": ["x"]}.items():
+        other = load_split(write(tmp_path, item=item, weight="w"), "test", tmp_path)
+        assert (list(other.x), other.weights) == (inputs, None), "testing rows need none"
 
 
 @pytest.mark.parametrize("given", [{"target": "lable"}, {"weight": "heft"}])
