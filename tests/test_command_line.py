@@ -306,6 +306,13 @@ def test_the_doctor_finds_what_is_damaged(project, monkeypatch):
     assert found["machine"]["device"] in ("cpu", found["machine"]["device"])
 
 
+def test_the_doctor_is_told_whose_checksums():
+    """Nothing was read, and all was well."""
+    done = CliRunner().invoke(main, ["doctor", "--checksums"])
+    assert done.exit_code == 2
+    assert "--checksums reads the files of a STORE; name it" in done.output
+
+
 def _doctor(project: Project, code: int) -> str:
     done = CliRunner().invoke(main, ["doctor", str(project.store), "--json"])
     assert done.exit_code == code

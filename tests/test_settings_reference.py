@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
+from every_setting import settings
 
-from influence_dag.study.commented import groups_of
-from influence_dag.study.methods import MethodSettings
-from influence_dag.study.reference import _fields, reference
+from influence_dag.study.reference import reference
 from influence_dag.study.study import StudySettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -16,15 +15,6 @@ def sections(page: str) -> dict[str, str]:
     """The text of each section, by its title; what comes first has none."""
     first, *others = page.replace("\n### ", "\n## ").split("\n## ")
     return {"": first} | {text.partition("\n")[0]: text for text in others}
-
-
-def settings(group, path=""):
-    """Every setting that there is: the section it is in, and its name."""
-    for name, info in _fields(group).items():
-        shared = name in MethodSettings.model_fields and path.startswith("methods.")
-        yield ("methods" if shared else path), name
-        for inner in groups_of(info.annotation):
-            yield from settings(inner, f"{path}.{name}" if path else name)
 
 
 def test_the_page_is_what_the_settings_say():

@@ -115,6 +115,24 @@ def test_sizes_that_are_none(text):
         ({"methods": {"cg": {"tol": 1e-3}}}, "methods.cg.tol", "did you mean 'rtol'?"),
         ({"methods": {"cg": {"rtol": 0}}}, "methods.cg.rtol", "greater than 0"),
         ({"methods": {"identity": {"x": 3}}}, "methods.identity.x", "known are curvature, blocks"),
+        (
+            {"methods": {"identity": {"curvature": "gauss_newton"}}},
+            "methods.identity",
+            "has none; leave it out",
+        ),
+        (
+            {"validation": {"label_errors": {"neighbours": 0, "space": "penultimate"}}},
+            "validation.label_errors",
+            "neighbours: 0 looks for none",
+        ),
+        (
+            {
+                "model": model(fit=None, checkpoint="w.st"),
+                "validation": {"datamodels": {"initial_weights": "others"}},
+            },
+            None,
+            "the one start that is known is w.st; take `same`",
+        ),
         ({"methods": {}}, "methods", "name at least one method of direct, cg"),
         ({"dampening": 0.1}, "dampening", "did you mean 'damping'?"),
         ({"damping": -0.1}, "damping.number", "greater than or equal to 0"),
@@ -174,6 +192,7 @@ def test_sizes_that_are_none(text):
         ({"store": {"chunks": {"train": 0}}}, "store.chunks.train", "greater than 0"),
         ({"store": {"max_relative_error": 0.5}}, "store.max_relative_error", "less than 0.5"),
         ({"data": {"train": "a.csv"}}, "data.test", "Field required"),
+        ({"data": MINIMAL["data"] | {"workers": 2}}, "data", "the rows come from files; leave it"),
         (
             {"data": MINIMAL["data"] | {"features": {"dims": ["row"], "shape": [8, 8]}}},
             "data.features",

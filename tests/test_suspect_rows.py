@@ -198,8 +198,10 @@ def test_rankings_that_are_not_there_are_refused(project):
         suspects(project.store, space="inputs")  # type: ignore[arg-type]
     with pytest.raises(StoreError, match="ask for folds=5"):
         suspects(project.store, by="out_of_fold_loss")
-    with pytest.raises(StoreError, match="no neighbour_disagreement: neighbours are looked for"):
+    with pytest.raises(StoreError, match="no neighbour_disagreement without neighbours; ask for"):
         suspects(project.store, by="neighbour_disagreement", neighbours=0)
+    with pytest.raises(StoreError, match=r"space='input' is where .* neighbours=0 looks for none"):
+        suspects(project.store, neighbours=0, space="input")
     for asked in ({"neighbours": 2.5}, {"folds": "3"}):
         with pytest.raises(StoreError, match="take whole numbers, neighbours 0"):
             suspects(project.store, **asked)

@@ -132,6 +132,8 @@ def doctor(store: str | None, checksums: bool, as_json: bool) -> None:
 
     Exit code 1 where something is wrong.
     """
+    if checksums and store is None:
+        raise click.UsageError("--checksums reads the files of a STORE; name it")
     groups = {"versions": [*_versions()], "machine": [*_machine()], "dagster": [*_history(store)]}
     if store is not None:
         groups["store"] = [*_store(store, checksums=checksums)]

@@ -1,6 +1,6 @@
 """Training rows by what speaks against their labels, with what the model makes of each."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral
 from typing import TYPE_CHECKING, get_args
@@ -63,6 +63,11 @@ class Asked:
                 f"neighbours={self.neighbours!r}, folds={self.folds!r}: take whole numbers, "
                 "neighbours 0 (none) or more, folds 0 (none) or 2 and more"
             )
+        if not self.neighbours and self.space != "auto":
+            raise StoreError(
+                f"space={self.space!r} is where neighbours are looked for, and neighbours=0 looks "
+                "for none; leave one out"
+            )
 
 
 @study_modes()
@@ -77,7 +82,7 @@ def suspect_rows(
     rankings = {n: -v if n == "knn_shapley" else v for n, v in columns.items() if n in SUSPICIONS}
     columns["combined"] = rankings["combined"] = combined_suspicion(rankings, rows.evidence())
     if asked.by not in rankings:
-        raise StoreError(_missing(asked.by, has_neighbours="neighbour_disagreement" in rankings))
+        raise StoreError(_missing(asked, has_neighbours="neighbour_disagreement" in rankings))
     order = np.argsort(-np.nan_to_num(rankings[asked.by], nan=-np.inf), kind="stable")[:k]
     first = rows.scores.isel(train=order)
     values = {
@@ -89,9 +94,12 @@ def suspect_rows(
     return ranked.assign_attrs(first.attrs | {"ranked_by": asked.by})
 
 
-def _missing(by: str, *, has_neighbours: bool) -> str:
+def _missing(asked: Asked, *, has_neighbours: bool) -> str:
+    by = asked.by
     if by == "out_of_fold_loss":
         return "no out-of-fold losses without folds; ask for folds=5"
+    if not asked.neighbours:
+        return f"no {by} without neighbours; ask for neighbours={NEIGHBOURS}"
     if has_neighbours:
         return f"no {by}: it needs classes, and test rows that have a label; take another ranking"
     return (
@@ -241,7 +249,8 @@ class _Rows:
             return False
         there = self.asked.space == "penultimate" or stored.has_points(self.dataset)
         if not there and self.asked.space == "input":
-            raise StoreError(_missing("neighbour_disagreement", has_neighbours=False))
+            asked = replace(self.asked, by="neighbour_disagreement")
+            raise StoreError(_missing(asked, has_neighbours=False))
         return there
 
     def _points(self, split: Split) -> NDArray:

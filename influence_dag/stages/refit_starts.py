@@ -2,7 +2,6 @@
 
 import torch
 
-from influence_dag.errors import StudyError
 from influence_dag.objective.modules import build_module, load_checkpoint
 from influence_dag.stages.reading import load_objective, study_objective
 from influence_dag.stages.workbench import Workbench
@@ -48,11 +47,6 @@ def subset_starts(bench: Workbench, settings: DatamodelsSettings) -> tuple[torch
         return load_objective(bench, dtype=torch.float64).params, "at the given checkpoint"
     if settings.initial_weights == "same":
         return initial(bench)[0], built(bench)
-    if bench.settings.model.trains_on:
-        raise StudyError(
-            "validation.datamodels.initial_weights: others asks for fits that start elsewhere, and "
-            "fit: {from: checkpoint} has one start; take `same`"
-        )
     others = initial(bench, settings.count + 1)[1:]
     seeds = f"{_seed(bench) + 1} to {_seed(bench) + settings.count}"
     return others, f"each at what model.build makes, seeds {seeds}"

@@ -232,6 +232,11 @@ class DataSettings(Settings):
             names = getattr(self, field)
             if twice := [name for name in names if names.count(name) > 1]:
                 raise ValueError(f"{field} names {twice[0]!r} twice")
+        if self.workers and not self.makes_rows:
+            raise ValueError(
+                f"workers is {self.workers}, of processes that read the rows of a callable, and "
+                "the rows come from files; leave it out"
+            )
         if self.target in (self.features.columns or ()):
             raise ValueError(
                 f"features.columns names {self.target!r}, the target: the model would be handed "

@@ -186,7 +186,9 @@ class IdentitySettings(MethodSettings):
     is_damped: ClassVar[bool] = False
 
     @model_validator(mode="after")
-    def _no_damping(self) -> "IdentitySettings":
+    def _neither_damping_nor_curvature(self) -> "IdentitySettings":
+        if self.curvature != type(self).model_fields["curvature"].default:
+            raise ValueError("identity takes the place of a curvature and has none; leave it out")
         if self.block_damping:
             raise ValueError("identity has no damping, of blocks or of all; leave it out")
         return self

@@ -96,6 +96,12 @@ class StudySettings(Settings):
                 "validation refits with the λ that influences are of, and identity alone has none; "
                 "set damping to a number, or add a method that has one"
             )
+        subsets = self.validation.datamodels
+        if subsets and subsets.initial_weights == "others" and self.model.checkpoint:
+            raise ValueError(
+                "validation.datamodels.initial_weights: others asks for fits that start elsewhere, "
+                f"and the one start that is known is {self.model.checkpoint}; take `same`"
+            )
         if self.compute.executor == "dask" and scheme_of(self.store.path) == "memory":
             raise ValueError(
                 f"compute.executor is dask, and store {self.store.path} is in the memory of one "

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from influence_dag.study.base import Seed, Settings, Unit, setting
 from influence_dag.study.method_base import CurvatureName
@@ -66,6 +73,15 @@ class LabelErrorsSettings(Settings):
         if folds == 1:
             raise ValueError("one fold leaves no rows to fit to; take 0 (none) or 2 and more")
         return folds
+
+    @model_validator(mode="after")
+    def _neighbours_somewhere(self) -> "LabelErrorsSettings":
+        if not self.neighbours and self.space != "auto":
+            raise ValueError(
+                f"space: {self.space} is where neighbours are looked for, and neighbours: 0 looks "
+                "for none; leave one out"
+            )
+        return self
 
 
 class ValidationSettings(Settings):

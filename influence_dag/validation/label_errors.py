@@ -188,6 +188,8 @@ def label_errors(
     check_known("curvature", curvature, CURVATURES)
     if neighbours < 0:
         raise ModelError(f"neighbours={neighbours}; take 0 (none) or more")
+    if not neighbours and space != "auto":
+        raise ModelError(f"space={space!r} is where neighbours are looked for, and neighbours=0")
     objective, train = objective.in_float64(), train.to(dtype=torch.float64)
     if without := unlabelled(objective, train):
         raise ModelError(

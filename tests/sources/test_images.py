@@ -50,6 +50,18 @@ def test_a_folder_a_class(folder):
     np.testing.assert_allclose(test.x["x"][0, :, 1, 3], [0, 0, 0.2])
 
 
+@pytest.mark.parametrize(
+    ("classes", "y", "names"), [(None, [3, 3, 7], None), (["7", "3"], [1, 1, 0], ("7", "3"))]
+)
+def test_folders_that_are_numbers_are_these_numbers(folder, classes, y, names):
+    """As in a table: digits are often kept so. Text that is a number was refused as no number."""
+    for split in ("train", "test"):
+        (folder / split / "cold").rename(folder / split / "3")
+        (folder / split / "warm").rename(folder / split / "7")
+    train, _ = read(folder, classes=classes)
+    assert (train.y.tolist(), train.classes) == (y, names)
+
+
 def test_sizes_and_channels_are_settings(folder):
     train, _ = read(folder, {"size": [3, 5], "channels": 1})
     assert train.x["x"].shape == (3, 1, 3, 5)
@@ -92,7 +104,6 @@ def test_columns_beside_pictures_are_refused():
         ("images.path", {"images": {"path": "file"}}),
         ("images.root", {"images": {"root": "train"}}),
         ("csv", {"csv": {"separator": ";"}}),
-        ("workers", {"workers": 2}),
     ],
 )
 def test_a_setting_that_a_folder_does_not_read_is_refused(folder, setting, given):
@@ -105,7 +116,6 @@ def test_a_setting_that_a_folder_does_not_read_is_refused(folder, setting, given
     ("name", "given"),
     [
         ("t.parquet", {"csv": {"separator": ";"}}),
-        ("t.parquet", {"workers": 1}),
         ("rows_of_a_table:rows", {"images": {}}),
         ("rows_of_a_table:rows", {"csv": {"separator": ";"}}),
     ],

@@ -60,6 +60,7 @@ def two_inputs(k): return {"a": x(k), "b": k, "labels": k % 3}
 def named(k): return {"x": x(k), "y": 7.0, "class": k % 3}
 def weighted(k): return x(k), k % 3, 1.0 + k
 def weighted_mapping(k): return {"x": x(k), "labels": k % 3, "weight": 1.0 + k}
+def heavy(k): return weighted_mapping(k) | {"weight": 70.0, "w": 1.0 + k}
 def words(k): return x(k), ["no", "yes", "so"][k % 3]
 def whole(k): return np.array([k, 2 * k, -1]), k % 3
 def mixed(k): return (np.array([k, 2, -1]) if k < 6 else x(k)), k % 3
@@ -111,7 +112,7 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("item", ["pair", "mapping", "weighted", "weighted_mapping", "words"])
 def test_rows_of_every_form(tmp_path, item, workers):
-    weight = "w" if item.startswith("weighted") else None
+    weight = "weight" if item.startswith("weighted") else None
     data = write(tmp_path, item=item, weight=weight, workers=workers)
     split = load_split(data, "train", tmp_path)
     np.testing.assert_array_equal(split.x["x"], numbers())
@@ -132,10 +133,22 @@ def test_the_target_of_a_mapping_is_what_the_settings_call_so(tmp_path):
     assert list(split.x) == ["x", "y"]
 
 
-def test_a_mapping_without_the_target_that_the_settings_name_is_refused(tmp_path):
-    """Else another of its names would be the target, and what is meant an input."""
-    with pytest.raises(DataError, match=r"or 'clas' \(data.target\) among the names \['x', 'y', "):
-        load_split(write(tmp_path, item="named", target="clas"), "train", tmp_path)
+def test_the_weight_of_a_mapping_is_what_the_settings_call_so(tmp_path):
+    split = load_split(write(tmp_path, item="heavy", weight="w"), "train", tmp_path)
+    assert split.weights is not None
+    assert split.weights.tolist() == [1.0 + k for k in range(12)]
+    assert list(split.x) == ["x", "weight"]
+    for item, inputs in {"heavy": ["x", "weight"], "mapping": ["x"]}.items():
+        other = load_split(write(tmp_path, item=item, weight="w"), "test", tmp_path)
+        assert (list(other.x), other.weights) == (inputs, None), "testing rows need none"
+
+
+@pytest.mark.parametrize("given", [{"target": "lable"}, {"weight": "heft"}])
+def test_a_name_that_no_mapping_has_is_refused(tmp_path, given):
+    """Another key was taken for it, whatever was asked for."""
+    ((role, name),) = given.items()
+    with pytest.raises(DataError, match=rf"row 0: no {role} column '{name}' .* it has x, labels"):
+        load_split(write(tmp_path, item="weighted_mapping", **given), "train", tmp_path)
 
 
 def test_several_inputs_are_read_together(tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.components.changes import made_from
-from influence_dag.errors import InfluenceDagError, StudyError
+from influence_dag.errors import InfluenceDagError
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.query.report import findings_of
 from influence_dag.query.report.sections import Sections
@@ -201,9 +201,6 @@ def test_refits_start_where_a_fit_that_trains_on_does(project):
     torch.testing.assert_close(torch.from_numpy(stored.read("found")), torch.tensor(again.values))
     for kind in asked:
         assert attrs(project, f"validation/{kind}")["refits_start"].startswith("at the given check")
-    project.write_settings(validation={"datamodels": {"initial_weights": "others"}})
-    with pytest.raises(StudyError, match="has one start; take `same`"):
-        project.refresh()
 
 
 def test_a_proximal_refit_is_the_plain_one_at_a_minimum():

@@ -124,8 +124,7 @@ def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -
         ids = arrays.pop(data.id)
     demand(name, arrays, data.target, "target", "data.target")
     written = arrays.pop(data.target)
-    for column in data.keep:
-        demand(name, arrays, column, "kept", "data.keep")
+    demand_kept(name, arrays, data)
     kept = {column: kept_array(name, column, arrays[column]) for column in data.keep}
     arrays = {key: values for key, values in arrays.items() if key not in kept or key in named}
     weights = arrays.pop(data.weight, None) if data.weight is not None else None
@@ -146,6 +145,14 @@ def array_source(arrays: dict[str, np.ndarray], name: str, data: DataSettings) -
             read_from=read_from,
         )
     )
+
+
+def demand_kept(name: str, columns: Iterable[str], data: DataSettings) -> None:
+    """A `DataError` for a column that is to travel along and is not there."""
+    for column in data.keep:
+        of_pictures = data.images is not None and column == data.images.path
+        role, field = ("path", "data.images.path") if of_pictures else ("kept", "data.keep")
+        demand(name, columns, column, role, field)
 
 
 def kept_array(name: str, column: str, values: np.ndarray) -> np.ndarray:

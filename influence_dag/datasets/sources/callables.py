@@ -37,7 +37,8 @@ def read_callable(name: str, data: DataSettings, which: Split, root: Path) -> So
 
     weighted = data.weight is not None and which == "train"
     sizes = (3,) if weighted else (2,) if data.weight is None else (2, 3)
-    rows = RereadRows(make, Form(name, sizes, data.target), data, which)
+    target = data.target if data.target != type(data).model_fields["target"].default else None
+    rows = RereadRows(make, Form(name, sizes, target, data.weight), data, which)
     if is_table(rows.dataset):
         return read_table(rows, name, data, which)
     _check_map_style(rows.dataset, name, which)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from influence_dag.datasets.sources.base import INPUT, Source
-from influence_dag.datasets.sources.texts import texts
+from influence_dag.datasets.sources.texts import numbers_or_words, texts
 from influence_dag.errors import DataError
 from influence_dag.files import files_behind
 from influence_dag.study.data import DataSettings, ImageSettings
@@ -45,8 +45,15 @@ def read_folder(path: Path, name: str, data: DataSettings) -> Source:
         )
     ids = np.array([each.relative_to(path).as_posix() for each in found], object)
     labels = np.array([each.relative_to(path).parts[0] for each in found], object)
-    pictures = _pictures(found, ids.tolist(), name, data.images)
-    return Source(name, {INPUT: pictures}, labels, ids, line_of=_line_of(ids), dims=DIMS)
+    return Source(
+        name,
+        {INPUT: _pictures(found, ids.tolist(), name, data.images)},
+        numbers_or_words(labels),
+        ids,
+        line_of=_line_of(ids),
+        text_of_target=lambda: labels,
+        dims=DIMS,
+    )
 
 
 def _line_of(ids: np.ndarray) -> Callable[[int], str]:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from influence_dag.datasets.sources.base import INPUT, stacked
+from influence_dag.datasets.sources.base import INPUT, demand, stacked
 from influence_dag.datasets.sources.numbers import of_one_type
 from influence_dag.errors import DataError
 from influence_dag.study.users_code import named_by
 from influence_dag.texts import a_kind
 
-TARGETS = ("labels", "label", "targets", "target", "y")  # as in batches of a loader
+TARGETS = ("y", "labels", "label", "targets", "target")  # where the settings name none
 WEIGHTS = ("weights", "weight", "sample_weight")
 _AS_ARRAYS = (
     "hand over what numpy takes (.detach() of a tensor with a gradient, .float() of bfloat16, "
@@ -25,14 +25,16 @@ _AS_ARRAYS = (
 
 @dataclass(frozen=True)
 class Form:
-    """How the rows of `name` are: `sizes` of an item, `target` where an item is a mapping.
+    """How the rows of `name` are: `sizes` of an item; of one that is a mapping names of its parts.
 
-    `like` has the shape of each part of row 0, by its name; None before it is known.
+    `target` and `weight` are None where the settings name none. `like` has the shape of each part
+    of row 0, by its name; None before it is known.
     """
 
     name: str
     sizes: tuple[int, ...]
-    target: str
+    target: str | None = None
+    weight: str | None = None
     like: Mapping[str, tuple[int, ...]] | None = None
 
 
@@ -64,14 +66,14 @@ def _row(dataset: Any, position: int, form: Form) -> dict[str, np.ndarray]:
     wanted = "every row has to be readable, in any order"
     with named_by(f"{form.name}: row {position}", wanted, DataError):
         item = dataset[position]
-    item = in_parts(item, form.target)
+    item = in_parts(item, form, position)
     size = len(item) if isinstance(item, tuple | list) else 0
     if size not in form.sizes:
         pair = "a pair (x, y)" if 2 in form.sizes else "(x, y, weight), as data.weight is set"
         seen = f"{a_kind(item)}{f' of {size}' if size else ''}"
         cure = "; set data.weight if the third part is the row's weight" if size == 3 else ""
         if isinstance(item, Mapping):
-            cure = f", or {form.target!r} (data.target) among the names {list(map(str, item))}"
+            cure = f"; name its target, of {', '.join(map(str, item))}, in data.target"
         raise DataError(f"{form.name}: row {position} is {seen}; expected {pair}{cure}")
     x, y, weight = item if size == 3 else (*item, 1.0)
     if isinstance(x, tuple | list):
@@ -95,23 +97,35 @@ def _row(dataset: Any, position: int, form: Form) -> dict[str, np.ndarray]:
         return arrays | {"y": np.asarray(y), "weight": np.asarray(weight)}
 
 
-def in_parts(item: Any, target: str) -> Any:
+def in_parts(item: Any, form: Form, position: int) -> Any:
     """A row that is one mapping as `(inputs, target)` or `(inputs, target, weight)`.
 
-    The target is under the name that the settings give; where that is one of `TARGETS`, as `y` is
-    by default, else under another of them. The weight is under `weight`.
+    The parts are under the names that the settings give; where they give none, the target is under
+    `y` (`labels`, `label`, `targets`, `target`) and the weight under `weights` (`weight`,
+    `sample_weight`).
     """
     if not isinstance(item, Mapping):
         return item
-    inputs = dict(item)
-    names = (target, *TARGETS) if target in TARGETS else (target,)
-    named = next((name for name in names if name in inputs), None)
-    if named is None:
+    inputs, where = dict(item), f"{form.name}: row {position}"
+    target = _name_of("target", form.target, TARGETS, inputs, where)
+    if form.weight is not None and 2 in form.sizes:  # testing rows may have one, which is not used
+        weight = form.weight if form.weight in inputs else None
+    else:
+        weight = _name_of("weight", form.weight, WEIGHTS, inputs, where)
+    if target is None:
         return item
-    y = inputs.pop(named)
-    weight = next((name for name in WEIGHTS if name in inputs), None)
-    parts = [y, *([inputs.pop(weight)] if weight else [])]
+    parts = [inputs.pop(name) for name in (target, weight) if name is not None]
     return (next(iter(inputs.values())) if len(inputs) == 1 else inputs, *parts)
+
+
+def _name_of(
+    role: str, given: str | None, usual: Sequence[str], item: Mapping[Any, Any], where: str
+) -> str | None:
+    """The name in a row of what has this role. Raises `DataError` where one is given and lacks."""
+    if given is None:
+        return next((name for name in usual if name in item), None)
+    demand(where, [str(name) for name in item], given, role, f"data.{role}")
+    return given
 
 
 def _check_names(

@@ -35,7 +35,6 @@ READ_BY = {
     "images": (*READERS, FOLDER),
     "images.path": READERS,
     "images.root": READERS,
-    "workers": (CALLABLE,),
 }
 """Settings that not every kind of source reads: the kinds that do."""
 

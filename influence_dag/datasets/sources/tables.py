@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from influence_dag.datasets.sources.arrays import columns_of_lists, source_of_lists
+from influence_dag.datasets.sources.arrays import columns_of_lists, demand_kept, source_of_lists
 from influence_dag.datasets.sources.base import INPUT, Source, demand
 from influence_dag.datasets.sources.columns import kept_label, numbers_of, plain_categories, told
 from influence_dag.datasets.sources.numbers import decimal
@@ -160,8 +160,7 @@ def _demand_roles(name: str, columns: list[str], data: DataSettings) -> None:
     demand(name, columns, data.target, "target", "data.target")
     for column in data.features.columns or ():
         demand(name, columns, column, "feature", "data.features.columns")
-    for column in data.keep:
-        demand(name, columns, column, "kept", "data.keep")
+    demand_kept(name, columns, data)
 
 
 def _target(frame: pd.DataFrame, name: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
