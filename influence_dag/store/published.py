@@ -1,5 +1,6 @@
 """A published version of an artifact: an ordinary Zarr v3 group that never changes again."""
 
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError, UnreachableError
+from influence_dag.fingerprints import fingerprint
 from influence_dag.store.arrays import is_sound
 from influence_dag.store.bookkeeping import Bookkeeping
 from influence_dag.store.chunks import files_of, read_array, read_region
@@ -18,6 +20,20 @@ if TYPE_CHECKING:  # whoever only compares keys does not pay for their import
     import xarray as xr
     import zarr
     from zarr.abc.store import Store as ZarrStore
+
+
+def in_blocks(dataset: "xr.Dataset", names: Iterable[Hashable], *known_by: str) -> "xr.Dataset":
+    """Variables as dask arrays of even blocks, named by what stands for all of their values.
+
+    By default dask pickles the store for a name, which takes longer than to open it.
+    """
+    blocks = {
+        name: dataset.variables[name].chunk(
+            "auto", name=f"{name}-{fingerprint(*known_by, str(name))}"
+        )
+        for name in names
+    }
+    return dataset.assign(blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +64,9 @@ class StoredVersion(Bookkeeping):
         if chunks is None:
             return dataset
         # Of text dask cannot say how large a block is.
-        data = {name: array.variable for name, array in dataset.data_vars.items()}
-        numbers = {name: each for name, each in data.items() if each.dtype.kind in "biufc"}
-        return dataset.assign({name: each.chunk(chunks) for name, each in numbers.items()})
+        kinds = {name: dataset.variables[name].dtype.kind for name in dataset.data_vars}
+        numbers = [name for name, kind in kinds.items() if kind in "biufc"]
+        return in_blocks(dataset, numbers, self.address, self.data_version)
 
     def array(self, variable: str) -> "zarr.Array":
         """A variable as a Zarr array; reading a missing or damaged chunk is a `StoreError`."""
