@@ -18,8 +18,8 @@ from influence_dag.query.questions import Questions
 from influence_dag.query.rows import row_info
 from influence_dag.stages import naming
 from influence_dag.store import Store, Variable, Version, open_store
+from influence_dag.store.blocks import in_blocks
 from influence_dag.store.differences import Difference
-from influence_dag.store.published import in_blocks
 from influence_dag.study.methods import MethodsSettings
 from influence_dag.texts import did_you_mean
 

@@ -1,6 +1,5 @@
 """A published version of an artifact: an ordinary Zarr v3 group that never changes again."""
 
-from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError, UnreachableError
-from influence_dag.fingerprints import fingerprint
 from influence_dag.store.arrays import is_sound
+from influence_dag.store.blocks import in_blocks
 from influence_dag.store.bookkeeping import Bookkeeping
 from influence_dag.store.chunks import files_of, read_array, read_region
 from influence_dag.store.manifests import MANIFEST
@@ -20,20 +19,6 @@ if TYPE_CHECKING:  # whoever only compares keys does not pay for their import
     import xarray as xr
     import zarr
     from zarr.abc.store import Store as ZarrStore
-
-
-def in_blocks(dataset: "xr.Dataset", names: Iterable[Hashable], *known_by: str) -> "xr.Dataset":
-    """Variables as dask arrays of even blocks, named by what stands for all of their values.
-
-    By default dask pickles the store for a name, which takes longer than to open it.
-    """
-    blocks = {
-        name: dataset.variables[name].chunk(
-            "auto", name=f"{name}-{fingerprint(*known_by, str(name))}"
-        )
-        for name in names
-    }
-    return dataset.assign(blocks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +42,15 @@ class StoredVersion(Bookkeeping):
         import xarray as xr
 
         self.manifest  # noqa: B018  (a version that cannot be read fails here, with a clear error)
-        dataset = xr.open_zarr(self._store, chunks=None, consolidated=True)
-        for coordinate in dataset.coords.values():
-            coordinate.load()
+        store: Any = self._store  # of a kind that xarray takes and its types do not know
+        dataset = xr.open_dataset(
+            store, engine="zarr", consolidated=True, create_default_indexes=False
+        )
+        # By Zarr, each would wait for another thread.
+        values = {name: self.coordinate(str(name)) for name in dataset.coords}
+        dataset = dataset.assign_coords(
+            {name: dataset.variables[name].copy(data=values[name]) for name in values}
+        )
         dataset.attrs |= self.results.attrs  # where the group has words, there are numbers
         if chunks is None:
             return dataset
