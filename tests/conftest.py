@@ -41,8 +41,7 @@ os.environ["DAGSTER_DISABLE_TELEMETRY"] = "1"
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: collecting garbage does not look through it again and again."""
-    gc.collect()
+    """What was imported stays: collecting garbage does not look through it, now or again."""
     gc.freeze()
     gc.set_threshold(50_000, 20, 10)
     gc.enable()

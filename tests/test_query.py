@@ -115,6 +115,9 @@ def test_holes_are_hidden_here_and_marked_there(project):
     shown = project.results["direct"].influences
     assert shown.sizes == {"test": 10, "train": 38}
     assert shown.notnull().all()
+    summary, name = project.results.store.version("direct/summary").open(), "top_train"
+    slots, positions = summary[name], project.results.open("direct/summary")[name]
+    assert set(np.unique(slots - positions)) == {0, 2}, "one graph, of blocks of other names"
     stored = xr.open_zarr(project.store / "direct/influences/current")
     assert stored.influences.sizes == {"test": 10, "train": 40}
     assert stored.train[~stored.train_valid.values].values.tolist() == ["train-05", "train-06"]
@@ -229,6 +232,10 @@ def test_versions_can_be_listed_and_opened(project):
     study = project.results
     assert [entry["version"] for entry in study.version_table("direct/influences")] == [1, 2]
     assert study.version_table("direct/influences")[0]["train_rows"] == 40
+    older, newer = (study.open("direct/influences", version=k).influences for k in (1, 2))
+    assert not (newer - older)[1:].values.any()
+    assert (newer - older)[0].values.all(), "one graph, of blocks that have names of their own"
+    assert study["direct"].influences.data.name == newer.data.name, "what is the same is read once"
     xr.testing.assert_identical(study.open("direct/influences", version=1).load(), first)
     with pytest.raises(StoreError, match=r"no version 7; kept are \[1, 2\]"):
         study.open("direct/influences", version=7)

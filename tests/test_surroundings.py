@@ -71,9 +71,13 @@ def answers():
     )
 
 
+@pytest.fixture(scope="module")
+def wanted():
+    return answers()
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_modes_around_a_call_change_nothing(mode):
-    wanted = answers()
+def test_modes_around_a_call_change_nothing(wanted, mode):
     with MODES[mode]():
         found = answers()
         outside = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
@@ -294,12 +298,12 @@ def test_arguments_of_another_kind_are_told():
         idag.solve_hvp("cg", model, loader, b, hessian_perturbation=0.5, x0=torch.ones(3, 15))
 
 
-def test_what_copies_a_module_to_several_devices_is_looked_through():
+def test_what_copies_a_module_to_several_devices_is_looked_through(wanted):
     module = wrapped().model
     found = idag.compute_influences(
         wrapped(nn.DataParallel(module)), [(X, Y)], hessian_regularization=0.5
     )
-    assert torch.equal(found, answers()[1])
+    assert torch.equal(found, wanted[1])
 
 
 def test_a_compiled_module_is_refused():

@@ -32,11 +32,11 @@ NAME = {name!r}
 
 
 def train():
-    return language_models.Sentences(NAME, 8)
+    return language_models.Sentences(NAME, 5)
 
 
 def test():
-    return language_models.Sentences(NAME, 3, first=8)
+    return language_models.Sentences(NAME, 3, first=5)
 
 
 def build():
@@ -47,7 +47,7 @@ def build():
 @pytest.fixture(scope="module", params=models.NAMES)
 def case(request):
     name = request.param
-    sets = models.Sentences(name, 8), models.Sentences(name, 3, first=8)
+    sets = models.Sentences(name, 5), models.Sentences(name, 3, first=5)
     loaders = [DataLoader(each, batch_size=3) for each in sets]
     rows = [Rows.from_loader(loader) for loader in loaders]
     module = models.build(name).double()

@@ -18,6 +18,7 @@ from influence_dag.query.questions import Questions
 from influence_dag.query.rows import row_info
 from influence_dag.stages import naming
 from influence_dag.store import Store, Variable, Version, open_store
+from influence_dag.store.blocks import in_blocks
 from influence_dag.store.differences import Difference
 from influence_dag.study.methods import MethodsSettings
 from influence_dag.texts import did_you_mean
@@ -134,7 +135,9 @@ class StudyResults(Questions):
         found = self.store.version(artifact, version)
         if version is None:
             warn_of_older(self.store, found)
-        return _in_blocks(without_holes(found.open(chunks=None)))
+        dataset = without_holes(found.open(chunks=None))
+        # Even blocks, whatever rows were left out: of uneven ones nothing could be saved in Zarr.
+        return in_blocks(dataset, dataset.data_vars, "rows", found.address, found.data_version)
 
     def perturbation(
         self, method: str, version: int | None = None, *, input: str | None = None
@@ -289,12 +292,3 @@ def _told(version: Version) -> dict[str, Any]:
         return said | {"data_version": version.data_version, **rows}
     except StoreError as error:
         return said | {"damage": str(error)}
-
-
-def _in_blocks(dataset: xr.Dataset) -> xr.Dataset:
-    """Data as dask arrays of even blocks, whatever rows were left out.
-
-    Even ones, because Zarr's are: of uneven ones nothing could be saved.
-    """
-    variables = {name: array.variable for name, array in dataset.data_vars.items()}
-    return dataset.assign({name: each.chunk("auto") for name, each in variables.items()})

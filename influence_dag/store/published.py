@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from influence_dag.errors import StoreError, UnreachableError
 from influence_dag.store.arrays import is_sound
+from influence_dag.store.blocks import in_blocks
 from influence_dag.store.bookkeeping import Bookkeeping
 from influence_dag.store.chunks import files_of, read_array, read_region
 from influence_dag.store.manifests import MANIFEST
@@ -41,16 +42,22 @@ class StoredVersion(Bookkeeping):
         import xarray as xr
 
         self.manifest  # noqa: B018  (a version that cannot be read fails here, with a clear error)
-        dataset = xr.open_zarr(self._store, chunks=None, consolidated=True)
-        for coordinate in dataset.coords.values():
-            coordinate.load()
+        store: Any = self._store  # of a kind that xarray takes and its types do not know
+        dataset = xr.open_dataset(
+            store, engine="zarr", consolidated=True, create_default_indexes=False
+        )
+        # By Zarr, each would wait for another thread.
+        values = {name: self.coordinate(str(name)) for name in dataset.coords}
+        dataset = dataset.assign_coords(
+            {name: dataset.variables[name].copy(data=values[name]) for name in values}
+        )
         dataset.attrs |= self.results.attrs  # where the group has words, there are numbers
         if chunks is None:
             return dataset
         # Of text dask cannot say how large a block is.
-        data = {name: array.variable for name, array in dataset.data_vars.items()}
-        numbers = {name: each for name, each in data.items() if each.dtype.kind in "biufc"}
-        return dataset.assign({name: each.chunk(chunks) for name, each in numbers.items()})
+        kinds = {name: dataset.variables[name].dtype.kind for name in dataset.data_vars}
+        numbers = [name for name, kind in kinds.items() if kind in "biufc"]
+        return in_blocks(dataset, numbers, self.address, self.data_version)
 
     def array(self, variable: str) -> "zarr.Array":
         """A variable as a Zarr array; reading a missing or damaged chunk is a `StoreError`."""

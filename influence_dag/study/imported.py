@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def own_dtype(names: Iterable[str], root: Path) -> Any:
     None where it says nothing, or was not imported yet. Which of several modules has set the type
     is told by their text: another study may import that one alone.
     """
-    for gone in _defaults.keys() - sys.modules.keys():
+    for gone in [name for name in _defaults if name not in sys.modules]:
         del _defaults[gone]
     if not _defaults:
         return None
@@ -79,7 +80,7 @@ def own_default(name: str, root: Path, *, stays: bool = False) -> Iterator[None]
     Where it says nothing, what others said is in force afterwards, unless its own `stays`.
     """
     module_name, known = name.partition(":")[0], own_dtype([name], root)
-    before, loaded = default_dtype(), set(sys.modules)
+    before, last = default_dtype(), next(reversed(sys.modules))
     set_default_dtype(known)
     begun, done = default_dtype(), False
     try:
@@ -89,7 +90,8 @@ def own_default(name: str, root: Path, *, stays: bool = False) -> Iterator[None]
         found = default_dtype()
         if done and found != (begun or initial_dtype()):
             files, _ = looked_through(module_name, root)
-            new = [n for n in files if n not in loaded and b"set_default" in files[n][1]]
+            loaded = takewhile(last.__ne__, reversed(sys.modules))  # since, the newest first
+            new = [n for n in loaded if n in files and b"set_default" in files[n][1]]
             _defaults.update(dict.fromkeys(new or [module_name], found))
             set_default_dtype(found, before=begun)
         elif not done or not (known or stays):

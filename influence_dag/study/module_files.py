@@ -18,7 +18,7 @@ from importlib.machinery import (
     FrozenImporter,
     ModuleSpec,
 )
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 from influence_dag.errors import StudyError
@@ -124,8 +124,22 @@ def installed_version(name: str) -> str | None:
 def _version_of(top: str) -> str | None:
     if not any(is_in_environment(folder) for folder in _places(top)):
         return None
-    names = sorted(set(packages_distributions().get(top, ())))
+    names = sorted(_distributions_of(top))
     return ", ".join(f"{name} {version(name)}" for name in names) or None
+
+
+def _distributions_of(top: str) -> set[str]:
+    """Those that say that they have a package of that name, or hold its files.
+
+    As `packages_distributions` has them of all names, which goes through every file of every one.
+    """
+    found = set[str]()
+    for each in distributions():
+        said = (each.read_text("top_level.txt") or "").split()
+        held = "" if said else f"\n{each.read_text('RECORD') or ''}"
+        if top in said or f"\n{top}/" in held or f"\n{top}." in held:
+            found.add(each.metadata["Name"])
+    return found
 
 
 def _in_folder(name: str, folder: Path) -> Path | None:

@@ -70,7 +70,7 @@ def python(wheel, tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("fresh")
     venv.create(home, symlinks=True)
     interpreter = home / "bin" / "python"
-    options = ["--python", interpreter, "install", "--no-deps", "--no-index", wheel]
+    options = ["--python", interpreter, "install", "--no-compile", "--no-deps", "--no-index", wheel]
     run(*PIP, *options, cwd=home)
     (site,) = home.glob("lib/python*/site-packages")
     paths = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
