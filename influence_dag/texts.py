@@ -96,3 +96,8 @@ def left_behind(error: BaseException) -> str:
         "(register_buffer), which is moved with it, bring it to what it meets (.to(x.device)), or "
         "compute on the processor (device: cpu)"
     )
+
+
+def encodable(text: str) -> str:
+    r"""Text that has an encoding: names of files that are no text keep their bytes as `\udcff`."""
+    return text.encode(errors="backslashreplace").decode()

@@ -17,6 +17,7 @@ from influence_dag.components.keys import warn_of_twins
 from influence_dag.errors import InfluenceDagError, StudyError
 from influence_dag.study.files import read_yaml
 from influence_dag.study.study import Study, StudySettings, study_name, usable_name
+from influence_dag.texts import encodable
 
 GROUP = "studies_not_loaded"
 _TYPE = re.compile(r"^\s*(- )?type:.*\bInfluenceStudy\b", re.MULTILINE)
@@ -150,12 +151,13 @@ def unusable(folder: str, error: InfluenceDagError) -> dg.Definitions:
 
     An error here would take all other studies of the code location with it.
     """
-    logging.getLogger("dagster").warning("%s: not loaded: %s", folder, error)
+    shown, said = encodable(folder), encodable(str(error))
+    logging.getLogger("dagster").warning("%s: not loaded: %s", shown, said)
     own = f"{usable_name(folder)}_{crc32(os.fsencode(folder)):08x}"  # of two that are alike, too
     spec = dg.AssetSpec(
         [GROUP, own],
         group_name=GROUP,
-        description=f"The study in the folder {folder} was not loaded. {error}",
+        description=f"The study in the folder {shown} was not loaded. {said}",
         kinds={"error"},
     )
     return dg.Definitions(assets=[spec])

@@ -27,6 +27,7 @@ from influence_dag.fingerprints import fingerprint
 from influence_dag.stages.tasks import BlockTask
 from influence_dag.store.arrays import crc32c
 from influence_dag.study.study import Study
+from influence_dag.texts import encodable
 
 _CHECKSUM_BYTES = 4
 
@@ -124,8 +125,8 @@ class Exchange:
             for path in self.folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
-        said = "" if error is None else str(error)
-        write_atomically(self.folder / "ended", said.encode(errors="backslashreplace"))
+        said = "" if error is None else encodable(str(error))
+        write_atomically(self.folder / "ended", said.encode())
 
     # What the others see
 

@@ -90,6 +90,7 @@ def test_two_studies_of_one_name_are_told_with_both_files_and_the_others_are_loa
 
 
 def test_a_folder_whose_name_is_no_text_takes_no_other_study_with_it():
-    found = unusable("a\udcff", StudyError("named so"))
-    (spec,) = found.assets or ()
-    assert cast("dg.AssetSpec", spec).key.path[0] == "studies_not_loaded"
+    found = unusable("a\udcff", StudyError("no b\udcff"))
+    spec = cast("dg.AssetSpec", *(found.assets or ()))
+    assert spec.key.path[0] == "studies_not_loaded"
+    assert spec.description == r"The study in the folder a\udcff was not loaded. no b\udcff"
