@@ -32,9 +32,9 @@ def refresh(bench: Workbench) -> Update:
     """
     methods = bench.settings.methods.names
     read = [name(m) for name in (naming.influences, naming.summary) for m in methods]
+    judged = [*read, *map(naming.validation, bench.settings.validation.names)]
+    versions = {name: bench.require(name).data_version for name in judged}
     _check_of_one_theta(bench, read)
-    read += map(naming.validation, bench.settings.validation.names)
-    versions = {name: bench.require(name).data_version for name in read}
     key = fingerprint(naming.REPORT, FORMULA, versions)
 
     def produce() -> Whole:

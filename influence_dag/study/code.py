@@ -130,10 +130,14 @@ def forget_outdated(module: str, root: Path) -> None:
             del sys.modules[name]
             _imported.pop(name, None)
     for name in outdated:
-        # Compiled code is told from its source by size and by the second of its modification.
-        with suppress(OSError, AttributeError):
-            Path(cache_from_source(str(file_of(name, root)))).unlink()
+        forget_compiled(str(file_of(name, root)))
     _imported.update(hashes)
+
+
+def forget_compiled(file: str) -> None:
+    """Of a source that was edited: it is told from it by size and second of modification alone."""
+    with suppress(OSError, AttributeError):
+        Path(cache_from_source(file)).unlink()
 
 
 def _importing(outdated: set[str], root: Path) -> set[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from influence_dag.errors import StudyError
 from influence_dag.fingerprints import fingerprint
-from influence_dag.study.code import code_hashes, hash_of_file
+from influence_dag.study.code import code_hashes, forget_compiled, hash_of_file
 from influence_dag.study.module_files import is_in_environment, looked_through
 from influence_dag.unchanged import note
 
@@ -77,6 +77,8 @@ def _forget(modules: Iterable[str], edited: Iterable[Path]) -> None:
     are = {name for name, each in sys.modules.items() if getattr(each, "__file__", None) in files}
     for name in are | (set(modules) & sys.modules.keys()):
         del sys.modules[name]
+    for file in files:
+        forget_compiled(file)
 
 
 @contextmanager
