@@ -53,7 +53,8 @@ def noticed_import(module: str, root: Path) -> Iterator[None]:
     found, elsewhere = looked_through(module, root)
     known = {path for path, _ in found.values()} | set(elsewhere.values())
     new = [each for name, each in sys.modules.items() if name not in before]
-    loaded = [file for each in new if isinstance(file := getattr(each, "__file__", None), str)]
+    places = (getattr(each, "__file__", None) for each in new)  # made up of modules of no file
+    loaded = [place for place in places if isinstance(place, str) and os.path.isabs(place)]
     files = _data(opened, root) | (_of_project(loaded, root) - known)
     _at_import[module] = {path: hash_of_file(path) for path in files}
 
@@ -132,12 +133,13 @@ def _data(files: Iterable[str], root: Path) -> set[Path]:
 
 
 def _of_project(files: Iterable[str], root: Path) -> set[Path]:
-    """Those in the project's folder, but in no environment there."""
+    """Files that there are in the project's folder, but in no environment there."""
     root, python = root.resolve(), (sys.prefix, sys.base_prefix)
     return {
         path
         for path in map(Path.resolve, map(Path, files))
         if path.is_relative_to(root)
+        and path.is_file()
         and not is_in_environment(path)
         and not any(path.is_relative_to(each) for each in python)
     }

@@ -142,8 +142,16 @@ def test_what_is_not_named_is_refused(tmp_path, source, where, file):
 
 LOOKED = """\
 import importlib.metadata
+import sys
+import types
+from contextlib import suppress
 
 from torch import nn
+
+sys.modules["tiny_made_up"] = types.ModuleType("tiny_made_up")
+sys.modules["tiny_made_up"].__file__ = "tiny_made_up.py"
+with suppress(OSError):
+    open("nowhere.txt")
 
 importlib.metadata.entry_points()
 
@@ -154,13 +162,17 @@ def build():
 """
 
 
-def test_what_an_editable_install_leaves_in_a_project_is_no_file_of_its_code(tmp_path):
+def test_what_python_looks_for_in_a_project_is_no_file_of_its_code(tmp_path, monkeypatch):
+    """What an editable install left there, files of modules without one, what there is not."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny_made_up.py").touch()
     project = Project(tmp_path, model=LOOKED, methods={"cg": None}, perturbation=None)
     about = project.root / "tiny.egg-info"
     about.mkdir()
     (about / "PKG-INFO").write_text("Name: tiny\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[x]\na = b:c\n")
     assert not fitted(project).is_current
+    del sys.modules["tiny_made_up"]
 
 
 def test_a_module_by_name_that_is_named_is_imported_again_when_it_is_edited(tmp_path):
