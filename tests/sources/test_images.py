@@ -62,6 +62,14 @@ def test_folders_that_are_numbers_are_these_numbers(folder, classes, y, names):
     assert (train.y.tolist(), train.classes) == (y, names)
 
 
+def test_two_folders_that_are_one_number_are_refused(folder):
+    """They would be one class without a word."""
+    (folder / "train/cold").rename(folder / "train/1")
+    (folder / "train/warm").rename(folder / "train/01")
+    with pytest.raises(DataError, match=r"train: the folders 01, 1 are one number"):
+        read(folder)
+
+
 def test_sizes_and_channels_are_settings(folder):
     train, _ = read(folder, {"size": [3, 5], "channels": 1})
     assert train.x["x"].shape == (3, 1, 3, 5)

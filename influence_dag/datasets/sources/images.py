@@ -45,10 +45,18 @@ def read_folder(path: Path, name: str, data: DataSettings) -> Source:
         )
     ids = np.array([each.relative_to(path).as_posix() for each in found], object)
     labels = np.array([each.relative_to(path).parts[0] for each in found], object)
+    classes = numbers_or_words(labels)
+    names = {folder: k for k, folder in zip(classes.tolist(), labels.tolist(), strict=True)}
+    if len(set(names.values())) < len(names):
+        alike = [folder for folder, k in names.items() if [*names.values()].count(k) > 1]
+        raise DataError(
+            f"{name}: the folders {listed(alike, 3)} are one number, and so would be one class; "
+            "rename one"
+        )
     return Source(
         name,
         {INPUT: _pictures(found, ids.tolist(), name, data.images)},
-        numbers_or_words(labels),
+        classes,
         ids,
         line_of=_line_of(ids),
         text_of_target=lambda: labels,
