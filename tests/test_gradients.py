@@ -1,4 +1,5 @@
 import json
+from itertools import chain
 
 import pytest
 import reference
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 
 from influence_dag.errors import ModelError
 from influence_dag.gradients import products
+from influence_dag.gradients.blocks import DenseGradients, LinearGradients
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout
 from influence_dag.gradients.per_sample import (
     Gradients,
@@ -17,6 +19,9 @@ from influence_dag.gradients.per_sample import (
     per_sample_gradients,
 )
 from influence_dag.objective.objective import Objective, Rows
+
+
+SMALL = {"_ROWS": 3, "_MOST_ROWS": 3, "_BYTES": 64, "_MOST_BYTES": 64, "_COLUMNS": 2}
 
 
 @pytest.fixture(params=CASES)
@@ -48,7 +53,7 @@ def test_inner_products_and_norms_are_those_of_the_dense_gradients(case, monkeyp
         assert_close(gradients[2:7].inner(factors), factors @ expected[2:7].T)
     assert_close(gradients.norms(), expected.norm(dim=1), check_dtype=False)
     assert_close(gradients[2:7].products(gradients), expected[2:7] @ expected.T)
-    for name, size in {"_ROWS": 3, "_BYTES": 64, "_SUM_BYTES": 1, "_COLUMNS": 2}.items():
+    for name, size in SMALL.items():
         monkeypatch.setattr(products, name, size)  # in pieces, into what is there
     for k in (3, 40):
         factors = torch.randn(k, objective.size, dtype=torch.float64)
@@ -252,14 +257,46 @@ def row_by_row(objective):
     return GradientLayout(tuple(blocks), objective.size)
 
 
-@pytest.mark.parametrize(("units", "width"), [(32, 64), (10, 33), (3, 784), (0, 5), (7, 0)])
-def test_pieces_of_products_are_even_and_lie_in_whole_lines(units, width):
-    left = torch.empty(5, units)
-    rows, some = products._piece(left, width)
-    pieces = [*products.runs(units, some)]
-    assert rows % 64 == 0
-    assert rows >= 512
-    assert sum(each.stop - each.start for each in pieces) == units
-    assert all(each.stop - each.start > some - len(pieces) for each in pieces)
-    (first, *_) = products.row_pieces(torch.empty(1000, 5000))
-    assert first == slice(0, 512)
+@pytest.mark.parametrize("numbers", [1, 5, 16, 1000])
+@pytest.mark.parametrize("shape", [(6,), (2, 6)], ids=["rows", "positions"])
+@pytest.mark.parametrize("width", [3, 0])
+def test_what_is_written_out_at_once_fits_the_buffer_and_covers_theta_once(shape, width, numbers):
+    """Also where one unit's weights, or a bias, are more than the buffer holds."""
+    n, units = 4, shape[-1]
+    a, g = torch.randn(n, *shape[:-1], width), torch.randn(n, *shape)
+    weight, bias = slice(0, units * width), slice(units * width, units * (width + 1))
+    layer = LinearGradients("layer", a, g, weight, bias)
+    rest = DenseGradients("rest", slice(bias.stop, bias.stop + 7), torch.randn(n, 7))
+    buffer = torch.empty(numbers, n)
+    segments = [*rest.segments(numbers), *layer.segments(numbers)]  # in whatever order
+    found, places = torch.zeros(n, rest.slice.stop), []
+    for place, columns in chain(products.written_out(segments, buffer), layer.columns(buffer)):
+        assert columns.numel() <= buffer.numel()
+        assert columns.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+        found[:, place] = columns.T
+        places += range(place.start, place.stop)
+    assert sorted(places) == [*range(rest.slice.stop)]
+    for block in (layer, rest):
+        for place, values in block.parts():
+            assert_close(found[:, place], values)
+
+
+@pytest.mark.parametrize("vectors", [1, 100, 300, 1000, 10**5])
+def test_what_is_written_out_at_once_is_bounded(vectors):
+    rows, numbers = products.written_at_once(torch.empty(vectors, 1))
+    assert rows in {512, 1024, 1536, 2048}
+    assert 2**22 - rows * 4 <= rows * numbers * 4 <= 2**25
+
+
+@pytest.mark.parametrize("k", [1, 3, 700])
+def test_products_set_what_memory_held(k):
+    """Also of layers that are contracted with few vectors alone, and of nothing."""
+    layer = LinearGradients("a", torch.randn(5, 9), torch.randn(5, 2), slice(0, 18), None)
+    for blocks in ((layer,), (DenseGradients("b", slice(0, 18), torch.randn(5, 18)),)):
+        gradients = Gradients(blocks, GradientLayout((), 18))
+        out, V = torch.full((k, 5), torch.nan), torch.randn(k, 18)
+        assert_close(gradients.inner(V, out), V @ gradients.dense().T)
+    nothing = Gradients(
+        (DenseGradients("c", slice(0, 0), torch.empty(5, 0)),), GradientLayout((), 0)
+    )
+    assert not nothing.inner(torch.empty(k, 0), torch.full((k, 5), torch.nan)).any()

@@ -5,8 +5,10 @@ For a Linear layer the gradient of one sample is $g a^\top$, so `d_in + d_out` n
 Linear applied at several positions of a sequence, sums such products over positions t.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -15,7 +17,17 @@ from torch import Tensor
 
 from influence_dag.gradients.layouts import DenseLayout, GradientLayout, LinearLayout, joined
 from influence_dag.gradients.memory import fresh
-from influence_dag.gradients.products import add_assembled, add_projected, row_pieces, runs
+from influence_dag.gradients.products import (
+    Columns,
+    Segment,
+    add_projected,
+    dense_segments,
+    outer_segments,
+    runs,
+    sums_written_out,
+    written_at_once,
+    written_out,
+)
 
 _ASSEMBLED_BYTES = 2**26  # dense gradients held at once while norms are taken
 
@@ -69,25 +81,47 @@ class LinearGradients:
 
     def squared_norms(self) -> Float[Tensor, " n"]:
         """Of this layer's gradients, float64; of a single product those of its vectors."""
-        if self.activations.ndim > 2:
+        if self.has_positions:
             return _squared_norms(self)
         g = self.output_gradients.double().square().sum(1)
         a = self.activations.double().square().sum(1)
         return g * (a + (0 if self.bias is None else 1))
 
-    def add_inner(self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"]) -> None:
+    def segments(self, numbers: int) -> Iterator[Segment]:
+        """What is written out beside other layers' gradients: all but sums over positions."""
+        if self.bias is not None:
+            yield from dense_segments(self.bias.start, self.bias_gradients(), numbers)
+        if self.weight is not None and not self.has_positions:
+            yield from outer_segments(self.weight.start, *self._sides, numbers)
+
+    def columns(self, buffer: Float[Tensor, "b n"]) -> Iterator[Columns]:
+        """The rest of the dense gradients."""
+        if self.weight is not None and self.has_positions:
+            yield from sums_written_out(self.weight.start, *self._sides, buffer)
+
+    @property
+    def has_positions(self) -> bool:
+        return self.activations.ndim > 2
+
+    @property
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        a, g = self.activations, self.output_gradients
+        return (a, g) if self.transposed else (g, a)
+
+    def suits_projection(self, vectors: int) -> bool:
+        """Whether so many vectors take less when they are contracted with the inputs first.
+
+        Forming g aᵀ costs d_in · d_out a row whatever the number of vectors, contracting d_out a
+        row and vector: measured, they meet at a quarter to a half of d_in.
+        """
+        return not self.has_positions and 2 * vectors < self.activations.shape[1]
+
+    def add_projected(self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"]) -> None:
         """Add this layer's share of `factors @ gradients.T`."""
         if self.bias is not None:
             out.addmm_(factors[:, self.bias], self.bias_gradients().T)
-        # Forming g aᵀ costs d_in·d_out a row whatever the number of factors, contracting with a
-        # first costs d_out a row and factor: measured, they meet at a quarter to a half of d_in.
         V, a, g = factors[:, self.weight], self.activations, self.output_gradients
-        if a.ndim == 2 and 2 * len(factors) < a.shape[1]:
-            add_projected(V, a, g, out, transposed=self.transposed)
-        elif self.transposed:
-            add_assembled(V, a, g, out)
-        else:
-            add_assembled(V, g, a, out)
+        add_projected(V, a, g, out, transposed=self.transposed)
 
     def add_products(self, other: "LinearGradients", out: Float[Tensor, "k n"]) -> None:
         r"""Add $\langle g a^\top, g' a'^\top \rangle = (g \cdot g')(a \cdot a')$ of all pairs."""
@@ -121,8 +155,13 @@ class DenseGradients:
         """Float64."""
         return _squared_norms(self)
 
-    def add_inner(self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"]) -> None:
-        out.addmm_(factors[:, self.slice], self.values.T)
+    has_positions = False
+
+    def segments(self, numbers: int) -> Iterator[Segment]:
+        yield from dense_segments(self.slice.start, self.values, numbers)
+
+    def columns(self, buffer: Float[Tensor, "b n"]) -> Iterator[Columns]:
+        return iter(())
 
     def add_products(self, other: "DenseGradients", out: Float[Tensor, "k n"]) -> None:
         out.addmm_(self.values, other.values.T)
@@ -189,24 +228,38 @@ class Gradients:
         """`factors @ dense().T`, without holding the dense gradients of all rows; into `out`."""
         if out is None:
             out = fresh((len(factors), len(self)), factors)
-        for some in row_pieces(out):
-            part = out[:, some].zero_()
-            for block in self[some].blocks:
-                block.add_inner(factors, part)
+        layers = [block for block in self.blocks if isinstance(block, LinearGradients)]
+        projected = [layer for layer in layers if layer.suits_projection(len(factors))]
+        others = tuple(block for block in self.blocks if block not in projected)
+        Gradients(others, self.layout)._set_written_out(factors, out)
+        for layer in projected:
+            layer.add_projected(factors, out)
         return out
+
+    def _set_written_out(self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"]) -> None:
+        rows, numbers = written_at_once(factors)
+        rows, numbers = min(rows, out.shape[1]), min(numbers, self.size)
+        memory = fresh((numbers * rows,), factors)
+        for some in runs(out.shape[1], rows):
+            part, blocks = out[:, some], [block[some] for block in self.blocks]
+            buffer = memory[: numbers * part.shape[1]].view(numbers, part.shape[1])
+            segments = (segment for block in blocks for segment in block.segments(numbers))
+            sums = (block.columns(buffer) for block in blocks)
+            beta = 0  # nothing yet, whatever the memory holds
+            for place, columns in chain(written_out(segments, buffer), *sums):
+                part.addmm_(factors[:, place], columns, beta=beta)
+                beta = 1
+            if not beta:
+                part.zero_()
 
     def products(self, other: "Gradients") -> Float[Tensor, "k n"]:
         """`dense() @ other.dense().T`; of layers kept as one product a row, by its vectors."""
-        if self.layout != other.layout or any(map(_has_positions, self.blocks)):
+        if self.layout != other.layout or any(block.has_positions for block in self.blocks):
             return other.inner(self.dense())
         out = self._example.new_zeros(len(self), len(other))
         for mine, others in zip(self.blocks, other.blocks, strict=True):
             mine.add_products(others, out)  # pyright: ignore[reportArgumentType]: of one layout
         return out
-
-
-def _has_positions(block: GradientBlock) -> bool:
-    return isinstance(block, LinearGradients) and block.activations.ndim > 2
 
 
 def _assembled(block: LinearLayout | DenseLayout, tensors: dict[str, Tensor]) -> GradientBlock:

@@ -1,45 +1,116 @@
 r"""Products of vectors with gradients that are kept as pairs, $V_j \cdot \sum_t g_t a_t^\top$.
 
-Gradients are written out a piece at a time, in one buffer that is small enough for a cache: on the
-way to the matrix product they are neither written to memory nor read from it.
+Gradients are written out for some rows and a run of θ at a time, in one buffer, across layers: what
+fits in it takes one product of matrices, and dense gradients are never held.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_ROWS, _BYTES = 512, 2**21  # of a piece: fewer rows make a thin product, more bytes leave the cache
-_ALIGNED = 64  # rows of whose multiples products of matrices take least
-_BYTES_OF_POSITIONS = 2**22  # where each row is a sum over them
+_ROWS, _MOST_ROWS = 512, 2048  # at once: fewer make a thin product
+_BYTES, _MOST_BYTES = 2**22, 2**25  # of what is written out: with few vectors it stays in a cache
 _DEVICE_ROWS, _DEVICE_BYTES = 8192, 2**28  # where starting an operation is what costs
-_SUM_BYTES, _DEVICE_SUMS = 2**21, 2**62  # of sums over layers; rows of them elsewhere
 _COLUMNS = 256  # of a product that is contracted afterwards
 
+Columns = tuple[slice, Float[Tensor, "size n"]]  # a run of θ, and the rows' gradients by it
 
-def add_assembled(
-    V: Float[Tensor, "k lr"],
-    left: Float[Tensor, "n *t l"],
-    right: Float[Tensor, "n *t r"],
-    out: Float[Tensor, "k n"],
-) -> None:
-    r"""Add $V_j \cdot \sum_t l_t r_t^\top$ by writing out the gradients: best for many vectors.
 
-    >>> out = torch.zeros(1, 2)
+class Segment(NamedTuple):
+    """A run of θ, and what writes the rows' gradients by it, a column for each row."""
+
+    start: int
+    stop: int
+    write: Callable[[Float[Tensor, "size n"]], object]
+
+
+def written_at_once(vectors: Float[Tensor, "k p"]) -> tuple[int, int]:
+    """What is written out for a product with so many vectors: how many rows, by how many places."""
+    if vectors.device.type != "cpu":
+        rows, size = _DEVICE_ROWS, _DEVICE_BYTES
+    else:
+        rows = min(max(_ROWS, 2 * len(vectors) // _ROWS * _ROWS), _MOST_ROWS)
+        size = min(max(_BYTES, len(vectors) * 2**15), _MOST_BYTES)
+    return rows, max(1, size // (rows * vectors.element_size()))
+
+
+def dense_segments(start: int, values: Float[Tensor, "n size"], numbers: int) -> Iterator[Segment]:
+    """Gradients that are written out already, in segments of so many places."""
+    for some in even_runs(values.shape[1], numbers):
+        columns = values[:, some].T
+        yield Segment(start + some.start, start + some.stop, lambda out, c=columns: out.copy_(c))
+
+
+def outer_segments(
+    start: int, left: Float[Tensor, "n l"], right: Float[Tensor, "n r"], numbers: int
+) -> Iterator[Segment]:
+    r"""$l r^\top$ of each row, whose first entry lies at `start`, in segments of so many places.
+
     >>> l, r = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])
-    >>> add_assembled(torch.tensor([[1.0, 1.0]]), l, r, out)
-    >>> out
-    tensor([[ 7., 22.]])
+    >>> ((start, stop, write),) = outer_segments(7, l, r, numbers=2)
+    >>> start, stop, write(torch.zeros(2, 2)).T
+    (7, 9, tensor([[ 3.,  4.],
+            [10., 12.]]))
     """
-    n, width = len(left), right.shape[-1]
-    rows, units = _piece(left, width)
-    buffer = right.new_empty(min(rows, n) * units * width)
-    for some in runs(n, rows):
-        these, those = _rows_last(left[some]), _rows_last(right[some])
-        for places in runs(left.shape[-1], units):
-            columns = slice(places.start * width, places.stop * width)
-            out[:, some].addmm_(V[:, columns], _outer(these[places], those, buffer))
+    left, right = left.T.contiguous(), right.T.contiguous()
+    for place, units, inputs in _blocks(start, len(left), len(right), numbers):
+        these, those = left[units].unsqueeze(1), right[inputs].unsqueeze(0)
+
+        def write(out: Tensor, these: Tensor = these, those: Tensor = those) -> Tensor:
+            torch.mul(these, those, out=out.view(len(these), those.shape[1], out.shape[1]))
+            return out
+
+        yield Segment(place.start, place.stop, write)
+
+
+def written_out(segments: Iterable[Segment], buffer: Float[Tensor, "b n"]) -> Iterator[Columns]:
+    """Neighbours in θ, as many as the buffer holds, with all that they write; valid until next."""
+    for run in _neighbours(sorted(segments, key=lambda each: each.start), len(buffer)):
+        first, last = run[0].start, run[-1].stop
+        for start, stop, write in run:
+            write(buffer[start - first : stop - first])
+        yield slice(first, last), buffer[: last - first]
+
+
+def _neighbours(segments: Iterable[Segment], numbers: int) -> Iterator[list[Segment]]:
+    run: list[Segment] = []
+    for segment in segments:
+        if run and (segment.start != run[-1].stop or segment.stop - run[0].start > numbers):
+            yield run
+            run = []
+        run.append(segment)
+    if run:
+        yield run
+
+
+def sums_written_out(
+    start: int, left: Float[Tensor, "n t l"], right: Float[Tensor, "n t r"], buffer: Tensor
+) -> Iterator[Columns]:
+    r"""$\sum_t l_t r_t^\top$ of each row, in pieces that fit the buffer; valid until next.
+
+    Products of matrices write a row's numbers side by side.
+    """
+    numbers, rows = buffer.shape
+    for place, units, inputs in _blocks(start, left.shape[2], right.shape[2], numbers):
+        some, others = left[:, :, units].mT, right[:, :, inputs]
+        shape = rows, some.shape[1], others.shape[2]
+        out = buffer.flatten()[: math.prod(shape)].view(shape)
+        yield place, torch.bmm(some, others, out=out).flatten(1).T
+
+
+def _blocks(
+    start: int, units: int, width: int, numbers: int
+) -> Iterator[tuple[slice, slice, slice]]:
+    """A matrix, units by width, cut into whole rows or into parts of one: places, rows, columns."""
+    for some in even_runs(units, numbers // max(1, width)):
+        for inputs in even_runs(width, numbers):
+            first = start + some.start * width + inputs.start
+            size = (some.stop - some.start) * (inputs.stop - inputs.start)
+            yield slice(first, first + size), some, inputs
 
 
 def add_projected(
@@ -50,60 +121,30 @@ def add_projected(
     *,
     transposed: bool,
 ) -> None:
-    """The same of one position by contracting `a` with V first: best for few vectors."""
+    r"""Add $V_j \cdot g a^\top$ by contracting `a` with V first: best for few vectors."""
     d_in, d_out = a.shape[1], g.shape[1]
     some_vectors = max(1, _COLUMNS // d_out) if a.device.type == "cpu" else len(V)
     for some in runs(len(V), some_vectors):
         W = V[some].view(-1, d_in, d_out).mT if transposed else V[some].view(-1, d_out, d_in)
         W = W.reshape(-1, d_in).T
-        for rows in runs(len(a), _piece(g, W.shape[1] // d_out)[0]):
+        for rows in runs(len(a), _rows_projected(W)):
             projected = (a[rows] @ W).view(-1, len(V[some]), d_out)
             out[some, rows] += projected.mul_(g[rows].unsqueeze(1)).sum(2).T
 
 
-def row_pieces(out: Float[Tensor, "k n"]) -> Iterator[slice]:
-    """Runs of rows whose products with all vectors are added up in a cache, layer after layer."""
-    size = _SUM_BYTES // max(1, out.element_size() * len(out))
-    return runs(out.shape[1], _rows(size) if out.device.type == "cpu" else _DEVICE_SUMS)
-
-
-def _piece(left: Tensor, width: int) -> tuple[int, int]:
-    """How many rows, and how many units of the left vectors, are written out at once."""
-    on_cpu = left.device.type == "cpu"
-    rows, size = _ROWS, _BYTES if left.ndim == 2 else _BYTES_OF_POSITIONS
-    if not on_cpu:
-        rows, size = _DEVICE_ROWS, _DEVICE_BYTES
-    numbers, width, all_units = size // left.element_size(), max(1, width), max(1, left.shape[-1])
-    units = max(1, min(all_units, numbers // (rows * width)))
-    units = -(-all_units // -(-all_units // units))  # evenly: a last piece would be a thin product
-    rows_of_units = numbers // (units * width)
-    return _rows(rows_of_units) if on_cpu else max(rows, rows_of_units), units
-
-
-def _rows(size: int) -> int:
-    """At most so many, in whole lines of a cache, but no thin product."""
-    return max(_ROWS, size // _ALIGNED * _ALIGNED)
-
-
-def _rows_last(vectors: Float[Tensor, "n *t d"]) -> Float[Tensor, "d *t n"]:
-    """What a product takes least with on its right; sums over positions come row by row."""
-    return vectors.T.contiguous() if vectors.ndim == 2 else vectors.permute(2, 1, 0)
-
-
-def _outer(
-    left: Float[Tensor, "l *t n"], right: Float[Tensor, "r *t n"], buffer: Tensor
-) -> Float[Tensor, "lr n"]:
-    """Σ_t l_t r_tᵀ of each row, in the buffer."""
-    units, width, n = len(left), len(right), left.shape[-1]
-    out = buffer[: units * width * n]
-    if left.ndim == 2:
-        out = out.view(units, width, n)
-        return torch.mul(left.unsqueeze(1), right.unsqueeze(0), out=out).flatten(0, 1)
-    out = out.view(n, units, width)
-    return torch.bmm(left.permute(2, 0, 1), right.permute(2, 1, 0), out=out).flatten(1).T
+def _rows_projected(W: Float[Tensor, "d_in k*d_out"]) -> int:
+    on_cpu = W.device.type == "cpu"
+    rows, size = (_ROWS, _BYTES // 2) if on_cpu else (_DEVICE_ROWS, _DEVICE_BYTES)
+    return max(rows, size // (W.element_size() * max(1, W.shape[1])))
 
 
 def runs(length: int, size: int) -> Iterator[slice]:
     """A length in runs of at most so many."""
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))
+
+
+def even_runs(length: int, size: int) -> Iterator[slice]:
+    """Runs of at most so many, or of one, all about as long: a short last one is a thin product."""
+    pieces = -(-length // max(1, size))
+    return runs(length, -(-length // max(1, pieces))) if length else iter(())
