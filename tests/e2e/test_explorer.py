@@ -273,12 +273,15 @@ def test_long_names_stay_within_the_window(page, project, tmp_path):
     names = {"train": "x" * 300, "test": "y" * 300}
     for split, name in names.items():
         project.edit(split, 0, id=name)
+        file = project.root / f"{split}.csv"
+        file.write_text(file.read_text().replace("height", "z" * 200))
     project.refresh()
     Marks(str(project.store)).put(names["train"], "drop")
     serving = project.results.explore()
     visit = Visit(page, serving.url, tmp_path)
     pair = f"#/pair/{names['test']}/{names['train']}"
-    for address in ("#/train?sort=file", f"#/train/{names['train']}", pair, "#/edits"):
+    of_rows = (f"#/{split}/{name}" for split, name in names.items())
+    for address in ("#/train?sort=file", *of_rows, pair, "#/edits"):
         visit.to(address)
     serving.stop()
 

@@ -157,7 +157,7 @@ function tableOf(found, split) {
     pictured ? h("td", { class: "pic" }, h("span", { class: "thumb" }, pictureOf({ ...row, split }, pictured, at(), 36))) : null,
     h("td", { class: "id" }, h("a", { href: address([split, row.id]) }, row.id)),
     kept.map((name) => h("td", { class: "kept" }, row.kept.find((each) => each.name === name)?.text ?? "")),
-    labelled ? h("td", {}, row.label) : null,
+    labelled ? h("td", state.study.classes ? {} : { class: "amount", title: row.label }, row.label) : null,
     predicted ? h("td", {}, verdict(row)) : null,
     own && found.largest.disagreement !== null ? measure(row, "disagreement") : null,
     own && found.largest.self_influence !== null ? measure(row, "self_influence") : null,
