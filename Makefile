@@ -82,7 +82,7 @@ ui: $(READY) $(DAGSTER_HOME)/dagster.yaml $(DAGSTER_HOME)/workspace.yaml
 TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder \
-	  --ignore tests/simulated_cuda
+	  --ignore tests/simulated_cuda -p no:benchmark
 
 simulated: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/simulated_cuda

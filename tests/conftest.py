@@ -68,16 +68,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(mark, append=False)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    with suppress(ModuleNotFoundError):  # stores, tables and settings are tested without it too
-        import torch
-
-        # For devices that are not there `torch.manual_seed` notes the stack of every caller.
-        cuda = torch.cuda.is_available()
-        (torch if cuda else torch.default_generator).manual_seed(0)
-
-
 def _skip_without_torch() -> Any:
     """Where torch is not installed, what asks for it is skipped."""
     try:
@@ -94,16 +84,20 @@ pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_without_torch)
 
 
 @pytest.fixture(autouse=True)
-def _python_path() -> Iterator[None]:
-    """Projects of earlier tests are not on Python's path, which every import searches."""
-    before = sys.path.copy()
+def _as_if_alone() -> Iterator[None]:
+    """Random numbers are those of any test; what earlier ones did is not seen or paid for again."""
+    databases.prepare()
+    with suppress(ModuleNotFoundError):  # stores, tables and settings are tested without it too
+        import torch
+
+        # For devices that are not there `torch.manual_seed` notes the stack of every caller.
+        cuda = torch.cuda.is_available()
+        (torch if cuda else torch.default_generator).manual_seed(0)
+    before = (
+        sys.path.copy()
+    )  # projects of earlier tests are not on it, and every import searches it
     yield
     sys.path[:] = before
-
-
-@pytest.fixture(autouse=True)
-def _databases() -> None:
-    databases.prepare()
 
 
 @pytest.fixture(scope="session")
