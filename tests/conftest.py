@@ -60,7 +60,12 @@ SLOW_WAYS = (
 )
 
 
+# Minutes of few tests, and of waiting for other processes, which the files after them fill.
+LONGEST = ("test_dagster_dev.py", "test_tutorials.py", "test_faults.py", "test_transformers.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     marks = [pytest.mark.filterwarnings(f"error:{said}:RuntimeWarning") for said in SLOW_WAYS]
     for item in items:
         if {item.path.name, item.path.parent.name} & {*SHORT_CUTS}:
