@@ -278,7 +278,7 @@ def _mixed_jacobian(objective: Objective, rows: Rows) -> Float[Tensor, "n ... p"
     x = rows.x.detach().clone().requires_grad_()
     with torch.enable_grad():
         gradient = plain_gradient(vmap(loss)(thetas, x, rows.y).sum(), x, create_graph=True)
-        features = gradient.flatten(1).unbind(1)
+        features = gradient.reshape(len(x), -1).unbind(1)
     each = [plain_gradient(feature.sum(), thetas) for feature in features]
     return torch.stack(each, 1).view(*x.shape, -1)
 
