@@ -78,11 +78,11 @@ ui: $(READY) $(DAGSTER_HOME)/dagster.yaml $(DAGSTER_HOME)/workspace.yaml
 
 # A process for each core, each with one thread: the tests' networks are too small to share. And two
 # more, for the fifth of their time in which some wait for a server, a browser or another process.
-# In their order, in which files of few and long tests are not all at the end.
+# In the order of tests/conftest.py, in which the longest files are not at the end.
 TESTERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 2)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadfile --no-loadscope-reorder \
-	  --ignore tests/simulated_cuda
+	  --ignore tests/simulated_cuda -p no:benchmark
 
 simulated: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/simulated_cuda

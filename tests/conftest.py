@@ -60,22 +60,17 @@ SLOW_WAYS = (
 )
 
 
+# Minutes of few tests, and of waiting for other processes, which the files after them fill.
+LONGEST = ("test_dagster_dev.py", "test_tutorials.py", "test_faults.py", "test_transformers.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     marks = [pytest.mark.filterwarnings(f"error:{said}:RuntimeWarning") for said in SLOW_WAYS]
     for item in items:
         if {item.path.name, item.path.parent.name} & {*SHORT_CUTS}:
             for mark in marks:
                 item.add_marker(mark, append=False)
-
-
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    with suppress(ModuleNotFoundError):  # stores, tables and settings are tested without it too
-        import torch
-
-        # For devices that are not there `torch.manual_seed` notes the stack of every caller.
-        cuda = torch.cuda.is_available()
-        (torch if cuda else torch.default_generator).manual_seed(0)
 
 
 def _skip_without_torch() -> Any:
@@ -94,16 +89,20 @@ pytest_runtest_call = pytest.hookimpl(wrapper=True)(_skip_without_torch)
 
 
 @pytest.fixture(autouse=True)
-def _python_path() -> Iterator[None]:
-    """Projects of earlier tests are not on Python's path, which every import searches."""
-    before = sys.path.copy()
+def _as_if_alone() -> Iterator[None]:
+    """Random numbers are those of any test; what earlier ones did is not seen or paid for again."""
+    databases.prepare()
+    with suppress(ModuleNotFoundError):  # stores, tables and settings are tested without it too
+        import torch
+
+        # For devices that are not there `torch.manual_seed` notes the stack of every caller.
+        cuda = torch.cuda.is_available()
+        (torch if cuda else torch.default_generator).manual_seed(0)
+    before = (
+        sys.path.copy()
+    )  # projects of earlier tests are not on it, and every import searches it
     yield
     sys.path[:] = before
-
-
-@pytest.fixture(autouse=True)
-def _databases() -> None:
-    databases.prepare()
 
 
 @pytest.fixture(scope="session")

@@ -811,6 +811,10 @@ model = idag.TorchTwiceDifferentiable(network, "cross_entropy")
 rows = [(torch.randn(9, 30), torch.randint(2, (9,)))]
 idag.compute_influences(model, rows, hessian_regularization=9.0, influence_type="perturbation")
 assert not {"torch._dynamo.symbolic_convert", "sympy"} & sys.modules.keys()
+small = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+model = idag.TorchTwiceDifferentiable(small, "cross_entropy")
+rows = [(torch.randn(9, 3), torch.randint(2, (9,)))]
+idag.compute_influences(model, rows, hessian_regularization=9.0, influence_type="perturbation")
 images = torch.nn.Sequential(torch.nn.Flatten(), *network)
 rows = [(torch.randn(9, 5, 6), torch.randint(2, (9,)))]
 model = idag.TorchTwiceDifferentiable(images, "cross_entropy")

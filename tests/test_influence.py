@@ -437,6 +437,17 @@ def test_inputs_by_position_give_results_by_position(record):
     assert_close(result[0], expected_for_numbers(objective, factors, numbers, token, y))
 
 
+def test_the_mixed_jacobian_is_the_same_by_plain_autograd_and_by_torch_func(monkeypatch):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    objective = Objective(network, "cross_entropy")
+    rows = Rows(torch.randn(7, 2, 3).double(), torch.arange(7) % 2)
+    factors = torch.randn(4, objective.size).double()
+    plain = perturbation_influences(objective, factors, rows, route="jacobian")
+    monkeypatch.setattr(perturbation, "_FEW_NUMBERS", 0)
+    by_func = perturbation_influences(objective, factors, rows, route="jacobian")
+    assert_close(plain, by_func, rtol=1e-12, atol=1e-14)
+
+
 def test_the_mixed_jacobian_of_several_inputs_is_refused(record):
     objective, factors, (numbers, token, y) = record
     with pytest.raises(ModelError, match="single input tensor; use route='autograd'"):

@@ -6,45 +6,22 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
-from importlib import invalidate_caches
 from io import StringIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
+from tutorials import ROOT, TUTORIALS, assert_it_prints_what_it_says, blocks
 
 from influence_dag.__main__ import main
 from influence_dag.running import materialize
 from influence_dag.study.study import RefreshSettings
 
-ROOT = Path(__file__).parents[1]
-TUTORIALS = ROOT / "docs" / "tutorials"
 
-
-def blocks(tutorial: str, language: str) -> list[str]:
-    fence, text = rf"^```{language}\n(.*?)^```", (TUTORIALS / f"{tutorial}.md").read_text()
-    return re.findall(fence, text, flags=re.MULTILINE | re.DOTALL)
-
-
-@pytest.mark.parametrize("tutorial", ["refresh", "your_network", "transformers"])
+@pytest.mark.parametrize("tutorial", ["refresh", "your_network"])
 def test_a_tutorial_prints_what_it_says(tutorial, tmp_path, monkeypatch):
-    if tutorial == "transformers":
-        pytest.importorskip(
-            tutorial, reason="needs transformers: pip install 'influence-dag[test]'"
-        )
-    shutil.copytree(ROOT / "data" / "digits", tmp_path / "data" / "digits")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    invalidate_caches()  # of the folder `try` of a tutorial before
-    names: dict = {}
-    printed = []
-    for block in blocks(tutorial, "python"):
-        with redirect_stdout(StringIO()) as shown:
-            exec(compile(block, tutorial, "exec"), names)
-        printed.append(shown.getvalue())
-    assert [text for text in printed if text] == blocks(tutorial, "text")
+    assert_it_prints_what_it_says(tutorial, tmp_path, monkeypatch)
 
 
 def test_the_arrays_of_a_study_with_xarray_alone(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ _NUMBERS = 2**24  # held at once by one differentiation
 _TOLERANCE, _LOOSE = {torch.float64: 1e-9}, 1e-3
 _FEW = 8  # factors from which the size of a row's terms is taken
 _SMALL_ROWS = 1e-3  # of the largest row's terms: what rounding may amount to in a small row's
+_FEW_NUMBERS = 2**18  # of a Jacobian: milliseconds, by plain autograd a few more
 _SMALL = 2048  # parameters × features up to which the mixed Jacobian is the fastest
 
 
@@ -251,17 +252,35 @@ def _by_jacobian(
     if not isinstance(rows.x, Tensor):
         raise ModelError("route='jacobian' is for a single input tensor; use route='autograd'")
 
-    def gradient(theta: Tensor, x: Tensor, y: Any) -> Tensor:
-        target = map_tensors(lambda leaf: leaf.unsqueeze(0), y)
-        return grad(lambda x: objective.losses(theta, Rows(x.unsqueeze(0), target)).sum())(x)
-
     result = fresh((len(factors), *rows.x.shape), factors)
-    mixed = vmap(jacrev(gradient), in_dims=(None, 0, 0))
     for batch, block in _blocks(rows, objective.size * rows.x[0].numel()):
-        jacobian = mixed(objective.params, batch.x, batch.y)
+        jacobian = _mixed_jacobian(objective, batch)
         products = (factors @ jacobian.flatten(0, -2).T).view(-1, *batch.x.shape)
         result[:, block] = batch.weighted(products.detach().transpose(0, 1)).transpose(0, 1)
     return result
+
+
+def _mixed_jacobian(objective: Objective, rows: Rows) -> Float[Tensor, "n ... p"]:
+    """That of each row at a copy of θ of its own.
+
+    Of few numbers a feature at a time by plain autograd: torch.func's first use in a process
+    imports a compiler, 1 CPU s.
+    """
+
+    def loss(theta: Tensor, x: Tensor, y: Any) -> Tensor:
+        one = (map_tensors(lambda leaf: leaf.unsqueeze(0), part) for part in (x, y))
+        return objective.losses(theta, Rows(*one)).sum()
+
+    if rows.x.numel() * objective.size > _FEW_NUMBERS:
+        mixed = vmap(jacrev(grad(loss, argnums=1)), in_dims=(None, 0, 0))
+        return mixed(objective.params, rows.x, rows.y)
+    thetas = objective.params.repeat(len(rows), 1).requires_grad_()
+    x = rows.x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        gradient = plain_gradient(vmap(loss)(thetas, x, rows.y).sum(), x, create_graph=True)
+        features = gradient.reshape(len(x), -1).unbind(1)
+    each = [plain_gradient(feature.sum(), thetas) for feature in features]
+    return torch.stack(each, 1).view(*x.shape, -1)
 
 
 def _blocks(rows: Rows, numbers: int) -> Iterator[tuple[Rows, slice]]:

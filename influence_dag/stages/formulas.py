@@ -10,7 +10,7 @@ FORMULAS = {
     "curvature": 2,
     "factors": 4,
     "influences": 1,
-    "perturbation": 2,
+    "perturbation": 3,
     "summary": 6,
     "validation": 10,
     "report": 6,

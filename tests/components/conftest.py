@@ -11,12 +11,6 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_project(tmp_path_factory.mktemp("copied") / "project")
 
 
-@pytest.fixture
-def writable(tmp_path: Path) -> Path:
-    """Another copy, to be edited."""
-    return copy_project(tmp_path / "project")
-
-
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of Dagster's commands, with an instance of its own."""

@@ -28,9 +28,17 @@ defs_module = "twins"
 NAMES = ("tiny", "my-study", "my study", "étude")
 
 
+@pytest.fixture
+def logged(monkeypatch) -> list[logging.LogRecord]:
+    """What Dagster's logger is told."""
+    records: list[logging.LogRecord] = []
+    monkeypatch.setattr(logging.getLogger("dagster"), "handle", records.append)
+    return records
+
+
 @pytest.mark.filterwarnings("ignore:Parameter")
 def test_badly_named_studies_are_told_in_the_graph_and_the_log_and_the_others_are_loaded(
-    tmp_path, caplog, monkeypatch
+    tmp_path, logged, monkeypatch
 ):
     monkeypatch.setattr(keys_of_assets, "_made_by", {})
     project = Project(tmp_path)
@@ -43,9 +51,7 @@ def test_badly_named_studies_are_told_in_the_graph_and_the_log_and_the_others_ar
         )
         for name in NAMES
     ]
-    with caplog.at_level(logging.WARNING, logger="dagster"):
-        logging.getLogger("dagster").propagate = True
-        found = [InfluenceStudy(settings).build_defs(cast(Any, each)) for each in contexts]
+    found = [InfluenceStudy(settings).build_defs(cast(Any, each)) for each in contexts]
     graph = dg.Definitions.merge(*found).resolve_asset_graph()
     keys = graph.get_all_asset_keys()
     assert dg.AssetKey(["tiny", "direct", "influences"]) in keys
@@ -56,11 +62,10 @@ def test_badly_named_studies_are_told_in_the_graph_and_the_log_and_the_others_ar
         (description,) = [each for each in told if each.startswith(words)]
         assert f"rename the folder, for example to {better}" in description
     assert not graph.executable_asset_keys & {k for k in keys if k.path[0] == "studies_not_loaded"}
-    assert sum("not loaded" in record.getMessage() for record in caplog.records) == 3
-    with caplog.at_level(logging.WARNING, logger="dagster"):
-        study_assets(project.folder)
+    assert sum("not loaded" in record.getMessage() for record in logged) == 3
+    study_assets(project.folder)
     said = "tiny: its assets are made by assets/tiny/defs.yaml and by code (study_assets"
-    assert caplog.records[-1].getMessage().startswith(said)
+    assert logged[-1].getMessage().startswith(said)
 
 
 @pytest.mark.filterwarnings("ignore:Parameter")

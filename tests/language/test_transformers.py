@@ -1,4 +1,7 @@
-"""Models of `transformers` as they are, against plain float64 autograd."""
+"""Models of `transformers` as they are, against plain float64 autograd; their tutorial.
+
+In one file: the library takes 3 CPU s to import.
+"""
 
 from importlib.util import find_spec
 
@@ -10,6 +13,7 @@ from tiny_project import Project
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
+from tutorials import assert_it_prints_what_it_says
 
 import influence_dag as idag
 from influence_dag.curvature import GaussNewton
@@ -209,3 +213,7 @@ def test_a_study_of_a_model_and_sentences_from_code(case, tmp_path):
         )
         found = torch.from_numpy(results[method].influences.values)
         assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_tutorial_prints_what_it_says(tmp_path, monkeypatch):
+    assert_it_prints_what_it_says("transformers", tmp_path, monkeypatch)
