@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from influence_dag.gradients.per_sample import Gradients
     from influence_dag.objective.objective import Objective, Rows
     from influence_dag.stages.workbench import Workbench
+    from influence_dag.store import Version
 
 Labels = Mapping[Any, str | float]
 
@@ -125,10 +126,16 @@ def _targets(
             )
         return [classes.index(str(labels[name])) for name in names]
     are_classes = have_classes(dataset, bench.settings.model.loss, _predicted(bench, method))
-    most = int(dataset.read("train_y").max()) if are_classes else None
-    if most is not None and bench.settings.model.loss == "cross_entropy":
-        most = outputs() - 1
+    most = _last_class(bench, dataset, outputs) if are_classes else None
     return [_number(name, labels[name], most) for name in names]
+
+
+def _last_class(bench: "Workbench", dataset: "Version", outputs: Callable[[], int]) -> int:
+    """The largest number of a class; of a loss of the study's own, among all rows' labels."""
+    loss = bench.settings.model.loss
+    if loss in ("cross_entropy", "bce_with_logits"):
+        return outputs() - 1 if loss == "cross_entropy" else 1
+    return max(int(dataset.read(f"{split}_y").max()) for split in ("train", "test"))
 
 
 def _predicted(bench: "Workbench", method: str) -> np.ndarray | None:
