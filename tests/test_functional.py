@@ -275,6 +275,18 @@ def test_solutions_that_overflow_are_refused_by_row(wrapped_model, training_data
         solve_hvp("direct", wrapped_model, training_data_loader, b, hessian_perturbation=1e-4)
 
 
+def test_numbers_that_the_model_cannot_hold_are_refused(wrapped_model, training_data_loader):
+    b = torch.ones(1, wrapped_model.num_params, dtype=torch.float64)
+    blocks = {"blocks": [["weight"], ["bias"]], "block_damping": {"1": 1e39}}
+    for settings in ({"hessian_perturbation": 1e39}, {"hessian_perturbation": 1.0} | blocks):
+        with pytest.raises(ValueError, match=r"damping 1e\+39 is more than torch.float32 can hold"):
+            solve_hvp("cg", wrapped_model, training_data_loader, b, **settings)
+    with pytest.raises(
+        ValueError, match=r"b has entries .* not finite in the model's torch.float32"
+    ):
+        solve_hvp("cg", wrapped_model, training_data_loader, 1e300 * b)
+
+
 def test_several_dampings_are_for_as_many_calls(training_data_loader, wrapped_model):
     b = torch.ones(1, wrapped_model.num_params)
     with pytest.raises(TypeError, match=r"damping is a list; .*call once for each"):
