@@ -214,6 +214,22 @@ def test_right_hand_sides_are_real_numbers_without_a_graph(wrapped_model, traini
         solve_hvp("direct", wrapped_model, training_data_loader, 1j * b)
 
 
+@pytest.mark.parametrize(("method", "name"), [("cg", "x0"), ("lissa", "h0")])
+def test_first_guesses_are_real_numbers_without_a_graph(
+    method, name, wrapped_model, training_data_loader
+):
+    guess = torch.ones(wrapped_model.num_params, requires_grad=True)
+    settings = {"scale": 10.0} if method == "lissa" else {}
+
+    def solved(start):
+        loader, b = training_data_loader, torch.ones(2, wrapped_model.num_params)
+        return solve_hvp(method, wrapped_model, loader, b, **settings, **{name: start})
+
+    assert not solved(guess).x.requires_grad
+    with pytest.raises(TypeError, match=f"{name} is complex64 .*real numbers are wanted"):
+        solved(1j * guess)
+
+
 def test_direct_reports_the_hessian(model, train, wrapped_model, training_data_loader):
     b = torch.ones(1, wrapped_model.num_params)
     x, info = solve_hvp("direct", wrapped_model, training_data_loader, b)
