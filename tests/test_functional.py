@@ -214,6 +214,22 @@ def test_right_hand_sides_are_real_numbers_without_a_graph(wrapped_model, traini
         solve_hvp("direct", wrapped_model, training_data_loader, 1j * b)
 
 
+@pytest.mark.parametrize(("method", "name"), [("cg", "x0"), ("lissa", "h0")])
+def test_first_guesses_are_real_numbers_without_a_graph(
+    method, name, wrapped_model, training_data_loader
+):
+    guess = torch.ones(wrapped_model.num_params, requires_grad=True)
+    settings = {"scale": 10.0} if method == "lissa" else {}
+
+    def solved(start):
+        loader, b = training_data_loader, torch.ones(2, wrapped_model.num_params)
+        return solve_hvp(method, wrapped_model, loader, b, **settings, **{name: start})
+
+    assert not solved(guess).x.requires_grad
+    with pytest.raises(TypeError, match=f"{name} is complex64 .*real numbers are wanted"):
+        solved(1j * guess)
+
+
 def test_direct_reports_the_hessian(model, train, wrapped_model, training_data_loader):
     b = torch.ones(1, wrapped_model.num_params)
     x, info = solve_hvp("direct", wrapped_model, training_data_loader, b)
@@ -273,6 +289,18 @@ def test_solutions_that_overflow_are_refused_by_row(wrapped_model, training_data
     b[1] *= 3e38
     with pytest.raises(NotConvergedError, match=r"right-hand sides 1 are not finite.*larger damp"):
         solve_hvp("direct", wrapped_model, training_data_loader, b, hessian_perturbation=1e-4)
+
+
+def test_numbers_that_the_model_cannot_hold_are_refused(wrapped_model, training_data_loader):
+    b = torch.ones(1, wrapped_model.num_params, dtype=torch.float64)
+    blocks = {"blocks": [["weight"], ["bias"]], "block_damping": {"1": 1e39}}
+    for settings in ({"hessian_perturbation": 1e39}, {"hessian_perturbation": 1.0} | blocks):
+        with pytest.raises(ValueError, match=r"damping 1e\+39 is more than torch.float32 can hold"):
+            solve_hvp("cg", wrapped_model, training_data_loader, b, **settings)
+    with pytest.raises(
+        ValueError, match=r"b has entries .* not finite in the model's torch.float32"
+    ):
+        solve_hvp("cg", wrapped_model, training_data_loader, 1e300 * b)
 
 
 def test_several_dampings_are_for_as_many_calls(training_data_loader, wrapped_model):

@@ -192,6 +192,11 @@ def test_sizes_that_are_none(text):
         ({"store": {"chunks": {"train": 0}}}, "store.chunks.train", "greater than 0"),
         ({"store": {"max_relative_error": 0.5}}, "store.max_relative_error", "less than 0.5"),
         ({"data": {"train": "a.csv"}}, "data.test", "Field required"),
+        (
+            {"methods": {"direct": {"blocks": [["a"], ["b"]], "block_damping": {"1": 1e39}}}},
+            None,
+            "damping 1e+39 is more than float32 can hold",
+        ),
         ({"data": MINIMAL["data"] | {"workers": 2}}, "data", "the rows come from files; leave it"),
         (
             {"data": MINIMAL["data"] | {"features": {"dims": ["row"], "shape": [8, 8]}}},

@@ -8,6 +8,7 @@ from torch import Tensor
 from influence_dag.errors import check_known
 from influence_dag.solvers import Method, build
 from influence_dag.solvers.settings import checked_damping
+from influence_dag.structures import described
 from influence_dag.texts import a_kind
 
 # What other libraries call the settings of a method, and its start.
@@ -68,10 +69,12 @@ def start_of(name: str, settings: dict[str, Any]) -> Tensor | None:
         return None
     if not isinstance(start, Tensor):
         raise TypeError(f"{_START[name]} is {a_kind(start)}; a tensor is wanted")
+    if start.is_complex():
+        raise TypeError(f"{_START[name]} is {described(start)}; real numbers are wanted")
     if not start.isfinite().all():
         raise ValueError(f"{_START[name]} has entries that are not finite; leave it out")
     if name == "lissa":
         if settings.get("scale") is None:
             raise ValueError("h0 is a first guess for scale * x: give scale along with it")
         start = start / settings["scale"]
-    return torch.atleast_2d(start)
+    return torch.atleast_2d(start.detach())

@@ -260,6 +260,8 @@ def _right_hand_sides(b: Any, objective: Objective) -> Float[Tensor, "k p"]:
         raise TypeError(
             f"b is {described(b)}; real numbers are wanted: solve for b.real and b.imag"
         )
-    if not b.isfinite().all():
-        raise ValueError("b has entries that are not finite; no x solves that")
-    return torch.atleast_2d(b.detach()).to(objective.device, objective.dtype)
+    rhs = torch.atleast_2d(b.detach()).to(objective.device, objective.dtype)
+    if not rhs.isfinite().all():
+        beyond = f" in the model's {rhs.dtype}" if b.isfinite().all() else ""
+        raise ValueError(f"b has entries that are not finite{beyond}; no x solves that")
+    return rhs

@@ -156,11 +156,21 @@ class Inversion:
 
     def solver(self, objective: Objective, rows: Rows, count: int, batch: int | None) -> Solver:
         """For `count` right-hand sides."""
+        self._check_held(objective.dtype)
         if self.start is not None:
             check_start(self.start, (count, objective.size))
         operator = self._operator(CURVATURES[self.curvature](objective, rows), count)
         method = self._fitted_to(operator, batch, count)
         return Solver(operator, *self._factorize(objective, method, operator))
+
+    def _check_held(self, dtype: torch.dtype) -> None:
+        given = [self.damping, *self.block_damping.values()]
+        numbers = [each for each in given if isinstance(each, int | float)]
+        if beyond := [each for each in numbers if each > torch.finfo(dtype).max]:
+            raise ValueError(
+                f"damping {beyond[0]:g} is more than {dtype} can hold; against it every curvature "
+                "is 0"
+            )
 
     def _operator(self, curvature: BatchedCurvature, rows: int) -> Curvature:
         """The curvature as a matrix where that is cheaper than the products that are expected."""

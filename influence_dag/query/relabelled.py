@@ -1,6 +1,7 @@
 """Influences of training rows as they would be with other labels, computed on demand."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,9 @@ from influence_dag.study.torch_modes import study_modes
 
 if TYPE_CHECKING:
     from influence_dag.gradients.per_sample import Gradients
+    from influence_dag.objective.objective import Objective, Rows
     from influence_dag.stages.workbench import Workbench
+    from influence_dag.store import Version
 
 Labels = Mapping[Any, str | float]
 
@@ -64,10 +67,11 @@ def _gradients(bench: "Workbench", method: str, labels: Labels) -> "tuple[list[s
     rows, names = reading.load_rows(bench, train, slots), train.ids[slots].tolist()
     if rows.y.ndim != 1:
         raise StoreError("rows whose target is not one number cannot be relabelled")
-    targets = _targets(bench, method, names, labels)
+    objective = reading.load_objective(bench)
+    targets = _targets(bench, method, names, labels, partial(_outputs, objective, rows))
     whole = all(float(each).is_integer() for each in targets)  # else an amount, as others are not
     y = torch.tensor(targets, dtype=rows.y.dtype if whole else bench.dtype, device=rows.y.device)
-    return names, per_sample_gradients(reading.load_objective(bench), Rows(rows.x, y, rows.weights))
+    return names, per_sample_gradients(objective, Rows(rows.x, y, rows.weights))
 
 
 def _products(
@@ -96,8 +100,22 @@ def _slots(ids: list[str], valid: np.ndarray, labels: Labels) -> np.ndarray:
     return np.sort(np.array([places[name] for name in labels], np.int64))
 
 
-def _targets(bench: "Workbench", method: str, names: list[str], labels: Labels) -> list[float]:
-    """Labels as the loss takes them: numbers of classes, or numbers."""
+def _outputs(objective: "Objective", rows: "Rows") -> int:
+    """The classes that the model tells apart."""
+    return objective.outputs(objective.params, rows[:1].x).shape[1]
+
+
+def _targets(
+    bench: "Workbench",
+    method: str,
+    names: list[str],
+    labels: Labels,
+    outputs: Callable[[], int],
+) -> list[float]:
+    """Labels as the loss takes them: numbers of classes, or numbers.
+
+    Of cross-entropy each of the model's `outputs` is a class, whether or not a row has it.
+    """
     dataset = bench.require("dataset")
     classes = list(map(str, dataset.attrs.get("classes", ())))
     if classes:
@@ -108,8 +126,16 @@ def _targets(bench: "Workbench", method: str, names: list[str], labels: Labels) 
             )
         return [classes.index(str(labels[name])) for name in names]
     are_classes = have_classes(dataset, bench.settings.model.loss, _predicted(bench, method))
-    most = int(dataset.read("train_y").max()) if are_classes else None
+    most = _last_class(bench, dataset, outputs) if are_classes else None
     return [_number(name, labels[name], most) for name in names]
+
+
+def _last_class(bench: "Workbench", dataset: "Version", outputs: Callable[[], int]) -> int:
+    """The largest number of a class; of a loss of the study's own, among all rows' labels."""
+    loss = bench.settings.model.loss
+    if loss in ("cross_entropy", "bce_with_logits"):
+        return outputs() - 1 if loss == "cross_entropy" else 1
+    return max(int(dataset.read(f"{split}_y").max()) for split in ("train", "test"))
 
 
 def _predicted(bench: "Workbench", method: str) -> np.ndarray | None:

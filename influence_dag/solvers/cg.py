@@ -24,7 +24,7 @@ from influence_dag.solvers.preconditioners import (
 from influence_dag.solvers.rounding import indefinite_error, noise, round_up
 from influence_dag.solvers.settings import Count, Natural, NotNegative, Seed, Settings
 from influence_dag.solvers.spectrum import extreme_eigenvalues
-from influence_dag.study.method_defaults import ConjugateGradientDefaults
+from influence_dag.study.method_defaults import ConjugateGradientDefaults, check_rank_is_read
 
 _ROUNDING = 8  # units: relative residuals below this are out of reach
 _STALLED = 64  # units: a relative residual that rounding keeps from falling further is as good
@@ -72,6 +72,10 @@ class ConjugateGradient(Settings):
     on_failure: Literal["raise", "warn"] = ConjugateGradientDefaults.on_failure
     power_iterations: Natural = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rank_is_read(self.preconditioner, self.rank)
+
     def expected_products(self, *, size: int, rows: int, damping: float) -> float:
         """What is known of ordinary curvatures, with a preconditioner that looks into no layer."""
         if self.preconditioner == "ekfac":
@@ -110,7 +114,7 @@ class ConjugateGradient(Settings):
         """The method whose factorisation preconditions."""
         if self.preconditioner == "nystroem":
             return Nystroem(rank=self.rank, seed=self.seed, power_iterations=self.power_iterations)
-        return build("ekfac", {"seed": self.seed})
+        return build("ekfac")
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from influence_dag.objective.threads import eigenvalues
 
 _PROBES, _STEPS = 8, 20
 _DIRECT = 6000  # parameters up to which all eigenvalues are computed
+_FEW = _PROBES * _STEPS  # parameters of a matrix that takes no more products than an estimate
 
 
 class AutomaticDamping(NamedTuple):
@@ -26,10 +27,12 @@ def automatic_damping(
     r"""$\lambda = \frac{1}{p} \sum_i |\mu_i|$, which is the trace over p where no μ is negative.
 
     Away from a minimum it is within a few hundredths of the best λ that a linear datamodelling
-    score finds (docs/methods.md). Exact where the matrix is at hand and, for a curvature with
-    negative eigenvalues, has at most 6,000 parameters; else estimated from products, with
-    stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017) or Hutchinson's trace.
+    score finds (docs/methods.md). Exact for up to 160 parameters, and where the matrix is at hand
+    and, for a curvature with negative eigenvalues, has at most 6,000; else estimated from products,
+    with stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017) or Hutchinson's trace.
     """
+    if curvature.size <= _FEW and not isinstance(curvature, DenseCurvature):
+        curvature = DenseCurvature(curvature.dense())
     if isinstance(curvature, DenseCurvature):
         if semidefinite:
             trace = curvature.matrix.diagonal().double().mean().item()

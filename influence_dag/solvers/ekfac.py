@@ -27,7 +27,7 @@ from influence_dag.solvers.dampings import AutomaticDamping
 from influence_dag.solvers.kronecker_blocks import DenseBlock, KroneckerBlock, restored_blocks
 from influence_dag.solvers.rounding import indefinite_error
 from influence_dag.solvers.settings import Seed, Settings
-from influence_dag.study.method_defaults import KroneckerDefaults
+from influence_dag.study.method_defaults import KroneckerDefaults, check_seed_is_read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,10 @@ class _OfLayers(Settings):
     distribution: Distribution | None = None
 
     corrected = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed_is_read(self.fisher, self.seed)
 
     def factorize(
         self, curvature: Curvature, *, sums: KroneckerSums | None = None

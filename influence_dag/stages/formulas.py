@@ -7,7 +7,7 @@ FORMULAS = {
     "model": 3,
     "gradients": 2,
     "matrices": 3,
-    "curvature": 2,
+    "curvature": 3,
     "factors": 4,
     "influences": 1,
     "perturbation": 3,

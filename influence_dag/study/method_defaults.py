@@ -51,3 +51,21 @@ class NystroemDefaults:
 class KroneckerDefaults:
     fisher: Literal["exact", "sampled", "empirical"] = "exact"
     seed: int = 0
+
+
+def check_rank_is_read(preconditioner: str, rank: int) -> None:
+    """A `ValueError` for a rank of what has none: read and ignored it would make other keys."""
+    if preconditioner in ("none", "ekfac") and rank != ConjugateGradientDefaults.rank:
+        raise ValueError(
+            f"rank {rank} is of the preconditioners nystroem and jacobi, and {preconditioner} has "
+            "none; leave it out"
+        )
+
+
+def check_seed_is_read(fisher: str, seed: int) -> None:
+    """A `ValueError` for a seed of what draws nothing."""
+    if fisher != "sampled" and seed != KroneckerDefaults.seed:
+        raise ValueError(
+            f"seed {seed} is of labels that are drawn, and fisher: {fisher} draws none; add "
+            "fisher: sampled or leave it out"
+        )

@@ -27,6 +27,8 @@ from influence_dag.study.method_defaults import (
     KroneckerDefaults,
     LissaDefaults,
     NystroemDefaults,
+    check_rank_is_read,
+    check_seed_is_read,
 )
 
 Fisher = Literal["exact", "sampled", "empirical"]
@@ -76,6 +78,11 @@ class ConjugateGradientSettings(MethodSettings):
     seed: Seed = ConjugateGradientDefaults.seed
     on_failure: OnFailure = ConjugateGradientDefaults.on_failure
 
+    @model_validator(mode="after")
+    def _rank_of_something(self) -> "ConjugateGradientSettings":
+        check_rank_is_read(self.preconditioner, self.rank)
+        return self
+
 
 class LissaSettings(MethodSettings):
     """A Neumann series (Agarwal et al. 2017), with all rows or with seeded mini-batches."""
@@ -100,6 +107,15 @@ class LissaSettings(MethodSettings):
     )
     seed: Seed = LissaDefaults.seed
     on_failure: OnFailure = LissaDefaults.on_failure
+
+    @model_validator(mode="after")
+    def _seed_of_draws(self) -> "LissaSettings":
+        if self.batch_size is None and self.seed != LissaDefaults.seed:
+            raise ValueError(
+                f"seed {self.seed} is of mini-batches, and without batch_size none is drawn; add "
+                "batch_size or leave it out"
+            )
+        return self
 
 
 class ArnoldiSettings(ApproximateSettings):
@@ -164,6 +180,7 @@ class KroneckerSettings(ApproximateSettings):
 
     @model_validator(mode="after")
     def _drawn_from(self) -> "KroneckerSettings":
+        check_seed_is_read(self.fisher, self.seed)
         if self.distribution is None:
             return self
         if self.fisher != "sampled":

@@ -6,6 +6,7 @@ or how fast (device, block size, store path) do not.
 
 import re
 import unicodedata
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,7 +113,9 @@ class StudySettings(Settings):
         if twice := [each for each in self.dampings if self.dampings.count(each) > 1]:
             raise ValueError(f"damping lists {twice[0]:g} twice; each λ is asked for by its value")
         largest = 3.4e38 if self.compute.dtype == "float32" else 1.7e308
-        if beyond := [damping for damping in self.dampings if damping > largest]:
+        of_blocks = (self.methods[name].block_damping.values() for name in self.methods.names)
+        given = chain(self.dampings, *of_blocks)
+        if beyond := [damping for damping in given if damping > largest]:
             raise ValueError(
                 f"damping {beyond[0]:g} is more than {self.compute.dtype} can hold; against it "
                 "every curvature is 0"

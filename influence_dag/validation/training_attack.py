@@ -21,6 +21,7 @@ from torch import Tensor
 
 from influence_dag.errors import ModelError
 from influence_dag.influence.perturbation import perturbation_influences
+from influence_dag.losses import likelihood_of
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.validation.predictions import ExactPredictions
 from influence_dag.validation.refits import positions_of, refit
@@ -46,8 +47,8 @@ class TrainingAttack:
 
     @property
     def predicted_class(self) -> Int[Array, " steps"]:
-        """The class with the largest output, for a classifier."""
-        return self.outputs.reshape(len(self.outputs), -1).argmax(axis=1)
+        """The class with the largest output, for a classifier; by the sign of a single logit."""
+        return np.array([_top(self.model, output) for output in self.outputs])
 
     @property
     def flipped(self) -> bool:
@@ -165,11 +166,18 @@ class _State:
 
     @property
     def top(self) -> int:
-        return int(self.output.argmax())
+        return _top(self.objective, self.output)
 
     def predict(self, x: Tensor) -> float:
         r"""The test loss after a refit with the input x: $L - (x - x_i) \cdot P / n$."""
         return self.loss - float(((x - self.x) * self.perturbation).sum()) / self.weight_sum
+
+
+def _top(objective: Objective, output: Tensor | Array) -> int:
+    """The class that an output of one row says; of a single logit its sign does."""
+    if likelihood_of(objective.loss) == "bernoulli" and output.shape in ((), (1,)):
+        return int(output.item() > 0)
+    return int(output.argmax())
 
 
 def _result(row: int, course: list[_State], predicted: list[float]) -> TrainingAttack:

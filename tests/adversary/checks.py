@@ -11,9 +11,11 @@ from unittest import mock
 
 import torch
 from adversary import oracle
-from adversary.cases import RIGHT, Case
+from adversary.cases import EITHER, RIGHT, Case
 from adversary.data import Draw
 from adversary.definitions import ekfac_error, kfac_error
+from adversary.further_checks import empirical_error, further
+from adversary.measures import FLOOR, by_pair, by_row, floor_of, worst
 from adversary.truths import Truth, measurement
 
 import influence_dag as idag
@@ -21,8 +23,6 @@ from influence_dag.influence import perturbation
 
 # Units of rounding × condition number that an answer may be away.
 _ROUNDING = {torch.float64: 1e5, torch.float32: 1e3}
-# Rows that are this much smaller than the largest are rounding of it.
-_FLOOR = {torch.float64: 1e-4, torch.float32: 1e-3}
 _MOST = 1e-6  # of a gradient, whatever cancels: no fault is as small
 _NOISE = 300  # times the error of plain autograd in float32 that an answer in float32 may be away
 
@@ -52,13 +52,17 @@ class Checks:
         self.test = case.batches(after, case.cuts[2], weighted=False)
         self.eps = torch.finfo(case.dtype).eps
         self.rounding = max(_ROUNDING[case.dtype] * self.eps, _NOISE * self._noise())
-        self.exact = self.rounding * truth.condition + self._saturation() + self._cancelled()
+        self.exact = self.exact_at(truth.condition)
 
-    def _saturation(self) -> float:
-        """Rounding of p - p² where p is 1, times what the Jacobian of large rows makes of it."""
-        if self.case.dtype != torch.float64:
-            return 0.0  # plain autograd in float32 has shown what rounding does to gradients
-        return self._of_second_derivatives()
+    def exact_at(self, condition: float) -> float:
+        """What may be missed at that condition.
+
+        Rounding of p - p² where p is 1, times what the Jacobian of large rows makes of it, is
+        among it in float64; plain autograd in float32 has shown what rounding does to gradients.
+        """
+        double = self.case.dtype == torch.float64
+        saturation = self.rounding_of_second_derivatives if double else 0.0
+        return (self.rounding + saturation) * condition + self.cancelled()
 
     def _of_second_derivatives(self) -> float:
         return self.rounding_of_second_derivatives * self.truth.condition
@@ -67,14 +71,14 @@ class Checks:
     def rounding_of_second_derivatives(self) -> float:
         return rounding_of_second_derivatives(self.case, self.truth)
 
-    def _cancelled(self) -> float:
+    def cancelled(self) -> float:
         """Rounding of p - 1 where p is 1, times an input, in rows that hardly have a gradient."""
         if self.case.dtype != torch.float64:
             return 0.0  # as above
         norms = torch.cat([part.gradients for part in (self.truth.train, self.truth.test)]).norm(
             dim=1
         )
-        least = _FLOOR[torch.float64] * float(norms.max())
+        least = FLOOR[torch.float64] * float(norms.max())
         slope = float(self.truth.train.slopes.max()) ** 0.5
         return min(100 * self.eps * slope / max(least, 1e-30), _MOST)
 
@@ -98,7 +102,7 @@ class Checks:
 
     def all(self, most: int) -> list[Check]:
         """Always gradients, factors, influences; then some of the others."""
-        gradients = self.rounding + self._cancelled()
+        gradients = self.rounding + self.cancelled()
         always = [
             Check("gradients of test rows", self._test_gradients, gradients),
             Check("gradients of training rows", lambda: self._dots(self.train), gradients),
@@ -112,6 +116,10 @@ class Checks:
     def _others(self) -> list[Check]:
         truth, p = self.truth, self.truth.train.gradients.shape[1]
         found = [
+            *(
+                Check(name, of, bound, EITHER if may else RIGHT)
+                for name, of, bound, may in further(self)
+            ),
             Check("factors", self._factors, self.exact),
             Check("blocks", self._blocks, self.exact),
             Check("a right-hand side", self._solve, self.exact),
@@ -131,6 +139,7 @@ class Checks:
             found.append(Check("self-influence", self._self_influence, self.exact))
         if truth.damping > 0 and self.case.loss.convex:
             found.append(Check("ekfac", lambda: ekfac_error(self), 10 * self.exact))
+            found.append(Check("ekfac, empirical", lambda: empirical_error(self), 10 * self.exact))
             kfac = self._of_second_derivatives() + 10 * self.rounding
             if kfac < 1:
                 found.append(Check("kfac", lambda: kfac_error(self), kfac))
@@ -278,7 +287,7 @@ class Checks:
         wanted = torch.einsum("jp,ipf->jif", factors, mixed)
         scale = factors.norm(dim=1)[:, None] * mixed.flatten(1).norm(dim=1)
         error = (found.double().reshape(wanted.shape) - wanted).abs().amax(2)
-        return worst(error, scale, _floor(found))
+        return worst(error, scale, floor_of(found))
 
 
 def plain_derivatives(case: Case) -> oracle.RowDerivatives:
@@ -303,23 +312,3 @@ def wrapped(case: Case):
     return idag.TorchTwiceDifferentiable(
         case.module(case.dtype), case.given, measurement=measured if case.measurement else None
     )
-
-
-def by_pair(found, factors, gradients):
-    scale = factors.norm(dim=1)[:, None] * gradients.norm(dim=1)
-    return worst((found.double() - factors @ gradients.T).abs(), scale, _floor(found))
-
-
-def by_row(found, wanted):
-    return worst((found.double() - wanted).norm(dim=1), wanted.norm(dim=1), _floor(found))
-
-
-def _floor(found):
-    return _FLOOR[found.dtype]
-
-
-def worst(error, scale, floor=1e-9):
-    """Relative to each entry's own scale, or to a small part of the largest."""
-    least = floor * scale.max().clamp(min=1e-30)
-    relative = error / scale.clamp(min=float(least))
-    return float(relative.nan_to_num(nan=torch.inf).max())

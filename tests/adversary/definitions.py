@@ -9,26 +9,26 @@ import influence_dag as idag
 from influence_dag.curvature import GaussNewton
 
 
-def ekfac_error(checks):
+def ekfac_error(checks, parts=None, fisher="exact"):
     """How far the corrected eigenvalues are from the Fisher's diagonal, and solves from theirs.
 
-    The Fisher is the mean of Jᵀ S J over rows; which layers are Kronecker products and in which
-    basis is the package's own choice, what stands there is not.
+    The Fisher is the mean of Jᵀ S J over rows, or of other `parts`; which layers are
+    Kronecker products and in which basis is the package's own choice, what stands there is not.
     """
     truth = checks.truth
-    fisher = oracle.mean(truth.train.gauss_newtons, truth.weights)
+    wanted = oracle.mean(truth.train.gauss_newtons if parts is None else parts, truth.weights)
     rhs, expected, errors = truth.test.gradients, torch.zeros_like(truth.test.gradients), []
     covered = []
-    for index, V, values in _blocks(_factorization(checks, "ekfac").tensors()):
-        block = fisher[index][:, index]
+    for index, V, values in _blocks(_factorization(checks, "ekfac", fisher=fisher).tensors()):
+        block = wanted[index][:, index]
         right = (V * (block @ V)).sum(0)
         off = (right - values).abs().max() - checks.rounding_of_second_derivatives
-        errors.append(float(off.relu() / fisher.abs().max().clamp(min=1e-30)))
+        errors.append(float(off.relu() / wanted.abs().max().clamp(min=1e-30)))
         errors.append(float((V.T @ V - torch.eye(len(V))).abs().max()))
         expected[:, index] = ((rhs[:, index] @ V) / (right + truth.damping)) @ V.T
         covered += index.tolist()
-    assert sorted(covered) == list(range(len(fisher))), "blocks do not cover θ once"
-    found = checks.factors_of("ekfac", checks.test)
+    assert sorted(covered) == list(range(len(wanted))), "blocks do not cover θ once"
+    found = checks.factors_of("ekfac", checks.test, fisher=fisher)
     solved = (found.double() - expected).norm(dim=1) / rhs.norm(dim=1) * truth.damping
     return max(*errors, float(solved.max()))
 
@@ -51,10 +51,10 @@ def kfac_error(checks):
     return max(errors, default=0.0)
 
 
-def _factorization(checks, method):
+def _factorization(checks, method, **settings):
     objective = checks.wrapped.objective
     rows = idag.Rows.from_loader(checks.train).to(objective.device, objective.dtype)
-    return idag.solvers.build(method).factorize(GaussNewton(objective, rows))
+    return idag.solvers.build(method, settings).factorize(GaussNewton(objective, rows))
 
 
 def _blocks(tensors):

@@ -163,7 +163,9 @@ VALUES = [
     ),
     Kind(
         "a solve that does not converge",
-        settings(methods={"cg": {"rtol": 1e-14, "maxiter": 1, "preconditioner": "none"}}),
+        settings(
+            methods={"cg": {"rtol": 1e-14, "maxiter": 1, "rank": None, "preconditioner": "none"}}
+        ),
         refresh,
     ),
     Kind("a λ so small that nothing can be inverted", settings(damping=1e-320, **DIRECT), refresh),

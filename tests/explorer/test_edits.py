@@ -176,6 +176,15 @@ def test_a_label_that_is_no_class_is_refused(looked_at, label):
         looked_at.results.relabelled_influences("direct", {"train-04": label})
 
 
+def test_a_class_that_no_training_row_has_is_an_output_all_the_same(looked_at, tmp_path):
+    """Labels 0 and 1 alone, of a network of three outputs."""
+    project = looked_at.copy(tmp_path)
+    project.write("train", [[*row[:-1], row[-1] % 2] for row in project.rows["train"]])
+    project.refresh()
+    found = project.results.relabelled_influences("direct", {"train-04": 2})
+    np.testing.assert_allclose(found.values[:, 0], relabelled(project), rtol=1e-9)
+
+
 def test_rows_that_there_are_not_cannot_be_relabelled(looked_at):
     with pytest.raises(StoreError, match="no training row 'train-77'"):
         looked_at.results.relabelled_influences("direct", {"train-77": 1})

@@ -232,7 +232,8 @@ def test_shared_directions_give_the_same_answer_by_fewer_products(dtype, precond
     exact = reference.damped_solve(H.double(), rhs.double(), 1e-3)
     for search in ("own", "shared"):
         curvature = Counted(H)
-        method = ConjugateGradient(rtol=1e-4, rank=20, preconditioner=preconditioner, search=search)
+        rank = {} if preconditioner == "none" else {"rank": 20}
+        method = ConjugateGradient(rtol=1e-4, preconditioner=preconditioner, search=search, **rank)
         solution = method.factorize(curvature).solve(rhs, damping=1e-3)
         products[search] = sum(curvature.rows_seen)
         assert solution.info["converged"].all()

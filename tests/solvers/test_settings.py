@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from influence_dag.solvers import METHODS, Arnoldi, ConjugateGradient, LiSSA, build
+from influence_dag.study.methods import MethodsSettings
 
 OURS = ("direct", "cg", "lissa", "arnoldi", "nystroem", "ekfac", "kfac")
 NUMBERS = ["rtol", "atol", "maxiter", "rank", "seed", "power_iterations", "dampen", "scale"]
@@ -57,3 +58,22 @@ def test_whole_numbers_may_be_written_otherwise(steps):
 
 def test_a_tolerance_may_be_zero():
     assert ConjugateGradient(rtol=0, atol=1e-6).rtol == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("cg", {"preconditioner": "none", "rank": 5}, "rank 5 .* none has none; leave it out"),
+        ("cg", {"preconditioner": "ekfac", "rank": 5}, "rank 5 .* ekfac has none; leave it out"),
+        ("ekfac", {"seed": 1}, "seed 1 .* fisher: exact draws none"),
+        ("kfac", {"fisher": "empirical", "seed": 1}, "seed 1 .* fisher: empirical draws none"),
+        ("lissa", {"seed": 1}, "without batch_size none is drawn"),
+    ],
+)
+def test_what_would_be_read_and_ignored_is_refused(method, settings, words):
+    """Of a study it would be another key for the same numbers; in memory a loader has batches."""
+    if method != "lissa":
+        with pytest.raises(ValueError, match=words):
+            build(method, settings)
+    with pytest.raises(ValueError, match=words):
+        MethodsSettings.model_validate({method: settings})

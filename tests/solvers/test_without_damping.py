@@ -142,6 +142,9 @@ class Products:
     def apply(self, vectors):
         return vectors @ self.matrix
 
+    def dense(self):
+        return self.matrix
+
 
 def test_an_automatic_damping_is_the_mean_size_of_the_eigenvalues():
     H = spd_matrix(200, decay=0.02) - 0.1 * torch.eye(200, dtype=torch.float64)
@@ -154,6 +157,16 @@ def test_an_automatic_damping_is_the_mean_size_of_the_eigenvalues():
     trace = G.diagonal().mean().item()
     assert automatic_damping(DenseCurvature(G), semidefinite=True).value == pytest.approx(trace)
     assert automatic_damping(Products(G), semidefinite=True).value == pytest.approx(trace, rel=0.15)
+
+
+@pytest.mark.parametrize("semidefinite", [True, False])
+def test_an_automatic_damping_of_few_parameters_is_no_estimate(semidefinite):
+    """A few products say the trace of three directions among twenty to a third."""
+    G = torch.full((20, 20), 1.0, dtype=torch.float64) + 0.01 * torch.eye(20).double()
+    H = G if semidefinite else G - 2 * torch.diag((torch.arange(20) == 3).double())
+    found = automatic_damping(Products(H), semidefinite=semidefinite)
+    assert found.value == pytest.approx(torch.linalg.eigvalsh(H).abs().mean().item())
+    assert "estimated" not in found.reason
 
 
 @pytest.mark.parametrize("damping", [0.0, 1e-9])

@@ -88,7 +88,7 @@ STUDIES = {
         {
             "methods": {
                 "direct": {"blocks": "layer", "curvature": "gauss_newton"},
-                "cg": {"rtol": 1e-9, "preconditioner": "ekfac", "search": "shared"},
+                "cg": {"rtol": 1e-9, "rank": None, "preconditioner": "ekfac", "search": "shared"},
                 "lissa": {"rtol": 1e-3},
                 "arnoldi": {"rank": 8, "tol": 1e-9, "on_device": True},
                 "nystroem": {"rank": 20},

@@ -12,7 +12,7 @@ from influence_dag.curvature import GaussNewton
 from influence_dag.objective import Objective, Rows
 from influence_dag.query.report import findings_of
 from influence_dag.query.text import describe
-from influence_dag.solvers import EKFAC, Blockwise, parameter_blocks
+from influence_dag.solvers import EKFAC, Blockwise, dampings, parameter_blocks
 from influence_dag.stages import checks
 from influence_dag.stages.automatic import of_factors
 
@@ -125,7 +125,10 @@ def test_kronecker_factors_of_blocks_have_the_automatic_damping_of_all(blocks):
     assert of_factors(method.factorize(curvature)).value == pytest.approx(expected)
 
 
-def test_without_a_stored_matrix_an_automatic_damping_is_estimated_and_says_so(tmp_path):
+def test_without_a_stored_matrix_an_automatic_damping_is_estimated_and_says_so(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(dampings, "_FEW", 0)
     project = project_of(tmp_path, damping="auto", methods={"direct": None, "cg": {}})
     project.refresh()
     H, rhs, gradients = problem(project)
@@ -137,8 +140,9 @@ def test_without_a_stored_matrix_an_automatic_damping_is_estimated_and_says_so(t
     assert_close(stored(project, "cg"), expected, 1e-4)
 
 
-def test_a_matrix_that_is_stored_since_settles_an_automatic_damping(tmp_path):
+def test_a_matrix_that_is_stored_since_settles_an_automatic_damping(tmp_path, monkeypatch):
     """The mean of its eigenvalues is known then, and methods solve one system."""
+    monkeypatch.setattr(dampings, "_FEW", 0)
     project = project_of(tmp_path, damping="auto", methods={"direct": None, "cg": {}})
     project.refresh()
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from influence_dag.errors import ModelError
+from influence_dag.losses import reduced_loss
 from influence_dag.objective.fitting import fit
 from influence_dag.objective.objective import Objective, Rows
 from influence_dag.study.model import FitSettings
@@ -158,3 +159,18 @@ def test_the_tutorial_runs_as_written(monkeypatch, capsys):
         printed = capsys.readouterr().out
         assert printed.split() == shown.split()
     assert names["attack"].flipped
+
+
+@pytest.mark.parametrize("given", ["bce_with_logits", reduced_loss(nn.BCEWithLogitsLoss())])
+def test_a_single_logit_has_two_classes(given):
+    """Its sign decides, as where predictions are stored: the largest of one number is no class."""
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64)[:, None]
+    y, module = (x > 0).double(), nn.Linear(1, 1).double()
+    fit(module, "bce_with_logits", Rows(x, y), FitSettings(weight_decay=0.1))
+    test = Rows(torch.full((1, 1), 1e-3).double(), torch.ones(1, 1).double())
+    attack = training_attack(
+        Objective(module, given), Rows(x, y), test, weight_decay=0.1, feature_range=(-1.0, 1.0),
+        step=0.2, max_steps=9, tolerance=1e-6,
+    )  # fmt: skip
+    assert attack.predicted_class.tolist() == (attack.outputs[:, 0] > 0).tolist() == [1, 0]
+    assert attack.flipped, "which ends it"
