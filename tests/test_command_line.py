@@ -352,3 +352,28 @@ def test_commands_that_read_import_neither_torch_nor_dagster_nor_the_project(
     (said,) = (json.loads(said) for name, _, said in ended if name == "report")
     assert said["verdict"]["trust"] == "ranks"
     assert {each["name"] for each in said["found"]} >= {"minimum", "curvature", "same as cg"}
+
+
+def test_what_a_terminal_has_no_signs_for_is_told_by_number(finished_project, tmp_path):
+    """Streams of Windows' and older terminals; and none at all, as some services start programs."""
+    project = finished_project.copy(tmp_path)
+    project.edit("train", 0, id="row → 😀")
+    project.refresh()
+    arguments = ["suspects", project.store, "-k", 40]
+    said, values = (
+        CliRunner(charset="latin-1").invoke(main, list(map(str, each)), catch_exceptions=False)
+        for each in (arguments, [*arguments, "--json"])
+    )
+    assert "row \\u2192 \\U0001f600" in said.stdout
+    assert "row → 😀" in [row["train"] for row in json.loads(values.stdout)["rows"]]
+
+
+def test_streams_that_are_closed_are_none_to_print_to(store, monkeypatch):
+    """A service may start a program without: what asks the streams what they are would fail."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as end:
+        main(["versions", str(store), "direct/influences"])
+    assert not end.value.code
+    assert not sys.stderr.isatty()
+    sys.stderr.close(), sys.stdout.close()
