@@ -3,6 +3,8 @@
 import errno
 import io
 import json
+import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -291,6 +293,20 @@ def test_an_export_that_fails_leaves_nothing(store, tmp_path, monkeypatch):
     monkeypatch.setattr("influence_dag.query.exports._columns", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("export", store, tmp_path / "out.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room cannot be asked for here")
+def test_a_netcdf_that_finds_no_room_is_refused_before_it_is_begun(store, tmp_path):
+    """HDF5 ends the process where a write fails: there was no sentence, and a rest was left."""
+    of_old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, of_old[1]))
+    try:
+        told = run("export", store, tmp_path / "out.nc", code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, of_old)
+    assert "out.nc failed: [Errno 27]" in told
+    assert "and has room" in told
     assert not list(tmp_path.iterdir())
 
 
