@@ -120,6 +120,13 @@ def test_what_the_system_refuses_is_told_in_a_line(store, monkeypatch):
     assert run("show", store, code=1) == "OSError: [Errno 28] No space left on device\n"
 
 
+def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the folder in which this was called is gone" in run("show", tmp_path, code=1)
+
+
 def test_a_study_that_was_interrupted_before_its_influences_is_shown(finished_project, tmp_path):
     begun = finished_project.copy(tmp_path / "p", artifacts=["dataset", "model"])
     assert run("show", begun.store).endswith("No influences yet: materialise the study.\n")
