@@ -124,7 +124,7 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    assert "the folder in which this was called is gone" in run("show", tmp_path, code=1)
+    assert "the folder in which this was called is gone" in run("status", "tiny", code=1)
 
 
 def test_a_study_that_was_interrupted_before_its_influences_is_shown(finished_project, tmp_path):
