@@ -3,6 +3,8 @@
 import errno
 import io
 import json
+import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -116,6 +118,13 @@ def test_what_the_system_refuses_is_told_in_a_line(store, monkeypatch):
 
     monkeypatch.setattr("click.echo", full)
     assert run("show", store, code=1) == "OSError: [Errno 28] No space left on device\n"
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the folder in which this was called is gone" in run("status", "tiny", code=1)
 
 
 def test_a_study_that_was_interrupted_before_its_influences_is_shown(finished_project, tmp_path):
@@ -294,6 +303,20 @@ def test_an_export_that_fails_leaves_nothing(store, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="room cannot be asked for here")
+def test_a_netcdf_that_finds_no_room_is_refused_before_it_is_begun(store, tmp_path):
+    """HDF5 ends the process where a write fails: there was no sentence, and a rest was left."""
+    of_old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, of_old[1]))
+    try:
+        told = run("export", store, tmp_path / "out.nc", code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, of_old)
+    assert "out.nc failed: [Errno 27]" in told
+    assert "and has room" in told
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_doctor_finds_what_is_damaged(project, monkeypatch):
     monkeypatch.setenv("DAGSTER_HOME", str(project.root / "nowhere"))
     (project.store / "direct/influences/current/influences/c.0.0").unlink()
@@ -352,3 +375,28 @@ def test_commands_that_read_import_neither_torch_nor_dagster_nor_the_project(
     (said,) = (json.loads(said) for name, _, said in ended if name == "report")
     assert said["verdict"]["trust"] == "ranks"
     assert {each["name"] for each in said["found"]} >= {"minimum", "curvature", "same as cg"}
+
+
+def test_what_a_terminal_has_no_signs_for_is_told_by_number(finished_project, tmp_path):
+    """Streams of Windows' and older terminals; and none at all, as some services start programs."""
+    project = finished_project.copy(tmp_path)
+    project.edit("train", 0, id="row → 😀")
+    project.refresh()
+    arguments = ["suspects", project.store, "-k", 40]
+    said, values = (
+        CliRunner(charset="latin-1").invoke(main, list(map(str, each)), catch_exceptions=False)
+        for each in (arguments, [*arguments, "--json"])
+    )
+    assert "row \\u2192 \\U0001f600" in said.stdout
+    assert "row → 😀" in [row["train"] for row in json.loads(values.stdout)["rows"]]
+
+
+def test_streams_that_are_closed_are_none_to_print_to(store, monkeypatch):
+    """A service may start a program without: what asks the streams what they are would fail."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as end:
+        main(["versions", str(store), "direct/influences"])
+    assert not end.value.code
+    assert not sys.stderr.isatty()
+    sys.stderr.close(), sys.stdout.close()

@@ -106,6 +106,30 @@ def test_a_file_with_the_name_of_a_module_of_pythons_own_is_refused(root):
         one(root)
 
 
+def test_what_is_gone_is_imported_no_longer(root):
+    """Another process would find it no more, and nothing of it is in the key of what is there."""
+    assert one(root) == 1
+    (root / "things/deep/inner.py").unlink()
+    with pytest.raises(StudyError, match=r"needs 'things\.deep\.inner'"):
+        one(root)
+
+
+def test_what_comes_and_goes_is_tried_anew(root):
+    """As a fast form beside a slow one: keys are of what is there, and so is what runs."""
+    tried = "try:\n    import bystander as fast\nexcept ImportError:\n    fast = None\n"
+    (root / "things/two.py").write_text(f"{tried}\n\ndef two():\n    return fast and fast.VALUE\n")
+
+    def two() -> object:
+        return import_callable("things.two:two", root, "model.build")()
+
+    for value in (1, None, 2, None):
+        (root / "bystander.py").unlink(missing_ok=True)
+        if value is not None:
+            (root / "bystander.py").write_text(f"VALUE = {value}\n")
+        assert two() == value
+        assert one(root) == 1
+
+
 def test_what_was_not_edited_stays_the_same_object(root):
     first = import_callable("things.model:one", root, "model.build")
     assert import_callable("things.model:one", root, "model.build") is first

@@ -1,5 +1,6 @@
 """`init` writes a study that runs, `check` says what is wrong with one and what it will cost."""
 
+import errno
 import re
 import time
 
@@ -12,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 from PIL import Image
 from pydantic import BaseModel
+from pydantic_core import ValidationError
 
 from influence_dag.__main__ import main
 from influence_dag.errors import DataError, ModelError, StudyError
@@ -201,6 +203,40 @@ def test_a_table_that_is_refused_leaves_no_copy_behind(folder, lines, words):
     with pytest.raises(DataError, match=f"^{words}"):
         start()
     assert not (folder / "iris").exists()
+
+
+@pytest.mark.parametrize(
+    ("ends", "seen"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "failed: No space left .* has room"),
+        (KeyboardInterrupt("now"), "^now$"),
+        (ValidationError.from_exception_data("data", []), "iris"),
+    ],
+    ids=["a full disk", "an interrupt", "settings that are none"],
+)
+def test_a_start_that_fails_leaves_nothing_that_the_next_would_meet(
+    folder, monkeypatch, ends, seen
+):
+    """Copies of tables, a package's mark, half a defs.yaml: the next start met them and refused."""
+
+    def fail(path, content):
+        if path.name == "model.py":
+            path.touch()
+            raise ends
+        path.write_bytes(content)
+
+    write_tables(folder, WORDS)
+    for name in ("train.csv", "test.csv"):
+        pd.read_csv(name).drop(columns="id").to_csv(name, index=False)
+    (folder / "pyproject.toml").touch()
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setattr("influence_dag.starting.folder.write_atomically", fail)
+    with pytest.raises((StudyError, KeyboardInterrupt), match=seen):
+        start()
+    assert sorted(folder.rglob("*")) == before
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    start()
 
 
 def test_other_separators_and_decimal_commas_are_found(folder):

@@ -1,6 +1,7 @@
 """How a command ends: exit codes, and errors as sentences without a traceback."""
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -37,9 +38,18 @@ def errors_in_a_line() -> Iterator[None]:
     except OSError as error:  # what the system says of where a person wants to read or write
         if error.errno == errno.EPIPE:  # `| head` has seen enough, which click ends quietly
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(f"{type(error).__name__}: {_no_folder() or error}")
     except KeyboardInterrupt as interrupt:
         click.echo(str(interrupt) or "interrupted", err=True)
         sys.exit(INTERRUPTED)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _no_folder() -> str:
+    """What a system that finds no path at all means; empty where it means something else."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return "the folder in which this was called is gone; change to one that is there"
+    return ""

@@ -2,6 +2,9 @@
 
 import atexit
 import gc
+import io
+import os
+import sys
 from typing import Any
 
 import click
@@ -36,7 +39,18 @@ def main() -> None:
     FOLDER is a study's, with a defs.yaml; STORE is where its results are, or that folder. Whatever
     prints takes --json; piped, nothing has colours or bars.
     """
+    _print_anywhere()
     _collect_seldom()
+
+
+def _print_anywhere() -> None:
+    """What an encoding has no sign for is told by its number; a closed stream swallows all."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _collect_seldom() -> None:

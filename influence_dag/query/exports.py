@@ -3,6 +3,7 @@
 A Zarr group may be put in an object store; the others are files of this machine.
 """
 
+import os
 import shutil
 import tempfile
 import warnings
@@ -162,8 +163,26 @@ def _netcdf(results: "StudyResults", target: Path, artifacts: list[str]) -> list
             f"{' nor '.join(engines)} is installed; pip install "
             "'influence-dag[netcdf]', or export to .zarr"
         )
-    results.tree(artifacts).to_netcdf(target, engine=installed[0])  # type: ignore[arg-type]
+    tree = results.tree(artifacts)
+    _check_room(target, sum(map(_bytes_of, tree.subtree)))
+    tree.to_netcdf(target, engine=installed[0])  # type: ignore[arg-type]
     return artifacts or results.artifacts
+
+
+def _bytes_of(node: xr.DataTree) -> int:
+    """About what HDF5 takes: numbers as they are, a text behind a pointer, and words of each."""
+    arrays = node.variables.values()
+    texts = sum(48 * array.size for array in arrays if array.dtype.kind in "OTU")
+    return sum(array.nbytes for array in arrays) + texts + 4096 * len(arrays)
+
+
+def _check_room(path: Path, size: int) -> None:
+    """Raise `OSError` where a file would find no room: HDF5 ends the process when a write fails."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    path.unlink()
 
 
 def _parquet(results: "StudyResults", target: Path, artifacts: list[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """A working folder for data of one's own: `influence-dag init iris --train … --target …`."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from influence_dag.datasets.split_rows import SplitRows
 from influence_dag.datasets.splits import load_splits
 from influence_dag.datasets.standardising import unscaled
 from influence_dag.errors import DataError, StudyError
+from influence_dag.files import write_atomically
 from influence_dag.starting.first_look import located, look_at_files
 from influence_dag.starting.given import Plan, Start
 from influence_dag.study.base import is_callable_name
@@ -45,34 +47,43 @@ PROJECT = "# Marks this folder as a project: paths and modules of the study are 
 def init(start: Start) -> str:
     """Write `defs.yaml`, with every option, and `model.py`; return what was found and comes next.
 
-    Raises `DataError` or `StudyError` for what would not become a study. Nothing is overwritten.
+    Raises `DataError` or `StudyError` for what would not become a study. Nothing is overwritten,
+    and what fails or is interrupted leaves nothing.
     """
+    folder, plan = Path(os.path.abspath(start.folder)), Plan({})
+    is_new = not folder.exists()
     try:
-        return _init(start)
-    except ValidationError as error:  # of options that contradict one another, or are empty
+        return _init(start, folder, plan)
+    except BaseException as error:
+        for path in plan.written:
+            path.unlink(missing_ok=True)
+        if is_new:
+            with suppress(OSError):  # of one that is not there yet, or has something else in it
+                folder.rmdir()
+        if not isinstance(error, ValidationError):
+            raise
+        # of options that contradict one another, or are empty
         said = [each["msg"].removeprefix("Value error, ") for each in error.errors()]
         raise StudyError(f"{start.folder}: {'; '.join(said)}") from error
 
 
-def _init(start: Start) -> str:
-    folder = Path(os.path.abspath(start.folder))
+def _init(start: Start, folder: Path, plan: Plan) -> str:
     study_name(folder)
     if taken := [name for name in ("defs.yaml", "model.py") if (folder / name).exists()]:
         raise StudyError(f"{folder / taken[0]} exists; give a folder of another name")
     project = project_around(folder)
     package = _package(folder, project)
     _check_model(start, folder, project)
-    plan = Plan({})
     look_at_files(start, folder, plan)
     train, test = _rows(start, plan, folder)
     settings = _settings(start, plan, train, test, package, own_project=project is None)
     if project is None:
         plan.files["pyproject.toml"] = PROJECT
     else:
-        _make_package(folder, project)
+        _make_package(folder, project, plan)
     lines = commented(StudySettings, settings, indent=1)
     plan.files["defs.yaml"] = HEAD.format(path=start.folder) + "\n".join(lines) + "\n"
-    _write(folder, plan.files)
+    _write(folder, plan.files, plan)
     return "\n".join(
         [
             f"{start.folder}: {len(train)} training rows, {len(test)} test rows",
@@ -127,25 +138,26 @@ def _check_model(start: Start, folder: Path, project: Path | None) -> None:
         import_callable(start.model, project or folder, "--model")
 
 
-def _make_package(folder: Path, project: Path) -> None:
+def _make_package(folder: Path, project: Path, plan: Plan) -> None:
     """A folder without `__init__.py` would give way to a package of that name from elsewhere."""
     folder.mkdir(parents=True, exist_ok=True)
     for each in (folder, *folder.parents):
         if each == project:
             return
-        (each / "__init__.py").touch()
+        if not (file := each / "__init__.py").exists():
+            plan.written.append(file)
+            file.touch()
 
 
 def _rows(start: Start, plan: Plan, folder: Path) -> tuple[SplitRows, SplitRows]:
     """The rows as the study will read them, its own copies of tables being written first.
 
-    What is wrong with a copy is told of the file that was given, and the copies are taken back.
+    What is wrong with a copy is told of the file that was given.
     """
     if any((folder / name).exists() for name in plan.copies):
         raise StudyError(f"{folder} has a train.csv or test.csv already; choose another folder")
-    is_new = not folder.exists()
     if plan.copies:
-        _write(folder, plan.copies)
+        _write(folder, plan.copies, plan)
     there = {which: _absolute(plan.data[which], folder) for which in ("train", "test")}
     root = project_around(folder) or Path.cwd()
     try:
@@ -159,10 +171,6 @@ def _rows(start: Start, plan: Plan, folder: Path) -> tuple[SplitRows, SplitRows]
     except DataError as error:
         if not plan.copies:
             raise
-        for name in plan.copies:
-            (folder / name).unlink()
-        if is_new:
-            folder.rmdir()
         said = str(error)
         for which in ("train", "test"):
             said = said.replace(there[which], getattr(start, which))
@@ -233,7 +241,14 @@ def _write_model(
     return f"{package}model:build"
 
 
-def _write(folder: Path, files: dict[str, str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_text(content, encoding="utf-8")
+def _write(folder: Path, files: dict[str, str], plan: Plan) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            plan.written.append(folder / name)
+            write_atomically(folder / name, content.encode("utf-8"))
+    except OSError as error:
+        raise StudyError(
+            f"writing to {folder} failed: {error.strerror}; name a folder that can be written and "
+            "has room"
+        ) from error

@@ -21,9 +21,13 @@ class Start:
 
 @dataclass
 class Plan:
-    """What is written, and what is told about it; `copies` are of tables, with ids."""
+    """What is written, and what is told about it; `copies` are of tables, with ids.
+
+    `written` are the files that there are of it, which a start that fails takes back.
+    """
 
     data: dict[str, Any]
     files: dict[str, str] = field(default_factory=dict)
     copies: dict[str, str] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
+    written: list[Path] = field(default_factory=list)

@@ -120,11 +120,18 @@ def forget_outdated(module: str, root: Path) -> None:
     That is: a file was edited since, or the module of that name is another project's, or somebody
     else imported it and its file is younger than this process, so that nobody knows what it was
     then. All of it is forgotten then, and its packages whole, and whatever else of the project
-    imports it: one module holds what it imported of another.
+    imports it: one module holds what it imported of another. Where a file of the project is gone,
+    all of the project is: no text tells any longer what had imported it.
     """
     root, hashes = root.resolve(), code_hashes(module, root)
+    come = hashes.keys() - _imported.keys() - sys.modules.keys()
     outdated = {name for name in hashes if _is_outdated(name, hashes[name], root)}
+    if come and _importing(come, root):  # of what was there before, without it
+        outdated |= come
     forgotten = hashes.keys() | _importing(outdated, root) if outdated else set()
+    known = {name: place for name in _imported if (place := _place(name, root))}
+    if not all(map(Path.is_file, known.values())):
+        forgotten = forgotten | known.keys()
     for package in {name.partition(".")[0] for name in forgotten}:
         for name in [name for name in sys.modules if f"{name}.".startswith(f"{package}.")]:
             del sys.modules[name]
@@ -132,6 +139,12 @@ def forget_outdated(module: str, root: Path) -> None:
     for name in outdated:
         forget_compiled(str(file_of(name, root)))
     _imported.update(hashes)
+
+
+def _place(name: str, root: Path) -> Path | None:
+    """The file of a loaded module, where it is one of the project."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return Path(file) if file and Path(file).is_relative_to(root) else None
 
 
 def forget_compiled(file: str) -> None:
