@@ -238,7 +238,7 @@ def leaving_out(
 
 
 def _starts(objective: Objective, start: Tensor | None, members: int) -> Float[Tensor, "m p"]:
-    theta = objective.params if start is None else start.to(objective.params)
+    theta = objective.params if start is None else start.detach().to(objective.params)
     if theta.shape not in [(objective.size,), (members, objective.size)]:
         raise ModelError(
             f"start has shape {tuple(theta.shape)}; wanted ({objective.size},) or "

@@ -134,6 +134,15 @@ def test_refits_start_at_the_objectives_parameters_whatever_became_of_its_module
     assert torch.equal(kept.member(0).params, start)
 
 
+def test_a_start_from_a_modules_parameters_leaves_no_graph(regression):
+    """Each step would be kept with all before it: theta of autograd is a start like any other."""
+    objective, rows = regression
+    start = nn.utils.parameters_to_vector(objective.module.parameters())
+    assert start.requires_grad
+    refits = refit(objective, rows, rows.shares[None], weight_decay=PENALTY, start=start)
+    assert not refits.params.requires_grad
+
+
 def test_convolutions_and_recurrent_models_refit_too():
     class Recurrent(nn.Module):
         def __init__(self):
