@@ -201,7 +201,8 @@ class PreconditionedSystem:
                 f"{within_reach:g}, or {more}"
             )
         else:
-            cure = "raise damping, maxiter or the preconditioner's rank"
+            has_rank = self.settings.preconditioner not in ("none", "ekfac")
+            cure = f"raise damping{', maxiter or rank' if has_rank else ' or maxiter'}"
         if state.negative.any():
             cure = f"{int(state.negative.sum())} met negative curvature; {cure}"
         return (
