@@ -20,7 +20,6 @@ from influence_dag.gradients.per_sample import (
 )
 from influence_dag.objective.objective import Objective, Rows
 
-
 SMALL = {"_ROWS": 3, "_MOST_ROWS": 3, "_BYTES": 64, "_MOST_BYTES": 64, "_COLUMNS": 2}
 
 

@@ -13,6 +13,8 @@ from influence_dag.study.loading import load_study
 def test_inputs_of_the_studys_folder_come_before_the_projects(project):
     before = load_study(project.folder).settings.data
     assert (before.train, before.test) == ("train.csv", "test.csv")
+    project.write_settings(data={"test": "te*.csv"})  # which the project alone has
+    assert load_study(project.folder).settings.data.test == "te*.csv"
     shutil.copy(project.root / "train.csv", project.folder)
     assert load_study(project.folder).settings.data.train == "assets/tiny/train.csv"
     project.write_settings(data={"train": "./train*.csv", "test": "../../test.csv"})

@@ -140,6 +140,21 @@ def test_without_a_stored_matrix_an_automatic_damping_is_estimated_and_says_so(
     assert_close(stored(project, "cg"), expected, 1e-4)
 
 
+def test_a_given_damping_has_the_mean_eigenvalue_beside_it_where_few_products_tell(tmp_path):
+    """Of a matrix that is stored, of a semidefinite one from products; not of H from products."""
+    matrix = {"curvature": "gauss_newton"}
+    chosen = {"direct": matrix, "cg": matrix, "arnoldi": {"rank": 5}}
+    project = project_of(tmp_path, damping=0.5, methods=chosen)
+    project.refresh()
+    store = project.results.store
+    stored_matrix = store.version("gauss_newton").read("gauss_newton")
+    mean = np.trace(stored_matrix) / len(stored_matrix)
+    told = {name: store.version(f"{name}/curvature").attrs["info"] for name in chosen}
+    assert told["direct"]["mean_eigenvalue"] == pytest.approx(mean, rel=1e-6)
+    assert told["cg"]["mean_eigenvalue"] == pytest.approx(mean, rel=0.3)
+    assert "mean_eigenvalue" not in told["arnoldi"]
+
+
 def test_a_matrix_that_is_stored_since_settles_an_automatic_damping(tmp_path, monkeypatch):
     """The mean of its eigenvalues is known then, and methods solve one system."""
     monkeypatch.setattr(dampings, "_FEW", 0)
