@@ -300,7 +300,7 @@ def _doubled(factorization):
     return EKFAC().restore(tensors, None)
 
 
-def test_seeds_change_the_labels_drawn_and_nothing_else():
+def test_seeds_change_the_labels_drawn_and_what_draws_none_takes_none():
     _, objective, rows = make("mlp")
 
     def eigenvalues(**settings):
@@ -309,7 +309,8 @@ def test_seeds_change_the_labels_drawn_and_nothing_else():
     assert_close(eigenvalues(fisher="sampled", seed=1), eigenvalues(fisher="sampled", seed=1))
     one, two = eigenvalues(fisher="sampled", seed=1), eigenvalues(fisher="sampled", seed=2)
     assert not torch.allclose(one, two)
-    assert_close(eigenvalues(seed=1), eigenvalues(seed=2))
+    with pytest.raises(ValueError, match=r"seed 1 .* exact draws none; add fisher: sampled"):
+        EKFAC(seed=1)
 
 
 @pytest.mark.parametrize("name", ["frozen weight", "frozen layer"])
