@@ -98,9 +98,7 @@ def _as_if_alone() -> Iterator[None]:
         # For devices that are not there `torch.manual_seed` notes the stack of every caller.
         cuda = torch.cuda.is_available()
         (torch if cuda else torch.default_generator).manual_seed(0)
-    before = (
-        sys.path.copy()
-    )  # projects of earlier tests are not on it, and every import searches it
+    before = sys.path.copy()  # every import searches it, and projects of other tests are not on it
     yield
     sys.path[:] = before
 

@@ -1,5 +1,6 @@
 """The command line on stored results: what it prints for people and for programs, how it ends."""
 
+import contextlib
 import errno
 import io
 import json
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from tiny_project import Project
 
 from influence_dag.__main__ import INTERRUPTED, main
-from influence_dag.cli.printing import plain, table
+from influence_dag.cli.printing import emit, plain, table
 from influence_dag.errors import StoreError, StudyError
 
 ROOT = Path(__file__).parents[1]
@@ -229,6 +230,13 @@ def test_on_a_terminal_signs_have_the_colours_of_pictures(monkeypatch):
     assert "\x1b[34m+1.5" in shown.getvalue()
     assert "\x1b[31m-2" in shown.getvalue()
     assert shown.getvalue().count("\x1b[3") == 2
+
+
+def test_json_is_printed_into_memory_too():
+    """Which has no encoding, and any sign."""
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        emit({"id": "→"}, "", as_json=True)
+    assert said.getvalue() == '{\n  "id": "→"\n}\n'
 
 
 def test_json_has_no_numbers_that_json_has_not():

@@ -27,7 +27,8 @@ LONGEST = 2000  # characters of a cell
 def emit(value: Any, text: str | Callable[[], object], *, as_json: bool) -> None:
     """The value as JSON, or else a text, or what prints one."""
     if as_json:
-        every = "utf" not in sys.stdout.encoding.lower()  # signs that the stream may not have
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # what is in memory has none
+        every = "utf" not in encoding.lower()  # signs that the stream may not have
         click.echo(json.dumps(plain(value), ensure_ascii=every, indent=2, allow_nan=False))
     elif callable(text):
         text()

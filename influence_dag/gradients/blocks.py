@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -138,6 +138,7 @@ class DenseGradients:
     name: str
     slice: slice
     values: Float[Tensor, "n size"]
+    has_positions: ClassVar[bool] = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -154,8 +155,6 @@ class DenseGradients:
     def squared_norms(self) -> Float[Tensor, " n"]:
         """Float64."""
         return _squared_norms(self)
-
-    has_positions = False
 
     def segments(self, numbers: int) -> Iterator[Segment]:
         yield from dense_segments(self.slice.start, self.values, numbers)
@@ -238,7 +237,7 @@ class Gradients:
 
     def _set_written_out(self, factors: Float[Tensor, "k p"], out: Float[Tensor, "k n"]) -> None:
         rows, numbers = written_at_once(factors)
-        rows, numbers = min(rows, out.shape[1]), min(numbers, self.size)
+        rows, numbers = min(rows, out.shape[1]), min(numbers, self.size if self.blocks else 0)
         memory = fresh((numbers * rows,), factors)
         for some in runs(out.shape[1], rows):
             part, blocks = out[:, some], [block[some] for block in self.blocks]
